@@ -1,0 +1,70 @@
+"""`odeddim decode`: a latent file to images."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from odeddim.cli import options
+
+
+@click.command("decode")
+@click.argument("latents", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="A folder for PNGs, a sheet.png, or a file.h5."
+)
+@click.option(
+    "--model", default=None, metavar="NAME|PATH", help="The model the latents belong to.  [default: the one they name]"
+)
+@click.option("--solver", type=options.SolverName(), default=None, help="[default: the one that encoded]")
+@click.option("--steps", type=click.IntRange(1), default=None, help="[default: as encoded]")
+@click.option("--grid", default=None, metavar="NAME|FILE", help="[default: the nodes of the file]")
+@options.tolerances
+@options.machine
+def command(
+    latents: Path,
+    output: Path,
+    model: str | None,
+    solver: str | None,
+    steps: int | None,
+    grid: str | None,
+    device: str | None,
+    dtype: str,
+    batch_size: int,
+    **settings: Any,
+) -> None:
+    """Decode LATENTS to images by integrating the ODE from σ_T down, with the solver that encoded or another.
+
+    Without options the noise levels of the file are walked in reverse, by the same solver. The model must be the
+    one that encoded: its weights' hash is compared.
+
+    \b
+    Examples:
+      odeddim decode z.h5 -o out/
+      odeddim decode z.h5 -o sheet.png
+      odeddim decode z.h5 -o images.h5 --solver rk4 --steps 100
+    """
+    from odeddim.api import decode
+    from odeddim.cli.running import batches, decoding_plan, field_on, machine, progress
+    from odeddim.latents.store import LatentFile
+    from odeddim.outputs import open_output
+
+    where = machine(device, dtype, batch_size)
+    with LatentFile(latents) as file:
+        field = field_on(model or file.provenance.model, where)
+        file.provenance.check_model(field, str(latents))
+        row, nodes = decoding_plan(file, field, solver, steps, grid, settings)
+        total = len(file)
+        began = time.perf_counter()
+        with open_output(output, total) as out, progress(total, "decoding") as advance:
+            for start, stop in batches(total, batch_size):
+                x_0 = decode(file.read(start, stop), row, model=field, grid=nodes)
+                out.append(x_0, file.names(start, stop))
+                advance(stop - start)
+    click.echo(
+        f"{total} images in {output}: {row.name}, {len(nodes) - 1} steps, "
+        f"{field.rows / total:g} evaluations per image, {time.perf_counter() - began:.1f} s"
+    )

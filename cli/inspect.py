@@ -1,0 +1,91 @@
+"""`odeddim inspect`: what a latent file or a model holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from odeddim.cli import options
+
+
+@click.command("inspect")
+@click.argument("file", metavar="FILE|MODEL")
+@options.as_json
+def command(file: str, as_json: bool) -> None:
+    """Show what a latent file (z.h5) or a model (a built-in name or a path) holds.
+
+    \b
+    Examples:
+      odeddim inspect z.h5
+      odeddim inspect fashion-mnist
+      odeddim inspect MODEL --json
+    """
+    from odeddim.models import BUILT_IN
+
+    path = Path(file)
+    is_model = file in BUILT_IN or path.is_dir() or path.suffix == ".safetensors"
+    facts = _model_facts(file) if is_model else _latent_facts(path)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{name.ljust(width)}  {_text(value)}")
+
+
+def _latent_facts(path: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from odeddim.latents.store import UNIT, LatentFile
+
+    with LatentFile(path) as file:
+        state = file.read(0, min(len(file), 256))
+        x = state.x.double()
+        made = asdict(file.provenance)
+        schedule = made.pop("schedule")
+        return {
+            "latents": len(file),
+            "shape": list(file.shape),
+            "dtype": file.dtype,
+            "unit": UNIT,
+            "sigma": file.sigma,
+            "auxiliary states": file.aux_count,
+            "mean of x_T": float(x.mean()),
+            "variance of x_T": float(x.var()),
+            **{key.replace("_", " "): value for key, value in made.items() if value not in ("", {})},
+            "schedule": {key: value if not isinstance(value, list) else f"{len(value)} values" for key, value in schedule.items()},
+            "nodes": file.nodes.tolist(),
+            "first names": file.names(0, min(len(file), 5)),
+        }
+
+
+def _model_facts(name: str) -> dict[str, Any]:
+    from odeddim.models import load
+
+    field = load(name)
+    facts: dict[str, Any] = {
+        "model": field.name,
+        "weights' hash": field.sha256 or "none: an exact field",
+        "predicts": field.predicts,
+        "shape": list(field.shape) if field.shape else "any",
+        "schedule": repr(field.schedule),
+    }
+    parameters = getattr(field.eps, "parameters", None)
+    if parameters is not None:
+        facts["parameters"] = sum(parameter.numel() for parameter in parameters())
+        facts["dtype"] = str(field.dtype).removeprefix("torch.")
+    facts.update(field.details)
+    return facts
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        shown = value if len(value) <= 8 else [*value[:4], "...", *value[-3:]]
+        return ", ".join(_text(item) for item in shown)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,94 @@
+"""`odeddim interpolate`: lines between two latents, grids between four."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from odeddim.cli import options
+
+
+@click.command("interpolate")
+@click.argument("latents", type=click.Path(path_type=Path))
+@click.option("--pair", type=int, nargs=2, default=None, help="Two latents, by index: the line between them.")
+@click.option("--corners", type=int, nargs=4, default=None, help="Four latents: the n × n grid between them.")
+@click.option("-n", "--count", type=click.IntRange(2), default=11, show_default=True, help="Points per line, ends included.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="Latent file of the path, path.h5.")
+@click.option("--sheet", type=click.Path(path_type=Path), default=None, help="Decode the path and draw it, path.png.")
+@click.option(
+    "--model", default=None, metavar="NAME|PATH", help="For --sheet.  [default: the one that the latents name]"
+)
+@options.machine
+def command(
+    latents: Path,
+    pair: tuple[int, int] | None,
+    corners: tuple[int, int, int, int] | None,
+    count: int,
+    output: Path | None,
+    sheet: Path | None,
+    model: str | None,
+    device: str | None,
+    dtype: str,
+    batch_size: int,
+) -> None:
+    """Interpolate between LATENTS on great circles (slerp), as in DDIM's appendix D.5.
+
+    --pair gives a line, --corners a grid. The path is a latent file like any other: `odeddim decode` it.
+
+    \b
+    Examples:
+      odeddim interpolate z.h5 --pair 0 1 -o path.h5 --sheet path.png
+      odeddim interpolate z.h5 --corners 0 1 2 3 -n 8 --sheet grid.png
+    """
+    import dataclasses
+
+    from odeddim.latents.interpolate import interpolate, interpolate_grid
+    from odeddim.latents.store import LatentFile, write_latents
+
+    if (pair is None) == (corners is None):
+        raise click.UsageError("give --pair A B for a line or --corners A B C D for a grid")
+    if output is None and sheet is None:
+        raise click.UsageError("give -o path.h5, --sheet path.png or both: there is nothing to write to")
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise click.UsageError(f"--sheet {sheet}: a sheet is a PNG, name it path.png")
+    ends = pair or corners or ()
+    with LatentFile(latents) as file:
+        states = [file.pick(index) for index in ends]
+        labels = [file.names(index, index + 1)[0] for index in ends]
+        path = interpolate(*states, count) if len(states) == 2 else interpolate_grid((*states,), count)  # type: ignore[arg-type]
+        total = path.xbar.shape[0]
+        names = [f"{'-'.join(map(str, ends))}-{i:04d}" for i in range(total)]
+        if output is not None:
+            details = {**file.provenance.details, "between": labels, "indices": list(ends), "of": str(latents)}
+            provenance = dataclasses.replace(file.provenance, made_by="interpolate", details=details)
+            with write_latents(output, provenance, file.nodes, total) as writer:
+                writer.append(path, names)
+            click.echo(f"{total} latents between {', '.join(labels)} in {output}")
+        if sheet is not None:
+            _draw(file, path, sheet, count, model, device, dtype, batch_size)
+            click.echo(f"{total} images in {sheet}")
+
+
+def _draw(
+    file: Any, path: Any, sheet: Path, columns: int, model: str | None, device: str | None, dtype: str, batch_size: int
+) -> None:
+    import torch
+
+    from odeddim.api import decode
+    from odeddim.cli.running import batches, decoding_plan, field_on, machine, progress
+    from odeddim.images import save_sheet
+    from odeddim.types import State
+
+    where = machine(device, dtype, batch_size)
+    field = field_on(model or file.provenance.model, where)
+    file.provenance.check_model(field, str(file.path))
+    row, nodes = decoding_plan(file, field, None, None, None, {})
+    images = []
+    with progress(path.xbar.shape[0], "decoding") as advance:
+        for start, stop in batches(path.xbar.shape[0], batch_size):
+            part = State(path.xbar[start:stop], path.sigma, tuple(aux[start:stop] for aux in path.aux))
+            images.append(decode(part, row, model=field, grid=nodes).cpu())
+            advance(stop - start)
+    save_sheet(torch.cat(images), sheet, columns=columns)

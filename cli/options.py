@@ -1,0 +1,102 @@
+"""The options that several commands share, each written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from odeddim import solvers
+from odeddim.types import InputError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Chosen by `odeddim bench` on the built-in model, see the README's table.
+SOLVER = "ab2"
+
+
+class SolverName(click.ParamType):
+    """A name of the solver table, with its neighbours when it is not one."""
+
+    name = "solver"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return solvers.get(str(value)).name
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        return [click.shell_completion.CompletionItem(n) for n in solvers.names() if n.startswith(incomplete)]
+
+
+class Items(click.ParamType):
+    """A comma-separated list, each item of another type."""
+
+    name = "list"
+
+    def __init__(self, item: click.ParamType) -> None:
+        self.item = item
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        if isinstance(value, list):
+            return value
+        words = [word.strip() for word in str(value).split(",") if word.strip()]
+        if not words:
+            self.fail("an empty list", param, ctx)
+        return [self.item.convert(word, param, ctx) for word in words]
+
+
+def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in the order given."""
+
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+model = click.option(
+    "--model", default="fashion-mnist", show_default=True, metavar="NAME|PATH", help="A built-in model or one's own."
+)
+solver = click.option(
+    "--solver", type=SolverName(), default=None, help=f"A row of `odeddim solvers`.  [default: {SOLVER}]"
+)
+steps = click.option("--steps", type=click.IntRange(1), default=None, help="Steps of the solver.  [default: 50]")
+grid = click.option(
+    "--grid",
+    default=None,
+    metavar="NAME|FILE",
+    help="linear, quadratic, trailing, log, karras, karras:RHO, or a file of noise levels.  [default: the solver's]",
+)
+end = click.option(
+    "--end",
+    type=click.Choice(["zero", "sigma_min"]),
+    default="zero",
+    show_default=True,
+    help="Where images lie: at σ = 0 after one Euler step, as in the paper, or at the lowest level σ_1.",
+)
+tolerances = together(
+    click.option("--rtol", type=click.FloatRange(0, min_open=True), default=None, help="Adaptive: relative tolerance."),
+    click.option("--atol", type=click.FloatRange(0, min_open=True), default=None, help="Adaptive: absolute tolerance."),
+    click.option("--max-nfe", type=click.IntRange(1), default=None, help="Adaptive: most evaluations per run."),
+)
+run = together(model, solver, steps, grid, end, tolerances)
+machine = together(
+    click.option("--device", default=None, metavar="cpu|cuda|...", help="Where the network runs.  [default: a GPU if any]"),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float64", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Of the network; the state is float32, or float64 with it. bfloat16 is for previews.",
+    ),
+    click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images per evaluation."),
+)
+seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

@@ -1,0 +1,100 @@
+"""What commands that run a model have in common: loading it, going through images in batches, showing progress."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from odeddim.api import plan
+from odeddim.field import VectorField
+from odeddim.latents.store import LatentFile
+from odeddim.models import load
+from odeddim.types import InputError, Solver
+
+errors = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how to run: device, dtype of the network, images per evaluation."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+
+    @property
+    def state(self) -> torch.dtype:
+        """The state's dtype: float64 with a float64 network, otherwise float32."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+
+def machine(device: str | None, dtype: str, batch_size: int) -> Machine:
+    """The machine of the options --device, --dtype, --batch-size."""
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(name)
+        torch.zeros(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise InputError(f"the device {name!r} cannot be used here ({reason}): try --device cpu") from None
+    return Machine(place, getattr(torch, dtype), batch_size)
+
+
+def field_on(model: str, where: Machine) -> VectorField:
+    """The model on this machine."""
+    return load(model, device=where.device, dtype=where.dtype)
+
+
+@contextlib.contextmanager
+def progress(total: int, unit: str) -> Iterator[Callable[[int], Any]]:
+    """A progress bar on stderr; yields a function that moves it on by so many."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True) as bars:
+        task = bars.add_task(unit, total=total)
+        yield lambda count: bars.advance(task, count)
+
+
+def batches(total: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of each batch."""
+    for start in range(0, total, size):
+        yield start, min(start + size, total)
+
+
+def decoding_plan(
+    file: LatentFile,
+    field: VectorField,
+    solver: str | None,
+    steps: int | None,
+    grid: str | None,
+    settings: dict[str, Any],
+) -> tuple[Solver, torch.Tensor]:
+    """What decodes a latent file: as it was encoded, node for node, unless another solver, grid or steps are given."""
+    made = file.provenance
+    if solver is None and steps is None and grid is None:
+        remembered = {**made.settings, **{key: value for key, value in settings.items() if value is not None}}
+        return plan(field.schedule, made.solver, None, file.nodes, settings=remembered)
+    if grid is None and (solver is None or solver == made.solver):
+        grid = made.grid
+    return plan(field.schedule, solver or made.solver, steps, grid, made.end, settings)
+
+
+def image_shape(text: str) -> tuple[int, int, int]:
+    """(C, H, W) from "C,H,W"."""
+    parts = text.replace("x", ",").split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--size {text!r}: give channels, height and width, as in 3,32,32")
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width

@@ -1,0 +1,79 @@
+"""`odeddim sample`: new images from noise."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from odeddim.cli import options
+
+
+@click.command("sample")
+@click.option("-n", "--count", type=click.IntRange(1), default=64, show_default=True, help="How many images.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="A sheet.png, a file.h5, or a folder for PNGs."
+)
+@options.seed
+@click.option(
+    "--eta", type=click.FloatRange(0), default=0.0, show_default=True, help="DDIM's η: above 0 stochastic (euler only)."
+)
+@click.option("--size", default=None, metavar="C,H,W", help="Shape of the images, for models that take any.")
+@options.run
+@options.machine
+def command(
+    count: int,
+    output: Path,
+    seed: int,
+    eta: float,
+    size: str | None,
+    model: str,
+    solver: str | None,
+    steps: int | None,
+    grid: str | None,
+    end: str,
+    device: str | None,
+    dtype: str,
+    batch_size: int,
+    **settings: Any,
+) -> None:
+    """Sample images from noise. Image i depends on the seed and i only, whatever the count or the batch size.
+
+    \b
+    Examples:
+      odeddim sample -o sheet.png
+      odeddim sample -n 1000 --seed 1 -o images.h5 --solver dpmpp-2m --grid karras --steps 20
+      odeddim sample -o ddpm.png --solver euler --eta 1 --steps 100
+    """
+    from odeddim.api import sample
+    from odeddim.cli.running import batches, field_on, image_shape, machine, progress
+    from odeddim.outputs import open_output
+
+    where = machine(device, dtype, batch_size)
+    field = field_on(model, where)
+    shape = image_shape(size) if size else None
+    name = solver or ("euler" if eta else options.SOLVER)
+    began = time.perf_counter()
+    with open_output(output, count) as out, progress(count, "sampling") as advance:
+        for start, stop in batches(count, batch_size):
+            images = sample(
+                stop - start,
+                name,
+                seed=seed,
+                start=start,
+                eta=eta,
+                model=field,
+                steps=steps,
+                grid=grid,
+                end=end,
+                shape=shape,
+                **settings,
+            )
+            out.append(images, [f"sample-{seed}-{i:06d}" for i in range(start, stop)])
+            advance(stop - start)
+    click.echo(
+        f"{count} images in {output}: {name}, seed {seed}, {field.rows / count:g} evaluations per image, "
+        f"{time.perf_counter() - began:.1f} s"
+    )

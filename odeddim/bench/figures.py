@@ -1,0 +1,63 @@
+"""Figures of benchmark tables, drawn with matplotlib; light background, colours that colour-blind people tell apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from odeddim.bench.reconstruction import Row, Table
+from odeddim.files import replacing
+from odeddim.types import InputError
+
+# Okabe & Ito's palette without its yellow, which is too faint on white.
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
+MARKERS = "osD^vP*X"
+
+
+def work_precision(table: Table, path: Path) -> None:
+    """Error against evaluations, log-log, one line per solver and grid: the round trip and the latent. PNG, SVG or PDF."""
+    import matplotlib
+
+    kind = path.suffix.lower().lstrip(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise InputError(f"{path}: name the figure .png, .svg or .pdf")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    lines: dict[tuple[str, str], list[Row]] = {}
+    for row in table.rows:
+        lines.setdefault((row.solver, row.grid), []).append(row)
+    titles = ("Round trip", "Latent")
+    labels = ("MSE on the [0, 1] scale", "distance to the true latent, rms / σ_T")
+    for panel, title, label, attribute in zip(panels, titles, labels, ("round_trip", "latent"), strict=True):
+        for i, ((solver, grid), rows) in enumerate(lines.items()):
+            rows = sorted(rows, key=lambda row: row.evaluations)
+            panel.plot(
+                [row.evaluations for row in rows],
+                [getattr(row, attribute) for row in rows],
+                marker=MARKERS[i % len(MARKERS)],
+                color=COLOURS[i % len(COLOURS)],
+                linestyle="-" if i < len(COLOURS) else "--",
+                label=solver if grid == "-" else f"{solver}, {grid}",
+            )
+        panel.set(xscale="log", yscale="log", title=title, ylabel=label, xlabel="network evaluations per direction")
+        panel.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+        panel.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        ticks = sorted({round(row.evaluations) for row in table.rows})
+        spaced = [tick for i, tick in enumerate(ticks) if i == 0 or tick / ticks[i - 1] > 1.25]
+        panel.set_xticks(spaced, [str(tick) for tick in spaced])
+        panel.grid(which="major", alpha=0.3)
+    if table.reference_error > 0:
+        panels[1].axhline(table.reference_error, color="0.5", linestyle=":", linewidth=1)
+        panels[1].annotate(
+            "the reference's own error", (0.99, table.reference_error), xycoords=("axes fraction", "data"),
+            ha="right", va="bottom", fontsize=8, color="0.35",
+        )  # fmt: skip
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", frameon=False)
+    figure.suptitle(f"{table.model}, {table.images} images, end at {table.end}, {table.dtype}", fontsize=10)
+    try:
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    finally:
+        plt.close(figure)

@@ -1,0 +1,189 @@
+"""Reconstruction: encode, decode, compare. The paper's Table 2, for any solver and grid, with the latent's own error.
+
+Round trip: per-dimension mean squared error on the [0, 1] scale, as in Table 2 (the mean over images).
+Latent: distance to the ODE's true latent, rms per dimension over σ_T. A method can come back exactly from a latent
+that is wrong; so both are given. The true latent comes from a tight run, which is itself checked against a tighter one.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odeddim import grids
+from odeddim.api import decode, encode, plan
+from odeddim.field import VectorField
+from odeddim.files import replacing
+from odeddim.types import Solver
+
+REFERENCE = ("ab4", "log", 400)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What to run: a solver on a grid (None: its own)."""
+
+    solver: str
+    grid: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Entry:
+        """From "SOLVER" or "SOLVER@GRID"."""
+        solver, _, grid = text.partition("@")
+        return cls(solver, grid or None)
+
+
+DEFAULT_ENTRIES = ("euler@linear", "euler@quadratic", "heun2", "rk4", "dpmpp-2m", "ab2", "ab4", "dopri5")
+DEFAULT_STEPS = (10, 20, 50)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. evaluations: per image and direction; seconds: both directions, all images."""
+
+    solver: str
+    grid: str
+    steps: int | None
+    evaluations: float
+    round_trip: float
+    latent: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows, the settings they were made with, and the reference's own error (a floor under `latent`)."""
+
+    model: str
+    sha256: str
+    images: int
+    end: str
+    dtype: str
+    device: str
+    reference: str
+    reference_error: float
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> str:
+        """The whole table as JSON."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+
+    def to_csv(self) -> str:
+        """The rows as CSV, with a header line."""
+        text = io.StringIO()
+        names = [item.name for item in fields(Row)]
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in self.rows)
+        return text.getvalue()
+
+    def save(self, path: Path) -> None:
+        """The table as HDF5: a compound dataset `rows` and the settings as attributes."""
+        import h5py
+        import numpy as np
+
+        text = h5py.string_dtype()
+        kinds: list[tuple[str, Any]] = [("solver", text), ("grid", text), ("steps", "i8"), ("evaluations", "f8")]
+        kinds += [("round_trip", "f8"), ("latent", "f8"), ("seconds", "f8")]
+        values = [tuple(-1 if value is None else value for value in asdict(row).values()) for row in self.rows]
+        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+            file.create_dataset("rows", data=np.array(values, dtype=kinds))
+            file["rows"].attrs["units"] = "round_trip: MSE on [0, 1]; latent: rms over sigma_T; steps -1: adaptive"
+            file.attrs["format"] = "odeddim reconstruction table"
+            for key, value in asdict(self).items():
+                if key != "rows":
+                    file.attrs[key] = value
+
+
+def runs(
+    field: VectorField, entries: Sequence[Entry], steps: Sequence[int], end: str, settings: dict[str, Any]
+) -> list[tuple[Entry, int | None, Solver, Tensor]]:
+    """Every (entry, steps) with its solver and nodes, checked before anything runs; adaptive solvers once."""
+    planned = []
+    for entry in entries:
+        # Settings such as rtol go to the solvers that have them.
+        row, _ = plan(field.schedule, entry.solver, steps[0], entry.grid, end)
+        own = {key: value for key, value in settings.items() if key in row.settings}
+        for count in (None,) if row.adaptive else tuple(steps):
+            solver, nodes = plan(field.schedule, entry.solver, count, entry.grid, end, own)
+            planned.append((entry, count, solver, nodes))
+    return planned
+
+
+def reference_latents(
+    field: VectorField, images: Tensor, end: str, batch_size: int, advance: Callable[[int], Any]
+) -> tuple[Tensor, float]:
+    """The true latents x̄ (B, *) at σ_T and a bound of their error (rms over σ_T): against half the steps."""
+    name, grid, steps = REFERENCE
+    latents = []
+    for count in (steps // 2, steps):
+        nodes = grids.grid(grid, field.schedule, count, end=end)
+        batches = [encode(batch, name, model=field, grid=nodes).xbar for batch in images.split(batch_size)]
+        latents.append(torch.cat(batches))
+        advance(count)
+    return latents[1], _latent_error(latents[0], latents[1], field)
+
+
+def reconstruction(
+    field: VectorField,
+    images: Tensor,
+    planned: Sequence[tuple[Entry, int | None, Solver, Tensor]],
+    *,
+    end: str = "zero",
+    batch_size: int = 32,
+    advance: Callable[[int], Any] = lambda evaluations: None,
+) -> Iterator[Row | tuple[str, float]]:
+    """The table's rows as they are measured; first of all the reference as (its name, its own error).
+
+    images: (B, C, H, W) in [-1, 1]. planned: from `runs`. advance: told of evaluations done, for a progress bar.
+    """
+    truth, error = reference_latents(field, images, end, batch_size, advance)
+    yield f"{REFERENCE[0]} on the {REFERENCE[1]} grid, {REFERENCE[2]} steps", error
+    for entry, steps, solver, nodes in planned:
+        field.reset()
+        began = time.perf_counter()
+        latents, back = [], []
+        for batch in images.split(batch_size):
+            state = encode(batch, solver, model=field, grid=nodes)
+            latents.append(state.xbar)
+            back.append(decode(state, solver, model=field, grid=nodes))
+        seconds = time.perf_counter() - began
+        evaluations = field.rows / (2 * len(images))
+        difference = (torch.cat(back).cpu() - images.cpu()).double() / 2
+        yield Row(
+            solver=solver.name,
+            grid="-" if solver.adaptive else entry.grid or solver.grid,
+            steps=steps,
+            evaluations=evaluations,
+            round_trip=float((difference**2).mean()),
+            latent=_latent_error(torch.cat(latents), truth, field),
+            seconds=seconds,
+        )
+        advance(expected_evaluations(solver, nodes))
+
+
+def expected_evaluations(solver: Solver, nodes: Tensor) -> int:
+    """Evaluations of a round trip, for the progress bar; a guess for adaptive solvers."""
+    own = solver.evaluations(len(nodes) - 1)
+    return 2 * (100 if own is None else own)
+
+
+def reference_evaluations() -> int:
+    """Evaluations that the reference takes, for the progress bar."""
+    return REFERENCE[2] + REFERENCE[2] // 2
+
+
+def _latent_error(latent: Tensor, truth: Tensor, field: VectorField) -> float:
+    difference = (latent - truth).double()
+    return float((difference**2).mean().sqrt()) / field.schedule.sigma_max
+
+

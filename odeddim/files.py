@@ -1,0 +1,33 @@
+"""Files that are never half-written: everything is written beside its place and renamed into it when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from odeddim.types import InputError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; on success it is synced and renamed to `path`, otherwise removed.
+
+    After a kill -9 a `.NAME.PID.tmp` may stay behind; `path` itself is the old file or the new one, never a part.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} of {path.name} does not exist: make it first")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, where a file is to be written")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}); what was there is untouched") from None
+    finally:
+        temporary.unlink(missing_ok=True)

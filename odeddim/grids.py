@@ -1,0 +1,122 @@
+"""Grids: the rising lists of noise levels that a solver walks, by name.
+
+A grid of S steps has S+1 nodes. Where the image sits is the `end`:
+
+    "zero"       the first node is σ = 0, as in the paper (α_0 := 1): one Euler step between 0 and the second node
+    "sigma_min"  the first node is σ_1, and the image is taken as x̄ there: no step
+
+In both, S steps are S steps, for every S: grids over the training levels hold no duplicates.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from odeddim.schedule import Schedule
+from odeddim.types import InputError, pick
+
+ENDS = ("zero", "sigma_min")
+STEPS = 50
+
+# Over the training levels: the share of T at the fraction i/S of the steps, rounded to a whole level.
+_TAU: dict[str, Callable[[Fraction, int], int]] = {
+    "linear": lambda u, T: math.floor(u * T),
+    "quadratic": lambda u, T: math.floor(u * u * T),
+    "trailing": lambda u, T: round(u * T),
+}
+_CONTINUOUS = ("log", "karras")
+
+NAMES = (*_TAU, *_CONTINUOUS)
+
+
+def grid(name: str, schedule: Schedule, steps: int | None = None, *, end: str = "zero") -> Tensor:
+    """The nodes of a named grid, (steps+1,) float64, rising; 50 steps unless given, or as many as a file has.
+
+    name: "linear" and "quadratic", the paper's τ_i = ⌊c·i⌋ and ⌊c·i²⌋ with c such that the last is T (appendix D.2);
+    "trailing", rounded where "linear" takes the floor, so counted from T downwards (arXiv 2305.08891);
+    "log", even in log σ; "karras" or "karras:RHO", even in σ^(1/ρ), ρ = 7 unless given (arXiv 2206.00364, eq. 5);
+    or the path of a file with the nodes themselves, see `read_nodes`.
+    end: "zero" or "sigma_min", see the module. Errors: an unknown name, or more steps than a grid over the
+    training levels can have (T; one less with end="sigma_min").
+    """
+    pick(end, ENDS, "end")
+    family, _, parameter = name.partition(":")
+    if family not in NAMES or (parameter and family != "karras"):
+        if Path(name).is_file():
+            return check_nodes(read_nodes(Path(name)), where=name, steps=steps)
+        pick(name, NAMES, "grid (or grid file)")
+    rho = 7.0
+    if parameter:
+        try:
+            rho = float(parameter)
+        except ValueError:
+            rho = math.nan
+        if not rho >= 1:
+            raise InputError(f"the grid {name!r} needs a number ρ >= 1 after its colon, as in 'karras:5'")
+    steps = STEPS if steps is None else steps
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, not {steps}")
+    if family in _TAU:
+        return _over_levels(family, schedule, steps, end)
+    count = steps if end == "zero" else steps + 1
+    low, high = schedule.sigma_min, schedule.sigma_max
+    u = torch.linspace(0, 1, count, dtype=torch.float64)
+    if count == 1:
+        nodes = torch.tensor([high], dtype=torch.float64)
+    elif family == "log":
+        nodes = torch.exp(math.log(low) + u * (math.log(high) - math.log(low)))
+    else:
+        nodes = (low ** (1 / rho) + u * (high ** (1 / rho) - low ** (1 / rho))) ** rho
+    if count > 1:
+        nodes[0] = low  # exactly, so that the label there is exactly the network's lowest
+    nodes[-1] = high
+    return torch.cat([torch.zeros(1, dtype=torch.float64), nodes]) if end == "zero" else nodes
+
+
+def _over_levels(family: str, schedule: Schedule, steps: int, end: str) -> Tensor:
+    """Grids whose nodes are training levels: the paper's sub-sequences τ of 1, ..., T."""
+    T = schedule.T
+    most = T if end == "zero" else T - 1
+    if steps > most:
+        raise InputError(f"the grid {family!r} with end {end!r} has at most {most} steps on {T} levels, not {steps}")
+    first = 0 if end == "zero" else 1  # the first node: level 0 is σ = 0, level 1 is σ_1
+    tau = [first]
+    for i in range(1, steps + 1):
+        level = first + _TAU[family](Fraction(i, steps), T - first)
+        tau.append(max(level, tau[-1] + 1))  # never a node twice: it would be a step of length 0
+    levels = torch.cat([torch.zeros(1, dtype=torch.float64), schedule.levels])
+    return levels[tau]
+
+
+def read_nodes(path: Path) -> Tensor:
+    """Nodes from a file, float64: numbers separated by white space or commas, '#' starts a comment; or a JSON list."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if text.lstrip().startswith("["):
+            values = json.loads(text)
+        else:
+            values = " ".join(line.partition("#")[0] for line in text.splitlines()).replace(",", " ").split()
+        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"the grid file {path} cannot be read as a list of noise levels: {error}") from None
+
+
+def check_nodes(nodes: Tensor | Sequence[float], where: str = "grid", steps: int | None = None) -> Tensor:
+    """Nodes that the user gave, as (N+1,) float64 on the CPU, or an InputError that says what is wrong with them."""
+    nodes = torch.as_tensor(nodes, dtype=torch.float64).detach().cpu()
+    if nodes.ndim != 1 or len(nodes) < 2:
+        raise InputError(f"{where}: a grid is one row of at least two noise levels, not of shape {tuple(nodes.shape)}")
+    if not bool(torch.isfinite(nodes).all()) or float(nodes[0]) < 0:
+        raise InputError(f"{where}: noise levels must be finite and not negative")
+    if not bool((nodes[1:] > nodes[:-1]).all()):
+        raise InputError(f"{where}: noise levels must rise strictly (decoding walks the same list downwards)")
+    if steps is not None and len(nodes) != steps + 1:
+        raise InputError(f"{where}: it has {len(nodes) - 1} steps, but {steps} were asked for")
+    return nodes

@@ -1,0 +1,1 @@
+"""Latents: kept in files (`store`), and combined (`interpolate`)."""

@@ -1,0 +1,82 @@
+"""Models by name or path: `load` finds out what a checkpoint is and makes it a VectorField.
+
+One file per checkpoint format; each offers `matches(path) -> bool` and `read(path) -> VectorField`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from odeddim.field import VectorField
+from odeddim.models import native
+from odeddim.types import InputError, pick
+
+DEFAULT = "fashion-mnist"
+FORMATS = (native,)
+
+
+def _exact_gaussian() -> VectorField:
+    from odeddim.analytic import Gaussian
+    from odeddim.schedule import Schedule
+
+    schedule = Schedule.linear()
+    return VectorField(Gaussian(0.0, 0.5).network(schedule), schedule, name="exact-gaussian")
+
+
+def _exact_mixture() -> VectorField:
+    from odeddim.analytic import GaussianMixture
+    from odeddim.schedule import Schedule
+
+    schedule = Schedule.linear()
+    field = GaussianMixture(torch.tensor([-0.6, 0.6]), std=0.15)
+    return VectorField(field.network(schedule), schedule, name="exact-mixture")
+
+
+def _exact_samples() -> VectorField:
+    from odeddim.analytic import GaussianMixture
+    from odeddim.images import sample_images
+    from odeddim.schedule import Schedule
+
+    schedule = Schedule.linear()
+    images = sample_images().read()
+    field = GaussianMixture.finite(images)
+    return VectorField(field.network(schedule), schedule, shape=tuple(images.shape[1:]), name="exact-samples")
+
+
+BUILT_IN: dict[str, tuple[Callable[[], VectorField], str]] = {
+    DEFAULT: (lambda: native.read(native.BUILT_IN / DEFAULT), "the U-Net of DDPM, trained on Fashion-MNIST"),
+    "exact-gaussian": (_exact_gaussian, "exact field: every pixel N(0, 0.5²); closed-form solution"),
+    "exact-mixture": (_exact_mixture, "exact field: every pixel from two modes at ±0.6, s = 0.15"),
+    "exact-samples": (_exact_samples, "exact denoiser of the 256 sample images: latents of a finite data set"),
+}
+"""Name -> (maker, description): the models inside the package."""
+
+
+def load(
+    model: str | Path | VectorField = DEFAULT,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> VectorField:
+    """A model as a VectorField, ready to integrate: weights frozen, in evaluation mode.
+
+    model: a built-in name (`BUILT_IN`), or the path of a model folder or file. device: where the network runs
+    (torch's default device if not given). dtype: of the network (as stored if not given); the state has its own.
+    Errors: InputError for an unknown name (with its nearest neighbours) and for what is no readable model.
+    """
+    if isinstance(model, VectorField):
+        return model
+    if str(model) in BUILT_IN:
+        field = BUILT_IN[str(model)][0]()
+    else:
+        path = Path(model)
+        if not path.exists():
+            pick(str(model), BUILT_IN, "model (neither a built-in name nor an existing path)")
+        reader = next((module for module in FORMATS if module.matches(path)), None)
+        if reader is None:
+            raise InputError(f"{path} is not a model odeddim knows: {'; '.join(m.EXPECTS for m in FORMATS)}")
+        field = reader.read(path)
+    return field.to(device or torch.get_default_device(), dtype)

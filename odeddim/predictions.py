@@ -1,0 +1,36 @@
+"""What a network predicts, turned into ε: pointwise conversions, one line each.
+
+Every network here was trained on x = scale·(x0 + σ·ε); knowing x and one of ε, x0, v, u gives the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Conversion = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""ε = conversion(prediction (B, *), xbar (B, *), sigma (B, 1, ...) > 0)."""
+
+
+def _eps(eps: Tensor, xbar: Tensor, sigma: Tensor) -> Tensor:
+    return eps
+
+
+def _x0(x0: Tensor, xbar: Tensor, sigma: Tensor) -> Tensor:
+    return (xbar - x0) / sigma
+
+
+def _v(v: Tensor, xbar: Tensor, sigma: Tensor) -> Tensor:
+    # v = √α·ε - √(1-α)·x0 (Salimans & Ho 2022, arXiv 2202.00512, appendix D), so ε = √α·v + √(1-α)·x
+    return v / torch.sqrt(1 + sigma**2) + xbar * (sigma / (1 + sigma**2))
+
+
+def _flow(u: Tensor, xbar: Tensor, sigma: Tensor) -> Tensor:
+    # u = dx/dt = ε - x0 on x = (1-t)·x0 + t·ε (arXiv 2209.03003), so ε = x + (1-t)·u with 1-t = 1/(1+σ)
+    return (xbar + u) / (1 + sigma)
+
+
+PREDICTIONS: dict[str, Conversion] = {"eps": _eps, "x0": _x0, "v": _v, "flow": _flow}
+"""By the name that `VectorField(predicts=...)` takes. EDM's denoiser D(x, σ) is "x0" on `Schedule.edm()`."""

@@ -1,0 +1,110 @@
+"""The contracts: what a state, a field and a solver are, and how things go wrong.
+
+Everything else in the project is written against this file. It imports nothing but torch, and that only for
+type checkers, so that the solver table can be listed without loading torch.
+
+Symbols, after *Denoising Diffusion Implicit Models* (arXiv 2010.02502), where α is the **cumulative** product
+that other code writes ᾱ:
+
+    x̄ = x / √α        σ = √(1-α) / √α        dx̄/dσ = ε(x̄, σ)                      (eq. 13, 14)
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Field = Callable[["Tensor", "Tensor"], "Tensor"]
+"""ε = field(sigma, xbar): sigma () or (B,) float64, xbar (B, *), ε like xbar. Argument order of torchdiffeq and scipy."""
+
+Run = Callable[..., "State"]
+"""state = run(field, state, sigmas, **settings): integrates from sigmas[0] to sigmas[-1]; sigmas (N+1,) float64 > 0."""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message is one sentence: what, where, what to do."""
+
+
+class BudgetExceeded(RuntimeError):  # noqa: N818 - it is an outcome, not a defect
+    """An adaptive run used up its evaluations. `state` is the best so far: the last accepted point of the solution."""
+
+    def __init__(self, message: str, state: State, nfe: int) -> None:
+        super().__init__(message)
+        self.state = state
+        self.nfe = nfe
+
+
+@dataclass(frozen=True)
+class State:
+    """A batch of points of the ODE at one noise level.
+
+    xbar: (B, *), x̄ = x/√α, float32 or float64. sigma: the noise level σ. aux: what a reversible method keeps
+    besides x̄, each shaped like xbar.
+    """
+
+    xbar: Tensor
+    sigma: float
+    aux: tuple[Tensor, ...] = ()
+
+    @property
+    def x(self) -> Tensor:
+        """x = √α·x̄ = x̄/√(1+σ²), (B, *): in DDPM's units, where a latent at σ_T has unit variance."""
+        return self.xbar / math.sqrt(1.0 + self.sigma**2)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """One row of the table: a whole run from noise level to noise level, and what it declares about itself.
+
+    Rising nodes encode, the same nodes falling decode. `order` is the global order that the order test measures;
+    `nfe` the evaluations per step (None where they depend on the data); `warmup` the evaluations that the first
+    steps cost on top of that; `grid` the family's recommended grid; `reference` the paper and equation.
+    `settings` are the names that `with_settings` accepts.
+    """
+
+    name: str
+    run: Run
+    family: str
+    order: int
+    nfe: int | None
+    reference: str
+    grid: str = "log"
+    warmup: tuple[int, ...] = ()
+    reversible: bool = False
+    adaptive: bool = False
+    stochastic: bool = False
+    settings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.adaptive != (self.nfe is None):
+            raise ValueError(f"solver {self.name!r}: nfe must be None exactly for adaptive rows")
+
+    def evaluations(self, steps: int) -> int | None:
+        """Evaluations per image for this many steps; None where they depend on the data."""
+        return None if self.nfe is None else self.nfe * steps + sum(self.warmup[:steps])
+
+    def with_settings(self, **settings: Any) -> Solver:
+        """This row with settings such as rtol, atol, max_nfe fixed; settings that are None keep their defaults."""
+        given = {key: value for key, value in settings.items() if value is not None}
+        for key in given:
+            if key not in self.settings:
+                has = ", ".join(self.settings) or "none"
+                raise InputError(f"solver {self.name!r} has no setting {key!r} (it has: {has})")
+        return replace(self, run=functools.partial(self.run, **given)) if given else self
+
+
+def pick(name: str, choices: Iterable[str], what: str) -> str:
+    """`name` if it is one of the choices; otherwise an InputError that suggests its nearest neighbours."""
+    known = list(choices)
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    raise InputError(f"unknown {what} {name!r}; {hint}")

@@ -1,0 +1,296 @@
+"""The commands as a user types them; bad input is one sentence, exit code 2, no traceback, and loses nothing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from odeddim.cli import COMMANDS, main
+from odeddim.images import sample_images
+from odeddim.latents.store import LatentFile
+
+
+def odeddim(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "odeddim", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def succeed(*arguments: object, cwd: Path) -> str:
+    result = odeddim(*arguments, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """The command in this process (a second instead of three): (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["odeddim", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, out, err
+
+    return call
+
+
+FAST = ("-n", 4, "--steps", 4)
+
+
+def test_encode_and_decode_the_sample_images(here: Path) -> None:
+    """The main job, in processes of its own, on the built-in model."""
+    out = succeed("encode", "-o", "z.h5", "-n", 8, "--steps", 10, cwd=here)
+    assert "8 latents at σ = 157.4" in out
+    assert "10 evaluations per image" in out
+    with LatentFile(here / "z.h5") as file:
+        assert len(file) == 8
+        assert file.shape == (1, 28, 28)
+        x_T = file.read(0, 8).x
+    assert 0.8 < float(x_T.std()) < 1.2  # unit variance
+    out = succeed("decode", "z.h5", "-o", "out", cwd=here)
+    assert "10 evaluations per image" in out
+    pictures = sorted((here / "out").glob("*.png"))
+    assert len(pictures) == 8
+    images = sample_images()
+    for picture, original in zip(pictures, images[0:8], strict=True):
+        pixels = np.asarray(Image.open(picture), np.float32) / 255
+        assert float(((torch.from_numpy(pixels) - (original[0] + 1) / 2) ** 2).mean()) < 0.01
+
+
+def test_other_outputs_and_another_solver(run, here: Path) -> None:  # type: ignore[no-untyped-def]
+    assert run("encode", "-o", "z.h5", *FAST)[0] == 0
+    code, out, err = run("decode", "z.h5", "-o", "sheet.png", "--solver", "euler", "--grid", "quadratic", "--steps", 5)
+    assert (code, err) == (0, "")
+    assert "euler, 5 steps, 5 evaluations" in out
+    assert Image.open("sheet.png").size == (2 * 28, 2 * 28)
+    assert run("decode", "z.h5", "-o", "images.h5")[0] == 0
+    with h5py.File("images.h5") as file:
+        assert file["images"].shape == (4, 1, 28, 28)
+        assert file["names"].asstr()[0] == sample_images().names[0]
+    # Decoded images are images: they can be encoded again.
+    code, out, err = run("encode", "images.h5", "-o", "again.h5", "--steps", 4)
+    assert (code, err) == (0, "")
+    with LatentFile(here / "again.h5") as file:
+        assert file.names(0, 4) == [sample_images().names[i] for i in range(4)]
+
+
+def test_sample(run) -> None:  # type: ignore[no-untyped-def]
+    assert run("sample", "-n", 3, "-o", "a.h5", "--steps", 3, "--batch-size", 2)[0] == 0
+    assert run("sample", "-n", 2, "-o", "b.h5", "--steps", 3)[0] == 0
+    with h5py.File("a.h5") as a, h5py.File("b.h5") as b:
+        assert np.allclose(a["images"][:2], b["images"][:], atol=1e-4)
+    assert run("sample", "-n", 2, "-o", "c.png", "--steps", 3, "--eta", 1)[0] == 0
+    assert run("sample", "-n", 2, "-o", "d.png", "--steps", 3, "--model", "exact-mixture", "--size", "3,8,8")[0] == 0
+    assert Image.open("d.png").size == (16, 8)
+
+
+def test_interpolate(run, here: Path) -> None:  # type: ignore[no-untyped-def]
+    run("encode", "-o", "z.h5", *FAST)
+    code, out, err = run("interpolate", "z.h5", "--pair", 0, 1, "-n", 5, "-o", "path.h5", "--sheet", "path.png")
+    assert (code, err) == (0, "")
+    assert Image.open("path.png").size == (5 * 28, 28)
+    with LatentFile(here / "path.h5") as path, LatentFile(here / "z.h5") as z:
+        assert len(path) == 5
+        assert torch.allclose(path.pick(0).xbar, z.pick(0).xbar, rtol=1e-6)
+        assert torch.allclose(path.pick(4).xbar, z.pick(1).xbar, rtol=1e-6)
+        assert path.provenance.made_by == "interpolate"
+    assert run("decode", "path.h5", "-o", "line.png")[0] == 0
+    code, out, err = run("interpolate", "z.h5", "--corners", 0, 1, 2, 3, "-n", 3, "--sheet", "grid.png")
+    assert (code, err) == (0, "")
+    assert Image.open("grid.png").size == (3 * 28, 3 * 28)
+
+
+def test_bench(run) -> None:  # type: ignore[no-untyped-def]
+    arguments = ("bench", "-n", 2, "--model", "exact-mixture", "--solvers", "euler@linear,ab2,dopri5", "--steps", "5,10")
+    code, out, err = run(*arguments, "--json", "--plot", "bench.svg", "-o", "bench.h5")
+    assert code == 0, err
+    table = json.loads(out)
+    assert [(row["solver"], row["steps"]) for row in table["rows"]] == [
+        ("euler", 5), ("euler", 10), ("ab2", 5), ("ab2", 10), ("dopri5", None),
+    ]  # fmt: skip
+    assert [row["evaluations"] for row in table["rows"][:4]] == [5, 10, 5, 10]
+    assert table["rows"][1]["round_trip"] < table["rows"][0]["round_trip"]
+    assert table["rows"][3]["latent"] < table["rows"][1]["latent"]
+    assert table["reference_error"] < 1e-4
+    assert "<svg" in Path("bench.svg").read_text()
+    with h5py.File("bench.h5") as file:
+        assert file["rows"]["solver"][0] == b"euler"
+        assert file.attrs["model"] == "exact-mixture"
+    code, out, err = run(*arguments, "--csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert len(rows) == 5
+    assert float(rows[0]["round_trip"]) == pytest.approx(table["rows"][0]["round_trip"], rel=1e-6)
+    code, out, err = run(*arguments)
+    assert "round trip" in out
+
+
+def test_solvers_and_inspect(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = run("solvers", "--json")
+    names = [row["name"] for row in json.loads(out)]
+    assert "euler" in names
+    assert "dpmpp-2m" in names
+    code, out, err = run("solvers")
+    assert len(out.splitlines()) == len(names) + 1
+    run("encode", "-o", "z.h5", *FAST)
+    code, out, err = run("inspect", "z.h5", "--json")
+    facts = json.loads(out)
+    assert facts["latents"] == 4
+    assert facts["model"] == "fashion-mnist"
+    assert "unit variance" in facts["unit"]
+    assert len(facts["nodes"]) == 5
+    code, out, err = run("inspect", "fashion-mnist")
+    assert code == 0
+    assert re.search(r"parameters +\d+", out)
+    assert run("inspect", "exact-gaussian")[0] == 0
+
+
+def test_help_everywhere(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = run("--help")
+    assert code == 0
+    for name in COMMANDS:
+        assert name in out
+        code, text, err = run(name, "--help")
+        assert code == 0
+        assert "Examples:" in text, name
+
+
+def test_a_latent_file_is_not_replaced_by_a_failure(run, here: Path) -> None:  # type: ignore[no-untyped-def]
+    run("encode", "-o", "z.h5", *FAST)
+    before = (here / "z.h5").read_bytes()
+    bad = np.zeros((3, 28, 28), np.float32)
+    bad[2, 5, 5] = np.nan
+    np.save("bad.npy", bad)
+    code, out, err = run("encode", "bad.npy", "-o", "z.h5", "--steps", 2, "--batch-size", 1)
+    assert code == 2
+    assert (here / "z.h5").read_bytes() == before
+    assert sorted(item.name for item in here.iterdir()) == ["bad.npy", "z.h5"]
+
+
+BAD = {
+    "unknown command": (["encod"], "did you mean encode"),
+    "unknown solver": (["encode", "-o", "y.h5", "--solver", "heunn"], "did you mean heun"),
+    "unknown grid": (["encode", "-o", "y.h5", "--grid", "kerras"], "did you mean karras"),
+    "unknown model": (["encode", "-o", "y.h5", "--model", "fashion-mist"], "did you mean fashion-mnist"),
+    "unknown device": (["encode", "-o", "y.h5", "--device", "cuda:99"], "--device cpu"),
+    "no output": (["encode"], "--output"),
+    "zero steps": (["encode", "-o", "y.h5", "--steps", "0"], "--steps"),
+    "too many steps": (["encode", "-o", "y.h5", "--steps", "2000", "--grid", "linear", "--solver", "euler"], "at most 1000"),
+    "tolerance for a fixed-step solver": (["encode", "-o", "y.h5", "--solver", "euler", "--rtol", "1e-3"], "rtol"),
+    "no such images": (["encode", "nowhere", "-o", "y.h5"], "nowhere"),
+    "empty folder": (["encode", "empty", "-o", "y.h5"], "empty"),
+    "text as image": (["encode", "text.png", "-o", "y.h5"], "text.png"),
+    "wrong size": (["encode", "small.npy", "-o", "y.h5"], "1×28×28"),
+    "output folder missing": (["encode", "-o", "no/where/y.h5", "-n", "1"], "does not exist"),
+    "no such latents": (["decode", "missing.h5", "-o", "out"], "missing.h5"),
+    "text as latents": (["decode", "text.png", "-o", "out"], "HDF5"),
+    "cut latents": (["decode", "cut.h5", "-o", "out"], "cut.h5"),
+    "images as latents": (["decode", "images.h5", "-o", "out"], "no odeddim latents"),
+    "latents of another model": (["decode", "z.h5", "-o", "out", "--model", "exact-samples"], "fashion-mnist"),
+    "unknown output": (["decode", "z.h5", "-o", "out.jpg"], "sheet.png"),
+    "output is a file": (["decode", "z.h5", "-o", "text"], "text"),
+    "no pair": (["interpolate", "z.h5", "-o", "p.h5"], "--pair"),
+    "nothing to write": (["interpolate", "z.h5", "--pair", "0", "1"], "-o path.h5"),
+    "index out of range": (["interpolate", "z.h5", "--pair", "0", "9", "-o", "p.h5"], "0 to 1"),
+    "one point": (["interpolate", "z.h5", "--pair", "0", "1", "-n", "1", "-o", "p.h5"], "-n"),
+    "shape needed": (["sample", "-o", "s.png", "--model", "exact-mixture"], "shape"),
+    "bad shape": (["sample", "-o", "s.png", "--model", "exact-mixture", "--size", "3,x"], "3,32,32"),
+    "eta with another solver": (["sample", "-o", "s.png", "--eta", "1", "--solver", "ab2"], "euler"),
+    "bench of nothing": (["bench", "--solvers", "euler,nope"], "nope"),
+    "bench figure": (["bench", "-n", "1", "--solvers", "euler", "--steps", "1", "--model", "exact-mixture", "--plot", "p.gif"], ".svg"),
+    "inspect text": (["inspect", "text.png"], "HDF5"),
+    "inspect empty folder": (["inspect", "empty"], "empty"),
+    "model is no model": (["sample", "-o", "s.png", "--model", "text.png"], "text.png"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_sentence(run, here: Path, arguments: list[str], words: str, z: bytes) -> None:  # type: ignore[no-untyped-def]
+    (here / "empty").mkdir()
+    (here / "text.png").write_text("hello")
+    (here / "text").write_text("hello")
+    (here / "z.h5").write_bytes(z)
+    (here / "cut.h5").write_bytes(z[: len(z) // 2])
+    np.save("small.npy", np.zeros((2, 8, 8), np.uint8))
+    with h5py.File("images.h5", "w") as file:
+        file["images"] = np.zeros((2, 28, 28), np.uint8)
+    before = {path.name: path.read_bytes() for path in here.iterdir() if path.is_file()}
+    code, out, err = run(*arguments)
+    assert code == 2, (out, err)
+    message = err.strip().splitlines()[-1]
+    assert message.startswith("Error: ")
+    assert words in message
+    assert "Traceback" not in err
+    after = {path.name: path.read_bytes() for path in here.iterdir() if path.is_file()}
+    assert after == before  # nothing half-written, nothing replaced
+
+
+@pytest.fixture(scope="module")
+def z(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A latent file of two sample images."""
+    import odeddim
+    from odeddim.latents.store import provenance_of, write_latents
+
+    field = odeddim.load("fashion-mnist")
+    nodes = odeddim.grid("linear", field.schedule, 2)
+    state = odeddim.encode(sample_images()[0:2], model=field, grid=nodes)
+    made = provenance_of(field, solver="euler", grid="linear", nodes=nodes, made_by="encode", settings={})
+    path = tmp_path_factory.mktemp("z") / "z.h5"
+    with write_latents(path, made, nodes, 2) as writer:
+        writer.append(state, ["a", "b"])
+    return path.read_bytes()
+
+
+def test_bad_input_in_a_process_of_its_own(here: Path) -> None:
+    result = odeddim("encode", "nowhere", "-o", "z.h5", cwd=here)
+    assert result.returncode == 2
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_budget_says_where_and_why(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = run("encode", "-o", "z.h5", "-n", 1, "--solver", "dopri5", "--max-nfe", 20, "--rtol", "1e-6")
+    assert code == 1
+    assert "σ" in err
+    assert "20" in err
+    assert not Path("z.h5").exists()
+
+
+def test_ctrl_c_leaves_the_old_file(here: Path) -> None:
+    import signal
+    import time
+
+    old = b"an older file"
+    (here / "z.h5").write_bytes(old)
+    command = [sys.executable, "-m", "odeddim", "encode", "-o", "z.h5", "--steps", "1000", "--batch-size", "1"]
+    process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(here.glob(".z.h5.*")) and time.monotonic() < deadline:  # until it writes
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    assert (here / "z.h5").read_bytes() == old
+    assert [path.name for path in here.iterdir()] == ["z.h5"]
