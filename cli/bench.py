@@ -35,7 +35,9 @@ class SolverOnGrid(options.SolverName):
 @options.end
 @options.tolerances
 @options.machine
-@click.option("--plot", type=click.Path(path_type=Path), default=None, help="Work-precision figure: .png, .svg or .pdf.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), default=None, help="Work-precision figure: .png, .svg or .pdf."
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
 @options.as_json
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="The table as HDF5, bench.h5.")
@@ -75,7 +77,9 @@ def command(
         raise click.UsageError("--csv and --json: give one of them")
     where = machine(device, dtype, batch_size)
     field = field_on(model, where)
-    source = sample_images() if images is None else open_images(images, channels=field.shape[0] if field.shape else None)
+    source = (
+        sample_images() if images is None else open_images(images, channels=field.shape[0] if field.shape else None)
+    )
     x_0 = source[0 : min(count, len(source))].to(where.state)
     field.check(x_0)
     entries = [bench.Entry.parse(text) for text in solvers or bench.DEFAULT_ENTRIES]
@@ -122,8 +126,8 @@ def _print(table: Any) -> None:
 
     shown = RichTable(
         title=f"{table.model}: {table.images} images, end at {table.end}, {table.dtype} on {table.device}",
-        caption=f"round trip: MSE per dimension on [0, 1]; latent: rms distance to the true latent / σ_T; the true latent "
-        f"is {table.reference}, itself known to {table.reference_error:.1e}",
+        caption="round trip: MSE per dimension on [0, 1]; latent: rms distance to the true latent / σ_T; "
+        f"the true latent is {table.reference}, itself known to {table.reference_error:.1e}",
     )
     for name in ("solver", "grid", "steps", "evaluations", "round trip", "latent", "seconds"):
         shown.add_column(name, justify="left" if name in ("solver", "grid") else "right")

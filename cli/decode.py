@@ -14,7 +14,11 @@ from odeddim.cli import options
 @click.command("decode")
 @click.argument("latents", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="A folder for PNGs, a sheet.png, or a file.h5."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A folder for PNGs, a sheet.png or a file.h5.",
 )
 @click.option(
     "--model", default=None, metavar="NAME|PATH", help="The model the latents belong to.  [default: the one they name]"

@@ -44,15 +44,13 @@ def command(
       odeddim encode -o z.h5 --solver dopri5 --rtol 1e-5
     """
     from odeddim.api import encode, plan
-    from odeddim.cli.running import batches, field_on, machine, progress
-    from odeddim.images import open_images, sample_images
+    from odeddim.cli.running import batches, field_on, images_for, machine, progress
     from odeddim.latents.store import provenance_of, write_latents
 
     where = machine(device, dtype, batch_size)
     field = field_on(model, where)
     row, nodes = plan(field.schedule, solver or options.SOLVER, steps, grid, end, settings)
-    channels = field.shape[0] if field.shape else None
-    source = sample_images() if images is None else open_images(images, channels=channels)
+    source = images_for(field, images)
     total = min(count or len(source), len(source))
     provenance = provenance_of(
         field, solver=row.name, grid=grid or row.grid, nodes=nodes, made_by="encode", settings=settings, dtype=dtype

@@ -57,7 +57,9 @@ def _latent_facts(path: Path) -> dict[str, Any]:
             "mean of x_T": float(x.mean()),
             "variance of x_T": float(x.var()),
             **{key.replace("_", " "): value for key, value in made.items() if value not in ("", {})},
-            "schedule": {key: value if not isinstance(value, list) else f"{len(value)} values" for key, value in schedule.items()},
+            "schedule": {
+                key: value if not isinstance(value, list) else f"{len(value)} values" for key, value in schedule.items()
+            },
             "nodes": file.nodes.tolist(),
             "first names": file.names(0, min(len(file), 5)),
         }

@@ -14,7 +14,7 @@ from odeddim.cli import options
 @click.argument("latents", type=click.Path(path_type=Path))
 @click.option("--pair", type=int, nargs=2, default=None, help="Two latents, by index: the line between them.")
 @click.option("--corners", type=int, nargs=4, default=None, help="Four latents: the n × n grid between them.")
-@click.option("-n", "--count", type=click.IntRange(2), default=11, show_default=True, help="Points per line, ends included.")
+@click.option("-n", "--count", type=click.IntRange(2), default=11, show_default=True, help="Points per line.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="Latent file of the path, path.h5.")
 @click.option("--sheet", type=click.Path(path_type=Path), default=None, help="Decode the path and draw it, path.png.")
 @click.option(
@@ -57,7 +57,7 @@ def command(
     with LatentFile(latents) as file:
         states = [file.pick(index) for index in ends]
         labels = [file.names(index, index + 1)[0] for index in ends]
-        path = interpolate(*states, count) if len(states) == 2 else interpolate_grid((*states,), count)  # type: ignore[arg-type]
+        path = interpolate(states[0], states[1], count) if pair else interpolate_grid(states, count)
         total = path.xbar.shape[0]
         names = [f"{'-'.join(map(str, ends))}-{i:04d}" for i in range(total)]
         if output is not None:

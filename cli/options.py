@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 SOLVER = "ab2"
 
 
-class SolverName(click.ParamType):
+class SolverName(click.ParamType[str]):
     """A name of the solver table, with its neighbours when it is not one."""
 
     name = "solver"
@@ -33,12 +33,12 @@ class SolverName(click.ParamType):
         return [click.shell_completion.CompletionItem(n) for n in solvers.names() if n.startswith(incomplete)]
 
 
-class Items(click.ParamType):
+class Items(click.ParamType[list[Any]]):
     """A comma-separated list, each item of another type."""
 
     name = "list"
 
-    def __init__(self, item: click.ParamType) -> None:
+    def __init__(self, item: click.ParamType[Any]) -> None:
         self.item = item
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
@@ -88,7 +88,7 @@ tolerances = together(
 )
 run = together(model, solver, steps, grid, end, tolerances)
 machine = together(
-    click.option("--device", default=None, metavar="cpu|cuda|...", help="Where the network runs.  [default: a GPU if any]"),
+    click.option("--device", default=None, metavar="cpu|cuda|...", help="Where to run.  [default: a GPU if any]"),
     click.option(
         "--dtype",
         type=click.Choice(["float32", "float64", "bfloat16"]),

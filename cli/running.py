@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from odeddim.api import plan
 from odeddim.field import VectorField
+from odeddim.images import ImageSource, check_shape, open_images, sample_images
 from odeddim.latents.store import LatentFile
 from odeddim.models import load
 from odeddim.types import InputError, Solver
@@ -51,6 +53,14 @@ def field_on(model: str, where: Machine) -> VectorField:
     return load(model, device=where.device, dtype=where.dtype)
 
 
+def images_for(field: VectorField, path: Path | None) -> ImageSource:
+    """The images of a path, or the package's own without one, in as many channels as the model takes."""
+    source = sample_images() if path is None else open_images(path, channels=field.shape[0] if field.shape else None)
+    if field.shape is not None:
+        check_shape(source, field.shape, path or "the package")
+    return source
+
+
 @contextlib.contextmanager
 def progress(total: int, unit: str) -> Iterator[Callable[[int], Any]]:
     """A progress bar on stderr; yields a function that moves it on by so many."""
@@ -62,7 +72,7 @@ def progress(total: int, unit: str) -> Iterator[Callable[[int], Any]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors, transient=True) as bars:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bars:
         task = bars.add_task(unit, total=total)
         yield lambda count: bars.advance(task, count)
 

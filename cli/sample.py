@@ -14,7 +14,11 @@ from odeddim.cli import options
 @click.command("sample")
 @click.option("-n", "--count", type=click.IntRange(1), default=64, show_default=True, help="How many images.")
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="A sheet.png, a file.h5, or a folder for PNGs."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A sheet.png, a file.h5 or a folder for PNGs.",
 )
 @options.seed
 @click.option(

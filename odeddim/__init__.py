@@ -35,7 +35,7 @@ _HOMES = {
     "sample": "api",
     "solve": "api",
 }
-__all__ = ["__version__", "solvers", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", "solvers", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -21,19 +22,15 @@ class CheckoutFinder:
     """A meta-path finder that looks for `odeddim.solvers` and `odeddim.cli` at the root of the checkout."""
 
     @staticmethod
-    def find_spec(
-        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in BESIDE:
             return None
         folder = ROOT / BESIDE[name]
         spec = PathFinder.find_spec(BESIDE[name], [str(ROOT)])
         if spec is None or spec.origin is None:
             return None
-        from importlib.util import spec_from_file_location
-
         return spec_from_file_location(name, spec.origin, submodule_search_locations=[str(folder)])
 
 
 if (ROOT / "pyproject.toml").is_file() and all((ROOT / folder).is_dir() for folder in BESIDE.values()):
-    sys.meta_path.append(CheckoutFinder)  # type: ignore[arg-type]
+    sys.meta_path.append(CheckoutFinder)

@@ -1,4 +1,4 @@
-"""solve, encode, decode, sample: integrations of the one ODE between noise levels. The only core module that sees solvers.
+"""solve, encode, decode, sample: integrations of the one ODE. The only core module that sees solvers.
 
 Shapes: images and latents are (B, C, H, W), images in [-1, 1]. A latent `x_T` is in the units of the network's input;
 a `State` holds x̄ = x/√α at its σ. Results lie on the model's device, in the state's dtype: float64 if the input was
@@ -188,6 +188,8 @@ def _euler(field: Field, state: State, source: Tensor, target: Tensor) -> State:
 
 
 def _state_dtype(x: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        raise InputError(f"images and latents are floating point, images in [-1, 1], not {x.dtype}")
     return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 

@@ -66,8 +66,6 @@ class VectorField:
         if self.shape is not None and tuple(x.shape[1:]) != self.shape:
             has, wants = "×".join(map(str, x.shape[1:])), "×".join(map(str, self.shape))
             raise InputError(f"the model {self.name!r} takes images of {wants} (channels×height×width), not {has}")
-        if not x.is_floating_point():
-            raise InputError(f"images and latents must be floating point in [-1, 1] units, not {x.dtype}")
         finite = torch.isfinite(x).flatten(1).all(dim=1)
         if not bool(finite.all()):
             raise InputError(f"image {int((~finite).nonzero()[0])} of the batch holds NaN or infinite values")

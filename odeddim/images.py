@@ -73,7 +73,9 @@ def open_images(path: str | Path, *, channels: int | None = None) -> ImageSource
         raise InputError(f"images have 1 or 3 channels; they cannot be read with {channels}")
     if path.is_dir():
         names = sorted(
-            file.relative_to(path).as_posix() for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+            file.relative_to(path).as_posix()
+            for file in path.rglob("*")
+            if file.suffix.lower() in SUFFIXES and file.is_file()
         )
         if not names:
             raise InputError(f"the folder {path} holds no images ({', '.join(SUFFIXES)})")
@@ -82,7 +84,9 @@ def open_images(path: str | Path, *, channels: int | None = None) -> ImageSource
         with open(path, "rb") as file:
             head = file.read(8)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give an image, an array file or a folder") from None
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): give an image, an array file or a folder"
+        ) from None
     if head.startswith(b"PK"):
         return _npz(path, channels)
     if head.startswith(b"\x93NUMPY"):
@@ -106,7 +110,9 @@ def check_shape(source: ImageSource, shape: Sequence[int], where: str | Path) ->
     """Raise an InputError unless the images have the shape (C, H, W) that a model takes; `where` they came from."""
     if source.shape != tuple(shape):
         has, wants = "×".join(map(str, source.shape)), "×".join(map(str, shape))
-        raise InputError(f"the images of {where} are {has} (channels×height×width), but the model takes {wants}: resize them")
+        raise InputError(
+            f"the images of {where} are {has} (channels×height×width), but the model takes {wants}: resize them"
+        )
 
 
 def read_idx(path: Path) -> np.ndarray[Any, Any]:
@@ -114,15 +120,16 @@ def read_idx(path: Path) -> np.ndarray[Any, Any]:
 
     Header, big-endian: two zero bytes, the type (8: unsigned byte), the number of axes, then each size as 4 bytes.
     """
-    with _reading(path, "an IDX file"), open(path, "rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        file: IO[bytes] = gzip.open(raw) if zipped else raw  # type: ignore[assignment]
+    with open(path, "rb") as raw:
+        opener: Any = gzip.open if raw.read(2) == b"\x1f\x8b" else open
+    with _reading(path, "an IDX file"), opener(path, "rb") as file:
         magic = _take(file, 4)
         if len(magic) < 4 or magic[:2] != b"\0\0":
             raise InputError(f"{path} is not an IDX file: it does not begin with two zero bytes")
         if magic[2] != 8:
-            raise InputError(f"{path} holds values of IDX type {magic[2]:#04x}; only unsigned bytes (0x08) are images here")
+            raise InputError(
+                f"{path} holds values of IDX type {magic[2]:#04x}; only unsigned bytes (0x08) are images here"
+            )
         if magic[3] != 3:
             raise InputError(f"{path} has {magic[3]} axes where images have 3 (N, H, W): is it the file of labels?")
         header = _take(file, 12)
@@ -165,7 +172,9 @@ def _from_bytes(content: Tensor) -> Tensor:
 
 def _npz(path: Path, channels: int | None) -> ImageSource:
     with _reading(path, "an npz file"), np.load(path, allow_pickle=False) as arrays:
-        array = arrays[_pick_array(path, {key: arrays[key].ndim for key in arrays.files})]
+        # Each look at an array unpacks it: look at no others than needed.
+        keys = ["images"] if "images" in arrays.files else arrays.files
+        array = arrays[_pick_array(path, {key: arrays[key].ndim for key in keys})]
     return _array(path, array, channels)
 
 
@@ -197,7 +206,9 @@ def _pick_array(path: Path, axes: dict[str, int]) -> str:
     candidates = [name for name, ndim in axes.items() if ndim in (3, 4)]
     if len(candidates) != 1:
         has = ", ".join(sorted(axes)) or "nothing"
-        raise InputError(f"{path} has no array `images` and not exactly one with 3 or 4 axes (it has: {has}): name it so")
+        raise InputError(
+            f"{path} has no array `images` and not exactly one with 3 or 4 axes (it has: {has}): name it so"
+        )
     return candidates[0]
 
 
@@ -240,7 +251,7 @@ def _array(
 
 
 def _rows(array: Any, rows: Sequence[int]) -> np.ndarray[Any, Any]:
-    """array[rows] as memory of our own; HDF5 wants rising rows without repeats, so each is read once and handed round."""
+    """array[rows] as memory of our own. HDF5 wants rising rows without repeats: each is read once and handed round."""
     if isinstance(rows, range) and rows.step == 1:
         return np.array(array[rows.start : rows.stop])
     unique, inverse = np.unique(np.asarray(rows), return_inverse=True)
@@ -265,19 +276,21 @@ def _layout(path: Path, shape: tuple[int, ...]) -> str:
 
 
 def _check_floats(path: Path, fetch: Callable[[Sequence[int]], Tensor], n: int, declared: bool) -> bool:
-    """Whether float images lie in [0, 1]; an InputError if some are NaN, or lie beyond [-1, 1] and were not declared."""
+    """Whether float images lie in [0, 1]; an InputError if some are NaN, or lie beyond [-1, 1] undeclared."""
     low, high = math.inf, -math.inf
     for start in range(0, n, _BLOCK):
         block = fetch(range(start, min(start + _BLOCK, n))).flatten(1)
         finite = torch.isfinite(block).all(dim=1)
         if not bool(finite.all()):
-            raise InputError(f"image {start + int(finite.int().argmin())} of {path} holds NaN or infinite values: leave it out")
+            raise InputError(
+                f"image {start + int(finite.int().argmin())} of {path} holds NaN or infinite values: leave it out"
+            )
         low, high = min(low, float(block.min())), max(high, float(block.max()))
     if declared:
         return False
     if low < -1 or high > 1:
         raise InputError(
-            f"{path} holds floats from {low:.6g} to {high:.6g}: scale them to [-1, 1] or [0, 1], or save 0..255 as uint8"
+            f"{path} holds floats from {low:.6g} to {high:.6g}: scale them to [-1, 1] or [0, 1], or save them as uint8"
         )
     return low >= 0
 
@@ -307,7 +320,7 @@ def _files(folder: Path, names: list[str], channels: int | None) -> ImageSource:
         if shape != first:
             has, wants = "×".join(map(str, shape)), "×".join(map(str, first))
             raise InputError(
-                f"{folder / name} is {has} (channels×height×width), but {names[0]} is {wants}: images must be of one size"
+                f"{folder / name} is {has} (channels×height×width), but {names[0]} is {wants}: bring them to one size"
             )
     assert first is not None
 
@@ -332,7 +345,7 @@ def _channels(image: Image) -> int:
 
 
 def _is_turned(image: Image) -> bool:
-    """Whether the EXIF orientation swaps height and width. Cameras write it into JPEG; other formats are not searched."""
+    """Whether the EXIF orientation swaps height and width; only in JPEG, which is what cameras write."""
     return image.format == "JPEG" and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
 
 
@@ -344,7 +357,9 @@ def _decode(path: Path, shape: tuple[int, int, int]) -> Tensor:
         upright = PIL.ImageOps.exif_transpose(image) if image.format == "JPEG" else image
         content = np.array(upright.convert("L" if shape[0] == 1 else "RGB"))
         if content.shape[:2] != shape[1:]:
-            raise InputError(f"{path} changed its size to {content.shape[0]}×{content.shape[1]} while it was being used")
+            raise InputError(
+                f"{path} changed its size to {content.shape[0]}×{content.shape[1]} while it was being used"
+            )
     return torch.from_numpy(content).reshape(*shape[1:], shape[0]).movedim(-1, 0)
 
 
@@ -363,7 +378,9 @@ def save_image(image: Tensor, path: str | Path) -> None:
     import PIL.Image
 
     if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise InputError(f"a PNG holds 1 or 3 channels: an image of shape {tuple(image.shape)} cannot be written as {path}")
+        raise InputError(
+            f"a PNG holds 1 or 3 channels: an image of shape {tuple(image.shape)} cannot be written as {path}"
+        )
     content = to_bytes(image).movedim(0, -1)
     pixels = content[:, :, 0] if image.shape[0] == 1 else content
     with replacing(Path(path)) as temporary:

@@ -1,17 +1,17 @@
 """Training of ε_θ: L_simple, that is γ = 1 in eq. 5 of DDIM (arXiv 2010.02502), which is also DDPM's loss.
 
-    L(θ) = E ‖ ε_θ(√α_t·x0 + √(1-α_t)·ε, t) - ε ‖²        t uniform over the labels 0..T-1, ε ~ N(0, 1)
+    L(θ) = E ‖ ε_θ(√α_t·x0 + √(1-α_t)·ε, t) - ε ‖² / dim        t uniform over the labels 0..T-1, ε ~ N(0, 1)
 
-with α the cumulative product, as in DDIM. The model folder:
+with α the cumulative product, as in DDIM. A run is a folder:
 
     model.safetensors        averaged (EMA) weights, float32: what `odeddim.load` reads
     model.json               architecture, schedule, and how the weights came about
-    checkpoint.safetensors   everything that resuming needs: weights, average, optimiser state, step
-    log.csv                  step, loss, validation loss, seconds
-    samples-XXXXXX.png       what the averaged model draws at that step
+    checkpoint.safetensors   all that resuming needs: weights, average, optimiser state, step, settings
+    log.csv                  step, loss, validation_loss, seconds
+    samples-XXXXXX.png       what the averaged model draws at that step: DDIM, 50 steps, always from the same noise
 
-Every batch, label and noise is a function of (seed, step) alone. So a run that is interrupted and resumed continues, on
-the CPU, bit for bit as if nothing had happened.
+Batches, labels and noise are functions of (seed, step) alone. So a run that was interrupted and is resumed continues,
+on the CPU with as many threads as before, bit for bit as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -22,38 +22,46 @@ import functools
 import hashlib
 import json
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from odeddim.images import ImageSource, save_sheet
+from odeddim.api import sample
+from odeddim.field import VectorField
+from odeddim.files import replacing
+from odeddim.images import ImageSource, check_shape, save_sheet
+from odeddim.models import native
 from odeddim.models.unet import UNet
+from odeddim.schedule import Schedule
 from odeddim.types import InputError, pick
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CHECKPOINT = "checkpoint.safetensors"
 VALIDATION_IMAGES = 1024
-SHEET = 36
-"""Samples on a sheet."""
+SHEET_IMAGES = 36
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. steps: in all; the learning rate falls linearly to zero over the last `decay` share of them, after
-    a linear rise over `warmup` steps. ema: decay of the average of the weights. precision: of the network's arithmetic
-    (weights, optimiser and loss stay float32)."""
+    """How to train; written into the run, and checked when it is resumed.
+
+    steps: in all. batch_size: images per step. learning_rate: of Adam, after a linear rise over `warmup` steps; over
+    the last `decay` (share of the steps) it falls linearly to zero, which is worth much at the end. clip: largest norm
+    of the gradient. ema: decay of the average of the weights. precision: of the network's arithmetic while training;
+    weights, optimiser and loss are float32. *_every: steps between checkpoints, sample sheets and rows of the log.
+    """
 
     steps: int = 20000
     batch_size: int = 64
@@ -68,199 +76,34 @@ class Settings:
     samples_every: int = 5000
     log_every: int = 100
 
+    def __post_init__(self) -> None:
+        pick(self.precision, PRECISIONS, "precision")
+        for name in ("steps", "batch_size", "checkpoint_every", "samples_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        good = self.learning_rate > 0 and self.clip > 0 and self.warmup >= 0
+        if not good or not 0 <= self.decay <= 1 or not 0 <= self.ema < 1:
+            raise InputError(
+                "training needs learning_rate > 0, clip > 0, warmup >= 0, decay in [0, 1] and ema in [0, 1), not "
+                f"{self.learning_rate}, {self.clip}, {self.warmup}, {self.decay} and {self.ema}"
+            )
+
+
+CHANGEABLE = ("steps", "checkpoint_every", "samples_every", "log_every")
+"""The settings that a resumed run may change."""
+
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: loss is the mean since the last report, rate in steps per second of this session."""
+    """Where a run is. loss: mean since the last row of the log; rate: steps per second since the start or resumption;
+    validation_loss: if it was just computed; logged: whether this is a row of the log."""
 
     step: int
     steps: int
     loss: float
     rate: float
-    validation: float | None = None
-
-
-Report = Callable[[Progress], None]
-
-
-def stream(*key: object) -> int:
-    """A seed that depends on every part of the key and on nothing else."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
-
-
-@functools.lru_cache(maxsize=2)
-def _shuffled(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(stream(seed, "order", epoch)))
-
-
-def batch_rows(count: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """The images of this step: every epoch is a shuffle of all `count` of them, and batches run across its end."""
-    rows: list[int] = []
-    position = step * batch_size
-    while len(rows) < batch_size:
-        epoch, offset = divmod(position + len(rows), count)
-        rows += _shuffled(count, seed, epoch)[offset : offset + batch_size - len(rows)].tolist()
-    return rows
-
-
-def stratified_labels(count: int, T: int, jitter: Tensor) -> Tensor:
-    """Labels (count,) int64 in 0..T-1, one from each of `count` equal parts of the range: each is uniform over the
-    labels given uniform jitter (count,) in [0, 1) and random order of the images, with less noise in the mean loss."""
-    return ((torch.arange(count, device=jitter.device) + jitter) * (T / count)).long().clamp_(max=T - 1)
-
-
-def noised(x0: Tensor, t: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
-    """x_t = √α_t·x0 + √(1-α_t)·ε, (B, C, H, W); alphas (T,) are the cumulative products."""
-    alpha = alphas[t][:, None, None, None]
-    return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
-
-
-def learning_rate(settings: Settings, step: int) -> float:
-    """Linear rise, plateau, linear fall to zero: the plateau lets `steps` be changed when a run is resumed."""
-    rise = (step + 1) / settings.warmup if settings.warmup else 1.0
-    fall = (settings.steps - step) / (settings.decay * settings.steps) if settings.decay else 1.0
-    return settings.learning_rate * min(1.0, rise, fall)
-
-
-def ema_update(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
-    """Average θ̄ ← d·θ̄ + (1-d)·θ with d = min(decay, (1+n)/(10+n)): young averages forget the start quickly."""
-
-    def update(averaged: Any, current: Any, count: Tensor | int) -> None:
-        n = float(count)
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, count)
-
-    return update
-
-
-@torch.no_grad()
-def validation_loss(network: nn.Module, source: ImageSource, alphas: Tensor, count: int = VALIDATION_IMAGES) -> float:
-    """L_simple per pixel on the first `count` images: image i of n has the label ⌊(i + ½)·T/n⌋ and noise seeded by i,
-    both always the same; float32, in batches of 64. Comparable between models of one schedule and data set."""
-    device = alphas.device
-    n = min(count, len(source))
-    labels = stratified_labels(n, len(alphas), torch.full((n,), 0.5))
-    total = 0.0
-    for i in range(0, n, 64):
-        x0 = source[i : min(i + 64, n)]
-        noise = torch.stack([torch.randn(source.shape, generator=torch.Generator().manual_seed(i + j)) for j in range(len(x0))])
-        x0, noise, t = x0.to(device), noise.to(device), labels[i : i + 64].to(device)
-        error = (network(noised(x0, t, noise, alphas), t.float()) - noise).square().mean(dim=(1, 2, 3))
-        total += float(error.double().sum())
-    return total / n
-
-
-@torch.no_grad()
-def draw(network: nn.Module, shape: tuple[int, int, int], alphas: Tensor, count: int = SHEET, steps: int = 50) -> Tensor:
-    """(count, C, H, W): DDIM samples on evenly spaced labels, from a fixed seed."""
-    sigmas = ((1 - alphas.double()) / alphas.double()).sqrt()
-    labels = torch.linspace(0, len(alphas) - 1, steps).round().long().flip(0)
-    noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).to(alphas.device)
-    xbar = noise * float((1 + sigmas[-1] ** 2).sqrt())
-    for i, t in enumerate(labels):
-        s = float(sigmas[t])
-        s_next = float(sigmas[labels[i + 1]]) if i + 1 < steps else 0.0
-        xbar = xbar + (s_next - s) * network(xbar / math.sqrt(1 + s * s), torch.full((count,), float(t), device=alphas.device))
-    return xbar
-
-
-@contextlib.contextmanager
-def _postponed_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C in here only sets a flag, so that a step is never torn; a second one interrupts at once."""
-    asked = threading.Event()
-
-    def handler(_signal: int, _frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may install handlers
-        yield asked.is_set
-        return
-    previous = signal.signal(signal.SIGINT, handler)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary name, then rename: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-class Run:
-    """One training run: network, average and optimiser at a step, and their files in a folder."""
-
-    def __init__(self, architecture: Mapping[str, Any], settings: Settings, device: torch.device) -> None:
-        torch.manual_seed(stream(settings.seed, "weights"))
-        self.settings = settings
-        self.step = 0
-        self.network = UNet(**architecture).to(device)
-        self.average = AveragedModel(self.network, multi_avg_fn=ema_update(settings.ema))
-        self.optimizer = torch.optim.Adam(self.network.parameters(), settings.learning_rate, fused=True)
-        self.names = [name for name, _ in self.network.named_parameters()]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All state as named tensors."""
-        state = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        state |= {f"average.{k}": v for k, v in self.average.module.state_dict().items()}
-        for name, parameter in zip(self.names, self.network.parameters(), strict=True):
-            state |= {f"optimizer.{name}.{k}": v for k, v in self.optimizer.state[parameter].items()}
-        return {k: v.detach().cpu().contiguous() for k, v in state.items()}
-
-    def save(self, folder: Path) -> None:
-        notes = {"step": str(self.step), "settings": json.dumps(asdict(self.settings)), "architecture": json.dumps(self.network.config)}
-        _replace(folder / "checkpoint.safetensors", lambda path: save_file(self.tensors(), path, notes))
-
-    @classmethod
-    def load(cls, folder: Path, device: torch.device) -> Run:
-        path = folder / "checkpoint.safetensors"
-        try:
-            with safe_open(path, "pt") as file:
-                notes = file.metadata()
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path} cannot be read as a checkpoint ({error}); start a new run in another folder") from error
-        run = cls(json.loads(notes["architecture"]), Settings(**json.loads(notes["settings"])), device)
-        run.step = int(notes["step"])
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-
-        run.network.load_state_dict(part("network."))
-        run.average.module.load_state_dict(part("average."))
-        run.average.n_averaged.fill_(run.step)
-        run.optimizer.load_state_dict({
-            "state": {i: part(f"optimizer.{name}.") for i, name in enumerate(run.names)},
-            "param_groups": run.optimizer.state_dict()["param_groups"],
-        })
-        return run
-
-    def advance(self, images: ImageSource, alphas: Tensor) -> Tensor:
-        """One step; returns the loss () before it."""
-        settings, device = self.settings, alphas.device
-        torch.manual_seed(stream(settings.seed, "step", self.step))  # covers dropout too
-        x0 = images.read(batch_rows(len(images), settings.batch_size, settings.seed, self.step)).to(device)
-        t = stratified_labels(len(x0), len(alphas), torch.rand(len(x0), device=device))
-        noise = torch.randn_like(x0)
-        dtype = PRECISIONS[settings.precision]
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            eps = self.network(noised(x0, t, noise, alphas), t.float())
-        loss = F.mse_loss(eps.float(), noise)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, self.step)
-        self.optimizer.step()
-        self.average.update_parameters(self.network)
-        self.step += 1
-        return loss.detach()
+    validation_loss: float | None
+    logged: bool
 
 
 def train(
@@ -273,64 +116,341 @@ def train(
     device: str | torch.device | None = None,
     resume: bool = False,
     command: str = "",
-    report: Report | None = None,
+    report: Callable[[Progress], None] | None = None,
 ) -> Path:
-    """Train; returns the folder."""
-    folder = Path(folder)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    checkpoint = folder / "checkpoint.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    if resume:
-        run = Run.load(folder, where)
-        if settings is not None:
-            run.settings = settings
-    else:
-        if checkpoint.exists():
-            raise InputError(f"{folder} holds a run already; continue it with --resume or choose another folder")
-        run = Run(architecture or {}, settings or Settings(), where)
-    settings = run.settings
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    alphas = (1 - betas).cumprod(0).float().to(where)
+    """Train a U-Net on images (N, C, H, H) with DDPM's linear schedule; returns the folder, which `odeddim.load` reads.
 
-    def save(values: dict[str, Any]) -> None:
-        run.save(folder)
-        about = {
-            "format": "odeddim unet",
-            "version": 1,
-            "architecture": run.network.config,
-            "schedule": {"kind": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02},
+    folder: of the run; made if need be, refused if it holds a run already, unless `resume` continues that.
+    validation: held-out images for `validation_loss` at every checkpoint. architecture: settings of `UNet` besides
+    in_channels and image_size, which the images decide. device: a GPU if there is one, unless given.
+    command: written into model.json. report: called about once a second and at every row of the log.
+    Ctrl-C (in the main thread) finishes the step, saves a checkpoint and raises KeyboardInterrupt.
+    Errors: InputError for images that do not fit, a folder in use, a resumption that contradicts the run, and for a
+    loss that is no longer finite (the checkpoint then is the last one before).
+    """
+    folder = Path(folder)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with torch.random.fork_rng([place] if place.type == "cuda" else []):
+        if resume:
+            run = Run.load(folder, place)
+            run.adapt(settings, architecture, images)
+            _forget_after(folder / "log.csv", run.step)
+        else:
+            if (folder / CHECKPOINT).exists() or (folder / native.CONFIG).exists():
+                raise InputError(f"{folder} holds a model already: resume it, or train in another folder")
+            run = Run(_architecture(architecture or {}, images), settings or Settings(), len(images), place)
+            folder.mkdir(parents=True, exist_ok=True)
+            _append(folder / "log.csv", ["step", "loss", "validation_loss", "seconds"])
+        if validation is not None:
+            check_shape(validation, images.shape, "the validation set")
+        if command:
+            run.commands.append(command)
+        with _postponed_interrupt() as interrupted:
+            _loop(run, images, validation, folder, interrupted, report or (lambda progress: None))
+    return folder
+
+
+def saved_settings(folder: str | Path) -> Settings:
+    """The settings of the run in a folder: what `resume` starts from. InputError if there is none."""
+    return Settings(**json.loads(_notes(Path(folder) / CHECKPOINT)["settings"]))
+
+
+class Run:
+    """A run at a step: network, average, optimiser, and their files."""
+
+    def __init__(self, architecture: Mapping[str, Any], settings: Settings, images: int, device: torch.device) -> None:
+        torch.manual_seed(_seed(settings.seed, "weights"))
+        self.settings = settings
+        self.images = images  # how many there are: the order of the data depends on it
+        self.step = 0
+        self.seconds = 0.0
+        self.commands: list[str] = []
+        self.schedule = Schedule.linear()
+        self.alphas = (1 / (1 + self.schedule.levels**2)).to(device, torch.float32)
+        self.network = UNet(**architecture).to(device)
+        self.average = AveragedModel(self.network, multi_avg_fn=_ema(settings.ema))
+        self.average.eval()
+        self.optimizer = torch.optim.Adam(self.network.parameters(), settings.learning_rate, fused=True)
+
+    def advance(self, images: ImageSource) -> Tensor:
+        """One step of training; returns the loss () that it started from."""
+        settings, device = self.settings, self.alphas.device
+        torch.manual_seed(_seed(settings.seed, "step", self.step))  # dropout draws from it too
+        rows = batch_rows(self.images, settings.batch_size, settings.seed, self.step)
+        x0 = images.read(rows).to(device)
+        t = stratified_labels(torch.rand(len(x0), device=device), self.schedule.T)
+        noise = torch.randn_like(x0)
+        precision = PRECISIONS[settings.precision]
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            eps = self.network(noised(x0, t, noise, self.alphas), t.float())
+        loss = F.mse_loss(eps.float(), noise)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, self.step)
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+        self.step += 1
+        return loss.detach()
+
+    def field(self) -> VectorField:
+        """The averaged network as the ODE's right-hand side."""
+        size = self.network.config["image_size"]
+        return VectorField(self.average.module, self.schedule, shape=(self.network.config["in_channels"], size, size))
+
+    def save(self, folder: Path, losses: Mapping[str, float]) -> None:
+        """Checkpoint and model, each replaced whole."""
+        state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        state |= {f"average.{name}": value for name, value in self.average.module.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            state |= {f"optimizer.{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
+        notes = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "images": self.images,
+            "commands": self.commands,
+            "settings": asdict(self.settings),
+            "architecture": self.network.config,
+        }
+        with replacing(folder / CHECKPOINT) as path:
+            path.write_bytes(save(_on_cpu(state), {key: json.dumps(value) for key, value in notes.items()}))
+        with replacing(folder / native.WEIGHTS) as path:
+            path.write_bytes(save(_on_cpu(self.average.module.state_dict())))
+        training = {
+            **{key: notes[key] for key in ("commands", "step", "images")},
+            "seconds": round(self.seconds),
+            **losses,
+            **asdict(self.settings),
+            "torch": torch.__version__,
+        }
+        description = {
+            "format": native.FORMAT,
+            "version": native.VERSION,
+            "architecture": self.network.config,
+            "schedule": self.schedule.to_dict(),
             "predicts": "eps",
             "weights": "ema",
-            "training": {**asdict(settings), "command": command, "step": run.step, **values},
+            "training": training,
         }
-        weights = {k: v.detach().float().cpu().contiguous() for k, v in run.average.module.state_dict().items()}
-        _replace(folder / "model.safetensors", lambda path: save_file(weights, path))
-        _replace(folder / "model.json", lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
+        with replacing(folder / native.CONFIG) as path:
+            path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Run:
+        """The run as its checkpoint has it."""
+        path = folder / CHECKPOINT
+        notes = {key: json.loads(value) for key, value in _notes(path).items()}
+        run = cls(notes["architecture"], Settings(**notes["settings"]), notes["images"], device)
+        run.step, run.seconds, run.commands = notes["step"], notes["seconds"], notes["commands"]
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+        run.network.load_state_dict(part("network."))
+        run.average.module.load_state_dict(part("average."))
+        run.average.n_averaged.fill_(run.step)
+        moments = {i: part(f"optimizer.{name}.") for i, (name, _) in enumerate(run.network.named_parameters())}
+        run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": moments})
+        return run
+
+    def adapt(self, settings: Settings | None, architecture: Mapping[str, Any] | None, images: ImageSource) -> None:
+        """Take the settings that may change in a resumed run; refuse the rest, and other images."""
+        if settings is not None:
+            before, after = asdict(self.settings), asdict(settings)
+            for name in before:
+                if before[name] != after[name] and name not in CHANGEABLE:
+                    raise InputError(
+                        f"the run has {name} {before[name]}, not {after[name]}: leave it, or start a new run"
+                    )
+            self.settings = settings
+        wanted = _architecture(architecture or {}, images)
+        for name in {"in_channels", "image_size", *(architecture or {})}:
+            if self.network.config.get(name) != wanted[name]:
+                raise InputError(f"the run's network has {name} {self.network.config.get(name)}, not {wanted[name]}")
+        if len(images) != self.images:
+            raise InputError(f"the run was started with {self.images} images, not {len(images)}: give it the same")
+        if self.step >= self.settings.steps:
+            raise InputError(f"the run is complete, at step {self.step}: ask for more steps to continue it")
+
+
+def _loop(
+    run: Run,
+    images: ImageSource,
+    validation: ImageSource | None,
+    folder: Path,
+    interrupted: Callable[[], bool],
+    report: Callable[[Progress], None],
+) -> None:
+    settings = run.settings
+    began, earlier, first = time.monotonic(), run.seconds, run.step
+    told = began
     losses: list[Tensor] = []
-    began, first = time.monotonic(), run.step
-    values: dict[str, Any] = {}
-    with _postponed_interrupt() as interrupted:
-        while run.step < settings.steps:
-            losses.append(run.advance(images, alphas))
-            last = run.step == settings.steps or interrupted()
-            if run.step % settings.log_every == 0 or last:
-                progress = Progress(run.step, settings.steps, float(torch.stack(losses).mean()), (run.step - first) / (time.monotonic() - began))
-                losses = []
-                values["loss"] = progress.loss
-                if run.step % settings.checkpoint_every == 0 or last:
-                    if validation is not None:
-                        network = run.average.module.eval()
-                        progress = replace(progress, validation=validation_loss(network, validation, alphas))
-                        values["validation_loss"] = progress.validation
-                    save(values)
-                if run.step % settings.samples_every == 0 or run.step == settings.steps:
-                    sheet = draw(run.average.module.eval(), images.shape, alphas)
-                    save_sheet(sheet, folder / f"samples-{run.step:06d}.png")
-                with (folder / "log.csv").open("a", newline="") as file:
-                    csv.writer(file).writerow([progress.step, f"{progress.loss:.6f}", "" if progress.validation is None else f"{progress.validation:.6f}", f"{time.monotonic() - began:.1f}"])
-                if report:
-                    report(progress)
-            if interrupted():
-                raise KeyboardInterrupt
-    return folder
+    while run.step < settings.steps:
+        losses.append(run.advance(images))
+        stop = interrupted()
+        last = stop or run.step == settings.steps
+        saves = last or run.step % settings.checkpoint_every == 0
+        logs = saves or run.step % settings.log_every == 0
+        now = time.monotonic()
+        if not logs and now - told < 1:
+            continue
+        told = now
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} after step {run.step}: start again with a lower learning rate or in float32 "
+                f"(the last checkpoint in {folder} is from before)"
+            )
+        run.seconds = earlier + now - began
+        validated = validation_loss(run.field(), validation) if saves and validation is not None else None
+        if saves:
+            run.save(folder, {"loss": loss} if validated is None else {"loss": loss, "validation_loss": validated})
+        if logs:
+            row = ["" if value is None else f"{value:.6f}" for value in (loss, validated)]
+            _append(folder / "log.csv", [str(run.step), *row, f"{run.seconds:.0f}"])
+            losses = []
+        if run.step % settings.samples_every == 0 or run.step == settings.steps:
+            sheet = sample(SHEET_IMAGES, "euler", grid="linear", steps=50, model=run.field())
+            save_sheet(sheet, folder / f"samples-{run.step:06d}.png")
+        report(Progress(run.step, settings.steps, loss, (run.step - first) / (now - began), validated, logs))
+        if stop:
+            raise KeyboardInterrupt
+
+
+# The parts of a step, each a function of its arguments.
+
+
+def batch_rows(count: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """The images of a step. Every epoch is a shuffle of all `count` of them; batches run on across its end."""
+    rows: list[int] = []
+    while len(rows) < batch_size:
+        epoch, offset = divmod(step * batch_size + len(rows), count)
+        rows += _shuffled(count, seed, epoch)[offset : offset + batch_size - len(rows)].tolist()
+    return rows
+
+
+@functools.lru_cache(maxsize=2)
+def _shuffled(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(_seed(seed, "epoch", epoch)))
+
+
+def _seed(*key: object) -> int:
+    """A seed that depends on every part of the key."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
+
+
+def stratified_labels(jitter: Tensor, T: int) -> Tensor:
+    """Labels (B,) int64 in 0..T-1 from jitter (B,) in [0, 1): label i lies in the i-th of B equal parts of the range.
+
+    Over the batch they are uniform, as L_simple wants, and the mean loss is less noisy than with independent ones.
+    """
+    part = torch.arange(len(jitter), device=jitter.device)
+    return ((part + jitter) * (T / len(jitter))).long().clamp(max=T - 1)
+
+
+def noised(x0: Tensor, t: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
+    """x_t = √α_t·x0 + √(1-α_t)·ε: x0 and noise (B, C, H, W), t (B,) int64, alphas (T,) cumulative."""
+    alpha = alphas[t][:, None, None, None]
+    return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+
+
+def learning_rate(settings: Settings, step: int) -> float:
+    """Rise, plateau, fall to zero. The plateau is what lets a resumed run change its number of steps."""
+    rise = (step + 1) / settings.warmup if settings.warmup else 1.0
+    fall = (settings.steps - step) / (settings.decay * settings.steps) if settings.decay else 1.0
+    return settings.learning_rate * min(1.0, rise, fall)
+
+
+def _ema(decay: float) -> Callable[[Any, Any, Any], None]:
+    """θ̄ ← d·θ̄ + (1-d)·θ with d = min(decay, (1+n)/(10+n)) after n updates: a young average forgets its start sooner."""
+
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        n = float(count)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, count)  # type: ignore[no-untyped-call]
+
+    return update
+
+
+@torch.no_grad()
+def validation_loss(field: VectorField, images: ImageSource, count: int = VALIDATION_IMAGES) -> float:
+    """L_simple of a DDPM-like model on the first `count` held-out images, the same number for the same weights.
+
+    Image i of n has the label ⌊(i + ½)·T/n⌋ and noise from seed i; float32, batches of 64, mean over images and pixels.
+    """
+    n = min(count, len(images))
+    alphas = (1 / (1 + field.schedule.levels**2)).float()
+    labels = stratified_labels(torch.full((n,), 0.5), field.schedule.T)
+    total = 0.0
+    for start in range(0, n, 64):
+        x0, t = images[start : min(start + 64, n)], labels[start : start + 64]
+        seeds = range(start, start + len(x0))
+        noise = torch.stack([torch.randn(images.shape, generator=torch.Generator().manual_seed(i)) for i in seeds])
+        x, labels_here = noised(x0, t, noise, alphas).to(field.device), t.to(field.device, torch.float32)
+        total += float((field.eps(x, labels_here).cpu() - noise).square().mean(dim=(1, 2, 3)).double().sum())
+    return total / n
+
+
+# Files and signals.
+
+
+def _architecture(given: Mapping[str, Any], images: ImageSource) -> dict[str, Any]:
+    channels, height, width = images.shape
+    if height != width:
+        raise InputError(f"the images are {height}×{width} pixels, and the U-Net is made for squares: crop them")
+    return {**given, "in_channels": channels, "image_size": height}
+
+
+def _notes(path: Path) -> dict[str, str]:
+    """What a checkpoint says besides its tensors; reading it also checks that the file is whole."""
+    try:
+        with safe_open(path, "pt") as file:
+            notes: dict[str, str] = file.metadata() or {}
+    except FileNotFoundError:
+        raise InputError(f"there is no {path}: no run to resume in this folder") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path} cannot be read as a checkpoint ({error}): start a new run in another folder"
+        ) from None
+    if "settings" not in notes:
+        raise InputError(f"{path} is no checkpoint of `odeddim train`: start a new run in another folder")
+    return notes
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _append(path: Path, row: list[str]) -> None:
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow(row)
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the log's rows of steps after the checkpoint: they are about to be made again."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if row and (not row[0].isdigit() or int(row[0]) <= step)]
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+@contextlib.contextmanager
+def _postponed_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C in here only sets a flag, so that no step is torn; a second one interrupts at once."""
+    asked = threading.Event()
+
+    def handler(signal_number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may install handlers
+        yield asked.is_set
+        return
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)

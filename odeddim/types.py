@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Field = Callable[["Tensor", "Tensor"], "Tensor"]
-"""ε = field(sigma, xbar): sigma () or (B,) float64, xbar (B, *), ε like xbar. Argument order of torchdiffeq and scipy."""
+"""ε = field(sigma, xbar): sigma () or (B,) float64, xbar (B, *), ε like xbar. In torchdiffeq's and scipy's order."""
 
 Run = Callable[..., "State"]
 """state = run(field, state, sigmas, **settings): integrates from sigmas[0] to sigmas[-1]; sigmas (N+1,) float64 > 0."""

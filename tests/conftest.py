@@ -1,4 +1,4 @@
-"""One thread and passive waiting: 60 small tests take 1.6 s so, and 30 to 48 s with two spinning threads beside a job."""
+"""One thread and passive waiting: with two spinning threads beside another job, small tests take 20 times as long."""
 
 import os
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -177,7 +178,7 @@ def test_interpolate_is_decodable() -> None:
 def test_own_solver_rows_work_everywhere() -> None:
     def run(field: odeddim.Field, state: odeddim.State, sigmas: Tensor) -> odeddim.State:
         xbar = state.xbar
-        for sigma, target in zip(sigmas, sigmas[1:], strict=False):
+        for sigma, target in itertools.pairwise(sigmas):
             xbar = xbar + float(target - sigma) * field(sigma, xbar)
         return odeddim.State(xbar, float(sigmas[-1]))
 

@@ -122,7 +122,17 @@ def test_interpolate(run, here: Path) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_bench(run) -> None:  # type: ignore[no-untyped-def]
-    arguments = ("bench", "-n", 2, "--model", "exact-mixture", "--solvers", "euler@linear,ab2,dopri5", "--steps", "5,10")
+    arguments = (
+        "bench",
+        "-n",
+        2,
+        "--model",
+        "exact-mixture",
+        "--solvers",
+        "euler@linear,ab2,dopri5",
+        "--steps",
+        "5,10",
+    )
     code, out, err = run(*arguments, "--json", "--plot", "bench.svg", "-o", "bench.h5")
     assert code == 0, err
     table = json.loads(out)
@@ -195,7 +205,10 @@ BAD = {
     "unknown device": (["encode", "-o", "y.h5", "--device", "cuda:99"], "--device cpu"),
     "no output": (["encode"], "--output"),
     "zero steps": (["encode", "-o", "y.h5", "--steps", "0"], "--steps"),
-    "too many steps": (["encode", "-o", "y.h5", "--steps", "2000", "--grid", "linear", "--solver", "euler"], "at most 1000"),
+    "too many steps": (
+        ["encode", "-o", "y.h5", "--steps", "2000", "--grid", "linear", "--solver", "euler"],
+        "at most 1000",
+    ),
     "tolerance for a fixed-step solver": (["encode", "-o", "y.h5", "--solver", "euler", "--rtol", "1e-3"], "rtol"),
     "no such images": (["encode", "nowhere", "-o", "y.h5"], "nowhere"),
     "empty folder": (["encode", "empty", "-o", "y.h5"], "empty"),
@@ -217,7 +230,10 @@ BAD = {
     "bad shape": (["sample", "-o", "s.png", "--model", "exact-mixture", "--size", "3,x"], "3,32,32"),
     "eta with another solver": (["sample", "-o", "s.png", "--eta", "1", "--solver", "ab2"], "euler"),
     "bench of nothing": (["bench", "--solvers", "euler,nope"], "nope"),
-    "bench figure": (["bench", "-n", "1", "--solvers", "euler", "--steps", "1", "--model", "exact-mixture", "--plot", "p.gif"], ".svg"),
+    "bench figure": (
+        ["bench", "-n", "1", "--solvers", "euler", "--steps", "1", "--model", "exact-mixture", "--plot", "p.gif"],
+        ".svg",
+    ),
     "inspect text": (["inspect", "text.png"], "HDF5"),
     "inspect empty folder": (["inspect", "empty"], "empty"),
     "model is no model": (["sample", "-o", "s.png", "--model", "text.png"], "text.png"),

@@ -138,10 +138,8 @@ def test_refusals() -> None:
     field = VectorField(lambda x, t: x[:, :1], LINEAR, shape=(2, 4, 4))
     with pytest.raises(InputError, match="without them"):
         field(torch.tensor(1.0), images())
-    with pytest.raises(InputError, match="2×4×4.*not 1×4×4"):
+    with pytest.raises(InputError, match=r"2×4×4.*not 1×4×4"):
         field.check(images()[:, :1])
-    with pytest.raises(InputError, match="floating point"):
-        field.check(torch.zeros(1, 2, 4, 4, dtype=torch.uint8))
     broken = images()
     broken[1, 0, 0, 0] = math.nan
     with pytest.raises(InputError, match="image 1 "):

@@ -103,7 +103,15 @@ def test_grid_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "word"),
-    [("1 2 x", "cannot be read"), ("[1, 2", "cannot be read"), ("", "two"), ("2 1", "rise"), ("0 nan", "finite"), ("-1 2", "negative"), ("[[1]]", "cannot")],
+    [
+        ("1 2 x", "cannot be read"),
+        ("[1, 2", "cannot be read"),
+        ("", "two"),
+        ("2 1", "rise"),
+        ("0 nan", "finite"),
+        ("-1 2", "negative"),
+        ("[[1]]", "cannot"),
+    ],
 )
 def test_bad_grid_files_are_refused(tmp_path: Path, content: str, word: str) -> None:
     path = tmp_path / "grid.txt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -40,7 +41,7 @@ def test_equal_radii_stay_and_angles_are_even() -> None:
     b = State(b.xbar * (a.xbar.norm() / b.xbar.norm()), b.sigma)
     line = interpolate(a, b, 9).xbar.flatten(1)
     assert torch.allclose(line.norm(dim=1), line[0].norm(), rtol=1e-12)
-    steps = [torch.arccos((p @ q) / (p.norm() * q.norm())) for p, q in zip(line, line[1:], strict=False)]
+    steps = [torch.arccos((p @ q) / (p.norm() * q.norm())) for p, q in itertools.pairwise(line)]
     assert torch.allclose(torch.stack(steps), steps[0], rtol=1e-9)
 
 

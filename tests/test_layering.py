@@ -113,7 +113,8 @@ def test_the_bare_folders_refuse_to_be_imported(folder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["solvers"], ["encode", "--help"], ["bench", "--help"], ["encode"], ["nonsense"]]
+    "arguments",
+    [["--help"], ["--version"], ["solvers"], ["encode", "--help"], ["bench", "--help"], ["encode"], ["nonsense"]],
 )
 def test_light_commands_load_nothing_heavy(arguments: list[str]) -> None:
     heavy = ("torch", "numpy", "scipy", "h5py", "matplotlib", "torchdiffeq", "PIL", "rich", "safetensors")

@@ -1,4 +1,4 @@
-"""Euler through x̄ is DDIM: eq. 12 with σ_t = 0 written out in x and α, and diffusers' DDIMScheduler, on the same nodes."""
+"""Euler through x̄ is DDIM: eq. 12 with σ_t = 0 in x and α, and diffusers' DDIMScheduler, on the same nodes."""
 
 from __future__ import annotations
 

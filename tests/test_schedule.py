@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -111,14 +112,20 @@ def test_any_falling_alphas_make_a_schedule(alphas: list[float]) -> None:
     except InputError:
         # Only where two α are so close that their σ coincide.
         sigma = [math.sqrt(math.expm1(-math.log(a))) for a in alphas]
-        assert any(math.isclose(a, b, rel_tol=1e-14) for a, b in zip(sigma, sigma[1:], strict=False))
+        assert any(math.isclose(a, b, rel_tol=1e-14) for a, b in itertools.pairwise(sigma))
         return
     assert torch.allclose(1 / (1 + schedule.levels**2), torch.tensor(alphas, dtype=torch.float64), rtol=1e-9)
 
 
 @pytest.mark.parametrize(
     ("alphas", "word"),
-    [([1.0, 0.5], "α = 0 or 1"), ([0.5, 0.0], "α = 0 or 1"), ([0.5, 0.9], "rise"), ([0.5, math.nan], "α"), ([0.5], "two")],
+    [
+        ([1.0, 0.5], "α = 0 or 1"),
+        ([0.5, 0.0], "α = 0 or 1"),
+        ([0.5, 0.9], "rise"),
+        ([0.5, math.nan], "α"),
+        ([0.5], "two"),
+    ],
 )
 def test_bad_alphas_are_refused(alphas: list[float], word: str) -> None:
     with pytest.raises(InputError, match=word):

@@ -116,7 +116,10 @@ def test_a_latent_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"), write_latents(tmp_path / "no" / "z.h5", provenance(), NODES, 1):
+    with (
+        pytest.raises(InputError, match="does not exist"),
+        write_latents(tmp_path / "no" / "z.h5", provenance(), NODES, 1),
+    ):
         pass
 
 

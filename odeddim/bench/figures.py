@@ -14,7 +14,7 @@ MARKERS = "osD^vP*X"
 
 
 def work_precision(table: Table, path: Path) -> None:
-    """Error against evaluations, log-log, one line per solver and grid: the round trip and the latent. PNG, SVG or PDF."""
+    """Error against evaluations, log-log, a line per solver and grid: round trip and latent. A PNG, SVG or PDF."""
     import matplotlib
 
     kind = path.suffix.lower().lstrip(".")

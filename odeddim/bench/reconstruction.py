@@ -127,7 +127,7 @@ def reference_latents(
     latents = []
     for count in (steps // 2, steps):
         nodes = grids.grid(grid, field.schedule, count, end=end)
-        batches = [encode(batch, name, model=field, grid=nodes).xbar for batch in images.split(batch_size)]
+        batches = [encode(batch, name, model=field, grid=nodes).xbar for batch in _batches(images, batch_size)]
         latents.append(torch.cat(batches))
         advance(count)
     return latents[1], _latent_error(latents[0], latents[1], field)
@@ -152,7 +152,7 @@ def reconstruction(
         field.reset()
         began = time.perf_counter()
         latents, back = [], []
-        for batch in images.split(batch_size):
+        for batch in _batches(images, batch_size):
             state = encode(batch, solver, model=field, grid=nodes)
             latents.append(state.xbar)
             back.append(decode(state, solver, model=field, grid=nodes))
@@ -182,8 +182,11 @@ def reference_evaluations() -> int:
     return REFERENCE[2] + REFERENCE[2] // 2
 
 
+def _batches(images: Tensor, size: int) -> Iterator[Tensor]:
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
+
+
 def _latent_error(latent: Tensor, truth: Tensor, field: VectorField) -> float:
     difference = (latent - truth).double()
     return float((difference**2).mean().sqrt()) / field.schedule.sigma_max
-
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,13 +22,13 @@ def interpolate(a: State, b: State, n: int) -> State:
     return _combine([(weights_a, a), (weights_b, b)])
 
 
-def interpolate_grid(corners: tuple[State, State, State, State], n: int) -> State:
-    """n × n latents between four: first along the top (0 to 1) and the bottom (2 to 3), then down each column.
+def interpolate_grid(corners: Sequence[State], n: int) -> State:
+    """n × n latents between four corners a, b, c, d: along the top (a to b) and bottom (c to d), then down the columns.
 
     Returns a State with xbar (n·n, *), row by row (DDIM, appendix D.5).
     """
-    top = interpolate(corners[0], corners[1], n)
-    bottom = interpolate(corners[2], corners[3], n)
+    a, b, c, d = corners
+    top, bottom = interpolate(a, b, n), interpolate(c, d, n)
     columns = [interpolate(_one(top, j), _one(bottom, j), n) for j in range(n)]
 
     def interleave(parts: list[Tensor]) -> Tensor:

@@ -153,7 +153,9 @@ class LatentFile:
         try:
             self._file = h5py.File(self.path, "r")
         except OSError:
-            raise InputError(f"{path} is not a readable HDF5 file: it is damaged, cut short or something else") from None
+            raise InputError(
+                f"{path} is not a readable HDF5 file: it is damaged, cut short or something else"
+            ) from None
         try:
             self._check()
         except InputError:
@@ -171,7 +173,9 @@ class LatentFile:
             raise InputError(f"{path} was written by a newer odeddim (file version {file.attrs['version']}): upgrade")
         self._xbar = _dataset(file, "xbar", path)
         if self._xbar.ndim < 2 or self._xbar.dtype not in (np.float32, np.float64):
-            raise InputError(f"{path}: 'xbar' must be float32 or float64 (N, *), not {self._xbar.dtype} {self._xbar.shape}")
+            raise InputError(
+                f"{path}: 'xbar' must be float32 or float64 (N, *), not {self._xbar.dtype} {self._xbar.shape}"
+            )
         self.sigma = float(self._xbar.attrs["sigma"])
         group = file.get("aux")
         self._aux = [_dataset(file, f"aux/{k}", path) for k in range(len(group) if group is not None else 0)]
@@ -186,7 +190,9 @@ class LatentFile:
 
         self.nodes = check_nodes(torch.from_numpy(np.asarray(nodes[:], np.float64)), where=str(path))
         if not math.isclose(self.sigma, float(self.nodes[-1]), rel_tol=1e-12):
-            raise InputError(f"{path}: its latents lie at σ = {self.sigma}, but its grid ends at {float(self.nodes[-1])}")
+            raise InputError(
+                f"{path}: its latents lie at σ = {self.sigma}, but its grid ends at {float(self.nodes[-1])}"
+            )
         text = _dataset(file, "provenance", path)
         if text.shape != () or text.id.get_storage_size() > MOST_PROVENANCE:
             raise InputError(f"{path}: 'provenance' is no JSON text of a sensible size")
@@ -214,7 +220,7 @@ class LatentFile:
 
     @property
     def dtype(self) -> str:
-        """"float32" or "float64"."""
+        """ "float32" or "float64"."""
         return str(self._xbar.dtype)
 
     @property

@@ -32,7 +32,7 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """DDPM's 32 groups, or fewer so that a group never has fewer than 4 channels (as in the paper's smallest network)."""
+    """DDPM's 32 groups; fewer where a group would have fewer than the 4 channels that it has in DDPM."""
     return nn.GroupNorm(math.gcd(32, max(1, channels // 4)), channels, eps=1e-6)
 
 
@@ -46,7 +46,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         first, second = self.dense
-        h: Tensor = first(time_embedding(t, self.channels).to(first.weight.dtype))
+        h: Tensor = first(time_embedding(t, self.channels).to(next(self.parameters()).dtype))
         h = second(F.silu(h))
         return h
 
@@ -62,15 +62,13 @@ class ResnetBlock(nn.Module):
         self.norm2 = group_norm(outer)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(outer, outer, 3, padding=1)
-        if inner != outer:
-            self.nin_shortcut = nn.Conv2d(inner, outer, 1)
-        self.widens = inner != outer
+        self.nin_shortcut = nn.Conv2d(inner, outer, 1) if inner != outer else None
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h: Tensor = self.conv1(F.silu(self.norm1(x)))
         h = h + self.temb_proj(F.silu(temb))[:, :, None, None]
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return h + (self.nin_shortcut(x) if self.widens else x)
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
 class AttnBlock(nn.Module):
@@ -85,10 +83,10 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
+        h: Tensor = self.norm(x)
         q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))  # (B, 1, HW, C)
-        h = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
-        return x + self.proj_out(h)
+        h = self.proj_out(F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape))
+        return x + h
 
 
 class Downsample(nn.Module):
@@ -115,18 +113,44 @@ class Upsample(nn.Module):
         return h
 
 
-class Level(nn.Module):
-    """The blocks of one resolution, on the way down or up; `resample` names the module that leaves the level."""
+class Down(nn.Module):
+    """One level on the way down: residual blocks of these input widths, then halving unless it is the last."""
 
-    def __init__(self, blocks: list[ResnetBlock], attention: list[AttnBlock]) -> None:
+    def __init__(self, inner: list[int], width: int, temb: int, dropout: float, *, attends: bool, last: bool) -> None:
         super().__init__()
-        self.block = nn.ModuleList(blocks)
-        self.attn = nn.ModuleList(attention)
+        self.block = nn.ModuleList(ResnetBlock(n, width, temb, dropout) for n in inner)
+        self.attn = nn.ModuleList(AttnBlock(width) for _ in inner if attends)
+        self.downsample = None if last else Downsample(width)
 
-    def step(self, index: int, h: Tensor, temb: Tensor) -> Tensor:
-        """Block `index` and its attention, if the level has any."""
-        h = self.block[index](h, temb)
-        return self.attn[index](h) if len(self.attn) else h
+    def forward(self, h: Tensor, temb: Tensor, skips: list[Tensor]) -> Tensor:
+        """h (B, C, H, W) -> (B, width, H/2, W/2); every result on the way is appended to `skips`."""
+        for i, block in enumerate(self.block):
+            h = block(h, temb)
+            if self.attn:
+                h = self.attn[i](h)
+            skips.append(h)
+        if self.downsample is not None:
+            h = self.downsample(h)
+            skips.append(h)
+        return h
+
+
+class Up(nn.Module):
+    """One level on the way up: each block also takes one of `skips`; then doubling unless it is the last."""
+
+    def __init__(self, inner: list[int], width: int, temb: int, dropout: float, *, attends: bool, last: bool) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResnetBlock(n, width, temb, dropout) for n in inner)
+        self.attn = nn.ModuleList(AttnBlock(width) for _ in inner if attends)
+        self.upsample = None if last else Upsample(width)
+
+    def forward(self, h: Tensor, temb: Tensor, skips: list[Tensor]) -> Tensor:
+        """h (B, C, H, W) -> (B, width, 2H, 2W); takes the last of `skips` off, one per block."""
+        for i, block in enumerate(self.block):
+            h = block(torch.cat([h, skips.pop()], dim=1), temb)
+            if self.attn:
+                h = self.attn[i](h)
+        return h if self.upsample is None else self.upsample(h)
 
 
 class Middle(nn.Module):
@@ -177,48 +201,41 @@ class UNet(nn.Module):
             "attention": list(attention),
             "dropout": dropout,
         }
-        self.in_channels = in_channels
-        self.halvings = len(multipliers) - 1
         _check_config(self.config)
+        self.in_channels = in_channels
+        self.factor = 2 ** (len(multipliers) - 1)  # what height and width are halved by, all in all
 
         temb = 4 * channels
         widths = [channels * m for m in multipliers]
-        sizes = [image_size // 2**i for i in range(len(widths))]
+        attends = [image_size // 2**level in attention for level in range(len(widths))]
+        coarsest = len(widths) - 1
         self.temb = TimeEmbedding(channels)
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
 
-        def level(inner: list[int], width: int, size: int) -> Level:
-            attended = len(inner) if size in attention else 0
-            return Level([ResnetBlock(n, width, temb, dropout) for n in inner], [AttnBlock(width) for _ in range(attended)])
-
-        skips, inner = [channels], channels  # channels of every feature map that the way up will take back
         self.down = nn.ModuleList()
-        for i, (width, size) in enumerate(zip(widths, sizes, strict=True)):
-            down = level([inner] + [width] * (blocks - 1), width, size)
+        inner = channels
+        skips = [channels]  # the widths of what the way up will take back
+        for level, width in enumerate(widths):
+            blocks_in = [inner, *[width] * (blocks - 1)]
+            last = level == coarsest
+            self.down.append(Down(blocks_in, width, temb, dropout, attends=attends[level], last=last))
             inner = width
-            skips += [width] * blocks
-            if i < self.halvings:
-                down.downsample = Downsample(width)
-                skips.append(width)
-            self.down.append(down)
+            skips += [width] * (blocks if last else blocks + 1)
 
         self.mid = Middle(inner, temb, dropout)
 
-        up: list[Level] = []
-        for i, (width, size) in reversed(list(enumerate(zip(widths, sizes, strict=True)))):
-            taken = [skips.pop() for _ in range(blocks + 1)]
-            up.append(level([n + skip for n, skip in zip([inner] + [width] * blocks, taken, strict=True)], width, size))
+        self.up = nn.ModuleList()  # up[0] is the finest level, as in DDIM's code
+        for level, width in reversed(list(enumerate(widths))):
+            blocks_in = [n + skips.pop() for n in (inner, *[width] * blocks)]
+            self.up.insert(0, Up(blocks_in, width, temb, dropout, attends=attends[level], last=level == 0))
             inner = width
-            if i > 0:
-                up[-1].upsample = Upsample(width)
-        self.up = nn.ModuleList(reversed(up))  # up[0] is the finest level, as in DDIM's code
 
         self.norm_out = group_norm(inner)
         self.conv_out = nn.Conv2d(inner, out_channels, 3, padding=1)
         self._zero_last_layers()
 
     def _zero_last_layers(self) -> None:
-        """As in DDPM, every residual branch and the output start at zero: the fresh network is near the identity."""
+        """As in DDPM: every residual branch starts as the identity, and the network's answer as 0."""
         for module in self.modules():
             last = {ResnetBlock: "conv2", AttnBlock: "proj_out", UNet: "conv_out"}.get(type(module))
             if last is not None:
@@ -228,28 +245,19 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x (B, C, H, W), t (B,) real-valued -> ε (B, C, H, W)."""
-        factor = 2**self.halvings
-        if x.ndim != 4 or x.shape[1] != self.in_channels or x.shape[2] % factor or x.shape[3] % factor:
+        if x.ndim != 4 or x.shape[1] != self.in_channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise InputError(
-                f"this network takes (B, {self.in_channels}, H, W) with H and W divisible by {factor}, "
+                f"this network takes (B, {self.in_channels}, H, W) with H and W divisible by {self.factor}, "
                 f"but the input is {tuple(x.shape)}"
             )
         temb = self.temb(t)
-        h = self.conv_in(x)
+        h: Tensor = self.conv_in(x)
         skips = [h]
         for level in self.down:
-            for i in range(len(level.block)):
-                h = level.step(i, h, temb)
-                skips.append(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
-                skips.append(h)
+            h = level(h, temb, skips)
         h = self.mid(h, temb)
         for level in reversed(self.up):
-            for i in range(len(level.block)):
-                h = level.step(i, torch.cat([h, skips.pop()], dim=1), temb)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
+            h = level(h, temb, skips)
         h = self.conv_out(F.silu(self.norm_out(h)))
         return h
 
@@ -260,9 +268,13 @@ def _check_config(config: dict[str, Any]) -> None:
         if not isinstance(config[name], int) or config[name] < 1:
             raise InputError(f"the U-Net's {name} must be a whole number above 0, not {config[name]!r}")
     if config["channels"] < 4 or config["channels"] % 2:
-        raise InputError(f"the U-Net's channels must be even and at least 4 (sines and cosines), not {config['channels']}")
+        raise InputError(
+            f"the U-Net's channels must be even and at least 4 (sines and cosines), not {config['channels']}"
+        )
     if not config["multipliers"] or not all(isinstance(m, int) and m > 0 for m in config["multipliers"]):
-        raise InputError(f"the U-Net's multipliers must be whole numbers above 0, one per level, not {config['multipliers']}")
+        raise InputError(
+            f"the U-Net's multipliers must be whole numbers above 0, one per level, not {config['multipliers']}"
+        )
     factor = 2 ** (len(config["multipliers"]) - 1)
     if config["image_size"] % factor:
         raise InputError(

@@ -1,0 +1,109 @@
+"""Solvers of scipy, each image by itself: its steps and its result do not depend on its neighbours in the batch.
+
+The integrator's arithmetic is float64 on the CPU; the field sees the state's dtype and device.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from odeddim.solvers._adaptive import Watch, check_settings
+from odeddim.types import Field, Solver, State
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+IMPLICIT = ("LSODA", "Radau", "BDF")
+COLUMNS = 64  # of a Jacobian, in one evaluation of the field
+DISPLACEMENT = 1e-4  # relative, of a Jacobian's differences: well above the rounding of a float32 network
+
+
+def ivp(
+    field: Field,
+    state: State,
+    sigmas: Tensor,
+    *,
+    method: str,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_nfe: int = 10_000,
+) -> State:
+    """A method of scipy.integrate in log σ, from sigmas[0] to sigmas[-1]; the nodes between are not used.
+
+    state.xbar (B, *). rtol, atol: on x̄. max_nfe: evaluations of one image; a Jacobian, which the implicit methods take
+    by differences, is one evaluation for each of an image's n numbers and one more, and n×n in memory: they are for
+    small images, up to about 3×32×32. Errors: BudgetExceeded with the last accepted point of the image (1, *) that
+    failed, InputError where the field is not finite.
+    """
+    import torch
+
+    check_settings(rtol, atol, max_nfe)
+    with torch.no_grad():
+        images = []
+        for i in range(len(state.xbar)):
+            who = f"scipy {method}, image {i} of the batch"
+            start = State(state.xbar[i : i + 1], float(sigmas[0]))
+            watch = Watch(who, field, start, float(sigmas[-1]), log=True, max_nfe=max_nfe)
+            images.append(_one_image(watch, method, rtol=rtol, atol=atol))
+    return State(torch.cat(images), float(sigmas[-1]))
+
+
+def _one_image(watch: Watch, method: str, **options: Any) -> Tensor:
+    """x̄ (1, *) at the watch's target."""
+    import numpy as np
+    import torch
+    from scipy import integrate
+
+    like = watch.reached.xbar
+
+    def images(y: np.ndarray) -> Tensor:
+        return torch.from_numpy(y).reshape(-1, *like.shape[1:]).to(like)
+
+    def rates(u: float, y: np.ndarray) -> np.ndarray:
+        """(B, n) or (n,) -> (B, n): every row counts as an evaluation."""
+        xbar = images(y)
+        return np.asarray(watch.rate(u, xbar, cost=len(xbar)).double().reshape(len(xbar), -1).cpu())
+
+    def jacobian(u: float, y: np.ndarray) -> np.ndarray:
+        steps = DISPLACEMENT * np.maximum(np.abs(y), 1.0)
+        displaced = y + np.diag(steps)
+        moved = np.concatenate([rates(u, displaced[i : i + COLUMNS]) for i in range(0, len(y), COLUMNS)])
+        return ((moved - rates(u, y)) / steps[:, None]).T
+
+    if method in IMPLICIT:
+        options["jac"] = jacobian
+    y = np.array(like.double().cpu()).ravel()  # a copy: some methods work in place
+    solver = getattr(integrate, method)(
+        lambda u, y: rates(u, y)[0], watch.u(watch.reached.sigma), y, watch.u(watch.target), **options
+    )
+    while solver.status == "running":
+        solver.step()
+        watch.reached = State(images(solver.y), watch.sigma(solver.t))
+    if solver.status == "failed":
+        raise watch.stopped("cannot make its steps small enough")
+    return watch.reached.xbar
+
+
+def _row(name: str, method: str, order: int, reference: str, **settings: Any) -> Solver:
+    return Solver(
+        name=name,
+        run=functools.partial(ivp, method=method, **settings),
+        family="scipy",
+        order=order,
+        nfe=None,
+        adaptive=True,
+        settings=("rtol", "atol", "max_nfe"),
+        reference=f"{reference}; scipy.integrate.{method}",
+    )
+
+
+ROWS = (
+    _row("scipy-rk45", "RK45", 5, "Dormand & Prince 1980"),
+    _row("scipy-dop853", "DOP853", 8, "Hairer, Nørsett & Wanner 1993"),
+    # The highest order that it may choose. Its Jacobians, and those below, count one evaluation a column.
+    _row("scipy-lsoda", "LSODA", 12, "Petzold 1983", max_nfe=100_000),
+    _row("scipy-radau", "Radau", 5, "Hairer & Wanner 1996, Radau IIA", max_nfe=100_000),
+    _row("scipy-bdf", "BDF", 5, "Shampine & Reichelt 1997", max_nfe=100_000),
+)

@@ -1,0 +1,60 @@
+"""The README's examples run as they stand, and its table of solvers is the one that the command prints."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from odeddim.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_examples_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every `odeddim` line of the console blocks, one after another in an empty folder; long runs in small."""
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in blocks("console") for line in block.splitlines() if line.startswith("$ odeddim ")]
+    assert len(lines) >= 6
+    for line in lines:
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        if words[1] in ("encode", "bench", "sample") and "-n" not in words:
+            words += ["-n", "4"]  # fewer images: the command is the same
+        if words[1] == "train":
+            continue  # tests/test_train.py trains
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 0, (line, capsys.readouterr().err)
+
+
+def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = blocks("python")
+    assert found
+    names: dict[str, object] = {}
+    for block in found:
+        exec(compile(block, "README.md", "exec"), names)
+
+
+def test_the_solver_table_is_current(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["odeddim", "solvers"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out.strip() in README, "paste the output of `odeddim solvers` into README.md"
+
+
+def test_every_file_it_names_exists() -> None:
+    for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
