@@ -96,6 +96,10 @@ def main() -> None:
         _fail(str(stop), 1)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; files that were not finished have been left out", 130)
+    except (MemoryError, RuntimeError) as error:
+        if type(error).__name__ not in ("MemoryError", "OutOfMemoryError"):  # torch's, by name: it is not loaded here
+            raise
+        _fail("out of memory: try a smaller --batch-size", 1)
     except BrokenPipeError:
         # `odeddim solvers | head`: nobody reads on. Python would complain once more when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

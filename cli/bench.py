@@ -9,6 +9,9 @@ import click
 
 from odeddim.cli import options
 
+# Of adaptive solvers, unless given: so that they take about as many evaluations as the others.
+TOLERANCE = 1e-4
+
 
 class SolverOnGrid(options.SolverName):
     """SOLVER or SOLVER@GRID."""
@@ -22,7 +25,7 @@ class SolverOnGrid(options.SolverName):
 
 @click.command("bench")
 @click.argument("images", required=False, type=click.Path(path_type=Path))
-@click.option("-n", "--count", type=click.IntRange(1), default=16, show_default=True, help="How many images.")
+@click.option("-n", "--count", type=click.IntRange(1), default=8, show_default=True, help="How many images.")
 @click.option(
     "--solvers",
     type=options.Items(SolverOnGrid()),
@@ -82,6 +85,7 @@ def command(
     )
     x_0 = source[0 : min(count, len(source))].to(where.state)
     field.check(x_0)
+    settings = {"rtol": TOLERANCE, "atol": TOLERANCE, **{key: value for key, value in settings.items() if value}}
     entries = [bench.Entry.parse(text) for text in solvers or bench.DEFAULT_ENTRIES]
     planned = bench.runs(field, entries, steps, end, settings)
     total = bench.reference_evaluations() + sum(bench.expected_evaluations(row, nodes) for _, _, row, nodes in planned)

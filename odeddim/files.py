@@ -19,8 +19,8 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} of {path.name} does not exist: make it first")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, where a file is to be written")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no ordinary file, but a folder or a device: give another name")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Protocol
 
+import h5py
 import torch
 from torch import Tensor
 
-from odeddim.files import replacing
+from odeddim.hdf5 import HDF5Writer, writing
 from odeddim.images import save_image, save_sheet
 from odeddim.types import InputError
 
@@ -48,13 +49,10 @@ class _Sheet:
 
 
 class _HDF5:
-    def __init__(self, file: object, total: int) -> None:
+    def __init__(self, file: HDF5Writer, total: int) -> None:
         self._file, self._total, self._next = file, total, 0
 
     def append(self, images: Tensor, names: Sequence[str]) -> None:
-        import h5py
-
-        assert isinstance(self._file, h5py.File)
         shape = tuple(images.shape[1:])
         if self._next == 0:
             chunks = (min(64, self._total), *shape)
@@ -63,6 +61,7 @@ class _HDF5:
         stop = self._next + len(names)
         self._file["images"][self._next : stop] = images.cpu().to(torch.float32).numpy()
         self._file["names"][self._next : stop] = list(names)
+        self._file.commit()
         self._next = stop
 
 
@@ -80,9 +79,7 @@ def open_output(path: Path, total: int) -> Iterator[Output]:
         yield sheet
         save_sheet(torch.cat(sheet.images), path)
     elif suffix in (".h5", ".hdf5"):
-        import h5py
-
-        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        with writing(path) as file:
             file.attrs["format"], file.attrs["range"] = "odeddim images", "[-1, 1]"
             yield _HDF5(file, total)
     elif suffix:

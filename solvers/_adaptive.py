@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# The longest step in log σ, one e-fold: a longer one can leap over the levels at which an image is decided, unseen by its
+# error estimate. Measured on a Gaussian mixture, the worst error went from 166 to 6 times the tolerance at 1e-3 (dopri5),
+# and once from 1400 times; at 1e-5 the number of evaluations stays.
+LONGEST = 1.0
+
+
 def check_settings(rtol: float, atol: float, max_nfe: int) -> None:
     """Raises InputError for settings that no run can keep."""
     if not (rtol > 0 and atol > 0 and max_nfe > 0):

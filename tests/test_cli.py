@@ -292,6 +292,27 @@ def test_budget_says_where_and_why(run) -> None:  # type: ignore[no-untyped-def]
     assert not Path("z.h5").exists()
 
 
+def test_a_full_disk_is_one_sentence_and_the_old_file_stays(here: Path) -> None:
+    """A limit on the size of files fails as a full disk does, at a write: HDF5 itself would crash there."""
+    import resource
+
+    (here / "z.h5").write_bytes(b"an older file")
+    limits = (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    command = [sys.executable, "-m", "odeddim", "encode", "-o", "z.h5", "-n", "64", "--steps", "1"]
+    result = subprocess.run(
+        command,
+        cwd=here,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("Error: z.h5 cannot be written (File too large)")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert (here / "z.h5").read_bytes() == b"an older file"
+    assert [path.name for path in here.iterdir()] == ["z.h5"]
+
+
 def test_ctrl_c_leaves_the_old_file(here: Path) -> None:
     import signal
     import time

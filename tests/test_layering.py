@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = (
     "odeddim.types",
     "odeddim.files",
+    "odeddim.hdf5",
     "odeddim.schedule",
     "odeddim.grids",
     "odeddim.predictions",

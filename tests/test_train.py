@@ -27,6 +27,7 @@ from odeddim.models.unet import UNet
 from odeddim.schedule import Schedule
 from odeddim.train import (
     Progress,
+    Run,
     Settings,
     batch_rows,
     learning_rate,
@@ -135,6 +136,38 @@ def test_seed_decides(tmp_path: Path) -> None:
         train(bars(), tmp_path / name, architecture=TINY, settings=replace(SETTINGS, steps=2, seed=seed))
     assert same(state(tmp_path / "a"), state(tmp_path / "b"))
     assert not same(state(tmp_path / "a"), state(tmp_path / "c"))
+    assert batch_rows(25, 25, 0, 0) != batch_rows(25, 25, 1, 0)
+    first, second = (Run(TINY, replace(SETTINGS, seed=seed), 10, torch.device("cpu")).network for seed in (0, 1))
+    assert not torch.equal(first.conv_in.weight, second.conv_in.weight)
+
+
+def test_the_network_is_shown_x_t_and_its_t(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All images are 0.3, so the noise can be read off x_t if the label is the right one; it is never the same."""
+    noises: list[Tensor] = []
+
+    class Watched(UNet):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            if self.training:
+                alpha = ALPHAS[t.long()][:, None, None, None]
+                noises.append((x.detach() - alpha.sqrt() * 0.3) / (1 - alpha).sqrt())
+            return super().forward(x, t)
+
+    monkeypatch.setattr(odeddim.train, "UNet", Watched)
+    settings = replace(SETTINGS, steps=3, batch_size=16)
+    train(source(torch.full((16, 1, 8, 8), 0.3)), tmp_path, architecture=TINY, settings=settings)
+    assert len(noises) == 3
+    flat = torch.cat(noises).flatten(1)
+    assert flat.square().mean(dim=1).tolist() == pytest.approx([1.0] * 48, abs=0.7)
+    assert float(torch.corrcoef(flat).fill_diagonal_(0).abs().max()) < 0.6
+
+
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, warmup=0, decay=0.0, learning_rate=0.1, clip=1e-12)
+    run = Run({**TINY, "image_size": 8}, settings, 10, torch.device("cpu"))
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    run.advance(bars())
+    # Adam divides by |gradient| + 1e-8, so only a gradient far below that leaves the weights where they are.
+    assert all(torch.allclose(value, before[name], atol=1e-4) for name, value in run.network.state_dict().items())
 
 
 def test_something_is_learnt_and_the_average_is_what_is_loaded(tmp_path: Path) -> None:
@@ -144,7 +177,7 @@ def test_something_is_learnt_and_the_average_is_what_is_loaded(tmp_path: Path) -
         bars(16),
         tmp_path,
         validation=bars(16),
-        architecture={**TINY, "dropout": 0.0},
+        architecture=TINY,
         settings=settings,
         command="odeddim train somewhere",
         report=seen.append,

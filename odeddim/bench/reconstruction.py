@@ -22,7 +22,7 @@ from torch import Tensor
 from odeddim import grids
 from odeddim.api import decode, encode, plan
 from odeddim.field import VectorField
-from odeddim.files import replacing
+from odeddim.hdf5 import writing
 from odeddim.types import Solver
 
 REFERENCE = ("ab4", "log", 400)
@@ -95,7 +95,7 @@ class Table:
         kinds: list[tuple[str, Any]] = [("solver", text), ("grid", text), ("steps", "i8"), ("evaluations", "f8")]
         kinds += [("round_trip", "f8"), ("latent", "f8"), ("seconds", "f8")]
         values = [tuple(-1 if value is None else value for value in asdict(row).values()) for row in self.rows]
-        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        with writing(path) as file:
             file.create_dataset("rows", data=np.array(values, dtype=kinds))
             file["rows"].attrs["units"] = "round_trip: MSE on [0, 1]; latent: rms over sigma_T; steps -1: adaptive"
             file.attrs["format"] = "odeddim reconstruction table"

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from odeddim.field import VectorField
-from odeddim.files import replacing
+from odeddim.hdf5 import HDF5Writer, writing
 from odeddim.schedule import Schedule
 from odeddim.types import InputError, State
 
@@ -91,7 +91,7 @@ def provenance_of(
 class LatentWriter:
     """Appends latents to a file under construction; see `write_latents`."""
 
-    def __init__(self, file: h5py.File, count: int) -> None:
+    def __init__(self, file: HDF5Writer, count: int) -> None:
         self._file = file
         self._count = count
         self._next = 0
@@ -107,6 +107,7 @@ class LatentWriter:
         for k, part in enumerate(state.aux):
             self._file[f"aux/{k}"][self._next : stop] = part.cpu().numpy()
         self._file["names"][self._next : stop] = list(names)
+        self._file.commit()
         self._next = stop
 
     def _create(self, state: State) -> None:
@@ -118,6 +119,7 @@ class LatentWriter:
                 dtype=str(state.xbar.dtype).removeprefix("torch."),
                 chunks=(min(CHUNK, self._count), *shape),
                 fletcher32=True,
+                fillvalue=np.nan,  # a chunk that a damaged index no longer finds must not read as zeros
             )
             data.attrs["unit"], data.attrs["sigma"] = UNIT, sigma
         self._file.create_dataset("names", (self._count,), dtype=h5py.string_dtype())
@@ -131,14 +133,13 @@ class LatentWriter:
 @contextlib.contextmanager
 def write_latents(path: Path, provenance: Provenance, nodes: Tensor, count: int) -> Iterator[LatentWriter]:
     """A writer for `count` latents; the file appears under its name when all are written, and not before."""
-    with replacing(path) as temporary:
-        with h5py.File(temporary, "w") as file:
-            file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
-            file.create_dataset("nodes", data=nodes.numpy(), chunks=nodes.shape, fletcher32=True)
-            text = json.dumps(asdict(provenance), indent=1, ensure_ascii=False)
-            file.create_dataset("provenance", data=text).attrs["sha256"] = _digest(text)
-            writer = LatentWriter(file, count)
-            yield writer
+    with writing(path) as file:
+        file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+        file.create_dataset("nodes", data=nodes.numpy(), chunks=nodes.shape, fletcher32=True)
+        text = json.dumps(asdict(provenance), indent=1, ensure_ascii=False)
+        file.create_dataset("provenance", data=text).attrs["sha256"] = _digest(text)
+        writer = LatentWriter(file, count)
+        yield writer
         if not writer.complete:
             raise InputError(f"{path} was not written: its images ended early")
 
