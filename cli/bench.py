@@ -73,11 +73,17 @@ def command(
       odeddim bench photos/ --model MODEL --csv > table.csv
     """
     from odeddim.bench import reconstruction as bench
+    from odeddim.bench.figures import figure_kind, work_precision
     from odeddim.cli.running import field_on, machine, progress
+    from odeddim.files import check_place
     from odeddim.images import open_images, sample_images
 
     if as_csv and as_json:
         raise click.UsageError("--csv and --json: give one of them")
+    if plot is not None:
+        figure_kind(plot)
+    if output is not None:
+        check_place(output)
     where = machine(device, dtype, batch_size)
     field = field_on(model, where)
     source = (
@@ -118,8 +124,6 @@ def command(
         table.save(output)
         click.echo(f"table in {output}", err=True)
     if plot is not None:
-        from odeddim.bench.figures import work_precision
-
         work_precision(table, plot)
         click.echo(f"figure in {plot}", err=True)
 

@@ -52,14 +52,13 @@ def command(
       odeddim decode z.h5 -o images.h5 --solver rk4 --steps 100
     """
     from odeddim.api import decode
-    from odeddim.cli.running import batches, decoding_plan, field_on, machine, progress
+    from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress
     from odeddim.latents.store import LatentFile
     from odeddim.outputs import open_output
 
     where = machine(device, dtype, batch_size)
     with LatentFile(latents) as file:
-        field = field_on(model or file.provenance.model, where)
-        file.provenance.check_model(field, str(latents))
+        field = field_of(file, model, where)
         row, nodes = decoding_plan(file, field, solver, steps, grid, settings)
         total = len(file)
         began = time.perf_counter()

@@ -44,6 +44,7 @@ def command(
     """
     import dataclasses
 
+    from odeddim.files import check_place
     from odeddim.latents.interpolate import interpolate, interpolate_grid
     from odeddim.latents.store import LatentFile, write_latents
 
@@ -54,6 +55,8 @@ def command(
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise click.UsageError(f"--sheet {sheet}: a sheet is a PNG, name it path.png")
     ends = pair or corners or ()
+    if sheet is not None:
+        check_place(sheet)
     with LatentFile(latents) as file:
         states = [file.pick(index) for index in ends]
         labels = [file.names(index, index + 1)[0] for index in ends]
@@ -77,13 +80,12 @@ def _draw(
     import torch
 
     from odeddim.api import decode
-    from odeddim.cli.running import batches, decoding_plan, field_on, machine, progress
+    from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress
     from odeddim.images import save_sheet
     from odeddim.types import State
 
     where = machine(device, dtype, batch_size)
-    field = field_on(model or file.provenance.model, where)
-    file.provenance.check_model(field, str(file.path))
+    field = field_of(file, model, where)
     row, nodes = decoding_plan(file, field, None, None, None, {})
     images = []
     with progress(path.xbar.shape[0], "decoding") as advance:

@@ -16,7 +16,7 @@ from odeddim.api import plan
 from odeddim.field import VectorField
 from odeddim.images import ImageSource, check_shape, open_images, sample_images
 from odeddim.latents.store import LatentFile
-from odeddim.models import load
+from odeddim.models import BUILT_IN, load
 from odeddim.types import InputError, Solver
 
 errors = Console(stderr=True)
@@ -51,6 +51,16 @@ def machine(device: str | None, dtype: str, batch_size: int) -> Machine:
 def field_on(model: str, where: Machine) -> VectorField:
     """The model on this machine."""
     return load(model, device=where.device, dtype=where.dtype)
+
+
+def field_of(file: LatentFile, model: str | None, where: Machine) -> VectorField:
+    """The model of a latent file: the one it names, or the one given; checked against its weights' hash."""
+    named = file.provenance.model
+    if model is None and named not in BUILT_IN and not Path(named).exists():
+        raise InputError(f"{file.path} belongs to the model {named!r}, which is not there: give it with --model")
+    field = field_on(model or named, where)
+    file.provenance.check_model(field, str(file.path))
+    return field
 
 
 def images_for(field: VectorField, path: Path | None) -> ImageSource:

@@ -100,7 +100,8 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
                 report=report,
             )
     except KeyboardInterrupt:
-        again = shlex.join(["odeddim", "train", str(data), "-o", str(output), "--resume"])
+        held_out = [] if validation is None else ["--validation", str(validation)]
+        again = shlex.join(["odeddim", "train", str(data), *held_out, "-o", str(output), "--resume"])
         click.echo(f"Interrupted; the checkpoint is saved. Continue with: {again}", err=True)
         raise click.exceptions.Exit(130) from None
     click.echo(f"{output} holds the model: try `odeddim sample --model {output} -o sheet.png`")

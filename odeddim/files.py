@@ -10,6 +10,16 @@ from pathlib import Path
 from odeddim.types import InputError
 
 
+def check_place(path: Path) -> None:
+    """Raise an InputError unless a file can take its place under `path`: told before a long run, not after it."""
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} of {path.name} does not exist: make it first")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no ordinary file, but a folder or a device: give another name")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"the folder {path.parent} of {path.name} cannot be written to: choose another")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; on success it is synced and renamed to `path`, otherwise removed.
@@ -17,10 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
     After a kill -9 a `.NAME.PID.tmp` may stay behind; `path` itself is the old file or the new one, never a part.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} of {path.name} does not exist: make it first")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is no ordinary file, but a folder or a device: give another name")
+    check_place(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -11,6 +11,7 @@ import h5py
 import torch
 from torch import Tensor
 
+from odeddim.files import check_place
 from odeddim.hdf5 import HDF5Writer, writing
 from odeddim.images import save_image, save_sheet
 from odeddim.types import InputError
@@ -75,6 +76,7 @@ def open_output(path: Path, total: int) -> Iterator[Output]:
     if suffix == ".png":
         if total > MOST_ON_A_SHEET:
             raise InputError(f"{total} images are too many for one sheet (at most {MOST_ON_A_SHEET}): give a folder")
+        check_place(path)
         sheet = _Sheet()
         yield sheet
         save_sheet(torch.cat(sheet.images), path)

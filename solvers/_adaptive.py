@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# The longest step in log σ, one e-fold: a longer one can leap over the levels at which an image is decided, unseen by its
-# error estimate. Measured on a Gaussian mixture, the worst error went from 166 to 6 times the tolerance at 1e-3 (dopri5),
-# and once from 1400 times; at 1e-5 the number of evaluations stays.
+# The longest step in log σ, one e-fold: a longer one can leap over the levels at which an image is decided, unseen by
+# its error estimate. On a Gaussian mixture the worst error of dopri5 at 1e-3 fell from 166 to 6 times the tolerance,
+# for 53 evaluations instead of 44; at 1e-5 it costs none.
 LONGEST = 1.0
 
 

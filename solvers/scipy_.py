@@ -33,10 +33,10 @@ def ivp(
 ) -> State:
     """A method of scipy.integrate in log σ, from sigmas[0] to sigmas[-1]; the nodes between are not used.
 
-    state.xbar (B, *). rtol, atol: on x̄; `strict` multiplies both. max_nfe: evaluations of one image; a Jacobian, which the implicit methods take
-    by differences, is one evaluation for each of an image's n numbers and one more, and n×n in memory: they are for
-    small images, up to about 3×32×32. Errors: BudgetExceeded with the last accepted point of the image (1, *) that
-    failed, InputError where the field is not finite.
+    state.xbar (B, *). rtol, atol: on x̄; `strict` multiplies both. max_nfe: evaluations of one image. A Jacobian, which
+    the implicit methods take by differences, is one evaluation for each of an image's n numbers and one more, and n×n
+    in memory: they are for small images, up to about 3×32×32. Errors: BudgetExceeded with the last accepted point of
+    the image (1, *) that failed, InputError where the field is not finite.
     """
     import torch
 
@@ -65,14 +65,15 @@ def _one_image(watch: Watch, method: str, **options: Any) -> Tensor:
     def rates(u: float, y: np.ndarray) -> np.ndarray:
         """(B, n) or (n,) -> (B, n): every row counts as an evaluation."""
         xbar = images(y)
-        rate: np.ndarray = watch.rate(u, xbar, cost=len(xbar)).double().reshape(len(xbar), -1).cpu().numpy()
-        return rate
+        rate = watch.rate(u, xbar, cost=len(xbar)).double().reshape(len(xbar), -1)
+        return rate.cpu().numpy()
 
     def jacobian(u: float, y: np.ndarray) -> np.ndarray:
         steps = DISPLACEMENT * np.maximum(np.abs(y), 1.0)
         displaced = y + np.diag(steps)
         moved = np.concatenate([rates(u, displaced[i : i + COLUMNS]) for i in range(0, len(y), COLUMNS)])
-        return ((moved - rates(u, y)) / steps[:, None]).T
+        columns: np.ndarray = (moved - rates(u, y)) / steps[:, None]
+        return columns.T
 
     if method in IMPLICIT:
         options["jac"] = jacobian

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from odeddim.cli import COMMANDS, main
 from odeddim.images import sample_images
 from odeddim.latents.store import LatentFile
+from odeddim.models import native
 
 
 def odeddim(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -93,6 +96,42 @@ def test_other_outputs_and_another_solver(run, here: Path) -> None:  # type: ign
     assert (code, err) == (0, "")
     with LatentFile(here / "again.h5") as file:
         assert file.names(0, 4) == [sample_images().names[i] for i in range(4)]
+
+
+def test_latents_find_a_model_of_ones_own(run, here: Path) -> None:  # type: ignore[no-untyped-def]
+    built_in = native.BUILT_IN / "fashion-mnist"
+    for name in ("one", "two"):
+        shutil.copytree(built_in, here / name)
+    tensors = load_file(here / "two" / native.WEIGHTS)
+    save_file({key: value * 1.01 for key, value in tensors.items()}, here / "two" / native.WEIGHTS)
+    assert run("encode", "-o", "z.h5", *FAST, "--model", "one")[0] == 0
+    assert run("decode", "z.h5", "-o", "a.png")[0] == 0  # the file says where its model is
+    (here / "one").rename(here / "moved")
+    code, out, err = run("decode", "z.h5", "-o", "b.png")
+    assert code == 2
+    assert "which is not there: give it with --model" in err
+    assert run("decode", "z.h5", "-o", "b.png", "--model", "moved")[0] == 0
+    assert run("decode", "z.h5", "-o", "c.png", "--model", "fashion-mnist")[0] == 0  # the same weights
+    code, out, err = run("decode", "z.h5", "-o", "d.png", "--model", "two")
+    assert code == 2
+    assert "holds latents of the model" in err
+    assert not Path("d.png").exists()
+    for broken, words in (
+        ({}, "lacks"),
+        ({"schedule": {"name": "linea"}}, "linear"),
+        ({"architecture": {"x": 1}}, "U-Net"),
+    ):
+        description = json.loads((here / "two" / native.CONFIG).read_text()) | broken
+        if not broken:
+            del description["schedule"]
+        (here / "moved" / native.CONFIG).write_text(json.dumps(description))
+        code, out, err = run("sample", "-o", "e.png", "--model", "moved")
+        assert code == 2, err
+        assert words in err
+    (here / "two" / native.WEIGHTS).write_bytes(b"nothing")
+    code, out, err = run("sample", "-o", "e.png", "--model", "two")
+    assert code == 2
+    assert "safetensors" in err
 
 
 def test_sample(run) -> None:  # type: ignore[no-untyped-def]
@@ -230,6 +269,9 @@ BAD = {
     "bad shape": (["sample", "-o", "s.png", "--model", "exact-mixture", "--size", "3,x"], "3,32,32"),
     "eta with another solver": (["sample", "-o", "s.png", "--eta", "1", "--solver", "ab2"], "euler"),
     "bench of nothing": (["bench", "--solvers", "euler,nope"], "nope"),
+    "sheet in no folder": (["sample", "-o", "no/where/s.png"], "does not exist"),
+    "bench table in no folder": (["bench", "-o", "no/where/b.h5"], "does not exist"),
+    "path sheet in no folder": (["interpolate", "z.h5", "--pair", "0", "1", "--sheet", "no/p.png"], "does not exist"),
     "bench figure": (
         ["bench", "-n", "1", "--solvers", "euler", "--steps", "1", "--model", "exact-mixture", "--plot", "p.gif"],
         ".svg",

@@ -354,9 +354,10 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     monkeypatch.setattr(odeddim.train, "train", interrupted)
-    result = invoke(tmp_path / "x.npy", "-o", tmp_path / "m")
+    data = tmp_path / "x.npy"
+    result = invoke(data, "-o", tmp_path / "m", "--validation", data)
     assert result.exit_code == 130
-    assert f"odeddim train {tmp_path / 'x.npy'} -o {tmp_path / 'm'} --resume" in result.output
+    assert f"odeddim train {data} --validation {data} -o {tmp_path / 'm'} --resume" in result.output
 
 
 def test_help_states_the_real_defaults() -> None:

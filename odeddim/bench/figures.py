@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from odeddim.bench.reconstruction import Row, Table
-from odeddim.files import replacing
+from odeddim.files import check_place, replacing
 from odeddim.types import InputError
 
 # Okabe & Ito's palette without its yellow, which is too faint on white.
@@ -13,13 +13,20 @@ COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#C
 MARKERS = "osD^vP*X"
 
 
+def figure_kind(path: Path) -> str:
+    """ "png", "svg" or "pdf" by the name of a figure; an InputError for other names and places that are not there."""
+    kind = path.suffix.lower().lstrip(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise InputError(f"{path}: name the figure .png, .svg or .pdf")
+    check_place(path)
+    return kind
+
+
 def work_precision(table: Table, path: Path) -> None:
     """Error against evaluations, log-log, a line per solver and grid: round trip and latent. A PNG, SVG or PDF."""
     import matplotlib
 
-    kind = path.suffix.lower().lstrip(".")
-    if kind not in ("png", "svg", "pdf"):
-        raise InputError(f"{path}: name the figure .png, .svg or .pdf")
+    kind = figure_kind(path)
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -74,7 +74,7 @@ def read(path: Path) -> VectorField:
         Schedule.from_dict(description["schedule"]),
         predicts=description["predicts"],
         shape=(architecture["in_channels"], size, size),
-        name=folder.resolve().name,
+        name=folder.name if folder.parent == BUILT_IN else str(folder.resolve()),
         sha256=hashlib.sha256(blob).hexdigest(),
         details={key: description[key] for key in ("architecture", "weights", "training") if key in description},
     )
