@@ -25,7 +25,7 @@ from odeddim.field import VectorField
 from odeddim.hdf5 import writing
 from odeddim.types import Solver
 
-REFERENCE = ("ab4", "log", 400)
+REFERENCE = ("ab4", "log", 200)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Entry:
         return cls(solver, grid or None)
 
 
-DEFAULT_ENTRIES = ("euler@linear", "euler@quadratic", "heun2", "rk4", "dpmpp-2m", "ab2", "ab4", "dopri5")
+DEFAULT_ENTRIES = ("euler@linear", "euler@quadratic", "heun", "dpmpp-2m", "ab2", "ab4", "dopri5")
 DEFAULT_STEPS = (10, 20, 50)
 
 
