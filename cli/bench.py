@@ -133,7 +133,7 @@ def _print(table: Any) -> None:
         caption="round trip: MSE per dimension on [0, 1]; latent: rms distance to the true latent / σ_T; "
         f"the true latent is {table.reference}, itself known to {table.reference_error:.1e}",
     )
-    for name in ("solver", "grid", "steps", "evaluations", "round trip", "latent", "seconds"):
+    for name in ("solver", "grid", "steps", "evals", "round trip", "latent", "seconds"):
         shown.add_column(name, justify="left" if name in ("solver", "grid") else "right")
     last = None
     for row in table.rows:

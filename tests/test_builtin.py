@@ -60,7 +60,7 @@ def test_model_file_says_what_it_is() -> None:
     assert description["weights"] == "ema"
     assert description["predicts"] == "eps"
     training = description["training"]
-    assert training["command"].startswith("odeddim train ")
+    assert training["commands"][0].startswith("odeddim train ")
     field = odeddim.load()
     assert field.shape == (1, 28, 28)
     assert field.schedule == odeddim.Schedule.linear()
