@@ -29,6 +29,7 @@ def work_precision(table: Table, path: Path) -> None:
     kind = figure_kind(path)
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     lines: dict[tuple[str, str], list[Row]] = {}
@@ -48,11 +49,10 @@ def work_precision(table: Table, path: Path) -> None:
                 label=solver if grid == "-" else f"{solver}, {grid}",
             )
         panel.set(xscale="log", yscale="log", title=title, ylabel=label, xlabel="network evaluations per direction")
-        panel.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-        panel.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-        ticks = sorted({round(row.evaluations) for row in table.rows})
-        spaced = [tick for i, tick in enumerate(ticks) if i == 0 or tick / ticks[i - 1] > 1.25]
-        panel.set_xticks(spaced, [str(tick) for tick in spaced])
+        low, high = min(row.evaluations for row in table.rows), max(row.evaluations for row in table.rows)
+        ticks = [m * 10**k for k in range(6) for m in (1, 2, 5) if low / 1.5 <= m * 10**k <= high * 1.5]
+        panel.set_xticks(ticks, [str(tick) for tick in ticks])
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(which="major", alpha=0.3)
     if table.reference_error > 0:
         panels[1].axhline(table.reference_error, color="0.5", linestyle=":", linewidth=1)
