@@ -97,9 +97,10 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; files that were not finished have been left out", 130)
     except (MemoryError, RuntimeError) as error:
-        if type(error).__name__ not in ("MemoryError", "OutOfMemoryError"):  # torch's, by name: it is not loaded here
+        # torch's own error by its name, for torch is not loaded here; its CPU allocator has only words.
+        if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and "allocate memory" not in str(error):
             raise
-        _fail("out of memory: try a smaller --batch-size", 1)
+        _fail("out of memory: try a smaller --batch-size, smaller images or fewer steps", 1)
     except BrokenPipeError:
         # `odeddim solvers | head`: nobody reads on. Python would complain once more when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

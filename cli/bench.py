@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def command(
     model: str,
     end: str,
     device: str | None,
-    dtype: str,
+    dtype: str | None,
     batch_size: int,
     plot: Path | None,
     as_csv: bool,
@@ -82,7 +83,9 @@ def command(
     if plot is not None:
         figure_kind(plot)
     if output is not None:
-        check_place(output)
+        check_place(output, images, plot, suffixes=(".h5", ".hdf5"))
+        if plot is not None and os.path.realpath(plot) == os.path.realpath(output):
+            raise click.UsageError("--plot and --output name the same file")
     where = machine(device, dtype, batch_size)
     field = field_on(model, where)
     source = images_for(field, images)
@@ -104,7 +107,7 @@ def command(
         sha256=field.sha256,
         images=len(x_0),
         end=end,
-        dtype=dtype,
+        dtype=where.dtype_name,
         device=str(where.device),
         reference=reference,
         reference_error=floor,
@@ -145,8 +148,12 @@ def _print(table: Any) -> None:
             row.grid,
             "adaptive" if row.steps is None else str(row.steps),
             f"{row.evaluations:g}",
-            f"{row.round_trip:.2e}",
-            f"{row.latent:.2e}",
+            "failed" if row.round_trip is None else f"{row.round_trip:.2e}",
+            "failed" if row.latent is None else f"{row.latent:.2e}",
             f"{row.seconds:.1f}",
         )
-    Console().print(shown)
+    console = Console()
+    console.print(shown)
+    for row in table.rows:
+        if row.failure:
+            console.print(f"{row.solver}, {row.steps or 'adaptive'}: {row.failure}", highlight=False, markup=False)

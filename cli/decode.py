@@ -36,7 +36,7 @@ def command(
     steps: int | None,
     grid: str | None,
     device: str | None,
-    dtype: str,
+    dtype: str | None,
     batch_size: int,
     **settings: Any,
 ) -> None:
@@ -52,22 +52,25 @@ def command(
       odeddim decode z.h5 -o images.h5 --solver rk4 --steps 100
     """
     from odeddim.api import decode
-    from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress
+    from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress, steps_of
+    from odeddim.files import check_place
     from odeddim.latents.store import LatentFile
     from odeddim.outputs import open_output
 
-    where = machine(device, dtype, batch_size)
     with LatentFile(latents) as file:
+        where = machine(device, dtype, batch_size, file)
         field = field_of(file, model, where)
         row, nodes = decoding_plan(file, field, solver, steps, grid, settings)
         total = len(file)
         began = time.perf_counter()
+        if not output.is_dir():
+            check_place(output, latents)
         with open_output(output, total) as out, progress(total, "decoding") as advance:
             for start, stop in batches(total, batch_size):
-                x_0 = decode(file.read(start, stop), row, model=field, grid=nodes)
+                x_0 = decode(where.cast(file.read(start, stop)), row, model=field, grid=nodes)
                 out.append(x_0, file.names(start, stop))
                 advance(stop - start)
     click.echo(
-        f"{total} images in {output}: {row.name}, {len(nodes) - 1} steps, "
+        f"{total} images in {output}: {row.name}, {steps_of(row, nodes)}, "
         f"{field.rows / total:g} evaluations per image, {time.perf_counter() - began:.1f} s"
     )

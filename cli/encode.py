@@ -27,7 +27,7 @@ def command(
     grid: str | None,
     end: str,
     device: str | None,
-    dtype: str,
+    dtype: str | None,
     batch_size: int,
     **settings: Any,
 ) -> None:
@@ -45,15 +45,23 @@ def command(
     """
     from odeddim.api import encode, plan
     from odeddim.cli.running import batches, field_on, images_for, machine, progress
-    from odeddim.latents.store import provenance_of, write_latents
+    from odeddim.files import check_place
+    from odeddim.latents.store import SUFFIXES, provenance_of, write_latents
 
+    check_place(output, images, suffixes=SUFFIXES)
     where = machine(device, dtype, batch_size)
     field = field_on(model, where)
     row, nodes = plan(field.schedule, solver or options.SOLVER, steps, grid, end, settings)
     source = images_for(field, images)
     total = min(count or len(source), len(source))
     provenance = provenance_of(
-        field, solver=row.name, grid=grid or row.grid, nodes=nodes, made_by="encode", settings=settings, dtype=dtype
+        field,
+        solver=row.name,
+        grid=grid or row.grid,
+        nodes=nodes,
+        made_by="encode",
+        settings=settings,
+        dtype=where.dtype_name,
     )
     began = time.perf_counter()
     with write_latents(output, provenance, nodes, total) as writer, progress(total, "encoding") as advance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ def command(file: str, as_json: bool) -> None:
       odeddim inspect MODEL --json
     """
     from odeddim.models import BUILT_IN
+    from odeddim.types import pick
 
     path = Path(file)
-    is_model = file in BUILT_IN or path.is_dir() or path.suffix == ".safetensors"
+    is_model = file in BUILT_IN or os.path.isdir(path) or path.suffix == ".safetensors"
+    if not is_model and not os.path.exists(path):
+        pick(file, BUILT_IN, "model (and there is no such file)")
     facts = _model_facts(file) if is_model else _latent_facts(path)
     if as_json:
         import json

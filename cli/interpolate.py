@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -30,7 +29,7 @@ def command(
     sheet: Path | None,
     model: str | None,
     device: str | None,
-    dtype: str,
+    dtype: str | None,
     batch_size: int,
 ) -> None:
     """Interpolate between LATENTS on great circles (slerp), as in DDIM's appendix D.5.
@@ -44,9 +43,15 @@ def command(
     """
     import dataclasses
 
+    import torch
+
+    from odeddim.api import decode
+    from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress
     from odeddim.files import check_place
+    from odeddim.images import save_sheet
     from odeddim.latents.interpolate import interpolate, interpolate_grid
-    from odeddim.latents.store import LatentFile, write_latents
+    from odeddim.latents.store import SUFFIXES, LatentFile, write_latents
+    from odeddim.types import State
 
     if (pair is None) == (corners is None):
         raise click.UsageError("give --pair A B for a line or --corners A B C D for a grid")
@@ -56,41 +61,30 @@ def command(
         raise click.UsageError(f"--sheet {sheet}: a sheet is a PNG, name it path.png")
     ends = pair or corners or ()
     if sheet is not None:
-        check_place(sheet)
+        check_place(sheet, latents)
+    if output is not None:
+        check_place(output, latents, suffixes=SUFFIXES)
     with LatentFile(latents) as file:
-        states = [file.pick(index) for index in ends]
+        where = machine(device, dtype, batch_size, file)
+        states = [where.cast(file.pick(index)) for index in ends]
         labels = [file.names(index, index + 1)[0] for index in ends]
         path = interpolate(states[0], states[1], count) if pair else interpolate_grid(states, count)
         total = path.xbar.shape[0]
-        names = [f"{'-'.join(map(str, ends))}-{i:04d}" for i in range(total)]
+        # The model comes first: without it, nothing is to be written.
+        field = None if sheet is None else field_of(file, model, where)
         if output is not None:
             details = {**file.provenance.details, "between": labels, "indices": list(ends), "of": str(latents)}
             provenance = dataclasses.replace(file.provenance, made_by="interpolate", details=details)
             with write_latents(output, provenance, file.nodes, total) as writer:
-                writer.append(path, names)
+                writer.append(path, [f"{'-'.join(map(str, ends))}-{i:04d}" for i in range(total)])
             click.echo(f"{total} latents between {', '.join(labels)} in {output}")
-        if sheet is not None:
-            _draw(file, path, sheet, count, model, device, dtype, batch_size)
+        if sheet is not None and field is not None:
+            row, nodes = decoding_plan(file, field, None, None, None, {})
+            images = []
+            with progress(total, "decoding") as advance:
+                for start, stop in batches(total, batch_size):
+                    part = State(path.xbar[start:stop], path.sigma, tuple(aux[start:stop] for aux in path.aux))
+                    images.append(decode(part, row, model=field, grid=nodes).cpu())
+                    advance(stop - start)
+            save_sheet(torch.cat(images), sheet, columns=count)
             click.echo(f"{total} images in {sheet}")
-
-
-def _draw(
-    file: Any, path: Any, sheet: Path, columns: int, model: str | None, device: str | None, dtype: str, batch_size: int
-) -> None:
-    import torch
-
-    from odeddim.api import decode
-    from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress
-    from odeddim.images import save_sheet
-    from odeddim.types import State
-
-    where = machine(device, dtype, batch_size)
-    field = field_of(file, model, where)
-    row, nodes = decoding_plan(file, field, None, None, None, {})
-    images = []
-    with progress(path.xbar.shape[0], "decoding") as advance:
-        for start, stop in batches(path.xbar.shape[0], batch_size):
-            part = State(path.xbar[start:stop], path.sigma, tuple(aux[start:stop] for aux in path.aux))
-            images.append(decode(part, row, model=field, grid=nodes).cpu())
-            advance(stop - start)
-    save_sheet(torch.cat(images), sheet, columns=columns)

@@ -92,9 +92,9 @@ machine = together(
     click.option(
         "--dtype",
         type=click.Choice(["float32", "float64", "bfloat16"]),
-        default="float32",
-        show_default=True,
-        help="Of the network; the state is float32, or float64 with it. bfloat16 is for previews.",
+        default=None,
+        help="Of the network; the state is float32, or float64 with it. bfloat16 is for previews.  "
+        "[default: float32; to decode, as encoded]",
     ),
     click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images per evaluation."),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from odeddim import solvers
 from odeddim.api import plan
 from odeddim.field import VectorField
+from odeddim.grids import ENDS, NAMES
 from odeddim.images import ImageSource, check_shape, open_images, sample_images
 from odeddim.latents.store import LatentFile
 from odeddim.models import BUILT_IN, load
-from odeddim.types import InputError, Solver
+from odeddim.types import InputError, Solver, State, pick
 
+DTYPES = ("float32", "float64", "bfloat16")
 errors = Console(stderr=True)
 
 
@@ -35,14 +39,31 @@ class Machine:
         """The state's dtype: float64 with a float64 network, otherwise float32."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
+    @property
+    def dtype_name(self) -> str:
+        """The network's dtype, as --dtype has it."""
+        return str(self.dtype).removeprefix("torch.")
 
-def machine(device: str | None, dtype: str, batch_size: int) -> Machine:
-    """The machine of the options --device, --dtype, --batch-size."""
+    def cast(self, state: State) -> State:
+        """A State in this machine's state dtype."""
+        return State(state.xbar.to(self.state), state.sigma, tuple(part.to(self.state) for part in state.aux))
+
+
+def steps_of(row: Solver, nodes: torch.Tensor) -> str:
+    """How many steps a run has, in words."""
+    return "adaptive" if row.adaptive else f"{len(nodes) - 1} steps"
+
+
+def machine(device: str | None, dtype: str | None, batch_size: int, encoded: LatentFile | None = None) -> Machine:
+    """The machine of --device, --dtype, --batch-size; latents that were encoded bring their dtype along."""
+    if dtype is None:
+        dtype = encoded.provenance.details.get("dtype", "float32") if encoded else "float32"
+        dtype = pick(str(dtype), DTYPES, "dtype")
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(name)
-        torch.zeros(1, device=place)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=place).item()
+    except (RuntimeError, AssertionError) as error:  # NotImplementedError, of devices without data, is the former
         reason = str(error).split("\n")[0].rstrip(".")
         raise InputError(f"the device {name!r} cannot be used here ({reason}): try --device cpu") from None
     return Machine(place, getattr(torch, dtype), batch_size)
@@ -56,7 +77,7 @@ def field_on(model: str, where: Machine) -> VectorField:
 def field_of(file: LatentFile, model: str | None, where: Machine) -> VectorField:
     """The model of a latent file: the one it names, or the one given; checked against its weights' hash."""
     named = file.provenance.model
-    if model is None and named not in BUILT_IN and not Path(named).exists():
+    if model is None and named not in BUILT_IN and not os.path.exists(named):
         raise InputError(f"{file.path} belongs to the model {named!r}, which is not there: give it with --model")
     field = field_on(model or named, where)
     file.provenance.check_model(field, str(file.path))
@@ -101,20 +122,27 @@ def decoding_plan(
     grid: str | None,
     settings: dict[str, Any],
 ) -> tuple[Solver, torch.Tensor]:
-    """What decodes a latent file: as it was encoded, node for node, unless another solver, grid or steps are given."""
+    """What decodes a latent file: the nodes of the file, unless steps or a grid are given, by its solver or another.
+
+    Settings such as rtol are the file's, as long as the solver is.
+    """
     made = file.provenance
-    if solver is None and steps is None and grid is None:
-        remembered = {**made.settings, **{key: value for key, value in settings.items() if value is not None}}
-        return plan(field.schedule, made.solver, None, file.nodes, settings=remembered)
-    if grid is None and (solver is None or solver == made.solver):
+    if solver in (None, made.solver):
+        settings = {**made.settings, **{key: value for key, value in settings.items() if value is not None}}
+    row = solvers.get(solver or made.solver)
+    if steps is None and grid is None and (row.adaptive or not solvers.get(made.solver).adaptive):
+        return plan(field.schedule, row, None, file.nodes, settings=settings)
+    if made.end not in ENDS:
+        raise InputError(f"{file.path}: its images lie at σ = {float(file.nodes[0]):.6g}: only its own nodes decode it")
+    if grid is None and made.grid.partition(":")[0] in NAMES and not solvers.get(made.solver).adaptive:
         grid = made.grid
-    return plan(field.schedule, solver or made.solver, steps, grid, made.end, settings)
+    return plan(field.schedule, row, steps, grid, made.end, settings)
 
 
 def image_shape(text: str) -> tuple[int, int, int]:
     """(C, H, W) from "C,H,W"."""
     parts = text.replace("x", ",").split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise InputError(f"--size {text!r}: give channels, height and width, as in 3,32,32")
     channels, height, width = (int(part) for part in parts)
     return channels, height, width

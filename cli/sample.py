@@ -39,7 +39,7 @@ def command(
     grid: str | None,
     end: str,
     device: str | None,
-    dtype: str,
+    dtype: str | None,
     batch_size: int,
     **settings: Any,
 ) -> None:
@@ -51,7 +51,7 @@ def command(
       odeddim sample -n 1000 --seed 1 -o images.h5 --solver dpmpp-2m --grid karras --steps 20
       odeddim sample -o ddpm.png --solver euler --eta 1 --steps 100
     """
-    from odeddim.api import sample
+    from odeddim.api import plan, sample
     from odeddim.cli.running import batches, field_on, image_shape, machine, progress
     from odeddim.outputs import open_output
 
@@ -59,6 +59,11 @@ def command(
     field = field_on(model, where)
     shape = image_shape(size) if size else None
     name = solver or ("euler" if eta else options.SOLVER)
+    if shape is None and field.shape is None:
+        raise click.UsageError(f"the model {field.name!r} takes any shape: say which one, --size C,H,W")
+    plan(field.schedule, name, steps, grid, end, settings)  # refuses what cannot run before anything is written
+    if eta and name != "euler":
+        raise click.UsageError(f"--eta {eta:g} is DDIM's stochastic family: it needs --solver euler, not {name}")
     began = time.perf_counter()
     with open_output(output, count) as out, progress(count, "sampling") as advance:
         for start, stop in batches(count, batch_size):

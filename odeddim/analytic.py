@@ -56,9 +56,11 @@ class GaussianMixture:
         """eps(x (B, *), t (B,)), as a network trained with this schedule would be called."""
 
         def eps(x: Tensor, t: Tensor) -> Tensor:
-            sigma = schedule.sigma(t).to(x)
+            # Half precisions have no distances, and an exact field in them would be none.
+            exact = x.to(torch.promote_types(x.dtype, torch.float32))
+            sigma = schedule.sigma(t).to(exact)
             scale = schedule.scale(sigma)
-            return self(sigma, x / scale.reshape(-1, *[1] * (x.ndim - 1)))
+            return self(sigma, exact / scale.reshape(-1, *[1] * (x.ndim - 1))).to(x.dtype)
 
         return eps
 

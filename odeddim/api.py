@@ -1,8 +1,8 @@
 """solve, encode, decode, sample: integrations of the one ODE. The only core module that sees solvers.
 
-Shapes: images and latents are (B, C, H, W), images in [-1, 1]. A latent `x_T` is in the units of the network's input;
-a `State` holds x̄ = x/√α at its σ. Results lie on the model's device, in the state's dtype: float64 if the input was
-float64, else float32, whatever the network uses.
+Shapes: images and latents are (B, C, H, W), images in [-1, 1]. A latent `x_T` has unit variance, x_T = x̄/√(1+σ_T²),
+which for DDPM's networks is the network's input; a `State` holds x̄ = x/√α at its σ. Results lie on the model's device,
+in the state's dtype: float64 if the input was float64, else float32, whatever the network uses.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from odeddim.field import VectorField
 from odeddim.latents.interpolate import interpolate as interpolate
 from odeddim.models import DEFAULT, load
 from odeddim.schedule import Schedule
-from odeddim.types import Field, InputError, Solver, State
+from odeddim.types import Field, InputError, Solver, State, pick
 
 Model: TypeAlias = str | Path | VectorField
-Grid: TypeAlias = str | Tensor | Sequence[float] | None
+Grid: TypeAlias = str | Path | Tensor | Sequence[float] | None
+LOWEST = 1e-6  # of σ_1: nodes below would only add rounding
 
 
 def solve(
@@ -37,7 +38,7 @@ def solve(
     end: str = "zero",
     **settings: Any,
 ) -> Tensor:
-    """Decode latents to images: x_T (B, C, H, W) in the units of the network's input -> x_0 (B, C, H, W).
+    """Decode latents to images: x_T (B, C, H, W) of unit variance -> x_0 (B, C, H, W).
 
     solver: a name of `odeddim.solvers.names()` or a row of one's own. steps: 50 unless given. grid: a name of
     `odeddim.grids.NAMES`, a file, the nodes themselves (rising σ), or None for the solver's own.
@@ -46,9 +47,7 @@ def solve(
     """
     field = load(model)
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
-    sigma_T = float(nodes[-1])
-    xbar = _state_dtype(x_T) / float(field.schedule.scale(nodes[-1]))
-    return integrate(field, State(xbar, sigma_T), nodes.flip(0), row).xbar
+    return integrate(field, _at_the_top(field.schedule, nodes, _state_dtype(x_T)), nodes.flip(0), row).xbar
 
 
 def encode(
@@ -83,12 +82,13 @@ def decode(
 ) -> Tensor:
     """Decode a State to images x_0 (B, C, H, W): the inverse direction of `encode`, with any solver.
 
-    Arguments and errors as of `solve`; the grid must end at the state's σ.
+    Arguments and errors as of `solve`; the grid must end at the state's σ, and `end` be the one it was encoded with.
     """
     field = load(model)
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
     if not math.isclose(state.sigma, float(nodes[-1]), rel_tol=1e-12):
         raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {float(nodes[-1]):.9g}")
+    state = State(_state_dtype(state.xbar), state.sigma, tuple(_state_dtype(part) for part in state.aux))
     return integrate(field, state, nodes.flip(0), row).xbar
 
 
@@ -116,7 +116,7 @@ def sample(
     if shape is None:
         raise InputError(f"the model {field.name!r} takes any shape: say which one to sample, shape=(C, H, W)")
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
-    state = State(noise(n, shape, seed=seed, start=start).mul(math.sqrt(1 + float(nodes[-1]) ** 2)), float(nodes[-1]))
+    state = _at_the_top(field.schedule, nodes, noise(n, shape, seed=seed, start=start))
     if eta == 0:
         return integrate(field, state, nodes.flip(0), row).xbar
     if row.name != "euler":
@@ -134,6 +134,8 @@ def sample(
 
 def noise(n: int, shape: tuple[int, ...], *, seed: int = 0, start: int = 0, step: int = 0) -> Tensor:
     """Standard normal noise (n, *shape), float32: image i's depends on (seed, start + i, step) only."""
+    if n < 0 or seed < 0 or start < 0:
+        raise InputError(f"the count, the seed and the first index of noise must not be negative: {n}, {seed}, {start}")
     images = []
     for i in range(start, start + n):
         # SeedSequence hashes the three numbers into one: neighbours get unrelated streams.
@@ -151,15 +153,27 @@ def plan(
     end: str = "zero",
     settings: dict[str, Any] | None = None,
 ) -> tuple[Solver, Tensor]:
-    """What a run will do: the solver's row with its settings, and the nodes (N+1,) float64, rising."""
+    """What a run will do: the solver's row with its settings, and the nodes (N+1,) float64, rising.
+
+    Of nodes given to an adaptive solver, which chooses its own, only the ends are kept.
+    """
+    pick(end, grids.ENDS, "end")
     row = solvers.get(solver) if isinstance(solver, str) else solver
+    if not isinstance(row, Solver):
+        raise InputError(f"a solver is a name or a row of the table (odeddim.Solver), not {row!r}")
     row = row.with_settings(**(settings or {}))
-    if grid is None or isinstance(grid, str):
-        if row.adaptive and grid is None:
-            # It chooses its own steps: all it needs is where to start (σ_1, after the end's step) and to stop.
-            return row, grids.grid("log", schedule, 2 if end == "zero" else 1, end=end)
-        return row, grids.grid(grid or row.grid, schedule, steps, end=end)
-    return row, grids.check_nodes(grid, steps=steps)
+    named = grid is None or isinstance(grid, (str, Path))
+    if row.adaptive and (steps is not None or (named and grid is not None)):
+        raise InputError(f"solver {row.name!r} chooses its own steps: leave out steps and grid, and give rtol and atol")
+    if row.adaptive and named:
+        nodes = torch.tensor([0.0 if end == "zero" else schedule.sigma_min, schedule.sigma_max], dtype=torch.float64)
+    elif named:
+        nodes = grids.grid(str(grid or row.grid), schedule, steps, end=end)
+    else:
+        nodes = grids.check_nodes(grid, steps=steps)  # type: ignore[arg-type]
+        if end == "sigma_min" and float(nodes[0]) == 0:
+            raise InputError("the nodes given begin at σ = 0, which is end 'zero', not 'sigma_min'")
+    return row, _on_schedule(nodes, schedule, adaptive=row.adaptive)
 
 
 def integrate(field: VectorField | Field, state: State, sigmas: Tensor, solver: Solver) -> State:
@@ -187,7 +201,44 @@ def _euler(field: Field, state: State, source: Tensor, target: Tensor) -> State:
     return State(torch.add(state.xbar, eps, alpha=float(target - source)), float(target), state.aux)
 
 
+def _on_schedule(nodes: Tensor, schedule: Schedule, *, adaptive: bool) -> Tensor:
+    """Nodes within the model's range: a top within a rounded figure of σ_T is σ_T; above it the model knows nothing."""
+    top = schedule.sigma_max
+    if float(nodes[-1]) > top * (1 + 1e-5):
+        raise InputError(
+            f"the grid ends at σ = {float(nodes[-1]):.9g}, above the model's σ_T = {top:.9g}: end it there"
+        )
+    if math.isclose(float(nodes[-1]), top, rel_tol=1e-5):
+        nodes = torch.cat([nodes[:-1], nodes.new_tensor([top])])
+    first = nodes[1] if float(nodes[0]) == 0 else nodes[0]
+    if float(first) < schedule.sigma_min * LOWEST:
+        raise InputError(
+            f"the grid's node σ = {float(first):.3g} is too close to 0: put it at 0, or {LOWEST}·σ_1 or more"
+        )
+    if adaptive and float(nodes[0]) == 0:
+        # The step from 0 is Euler's and nobody controls its error: it must be the shortest that the model knows.
+        return nodes.new_tensor([0.0, min(schedule.sigma_min, float(first)), float(nodes[-1])])
+    return nodes[[0, -1]] if adaptive else nodes
+
+
+def _at_the_top(schedule: Schedule, nodes: Tensor, x_T: Tensor) -> State:
+    """x_T of unit variance as a State at the top of the grid, which must be high enough for noise to be all there is.
+
+    Grids that stop short of σ_T, like the "leading" spacing of other code, are let through; far below it, x_T is none.
+    """
+    sigma = float(nodes[-1])
+    if sigma < schedule.sigma_max / 4:
+        raise InputError(
+            f"a run from x_T begins near σ_T = {schedule.sigma_max:.6g}, but the grid ends at σ = {sigma:.6g}"
+        )
+    return State(x_T * math.sqrt(1 + sigma**2), sigma)
+
+
 def _state_dtype(x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise InputError(
+            f"images and latents are torch tensors (B, C, H, W), not {type(x).__name__}: torch.as_tensor(...)"
+        )
     if not x.is_floating_point():
         raise InputError(f"images and latents are floating point, images in [-1, 1], not {x.dtype}")
     return x if x.dtype == torch.float64 else x.to(torch.float32)

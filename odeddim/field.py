@@ -21,7 +21,7 @@ class VectorField:
     shape: (C, H, W) of one image if it is fixed. name, sha256: which model this is, as written into latent files;
     details: what else is known of it, for `odeddim inspect`.
 
-    The network runs in its own dtype and on its own device; the state keeps its own (decision: float32 or float64).
+    A module is set to evaluation mode. It runs in its own dtype and on its own device; the state keeps its own dtype.
     `nfe` counts calls, `rows` the images evaluated in them; `reset()` sets both to 0.
     """
 
@@ -43,6 +43,8 @@ class VectorField:
         self.name = name
         self.sha256 = sha256
         self.details = details or {}
+        if isinstance(eps, torch.nn.Module):
+            eps.eval()  # dropout would make every run another one
         parameter = next(eps.parameters(), None) if isinstance(eps, torch.nn.Module) else None
         self.dtype: torch.dtype | None = None if parameter is None else parameter.dtype  # None: as the state
         self.device: torch.device | None = None if parameter is None else parameter.device
@@ -62,7 +64,9 @@ class VectorField:
         self.rows = 0
 
     def check(self, x: Tensor) -> None:
-        """Raise an InputError unless x is a finite batch (B, *) that this model takes."""
+        """Raise an InputError unless x is a finite batch (B, *), B >= 1, that this model takes."""
+        if x.ndim < 2 or x.shape[0] == 0:
+            raise InputError(f"a batch (B, *) of at least one image or latent is needed, not shape {tuple(x.shape)}")
         if self.shape is not None and tuple(x.shape[1:]) != self.shape:
             has, wants = "×".join(map(str, x.shape[1:])), "×".join(map(str, self.shape))
             raise InputError(f"the model {self.name!r} takes images of {wants} (channels×height×width), not {has}")

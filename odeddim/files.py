@@ -3,38 +3,55 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from odeddim.types import InputError
 
+_numbers = itertools.count()
 
-def check_place(path: Path) -> None:
-    """Raise an InputError unless a file can take its place under `path`: told before a long run, not after it."""
-    if not path.parent.is_dir():
+
+def check_place(path: Path, *inputs: Path | None, suffixes: tuple[str, ...] = ()) -> None:
+    """Raise an InputError unless a file can take its place under `path`: told before a long run, not after it.
+
+    inputs: files that are being read, which must not be replaced. suffixes: what the name may end in, if it matters.
+    """
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise InputError(f"{path}: name the file {' or '.join('NAME' + suffix for suffix in suffixes)}")
+    if not os.path.isdir(path.parent):
         raise InputError(f"the folder {path.parent} of {path.name} does not exist: make it first")
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path} is no ordinary file, but a folder or a device: give another name")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"the folder {path.parent} of {path.name} cannot be written to: choose another")
+    for source in inputs:
+        if source is not None and os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
+            raise InputError(f"{path} is what is being read: give the output another name")
+
+
+def plain_text(name: str) -> str:
+    """A name that can be written as UTF-8: file names may hold other bytes, which become question marks."""
+    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; on success it is synced and renamed to `path`, otherwise removed.
 
-    After a kill -9 a `.NAME.PID.tmp` may stay behind; `path` itself is the old file or the new one, never a part.
+    After a kill -9 a `.odeddim-PID-N.tmp` may stay behind; `path` itself is the old file or the new one, never a part.
     """
-    path = Path(path)
     check_place(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    place = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
+    temporary = place.with_name(f".odeddim-{os.getpid()}-{next(_numbers)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}); what was there is untouched") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +25,8 @@ from odeddim.types import InputError, pick
 
 ENDS = ("zero", "sigma_min")
 STEPS = 50
+MOST_STEPS = 1_000_000
+MOST_RHO = 1000  # beyond, the grid is "log" to rounding
 
 # Over the training levels: the share of T at the fraction i/S of the steps, rounded to a whole level.
 _TAU: dict[str, Callable[[Fraction, int], int]] = {
@@ -47,22 +50,22 @@ def grid(name: str, schedule: Schedule, steps: int | None = None, *, end: str = 
     training levels can have (T; one less with end="sigma_min").
     """
     pick(end, ENDS, "end")
-    family, _, parameter = name.partition(":")
-    if family not in NAMES or (parameter and family != "karras"):
-        if Path(name).is_file():
+    family, colon, parameter = name.partition(":")
+    if family not in NAMES or (colon and family != "karras"):
+        if os.path.isfile(name):
             return check_nodes(read_nodes(Path(name)), where=name, steps=steps)
         pick(name, NAMES, "grid (or grid file)")
     rho = 7.0
-    if parameter:
+    if colon:
         try:
             rho = float(parameter)
         except ValueError:
             rho = math.nan
-        if not rho >= 1:
-            raise InputError(f"the grid {name!r} needs a number ρ >= 1 after its colon, as in 'karras:5'")
+        if not 1 <= rho <= MOST_RHO:
+            raise InputError(f"the grid {name!r} needs a number ρ from 1 to {MOST_RHO} after its colon: 'karras:5'")
     steps = STEPS if steps is None else steps
-    if steps < 1:
-        raise InputError(f"steps must be at least 1, not {steps}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
+        raise InputError(f"steps must be a whole number, at least 1 and at most {MOST_STEPS}, not {steps!r}")
     if family in _TAU:
         return _over_levels(family, schedule, steps, end)
     count = steps if end == "zero" else steps + 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -71,7 +72,7 @@ def open_images(path: str | Path, *, channels: int | None = None) -> ImageSource
     path = Path(path)
     if channels not in (None, 1, 3):
         raise InputError(f"images have 1 or 3 channels; they cannot be read with {channels}")
-    if path.is_dir():
+    if os.path.isdir(path):
         names = sorted(
             file.relative_to(path).as_posix()
             for file in path.rglob("*")

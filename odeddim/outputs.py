@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Protocol
@@ -11,7 +12,7 @@ import h5py
 import torch
 from torch import Tensor
 
-from odeddim.files import check_place
+from odeddim.files import check_place, plain_text
 from odeddim.hdf5 import HDF5Writer, writing
 from odeddim.images import save_image, save_sheet
 from odeddim.types import InputError
@@ -33,7 +34,7 @@ class _Folder:
 
     def append(self, images: Tensor, names: Sequence[str]) -> None:
         for image, name in zip(images.cpu(), names, strict=True):
-            stem = base = PurePath(name.replace("\\", "/")).stem.replace("\0", "") or "image"
+            stem = base = plain_text(PurePath(name.replace("\\", "/")).stem).replace("\0", "")[:80] or "image"
             number = 1
             while stem in self._taken:  # a/cat.png and b/cat.png both become cat
                 stem, number = f"{base}-{number}", number + 1
@@ -57,11 +58,12 @@ class _HDF5:
         shape = tuple(images.shape[1:])
         if self._next == 0:
             chunks = (min(64, self._total), *shape)
-            self._file.create_dataset("images", (self._total, *shape), "float32", chunks=chunks, fletcher32=True)
+            dtype = str(images.dtype).removeprefix("torch.")
+            self._file.create_dataset("images", (self._total, *shape), dtype, chunks=chunks, fletcher32=True)
             self._file.create_dataset("names", (self._total,), dtype=h5py.string_dtype())
         stop = self._next + len(names)
-        self._file["images"][self._next : stop] = images.cpu().to(torch.float32).numpy()
-        self._file["names"][self._next : stop] = list(names)
+        self._file["images"][self._next : stop] = images.cpu().numpy()
+        self._file["names"][self._next : stop] = [plain_text(name) for name in names]
         self._file.commit()
         self._next = stop
 
@@ -72,7 +74,7 @@ def open_output(path: Path, total: int) -> Iterator[Output]:
 
     A sheet and a file appear when they are whole; PNGs in a folder one by one, each whole.
     """
-    suffix = path.suffix.lower()
+    suffix = "" if os.path.isdir(path) else path.suffix.lower()
     if suffix == ".png":
         if total > MOST_ON_A_SHEET:
             raise InputError(f"{total} images are too many for one sheet (at most {MOST_ON_A_SHEET}): give a folder")

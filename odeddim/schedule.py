@@ -120,12 +120,14 @@ class Schedule:
     @classmethod
     def from_dict(cls, description: dict[str, Any]) -> Schedule:
         """The schedule that `to_dict` described."""
+        if not isinstance(description, dict):
+            raise InputError(f"a schedule is described by its name and parameters, not by {description!r}")
         parameters = dict(description)
         name = pick(str(parameters.pop("name", "")), _MADE_BY, "schedule")
         try:
             made = getattr(cls, name)(**parameters)
-        except TypeError as error:
-            raise InputError(f"schedule {name!r} cannot be made from {sorted(parameters)}: {error}") from None
+        except (TypeError, ZeroDivisionError, IndexError, OverflowError, RuntimeError) as error:
+            raise InputError(f"schedule {name!r} cannot be made from {parameters}: {error}") from None
         assert isinstance(made, Schedule)
         return made
 

@@ -55,7 +55,7 @@ class State:
 
     @property
     def x(self) -> Tensor:
-        """x = √α·x̄ = x̄/√(1+σ²), (B, *): in DDPM's units, where a latent at σ_T has unit variance."""
+        """x = √α·x̄ = x̄/√(1+σ²), (B, *): DDPM's units, in which a latent at σ_T has unit variance on any schedule."""
         return self.xbar / math.sqrt(1.0 + self.sigma**2)
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Adams-Bashforth through k nodes has k-2 first steps of their own: single steps with the local error O(h^k) that the
-# global order k allows, evaluated at the step's start and at these parts of it in λ: DPM-Solver-2 and DPM-Solver-3 (Lu
-# et al. 2022, arXiv 2206.00927, Algorithms 1 and 2). After them, k-1 nodes are known and the next ones give as much.
+# global order k allows, evaluated at the step's start and at these parts of it in λ. That is DPM-Solver-3 for k = 4,
+# and for k = 3 DPM-Solver-2 with its ε extrapolated, not held (Lu et al. 2022, arXiv 2206.00927, Algorithms 2 and 1).
 INNER = {2: (), 3: (1 / 2,), 4: (1 / 3, 2 / 3)}
 
 

@@ -77,7 +77,7 @@ def _one_image(watch: Watch, method: str, **options: Any) -> Tensor:
 
     if method in IMPLICIT:
         options["jac"] = jacobian
-    y = like.double().cpu().numpy().ravel().copy()  # some methods work in place
+    y = like.double().cpu().numpy().ravel()
     solver = getattr(integrate, method)(
         lambda u, y: rates(u, y)[0], watch.u(watch.reached.sigma), y, watch.u(watch.target), **options
     )

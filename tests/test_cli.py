@@ -265,7 +265,7 @@ BAD = {
     "nothing to write": (["interpolate", "z.h5", "--pair", "0", "1"], "-o path.h5"),
     "index out of range": (["interpolate", "z.h5", "--pair", "0", "9", "-o", "p.h5"], "0 to 1"),
     "one point": (["interpolate", "z.h5", "--pair", "0", "1", "-n", "1", "-o", "p.h5"], "-n"),
-    "shape needed": (["sample", "-o", "s.png", "--model", "exact-mixture"], "shape"),
+    "shape needed": (["sample", "-o", "s.png", "--model", "exact-mixture"], "--size"),
     "bad shape": (["sample", "-o", "s.png", "--model", "exact-mixture", "--size", "3,x"], "3,32,32"),
     "eta with another solver": (["sample", "-o", "s.png", "--eta", "1", "--solver", "ab2"], "euler"),
     "bench of nothing": (["bench", "--solvers", "euler,nope"], "nope"),
@@ -364,7 +364,7 @@ def test_ctrl_c_leaves_the_old_file(here: Path) -> None:
     command = [sys.executable, "-m", "odeddim", "encode", "-o", "z.h5", "--steps", "1000", "--batch-size", "1"]
     process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list(here.glob(".z.h5.*")) and time.monotonic() < deadline:  # until it writes
+    while not list(here.glob(".odeddim-*")) and time.monotonic() < deadline:  # until it writes
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

@@ -12,6 +12,7 @@ import gc
 import math
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -41,10 +42,9 @@ WEIGHTS = np.array([0.5, 0.2, 0.3])
 STD = 0.15
 MIXTURE = GaussianMixture(torch.from_numpy(MEANS), STD, torch.from_numpy(WEIGHTS))
 IMAGES = torch.tensor(
-    [[-0.5, -0.2], [0.4, 0.3], [0.1, 0.1], [-0.8, -0.4], [0.2, 0.6], [0.7, -0.1], [-0.1, 0.5]], dtype=torch.float64
+    [[-0.5, -0.2], [0.4, 0.3], [0.1, 0.1], [-0.8, -0.4], [0.2, 0.6], [0.7, -0.1], [-0.1, 0.5], [0.5, 0.15]],
+    dtype=torch.float64,
 )
-
-
 PIXELS = GaussianMixture(torch.tensor([-0.6, 0.6]), STD)  # any shape: every pixel a draw from two modes
 
 
@@ -161,7 +161,9 @@ def check_run(row: Solver, steps: int, direction: str, dtype: torch.dtype) -> No
     xbar = IMAGES[:2].to(dtype) * (1 if direction == "encode" else high)
     state, before = State(xbar, float(sigmas[0])), xbar.clone()
     field = Recorder(MIXTURE)
-    result = row.run(field, state, sigmas)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = row.run(field, state, sigmas)
     assert torch.equal(state.xbar, before), "the caller's state was changed"
     assert result.sigma == float(sigmas[-1])
     assert result.xbar.shape == xbar.shape
@@ -213,7 +215,7 @@ def test_memory_does_not_grow(row: Solver) -> None:
     def field(sigma: Tensor, xbar: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        if calls % 100 == 0:
+        if calls in (100, 300, 900):
             found.append(live_states(size))
         return PIXELS(sigma, xbar)
 
@@ -231,13 +233,25 @@ def test_tolerance_is_kept(row: Solver, direction: str) -> None:
     """The worst image's error falls with rtol = atol, and stays within 50 times of it over ten e-folds of σ."""
     low, high = 0.01, 157.0
     state, truth, scale = problem(direction, low, high)
+    start, truth = State(state.xbar[:4], state.sigma), truth[:4]
     errors = []
     for tolerance in (1e-3, 1e-6):
         tight = row.with_settings(rtol=tolerance, atol=tolerance)
-        found = tight.run(MIXTURE, state, directed(log_grid(1, low, high), direction)).xbar
+        found = tight.run(MIXTURE, start, directed(log_grid(1, low, high), direction)).xbar
         errors.append(float((found - truth).square().mean(dim=1).sqrt().max()) / scale)
         assert errors[-1] < 50 * tolerance
     assert errors[1] < errors[0] / 10
+
+
+@each(ADAPTIVE)
+def test_no_step_leaps_over_the_decision(row: Solver) -> None:
+    """Each image by itself: no step is so long that its error estimate misses where the image is decided."""
+    for tolerance, low, high in ((1e-3, 0.01, 157.0), (1e-5, 0.05, 5.0)):
+        start, truth, scale = problem("encode", low, high)
+        exacting = row.with_settings(rtol=tolerance, atol=tolerance)
+        for i in range(len(IMAGES)):
+            found = exacting.run(MIXTURE, State(start.xbar[i : i + 1], low), log_grid(1, low, high)).xbar
+            assert float((found - truth[i]).abs().max()) < 50 * tolerance * scale
 
 
 @each(ADAPTIVE)
@@ -269,13 +283,14 @@ def test_an_image_beside_a_demanding_one(row: Solver) -> None:
         return torch.cat([shaken, torch.zeros_like(demand)], dim=1)
 
     low, high = 0.05, 5.0
+    row = row.with_settings(rtol=1e-4, atol=1e-4) if row.adaptive else row
     images = torch.cat([IMAGES[:2], torch.tensor([[0.0], [1.0]], dtype=torch.float64)], dim=1)
     truth = exact(IMAGES[:1], low, high)
     alone = row.run(field, State(images[:1], low), log_grid(20, low, high)).xbar
     beside = row.run(field, State(images, low), log_grid(20, low, high)).xbar[:1]
     if row.adaptive:
         for found in (alone, beside):
-            assert float((found[:, :2] - truth).abs().max()) < 50 * 1e-5 * high
+            assert float((found[:, :2] - truth).abs().max()) < 50 * 1e-4 * high
     else:
         assert torch.allclose(alone, beside, rtol=0, atol=1e-12)
 
@@ -337,6 +352,19 @@ def test_jacobians_come_in_batches() -> None:
     assert max(field.rows) == 64
     assert len(field.rows) < sum(field.rows)
     assert float((found - truth).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["scipy-lsoda", "scipy-radau", "scipy-bdf"])
+def test_implicit_rows_are_at_home_in_stiffness(name: str) -> None:
+    """A stiff linear field that is not symmetric: with a wrong Jacobian each of them needs thousands of evaluations."""
+    matrix = torch.tensor([[-50.0, 400.0], [0.0, -60.0]], dtype=torch.float64)
+
+    def field(sigma: Tensor, xbar: Tensor) -> Tensor:
+        return xbar @ matrix.T / (1 + sigma)
+
+    start = State(torch.ones(1, 2, dtype=torch.float64), 0.1)
+    end = solvers.get(name, max_nfe=600).run(field, start, log_grid(1, 0.1, 100.0)).xbar
+    assert float(end.abs().max()) < 1e-5
 
 
 def test_the_table() -> None:
@@ -412,6 +440,36 @@ def test_two_implementations_of_one_method_agree() -> None:
     sigmas = log_grid(17, 0.05, 20.0)
     ours, theirs = (solvers.get(name).run(MIXTURE, State(IMAGES, 0.05), sigmas).xbar for name in ("heun", "heun2"))
     assert torch.allclose(ours, theirs, rtol=1e-13, atol=1e-13)
+
+
+def test_ab4_starts_with_dpm_solver_3() -> None:
+    """Algorithm 2 of arXiv 2206.00927 in the paper's own x = √α·x̄ and λ, its r1 = 1/3 and r2 = 2/3."""
+    start, end = 5.0, 2.0
+
+    def alpha(lam: float) -> float:
+        return 1 / math.sqrt(1 + math.exp(-2 * lam))
+
+    def eps(lam: float, x: Tensor) -> Tensor:
+        return MIXTURE(torch.tensor(math.exp(-lam), dtype=torch.float64), x / alpha(lam))
+
+    begin, h = -math.log(start), math.log(start / end)
+    x = alpha(begin) * 5 * IMAGES
+    first = eps(begin, x)
+
+    def moved(part: float, bend: Tensor, to: float) -> Tensor:
+        """From the start over `part` of the step: ε constant, plus ε's growth, `bend` for each h."""
+        lam = begin + part * h
+        sigma = math.exp(-lam) * alpha(lam)
+        phi = math.expm1(part * h)
+        return alpha(lam) / alpha(begin) * x - sigma * phi * first - sigma * to * (phi / (part * h) - 1) * bend
+
+    second = eps(begin + h / 3, moved(1 / 3, 0 * first, 0))
+    third = eps(begin + 2 * h / 3, moved(2 / 3, second - first, 2))
+    truth = moved(1, third - first, 3 / 2) / alpha(begin + h)
+    found = (
+        solvers.get("ab4").run(MIXTURE, State(5 * IMAGES, start), torch.tensor([start, end], dtype=torch.float64)).xbar
+    )
+    assert torch.allclose(found, truth, rtol=1e-12, atol=1e-12)
 
 
 def test_dpmpp_2m_as_in_its_paper() -> None:

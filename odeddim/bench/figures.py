@@ -33,7 +33,7 @@ def work_precision(table: Table, path: Path) -> None:
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     lines: dict[tuple[str, str], list[Row]] = {}
-    for row in table.rows:
+    for row in (row for row in table.rows if not row.failure):
         lines.setdefault((row.solver, row.grid), []).append(row)
     titles = ("Round trip", "Latent")
     labels = ("MSE on the [0, 1] scale", "distance to the true latent, rms / σ_T")

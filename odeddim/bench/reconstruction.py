@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeddim import grids
+from odeddim import grids, solvers
 from odeddim.api import decode, encode, plan
 from odeddim.field import VectorField
 from odeddim.hdf5 import writing
-from odeddim.types import Solver
+from odeddim.types import BudgetExceeded, InputError, Solver
 
 REFERENCE = ("ab4", "log", 200)
 
@@ -48,15 +49,19 @@ DEFAULT_STEPS = (10, 20, 50)
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. evaluations: per image and direction; seconds: both directions, all images."""
+    """One line of the table. evaluations: per image and direction; seconds: both directions, all images.
+
+    failure: why a solver gave no result; its figures are None then.
+    """
 
     solver: str
     grid: str
     steps: int | None
     evaluations: float
-    round_trip: float
-    latent: float
+    round_trip: float | None
+    latent: float | None
     seconds: float
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,11 @@ class Table:
 
         text = h5py.string_dtype()
         kinds: list[tuple[str, Any]] = [("solver", text), ("grid", text), ("steps", "i8"), ("evaluations", "f8")]
-        kinds += [("round_trip", "f8"), ("latent", "f8"), ("seconds", "f8")]
-        values = [tuple(-1 if value is None else value for value in asdict(row).values()) for row in self.rows]
+        kinds += [("round_trip", "f8"), ("latent", "f8"), ("seconds", "f8"), ("failure", text)]
+        values = [
+            tuple((-1 if key == "steps" else np.nan) if value is None else value for key, value in asdict(row).items())
+            for row in self.rows
+        ]
         with writing(path) as file:
             file.create_dataset("rows", data=np.array(values, dtype=kinds))
             file["rows"].attrs["units"] = "round_trip: MSE on [0, 1]; latent: rms over sigma_T; steps -1: adaptive"
@@ -110,8 +118,8 @@ def runs(
     """Every (entry, steps) with its solver and nodes, checked before anything runs; adaptive solvers once."""
     planned = []
     for entry in entries:
+        row = solvers.get(entry.solver)
         # Settings such as rtol go to the solvers that have them.
-        row, _ = plan(field.schedule, entry.solver, steps[0], entry.grid, end)
         own = {key: value for key, value in settings.items() if key in row.settings}
         for count in (None,) if row.adaptive else tuple(steps):
             solver, nodes = plan(field.schedule, entry.solver, count, entry.grid, end, own)
@@ -151,30 +159,34 @@ def reconstruction(
     for entry, steps, solver, nodes in planned:
         field.reset()
         began = time.perf_counter()
-        latents, back = [], []
-        for batch in _batches(images, batch_size):
-            state = encode(batch, solver, model=field, grid=nodes)
-            latents.append(state.xbar)
-            back.append(decode(state, solver, model=field, grid=nodes))
-        seconds = time.perf_counter() - began
-        evaluations = field.rows / (2 * len(images))
-        difference = (torch.cat(back).cpu() - images.cpu()).double() / 2
+        latents, back, failure = [], [], ""
+        try:
+            for batch in _batches(images, batch_size):
+                state = encode(batch, solver, model=field, grid=nodes)
+                latents.append(state.xbar)
+                back.append(decode(state, solver, model=field, grid=nodes))
+        except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
+            failure = str(error)
         yield Row(
             solver=solver.name,
             grid="-" if solver.adaptive else entry.grid or solver.grid,
             steps=steps,
-            evaluations=evaluations,
-            round_trip=float((difference**2).mean()),
-            latent=_latent_error(torch.cat(latents), truth, field),
-            seconds=seconds,
+            evaluations=field.rows / (2 * len(images)),
+            round_trip=None
+            if failure
+            else float(((torch.cat(back).cpu() - images.cpu()).double() / 2).square().mean()),
+            latent=None if failure else _latent_error(torch.cat(latents), truth, field),
+            seconds=time.perf_counter() - began,
+            failure=failure,
         )
         advance(expected_evaluations(solver, nodes))
 
 
 def expected_evaluations(solver: Solver, nodes: Tensor) -> int:
     """Evaluations of a round trip, for the progress bar; a guess for adaptive solvers."""
-    own = solver.evaluations(len(nodes) - 1)
-    return 2 * (100 if own is None else own)
+    steps, at_the_end = (len(nodes) - 2, 1) if float(nodes[0]) == 0 else (len(nodes) - 1, 0)
+    own = solver.evaluations(steps)
+    return 2 * (100 if own is None else own + at_the_end)
 
 
 def reference_evaluations() -> int:
@@ -188,5 +200,8 @@ def _batches(images: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def _latent_error(latent: Tensor, truth: Tensor, field: VectorField) -> float:
-    difference = (latent - truth).double()
-    return float((difference**2).mean().sqrt()) / field.schedule.sigma_max
+    return math.sqrt(_mean_square(latent - truth)) / field.schedule.sigma_max
+
+
+def _mean_square(difference: Tensor) -> float:
+    return float(difference.double().square().mean())

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -27,13 +28,16 @@ import torch
 from torch import Tensor
 
 from odeddim.field import VectorField
+from odeddim.files import check_place, plain_text
 from odeddim.hdf5 import HDF5Writer, writing
 from odeddim.schedule import Schedule
 from odeddim.types import InputError, State
 
 FORMAT, VERSION = "odeddim latents", 1
 UNIT = "xbar = x/sqrt(alpha), alpha cumulative as in DDIM; x_T = xbar/sqrt(1+sigma^2) has unit variance"
+SUFFIXES = (".h5", ".hdf5")
 CHUNK = 64
+ENDS_BY_SIGMA = {0.0: "zero", 1.0: "sigma_min"}  # by σ over σ_1; "nodes": where a list of one's own begins
 MOST_PROVENANCE = 4_000_000  # bytes; a schedule of 10,000 levels takes 0.2 MB
 
 
@@ -79,7 +83,7 @@ def provenance_of(
         schedule=model.schedule.to_dict(),
         solver=solver,
         grid=grid,
-        end="zero" if float(nodes[0]) == 0 else "sigma_min",
+        end=ENDS_BY_SIGMA.get(float(nodes[0]) / model.schedule.sigma_min, "nodes"),
         steps=len(nodes) - 1,
         made_by=made_by,
         settings={key: value for key, value in settings.items() if value is not None},
@@ -106,7 +110,7 @@ class LatentWriter:
         self._file["xbar"][self._next : stop] = state.xbar.cpu().numpy()
         for k, part in enumerate(state.aux):
             self._file[f"aux/{k}"][self._next : stop] = part.cpu().numpy()
-        self._file["names"][self._next : stop] = list(names)
+        self._file["names"][self._next : stop] = [plain_text(name) for name in names]
         self._file.commit()
         self._next = stop
 
@@ -132,7 +136,8 @@ class LatentWriter:
 
 @contextlib.contextmanager
 def write_latents(path: Path, provenance: Provenance, nodes: Tensor, count: int) -> Iterator[LatentWriter]:
-    """A writer for `count` latents; the file appears under its name when all are written, and not before."""
+    """A writer for `count` latents; the file, NAME.h5, appears when all are written, and not before."""
+    check_place(path, suffixes=SUFFIXES)
     with writing(path) as file:
         file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
         file.create_dataset("nodes", data=nodes.numpy(), chunks=nodes.shape, fletcher32=True)
@@ -149,7 +154,7 @@ class LatentFile:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
+        if not os.path.isfile(self.path):
             raise InputError(f"{path} does not exist or is no file: give a latent file, as `odeddim encode` writes")
         try:
             self._file = h5py.File(self.path, "r")

@@ -5,6 +5,7 @@ One file per checkpoint format; each offers `matches(path) -> bool` and `read(pa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,12 +69,14 @@ def load(
     Errors: InputError for an unknown name (with its nearest neighbours) and for what is no readable model.
     """
     if isinstance(model, VectorField):
-        return model
+        return model if device is None and dtype is None else model.to(device or model.device or "cpu", dtype)
+    if not isinstance(model, (str, Path)):
+        raise InputError(f"a model is a name, a path or a VectorField: wrap a {type(model).__name__} in VectorField")
     if str(model) in BUILT_IN:
         field = BUILT_IN[str(model)][0]()
     else:
         path = Path(model)
-        if not path.exists():
+        if not os.path.exists(path):
             pick(str(model), BUILT_IN, "model (neither a built-in name nor an existing path)")
         reader = next((module for module in FORMATS if module.matches(path)), None)
         if reader is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ EXPECTS = f"a folder (or its {WEIGHTS}) as written by `odeddim train`"
 
 def matches(path: Path) -> bool:
     """Whether this looks like one of our folders, or the weights inside one."""
-    return (path / CONFIG).is_file() or (path.name == WEIGHTS and (path.parent / CONFIG).is_file())
+    folder = path.parent if path.name == WEIGHTS else path
+    return os.path.isfile(folder / CONFIG)
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -67,13 +69,12 @@ def read(path: Path) -> VectorField:
         detail = " ".join(str(error).split())
         raise InputError(f"{weights} does not fit the architecture in {CONFIG}: {detail[:300]}") from None
     network.eval().requires_grad_(False)
-    architecture = description["architecture"]
-    size = architecture["image_size"]
+    size = network.config["image_size"]
     return VectorField(
         network,
         Schedule.from_dict(description["schedule"]),
         predicts=description["predicts"],
-        shape=(architecture["in_channels"], size, size),
+        shape=(network.config["in_channels"], size, size),
         name=folder.name if folder.parent == BUILT_IN else str(folder.resolve()),
         sha256=hashlib.sha256(blob).hexdigest(),
         details={key: description[key] for key in ("architecture", "weights", "training") if key in description},
