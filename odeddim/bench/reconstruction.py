@@ -172,9 +172,7 @@ def reconstruction(
             grid="-" if solver.adaptive else entry.grid or solver.grid,
             steps=steps,
             evaluations=field.rows / (2 * len(images)),
-            round_trip=None
-            if failure
-            else float(((torch.cat(back).cpu() - images.cpu()).double() / 2).square().mean()),
+            round_trip=None if failure else _mean_square(torch.cat(back).cpu() - images.cpu()) / 4,  # on [0, 1]
             latent=None if failure else _latent_error(torch.cat(latents), truth, field),
             seconds=time.perf_counter() - began,
             failure=failure,
