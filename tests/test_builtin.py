@@ -33,7 +33,8 @@ def errors(x_0: Tensor) -> dict[tuple[str, str], list[float]]:
 
 def test_eulers_error_falls_with_the_steps(errors: dict[tuple[str, str], list[float]]) -> None:
     ten, twenty, fifty = errors["euler", "linear"]
-    assert ten > 2 * twenty > 8 * fifty
+    assert ten > 2 * twenty
+    assert twenty > 2 * fifty
 
 
 def test_second_order_multistep_is_far_below_euler(errors: dict[tuple[str, str], list[float]]) -> None:
