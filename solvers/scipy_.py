@@ -65,8 +65,8 @@ def _one_image(watch: Watch, method: str, **options: Any) -> Tensor:
     def rates(u: float, y: np.ndarray) -> np.ndarray:
         """(B, n) or (n,) -> (B, n): every row counts as an evaluation."""
         xbar = images(y)
-        rate = watch.rate(u, xbar, cost=len(xbar)).double().reshape(len(xbar), -1)
-        return rate.cpu().numpy()
+        rate = watch.rate(u, xbar, cost=len(xbar)).reshape(len(xbar), -1)
+        return rate.cpu().double().numpy()
 
     def jacobian(u: float, y: np.ndarray) -> np.ndarray:
         steps = DISPLACEMENT * np.maximum(np.abs(y), 1.0)
@@ -77,7 +77,7 @@ def _one_image(watch: Watch, method: str, **options: Any) -> Tensor:
 
     if method in IMPLICIT:
         options["jac"] = jacobian
-    y = like.double().cpu().numpy().ravel()
+    y = like.cpu().double().numpy().ravel()
     solver = getattr(integrate, method)(
         lambda u, y: rates(u, y)[0], watch.u(watch.reached.sigma), y, watch.u(watch.target), **options
     )

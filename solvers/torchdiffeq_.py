@@ -75,7 +75,7 @@ def fixed(
     import torch
     from torchdiffeq import odeint
 
-    index = torch.arange(len(sigmas), dtype=torch.float64, device=state.xbar.device)
+    index = torch.arange(len(sigmas), dtype=state.xbar.dtype, device=state.xbar.device)
     with torch.no_grad():
         ends = odeint(
             over(field, sigmas),

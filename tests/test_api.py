@@ -145,6 +145,13 @@ def test_grids_given_as_nodes() -> None:
         ({"steps": 0}, "at least 1"),
         ({"steps": 1001, "grid": "linear"}, "at most 1000"),
         ({"rtol": 1e-3}, "no setting 'rtol'"),
+        ({"steps": 2.5}, "whole number"),
+        ({"steps": True}, "whole number"),
+        ({"solver": None}, "a name or a row"),
+        ({"model": torch.nn.Identity()}, "wrap a Identity in VectorField"),
+        ({"grid": [0.0, 1.0, 157.0], "end": "sigma_min"}, "begin at σ = 0"),
+        ({"grid": [0.5, 3.0, 1e4]}, "above the model's"),
+        ({"grid": [0.5, 3.0], "end": "nonsense"}, "unknown end"),
     ],
 )
 def test_refusals_name_the_way_out(arguments: dict[str, object], words: str) -> None:
@@ -157,12 +164,61 @@ def test_more_refusals() -> None:
     broken[2, 0, 1, 1] = math.inf
     with pytest.raises(odeddim.InputError, match="image 2 "):
         odeddim.encode(broken, model=mixture())
+    with pytest.raises(odeddim.InputError, match="at least one image"):
+        odeddim.encode(images()[:0], model=mixture())
+    with pytest.raises(odeddim.InputError, match="at least one image"):
+        odeddim.encode(images()[0, 0, 0], model=mixture())
+    with pytest.raises(odeddim.InputError, match="torch tensors"):
+        odeddim.encode(images().numpy(), model=mixture())  # type: ignore[arg-type]
+    with pytest.raises(odeddim.InputError, match="must not be negative"):
+        odeddim.noise(2, (1, 2, 2), seed=-1)
     with pytest.raises(odeddim.InputError, match="floating point"):
         odeddim.solve(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), model=mixture())
     with pytest.raises(odeddim.InputError, match="any shape"):
         odeddim.sample(1, model=mixture())
     with pytest.raises(odeddim.InputError, match="needs solver 'euler'"):
         odeddim.sample(1, "heun2", model=mixture(), shape=(1, 2, 2), eta=0.5)
+
+
+def test_adaptive_solvers_take_no_uncontrolled_step() -> None:
+    """Of given nodes they keep the ends only: the Euler step from 0 is never longer than to σ_1."""
+    x_0, options = images(), {"rtol": 1e-7, "atol": 1e-7}
+    truth = odeddim.encode(x_0, "dopri5", model=mixture(), **options)
+    for nodes in ([0.0, 50.0, LINEAR.sigma_max], [0.0, LINEAR.sigma_max]):
+        state = odeddim.encode(x_0, "dopri5", model=mixture(), grid=nodes, **options)
+        assert torch.equal(state.xbar, truth.xbar)
+    for refused in ({"grid": "linear"}, {"steps": 5}):
+        with pytest.raises(odeddim.InputError, match="chooses its own steps"):
+            odeddim.encode(x_0, "dopri5", model=mixture(), **refused)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, odeddim.Schedule.edm(), odeddim.Schedule.rectified_flow()])
+def test_x_T_is_one_thing_on_every_schedule(schedule: odeddim.Schedule) -> None:
+    """`state.x`, `solve`'s x_T and `sample`'s noise: unit variance."""
+    gaussian = Gaussian(0.1, 0.4)
+    model = odeddim.VectorField(gaussian.network(schedule), schedule)
+    state = odeddim.encode(images(), "ab2", model=model, steps=20)
+    decoded = odeddim.decode(state, "ab2", model=model, steps=20)
+    assert torch.allclose(odeddim.solve(state.x, "ab2", model=model, steps=20), decoded, atol=1e-12)
+    sampled = odeddim.sample(3, "ab2", model=model, steps=20, shape=(1, 4, 4))
+    assert torch.allclose(odeddim.solve(odeddim.noise(3, (1, 4, 4)), "ab2", model=model, steps=20), sampled, atol=1e-6)
+
+
+def test_modules_are_evaluated_without_dropout() -> None:
+    module = WithDropout()
+    assert module.training
+    model = odeddim.VectorField(module, LINEAR)
+    a, b = (odeddim.encode(images(), model=model, steps=3).xbar for _ in range(2))
+    assert torch.equal(a, b)
+
+
+class WithDropout(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.dropout(x)
 
 
 def test_interpolate_is_decodable() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -96,6 +97,96 @@ def test_other_outputs_and_another_solver(run, here: Path) -> None:  # type: ign
     assert (code, err) == (0, "")
     with LatentFile(here / "again.h5") as file:
         assert file.names(0, 4) == [sample_images().names[i] for i in range(4)]
+
+
+MIXTURE = ("--model", "exact-mixture")
+
+
+def test_decoding_keeps_to_the_file(run, here: Path) -> None:  # type: ignore[no-untyped-def]
+    """Its nodes, with any solver; its tolerances, with its own; another grid or number of steps only when asked."""
+    (here / "own.txt").write_text("0 0.01 0.5 3 20 157.40728")  # σ_T as printed: taken as σ_T
+    run("encode", "-n", 2, "-o", "named.h5", *MIXTURE, "--steps", 5)
+    run("encode", "-n", 2, "-o", "own.h5", *MIXTURE, "--grid", "own.txt")
+    run("encode", "-n", 2, "-o", "adaptive.h5", *MIXTURE, "--solver", "dopri5", "--rtol", "1e-3", "--atol", "1e-3")
+    (here / "own.txt").unlink()
+    for arguments, words in (
+        (["named.h5"], "ab2, 5 steps, 5 evaluations"),
+        (["named.h5", "--solver", "ab2"], "ab2, 5 steps, 5 evaluations"),
+        (["named.h5", "--solver", "heun"], "heun, 5 steps, 9 evaluations"),
+        (["named.h5", "--steps", "7"], "ab2, 7 steps, 7 evaluations"),
+        (["named.h5", "--solver", "dopri5"], "dopri5, adaptive"),
+        (["own.h5"], "ab2, 5 steps"),
+        (["own.h5", "--solver", "heun"], "heun, 5 steps, 9 evaluations"),
+        (["adaptive.h5", "--solver", "euler", "--steps", "9"], "euler, 9 steps, 9 evaluations"),
+        (["adaptive.h5", "--solver", "euler"], "euler, 50 steps"),
+    ):
+        code, out, err = run("decode", *arguments, "-o", "out.h5")
+        assert (code, err) == (0, ""), arguments
+        assert words in out, arguments
+    counts = [run("decode", "adaptive.h5", "-o", "out.h5", *more)[1] for more in ((), ("--solver", "dopri5"))]
+    assert re.findall(r"[\d.]+ evaluations", counts[0]) == re.findall(r"[\d.]+ evaluations", counts[1])
+    code, out, err = run("decode", "named.h5", "-o", "out.h5", "--solver", "dopri5", "--steps", 5)
+    assert code == 2
+    assert "chooses its own steps" in err
+
+
+def test_float64_goes_through_files(run, here: Path) -> None:  # type: ignore[no-untyped-def]
+    for end in ("zero", "sigma_min"):
+        arguments = (*MIXTURE, "--dtype", "float64", "--solver", "rk4", "--grid", "log", "--steps", 200, "--end", end)
+        assert run("encode", "-n", 1, "-o", "z.h5", *arguments)[0] == 0
+        assert run("decode", "z.h5", "-o", "x.h5")[0] == 0
+        with h5py.File("x.h5") as file:
+            assert file["images"].dtype == np.float64
+            error = np.abs(file["images"][:] - sample_images()[0:1].numpy()).max()
+        assert error < (2e-3 if end == "zero" else 1e-5), end
+
+
+def test_no_command_replaces_what_it_reads(run, here: Path) -> None:  # type: ignore[no-untyped-def]
+    run("encode", "-n", 2, "-o", "z.h5", *MIXTURE, "--steps", 2)
+    run("decode", "z.h5", "-o", "images.h5")
+    (here / "link.h5").symlink_to("z.h5")
+    before = (here / "z.h5").read_bytes(), (here / "images.h5").read_bytes()
+    for arguments in (
+        ("decode", "z.h5", "-o", "z.h5"),
+        ("decode", "z.h5", "-o", "link.h5"),
+        ("interpolate", "z.h5", "--pair", 0, 1, "-o", "z.h5"),
+        ("encode", "images.h5", "-o", "images.h5", *MIXTURE),
+        ("bench", "images.h5", "-o", "images.h5", *MIXTURE),
+    ):
+        code, out, err = run(*arguments)
+        assert code == 2, arguments
+        assert "what is being read" in err
+        assert ((here / "z.h5").read_bytes(), (here / "images.h5").read_bytes()) == before
+
+
+def test_odd_names(run, here: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = here / "bilder ü"
+    folder.mkdir()
+    picture = Image.new("L", (8, 8), 128)
+    for name in (b"\xff\xfe.png", b"a" * 250 + b".png", "höhe 1.png".encode()):
+        with open(os.fsencode(folder) + b"/" + name, "wb") as file:
+            picture.save(file, format="PNG")
+    assert run("encode", "bilder ü/", "-o", "z.h5", *MIXTURE, "--steps", 2)[0] == 0
+    assert run("decode", "z.h5", "-o", "out.d/")[0] == 2  # a suffix that is no format, and no such folder
+    (here / "out.d").mkdir()
+    assert run("decode", "z.h5", "-o", "out.d/")[0] == 0
+    assert len(list((here / "out.d").glob("*.png"))) == 3
+    (here / "link.h5").symlink_to("z.h5")
+    assert run("encode", "bilder ü", "-o", "link.h5", *MIXTURE, "--steps", 3)[0] == 0
+    assert (here / "link.h5").is_symlink()  # the link stays, what it points to is new
+    with LatentFile(here / "z.h5") as file:
+        assert file.provenance.steps == 3
+
+
+def test_a_failing_solver_does_not_cost_the_others(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = run(
+        "bench", "-n", 1, *MIXTURE, "--solvers", "euler,dopri5", "--steps", 3, "--max-nfe", 10, "--json"
+    )
+    assert code == 0
+    euler, dopri5 = json.loads(out)["rows"]
+    assert euler["round_trip"] > 0
+    assert dopri5["round_trip"] is None
+    assert "max_nfe" in dopri5["failure"]
 
 
 def test_latents_find_a_model_of_ones_own(run, here: Path) -> None:  # type: ignore[no-untyped-def]
@@ -269,6 +360,20 @@ BAD = {
     "bad shape": (["sample", "-o", "s.png", "--model", "exact-mixture", "--size", "3,x"], "3,32,32"),
     "eta with another solver": (["sample", "-o", "s.png", "--eta", "1", "--solver", "ab2"], "euler"),
     "bench of nothing": (["bench", "--solvers", "euler,nope"], "nope"),
+    "tolerances for a grid": (["encode", "-o", "y.h5", "--solver", "dopri5", "--grid", "log"], "chooses its own steps"),
+    "latents without .h5": (["encode", "-o", "y.png"], "NAME.h5"),
+    "zero-length steps": (["encode", "-o", "y.h5", "--grid", "karras:inf"], "karras:5"),
+    "grid parameter missing": (["encode", "-o", "y.h5", "--grid", "karras:"], "karras:5"),
+    "endless steps": (["encode", "-o", "y.h5", "--steps", "99999999999"], "at most 1000000"),
+    "endless name": (["encode", "a" * 5000, "-o", "y.h5"], "cannot be read"),
+    "endless grid name": (["encode", "-o", "y.h5", "--grid", "a" * 5000], "unknown grid"),
+    "grid above the model": (["encode", "-o", "y.h5", "--grid", "high.txt"], "above the model's"),
+    "grid far below the model": (["sample", "-o", "s.png", "--grid", "low.txt"], "begins near"),
+    "grid at nothing": (["encode", "-o", "y.h5", "--grid", "tiny.txt"], "too close to 0"),
+    "device without data": (["encode", "-o", "y.h5", "--device", "meta"], "--device cpu"),
+    "superscript size": (["sample", "-o", "s.png", "--model", "exact-mixture", "--size", "²,8,8"], "3,32,32"),
+    "folder for a wrong grid": (["sample", "-o", "newdir", "--grid", "nosuch"], "unknown grid"),
+    "inspect unknown": (["inspect", "fashion-mnst"], "did you mean fashion-mnist"),
     "sheet in no folder": (["sample", "-o", "no/where/s.png"], "does not exist"),
     "bench table in no folder": (["bench", "-o", "no/where/b.h5"], "does not exist"),
     "path sheet in no folder": (["interpolate", "z.h5", "--pair", "0", "1", "--sheet", "no/p.png"], "does not exist"),
@@ -289,6 +394,9 @@ def test_bad_input_is_one_sentence(run, here: Path, arguments: list[str], words:
     (here / "text").write_text("hello")
     (here / "z.h5").write_bytes(z)
     (here / "cut.h5").write_bytes(z[: len(z) // 2])
+    (here / "high.txt").write_text("0 0.5 3 1e4")
+    (here / "low.txt").write_text("0 0.5 3 20")
+    (here / "tiny.txt").write_text("5e-324 1e-300 3 157")
     np.save("small.npy", np.zeros((2, 8, 8), np.uint8))
     with h5py.File("images.h5", "w") as file:
         file["images"] = np.zeros((2, 28, 28), np.uint8)
@@ -301,6 +409,7 @@ def test_bad_input_is_one_sentence(run, here: Path, arguments: list[str], words:
     assert "Traceback" not in err
     after = {path.name: path.read_bytes() for path in here.iterdir() if path.is_file()}
     assert after == before  # nothing half-written, nothing replaced
+    assert not (here / "newdir").exists()
 
 
 @pytest.fixture(scope="module")
