@@ -33,4 +33,5 @@ class CheckoutFinder:
 
 
 if (ROOT / "pyproject.toml").is_file() and all((ROOT / folder).is_dir() for folder in BESIDE.values()):
-    sys.meta_path.append(CheckoutFinder)
+    # First: an editable install of another checkout would otherwise lend its solvers to this one.
+    sys.meta_path.insert(0, CheckoutFinder)

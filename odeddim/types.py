@@ -25,7 +25,9 @@ Field = Callable[["Tensor", "Tensor"], "Tensor"]
 """ε = field(sigma, xbar): sigma () or (B,) float64, xbar (B, *), ε like xbar. In torchdiffeq's and scipy's order."""
 
 Run = Callable[..., "State"]
-"""state = run(field, state, sigmas, **settings): integrates from sigmas[0] to sigmas[-1]; sigmas (N+1,) float64 > 0."""
+"""state = run(field, state, sigmas, **settings): integrates from sigmas[0] to sigmas[-1]; sigmas (N+1,) float64 > 0.
+
+It is called with gradients off (`odeddim.api.integrate` sees to it)."""
 
 
 class InputError(ValueError):
@@ -33,7 +35,10 @@ class InputError(ValueError):
 
 
 class BudgetExceeded(RuntimeError):  # noqa: N818 - it is an outcome, not a defect
-    """An adaptive run used up its evaluations. `state` is the best so far: the last accepted point of the solution."""
+    """An adaptive run used up its evaluations. `state` is the best so far: the last accepted point of the solution.
+
+    Of solvers that take one image at a time it is that of the image (1, *) that the message names.
+    """
 
     def __init__(self, message: str, state: State, nfe: int) -> None:
         super().__init__(message)
@@ -63,9 +68,9 @@ class State:
 class Solver:
     """One row of the table: a whole run from noise level to noise level, and what it declares about itself.
 
-    Rising nodes encode, the same nodes falling decode. `order` is the global order that the order test measures;
-    `nfe` the evaluations per step (None where they depend on the data); `warmup` the evaluations that the first
-    steps cost on top of that; `grid` the family's recommended grid; `reference` the paper and equation.
+    Rising nodes encode, the same nodes falling decode. `order` is the global order that the order test measures (nominal
+    for adaptive rows); `nfe` the evaluations per step (None where they depend on the data); `warmup` the evaluations that
+    the first steps cost on top of that; `grid` the family's recommended grid; `reference` the paper and equation.
     `settings` are the names that `with_settings` accepts.
     """
 

@@ -202,7 +202,7 @@ ROWS = (
     _adaptive("dopri5", 5, "Dormand & Prince 1980", log=True),
     _adaptive("dopri8", 8, "Prince & Dormand 1981", log=True),
     _adaptive("bosh3", 3, "Bogacki & Shampine 1989", log=False),
-    # Its error estimate is 1/256 of that of adaptive-heun: taken as it is, errors are 200 times the tolerance.
+    # Its error estimate is 1/256 of that of adaptive-heun: taken as it is, errors are hundreds of times the tolerance.
     _adaptive("fehlberg2", 2, "Fehlberg 1969, RK1(2)", log=False, strict=0.03),
     _adaptive("adaptive-heun", 2, "Heun 1900 with Euler", log=False),
 )

@@ -79,6 +79,19 @@ def test_the_checkout_works_as_it_lies(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr  # and it ends
 
 
+def test_a_second_checkout_uses_its_own_solvers(tmp_path: Path) -> None:
+    """Even where this one is installed in editable mode, whose finder knows `odeddim.solvers` too."""
+    for name in ("odeddim", "solvers", "cli"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "data"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    code = (
+        "import odeddim.solvers, odeddim.cli; print(odeddim.__file__, odeddim.solvers.__file__, odeddim.cli.__file__)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert all(Path(file).is_relative_to(tmp_path) for file in result.stdout.split())
+
+
 def test_names_are_handed_on_lazily() -> None:
     code = (
         "import sys, odeddim\n"

@@ -456,19 +456,18 @@ def test_ab4_starts_with_dpm_solver_3() -> None:
     x = alpha(begin) * 5 * IMAGES
     first = eps(begin, x)
 
-    def moved(part: float, bend: Tensor, to: float) -> Tensor:
-        """From the start over `part` of the step: ε constant, plus ε's growth, `bend` for each h."""
-        lam = begin + part * h
+    def moved(part: float, growth: Tensor) -> Tensor:
+        """From the start over `part` of the step, ε growing in λ by `growth` over the whole step."""
+        lam, phi = begin + part * h, math.expm1(part * h)
         sigma = math.exp(-lam) * alpha(lam)
-        phi = math.expm1(part * h)
-        return alpha(lam) / alpha(begin) * x - sigma * phi * first - sigma * to * (phi / (part * h) - 1) * bend
+        bent = part * (phi / (part * h) - 1) * growth
+        return alpha(lam) / alpha(begin) * x - sigma * (phi * first + bent)
 
-    second = eps(begin + h / 3, moved(1 / 3, 0 * first, 0))
-    third = eps(begin + 2 * h / 3, moved(2 / 3, second - first, 2))
-    truth = moved(1, third - first, 3 / 2) / alpha(begin + h)
-    found = (
-        solvers.get("ab4").run(MIXTURE, State(5 * IMAGES, start), torch.tensor([start, end], dtype=torch.float64)).xbar
-    )
+    second = eps(begin + h / 3, moved(1 / 3, torch.zeros_like(x)))
+    third = eps(begin + 2 * h / 3, moved(2 / 3, 3 * (second - first)))
+    truth = moved(1, 3 / 2 * (third - first)) / alpha(begin + h)
+    nodes = torch.tensor([start, end], dtype=torch.float64)
+    found = solvers.get("ab4").run(MIXTURE, State(5 * IMAGES, start), nodes).xbar
     assert torch.allclose(found, truth, rtol=1e-12, atol=1e-12)
 
 
