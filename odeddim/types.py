@@ -68,9 +68,9 @@ class State:
 class Solver:
     """One row of the table: a whole run from noise level to noise level, and what it declares about itself.
 
-    Rising nodes encode, the same nodes falling decode. `order` is the global order that the order test measures (nominal
-    for adaptive rows); `nfe` the evaluations per step (None where they depend on the data); `warmup` the evaluations that
-    the first steps cost on top of that; `grid` the family's recommended grid; `reference` the paper and equation.
+    Rising nodes encode, the same nodes falling decode. `order` is the global order that the order test measures
+    (nominal for adaptive rows); `nfe` the evaluations per step (None where they depend on the data); `warmup` what the
+    first steps cost on top of that; `grid` the family's recommended grid; `reference` the paper and equation.
     `settings` are the names that `with_settings` accepts.
     """
 
