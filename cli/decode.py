@@ -51,10 +51,12 @@ def command(
       odeddim decode z.h5 -o sheet.png
       odeddim decode z.h5 -o images.h5 --solver rk4 --steps 100
     """
+    from dataclasses import asdict
+
     from odeddim.api import decode
     from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress, steps_of
     from odeddim.files import check_place
-    from odeddim.latents.store import LatentFile
+    from odeddim.latents.store import LatentFile, provenance_of
     from odeddim.outputs import open_output
 
     with LatentFile(latents) as file:
@@ -65,7 +67,18 @@ def command(
         began = time.perf_counter()
         if not output.is_dir():
             check_place(output, latents)
-        with open_output(output, total) as out, progress(total, "decoding") as advance:
+        made = provenance_of(
+            field,
+            solver=row.name,
+            grid=grid or file.provenance.grid,
+            nodes=nodes,
+            made_by="decode",
+            settings=settings,
+            latents=str(latents),
+            encoded=asdict(file.provenance),
+            dtype=where.dtype_name,
+        )
+        with open_output(output, total, asdict(made)) as out, progress(total, "decoding") as advance:
             for start, stop in batches(total, batch_size):
                 x_0 = decode(where.cast(file.read(start, stop)), row, model=field, grid=nodes)
                 out.append(x_0, file.names(start, stop))

@@ -51,8 +51,11 @@ def command(
       odeddim sample -n 1000 --seed 1 -o images.h5 --solver dpmpp-2m --grid karras --steps 20
       odeddim sample -o ddpm.png --solver euler --eta 1 --steps 100
     """
+    from dataclasses import asdict
+
     from odeddim.api import plan, sample
     from odeddim.cli.running import batches, field_on, image_shape, machine, progress
+    from odeddim.latents.store import provenance_of
     from odeddim.outputs import open_output
 
     where = machine(device, dtype, batch_size)
@@ -61,11 +64,22 @@ def command(
     name = solver or ("euler" if eta else options.SOLVER)
     if shape is None and field.shape is None:
         raise click.UsageError(f"the model {field.name!r} takes any shape: say which one, --size C,H,W")
-    plan(field.schedule, name, steps, grid, end, settings)  # refuses what cannot run before anything is written
+    row, nodes = plan(field.schedule, name, steps, grid, end, settings)
     if eta and name != "euler":
         raise click.UsageError(f"--eta {eta:g} is DDIM's stochastic family: it needs --solver euler, not {name}")
+    made = provenance_of(
+        field,
+        solver=name,
+        grid=grid or row.grid,
+        nodes=nodes,
+        made_by="sample",
+        settings=settings,
+        seed=seed,
+        eta=eta,
+        dtype=where.dtype_name,
+    )
     began = time.perf_counter()
-    with open_output(output, count) as out, progress(count, "sampling") as advance:
+    with open_output(output, count, asdict(made)) as out, progress(count, "sampling") as advance:
         for start, stop in batches(count, batch_size):
             images = sample(
                 stop - start,

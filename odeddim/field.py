@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,8 @@ class VectorField:
         self.name = name
         self.sha256 = sha256
         self.details = details or {}
+        # Every node is met once for each batch and direction: what it costs to look it up is paid once.
+        self._label_and_scale = functools.lru_cache(maxsize=4096)(functools.partial(_label_and_scale, schedule))
         if isinstance(eps, torch.nn.Module):
             eps.eval()  # dropout would make every run another one
         parameter = next(eps.parameters(), None) if isinstance(eps, torch.nn.Module) else None
@@ -77,17 +80,16 @@ class VectorField:
     def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
         batch = xbar.shape[0]
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
-        t = self.schedule.t(sigma)
-        scale = self.schedule.scale(sigma)
         # The label keeps float32 at least: bfloat16 would make 999 of it 1000.
         dtype = self.dtype or xbar.dtype
         t_dtype = torch.promote_types(dtype, torch.float32)
         if sigma.ndim == 0:  # Python numbers need no transfer to the device
-            x = xbar * float(scale)
-            labels = torch.full((batch,), float(t), dtype=t_dtype, device=xbar.device)
+            label, scale = self._label_and_scale(float(sigma))
+            x = xbar * scale
+            labels = torch.full((batch,), label, dtype=t_dtype, device=xbar.device)
         else:
-            x = xbar * _like_images(scale, xbar)
-            labels = t.to(xbar.device, t_dtype)
+            x = xbar * _like_images(self.schedule.scale(sigma), xbar)
+            labels = self.schedule.t(sigma).to(xbar.device, t_dtype)
         out = self.eps(x.to(dtype), labels).to(xbar.dtype)
         self.nfe += 1
         self.rows += batch
@@ -104,10 +106,15 @@ class VectorField:
             where = float(sigma.max())
             cause = "its input there was finite" if bool(torch.isfinite(xbar).all()) else "the state was so already"
             raise InputError(
-                f"the model {self.name!r} gave NaN or infinite values at σ = {where:.6g} (t = {float(t.max()):.6g}), "
-                f"evaluation {self.nfe}; {cause}: try more steps, another solver, or --dtype float32"
+                f"the model {self.name!r} gave NaN or infinite values at σ = {where:.6g} "
+                f"(t = {float(labels.max()):.6g}), evaluation {self.nfe}; {cause}: try more steps, another solver, or --dtype float32"
             )
         return out
+
+
+def _label_and_scale(schedule: Schedule, sigma: float) -> tuple[float, float]:
+    node = torch.tensor(sigma, dtype=torch.float64)
+    return float(schedule.t(node)), float(schedule.scale(node))
 
 
 def _like_images(per_image: Tensor, xbar: Tensor) -> Tensor:

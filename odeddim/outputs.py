@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Protocol
+from typing import Any, Protocol
 
 import h5py
 import torch
@@ -69,10 +70,11 @@ class _HDF5:
 
 
 @contextlib.contextmanager
-def open_output(path: Path, total: int) -> Iterator[Output]:
+def open_output(path: Path, total: int, provenance: Mapping[str, Any]) -> Iterator[Output]:
     """The output of this name, for `total` images: NAME.png a sheet, NAME.h5 a file, anything else a folder of PNGs.
 
-    A sheet and a file appear when they are whole; PNGs in a folder one by one, each whole.
+    A sheet and a file appear when they are whole; PNGs in a folder one by one, each whole. provenance: how the images
+    came about, JSON-able; HDF5 keeps it.
     """
     suffix = "" if os.path.isdir(path) else path.suffix.lower()
     if suffix == ".png":
@@ -85,6 +87,7 @@ def open_output(path: Path, total: int) -> Iterator[Output]:
     elif suffix in (".h5", ".hdf5"):
         with writing(path) as file:
             file.attrs["format"], file.attrs["range"] = "odeddim images", "[-1, 1]"
+            file.create_dataset("provenance", data=json.dumps(provenance, indent=1, ensure_ascii=False))
             yield _HDF5(file, total)
     elif suffix:
         raise InputError(f"{path}: give a folder, a sheet.png or a file.h5 to write to, not {suffix!r}")

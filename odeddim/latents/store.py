@@ -53,7 +53,7 @@ class Provenance:
     grid: str
     end: str
     steps: int
-    made_by: str  # "encode", "noise" or "interpolate"
+    made_by: str  # "encode" or "interpolate"; of images "sample" or "decode"
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
