@@ -107,7 +107,8 @@ class VectorField:
             cause = "its input there was finite" if bool(torch.isfinite(xbar).all()) else "the state was so already"
             raise InputError(
                 f"the model {self.name!r} gave NaN or infinite values at σ = {where:.6g} "
-                f"(t = {float(labels.max()):.6g}), evaluation {self.nfe}; {cause}: try more steps, another solver, or --dtype float32"
+                f"(t = {float(labels.max()):.6g}), evaluation {self.nfe}; {cause}: "
+                "try more steps, another solver, or --dtype float32"
             )
         return out
 

@@ -174,7 +174,7 @@ def test_the_range_that_odeddim_declares_holds(tmp_path: Path) -> None:
     from odeddim.outputs import open_output
 
     images = torch.tensor([0.0, 0.5, 1.25, 0.75]).reshape(1, 1, 2, 2).expand(3, 1, 2, 2)  # decoded images overshoot
-    with open_output(tmp_path / "x.h5", 3) as out:
+    with open_output(tmp_path / "x.h5", 3, {}) as out:
         out.append(images, ["a", "b", "c"])
     source = open_images(tmp_path / "x.h5")
     assert torch.equal(source.read(), images)
