@@ -77,16 +77,17 @@ def command(
     from odeddim.bench.figures import figure_kind, work_precision
     from odeddim.cli.running import field_on, images_for, machine, progress
     from odeddim.files import check_place
+    from odeddim.hdf5 import SUFFIXES
 
     if as_csv and as_json:
         raise click.UsageError("--csv and --json: give one of them")
     if plot is not None:
         figure_kind(plot)
     if output is not None:
-        check_place(output, images, plot, suffixes=(".h5", ".hdf5"))
+        check_place(output, images, plot, suffixes=SUFFIXES)
         if plot is not None and os.path.realpath(plot) == os.path.realpath(output):
             raise click.UsageError("--plot and --output name the same file")
-    where = machine(device, dtype, batch_size)
+    where = machine(device, dtype)
     field = field_on(model, where)
     source = images_for(field, images)
     x_0 = source[0 : min(count, len(source))].to(where.state)

@@ -56,28 +56,17 @@ def command(
     from odeddim.api import decode
     from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress, steps_of
     from odeddim.files import check_place
-    from odeddim.latents.store import LatentFile, provenance_of
+    from odeddim.latents.store import LatentFile
     from odeddim.outputs import open_output
 
     with LatentFile(latents) as file:
-        where = machine(device, dtype, batch_size, file)
+        where = machine(device, dtype, file)
         field = field_of(file, model, where)
-        row, nodes = decoding_plan(file, field, solver, steps, grid, settings)
+        row, nodes, made = decoding_plan(file, field, solver, steps, grid, settings)
         total = len(file)
         began = time.perf_counter()
         if not output.is_dir():
             check_place(output, latents)
-        made = provenance_of(
-            field,
-            solver=row.name,
-            grid=grid or file.provenance.grid,
-            nodes=nodes,
-            made_by="decode",
-            settings=settings,
-            latents=str(latents),
-            encoded=asdict(file.provenance),
-            dtype=where.dtype_name,
-        )
         with open_output(output, total, asdict(made)) as out, progress(total, "decoding") as advance:
             for start, stop in batches(total, batch_size):
                 x_0 = decode(where.cast(file.read(start, stop)), row, model=field, grid=nodes)

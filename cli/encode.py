@@ -46,10 +46,11 @@ def command(
     from odeddim.api import encode, plan
     from odeddim.cli.running import batches, field_on, images_for, machine, progress
     from odeddim.files import check_place
-    from odeddim.latents.store import SUFFIXES, provenance_of, write_latents
+    from odeddim.hdf5 import SUFFIXES
+    from odeddim.latents.store import provenance_of, write_latents
 
     check_place(output, images, suffixes=SUFFIXES)
-    where = machine(device, dtype, batch_size)
+    where = machine(device, dtype)
     field = field_on(model, where)
     row, nodes = plan(field.schedule, solver or options.SOLVER, steps, grid, end, settings)
     source = images_for(field, images)

@@ -48,9 +48,10 @@ def command(
     from odeddim.api import decode
     from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress
     from odeddim.files import check_place
+    from odeddim.hdf5 import SUFFIXES
     from odeddim.images import save_sheet
     from odeddim.latents.interpolate import interpolate, interpolate_grid
-    from odeddim.latents.store import SUFFIXES, LatentFile, write_latents
+    from odeddim.latents.store import LatentFile, write_latents
     from odeddim.types import State
 
     if (pair is None) == (corners is None):
@@ -65,7 +66,7 @@ def command(
     if output is not None:
         check_place(output, latents, suffixes=SUFFIXES)
     with LatentFile(latents) as file:
-        where = machine(device, dtype, batch_size, file)
+        where = machine(device, dtype, file)
         states = [where.cast(file.pick(index)) for index in ends]
         labels = [file.names(index, index + 1)[0] for index in ends]
         path = interpolate(states[0], states[1], count) if pair else interpolate_grid(states, count)
@@ -79,7 +80,7 @@ def command(
                 writer.append(path, [f"{'-'.join(map(str, ends))}-{i:04d}" for i in range(total)])
             click.echo(f"{total} latents between {', '.join(labels)} in {output}")
         if sheet is not None and field is not None:
-            row, nodes = decoding_plan(file, field, None, None, None, {})
+            row, nodes, _ = decoding_plan(file, field, None, None, None, {})
             images = []
             with progress(total, "decoding") as advance:
                 for start, stop in batches(total, batch_size):

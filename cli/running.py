@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from odeddim.api import plan
 from odeddim.field import VectorField
 from odeddim.grids import ENDS, NAMES
 from odeddim.images import ImageSource, check_shape, open_images, sample_images
-from odeddim.latents.store import LatentFile
+from odeddim.latents.store import LatentFile, Provenance, provenance_of
 from odeddim.models import BUILT_IN, load
 from odeddim.types import InputError, Solver, State, pick
 
@@ -28,11 +28,10 @@ errors = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how to run: device, dtype of the network, images per evaluation."""
+    """Where and how to run: device and dtype of the network."""
 
     device: torch.device
     dtype: torch.dtype
-    batch_size: int
 
     @property
     def state(self) -> torch.dtype:
@@ -54,8 +53,8 @@ def steps_of(row: Solver, nodes: torch.Tensor) -> str:
     return "adaptive" if row.adaptive else f"{len(nodes) - 1} steps"
 
 
-def machine(device: str | None, dtype: str | None, batch_size: int, encoded: LatentFile | None = None) -> Machine:
-    """The machine of --device, --dtype, --batch-size; latents that were encoded bring their dtype along."""
+def machine(device: str | None, dtype: str | None, encoded: LatentFile | None = None) -> Machine:
+    """The machine of --device and --dtype; latents that were encoded bring their dtype along."""
     if dtype is None:
         dtype = encoded.provenance.details.get("dtype", "float32") if encoded else "float32"
         dtype = pick(str(dtype), DTYPES, "dtype")
@@ -66,7 +65,7 @@ def machine(device: str | None, dtype: str | None, batch_size: int, encoded: Lat
     except (RuntimeError, AssertionError) as error:  # NotImplementedError, of devices without data, is the former
         reason = str(error).split("\n")[0].rstrip(".")
         raise InputError(f"the device {name!r} cannot be used here ({reason}): try --device cpu") from None
-    return Machine(place, getattr(torch, dtype), batch_size)
+    return Machine(place, getattr(torch, dtype))
 
 
 def field_on(model: str, where: Machine) -> VectorField:
@@ -121,22 +120,37 @@ def decoding_plan(
     steps: int | None,
     grid: str | None,
     settings: dict[str, Any],
-) -> tuple[Solver, torch.Tensor]:
+) -> tuple[Solver, torch.Tensor, Provenance]:
     """What decodes a latent file: the nodes of the file, unless steps or a grid are given, by its solver or another.
 
-    Settings such as rtol are the file's, as long as the solver is.
+    Settings such as rtol are the file's, as long as the solver is. With it comes the provenance of the images.
     """
     made = file.provenance
     if solver in (None, made.solver):
         settings = {**made.settings, **{key: value for key, value in settings.items() if value is not None}}
     row = solvers.get(solver or made.solver)
-    if steps is None and grid is None and (row.adaptive or not solvers.get(made.solver).adaptive):
-        return plan(field.schedule, row, None, file.nodes, settings=settings)
-    if made.end not in ENDS:
-        raise InputError(f"{file.path}: its images lie at σ = {float(file.nodes[0]):.6g}: only its own nodes decode it")
-    if grid is None and made.grid.partition(":")[0] in NAMES and not solvers.get(made.solver).adaptive:
+    its_grid = None if solvers.get(made.solver).adaptive else made.grid
+    if steps is None and grid is None and (row.adaptive or its_grid is not None):
         grid = made.grid
-    return plan(field.schedule, row, steps, grid, made.end, settings)
+        row, nodes = plan(field.schedule, row, None, file.nodes, settings=settings)
+    elif made.end not in ENDS:
+        raise InputError(f"{file.path}: its images lie at σ = {float(file.nodes[0]):.6g}: only its own nodes decode it")
+    else:
+        if grid is None and its_grid is not None and its_grid.partition(":")[0] in NAMES:
+            grid = its_grid
+        row, nodes = plan(field.schedule, row, steps, grid, made.end, settings)
+    images = provenance_of(
+        field,
+        solver=row.name,
+        grid=grid or row.grid,
+        nodes=nodes,
+        made_by="decode",
+        settings=settings,
+        latents=str(file.path),
+        encoded=asdict(made),
+        dtype=str(field.dtype).removeprefix("torch."),
+    )
+    return row, nodes, images
 
 
 def image_shape(text: str) -> tuple[int, int, int]:

@@ -58,7 +58,7 @@ def command(
     from odeddim.latents.store import provenance_of
     from odeddim.outputs import open_output
 
-    where = machine(device, dtype, batch_size)
+    where = machine(device, dtype)
     field = field_on(model, where)
     shape = image_shape(size) if size else None
     name = solver or ("euler" if eta else options.SOLVER)
@@ -81,19 +81,7 @@ def command(
     began = time.perf_counter()
     with open_output(output, count, asdict(made)) as out, progress(count, "sampling") as advance:
         for start, stop in batches(count, batch_size):
-            images = sample(
-                stop - start,
-                name,
-                seed=seed,
-                start=start,
-                eta=eta,
-                model=field,
-                steps=steps,
-                grid=grid,
-                end=end,
-                shape=shape,
-                **settings,
-            )
+            images = sample(stop - start, row, seed=seed, start=start, eta=eta, model=field, grid=nodes, shape=shape)
             out.append(images, [f"sample-{seed}-{i:06d}" for i in range(start, stop)])
             advance(stop - start)
     click.echo(

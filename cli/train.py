@@ -79,7 +79,7 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
     from odeddim.images import open_images
     from odeddim.train import Settings, saved_settings, train
 
-    place = machine(device, "float32", 1).device
+    place = machine(device, "float32").device
     given = {name: value for name, value in given.items() if value is not None}
     names = {field.name for field in fields(Settings)}
     fast = place.type == "cuda" and torch.cuda.is_bf16_supported()

@@ -21,6 +21,7 @@ from odeddim.field import VectorField
 from odeddim.latents.interpolate import interpolate as interpolate
 from odeddim.models import DEFAULT, load
 from odeddim.schedule import Schedule
+from odeddim.solvers.stochastic import ddim
 from odeddim.types import Field, InputError, Solver, State, pick
 
 Model: TypeAlias = str | Path | VectorField
@@ -124,8 +125,6 @@ def sample(
 
     def step_noise(step: int) -> Tensor:
         return noise(n, shape, seed=seed, start=start, step=step + 1).to(field.device)
-
-    from odeddim.solvers.stochastic import ddim
 
     _, state = _ready(field, state)
     with torch.no_grad():

@@ -15,6 +15,8 @@ import h5py
 
 from odeddim.files import replacing
 
+SUFFIXES = (".h5", ".hdf5")
+
 
 class _Sink:
     """A file for HDF5 to write to: the first error is kept, and what comes after it is dropped."""

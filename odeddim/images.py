@@ -388,14 +388,6 @@ def save_image(image: Tensor, path: str | Path) -> None:
         PIL.Image.fromarray(pixels.contiguous().numpy()).save(temporary, format="PNG")
 
 
-def save_images(images: Tensor, folder: str | Path, names: Sequence[str]) -> None:
-    """Images (n, C, H, W) in [-1, 1] as folder/NAME.png, one name each; the folder is made if need be."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for image, name in zip(images, names, strict=True):
-        save_image(image, folder / f"{name}.png")
-
-
 def save_sheet(images: Tensor, path: str | Path, columns: int | None = None) -> None:
     """Images (n, C, H, W) in [-1, 1] side by side in one PNG, row by row; as square as can be without `columns`.
 

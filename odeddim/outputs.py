@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from odeddim.files import check_place, plain_text
-from odeddim.hdf5 import HDF5Writer, writing
+from odeddim.hdf5 import SUFFIXES, HDF5Writer, writing
 from odeddim.images import save_image, save_sheet
 from odeddim.types import InputError
 
@@ -84,7 +84,7 @@ def open_output(path: Path, total: int, provenance: Mapping[str, Any]) -> Iterat
         sheet = _Sheet()
         yield sheet
         save_sheet(torch.cat(sheet.images), path)
-    elif suffix in (".h5", ".hdf5"):
+    elif suffix in SUFFIXES:
         with writing(path) as file:
             file.attrs["format"], file.attrs["range"] = "odeddim images", "[-1, 1]"
             file.create_dataset("provenance", data=json.dumps(provenance, indent=1, ensure_ascii=False))

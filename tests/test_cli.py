@@ -123,6 +123,10 @@ def test_decoding_keeps_to_the_file(run, here: Path) -> None:  # type: ignore[no
         code, out, err = run("decode", *arguments, "-o", "out.h5")
         assert (code, err) == (0, ""), arguments
         assert words in out, arguments
+    with h5py.File("out.h5") as file:  # the images say how they were really decoded
+        made = json.loads(file["provenance"].asstr()[()])
+    assert (made["solver"], made["grid"], made["steps"], made["settings"]) == ("euler", "linear", 50, {})
+    assert made["details"]["encoded"]["solver"] == "dopri5"
     counts = [run("decode", "adaptive.h5", "-o", "out.h5", *more)[1] for more in ((), ("--solver", "dopri5"))]
     assert re.findall(r"[\d.]+ evaluations", counts[0]) == re.findall(r"[\d.]+ evaluations", counts[1])
     code, out, err = run("decode", "named.h5", "-o", "out.h5", "--solver", "dopri5", "--steps", 5)

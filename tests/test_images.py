@@ -23,10 +23,10 @@ from odeddim.images import (
     read_idx,
     sample_images,
     save_image,
-    save_images,
     save_sheet,
     to_bytes,
 )
+from odeddim.outputs import open_output
 from odeddim.types import InputError
 
 GRAY = np.random.default_rng(0).integers(0, 256, (5, 6, 4), np.uint8)  # (N, H, W)
@@ -171,8 +171,6 @@ def test_floats_keep_their_range_or_are_stretched(tmp_path: Path, dtype: type) -
 
 
 def test_the_range_that_odeddim_declares_holds(tmp_path: Path) -> None:
-    from odeddim.outputs import open_output
-
     images = torch.tensor([0.0, 0.5, 1.25, 0.75]).reshape(1, 1, 2, 2).expand(3, 1, 2, 2)  # decoded images overshoot
     with open_output(tmp_path / "x.h5", 3, {}) as out:
         out.append(images, ["a", "b", "c"])
@@ -334,7 +332,8 @@ def test_every_byte_survives(tmp_path: Path) -> None:
     every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     (tmp_path / "in.npy").write_bytes(npy(every.reshape(1, 1, 16, 16)))
     images = open_images(tmp_path / "in.npy").read()
-    save_images(images, tmp_path / "new" / "folder", ["a"])
+    with open_output(tmp_path / "new" / "folder", 1, {}) as out:
+        out.append(images, ["a"])
     assert np.array_equal(np.array(PIL.Image.open(tmp_path / "new" / "folder" / "a.png")), every[0])
 
 

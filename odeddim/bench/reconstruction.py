@@ -44,7 +44,6 @@ class Entry:
 
 
 DEFAULT_ENTRIES = ("euler@linear", "euler@quadratic", "heun", "dpmpp-2m", "ab2", "ab4", "dopri5")
-DEFAULT_STEPS = (10, 20, 50)
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,12 @@ from torch import Tensor
 
 from odeddim.field import VectorField
 from odeddim.files import check_place, plain_text
-from odeddim.hdf5 import HDF5Writer, writing
+from odeddim.hdf5 import SUFFIXES, HDF5Writer, writing
 from odeddim.schedule import Schedule
 from odeddim.types import InputError, State
 
 FORMAT, VERSION = "odeddim latents", 1
 UNIT = "xbar = x/sqrt(alpha), alpha cumulative as in DDIM; x_T = xbar/sqrt(1+sigma^2) has unit variance"
-SUFFIXES = (".h5", ".hdf5")
 CHUNK = 64
 ENDS_BY_SIGMA = {0.0: "zero", 1.0: "sigma_min"}  # by σ over σ_1; "nodes": where a list of one's own begins
 MOST_PROVENANCE = 4_000_000  # bytes; a schedule of 10,000 levels takes 0.2 MB
