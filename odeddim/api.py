@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -89,7 +90,8 @@ def decode(
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
     if not math.isclose(state.sigma, float(nodes[-1]), rel_tol=1e-12):
         raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {float(nodes[-1]):.9g}")
-    state = State(_state_dtype(state.xbar), state.sigma, tuple(_state_dtype(part) for part in state.aux))
+    aux = tuple(_state_dtype(part) for part in state.aux)
+    state = replace(state, xbar=_state_dtype(state.xbar), aux=aux)
     return integrate(field, state, nodes.flip(0), row).xbar
 
 
@@ -179,10 +181,12 @@ def integrate(field: VectorField | Field, state: State, sigmas: Tensor, solver: 
     """Walk a state along nodes, rising or falling, (N+1,) float64. The only place that knows the end at σ = 0.
 
     Between 0 and its neighbour lies one Euler step, as in the paper: x̄ + σ·ε with ε from the step's source. The
-    solver gets the other nodes, all positive. Gradients are off.
+    solver gets the other nodes, all positive; a reversible one gets them all. Gradients are off.
     """
     field, state = _ready(field, state)
     with torch.no_grad():
+        if solver.reversible:  # the step at 0 must come back exactly as well
+            return solver.run(field, state, sigmas)
         if float(sigmas[0]) == 0:
             state = _euler(field, state, sigmas[0], sigmas[1])
             sigmas = sigmas[1:]
@@ -197,7 +201,7 @@ def integrate(field: VectorField | Field, state: State, sigmas: Tensor, solver: 
 
 def _euler(field: Field, state: State, source: Tensor, target: Tensor) -> State:
     eps = field(source, state.xbar)
-    return State(torch.add(state.xbar, eps, alpha=float(target - source)), float(target), state.aux)
+    return replace(state, xbar=torch.add(state.xbar, eps, alpha=float(target - source)), sigma=float(target))
 
 
 def _on_schedule(nodes: Tensor, schedule: Schedule, *, adaptive: bool) -> Tensor:
@@ -249,5 +253,5 @@ def _ready(field: VectorField | Field, state: State) -> tuple[Field, State]:
         field.check(state.xbar)
         if field.device is not None:
             aux = tuple(part.to(field.device) for part in state.aux)
-            state = State(state.xbar.to(field.device), state.sigma, aux)
+            state = replace(state, xbar=state.xbar.to(field.device), aux=aux)
     return field, state

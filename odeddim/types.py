@@ -14,8 +14,8 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,13 +50,18 @@ class BudgetExceeded(RuntimeError):  # noqa: N818 - it is an outcome, not a defe
 class State:
     """A batch of points of the ODE at one noise level.
 
-    xbar: (B, *), x̄ = x/√α, float32 or float64. sigma: the noise level σ. aux: what a reversible method keeps
-    besides x̄, each shaped like xbar.
+    xbar: (B, *), x̄ = x/√α, float32 or float64. sigma: the noise level σ.
+    aux: what a reversible method keeps besides x̄, each shaped like xbar; kept: which method, on which nodes. Another
+    method, or the same one on other nodes, starts from x̄ alone.
+    report: what the run that led here says of each image, name -> (B,): "evaluations", "accepted", "rejected" of
+    adaptive rows, "residual" of those that iterate.
     """
 
     xbar: Tensor
     sigma: float
     aux: tuple[Tensor, ...] = ()
+    kept: str = ""
+    report: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def x(self) -> Tensor:
@@ -71,7 +76,10 @@ class Solver:
     Rising nodes encode, the same nodes falling decode. `order` is the global order that the order test measures
     (nominal for adaptive rows); `nfe` the evaluations per step (None where they depend on the data); `warmup` what the
     first steps cost on top of that; `grid` the family's recommended grid; `reference` the paper and equation.
-    `settings` are the names that `with_settings` accepts.
+    `settings` are the names that `with_settings` accepts. `onestep`: a step depends on the state at its start only.
+    `adaptive`: chooses its own nodes between the first and the last. `reversible`: comes back exactly; such a row walks
+    down to σ = 0 itself, where others leave the last interval to `odeddim.api.integrate`. `stochastic`: adds noise,
+    decodes only.
     """
 
     name: str
@@ -82,14 +90,15 @@ class Solver:
     reference: str
     grid: str = "log"
     warmup: tuple[int, ...] = ()
+    onestep: bool = False
     reversible: bool = False
     adaptive: bool = False
     stochastic: bool = False
     settings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.adaptive != (self.nfe is None):
-            raise ValueError(f"solver {self.name!r}: nfe must be None exactly for adaptive rows")
+        if self.adaptive and self.nfe is not None:
+            raise ValueError(f"solver {self.name!r} is adaptive: its nfe must be None")
 
     def evaluations(self, steps: int) -> int | None:
         """Evaluations per image for this many steps; None where they depend on the data."""
