@@ -70,13 +70,31 @@ class State:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One point of a run whose arithmetic is known beforehand: x̄ = Σ c_i·x̄_i + Σ w_j·ε_j, at the noise level σ.
+
+    points: {i: c_i} and slopes: {j: w_j} over the points before it, by their place in the plan; ε_j is the field at
+    point j. Point 0 is where the run starts.
+    """
+
+    sigma: float
+    points: Mapping[int, float] = field(default_factory=dict)
+    slopes: Mapping[int, float] = field(default_factory=dict)
+
+
+Plan = Callable[..., "list[Point]"]
+"""points = plan(nodes, **settings): what a run over these nodes does; the last point is where it ends."""
+
+
+@dataclass(frozen=True)
 class Solver:
     """One row of the table: a whole run from noise level to noise level, and what it declares about itself.
 
     Rising nodes encode, the same nodes falling decode. `order` is the global order that the order test measures
     (nominal for adaptive rows); `nfe` the evaluations per step (None where they depend on the data); `warmup` what the
     first steps cost on top of that; `grid` the family's recommended grid; `reference` the paper and equation.
-    `settings` are the names that `with_settings` accepts. `onestep`: a step depends on the state at its start only.
+    `settings` are the names that `with_settings` accepts. `plan`: the run's arithmetic, of rows that follow one; it is
+    what `odeddim explain` prints. `onestep`: a step depends on the state at its start only.
     `adaptive`: chooses its own nodes between the first and the last. `reversible`: comes back exactly; such a row walks
     down to σ = 0 itself, where others leave the last interval to `odeddim.api.integrate`. `stochastic`: adds noise,
     decodes only.
@@ -95,6 +113,7 @@ class Solver:
     adaptive: bool = False
     stochastic: bool = False
     settings: tuple[str, ...] = ()
+    plan: Plan | None = None
 
     def __post_init__(self) -> None:
         if self.adaptive and self.nfe is not None:
@@ -111,7 +130,10 @@ class Solver:
             if key not in self.settings:
                 has = ", ".join(self.settings) or "none"
                 raise InputError(f"solver {self.name!r} has no setting {key!r} (it has: {has})")
-        return replace(self, run=functools.partial(self.run, **given)) if given else self
+        if not given:
+            return self
+        plan = None if self.plan is None else functools.partial(self.plan, **given)
+        return replace(self, run=functools.partial(self.run, **given), plan=plan)
 
 
 def pick(name: str, choices: Iterable[str], what: str) -> str:

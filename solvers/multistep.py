@@ -1,155 +1,230 @@
 """Multistep solvers: earlier evaluations are used again, so that a step costs one new one.
 
-All of them are quadratures of dx̄ = ε dσ over nodes of any spacing. They differ in what is extrapolated through the
-last nodes: ε (Adams-Bashforth) or the predicted image x̂0 = x̄ - σ ε (DPM-Solver++), both in λ = log σ.
+All of them are quadratures of dx̄ = ε dσ, or of the predicted image in the data chart, over nodes of any spacing. They
+differ in what is extrapolated (ε, x̂0), in which variable (log σ, σ, the time t), and in how they begin.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections import deque
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
-from odeddim.types import Field, Solver, State
+from odeddim.solvers._plan import (
+    Course,
+    Variable,
+    halfway_in_time,
+    in_log,
+    in_sigma,
+    in_time,
+    log_ratio,
+    planned,
+)
+from odeddim.solvers.onestep import FEW, extrapolated, part_of
+from odeddim.types import InputError, Plan, Point, Solver, pick
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-# Adams-Bashforth through k nodes has k-2 first steps of their own: single steps with the local error O(h^k) that the
-# global order k allows, evaluated at the step's start and at these parts of it in λ. That is DPM-Solver-3 for k = 4,
+# A method through k nodes has k-2 first steps of their own: single steps with the local error O(h^k) that the global
+# order k allows, evaluated at the step's start and at these parts of it in λ. That is DPM-Solver-3 for k = 4,
 # and for k = 3 DPM-Solver-2 with its ε extrapolated, not held (Lu et al. 2022, arXiv 2206.00927, Algorithms 2 and 1).
 INNER = {2: (), 3: (1 / 2,), 4: (1 / 3, 2 / 3)}
 
-
-def log_ratio(a: float, b: float) -> float:
-    """log(a/b), as accurate for neighbours (whose difference is exact) as for distant noise levels."""
-    return math.log1p((a - b) / b) if 0.5 < a / b < 2.0 else math.log(a / b)
+STARTS = ("single", "lower")
+"""How a method through several nodes begins: by single steps that keep its order, or with lower order, as most code."""
 
 
-@functools.cache
-def _gauss_legendre() -> list[tuple[float, float]]:
-    """16 points on [0, 1] with their weights: e^λ times a cubic is exact to rounding over λ-steps up to 10."""
-    from numpy.polynomial.legendre import leggauss
+def adams(
+    nodes: Sequence[float],
+    *,
+    k: int,
+    data: bool = False,
+    variable: Variable = in_log,
+    settle: bool = False,
+    start: str = "single",
+) -> list[Point]:
+    """Adams-Bashforth: ε extrapolated as a polynomial in a variable through the last k nodes, weights exact.
 
-    points, weights = leggauss(16)
-    return list(zip(((points + 1) / 2).tolist(), (weights / 2).tolist(), strict=True))
-
-
-def lagrange_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
-    """w_j with x̄(end) = x̄(start) + Σ_j w_j·ε(nodes[j]) for ε that is a polynomial in log σ: ∫ L_j(log σ) dσ.
-
-    L_j is the Lagrange polynomial in log σ that is 1 at nodes[j] and 0 at the other nodes (all σ > 0, no two equal).
-    By quadrature, because the closed form cancels where steps are small; relative error about 1e-15. This is the
-    polynomial extrapolation of DEIS (Zhang & Chen 2022, arXiv 2204.13902) with log σ as its variable.
+    One evaluation a step, at its start, and k-2 more in each of the first k-2 steps; k = 2, 3 or 4 is the global order;
+    k = 2 starts with Euler. data: x̂0 in the data chart instead of ε. settle: order 2 on the last step before the clean
+    end in short runs. start: one of STARTS.
     """
-    span = log_ratio(end, start)
-    ahead = [log_ratio(start, node) for node in nodes]
-    weights = []
-    for j, node in enumerate(nodes):
-        others = [(ahead[i], log_ratio(node, other)) for i, other in enumerate(nodes) if i != j]
-        integral = 0.0
-        for part, share in _gauss_legendre():
-            u = part * span
-            integral += share * math.exp(u) * math.prod((u + lead) / apart for lead, apart in others)
-        weights.append(start * span * integral)
-    return weights
+    pick(start, STARTS, "start")
+    course = Course(nodes[0], data=data)
+    history = [0]  # the newest point first
+    for n, end in enumerate(nodes[1:]):
+        if start == "single" and n < k - 2:
+            inner = [part_of(nodes[n], end, part) for part in INNER[k]]
+            here = extrapolated(course, history[0], inner, end)
+        else:
+            highest = min(k, 2 + _to_the_clean_end(nodes, n)) if settle and len(nodes) - 1 < FEW else k
+            here = course.move(history[0], end, course.weights(history[:highest], history[0], end, variable))
+        history = [here, *history[: k - 1]]
+    return course.points
 
 
-def adams_bashforth(field: Field, state: State, sigmas: Tensor, *, k: int) -> State:
-    """x̄_{n+1} = x̄_n + Σ_j ε_j ∫ L_j(log σ) dσ: ε extrapolated in log σ through the last k nodes, weights exact.
-
-    state.xbar (B, *) at sigmas[0]; sigmas (N+1,) float64, of any spacing; one evaluation a step, at its start, and
-    k-2 more in each of the first k-2 steps. k = 2, 3 or 4 is the global order; k = 2 starts with Euler.
-    """
-    nodes = sigmas.tolist()
-    plan = [_single(*step, INNER[k]) if n < k - 2 else _multi(nodes, n, k) for n, step in enumerate(pairwise(nodes))]
-    xbar = state.xbar.clone()
-    history: deque[Tensor] = deque(maxlen=k)  # the newest ε first
-    for sigma, (stages, weights) in zip(sigmas, plan, strict=False):
-        history.appendleft(field(sigma, xbar))
-        slopes: Sequence[Tensor] = history
-        for inner, parts in stages:
-            slopes = [history[0], field(sigmas.new_tensor(inner), _moved(xbar.clone(), parts, slopes))]
-        _moved(xbar, weights, slopes)
-    return State(xbar, nodes[-1])
+def _to_the_clean_end(nodes: Sequence[float], n: int) -> int:
+    """How many steps lie between step n and the clean end."""
+    return n if nodes[-1] > nodes[0] else len(nodes) - 2 - n
 
 
-# A step: the noise levels inside it, each with the weights that lead there, and the weights of the whole step.
-_Step = tuple[list[tuple[float, list[float]]], list[float]]
-
-
-def _multi(nodes: Sequence[float], n: int, k: int) -> _Step:
-    """Step n through its start and the k-1 nodes before it, or as many as there are."""
-    return [], lagrange_weights(nodes[max(0, n - k + 1) : n + 1][::-1], nodes[n], nodes[n + 1])
-
-
-def _single(start: float, end: float, parts: Iterable[float]) -> _Step:
-    """A step without history: every move is through the step's start and the latest level inside it."""
-    stages = []
-    known = [start]
-    for part in parts:
-        inner = start * (end / start) ** part
-        stages.append((inner, lagrange_weights(known, start, inner)))
-        known = [start, inner]
-    return stages, lagrange_weights(known, start, end)
-
-
-def _moved(xbar: Tensor, weights: Iterable[float], slopes: Iterable[Tensor]) -> Tensor:
-    """x̄ + Σ_j w_j ε_j, in place. There may be more slopes than weights: history that this step does not use."""
-    for weight, slope in zip(weights, slopes, strict=False):
-        xbar.add_(slope, alpha=weight)
-    return xbar
-
-
-def dpmpp_2m(field: Field, state: State, sigmas: Tensor) -> State:
+def dpmpp_2m(nodes: Sequence[float]) -> list[Point]:
     """DPM-Solver++(2M): x̂0 = x̄ - σ ε extrapolated through the last two nodes; one evaluation a step.
 
-    With D = x̂0 + (x̂0 - x̂0 of the node before)/(2r), r the ratio of the last step to this one in log σ, the paper's
-    step is x̄·σ'/σ + D·(1 - σ'/σ), written here as Euler plus a correction. The first step is Euler.
-    Shapes as in `adams_bashforth`. Lu et al. 2022, arXiv 2211.01095, Algorithm 2.
+    The step holds D = x̂0 + (x̂0 - x̂0 of the node before)/(2r), r the ratio of the last step to this one in log σ. The
+    first step is Euler. Lu et al. 2022, arXiv 2211.01095, Algorithm 2.
     """
-    nodes = sigmas.tolist()
-    xbar = state.xbar.clone()
-    before: Tensor | None = None
-    for n, (here, there) in enumerate(pairwise(nodes)):
-        h = there - here
-        eps = field(sigmas[n], xbar)
-        image = xbar.sub(eps, alpha=here)
-        xbar.add_(eps, alpha=h)
+    course, before, here = Course(nodes[0], data=True), None, 0
+    for n, end in enumerate(nodes[1:]):
+        h = course.elapsed(here, end)
+        weights = {here: h}
         if before is not None:
-            r = log_ratio(here, nodes[n - 1]) / log_ratio(there, here)
-            xbar.sub_(image.sub(before), alpha=h / here / (2 * r))
-        before = image
-    return State(xbar, nodes[-1])
+            bend = h * log_ratio(end, nodes[n]) / log_ratio(nodes[n], nodes[n - 1]) / 2
+            weights = {here: h + bend, before: -bend}
+        before, here = here, course.move(here, end, weights)
+    return course.points
 
 
-def _adams_bashforth_row(k: int) -> Solver:
-    warmup = (len(INNER[k]),) * (k - 2)
-    return Solver(
-        name=f"ab{k}",
-        run=functools.partial(adams_bashforth, k=k),
-        family="multistep",
-        order=k,
-        nfe=1,
-        warmup=warmup,
-        grid="karras",
-        reference="Zhang & Chen 2022, arXiv 2204.13902 (DEIS), ε extrapolated in log σ"
-        + (f"; start: arXiv 2206.00927, Algorithm {k - 2}" if warmup else ""),
+def unipc(nodes: Sequence[float], *, p: int, b: str, start: str = "single") -> list[Point]:
+    """UniPC-p: UniP-p predicts, UniC-p corrects with the evaluation made there; one evaluation a step, order p + 1.
+
+    In the data chart, where B(h) is h ("bh1") or the step of 1/σ ("bh2") over the noise level: it matters where the
+    paper fixes a weight, 1/2, instead of solving for it, in UniP-2 and UniC-1; elsewhere it cancels, and the weights
+    are those of the polynomial. p = 3 starts with a step of DPM-Solver-3's kind, so that the order is the global one.
+    The last step is not corrected: its correction would cost an evaluation. In short runs the order falls towards the
+    clean end. start: one of STARTS. Zhao et al. 2023, arXiv 2302.04867, Algorithms 1 and 2 (5 and 6 in its appendix).
+    """
+    pick(start, STARTS, "start")
+    course, base = Course(nodes[0], data=True), 0
+    history = [0]  # where the field was asked, the newest first
+    for n, end in enumerate(nodes[1:]):
+        if start == "single" and n == 0 and p == 3:
+            inner = [part_of(nodes[n], end, part) for part in INNER[4]]
+            base = extrapolated(course, base, inner, end)
+            history = [base, *history]
+            continue
+        order = min(p, len(history), 2 + _to_the_clean_end(nodes, n) if len(nodes) - 1 < FEW else p)
+        h = course.elapsed(base, end)
+        step = h if b == "bh2" else log_ratio(nodes[n], end) / end  # B(h), as a step of 1/σ
+        if order == 2:
+            slope = step * log_ratio(end, nodes[n]) / log_ratio(nodes[n], nodes[n - 1]) / 2
+            weights = {history[0]: h + slope, history[1]: -slope}
+        else:
+            weights = course.weights(history[:order], base, end)
+        predicted = course.move(base, end, weights)
+        if n < len(nodes) - 2:
+            if order == 1:
+                weights = {history[0]: h - step / 2, predicted: step / 2}
+            else:
+                weights = course.weights([predicted, *history[:order]], base, end)
+            base = course.move(base, end, weights)
+        history = [predicted, *history[:2]]
+    return course.points
+
+
+# Adams-Bashforth with even steps, the newest slope first.
+EVEN = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+def _even(course: Course, history: Sequence[int], end: float) -> int:
+    """A step with the mean slope that Adams-Bashforth would take if the steps were even. Returns the new point."""
+    h, known = course.elapsed(history[0], end), history[:4]
+    return course.move(
+        history[0], end, {point: h * part for point, part in zip(known, EVEN[len(known) - 1], strict=True)}
     )
 
 
+def ipndm(nodes: Sequence[float]) -> list[Point]:
+    """iPNDM: the weights of PNDM, begun with the lower orders; one evaluation a step.
+
+    Of order 2 where steps change smoothly: the weights are those of even steps, whatever the steps are. Zhang & Chen
+    2022, arXiv 2204.13902, appendix.
+    """
+    course, history = Course(nodes[0]), [0]
+    for end in nodes[1:]:
+        history = [_even(course, history, end), *history[:3]]
+    return course.points
+
+
+def plms(nodes: Sequence[float]) -> list[Point]:
+    """PLMS as Stable Diffusion has it: iPNDM whose first step is Heun's; one evaluation a step and one more."""
+    course = Course(nodes[0])
+    h = course.elapsed(0, nodes[1])
+    trial = course.move(0, nodes[1], {0: h})
+    history = [course.move(0, nodes[1], {0: h / 2, trial: h / 2}), 0]
+    for end in nodes[2:]:
+        history = [_even(course, history, end), *history[:3]]
+    return course.points
+
+
+def pndm(nodes: Sequence[float]) -> list[Point]:
+    """PNDM: three steps of a pseudo Runge-Kutta method of four evaluations, then the weights of PLMS.
+
+    Its stages lie halfway in time; the time is DDPM's, see `odeddim.solvers._plan.in_time`. Liu et al. 2022,
+    arXiv 2202.09778, eq. 12 and 13 (F-PNDM).
+    """
+    course, history = Course(nodes[0]), [0]
+    for n, end in enumerate(nodes[1:]):
+        if n >= 3:
+            here = _even(course, history, end)
+        else:
+            stages = [history[0]]
+            for sigma in (halfway_in_time(nodes[n], end),) * 2 + (end,):
+                stages.append(course.move(stages[0], sigma, {stages[-1]: course.elapsed(stages[0], sigma)}))
+            h = course.elapsed(stages[0], end)
+            weights = {stage: h * part for stage, part in zip(stages, (1 / 6, 1 / 3, 1 / 3, 1 / 6), strict=True)}
+            here = course.move(stages[0], end, weights)
+        history = [here, *history[:3]]
+    return course.points
+
+
+def gradient_estimation(nodes: Sequence[float], *, gamma: float = 2.0) -> list[Point]:
+    """Euler with the slope γ·ε_n + (1-γ)·ε_{n-1}; one evaluation a step. γ = 3/2 is Adams-Bashforth of even steps.
+
+    Permenter & Yuan 2023, arXiv 2306.04848, Algorithm 2.
+    """
+    if not 0 < gamma < 4:
+        raise InputError(f"gradient-estimation: gamma must be a number between 0 and 4, not {gamma}")
+    course, before, here = Course(nodes[0]), None, 0
+    for end in nodes[1:]:
+        h = course.elapsed(here, end)
+        weights = {here: h} if before is None else {here: h * gamma, before: h * (1 - gamma)}
+        before, here = here, course.move(here, end, weights)
+    return course.points
+
+
+def _row(name: str, plan: Plan, order: int, reference: str, **declared: Any) -> Solver:
+    return planned(name, plan, family="multistep", order=order, nfe=1, grid="karras", reference=reference, **declared)
+
+
+def _adams_row(name: str, k: int, reference: str, **options: Any) -> Solver:
+    warmup = (len(INNER[k]),) * (k - 2)
+    plan = functools.partial(adams, k=k, **options)
+    return _row(name, plan, k, reference, warmup=warmup, settings=("start",) if warmup else ())
+
+
+def _unipc_row(p: int, b: str) -> Solver:
+    name = f"unipc-{p}" if b == "bh2" else f"unipc-{p}-{b}"
+    variant = "B₂(h) = e^h - 1" if b == "bh2" else "B₁(h) = h"
+    return _row(
+        name,
+        functools.partial(unipc, p=p, b=b),
+        p + 1,
+        f"Zhao et al. 2023, arXiv 2302.04867, {variant}",
+        warmup=(2,) if p == 3 else (),
+        settings=("start",) if p == 3 else (),
+    )
+
+
+DEIS = "Zhang & Chen 2022, arXiv 2204.13902"
 ROWS = (
-    *map(_adams_bashforth_row, INNER),
-    Solver(
-        name="dpmpp-2m",
-        run=dpmpp_2m,
-        family="multistep",
-        order=2,
-        nfe=1,
-        grid="karras",
-        reference="Lu et al. 2022, arXiv 2211.01095, Algorithm 2 (DPM-Solver++ 2M)",
-    ),
+    *(_adams_row(f"ab{k}", k, f"{DEIS} (DEIS), ε extrapolated in log σ") for k in INNER),
+    *(_adams_row(f"deis-tab{k - 1}", k, f"{DEIS}, tAB{k - 1}, ε in the time t", variable=in_time) for k in INNER),
+    *(_adams_row(f"deis-rhoab{k - 1}", k, f"{DEIS}, ρAB{k - 1}, ε in σ", variable=in_sigma) for k in INNER),
+    _adams_row("lms", 4, "k-diffusion's linear multistep method, ε in σ: `deis-rhoab3`", variable=in_sigma),
+    _row("dpmpp-2m", dpmpp_2m, 2, "Lu et al. 2022, arXiv 2211.01095, Algorithm 2 (DPM-Solver++ 2M)"),
+    _adams_row("dpmpp-3m", 3, "Lu et al. 2022, arXiv 2211.01095 (DPM-Solver++ 3M)", data=True, settle=True),
+    *(_unipc_row(p, b) for b in ("bh2", "bh1") for p in (1, 2, 3)),
+    _row("pndm", pndm, 2, "Liu et al. 2022, arXiv 2202.09778, eq. 12, 13 (F-PNDM)", warmup=(3, 3, 3)),
+    _row("plms", plms, 2, "Liu et al. 2022, arXiv 2202.09778 (S-PNDM), weights of 4 nodes", warmup=(1,)),
+    _row("ipndm", ipndm, 2, f"{DEIS}, appendix (iPNDM)"),
+    _row("gradient-estimation", gradient_estimation, 1, "Permenter & Yuan 2023, arXiv 2306.04848", settings=("gamma",)),
 )
