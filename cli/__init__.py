@@ -25,8 +25,10 @@ COMMANDS = {
     "decode": "Latents to images: PNGs, a sheet, or HDF5.",
     "sample": "New images from noise.",
     "interpolate": "Lines and grids between latents.",
+    "grid": "Compute a grid of noise levels for a solver: grid.txt.",
     "bench": "Compare solvers: reconstruction error against evaluations.",
     "solvers": "The table of solvers.",
+    "explain": "What a run will do: nodes, labels, coefficients, evaluations.",
     "inspect": "What a latent file or a model holds.",
     "train": "Train a model on your own images.",
 }

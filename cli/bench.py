@@ -32,7 +32,7 @@ class SolverOnGrid(options.SolverName):
     type=options.Items(SolverOnGrid()),
     default=None,
     metavar="LIST",
-    help="Solvers, or solver@grid, comma-separated.  [default: a selection]",
+    help="Solvers, or solver@grid, comma-separated; a grid file runs with its own steps.  [default: a selection]",
 )
 @click.option("--steps", type=options.Items(click.IntRange(1)), default="10,20,50", show_default=True, metavar="LIST")
 @options.model
@@ -75,7 +75,7 @@ def command(
     """
     from odeddim.bench import reconstruction as bench
     from odeddim.bench.figures import figure_kind, work_precision
-    from odeddim.cli.running import field_on, images_for, machine, progress
+    from odeddim.cli.running import field_on, images_for, machine, progress, warn_of_grid
     from odeddim.files import check_place
     from odeddim.hdf5 import SUFFIXES
 
@@ -94,6 +94,8 @@ def command(
     settings = {"rtol": TOLERANCE, "atol": TOLERANCE, **{key: value for key, value in settings.items() if value}}
     entries = [bench.Entry.parse(text) for text in solvers or bench.DEFAULT_ENTRIES]
     planned = bench.runs(field, entries, steps, end, settings)
+    for entry in entries:
+        warn_of_grid(entry.grid, field)
     total = bench.reference_evaluations() + sum(bench.expected_evaluations(row, nodes) for _, _, row, nodes in planned)
     rows: list[bench.Row] = []
     reference, floor = "", 0.0

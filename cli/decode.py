@@ -27,6 +27,8 @@ from odeddim.cli import options
 @click.option("--steps", type=click.IntRange(1), default=None, help="[default: as encoded]")
 @click.option("--grid", default=None, metavar="NAME|FILE", help="[default: the nodes of the file]")
 @options.tolerances
+@click.option("--seed", type=click.IntRange(0), default=None, help="Of stochastic solvers' noise.  [default: 0]")
+@click.option("--eta", type=click.FloatRange(0), default=None, help="DDIM's η, of ddim-eta.  [default: 0.5]")
 @options.machine
 def command(
     latents: Path,
@@ -50,11 +52,12 @@ def command(
       odeddim decode z.h5 -o out/
       odeddim decode z.h5 -o sheet.png
       odeddim decode z.h5 -o images.h5 --solver rk4 --steps 100
+      odeddim decode z.h5 -o noisy/ --solver ddpm --seed 1
     """
     from dataclasses import asdict
 
     from odeddim.api import decode
-    from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress, steps_of
+    from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress, steps_of, warn_of_grid
     from odeddim.files import check_place
     from odeddim.latents.store import LatentFile
     from odeddim.outputs import open_output
@@ -63,13 +66,16 @@ def command(
         where = machine(device, dtype, file)
         field = field_of(file, model, where)
         row, nodes, made = decoding_plan(file, field, solver, steps, grid, settings)
+        warn_of_grid(grid, field)
         total = len(file)
         began = time.perf_counter()
         if not output.is_dir():
             check_place(output, latents)
         with open_output(output, total, asdict(made)) as out, progress(total, "decoding") as advance:
             for start, stop in batches(total, batch_size):
-                x_0 = decode(where.cast(file.read(start, stop)), row, model=field, grid=nodes)
+                # The noise of an image belongs to its place in the file, whatever the batch.
+                its_row = row.with_settings(start=start) if row.stochastic else row
+                x_0 = decode(where.cast(file.read(start, stop)), its_row, model=field, grid=nodes)
                 out.append(x_0, file.names(start, stop))
                 advance(stop - start)
     click.echo(

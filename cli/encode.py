@@ -43,8 +43,8 @@ def command(
       odeddim encode -o z.h5 --solver euler --grid linear --steps 100     DDIM, as in the paper
       odeddim encode -o z.h5 --solver dopri5 --rtol 1e-5
     """
-    from odeddim.api import encode, plan
-    from odeddim.cli.running import batches, field_on, images_for, machine, progress
+    from odeddim.api import check_encodes, encode, plan
+    from odeddim.cli.running import Reports, batches, field_on, images_for, machine, progress, warn_of_grid
     from odeddim.files import check_place
     from odeddim.hdf5 import SUFFIXES
     from odeddim.latents.store import provenance_of, write_latents
@@ -53,6 +53,8 @@ def command(
     where = machine(device, dtype)
     field = field_on(model, where)
     row, nodes = plan(field.schedule, solver or options.SOLVER, steps, grid, end, settings)
+    warn_of_grid(grid, field)
+    check_encodes(row)
     source = images_for(field, images)
     total = min(count or len(source), len(source))
     provenance = provenance_of(
@@ -64,14 +66,17 @@ def command(
         settings=settings,
         dtype=where.dtype_name,
     )
+    reports = Reports()
     began = time.perf_counter()
     with write_latents(output, provenance, nodes, total) as writer, progress(total, "encoding") as advance:
         for start, stop in batches(total, batch_size):
             x_0 = source[start:stop].to(where.state)
             state = encode(x_0, row, model=field, grid=nodes)
             writer.append(state, source.names[start:stop])
+            reports.add(state, source.names[start:stop])
             advance(stop - start)
+    reports.warn()
     click.echo(
         f"{total} latents at σ = {float(nodes[-1]):.6g} in {output}: {row.name}, {provenance.grid} grid, "
-        f"{field.rows / total:g} evaluations per image, {time.perf_counter() - began:.1f} s"
+        f"{field.rows / total:g} evaluations per image{reports.evaluations()}, {time.perf_counter() - began:.1f} s"
     )

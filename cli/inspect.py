@@ -57,7 +57,11 @@ def _latent_facts(path: Path) -> dict[str, Any]:
             "dtype": file.dtype,
             "unit": UNIT,
             "sigma": file.sigma,
-            "auxiliary states": file.aux_count,
+            "auxiliary states": f"{file.aux_count}, kept by {file.kept}" if file.kept else file.aux_count,
+            **{
+                f"{key} per image": f"{float(values.double().min()):g} to {float(values.double().max()):g}"
+                for key, values in file.read(0, len(file)).report.items()
+            },
             "mean of x_T": float(x.mean()),
             "variance of x_T": float(x.var()),
             **{key.replace("_", " "): value for key, value in made.items() if value not in ("", {})},

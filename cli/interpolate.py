@@ -52,7 +52,6 @@ def command(
     from odeddim.images import save_sheet
     from odeddim.latents.interpolate import interpolate, interpolate_grid
     from odeddim.latents.store import LatentFile, write_latents
-    from odeddim.types import State
 
     if (pair is None) == (corners is None):
         raise click.UsageError("give --pair A B for a line or --corners A B C D for a grid")
@@ -84,7 +83,8 @@ def command(
             images = []
             with progress(total, "decoding") as advance:
                 for start, stop in batches(total, batch_size):
-                    part = State(path.xbar[start:stop], path.sigma, tuple(aux[start:stop] for aux in path.aux))
+                    aux = tuple(aux[start:stop] for aux in path.aux)
+                    part = dataclasses.replace(path, xbar=path.xbar[start:stop], aux=aux)
                     images.append(decode(part, row, model=field, grid=nodes).cpu())
                     advance(stop - start)
             save_sheet(torch.cat(images), sheet, columns=count)

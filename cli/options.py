@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -72,7 +74,8 @@ grid = click.option(
     "--grid",
     default=None,
     metavar="NAME|FILE",
-    help="linear, quadratic, trailing, log, karras, karras:RHO, or a file of noise levels.  [default: the solver's]",
+    help="linear, quadratic, trailing, log, karras, karras:RHO, edm, ays, ays:LIST, or a file of noise levels "
+    "(`odeddim grid` computes one).  [default: the solver's]",
 )
 end = click.option(
     "--end",
@@ -81,7 +84,50 @@ end = click.option(
     show_default=True,
     help="Where images lie: at σ = 0 after one Euler step, as in the paper, or at the lowest level σ_1.",
 )
+
+
+class Assignment(click.ParamType[tuple[str, Any]]):
+    """NAME=VALUE; the value is a number if it looks like one."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = str(value).partition("=")
+        name, text = name.strip().replace("-", "_"), text.strip()
+        if not equals or not name.isidentifier() or not text:
+            self.fail(f"{value!r} is no NAME=VALUE", param, ctx)
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return name, kind(text)
+        return name, text
+
+
+def assigned(function: F) -> F:
+    """--set NAME=VALUE, any number of times: handed on among the settings."""
+
+    @functools.wraps(function)
+    def command(*args: Any, assignments: tuple[tuple[str, Any], ...], **given: Any) -> Any:
+        for name, value in assignments:
+            if name in given:
+                raise click.UsageError(
+                    f"--set {name}={value}: {name} is an option of its own, --{name.replace('_', '-')}"
+                )
+        return function(*args, **given, **dict(assignments))
+
+    return click.option(
+        "--set",
+        "assignments",
+        type=Assignment(),
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A setting of the solver, as gamma of bdia.",
+    )(command)  # type: ignore[return-value]
+
+
 tolerances = together(
+    assigned,
     click.option("--rtol", type=click.FloatRange(0, min_open=True), default=None, help="Adaptive: relative tolerance."),
     click.option("--atol", type=click.FloatRange(0, min_open=True), default=None, help="Adaptive: absolute tolerance."),
     click.option("--max-nfe", type=click.IntRange(1), default=None, help="Adaptive: most evaluations per run."),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,13 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from odeddim import solvers
 from odeddim.api import plan
 from odeddim.field import VectorField
-from odeddim.grids import ENDS, NAMES
+from odeddim.grids import ENDS, NAMES, is_named, read_notes
 from odeddim.images import ImageSource, check_shape, open_images, sample_images
 from odeddim.latents.store import LatentFile, Provenance, provenance_of
 from odeddim.models import BUILT_IN, load
 from odeddim.types import InputError, Solver, State, pick
 
 DTYPES = ("float32", "float64", "bfloat16")
+NAMED = 8  # of images that did not converge, in a warning
 errors = Console(stderr=True)
 
 
@@ -45,7 +47,7 @@ class Machine:
 
     def cast(self, state: State) -> State:
         """A State in this machine's state dtype."""
-        return State(state.xbar.to(self.state), state.sigma, tuple(part.to(self.state) for part in state.aux))
+        return replace(state, xbar=state.xbar.to(self.state), aux=tuple(part.to(self.state) for part in state.aux))
 
 
 def steps_of(row: Solver, nodes: torch.Tensor) -> str:
@@ -91,6 +93,18 @@ def images_for(field: VectorField, path: Path | None) -> ImageSource:
     return source
 
 
+def warn_of_grid(grid: str | None, field: VectorField) -> None:
+    """Say on stderr where a grid file names another model than the one that runs on it (see `odeddim grid`)."""
+    notes = {} if grid is None or is_named(grid) else read_notes(Path(grid))
+    theirs, ours = notes.get("sha256") or notes.get("model"), field.sha256 if notes.get("sha256") else field.name
+    if theirs and theirs != ours:
+        click.echo(
+            f"warning: {grid} was computed for the model {notes.get('model', theirs)!r}, not {field.name!r}: "
+            "`odeddim grid` computes one for it",
+            err=True,
+        )
+
+
 @contextlib.contextmanager
 def progress(total: int, unit: str) -> Iterator[Callable[[int], Any]]:
     """A progress bar on stderr; yields a function that moves it on by so many."""
@@ -111,6 +125,43 @@ def batches(total: int, size: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of each batch."""
     for start in range(0, total, size):
         yield start, min(start + size, total)
+
+
+class Reports:
+    """What the batches of a run say of their images, kept to be told at the end of it."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.batches: list[Mapping[str, torch.Tensor]] = []
+
+    def add(self, state: State, names: Sequence[str]) -> None:
+        """Keep what a batch's run reported of the images of these names."""
+        self.names += names
+        self.batches.append(state.report)
+
+    def of(self, name: str) -> torch.Tensor | None:
+        """One figure of all images, (N,), if every batch reported it."""
+        parts = [report[name] for report in self.batches if name in report]
+        return torch.cat(parts).cpu() if parts and len(parts) == len(self.batches) else None
+
+    def evaluations(self) -> str:
+        """The range of evaluations over the images, as an addition to their mean: " (80 to 112)"."""
+        counts = self.of("evaluations")
+        return "" if counts is None else f" ({int(counts.min())} to {int(counts.max())})"
+
+    def warn(self) -> None:
+        """Name on stderr the images whose iteration did not converge."""
+        converged, residual = self.of("converged"), self.of("residual")
+        if converged is None or residual is None or bool(converged.all()):
+            return
+        failed = [repr(name) for name, good in zip(self.names, converged.tolist(), strict=True) if not good]
+        named = ", ".join(failed[:NAMED]) + (f" and {len(failed) - NAMED} more" if len(failed) > NAMED else "")
+        click.echo(
+            f"warning: {len(failed)} of {len(self.names)} images did not converge (residual up to "
+            f"{float(residual[~converged].max()):.0e}): {named}; more steps, another grid or --end sigma_min "
+            "make the map contract",
+            err=True,
+        )
 
 
 def decoding_plan(

@@ -22,7 +22,7 @@ from odeddim.cli import options
 )
 @options.seed
 @click.option(
-    "--eta", type=click.FloatRange(0), default=0.0, show_default=True, help="DDIM's η: above 0 stochastic (euler only)."
+    "--eta", type=click.FloatRange(0), default=None, help="DDIM's η, of euler (0: the ODE) and ddim-eta (0.5)."
 )
 @click.option("--size", default=None, metavar="C,H,W", help="Shape of the images, for models that take any.")
 @options.run
@@ -31,7 +31,7 @@ def command(
     count: int,
     output: Path,
     seed: int,
-    eta: float,
+    eta: float | None,
     size: str | None,
     model: str,
     solver: str | None,
@@ -49,12 +49,13 @@ def command(
     Examples:
       odeddim sample -o sheet.png
       odeddim sample -n 1000 --seed 1 -o images.h5 --solver dpmpp-2m --grid karras --steps 20
-      odeddim sample -o ddpm.png --solver euler --eta 1 --steps 100
+      odeddim sample -o ddpm.png --solver ddpm --steps 100
+      odeddim sample -o half.png --eta 0.5
     """
     from dataclasses import asdict
 
-    from odeddim.api import plan, sample
-    from odeddim.cli.running import batches, field_on, image_shape, machine, progress
+    from odeddim.api import plan, sample, with_noise
+    from odeddim.cli.running import batches, field_on, image_shape, machine, progress, warn_of_grid
     from odeddim.latents.store import provenance_of
     from odeddim.outputs import open_output
 
@@ -65,11 +66,11 @@ def command(
     if shape is None and field.shape is None:
         raise click.UsageError(f"the model {field.name!r} takes any shape: say which one, --size C,H,W")
     row, nodes = plan(field.schedule, name, steps, grid, end, settings)
-    if eta and name != "euler":
-        raise click.UsageError(f"--eta {eta:g} is DDIM's stochastic family: it needs --solver euler, not {name}")
+    warn_of_grid(grid, field)
+    row = with_noise(row, eta=eta, seed=seed)
     made = provenance_of(
         field,
-        solver=name,
+        solver=row.name,
         grid=grid or row.grid,
         nodes=nodes,
         made_by="sample",
@@ -81,10 +82,10 @@ def command(
     began = time.perf_counter()
     with open_output(output, count, asdict(made)) as out, progress(count, "sampling") as advance:
         for start, stop in batches(count, batch_size):
-            images = sample(stop - start, row, seed=seed, start=start, eta=eta, model=field, grid=nodes, shape=shape)
+            images = sample(stop - start, row, seed=seed, start=start, model=field, grid=nodes, shape=shape)
             out.append(images, [f"sample-{seed}-{i:06d}" for i in range(start, stop)])
             advance(stop - start)
     click.echo(
-        f"{count} images in {output}: {name}, seed {seed}, {field.rows / count:g} evaluations per image, "
+        f"{count} images in {output}: {row.name}, seed {seed}, {field.rows / count:g} evaluations per image, "
         f"{time.perf_counter() - began:.1f} s"
     )

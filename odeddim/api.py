@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,8 @@ from odeddim.field import VectorField
 from odeddim.latents.interpolate import interpolate as interpolate
 from odeddim.models import DEFAULT, load
 from odeddim.schedule import Schedule
-from odeddim.solvers.stochastic import ddim
+from odeddim.solvers.stochastic import ONLY_DECODES
+from odeddim.solvers.stochastic import noise as noise
 from odeddim.types import Field, InputError, Solver, State, pick
 
 Model: TypeAlias = str | Path | VectorField
@@ -69,6 +69,7 @@ def encode(
     """
     field = load(model)
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
+    check_encodes(row)
     return integrate(field, State(_state_dtype(x_0), float(nodes[0])), nodes, row)
 
 
@@ -100,7 +101,7 @@ def sample(
     solver: str | Solver = "euler",
     *,
     seed: int = 0,
-    eta: float = 0.0,
+    eta: float | None = None,
     model: Model = DEFAULT,
     steps: int | None = None,
     grid: Grid = None,
@@ -111,7 +112,7 @@ def sample(
 ) -> Tensor:
     """n images (n, C, H, W) from noise of (seed, image index): image i is the same whatever n or the batch.
 
-    eta: DDIM's η (eq. 16); 0 is the ODE; above 0 it adds noise and needs solver "euler", whose stochastic form it is.
+    eta: DDIM's η (eq. 16), of "euler", whose stochastic form is "ddim-eta"; 0 is the ODE, None the solver's own.
     start: the index of the first image. shape: (C, H, W), for models that take any. Otherwise as `solve`.
     """
     field = load(model)
@@ -119,31 +120,29 @@ def sample(
     if shape is None:
         raise InputError(f"the model {field.name!r} takes any shape: say which one to sample, shape=(C, H, W)")
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
+    row = with_noise(row, eta=eta, seed=seed, start=start)
     state = _at_the_top(field.schedule, nodes, noise(n, shape, seed=seed, start=start))
-    if eta == 0:
-        return integrate(field, state, nodes.flip(0), row).xbar
-    if row.name != "euler":
-        raise InputError(f"eta = {eta} is DDIM's stochastic family: it needs solver 'euler', not {row.name!r}")
-
-    def step_noise(step: int) -> Tensor:
-        return noise(n, shape, seed=seed, start=start, step=step + 1).to(field.device)
-
-    _, state = _ready(field, state)
-    with torch.no_grad():
-        return ddim(field, state, nodes.flip(0), eta=eta, noise=step_noise).xbar
+    return integrate(field, state, nodes.flip(0), row).xbar
 
 
-def noise(n: int, shape: tuple[int, ...], *, seed: int = 0, start: int = 0, step: int = 0) -> Tensor:
-    """Standard normal noise (n, *shape), float32: image i's depends on (seed, start + i, step) only."""
-    if n < 0 or seed < 0 or start < 0:
-        raise InputError(f"the count, the seed and the first index of noise must not be negative: {n}, {seed}, {start}")
-    images = []
-    for i in range(start, start + n):
-        # SeedSequence hashes the three numbers into one: neighbours get unrelated streams.
-        key = np.random.SeedSequence([seed, i, step]).generate_state(2, np.uint32)
-        generator = torch.Generator().manual_seed(int(key[0]) << 32 | int(key[1]))
-        images.append(torch.randn(shape, generator=generator))
-    return torch.stack(images) if images else torch.empty(0, *shape)
+def with_noise(row: Solver, *, eta: float | None = None, seed: int = 0, start: int = 0) -> Solver:
+    """The row that samples: a stochastic one with its noise of (seed, start + image, step), and `ddim-eta` for η > 0.
+
+    Errors: InputError for an η above 0 of other solvers than "euler" and "ddim-eta".
+    """
+    if row.name == "euler" and eta:
+        row = solvers.get("ddim-eta")
+    if row.stochastic:
+        return row.with_settings(eta=eta, seed=seed, start=start)
+    if eta:
+        raise InputError(f"eta = {eta:g} is DDIM's stochastic family: it needs solver 'euler', not {row.name!r}")
+    return row
+
+
+def check_encodes(row: Solver) -> None:
+    """Raises InputError for a solver that only decodes."""
+    if row.stochastic:
+        raise InputError(f"solver {row.name!r} {ONLY_DECODES}")
 
 
 def plan(

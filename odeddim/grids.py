@@ -13,13 +13,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from odeddim.files import plain_text, replacing
 from odeddim.schedule import Schedule
 from odeddim.types import InputError, pick
 
@@ -34,9 +36,20 @@ _TAU: dict[str, Callable[[Fraction, int], int]] = {
     "quadratic": lambda u, T: math.floor(u * u * T),
     "trailing": lambda u, T: round(u * T),
 }
-_CONTINUOUS = ("log", "karras")
+_CONTINUOUS = ("log", "karras", "edm", "ays")
+
+_WITH_PARAMETER = ("karras", "ays")
 
 NAMES = (*_TAU, *_CONTINUOUS)
+
+EDM_RANGE = (0.002, 80.0)  # σ of arXiv 2206.00364, table 1
+
+# Align Your Steps, arXiv 2404.14507, table 3: σ of the optimised grids of 10 steps, from the image upwards.
+AYS = {
+    "sd15": (0.029, 0.152, 0.399, 0.652, 0.963, 1.396, 1.886, 2.697, 3.861, 6.475, 14.615),
+    "sdxl": (0.029, 0.113, 0.234, 0.380, 0.555, 0.862, 1.342, 2.181, 3.771, 6.315, 14.615),
+    "deepfloyd-if": (0.006, 0.030, 0.186, 0.293, 0.553, 0.785, 1.207, 1.885, 3.315, 8.081, 160.41),
+}
 
 
 def grid(name: str, schedule: Schedule, steps: int | None = None, *, end: str = "zero") -> Tensor:
@@ -44,43 +57,72 @@ def grid(name: str, schedule: Schedule, steps: int | None = None, *, end: str = 
 
     name: "linear" and "quadratic", the paper's τ_i = ⌊c·i⌋ and ⌊c·i²⌋ with c such that the last is T (appendix D.2);
     "trailing", rounded where "linear" takes the floor, so counted from T downwards (arXiv 2305.08891);
-    "log", even in log σ; "karras" or "karras:RHO", even in σ^(1/ρ), ρ = 7 unless given (arXiv 2206.00364, eq. 5);
-    or the path of a file with the nodes themselves, see `read_nodes`.
-    end: "zero" or "sigma_min", see the module. Errors: an unknown name, or more steps than a grid over the
-    training levels can have (T; one less with end="sigma_min").
+    "log", even in log σ; "karras" or "karras:RHO", even in σ^(1/ρ), ρ = 7 unless given (arXiv 2206.00364, eq. 5),
+    over the model's own levels σ_1 to σ_T; "edm", the same with ρ = 7 over EDM's levels 0.002 to 80, of which those
+    that the model knows are kept: where its σ_T is above 80, latents lie at σ = 80;
+    "ays" or "ays:LIST", the lists of Align Your Steps (arXiv 2404.14507, table 3), "sd15" unless given, "sdxl" or
+    "deepfloyd-if", made for 10 steps: log σ is interpolated to other numbers, as its authors do, and stretched to the
+    model's levels; or the path of a file with the nodes themselves, see `read_nodes`.
+    end: "zero" or "sigma_min", see the module. Errors: an unknown name, more steps than a grid over the training
+    levels can have (T; one less with end="sigma_min"), or a file that begins at σ = 0 with end="sigma_min".
     """
     pick(end, ENDS, "end")
-    family, colon, parameter = name.partition(":")
-    if family not in NAMES or (colon and family != "karras"):
+    if not is_named(name):
         if os.path.isfile(name):
-            return check_nodes(read_nodes(Path(name)), where=name, steps=steps)
+            nodes = check_nodes(read_nodes(Path(name)), where=name, steps=steps)
+            if end == "sigma_min" and float(nodes[0]) == 0:
+                raise InputError(f"{name}: its nodes begin at σ = 0, which is end 'zero', not 'sigma_min'")
+            return nodes
         pick(name, NAMES, "grid (or grid file)")
-    rho = 7.0
-    if colon:
-        try:
-            rho = float(parameter)
-        except ValueError:
-            rho = math.nan
-        if not 1 <= rho <= MOST_RHO:
-            raise InputError(f"the grid {name!r} needs a number ρ from 1 to {MOST_RHO} after its colon: 'karras:5'")
     steps = STEPS if steps is None else steps
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
         raise InputError(f"steps must be a whole number, at least 1 and at most {MOST_STEPS}, not {steps!r}")
+    family, colon, parameter = name.partition(":")
     if family in _TAU:
         return _over_levels(family, schedule, steps, end)
     count = steps if end == "zero" else steps + 1
     low, high = schedule.sigma_min, schedule.sigma_max
+    if family == "edm":
+        low, high = max(low, EDM_RANGE[0]), min(high, EDM_RANGE[1])
+        if low >= high:
+            has = f"{schedule.sigma_min:.6g} to {schedule.sigma_max:.6g}"
+            raise InputError(f"the grid 'edm' lies between σ = 0.002 and 80, the model's levels at {has}: try 'karras'")
     u = torch.linspace(0, 1, count, dtype=torch.float64)
-    if count == 1:
-        nodes = torch.tensor([high], dtype=torch.float64)
-    elif family == "log":
+    if family == "log":
         nodes = torch.exp(math.log(low) + u * (math.log(high) - math.log(low)))
+    elif family == "ays":
+        nodes = torch.exp(math.log(low) + _ays(name, parameter if colon else "sd15", u) * math.log(high / low))
     else:
+        rho = _rho(name, parameter) if colon else 7.0
         nodes = (low ** (1 / rho) + u * (high ** (1 / rho) - low ** (1 / rho))) ** rho
-    if count > 1:
-        nodes[0] = low  # exactly, so that the label there is exactly the network's lowest
-    nodes[-1] = high
+    nodes[0] = low  # exactly, so that the label there is exactly the network's lowest
+    nodes[-1] = high  # and last: where there is one node only, it is the top
     return torch.cat([torch.zeros(1, dtype=torch.float64), nodes]) if end == "zero" else nodes
+
+
+def is_named(name: str) -> bool:
+    """Whether a grid is made by name, for any number of steps; a file has its own."""
+    family, colon, _ = name.partition(":")
+    return family in (_WITH_PARAMETER if colon else NAMES)
+
+
+def _rho(name: str, parameter: str) -> float:
+    try:
+        rho = float(parameter)
+    except ValueError:
+        rho = math.nan
+    if not 1 <= rho <= MOST_RHO:
+        raise InputError(f"the grid {name!r} needs a number ρ from 1 to {MOST_RHO} after its colon: 'karras:5'")
+    return rho
+
+
+def _ays(name: str, which: str, u: Tensor) -> Tensor:
+    """Where in log σ, from 0 to 1, the published list is at the share u of its steps."""
+    if which not in AYS:
+        raise InputError(f"the grid {name!r} needs a list after its colon: {', '.join(f'ays:{key}' for key in AYS)}")
+    levels = np.log(AYS[which])
+    place = (levels - levels[0]) / (levels[-1] - levels[0])
+    return torch.from_numpy(np.interp(u.numpy(), np.linspace(0, 1, len(place)), place))
 
 
 def _over_levels(family: str, schedule: Schedule, steps: int, end: str) -> Tensor:
@@ -123,3 +165,20 @@ def check_nodes(nodes: Tensor | Sequence[float], where: str = "grid", steps: int
     if steps is not None and len(nodes) != steps + 1:
         raise InputError(f"{where}: it has {len(nodes) - 1} steps, but {steps} were asked for")
     return nodes
+
+
+def write_nodes(path: Path, nodes: Tensor, notes: Mapping[str, object]) -> None:
+    """A grid file that `read_nodes` reads: a comment "# key: value" for each note, then a node a line."""
+    comments = [f"# {key}: {' '.join(plain_text(str(value)).split())}" for key, value in notes.items()]
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join([*comments, *map(repr, nodes.tolist())]) + "\n", encoding="utf-8")
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """The notes of a grid file, those of `write_nodes`; empty for files that have none or cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return {}
+    found = (line[1:].partition(":") for line in lines if line.startswith("#"))
+    return {key.strip(): value.strip() for key, colon, value in found if colon}

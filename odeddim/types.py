@@ -14,9 +14,9 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +69,13 @@ class State:
         return self.xbar / math.sqrt(1.0 + self.sigma**2)
 
 
+class Instruction(Protocol):
+    """One step of a run whose arithmetic is known beforehand."""
+
+    def words(self, place: int) -> str:
+        """The instruction at this place of a plan, as `odeddim explain` prints it."""
+
+
 @dataclass(frozen=True)
 class Point:
     """One point of a run whose arithmetic is known beforehand: x̄ = Σ c_i·x̄_i + Σ w_j·ε_j, at the noise level σ.
@@ -81,9 +88,38 @@ class Point:
     points: Mapping[int, float] = field(default_factory=dict)
     slopes: Mapping[int, float] = field(default_factory=dict)
 
+    def words(self, place: int) -> str:
+        """x̄_place = Σ c_i·x̄_i + Σ w_j·ε_j, at σ."""
+        terms = [(weight, f"x̄{i}") for i, weight in self.points.items() if weight]
+        terms += [(weight, f"ε{j}") for j, weight in self.slopes.items() if weight]
+        return f"x̄{place} = {weighted_sum(terms) if terms else 'the start'}, at σ = {self.sigma:.6g}"
 
-Plan = Callable[..., "list[Point]"]
-"""points = plan(nodes, **settings): what a run over these nodes does; the last point is where it ends."""
+
+def weighted_sum(terms: Iterable[tuple[float, str]]) -> str:
+    """A sum in words: "x̄0 - 3.25·ε0"."""
+    text = ""
+    for weight, what in terms:
+        sign = (" - " if weight < 0 else " + ") if text else ("-" if weight < 0 else "")
+        text += sign + (what if abs(weight) == 1 else f"{abs(weight):.6g}·{what}")
+    return text
+
+
+Plan = Callable[..., "Sequence[Instruction]"]
+"""instructions = plan(nodes, **settings): what a run over these nodes does."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What becomes of rounding errors in a run, by its coefficients alone.
+
+    encode, decode: the factor by which an error made somewhere in the run can have grown at its end. latent: the
+    rounding error of the latent that this makes, over √(1+σ_T²); image: that of the image, over √(1+σ²) there.
+    """
+
+    encode: float
+    decode: float
+    latent: float
+    image: float
 
 
 @dataclass(frozen=True)
@@ -94,7 +130,7 @@ class Solver:
     (nominal for adaptive rows); `nfe` the evaluations per step (None where they depend on the data); `warmup` what the
     first steps cost on top of that; `grid` the family's recommended grid; `reference` the paper and equation.
     `settings` are the names that `with_settings` accepts. `plan`: the run's arithmetic, of rows that follow one; it is
-    what `odeddim explain` prints. `onestep`: a step depends on the state at its start only.
+    what `odeddim explain` prints; `growth`: growth(nodes, single) of rounding errors, single if the state is float32. `onestep`: a step depends on the state at its start only.
     `adaptive`: chooses its own nodes between the first and the last. `reversible`: comes back exactly; such a row walks
     down to σ = 0 itself, where others leave the last interval to `odeddim.api.integrate`. `stochastic`: adds noise,
     decodes only.
@@ -114,6 +150,7 @@ class Solver:
     stochastic: bool = False
     settings: tuple[str, ...] = ()
     plan: Plan | None = None
+    growth: Callable[..., Growth] | None = None
 
     def __post_init__(self) -> None:
         if self.adaptive and self.nfe is not None:
@@ -132,8 +169,8 @@ class Solver:
                 raise InputError(f"solver {self.name!r} has no setting {key!r} (it has: {has})")
         if not given:
             return self
-        plan = None if self.plan is None else functools.partial(self.plan, **given)
-        return replace(self, run=functools.partial(self.run, **given), plan=plan)
+        plan, growth = (None if part is None else functools.partial(part, **given) for part in (self.plan, self.growth))
+        return replace(self, run=functools.partial(self.run, **given), plan=plan, growth=growth)
 
 
 def pick(name: str, choices: Iterable[str], what: str) -> str:

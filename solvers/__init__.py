@@ -16,7 +16,7 @@ import re
 if __name__ != "odeddim.solvers":
     raise ImportError(f"import this as odeddim.solvers: as {__name__!r} it would be a second table beside the first")
 
-from odeddim.solvers import multistep, onestep, per_image, scipy_, torchdiffeq_
+from odeddim.solvers import iterated, multistep, onestep, per_image, reversible, scipy_, stochastic, torchdiffeq_
 from odeddim.types import InputError, Solver, pick
 
 __all__ = ["SOLVERS", "add", "get", "names"]
@@ -51,6 +51,6 @@ def names() -> tuple[str, ...]:
     return tuple(SOLVERS)
 
 
-for _family in (onestep, multistep, torchdiffeq_, scipy_, per_image):
+for _family in (onestep, multistep, torchdiffeq_, reversible, scipy_, per_image, iterated, stochastic):
     for _row in _family.ROWS:
         add(_row)

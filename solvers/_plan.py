@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from odeddim.types import Field, Plan, Point, Solver, State
+from odeddim.types import Field, Growth, Point, Solver, State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +127,7 @@ class Course:
         return len(self.points) - 1
 
 
-def follow(field: Field, state: State, sigmas: Tensor, *, plan: Plan, **settings: Any) -> State:
+def follow(field: Field, state: State, sigmas: Tensor, *, plan: Callable[..., list[Point]], **settings: Any) -> State:
     """Does what a plan says. state.xbar (B, *) at sigmas[0]; sigmas (N+1,) float64.
 
     The field is evaluated at each point whose slope is used, once; what no later point uses is let go.
@@ -161,6 +161,27 @@ def _combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     return total
 
 
-def planned(name: str, plan: Plan, **declared: Any) -> Solver:
+def account(nodes: Sequence[float], single: bool, *, plan: Callable[..., list[Point]], **settings: Any) -> Growth:
+    """The growth of rounding errors over these nodes, by the coefficients alone: one unit of it in every point."""
+    up = sorted(nodes)
+    there, latent = _gain(plan(up, **settings), single)
+    back, image = _gain(plan(up[::-1], **settings), single)
+    return Growth(there, back, latent, image)
+
+
+def _gain(points: Sequence[Point], single: bool) -> tuple[float, float]:
+    """The largest factor of an error on its way to the last point, and all errors that arrive there, over its scale."""
+    arriving = [0.0] * len(points)
+    arriving[-1] = 1.0
+    for n in range(len(points) - 1, -1, -1):
+        for i, weight in points[n].points.items():
+            arriving[i] += weight * arriving[n]
+    rounding = 2.0**-24 if single else 2.0**-53
+    errors = [factor * rounding * math.hypot(1, point.sigma) for factor, point in zip(arriving, points, strict=True)]
+    return max(map(abs, arriving)), math.hypot(*errors) / math.hypot(1, points[-1].sigma)
+
+
+def planned(name: str, plan: Callable[..., list[Point]], **declared: Any) -> Solver:
     """A row that follows a plan."""
-    return Solver(name=name, run=functools.partial(follow, plan=plan), plan=plan, **declared)
+    growth = functools.partial(account, plan=plan)
+    return Solver(name=name, run=functools.partial(follow, plan=plan), plan=plan, growth=growth, **declared)

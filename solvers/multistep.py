@@ -7,7 +7,7 @@ differ in what is extrapolated (ε, x̂0), in which variable (log σ, σ, the ti
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from odeddim.solvers._plan import (
@@ -21,7 +21,7 @@ from odeddim.solvers._plan import (
     planned,
 )
 from odeddim.solvers.onestep import FEW, extrapolated, part_of
-from odeddim.types import InputError, Plan, Point, Solver, pick
+from odeddim.types import InputError, Point, Solver, pick
 
 # A method through k nodes has k-2 first steps of their own: single steps with the local error O(h^k) that the global
 # order k allows, evaluated at the step's start and at these parts of it in λ. That is DPM-Solver-3 for k = 4,
@@ -191,7 +191,7 @@ def gradient_estimation(nodes: Sequence[float], *, gamma: float = 2.0) -> list[P
     return course.points
 
 
-def _row(name: str, plan: Plan, order: int, reference: str, **declared: Any) -> Solver:
+def _row(name: str, plan: Callable[..., list[Point]], order: int, reference: str, **declared: Any) -> Solver:
     return planned(name, plan, family="multistep", order=order, nfe=1, grid="karras", reference=reference, **declared)
 
 

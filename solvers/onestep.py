@@ -7,11 +7,11 @@ the chart of x̄ and σ nothing is left of their exponentials but the weights.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from odeddim.solvers._plan import Course, log_ratio, planned
-from odeddim.types import Plan, Point, Solver
+from odeddim.types import Point, Solver
 
 FEW = 14  # steps; in shorter runs, where it is part of a method, the order falls towards the clean end
 
@@ -108,7 +108,7 @@ def dpm_solver_fast(nodes: Sequence[float]) -> list[Point]:
     return course.points
 
 
-def _row(name: str, plan: Plan, order: int, nfe: int, reference: str, **declared: Any) -> Solver:
+def _row(name: str, plan: Callable[..., list[Point]], order: int, nfe: int, reference: str, **declared: Any) -> Solver:
     return planned(
         name,
         plan,

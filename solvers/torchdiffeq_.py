@@ -170,6 +170,7 @@ def _fixed(name: str, order: int, nfe: int, reference: str, warmup: tuple[int, .
         order=order,
         nfe=nfe,
         warmup=warmup,
+        onestep=not warmup,
         grid="karras",
         reference=f"{reference}; torchdiffeq 0.2.5",
     )

@@ -241,6 +241,33 @@ def test_sample(run) -> None:  # type: ignore[no-untyped-def]
     assert Image.open("d.png").size == (16, 8)
 
 
+def test_noise_while_decoding(run, here: Path) -> None:  # type: ignore[no-untyped-def]
+    """Of the seed and the image's place in the file: another batch size draws the same."""
+    run("encode", "-n", 3, "-o", "z.h5", *MIXTURE, "--steps", 4)
+    images = []
+    for name, *more in (("a.h5", 0), ("b.h5", 0, "--batch-size", 2), ("c.h5", 1)):
+        code, out, err = run("decode", "z.h5", "-o", name, "--solver", "ddpm", "--seed", *more)
+        assert (code, err) == (0, "")
+        assert "ddpm, 4 steps, 4 evaluations" in out
+        with h5py.File(name) as file:
+            images.append(file["images"][:])
+            assert json.loads(file["provenance"].asstr()[()])["settings"] == {"seed": more[0]}
+    assert np.allclose(images[0], images[1], atol=1e-5)
+    assert float(np.abs(images[0] - images[2]).max()) > 0.1
+    assert run("decode", "z.h5", "-o", "d.h5", "--solver", "ddim-eta", "--eta", 0.2)[0] == 0
+    assert run("sample", "-n", 2, "-o", "e.h5", *MIXTURE, "--size", "1,4,4", "--steps", 3, "--solver", "ddpm")[0] == 0
+
+
+def test_images_that_do_not_converge_are_named(run) -> None:  # type: ignore[no-untyped-def]
+    steps = ("--steps", 2, "--grid", "linear", "--batch-size", 1, "-n", 2)
+    code, out, err = run("encode", "-o", "z.h5", "--solver", "exact-euler", *steps)
+    assert code == 0
+    assert re.search(r"2 of 2 images did not converge \(residual up to \de-0\d\): '000000', '000001'; more", err)
+    assert re.search(r"[\d.]+ evaluations per image \(\d+ to \d+\)", out)
+    code, out, err = run("encode", "-n", 1, "-o", "z.h5", *MIXTURE, "--solver", "exact-euler", "--steps", 20)
+    assert (code, err) == (0, "")
+
+
 def test_interpolate(run, here: Path) -> None:  # type: ignore[no-untyped-def]
     run("encode", "-o", "z.h5", *FAST)
     code, out, err = run("interpolate", "z.h5", "--pair", 0, 1, "-n", 5, "-o", "path.h5", "--sheet", "path.png")
@@ -333,6 +360,56 @@ def test_a_latent_file_is_not_replaced_by_a_failure(run, here: Path) -> None:  #
     assert sorted(item.name for item in here.iterdir()) == ["bad.npy", "z.h5"]
 
 
+MIXTURE = ("--model", "exact-mixture")
+
+
+def test_a_computed_grid_encodes_decodes_and_stands_in_the_bench(run, here: Path) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = run("grid", "-o", "grid.txt", "-n", 2, "--solver", "ab3", "--steps", 6, *MIXTURE)
+    assert code == 0, err
+    assert "computed" in out
+    assert "karras" in out
+    assert "grid of 6 steps in grid.txt" in out
+    text = (here / "grid.txt").read_text()
+    for note in ("# model: exact-mixture", "# solver: ab3", "# steps: 6", "# end: zero", "# images: the last 2 of"):
+        assert note in text
+    nodes = [float(line) for line in text.splitlines() if not line.startswith("#")]
+    assert len(nodes) == 7
+    code, out, err = run("encode", "-o", "z.h5", "-n", 2, "--solver", "ab3", "--grid", "grid.txt", *MIXTURE)
+    assert code == 0, err
+    assert "warning" not in err
+    with LatentFile(here / "z.h5") as file:
+        assert file.nodes.tolist() == nodes
+        assert file.provenance.grid == "grid.txt"
+    assert run("decode", "z.h5", "-o", "same.h5")[0] == 0
+    assert run("decode", "z.h5", "-o", "again.h5", "--grid", "grid.txt")[0] == 0
+    with h5py.File("same.h5") as same, h5py.File("again.h5") as again:
+        assert np.array_equal(same["images"], again["images"])
+
+    code, out, err = run("bench", "-n", 2, "--solvers", "ab3,ab3@grid.txt", "--steps", "6,10", "--json", *MIXTURE)
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert [(row["grid"], row["steps"]) for row in rows] == [("karras", 6), ("karras", 10), ("grid.txt", 6)]
+    assert rows[0]["evaluations"] == rows[2]["evaluations"]
+    assert rows[2]["latent"] < rows[0]["latent"]
+
+
+def test_a_grid_of_another_model_is_a_warning(run, here: Path) -> None:  # type: ignore[no-untyped-def]
+    (here / "grid.txt").write_text("# model: church\n# sha256: 0123\n0 0.01 0.5 3 50 157.407\n")
+    (here / "plain.txt").write_text("# from a paper\n0 0.01 0.5 3 50 157.407\n")
+    for name, words in (("grid.txt", "computed for the model 'church', not 'exact-mixture'"), ("plain.txt", "")):
+        code, out, err = run("encode", "-o", "z.h5", "-n", 1, "--solver", "euler", "--grid", name, *MIXTURE)
+        assert code == 0
+        assert words in err
+        assert bool(words) == ("warning" in err)
+
+
+def test_bench_compares_latents_where_the_grid_ends(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = run("bench", "-n", 2, "--solvers", "ab4@log,ab4@edm", "--steps", "40", "--json", *MIXTURE)
+    assert code == 0, err
+    at_the_top, at_80 = json.loads(out)["rows"]
+    assert at_80["latent"] < 3 * at_the_top["latent"] < 0.1
+
+
 BAD = {
     "unknown command": (["encod"], "did you mean encode"),
     "unknown solver": (["encode", "-o", "y.h5", "--solver", "heunn"], "did you mean heun"),
@@ -364,6 +441,9 @@ BAD = {
     "one point": (["interpolate", "z.h5", "--pair", "0", "1", "-n", "1", "-o", "p.h5"], "-n"),
     "shape needed": (["sample", "-o", "s.png", "--model", "exact-mixture"], "--size"),
     "bad shape": (["sample", "-o", "s.png", "--model", "exact-mixture", "--size", "3,x"], "3,32,32"),
+    "noise upwards": (["encode", "-o", "y.h5", "--solver", "ddpm"], "adds noise, so it can only decode"),
+    "noise upwards, for a table": (["bench", "--solvers", "ab2,ddpm"], "adds noise, so it can only decode"),
+    "a seed for nothing": (["decode", "z.h5", "-o", "out.h5", "--seed", "1"], "no setting 'seed'"),
     "eta with another solver": (["sample", "-o", "s.png", "--eta", "1", "--solver", "ab2"], "euler"),
     "bench of nothing": (["bench", "--solvers", "euler,nope"], "nope"),
     "tolerances for a grid": (["encode", "-o", "y.h5", "--solver", "dopri5", "--grid", "log"], "chooses its own steps"),
@@ -387,6 +467,17 @@ BAD = {
         ["bench", "-n", "1", "--solvers", "euler", "--steps", "1", "--model", "exact-mixture", "--plot", "p.gif"],
         ".svg",
     ),
+    "grid without a file": (["grid"], "--output"),
+    "grid of no images": (["grid", "nowhere", "-o", "g.txt"], "nowhere"),
+    "grid of an empty folder": (["grid", "empty", "-o", "g.txt"], "empty"),
+    "grid for an adaptive solver": (["grid", "-o", "g.txt", "--solver", "dopri5"], "chooses its own steps"),
+    "grid of two steps": (["grid", "-o", "g.txt", "--steps", "2"], "at least 3 steps"),
+    "grid in no folder": (["grid", "-o", "no/where/g.txt"], "does not exist"),
+    "grid as HDF5": (["grid", "-o", "g.h5"], "NAME.txt"),
+    "grid over its images": (["grid", "high.txt", "-o", "high.txt"], "being read"),
+    "grid file of another end": (["encode", "-o", "y.h5", "--grid", "low.txt", "--end", "sigma_min"], "end 'zero'"),
+    "no such list of ays": (["encode", "-o", "y.h5", "--grid", "ays:sd2"], "ays:sd15"),
+    "bench on no grid": (["bench", "--solvers", "ab2@nosuch.txt"], "unknown grid"),
     "inspect text": (["inspect", "text.png"], "HDF5"),
     "inspect empty folder": (["inspect", "empty"], "empty"),
     "model is no model": (["sample", "-o", "s.png", "--model", "text.png"], "text.png"),

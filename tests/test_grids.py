@@ -19,7 +19,7 @@ OVER_LEVELS = ("linear", "quadratic", "trailing")
 
 
 @pytest.mark.parametrize("end", grids.ENDS)
-@pytest.mark.parametrize("name", [*grids.NAMES, "karras:5"])
+@pytest.mark.parametrize("name", [*grids.NAMES, "karras:5", "ays:sdxl", "ays:deepfloyd-if"])
 def test_S_steps_are_S_steps_for_every_S(name: str, end: str) -> None:
     most = 1000 if end == "zero" or name not in OVER_LEVELS else 999
     for steps in range(1, most + 1):
@@ -28,7 +28,7 @@ def test_S_steps_are_S_steps_for_every_S(name: str, end: str) -> None:
         assert nodes.dtype == torch.float64
         assert bool((nodes.diff() > 0).all()), (name, steps)
         assert float(nodes[0]) == (0 if end == "zero" else LINEAR.sigma_min)
-        assert float(nodes[-1]) == LINEAR.sigma_max
+        assert float(nodes[-1]) == (80 if name == "edm" else LINEAR.sigma_max)
         if name in OVER_LEVELS:
             labels = LINEAR.t(nodes[1:])
             assert torch.equal(labels, labels.round()), (name, steps)
@@ -73,6 +73,47 @@ def test_karras_and_log_are_even_in_their_variable() -> None:
     assert torch.allclose(nodes.log().diff(), nodes.log().diff().mean(), rtol=1e-12)
 
 
+@given(st.integers(1, 300), st.floats(1e-4, 0.5), st.floats(0.6, 1e3), st.data())
+def test_published_grids_on_any_range_of_levels(steps: int, low: float, high: float, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(["edm", "ays", "ays:sdxl", "ays:deepfloyd-if"]))
+    end = data.draw(st.sampled_from(grids.ENDS))
+    nodes = grids.grid(name, Schedule.exploding(T=10, sigma_min=low, sigma_max=high), steps, end=end)
+    assert nodes.shape == (steps + 1,)
+    assert bool((nodes.diff() > 0).all())
+    narrow = (max(low, 0.002), min(high, 80)) if name == "edm" else (low, high)
+    assert float(nodes[-1]) == narrow[1]
+    if end == "sigma_min" or steps > 1:
+        assert float(nodes[0 if end == "sigma_min" else 1]) == narrow[0]
+
+
+def test_edm_is_karras_on_edms_own_levels() -> None:
+    for end in grids.ENDS:
+        edm, karras = (grids.grid(name, Schedule.edm(), 18, end=end) for name in ("edm", "karras"))
+        assert torch.equal(edm, karras)
+    # Karras et al., eq. 5: the first five of 18 levels
+    published = [(80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(5)]
+    assert grids.grid("edm", Schedule.edm(), 17, end="sigma_min").flip(0)[:5].tolist() == pytest.approx(published)
+    assert float(grids.grid("edm", LINEAR, 10)[-1]) == 80 < LINEAR.sigma_max
+    with pytest.raises(InputError, match="try 'karras'"):
+        grids.grid("edm", Schedule.exploding(sigma_min=100.0, sigma_max=200.0), 10)
+
+
+def test_ays_are_the_published_lists() -> None:
+    """Table 3's levels are those of the labels in the authors' quick start for Stable Diffusion; stretched elsewhere."""
+    labels = [0, 24, 124, 233, 343, 455, 545, 645, 736, 850, 999]
+    schedule = Schedule.scaled_linear()
+    ten = grids.grid("ays", schedule, 10, end="sigma_min")
+    assert ten.tolist() == pytest.approx(schedule.levels[labels].tolist(), rel=8e-3)
+    assert torch.equal(ten, grids.grid("ays:sd15", schedule, 10, end="sigma_min"))
+    assert not torch.allclose(ten, grids.grid("ays:sdxl", schedule, 10, end="sigma_min"))
+    twenty = grids.grid("ays", schedule, 20, end="sigma_min")
+    assert torch.allclose(twenty[::2], ten, rtol=1e-12)
+    assert torch.allclose(twenty[1::2], (ten[1:] * ten[:-1]).sqrt(), rtol=1e-12)
+    place = (ten.log() - ten[0].log()) / (ten[-1] / ten[0]).log()
+    there = grids.grid("ays", LINEAR, 10, end="sigma_min")
+    assert torch.allclose((there.log() - there[0].log()) / (there[-1] / there[0]).log(), place, rtol=1e-9, atol=1e-12)
+
+
 def test_refusals() -> None:
     with pytest.raises(InputError, match="karras"):
         grids.grid("karas", LINEAR, 10)
@@ -84,6 +125,10 @@ def test_refusals() -> None:
         grids.grid("log", LINEAR, 0)
     with pytest.raises(InputError, match="ρ"):
         grids.grid("karras:x", LINEAR, 10)
+    with pytest.raises(InputError, match="ays:sdxl"):
+        grids.grid("ays:sd", LINEAR, 1)
+    with pytest.raises(InputError, match="unknown grid"):
+        grids.grid("edm:3", LINEAR, 10)
     with pytest.raises(InputError, match="unknown grid"):
         grids.grid("log:3", LINEAR, 10)
     with pytest.raises(InputError, match="sigma_min"):
@@ -99,6 +144,18 @@ def test_grid_files(tmp_path: Path) -> None:
         assert grids.grid(str(path), LINEAR, 3).tolist() == [0, 0.01, 1.5, 20]
         with pytest.raises(InputError, match="3 steps, but 50"):
             grids.grid(str(path), LINEAR, 50)
+
+
+def test_a_written_grid_is_read_back_with_its_notes(tmp_path: Path) -> None:
+    path = tmp_path / "grid.txt"
+    nodes = grids.grid("karras", LINEAR, 7)
+    grids.write_nodes(path, nodes, {"model": "a: b\n1 2", "steps": 7})
+    assert torch.equal(grids.grid(str(path), LINEAR), nodes)  # to the last bit
+    assert grids.read_notes(path) == {"model": "a: b 1 2", "steps": "7"}
+    assert grids.read_notes(tmp_path / "none") == {}
+    assert torch.equal(grids.grid(str(path), LINEAR, end="zero"), nodes)
+    with pytest.raises(InputError, match="begin at σ = 0"):
+        grids.grid(str(path), LINEAR, end="sigma_min")
 
 
 @pytest.mark.parametrize(

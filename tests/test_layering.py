@@ -26,6 +26,8 @@ CORE = (
     "odeddim.latents",
     "odeddim.models",
     "odeddim.api",
+    "odeddim.explanation",
+    "odeddim.local_error",
     "odeddim.train",
     "odeddim.bench",
 )

@@ -31,6 +31,8 @@ def test_the_examples_run_in_order(
         words = shlex.split(line.removeprefix("$ "), comments=True)
         if words[1] in ("encode", "bench", "sample") and "-n" not in words:
             words += ["-n", "4"]  # fewer images: the command is the same
+        if words[1] == "grid":
+            words += ["-n", "2", "--steps", "4"]
         if words[1] == "train":
             continue  # tests/test_train.py trains
         monkeypatch.setattr(sys, "argv", words)

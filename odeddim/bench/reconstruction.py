@@ -3,6 +3,7 @@
 Round trip: per-dimension mean squared error on the [0, 1] scale, as in Table 2 (the mean over images).
 Latent: distance to the ODE's true latent, rms per dimension over σ_T. A method can come back exactly from a latent
 that is wrong; so both are given. The true latent comes from a tight run, which is itself checked against a tighter one.
+Where a grid ends below σ_T, latents are compared there, and over the σ there.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ import torch
 from torch import Tensor
 
 from odeddim import grids, solvers
-from odeddim.api import decode, encode, plan
+from odeddim.api import check_encodes, decode, encode, integrate, plan
 from odeddim.field import VectorField
 from odeddim.hdf5 import writing
-from odeddim.types import BudgetExceeded, InputError, Solver
+from odeddim.types import BudgetExceeded, InputError, Solver, State
 
 REFERENCE = ("ab4", "log", 200)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What to run: a solver on a grid (None: its own)."""
+    """What to run: a solver on a grid, a name or a file (None: its own)."""
 
     solver: str
     grid: str | None = None
@@ -114,30 +115,46 @@ class Table:
 def runs(
     field: VectorField, entries: Sequence[Entry], steps: Sequence[int], end: str, settings: dict[str, Any]
 ) -> list[tuple[Entry, int | None, Solver, Tensor]]:
-    """Every (entry, steps) with its solver and nodes, checked before anything runs; adaptive solvers once."""
+    """Every (entry, steps) with its solver and nodes, checked before anything runs.
+
+    Adaptive solvers run once, and so do grid files, each with as many steps as it has, whatever `steps` says.
+    """
     planned = []
     for entry in entries:
         row = solvers.get(entry.solver)
+        check_encodes(row)
         # Settings such as rtol go to the solvers that have them.
         own = {key: value for key, value in settings.items() if key in row.settings}
-        for count in (None,) if row.adaptive else tuple(steps):
+        if row.adaptive or (entry.grid is not None and not grids.is_named(entry.grid)):
+            solver, nodes = plan(field.schedule, entry.solver, None, entry.grid, end, own)
+            planned.append((entry, None if row.adaptive else len(nodes) - 1, solver, nodes))
+            continue
+        for count in steps:
             solver, nodes = plan(field.schedule, entry.solver, count, entry.grid, end, own)
             planned.append((entry, count, solver, nodes))
     return planned
 
 
 def reference_latents(
-    field: VectorField, images: Tensor, end: str, batch_size: int, advance: Callable[[int], Any]
-) -> tuple[Tensor, float]:
-    """The true latents x̄ (B, *) at σ_T and a bound of their error (rms over σ_T): against half the steps."""
+    field: VectorField, images: Tensor, end: str, batch_size: int, advance: Callable[[int], Any], tops: Sequence[float]
+) -> tuple[dict[float, Tensor], float]:
+    """The true latents x̄ (B, *) at each of these σ, and a bound of their error (rms over σ): against half the steps."""
     name, grid, steps = REFERENCE
-    latents = []
+    row = solvers.get(name)
+    runs = []
     for count in (steps // 2, steps):
         nodes = grids.grid(grid, field.schedule, count, end=end)
-        batches = [encode(batch, name, model=field, grid=nodes).xbar for batch in _batches(images, batch_size)]
-        latents.append(torch.cat(batches))
+        latents: dict[float, list[Tensor]] = {top: [] for top in sorted(tops)}
+        for batch in _batches(images, batch_size):
+            state = State(batch, float(nodes[0]))
+            for top in latents:  # one way up, with a stop at each
+                between = nodes[(nodes > state.sigma) & (nodes < top * (1 - 1e-9))]
+                state = integrate(field, state, nodes.new_tensor([state.sigma, *between.tolist(), top]), row)
+                latents[top].append(state.xbar)
+        runs.append({top: torch.cat(parts) for top, parts in latents.items()})
         advance(count)
-    return latents[1], _latent_error(latents[0], latents[1], field)
+    coarse, fine = runs
+    return fine, max(_latent_error(coarse[top], fine[top], top) for top in fine)
 
 
 def reconstruction(
@@ -153,7 +170,8 @@ def reconstruction(
 
     images: (B, C, H, W) in [-1, 1]. planned: from `runs`. advance: told of evaluations done, for a progress bar.
     """
-    truth, error = reference_latents(field, images, end, batch_size, advance)
+    tops = {float(nodes[-1]) for _, _, _, nodes in planned} | {field.schedule.sigma_max}
+    truth, error = reference_latents(field, images, end, batch_size, advance, sorted(tops))
     yield f"{REFERENCE[0]} on the {REFERENCE[1]} grid, {REFERENCE[2]} steps", error
     for entry, steps, solver, nodes in planned:
         field.reset()
@@ -172,7 +190,7 @@ def reconstruction(
             steps=steps,
             evaluations=field.rows / (2 * len(images)),
             round_trip=None if failure else _mean_square(torch.cat(back).cpu() - images.cpu()) / 4,  # on [0, 1]
-            latent=None if failure else _latent_error(torch.cat(latents), truth, field),
+            latent=None if failure else _latent_error(torch.cat(latents), truth[float(nodes[-1])], float(nodes[-1])),
             seconds=time.perf_counter() - began,
             failure=failure,
         )
@@ -196,8 +214,8 @@ def _batches(images: Tensor, size: int) -> Iterator[Tensor]:
         yield images[start : start + size]
 
 
-def _latent_error(latent: Tensor, truth: Tensor, field: VectorField) -> float:
-    return math.sqrt(_mean_square(latent - truth)) / field.schedule.sigma_max
+def _latent_error(latent: Tensor, truth: Tensor, sigma: float) -> float:
+    return math.sqrt(_mean_square(latent - truth)) / sigma
 
 
 def _mean_square(difference: Tensor) -> float:

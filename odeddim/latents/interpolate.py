@@ -36,7 +36,7 @@ def interpolate_grid(corners: Sequence[State], n: int) -> State:
 
     xbar = interleave([column.xbar for column in columns])
     aux = tuple(interleave([column.aux[k] for column in columns]) for k in range(len(top.aux)))
-    return State(xbar, top.sigma, aux)
+    return State(xbar, top.sigma, aux, top.kept)
 
 
 def _check(n: int, *states: State) -> None:
@@ -46,8 +46,10 @@ def _check(n: int, *states: State) -> None:
     for state in states:
         if state.xbar.shape[0] != 1:
             raise InputError(f"interpolation takes one latent at a time, xbar (1, *), not {state.xbar.shape[0]}")
-        if state.xbar.shape != first.xbar.shape or len(state.aux) != len(first.aux):
-            raise InputError("latents of different shapes, or of different solvers' kinds, cannot be combined")
+        if state.xbar.shape != first.xbar.shape:
+            raise InputError("latents of different shapes cannot be combined")
+        if state.kept != first.kept or len(state.aux) != len(first.aux):
+            raise InputError("latents that different reversible runs have kept cannot be combined")
         if state.sigma != first.sigma:
             raise InputError(f"latents at different noise levels cannot be combined: σ = {first.sigma}, {state.sigma}")
 
@@ -79,8 +81,8 @@ def _combine(parts: list[tuple[Tensor, State]]) -> State:
 
     first = parts[0][1]
     aux = tuple(blend([state.aux[k] for _, state in parts]) for k in range(len(first.aux)))
-    return State(blend([state.xbar for _, state in parts]), first.sigma, aux)
+    return State(blend([state.xbar for _, state in parts]), first.sigma, aux, first.kept)
 
 
 def _one(state: State, i: int) -> State:
-    return State(state.xbar[i : i + 1], state.sigma, tuple(part[i : i + 1] for part in state.aux))
+    return State(state.xbar[i : i + 1], state.sigma, tuple(part[i : i + 1] for part in state.aux), state.kept)

@@ -2,7 +2,8 @@
 
     /xbar          (N, C, H, W) float32 or float64; attributes `unit` and `sigma`. x̄ and not x: it is what the ODE
                    moves, so nothing is rounded on the way through the file. x_T = x̄/√(1+σ²) has unit variance.
-    /aux/0, ...    like xbar: what a reversible solver keeps besides
+    /aux/0, ...    like xbar: what a reversible solver keeps besides; the group's attribute `kept` says which, on which nodes
+    /report/...    (N,) each: evaluations per image and the like, of solvers that tell
     /names         (N,) where each latent comes from
     /nodes         (S+1,) float64, the noise levels walked, rising; the first is where images lie
     /provenance    JSON: model and hash of its weights, schedule, prediction, solver and settings, grid, end, versions
@@ -109,6 +110,8 @@ class LatentWriter:
         self._file["xbar"][self._next : stop] = state.xbar.cpu().numpy()
         for k, part in enumerate(state.aux):
             self._file[f"aux/{k}"][self._next : stop] = part.cpu().numpy()
+        for key, values in state.report.items():
+            self._file[f"report/{key}"][self._next : stop] = values.cpu().numpy()
         self._file["names"][self._next : stop] = [plain_text(name) for name in names]
         self._file.commit()
         self._next = stop
@@ -125,6 +128,12 @@ class LatentWriter:
                 fillvalue=np.nan,  # a chunk that a damaged index no longer finds must not read as zeros
             )
             data.attrs["unit"], data.attrs["sigma"] = UNIT, sigma
+        if state.aux:
+            self._file["aux"].attrs["kept"] = state.kept
+            self._file["aux"].attrs["sha256"] = _digest(state.kept)  # changed, it would only look like another method's
+        for key, values in state.report.items():
+            dtype = str(values.dtype).removeprefix("torch.")
+            self._file.create_dataset(f"report/{key}", (self._count,), dtype=dtype, chunks=True, fletcher32=True)
         self._file.create_dataset("names", (self._count,), dtype=h5py.string_dtype())
 
     @property
@@ -184,6 +193,14 @@ class LatentFile:
         self.sigma = float(self._xbar.attrs["sigma"])
         group = file.get("aux")
         self._aux = [_dataset(file, f"aux/{k}", path) for k in range(len(group) if group is not None else 0)]
+        self.kept = str(group.attrs["kept"]) if self._aux else ""
+        if self._aux and _digest(self.kept) != group.attrs["sha256"]:
+            raise InputError(f"{path}: what its auxiliary states belong to is damaged: its checksum does not fit")
+        report = file.get("report")
+        self._report = {key: _dataset(file, f"report/{key}", path) for key in (report if report is not None else ())}
+        for key, values in self._report.items():
+            if values.shape != (len(self._xbar),):
+                raise InputError(f"{path}: 'report/{key}' of shape {values.shape} does not belong to {len(self)} latents")
         self._names = _dataset(file, "names", path)
         for data in (*self._aux, self._names):
             if data.shape[0] != len(self._xbar) or (data is not self._names and data.shape != self._xbar.shape):
@@ -237,12 +254,13 @@ class LatentFile:
         """Latents start, ..., stop-1 as a State, xbar (stop-start, *)."""
         try:
             parts = [torch.from_numpy(np.ascontiguousarray(data[start:stop])) for data in (self._xbar, *self._aux)]
+            report = {key: torch.from_numpy(values[start:stop]) for key, values in self._report.items()}
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: latents {start} to {stop - 1} cannot be read: {_words(error)}") from None
         for part in parts:
             if not bool(torch.isfinite(part).all()):
                 raise InputError(f"{self.path}: latents {start} to {stop - 1} hold NaN or infinite values")
-        return State(parts[0], self.sigma, tuple(parts[1:]))
+        return State(parts[0], self.sigma, tuple(parts[1:]), self.kept, report)
 
     def pick(self, index: int) -> State:
         """One latent, xbar (1, *)."""

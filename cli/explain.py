@@ -1,0 +1,67 @@
+"""`odeddim explain`: what a run will do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from odeddim.cli import options
+
+
+@click.command("explain")
+@options.run
+@click.option(
+    "--direction",
+    type=click.Choice(["encode", "decode"]),
+    default="encode",
+    show_default=True,
+    help="Upwards or downwards.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float64"]),
+    default="float32",
+    show_default=True,
+    help="Of the state, for the growth of rounding errors.",
+)
+@options.as_json
+def command(solver: str | None, as_json: bool, **given: Any) -> None:
+    """Print what a run will do: nodes, labels, coefficients, evaluations, growth of rounding errors.
+
+    A run is points x̄0, x̄1, ... and ε0, ε1, ..., the network at them; of a reversible solver it is what is done to
+    its two registers u and v, whose inverse is the same list backwards.
+
+    \b
+    Examples:
+      odeddim explain --solver ab3 --grid karras --steps 10
+      odeddim explain --solver bdia --grid linear --steps 100 --set gamma=0.5
+      odeddim explain --solver dpmpp-2m --steps 20 --direction decode --json
+    """
+    from odeddim.explanation import explain
+
+    made = explain(solver or options.SOLVER, **given)
+    if as_json:
+        click.echo(made.to_json())
+        return
+    click.echo(f"{made.solver}: {made.family}, order {made.order}. {made.reference}")
+    count = "evaluations as the data need them" if made.evaluations is None else f"{made.evaluations} evaluations"
+    click.echo(
+        f"{made.model}, end at {made.end}: {made.direction}s in {len(made.nodes) - 1} steps, {count} per image\n"
+    )
+    click.echo(f"{'node':>5}  {'σ':>14}  {'label t':>10}")
+    for n, (sigma, label) in enumerate(zip(made.nodes, made.labels, strict=True)):
+        click.echo(f"{n:>5}  {sigma:>14.9g}  {label:>10.3f}")
+    click.echo()
+    for line in made.instructions:
+        click.echo(line)
+    if not made.instructions:
+        click.echo("Its arithmetic depends on the data, or is another library's.")
+    if made.growth is not None:
+        grows = made.growth
+        click.echo(
+            f"\nRounding errors ({made.dtype}) grow by at most {grows.encode:.3g} on the way up and {grows.decode:.3g} "
+            f"on the way down: {grows.latent:.1e} of the latents' scale, {grows.image:.1e} of the images'."
+        )
+    if made.refused:
+        click.echo(f"Such a run is refused: {made.refused}")
