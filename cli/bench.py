@@ -54,7 +54,7 @@ def command(
     end: str,
     device: str | None,
     dtype: str | None,
-    batch_size: int,
+    batch_size: int | None,
     plot: Path | None,
     as_csv: bool,
     as_json: bool,
@@ -75,7 +75,7 @@ def command(
     """
     from odeddim.bench import reconstruction as bench
     from odeddim.bench.figures import figure_kind, work_precision
-    from odeddim.cli.running import field_on, images_for, machine, progress, warn_of_grid
+    from odeddim.cli.running import BATCH, field_on, images_for, machine, progress, warn_of_grid
     from odeddim.files import check_place
     from odeddim.hdf5 import SUFFIXES
 
@@ -100,7 +100,7 @@ def command(
     rows: list[bench.Row] = []
     reference, floor = "", 0.0
     with progress(total, "evaluations") as advance:
-        for item in bench.reconstruction(field, x_0, planned, end=end, batch_size=batch_size, advance=advance):
+        for item in bench.reconstruction(field, x_0, planned, end=end, batch_size=batch_size or BATCH, advance=advance):
             if isinstance(item, bench.Row):
                 rows.append(item)
             else:

@@ -39,7 +39,7 @@ def command(
     grid: str | None,
     device: str | None,
     dtype: str | None,
-    batch_size: int,
+    batch_size: int | None,
     **settings: Any,
 ) -> None:
     """Decode LATENTS to images by integrating the ODE from σ_T down, with the solver that encoded or another.
@@ -72,7 +72,7 @@ def command(
         if not output.is_dir():
             check_place(output, latents)
         with open_output(output, total, asdict(made)) as out, progress(total, "decoding") as advance:
-            for start, stop in batches(total, batch_size):
+            for start, stop in batches(total, batch_size, row, file):
                 # The noise of an image belongs to its place in the file, whatever the batch.
                 its_row = row.with_settings(start=start) if row.stochastic else row
                 x_0 = decode(where.cast(file.read(start, stop)), its_row, model=field, grid=nodes)

@@ -28,7 +28,7 @@ def command(
     end: str,
     device: str | None,
     dtype: str | None,
-    batch_size: int,
+    batch_size: int | None,
     **settings: Any,
 ) -> None:
     """Encode IMAGES to latents by integrating the ODE from the image up to σ_T.
@@ -44,7 +44,7 @@ def command(
       odeddim encode -o z.h5 --solver dopri5 --rtol 1e-5
     """
     from odeddim.api import check_encodes, encode, plan
-    from odeddim.cli.running import Reports, batches, field_on, images_for, machine, progress, warn_of_grid
+    from odeddim.cli.running import BATCH, Reports, batches, field_on, images_for, machine, progress, warn_of_grid
     from odeddim.files import check_place
     from odeddim.hdf5 import SUFFIXES
     from odeddim.latents.store import provenance_of, write_latents
@@ -65,11 +65,12 @@ def command(
         made_by="encode",
         settings=settings,
         dtype=where.dtype_name,
+        batch_size=batch_size or BATCH,
     )
     reports = Reports()
     began = time.perf_counter()
     with write_latents(output, provenance, nodes, total) as writer, progress(total, "encoding") as advance:
-        for start, stop in batches(total, batch_size):
+        for start, stop in batches(total, batch_size, row):
             x_0 = source[start:stop].to(where.state)
             state = encode(x_0, row, model=field, grid=nodes)
             writer.append(state, source.names[start:stop])

@@ -32,7 +32,7 @@ def command(
     end: str,
     device: str | None,
     dtype: str | None,
-    batch_size: int,
+    batch_size: int | None,
 ) -> None:
     """Compute the noise levels on which a solver with so many steps errs least, and write them to a file.
 
@@ -47,7 +47,7 @@ def command(
       odeddim encode -o z.h5 --solver dpmpp-2m --grid grid.txt
       odeddim bench --solvers dpmpp-2m,dpmpp-2m@grid.txt --steps 20
     """
-    from odeddim.cli.running import field_on, images_for, machine, progress
+    from odeddim.cli.running import BATCH, field_on, images_for, machine, progress
     from odeddim.files import check_place
     from odeddim.grids import STEPS, write_nodes
     from odeddim.local_error import compute, most_evaluations, own_grid
@@ -60,7 +60,7 @@ def command(
     x_0 = source[max(0, len(source) - count) : len(source)].to(where.state)
     began = time.perf_counter()
     with progress(most_evaluations(row, nodes), "evaluations") as advance:
-        found = compute(field, x_0, row, len(nodes) - 1, end=end, batch_size=batch_size, advance=advance)
+        found = compute(field, x_0, row, len(nodes) - 1, end=end, batch_size=batch_size or BATCH, advance=advance)
     notes = {
         "odeddim grid": "noise levels σ from the image up, of dx̄/dσ = ε(x̄, σ)",
         "model": field.name,

@@ -30,7 +30,7 @@ def command(
     model: str | None,
     device: str | None,
     dtype: str | None,
-    batch_size: int,
+    batch_size: int | None,
 ) -> None:
     """Interpolate between LATENTS on great circles (slerp), as in DDIM's appendix D.5.
 
@@ -82,7 +82,7 @@ def command(
             row, nodes, _ = decoding_plan(file, field, None, None, None, {})
             images = []
             with progress(total, "decoding") as advance:
-                for start, stop in batches(total, batch_size):
+                for start, stop in batches(total, batch_size, row, file):
                     aux = tuple(aux[start:stop] for aux in path.aux)
                     part = dataclasses.replace(path, xbar=path.xbar[start:stop], aux=aux)
                     images.append(decode(part, row, model=field, grid=nodes).cpu())

@@ -15,7 +15,7 @@ from odeddim.types import InputError
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Chosen by `odeddim bench` on the built-in model, see the README's table.
-SOLVER = "ab2"
+SOLVER = "belm"
 
 
 class SolverName(click.ParamType[str]):
@@ -142,7 +142,12 @@ machine = together(
         help="Of the network; the state is float32, or float64 with it. bfloat16 is for previews.  "
         "[default: float32; to decode, as encoded]",
     ),
-    click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images per evaluation."),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=None,
+        help="Images per evaluation.  [default: 32; to decode, as encoded]",
+    ),
 )
 seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

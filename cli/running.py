@@ -121,8 +121,16 @@ def progress(total: int, unit: str) -> Iterator[Callable[[int], Any]]:
         yield lambda count: bars.advance(task, count)
 
 
-def batches(total: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of each batch."""
+BATCH = 32  # images per evaluation, unless given
+QUEUE = 8  # batches that a row with a queue of its own gets at once, to keep its evaluations full
+
+
+def batches(total: int, size: int | None, row: Solver, encoded: LatentFile | None = None) -> Iterator[tuple[int, int]]:
+    """(start, stop) of each batch: of the size given, or as encoded: a network's last digits depend on it."""
+    if size is None:
+        kept = encoded.provenance.details.get("batch_size") if encoded else None
+        size = kept if isinstance(kept, int) and kept > 0 else BATCH
+    size *= QUEUE if "batch" in row.settings else 1
     for start in range(0, total, size):
         yield start, min(start + size, total)
 

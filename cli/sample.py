@@ -40,7 +40,7 @@ def command(
     end: str,
     device: str | None,
     dtype: str | None,
-    batch_size: int,
+    batch_size: int | None,
     **settings: Any,
 ) -> None:
     """Sample images from noise. Image i depends on the seed and i only, whatever the count or the batch size.
@@ -81,7 +81,7 @@ def command(
     )
     began = time.perf_counter()
     with open_output(output, count, asdict(made)) as out, progress(count, "sampling") as advance:
-        for start, stop in batches(count, batch_size):
+        for start, stop in batches(count, batch_size, row):
             images = sample(stop - start, row, seed=seed, start=start, model=field, grid=nodes, shape=shape)
             out.append(images, [f"sample-{seed}-{i:06d}" for i in range(start, stop)])
             advance(stop - start)

@@ -35,7 +35,7 @@ def command(as_json: bool) -> None:
 def _row(name: str) -> tuple[str, str, int, str, str, str]:
     row = SOLVERS[name]
     if row.nfe is None:
-        evaluations = "adaptive"
+        evaluations = "adaptive" if row.adaptive else "as needed"
     else:
         evaluations = f"{row.nfe} per step" + (f" + {sum(row.warmup)}" if row.warmup else "")
     return row.name, row.family, row.order, evaluations, row.grid, row.reference

@@ -129,11 +129,11 @@ class Solver:
     Rising nodes encode, the same nodes falling decode. `order` is the global order that the order test measures
     (nominal for adaptive rows); `nfe` the evaluations per step (None where they depend on the data); `warmup` what the
     first steps cost on top of that; `grid` the family's recommended grid; `reference` the paper and equation.
-    `settings` are the names that `with_settings` accepts. `plan`: the run's arithmetic, of rows that follow one; it is
-    what `odeddim explain` prints; `growth`: growth(nodes, single) of rounding errors, single if the state is float32. `onestep`: a step depends on the state at its start only.
-    `adaptive`: chooses its own nodes between the first and the last. `reversible`: comes back exactly; such a row walks
-    down to σ = 0 itself, where others leave the last interval to `odeddim.api.integrate`. `stochastic`: adds noise,
-    decodes only.
+    `settings` are the names that `with_settings` accepts. `plan`: the run's arithmetic, of rows that follow one, which
+    `odeddim explain` prints; `growth`: growth(nodes, single) of rounding errors, single if the state is float32.
+    `onestep`: a step depends on the state at its start only. `adaptive`: chooses its own nodes between the first and
+    the last. `reversible`: comes back exactly; such a row walks down to σ = 0 itself, where others leave the last
+    interval to `odeddim.api.integrate`. `stochastic`: adds noise, decodes only.
     """
 
     name: str
@@ -169,7 +169,8 @@ class Solver:
                 raise InputError(f"solver {self.name!r} has no setting {key!r} (it has: {has})")
         if not given:
             return self
-        plan, growth = (None if part is None else functools.partial(part, **given) for part in (self.plan, self.growth))
+        plan = None if self.plan is None else functools.partial(self.plan, **given)
+        growth = None if self.growth is None else functools.partial(self.growth, **given)
         return replace(self, run=functools.partial(self.run, **given), plan=plan, growth=growth)
 
 

@@ -5,18 +5,19 @@
     odeddim.solvers.add(row)                                # a row of your own, then usable by its name everywhere
 
 A row is an `odeddim.types.Solver`. Each file beside this one is a family: its functions and, in `ROWS`, its rows;
-a new solver is one row in one place. Families see a field, a state and nodes, never a network or a schedule, and
-import torch and the like only inside functions, so that listing the table loads nothing heavy.
+a new solver is one row, or one file, in one place. Families see a field, a state and nodes, never a network or a
+schedule, and import torch and the like only inside functions, so that listing the table loads nothing heavy.
 """
 
 from __future__ import annotations
 
+import pkgutil
 import re
+from importlib import import_module
 
 if __name__ != "odeddim.solvers":
     raise ImportError(f"import this as odeddim.solvers: as {__name__!r} it would be a second table beside the first")
 
-from odeddim.solvers import iterated, multistep, onestep, per_image, reversible, scipy_, stochastic, torchdiffeq_
 from odeddim.types import InputError, Solver, pick
 
 __all__ = ["SOLVERS", "add", "get", "names"]
@@ -51,6 +52,14 @@ def names() -> tuple[str, ...]:
     return tuple(SOLVERS)
 
 
-for _family in (onestep, multistep, torchdiffeq_, reversible, scipy_, per_image, iterated, stochastic):
-    for _row in _family.ROWS:
+# The order in which the families are shown; others, each a file with ROWS, come after them.
+_SHOWN = ("onestep", "multistep", "torchdiffeq_", "reversible", "iterated", "per_image", "scipy_", "stochastic")
+
+
+def _place(family: str) -> tuple[int, str]:
+    return _SHOWN.index(family) if family in _SHOWN else len(_SHOWN), family
+
+
+for _family in sorted((module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"), key=_place):
+    for _row in import_module(f"odeddim.solvers.{_family}").ROWS:
         add(_row)

@@ -90,7 +90,7 @@ def unipc(nodes: Sequence[float], *, p: int, b: str, start: str = "single") -> l
     paper fixes a weight, 1/2, instead of solving for it, in UniP-2 and UniC-1; elsewhere it cancels, and the weights
     are those of the polynomial. p = 3 starts with a step of DPM-Solver-3's kind, so that the order is the global one.
     The last step is not corrected: its correction would cost an evaluation. In short runs the order falls towards the
-    clean end. start: one of STARTS. Zhao et al. 2023, arXiv 2302.04867, Algorithms 1 and 2 (5 and 6 in its appendix).
+    clean end. start: one of STARTS. Zhao et al. 2023, arXiv 2302.04867, Algorithms 1 and 2.
     """
     pick(start, STARTS, "start")
     course, base = Course(nodes[0], data=True), 0
@@ -159,7 +159,7 @@ def pndm(nodes: Sequence[float]) -> list[Point]:
     """PNDM: three steps of a pseudo Runge-Kutta method of four evaluations, then the weights of PLMS.
 
     Its stages lie halfway in time; the time is DDPM's, see `odeddim.solvers._plan.in_time`. Liu et al. 2022,
-    arXiv 2202.09778, eq. 12 and 13 (F-PNDM).
+    arXiv 2202.09778, (F-PNDM).
     """
     course, history = Course(nodes[0]), [0]
     for n, end in enumerate(nodes[1:]):
@@ -179,7 +179,7 @@ def pndm(nodes: Sequence[float]) -> list[Point]:
 def gradient_estimation(nodes: Sequence[float], *, gamma: float = 2.0) -> list[Point]:
     """Euler with the slope γ·ε_n + (1-γ)·ε_{n-1}; one evaluation a step. γ = 3/2 is Adams-Bashforth of even steps.
 
-    Permenter & Yuan 2023, arXiv 2306.04848, Algorithm 2.
+    Permenter & Yuan 2023, arXiv 2306.04848.
     """
     if not 0 < gamma < 4:
         raise InputError(f"gradient-estimation: gamma must be a number between 0 and 4, not {gamma}")
@@ -192,13 +192,14 @@ def gradient_estimation(nodes: Sequence[float], *, gamma: float = 2.0) -> list[P
 
 
 def _row(name: str, plan: Callable[..., list[Point]], order: int, reference: str, **declared: Any) -> Solver:
-    return planned(name, plan, family="multistep", order=order, nfe=1, grid="karras", reference=reference, **declared)
+    settled = {"family": "multistep", "nfe": 1, "grid": "log", **declared}
+    return planned(name, plan, order=order, reference=reference, **settled)
 
 
-def _adams_row(name: str, k: int, reference: str, **options: Any) -> Solver:
+def _adams_row(name: str, k: int, reference: str, grid: str = "log", **options: Any) -> Solver:
     warmup = (len(INNER[k]),) * (k - 2)
     plan = functools.partial(adams, k=k, **options)
-    return _row(name, plan, k, reference, warmup=warmup, settings=("start",) if warmup else ())
+    return _row(name, plan, k, reference, grid=grid, warmup=warmup, settings=("start",) if warmup else ())
 
 
 def _unipc_row(p: int, b: str) -> Solver:
@@ -216,14 +217,14 @@ def _unipc_row(p: int, b: str) -> Solver:
 
 DEIS = "Zhang & Chen 2022, arXiv 2204.13902"
 ROWS = (
-    *(_adams_row(f"ab{k}", k, f"{DEIS} (DEIS), ε extrapolated in log σ") for k in INNER),
+    *(_adams_row(f"ab{k}", k, f"{DEIS} (DEIS), ε extrapolated in log σ", grid="karras") for k in INNER),
     *(_adams_row(f"deis-tab{k - 1}", k, f"{DEIS}, tAB{k - 1}, ε in the time t", variable=in_time) for k in INNER),
     *(_adams_row(f"deis-rhoab{k - 1}", k, f"{DEIS}, ρAB{k - 1}, ε in σ", variable=in_sigma) for k in INNER),
     _adams_row("lms", 4, "k-diffusion's linear multistep method, ε in σ: `deis-rhoab3`", variable=in_sigma),
-    _row("dpmpp-2m", dpmpp_2m, 2, "Lu et al. 2022, arXiv 2211.01095, Algorithm 2 (DPM-Solver++ 2M)"),
+    _row("dpmpp-2m", dpmpp_2m, 2, "Lu et al. 2022, arXiv 2211.01095, Algorithm 2 (DPM-Solver++ 2M)", grid="karras"),
     _adams_row("dpmpp-3m", 3, "Lu et al. 2022, arXiv 2211.01095 (DPM-Solver++ 3M)", data=True, settle=True),
     *(_unipc_row(p, b) for b in ("bh2", "bh1") for p in (1, 2, 3)),
-    _row("pndm", pndm, 2, "Liu et al. 2022, arXiv 2202.09778, eq. 12, 13 (F-PNDM)", warmup=(3, 3, 3)),
+    _row("pndm", pndm, 2, "Liu et al. 2022, arXiv 2202.09778 (F-PNDM)", warmup=(3, 3, 3)),
     _row("plms", plms, 2, "Liu et al. 2022, arXiv 2202.09778 (S-PNDM), weights of 4 nodes", warmup=(1,)),
     _row("ipndm", ipndm, 2, f"{DEIS}, appendix (iPNDM)"),
     _row("gradient-estimation", gradient_estimation, 1, "Permenter & Yuan 2023, arXiv 2306.04848", settings=("gamma",)),

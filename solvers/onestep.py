@@ -7,6 +7,7 @@ the chart of x̄ and σ nothing is left of their exponentials but the weights.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,14 +44,14 @@ def heun(nodes: Sequence[float]) -> list[Point]:
 
 def part_of(start: float, end: float, part: float) -> float:
     """The noise level at this part of a step in log σ."""
-    return start * (end / start) ** part
+    return start * math.exp(part * log_ratio(end, start))
 
 
 def second_order(course: Course, start: int, inner: float, end: float) -> int:
     """A step of DPM-Solver-2 (++2S in the data chart) with its stage at `inner`. Returns the new point.
 
     The slope is held, at 1/(2r) times its change to the stage, r the stage's part of the step in log σ: its value at
-    the stage for r = 1/2. Lu et al. 2022, arXiv 2206.00927, Algorithm 4 (2211.01095, Algorithm 1).
+    the stage for r = 1/2. Lu et al. 2022, arXiv 2206.00927, Algorithm 1 (2211.01095, Algorithm 1), for any r.
     """
     stage = course.move(start, inner, {start: course.elapsed(start, inner)})
     h, r = course.elapsed(start, end), log_ratio(inner, course.level(start)) / log_ratio(end, course.level(start))
@@ -60,7 +61,7 @@ def second_order(course: Course, start: int, inner: float, end: float) -> int:
 def extrapolated(course: Course, start: int, inner: Sequence[float], end: float) -> int:
     """A step without history: every move is through the step's start and the latest level inside it.
 
-    With two levels inside it is DPM-Solver-3 (arXiv 2206.00927, Algorithm 2 and 5). Returns the new point.
+    With two levels inside it is DPM-Solver-3 (arXiv 2206.00927, Algorithm 2, for any two). Returns the new point.
     """
     known = [start]
     for sigma in inner:
@@ -90,7 +91,7 @@ def dpm_solver_fast(nodes: Sequence[float]) -> list[Point]:
 
     One evaluation an interval, at its start: the nodes inside a step are its stages. The steps of lower order are at
     the clean end in both directions: as in the paper (2 and 1, 1, or 2) in short runs; in longer ones nothing, 2 and 2,
-    or 2, since a step of order 1 would make the whole run of order 2. arXiv 2206.00927, section 3.4 and appendix D.3.
+    or 2, since a step of order 1 would make the whole run of order 2. arXiv 2206.00927, section 3.4 and its appendix.
     """
     count = len(nodes) - 1
     threes, left = divmod(count, 3)
@@ -125,6 +126,6 @@ ROWS = (
     _row("dpm-solver-1", euler, 1, 1, "Lu et al. 2022, arXiv 2206.00927, eq. 3.7 (`euler`, on their grid)", grid="log"),
     _row("dpm-solver-2", dpm_solver_2, 2, 2, "Lu et al. 2022, arXiv 2206.00927, Algorithm 1"),
     _row("dpm-solver-3", dpm_solver_3, 3, 3, "Lu et al. 2022, arXiv 2206.00927, Algorithm 2"),
-    _row("dpm-solver-fast", dpm_solver_fast, 3, 1, "Lu et al. 2022, arXiv 2206.00927, appendix D.3", onestep=False),
+    _row("dpm-solver-fast", dpm_solver_fast, 3, 1, "Lu et al. 2022, arXiv 2206.00927, section 3.4", onestep=False),
     _row("dpmpp-2s", functools.partial(dpm_solver_2, data=True), 2, 2, "Lu et al. 2022, arXiv 2211.01095, Algorithm 1"),
 )

@@ -197,9 +197,9 @@ class Control:
     nearly the same step again, which is then accepted, so what is found is a continuous function of E. The first
     factor alone, as is usual, would make a jump of the size of the tolerance out of a rounding of ε.
 
-    Errors below SMALLEST count as that: they are mostly rounding, and growth by it would follow the rounding. With 1e-4
-    (DOPRI5's) two runs of 400 images, dopri5 in log σ at 1e-4, ε disturbed by 5e-7, differed by up to 8e-4; with 0.1
-    by 5e-6, no more than two runs with the same steps do.
+    Errors below SMALLEST count as that: they are mostly rounding, and steps would grow as the rounding says. Of 400
+    points decoded twice by dpm-solver-23 at 1e-4, with ε disturbed by 5e-7, 22% came apart by more than 1e-5
+    and 3 times what the same steps give if it is 1e-4, as in DOPRI5. With 0.1 it is 0.2%, for 14% more evaluations.
     """
 
     k: int

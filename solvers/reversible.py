@@ -134,7 +134,7 @@ def belm(lower: float, middle: float, upper: float) -> float:
 
 
 def obelm(lower: float, middle: float, upper: float) -> float:
-    """a = (h_i/h_{i+1})²: the only one of local error O(h³) on every grid. arXiv 2410.07273, eq. 18."""
+    """a = (h_i/h_{i+1})²: the only one of local error O(h³) on every grid: O-BELM."""
     return belm(lower, middle, upper) ** 2
 
 
@@ -144,7 +144,7 @@ def bdia(lower: float, middle: float, upper: float, *, gamma: float) -> float:
 
 
 def bdia_course(nodes: Sequence[float], *, gamma: float = 1.0) -> Course:
-    """BDIA (Zhang et al. 2023, arXiv 2307.10829, eq. 17) with its γ in (0, 1]."""
+    """BDIA (Zhang et al. 2023, arXiv 2307.10829) with its γ in (0, 1]."""
     if not 0 < gamma <= 1:
         raise InputError(f"bdia: gamma must be above 0 and at most 1, not {gamma}")
     return two_step(nodes, neighbour=functools.partial(bdia, gamma=gamma))
@@ -187,7 +187,7 @@ def reversible_heun(nodes: Sequence[float]) -> Course:
 
 
 def coupled(nodes: Sequence[float], *, base: Solver, coupling: float | None = None) -> Course:
-    """The construction of McCallum & Foster 2024, arXiv 2410.11648, eq. 5: any one-step solver Ψ, made reversible.
+    """The construction of McCallum & Foster 2024, arXiv 2410.11648: any one-step solver Ψ, made reversible.
 
     u = λ·u + (1-λ)·v + Ψ_h(v), v = v - Ψ_{-h}(u), Ψ the solver's increment; twice its evaluations. coupling: λ;
     unless given e^(-1/N) at N steps, so that what the way back amplifies, λ^(-N), is the same for every N.
@@ -389,7 +389,8 @@ def run(
         return _back(field, state, sigmas, machine, grain)
     begin = _rounded(state.xbar, grain)
     remainder = state.xbar.double() - begin
-    xbar, asked, lacking = begin, Asked(), ()
+    xbar, asked = begin, Asked()
+    lacking: tuple[Tensor, ...] = ()
     if nodes[0] == 0:
         xbar = begin + _rounded(field(sigmas[0], begin) * nodes[1], machine.quantum)
         slope = field(sigmas[1], xbar)
@@ -452,7 +453,7 @@ def _row(
     order: int,
     nfe: int,
     reference: str,
-    grid: str = "karras",
+    grid: str = "log",
     **declared: Any,
 ) -> Solver:
     def plan(nodes: Sequence[float], **settings: Any) -> Sequence[Operation]:
@@ -482,18 +483,19 @@ def mccallum_foster(base: Solver) -> Solver:
         functools.partial(coupled, base=base),
         base.order,
         2 * base.nfe,
-        f"McCallum & Foster 2024, arXiv 2410.11648, eq. 5, over `{base.name}`",
+        f"McCallum & Foster 2024, arXiv 2410.11648, over `{base.name}`",
         settings=("coupling",),
     )
 
 
 BELM = "Wang et al. 2024, arXiv 2410.07273"
-BASES = [row for family in (onestep, torchdiffeq_) for row in family.ROWS if row.onestep and row.nfe is not None]
+SAME = ("dpm-solver-1", "heun2")  # as euler and heun
+BASES = [row for family in (onestep, torchdiffeq_) for row in family.ROWS if row.onestep and row.name not in SAME]
 ROWS = (
-    _row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446, eq. 14, 15", settings=("p",)),
-    _row("bdia", bdia_course, 2, 1, "Zhang et al. 2023, arXiv 2307.10829, eq. 17", settings=("gamma",)),
-    _row("belm", functools.partial(two_step, neighbour=belm), 2, 1, f"{BELM}, eq. 15, with the ratio of steps"),
-    _row("obelm", functools.partial(two_step, neighbour=obelm), 2, 1, f"{BELM}, eq. 18 (O-BELM)"),
+    _row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446", "karras", settings=("p",)),
+    _row("bdia", bdia_course, 2, 1, "Zhang et al. 2023, arXiv 2307.10829", settings=("gamma",)),
+    _row("belm", functools.partial(two_step, neighbour=belm), 2, 1, f"{BELM}, weighted by the ratio of steps"),
+    _row("obelm", functools.partial(two_step, neighbour=obelm), 2, 1, f"{BELM} (O-BELM)", "karras"),
     _row("leapfrog", functools.partial(two_step, neighbour=leapfrog), 2, 1, "Gragg 1965, explicit midpoint rule"),
     _row("reversible-heun", reversible_heun, 2, 1, "Kidger et al. 2021, arXiv 2105.13493, Algorithm 1", warmup=(1,)),
     *map(mccallum_foster, BASES),

@@ -4,8 +4,8 @@ Not only the ends are compared but every point (σ, x̄) at which either side as
 differ the difference is stated, tested, and shown to be all there is: with it undone they agree again.
 
 diffusers keeps its schedules, and some of its states, in float32. `in_float64` makes its float32 mean float64, so that
-its own arithmetic is what is compared: 1e-10 of the scale of x̄ is asked for everywhere. The two agree to 1e-12; the
-rest is for its e^h - 1 and (e^h - 1)/h - 1, which lose digits where steps are short.
+its own arithmetic is what is compared: 1e-10 of the scale of x̄ is asked for everywhere. All agree to 1e-11, most to
+1e-12; the rest is for its e^h - 1 and (e^h - 1)/h - 1, which lose digits where steps are short.
 """
 
 from __future__ import annotations

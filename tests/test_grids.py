@@ -99,7 +99,7 @@ def test_edm_is_karras_on_edms_own_levels() -> None:
 
 
 def test_ays_are_the_published_lists() -> None:
-    """Table 3's levels are those of the labels in the authors' quick start for Stable Diffusion; stretched elsewhere."""
+    """Table 3's levels are those of the labels in the authors' quick start for Stable Diffusion."""
     labels = [0, 24, 124, 233, 343, 455, 545, 645, 736, 850, 999]
     schedule = Schedule.scaled_linear()
     ten = grids.grid("ays", schedule, 10, end="sigma_min")

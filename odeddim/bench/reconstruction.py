@@ -44,7 +44,7 @@ class Entry:
         return cls(solver, grid or None)
 
 
-DEFAULT_ENTRIES = ("euler@linear", "euler@quadratic", "heun", "dpmpp-2m", "ab2", "ab4", "dopri5")
+DEFAULT_ENTRIES = ("euler@linear", "euler@quadratic", "heun", "dpmpp-2m", "ab3", "unipc-1", "belm", "dopri5")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     /xbar          (N, C, H, W) float32 or float64; attributes `unit` and `sigma`. x̄ and not x: it is what the ODE
                    moves, so nothing is rounded on the way through the file. x_T = x̄/√(1+σ²) has unit variance.
-    /aux/0, ...    like xbar: what a reversible solver keeps besides; the group's attribute `kept` says which, on which nodes
+    /aux/0, ...    like xbar: what a reversible solver keeps besides; the group's attribute `kept` says which solver's
     /report/...    (N,) each: evaluations per image and the like, of solvers that tell
     /names         (N,) where each latent comes from
     /nodes         (S+1,) float64, the noise levels walked, rising; the first is where images lie
@@ -200,7 +200,7 @@ class LatentFile:
         self._report = {key: _dataset(file, f"report/{key}", path) for key in (report if report is not None else ())}
         for key, values in self._report.items():
             if values.shape != (len(self._xbar),):
-                raise InputError(f"{path}: 'report/{key}' of shape {values.shape} does not belong to {len(self)} latents")
+                raise InputError(f"{path}: 'report/{key}' {values.shape} does not belong to {len(self)} latents")
         self._names = _dataset(file, "names", path)
         for data in (*self._aux, self._names):
             if data.shape[0] != len(self._xbar) or (data is not self._names and data.shape != self._xbar.shape):
