@@ -41,7 +41,10 @@ def in_sigma(sigma: float, u: float) -> float:
 
 def in_time(sigma: float, u: float) -> float:
     """The time t of the VP process, whatever the model's own schedule is: a solver sees noise levels only."""
-    growth = math.log1p(sigma**2 / (1 + sigma**2) * math.expm1(2 * u))
+    if abs(u) < 0.5:
+        growth = math.log1p(sigma**2 / (1 + sigma**2) * math.expm1(2 * u))
+    else:  # far apart the difference is the accurate form
+        growth = math.log1p((sigma * math.exp(u)) ** 2) - math.log1p(sigma**2)
     return 2 * growth / (_root(sigma) + _root(sigma * math.exp(u)))
 
 
@@ -52,8 +55,7 @@ def _root(sigma: float) -> float:
 
 def halfway_in_time(start: float, end: float) -> float:
     """The noise level in the middle of two in the time of `in_time`."""
-    t = [(_root(sigma) - BETA_MIN) / (BETA_MAX - BETA_MIN) for sigma in (start, end)]
-    middle = sum(t) / 2
+    middle = sum(math.log1p(sigma**2) / (BETA_MIN + _root(sigma)) for sigma in (start, end))
     return math.sqrt(math.expm1(BETA_MIN * middle + (BETA_MAX - BETA_MIN) * middle**2 / 2))
 
 
