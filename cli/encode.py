@@ -79,5 +79,5 @@ def command(
     reports.warn()
     click.echo(
         f"{total} latents at σ = {float(nodes[-1]):.6g} in {output}: {row.name}, {provenance.grid} grid, "
-        f"{field.rows / total:g} evaluations per image{reports.evaluations()}, {time.perf_counter() - began:.1f} s"
+        f"{reports.evaluations(field.rows)}, {time.perf_counter() - began:.1f} s"
     )

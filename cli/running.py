@@ -152,10 +152,14 @@ class Reports:
         parts = [report[name] for report in self.batches if name in report]
         return torch.cat(parts).cpu() if parts and len(parts) == len(self.batches) else None
 
-    def evaluations(self) -> str:
-        """The range of evaluations over the images, as an addition to their mean: " (80 to 112)"."""
+    def evaluations(self, rows: int) -> str:
+        """How many evaluations an image took, of `rows` in all."""
         counts = self.of("evaluations")
-        return "" if counts is None else f" ({int(counts.min())} to {int(counts.max())})"
+        if counts is None:
+            return f"{rows / len(self.names):g} evaluations per image"
+        text = f"{float(counts.double().mean()):.4g} evaluations per image ({int(counts.min())} to {int(counts.max())})"
+        filling = rows - int(counts.sum())
+        return text + (f", {filling / len(self.names):.4g} more to fill batches" if filling > 0 else "")
 
     def warn(self) -> None:
         """Name on stderr the images whose iteration did not converge."""
