@@ -91,11 +91,15 @@ def command(
     field = field_on(model, where)
     source = images_for(field, images)
     x_0 = source[0 : min(count, len(source))].to(where.state)
-    settings = {"rtol": TOLERANCE, "atol": TOLERANCE, **{key: value for key, value in settings.items() if value}}
+    settings = {
+        "rtol": TOLERANCE,
+        "atol": TOLERANCE,
+        **{key: value for key, value in settings.items() if value is not None},
+    }
     entries = [bench.Entry.parse(text) for text in solvers or bench.DEFAULT_ENTRIES]
     planned = bench.runs(field, entries, steps, end, settings)
-    for entry in entries:
-        warn_of_grid(entry.grid, field)
+    for grid, row in {(entry.grid, row.name): row for entry, _, row, _ in planned}.items():
+        warn_of_grid(grid[0], field, row)
     total = bench.reference_evaluations() + sum(bench.expected_evaluations(row, nodes) for _, _, row, nodes in planned)
     rows: list[bench.Row] = []
     reference, floor = "", 0.0

@@ -66,7 +66,7 @@ def command(
         where = machine(device, dtype, file)
         field = field_of(file, model, where)
         row, nodes, made = decoding_plan(file, field, solver, steps, grid, settings)
-        warn_of_grid(grid, field)
+        warn_of_grid(grid, field, row)
         total = len(file)
         began = time.perf_counter()
         if not output.is_dir():

@@ -53,7 +53,7 @@ def command(
     where = machine(device, dtype)
     field = field_on(model, where)
     row, nodes = plan(field.schedule, solver or options.SOLVER, steps, grid, end, settings)
-    warn_of_grid(grid, field)
+    warn_of_grid(grid, field, row)
     check_encodes(row)
     source = images_for(field, images)
     total = min(count or len(source), len(source))

@@ -93,8 +93,8 @@ def images_for(field: VectorField, path: Path | None) -> ImageSource:
     return source
 
 
-def warn_of_grid(grid: str | None, field: VectorField) -> None:
-    """Say on stderr where a grid file names another model than the one that runs on it (see `odeddim grid`)."""
+def warn_of_grid(grid: str | None, field: VectorField, row: Solver) -> None:
+    """Say on stderr where a grid file names another model or solver than what runs on it (see `odeddim grid`)."""
     notes = {} if grid is None or is_named(grid) else read_notes(Path(grid))
     theirs, ours = notes.get("sha256") or notes.get("model"), field.sha256 if notes.get("sha256") else field.name
     if theirs and theirs != ours:
@@ -103,6 +103,8 @@ def warn_of_grid(grid: str | None, field: VectorField) -> None:
             "`odeddim grid` computes one for it",
             err=True,
         )
+    if notes.get("solver", row.name) != row.name:
+        click.echo(f"warning: {grid} was computed for the solver {notes['solver']!r}, not {row.name!r}", err=True)
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def command(
     if shape is None and field.shape is None:
         raise click.UsageError(f"the model {field.name!r} takes any shape: say which one, --size C,H,W")
     row, nodes = plan(field.schedule, name, steps, grid, end, settings)
-    warn_of_grid(grid, field)
+    warn_of_grid(grid, field, row)
     row = with_noise(row, eta=eta, seed=seed)
     made = provenance_of(
         field,

@@ -122,6 +122,9 @@ class Growth:
     image: float
 
 
+KINDS = {int: "a whole number", float: "a number", str: "a word"}
+
+
 @dataclass(frozen=True)
 class Solver:
     """One row of the table: a whole run from noise level to noise level, and what it declares about itself.
@@ -129,11 +132,12 @@ class Solver:
     Rising nodes encode, the same nodes falling decode. `order` is the global order that the order test measures
     (nominal for adaptive rows); `nfe` the evaluations per step (None where they depend on the data); `warmup` what the
     first steps cost on top of that; `grid` the family's recommended grid; `reference` the paper and equation.
-    `settings` are the names that `with_settings` accepts. `plan`: the run's arithmetic, of rows that follow one, which
-    `odeddim explain` prints; `growth`: growth(nodes, single) of rounding errors, single if the state is float32.
-    `onestep`: a step depends on the state at its start only. `adaptive`: chooses its own nodes between the first and
-    the last. `reversible`: comes back exactly; such a row walks down to σ = 0 itself, where others leave the last
-    interval to `odeddim.api.integrate`. `stochastic`: adds noise, decodes only.
+    `settings` are the names that `with_settings` accepts, each with its type: int, float or str. `plan`: the run's
+    arithmetic, of rows that follow one, which `odeddim explain` prints; `growth`: growth(nodes, single) of rounding
+    errors, single if the state is float32. `onestep`: a step depends on the state at its start only. `adaptive`:
+    chooses its own nodes between the first and the last. `reversible`: comes back exactly; such a row walks down to
+    σ = 0 itself, where others leave the last interval to `odeddim.api.integrate`. `stochastic`: adds noise, decodes
+    only, and has the settings `seed` and `start`, the index of the batch's first image.
     """
 
     name: str
@@ -148,7 +152,7 @@ class Solver:
     reversible: bool = False
     adaptive: bool = False
     stochastic: bool = False
-    settings: tuple[str, ...] = ()
+    settings: Mapping[str, type] = field(default_factory=dict)
     plan: Plan | None = None
     growth: Callable[..., Growth] | None = None
 
@@ -167,6 +171,9 @@ class Solver:
             if key not in self.settings:
                 has = ", ".join(self.settings) or "none"
                 raise InputError(f"solver {self.name!r} has no setting {key!r} (it has: {has})")
+            kind, value = self.settings[key], given[key]
+            if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+                raise InputError(f"{key} of solver {self.name!r} must be {KINDS[kind]}, not {value!r}")
         if not given:
             return self
         plan = None if self.plan is None else functools.partial(self.plan, **given)

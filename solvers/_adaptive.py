@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 LONGEST = 1.0
 
 
+SETTINGS = {"rtol": float, "atol": float, "max_nfe": int}
+
+
 def check_settings(rtol: float, atol: float, max_nfe: int) -> None:
     """Raises InputError for settings that no run can keep."""
     if not (rtol > 0 and atol > 0 and max_nfe > 0):

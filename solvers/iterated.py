@@ -184,7 +184,7 @@ def exact(row: Solver) -> Solver:
         reversible=True,
         onestep=row.onestep,
         grid=row.grid,
-        settings=("tol", "max_nfe"),
+        settings={"tol": float, "max_nfe": int},
         reference=f"decodes as {row.name}, encodes by its inverse: {source}",
     )
 

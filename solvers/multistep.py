@@ -30,6 +30,7 @@ INNER = {2: (), 3: (1 / 2,), 4: (1 / 3, 2 / 3)}
 
 STARTS = ("single", "lower")
 """How a method through several nodes begins: by single steps that keep its order, or with lower order, as most code."""
+START = {"start": str}
 
 
 def adams(
@@ -199,7 +200,7 @@ def _row(name: str, plan: Callable[..., list[Point]], order: int, reference: str
 def _adams_row(name: str, k: int, reference: str, grid: str = "log", **options: Any) -> Solver:
     warmup = (len(INNER[k]),) * (k - 2)
     plan = functools.partial(adams, k=k, **options)
-    return _row(name, plan, k, reference, grid=grid, warmup=warmup, settings=("start",) if warmup else ())
+    return _row(name, plan, k, reference, grid=grid, warmup=warmup, settings=START if warmup else {})
 
 
 def _unipc_row(p: int, b: str) -> Solver:
@@ -211,7 +212,7 @@ def _unipc_row(p: int, b: str) -> Solver:
         p + 1,
         f"Zhao et al. 2023, arXiv 2302.04867, {variant}",
         warmup=(2,) if p == 3 else (),
-        settings=("start",) if p == 3 else (),
+        settings=START if p == 3 else {},
     )
 
 
@@ -227,5 +228,11 @@ ROWS = (
     _row("pndm", pndm, 2, "Liu et al. 2022, arXiv 2202.09778 (F-PNDM)", warmup=(3, 3, 3)),
     _row("plms", plms, 2, "Liu et al. 2022, arXiv 2202.09778 (S-PNDM), weights of 4 nodes", warmup=(1,)),
     _row("ipndm", ipndm, 2, f"{DEIS}, appendix (iPNDM)"),
-    _row("gradient-estimation", gradient_estimation, 1, "Permenter & Yuan 2023, arXiv 2306.04848", settings=("gamma",)),
+    _row(
+        "gradient-estimation",
+        gradient_estimation,
+        1,
+        "Permenter & Yuan 2023, arXiv 2306.04848",
+        settings={"gamma": float},
+    ),
 )

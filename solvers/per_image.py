@@ -22,7 +22,7 @@ from fractions import Fraction
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from odeddim.solvers._adaptive import LONGEST, Watch, check_settings
+from odeddim.solvers._adaptive import LONGEST, SETTINGS, Watch, check_settings
 from odeddim.solvers._plan import log_ratio
 from odeddim.types import Field, InputError, Solver, State, pick
 
@@ -433,7 +433,7 @@ def _row(name: str, order: int, reference: str, **variable: Any) -> Solver:
         order=order,
         nfe=None,
         adaptive=True,
-        settings=("rtol", "atol", "max_nfe", "batch", *variable),
+        settings={**SETTINGS, "batch": int, **dict.fromkeys(variable, str)},
         reference=reference,
     )
 
@@ -442,6 +442,6 @@ ROWS = (
     _row("bosh3-per-image", 3, "Bogacki & Shampine 1989, 3(2)", variable="sigma"),
     _row("dopri5-per-image", 5, "Dormand & Prince 1980, 5(4)", variable="log-sigma"),
     _row("tsit5-per-image", 5, "Tsitouras 2011, 5(4)", variable="log-sigma"),
-    _row("dpm-solver-12", 2, "Lu et al. 2022, arXiv 2206.00927, appendix C (adaptive DPM-Solver)"),
-    _row("dpm-solver-23", 3, "Lu et al. 2022, arXiv 2206.00927, appendix C (adaptive DPM-Solver)"),
+    _row("dpm-solver-12", 2, "Lu et al. 2022, arXiv 2206.00927 (adaptive DPM-Solver)"),
+    _row("dpm-solver-23", 3, "Lu et al. 2022, arXiv 2206.00927 (adaptive DPM-Solver)"),
 )

@@ -484,7 +484,7 @@ def mccallum_foster(base: Solver) -> Solver:
         base.order,
         2 * base.nfe,
         f"McCallum & Foster 2024, arXiv 2410.11648, over `{base.name}`",
-        settings=("coupling",),
+        settings={"coupling": float},
     )
 
 
@@ -492,8 +492,8 @@ BELM = "Wang et al. 2024, arXiv 2410.07273"
 SAME = ("dpm-solver-1", "heun2")  # as euler and heun
 BASES = [row for family in (onestep, torchdiffeq_) for row in family.ROWS if row.onestep and row.name not in SAME]
 ROWS = (
-    _row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446", "karras", settings=("p",)),
-    _row("bdia", bdia_course, 2, 1, "Zhang et al. 2023, arXiv 2307.10829", settings=("gamma",)),
+    _row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446", "karras", settings={"p": float}),
+    _row("bdia", bdia_course, 2, 1, "Zhang et al. 2023, arXiv 2307.10829", settings={"gamma": float}),
     _row("belm", functools.partial(two_step, neighbour=belm), 2, 1, f"{BELM}, weighted by the ratio of steps"),
     _row("obelm", functools.partial(two_step, neighbour=obelm), 2, 1, f"{BELM} (O-BELM)", "karras"),
     _row("leapfrog", functools.partial(two_step, neighbour=leapfrog), 2, 1, "Gragg 1965, explicit midpoint rule"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from odeddim.solvers._adaptive import LONGEST, Watch, check_settings
+from odeddim.solvers._adaptive import LONGEST, SETTINGS, Watch, check_settings
 from odeddim.types import Field, Solver, State
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _row(name: str, method: str, order: int, reference: str, **settings: Any) ->
         order=order,
         nfe=None,
         adaptive=True,
-        settings=("rtol", "atol", "max_nfe"),
+        settings=SETTINGS,
         reference=f"{reference}; scipy.integrate.{method}",
     )
 

@@ -82,19 +82,19 @@ ROWS = (
     _row(
         name="ddim-eta",
         run=ddim,
-        settings=("eta", "seed", "start"),
+        settings={"eta": float, "seed": int, "start": int},
         reference="Song et al. 2020, arXiv 2010.02502, eq. 12 and 16, η = 0.5 unless given",
     ),
     _row(
         name="ddpm",
         run=functools.partial(ddim, eta=1.0),
-        settings=("seed", "start"),
+        settings={"seed": int, "start": int},
         reference="Ho et al. 2020, arXiv 2006.11239, as arXiv 2010.02502, eq. 12 and 16 with η = 1",
     ),
     _row(
         name="ddpm-sigma-hat",
         run=functools.partial(ddim, eta=1.0, larger=True),
-        settings=("seed", "start"),
+        settings={"seed": int, "start": int},
         reference="Song et al. 2020, arXiv 2010.02502, appendix D.3, σ̂",
     ),
 )

@@ -11,7 +11,7 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from odeddim.solvers._adaptive import LONGEST, Watch, check_settings
+from odeddim.solvers._adaptive import LONGEST, SETTINGS, Watch, check_settings
 from odeddim.types import Field, Solver, State
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _adaptive(name: str, order: int, reference: str, **settings: Any) -> Solver:
         order=order,
         nfe=None,
         adaptive=True,
-        settings=("rtol", "atol", "max_nfe"),
+        settings=SETTINGS,
         reference=f"{reference}; torchdiffeq 0.2.5",
     )
 

@@ -107,7 +107,7 @@ def test_what_others_kept_is_not_used(row: solvers.Solver) -> None:
         found = row.run(MIXTURE, kept, sigmas.flip(0)).xbar
         assert torch.equal(found, row.run(MIXTURE, State(kept.xbar, kept.sigma), sigmas.flip(0)).xbar)
     if row.settings:
-        changed = row.with_settings(**{row.settings[0]: 0.9})
+        changed = row.with_settings(**{next(iter(row.settings)): 0.9})
         kept = changed.run(MIXTURE, State(IMAGES, 0.05), sigmas)
         assert kept.kept != row.run(MIXTURE, State(IMAGES, 0.05), sigmas).kept
         assert torch.equal(changed.run(MIXTURE, kept, sigmas.flip(0)).xbar, IMAGES)

@@ -120,6 +120,9 @@ def runs(
     Adaptive solvers run once, and so do grid files, each with as many steps as it has, whatever `steps` says.
     """
     planned = []
+    had = {"rtol", "atol", "max_nfe"}.union(*(solvers.get(entry.solver).settings for entry in entries))
+    if unknown := sorted(set(settings) - had):
+        raise InputError(f"none of these solvers has a setting {unknown[0]!r} (they have: {', '.join(sorted(had))})")
     for entry in entries:
         row = solvers.get(entry.solver)
         check_encodes(row)
