@@ -44,7 +44,7 @@ def solve(
 
     solver: a name of `odeddim.solvers.names()` or a row of one's own. steps: 50 unless given. grid: a name of
     `odeddim.grids.NAMES`, a file, the nodes themselves (rising σ), or None for the solver's own.
-    end: "zero" or "sigma_min" (see `odeddim.grids`). settings: rtol, atol, max_nfe for adaptive solvers.
+    end: "zero" or "sigma_min" (see `odeddim.grids`). settings: the solver's own (`Solver.settings`), as rtol or gamma.
     Errors: InputError for what cannot be used, BudgetExceeded (with the best so far) when max_nfe is reached.
     """
     field = load(model)
@@ -65,7 +65,8 @@ def encode(
     """Encode images to their latents: x_0 (B, C, H, W) in [-1, 1] -> State at σ_T; its `.x` has unit variance.
 
     Arguments and errors as of `solve`. The ODE is the same one, walked along rising noise levels, and every
-    evaluation is made at the source's label.
+    evaluation is made at the source's label (a solver that inverts another's decoding makes them where that does). A
+    reversible solver's state keeps in `aux` what its way back needs; `report` is what a solver says of each image.
     """
     field = load(model)
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
@@ -86,6 +87,7 @@ def decode(
     """Decode a State to images x_0 (B, C, H, W): the inverse direction of `encode`, with any solver.
 
     Arguments and errors as of `solve`; the grid must end at the state's σ, and `end` be the one it was encoded with.
+    With the reversible solver, the nodes and the batch that encoded, the images are those encoded, bit for bit.
     """
     field = load(model)
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)

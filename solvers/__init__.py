@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import pkgutil
 import re
+from collections.abc import Callable
 from importlib import import_module
 
 if __name__ != "odeddim.solvers":
@@ -20,10 +21,13 @@ if __name__ != "odeddim.solvers":
 
 from odeddim.types import InputError, Solver, pick
 
-__all__ = ["SOLVERS", "add", "get", "names"]
+__all__ = ["DERIVED", "SOLVERS", "add", "get", "names"]
 
 SOLVERS: dict[str, Solver] = {}
 """Every row by its name, in the order in which the table is shown."""
+
+DERIVED: dict[str, Callable[[Solver], Solver]] = {}
+"""What can be made of other rows, by the beginning of its name: "mf-" makes a one-step row reversible, and so on."""
 
 
 def add(row: Solver) -> None:
@@ -42,8 +46,13 @@ def add(row: Solver) -> None:
 def get(name: str, **settings: object) -> Solver:
     """The row of that name, with settings such as rtol, atol, max_nfe (None: the row's default).
 
+    A name may also be one of `DERIVED` before that of another row: "mf-NAME", "exact-NAME".
     Raises InputError for an unknown name, with its nearest neighbours, and for a setting that the row does not have.
     """
+    for prefix, derive in DERIVED.items():
+        base = name.removeprefix(prefix)
+        if name not in SOLVERS and name.startswith(prefix) and base in SOLVERS:
+            return derive(SOLVERS[base]).with_settings(**settings)
     return SOLVERS[pick(name, SOLVERS, "solver")].with_settings(**settings)
 
 
@@ -61,5 +70,7 @@ def _place(family: str) -> tuple[int, str]:
 
 
 for _family in sorted((module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"), key=_place):
-    for _row in import_module(f"odeddim.solvers.{_family}").ROWS:
+    _module = import_module(f"odeddim.solvers.{_family}")
+    for _row in _module.ROWS:
         add(_row)
+    DERIVED.update(getattr(_module, "DERIVED", {}))

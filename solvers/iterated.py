@@ -183,10 +183,11 @@ def exact(row: Solver) -> Solver:
         nfe=None,
         reversible=True,
         onestep=row.onestep,
-        grid=row.grid,
+        grid="log",
         settings={"tol": float, "max_nfe": int},
         reference=f"decodes as {row.name}, encodes by its inverse: {source}",
     )
 
 
+DERIVED = {"exact-": exact}
 ROWS = tuple(exact(_BASES[name]) for name in ("euler", "heun", "dpmpp-2m", "ab2"))

@@ -491,6 +491,7 @@ def mccallum_foster(base: Solver) -> Solver:
 BELM = "Wang et al. 2024, arXiv 2410.07273"
 SAME = ("dpm-solver-1", "heun2")  # as euler and heun
 BASES = [row for family in (onestep, torchdiffeq_) for row in family.ROWS if row.onestep and row.name not in SAME]
+DERIVED = {"mf-": mccallum_foster}
 ROWS = (
     _row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446", "karras", settings={"p": float}),
     _row("bdia", bdia_course, 2, 1, "Zhang et al. 2023, arXiv 2307.10829", settings={"gamma": float}),

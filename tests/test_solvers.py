@@ -377,6 +377,24 @@ def test_the_table() -> None:
         solvers.get("euler", rtol=1e-3)
 
 
+def test_rows_made_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every row that allows it, listed or not, one's own included."""
+    monkeypatch.setattr(solvers, "SOLVERS", dict(solvers.SOLVERS))
+    solvers.add(dataclasses.replace(solvers.get("heun"), name="mine"))
+    for base in ("midpoint", "mine"):
+        for prefix in ("mf-", "exact-"):
+            row = solvers.get(prefix + base)
+            assert row.name == prefix + base
+            check_order(row, "encode", "log")
+    assert solvers.get("exact-deis-tab2", tol=1e-5).order == 3
+    with pytest.raises(InputError, match="one-step"):
+        solvers.get("mf-ab2")
+    with pytest.raises(InputError, match="no inverse"):
+        solvers.get("exact-dopri5")
+    with pytest.raises(InputError, match="unknown solver"):
+        solvers.get("mf-nothing")
+
+
 def test_adding_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solvers, "SOLVERS", dict(solvers.SOLVERS))
     euler = solvers.get("euler")
