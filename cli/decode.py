@@ -74,7 +74,7 @@ def command(
         with open_output(output, total, asdict(made)) as out, progress(total, "decoding") as advance:
             for start, stop in batches(total, batch_size, row, file):
                 # The noise of an image belongs to its place in the file, whatever the batch.
-                its_row = row.with_settings(start=start) if row.stochastic else row
+                its_row = row.with_settings(first=start) if row.stochastic else row
                 x_0 = decode(where.cast(file.read(start, stop)), its_row, model=field, grid=nodes)
                 out.append(x_0, file.names(start, stop))
                 advance(stop - start)

@@ -135,7 +135,7 @@ def with_noise(row: Solver, *, eta: float | None = None, seed: int = 0, start: i
     if row.name == "euler" and eta:
         row = solvers.get("ddim-eta")
     if row.stochastic:
-        return row.with_settings(eta=eta, seed=seed, start=start)
+        return row.with_settings(eta=eta, seed=seed, first=start)
     if eta:
         raise InputError(f"eta = {eta:g} is DDIM's stochastic family: it needs solver 'euler', not {row.name!r}")
     return row
@@ -182,11 +182,11 @@ def integrate(field: VectorField | Field, state: State, sigmas: Tensor, solver: 
     """Walk a state along nodes, rising or falling, (N+1,) float64. The only place that knows the end at σ = 0.
 
     Between 0 and its neighbour lies one Euler step, as in the paper: x̄ + σ·ε with ε from the step's source. The
-    solver gets the other nodes, all positive; a reversible one gets them all. Gradients are off.
+    solver gets the other nodes, all positive; one that goes to 0 itself gets them all. Gradients are off.
     """
     field, state = _ready(field, state)
     with torch.no_grad():
-        if solver.reversible:  # the step at 0 must come back exactly as well
+        if solver.to_zero:
             return solver.run(field, state, sigmas)
         if float(sigmas[0]) == 0:
             state = _euler(field, state, sigmas[0], sigmas[1])

@@ -135,9 +135,9 @@ class Solver:
     `settings` are the names that `with_settings` accepts, each with its type: int, float or str. `plan`: the run's
     arithmetic, of rows that follow one, which `odeddim explain` prints; `growth`: growth(nodes, single) of rounding
     errors, single if the state is float32. `onestep`: a step depends on the state at its start only. `adaptive`:
-    chooses its own nodes between the first and the last. `reversible`: comes back exactly; such a row walks down to
-    σ = 0 itself, where others leave the last interval to `odeddim.api.integrate`. `stochastic`: adds noise, decodes
-    only, and has the settings `seed` and `start`, the index of the batch's first image.
+    chooses its own nodes between the first and the last. `reversible`: comes back exactly. `to_zero`: takes the Euler
+    step between σ = 0 and its neighbour itself, which of other rows is left to `odeddim.api.integrate`. `stochastic`:
+    adds noise, decodes only, and has the settings `seed` and `first`, the index of the batch's first image.
     """
 
     name: str
@@ -150,6 +150,7 @@ class Solver:
     warmup: tuple[int, ...] = ()
     onestep: bool = False
     reversible: bool = False
+    to_zero: bool = False
     adaptive: bool = False
     stochastic: bool = False
     settings: Mapping[str, type] = field(default_factory=dict)

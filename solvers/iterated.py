@@ -182,6 +182,7 @@ def exact(row: Solver) -> Solver:
         order=row.order,
         nfe=None,
         reversible=True,
+        to_zero=True,
         onestep=row.onestep,
         grid="log",
         settings={"tol": float, "max_nfe": int},

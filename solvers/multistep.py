@@ -30,7 +30,7 @@ INNER = {2: (), 3: (1 / 2,), 4: (1 / 3, 2 / 3)}
 
 STARTS = ("single", "lower")
 """How a method through several nodes begins: by single steps that keep its order, or with lower order, as most code."""
-START = {"start": str}
+WARMUP = {"warmup": str}
 
 
 def adams(
@@ -40,19 +40,19 @@ def adams(
     data: bool = False,
     variable: Variable = in_log,
     settle: bool = False,
-    start: str = "single",
+    warmup: str = "single",
 ) -> list[Point]:
     """Adams-Bashforth: ε extrapolated as a polynomial in a variable through the last k nodes, weights exact.
 
     One evaluation a step, at its start, and k-2 more in each of the first k-2 steps; k = 2, 3 or 4 is the global order;
     k = 2 starts with Euler. data: x̂0 in the data chart instead of ε. settle: order 2 on the last step before the clean
-    end in short runs. start: one of STARTS.
+    end in short runs. warmup: one of STARTS.
     """
-    pick(start, STARTS, "start")
+    pick(warmup, STARTS, "warmup")
     course = Course(nodes[0], data=data)
     history = [0]  # the newest point first
     for n, end in enumerate(nodes[1:]):
-        if start == "single" and n < k - 2:
+        if warmup == "single" and n < k - 2:
             inner = [part_of(nodes[n], end, part) for part in INNER[k]]
             here = extrapolated(course, history[0], inner, end)
         else:
@@ -84,20 +84,20 @@ def dpmpp_2m(nodes: Sequence[float]) -> list[Point]:
     return course.points
 
 
-def unipc(nodes: Sequence[float], *, p: int, b: str, start: str = "single") -> list[Point]:
+def unipc(nodes: Sequence[float], *, p: int, b: str, warmup: str = "single") -> list[Point]:
     """UniPC-p: UniP-p predicts, UniC-p corrects with the evaluation made there; one evaluation a step, order p + 1.
 
     In the data chart, where B(h) is h ("bh1") or the step of 1/σ ("bh2") over the noise level: it matters where the
     paper fixes a weight, 1/2, instead of solving for it, in UniP-2 and UniC-1; elsewhere it cancels, and the weights
     are those of the polynomial. p = 3 starts with a step of DPM-Solver-3's kind, so that the order is the global one.
     The last step is not corrected: its correction would cost an evaluation. In short runs the order falls towards the
-    clean end. start: one of STARTS. Zhao et al. 2023, arXiv 2302.04867, Algorithms 1 and 2.
+    clean end. warmup: one of STARTS. Zhao et al. 2023, arXiv 2302.04867, Algorithms 1 and 2.
     """
-    pick(start, STARTS, "start")
+    pick(warmup, STARTS, "warmup")
     course, base = Course(nodes[0], data=True), 0
     history = [0]  # where the field was asked, the newest first
     for n, end in enumerate(nodes[1:]):
-        if start == "single" and n == 0 and p == 3:
+        if warmup == "single" and n == 0 and p == 3:
             inner = [part_of(nodes[n], end, part) for part in INNER[4]]
             base = extrapolated(course, base, inner, end)
             history = [base, *history]
@@ -200,7 +200,7 @@ def _row(name: str, plan: Callable[..., list[Point]], order: int, reference: str
 def _adams_row(name: str, k: int, reference: str, grid: str = "log", **options: Any) -> Solver:
     warmup = (len(INNER[k]),) * (k - 2)
     plan = functools.partial(adams, k=k, **options)
-    return _row(name, plan, k, reference, grid=grid, warmup=warmup, settings=START if warmup else {})
+    return _row(name, plan, k, reference, grid=grid, warmup=warmup, settings=WARMUP if warmup else {})
 
 
 def _unipc_row(p: int, b: str) -> Solver:
@@ -212,7 +212,7 @@ def _unipc_row(p: int, b: str) -> Solver:
         p + 1,
         f"Zhao et al. 2023, arXiv 2302.04867, {variant}",
         warmup=(2,) if p == 3 else (),
-        settings=START if p == 3 else {},
+        settings=WARMUP if p == 3 else {},
     )
 
 

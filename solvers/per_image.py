@@ -291,8 +291,6 @@ def per_image(
     formula = FORMULAS[name](pick(variable, VARIABLES, "variable"))
     control = Control(formula.lower + 1, formula.longest)
     rtol, atol = rtol * formula.strict, atol * formula.strict
-    begin, target = float(sigmas[0]), float(sigmas[-1])
-    low, high = sorted((begin, target))
     first_step = min((rtol + atol) ** (1 / control.k), control.longest)
     shape = state.xbar.shape[1:]
 
@@ -304,6 +302,19 @@ def per_image(
             xbar = torch.cat([xbar, xbar[:1].expand(batch - b, -1)])
         eps = field(sigma, xbar.reshape(batch, *shape)).flatten(1)
         return eps if b == batch else eps[:b].clone()  # a view would keep all the rows alive
+
+    def euler(xbar: Tensor, here: Tensor, there: Tensor) -> Tensor:
+        """The step between σ = 0 and its neighbour, in the same calls of `batch` rows: it has no error to control."""
+        parts = [part.flatten(1) for part in xbar.split(batch)]
+        moved = [part + (there - here) * evaluate(here.expand(len(part)), part) for part in parts]
+        return torch.cat(moved).to(xbar.dtype).reshape(xbar.shape)
+
+    at_zero = int(float(sigmas[0]) == 0), int(float(sigmas[-1]) == 0)
+    if at_zero[0]:
+        state, sigmas = State(euler(state.xbar, sigmas[0], sigmas[1]), float(sigmas[1])), sigmas[1:]
+    lowest, sigmas = sigmas[-2:], sigmas[: len(sigmas) - at_zero[1]]
+    begin, target = float(sigmas[0]), float(sigmas[-1])
+    low, high = sorted((begin, target))
 
     def arrivals() -> Iterator[_Row]:
         """All images in order, at the start, where they are evaluated as many at once as there are places."""
@@ -370,6 +381,9 @@ def per_image(
             if not (rows := [*staying, *islice(waiting, batch - len(staying))]):
                 break
             walks, xbar, slope = _together(rows)
+    if at_zero[1]:
+        result, target = euler(result, *lowest), 0.0
+    report[0] += sum(at_zero)
     return State(result, target, report=dict(zip(("evaluations", "accepted", "rejected"), report, strict=True)))
 
 
@@ -433,6 +447,7 @@ def _row(name: str, order: int, reference: str, **variable: Any) -> Solver:
         order=order,
         nfe=None,
         adaptive=True,
+        to_zero=True,
         settings={**SETTINGS, "batch": int, **dict.fromkeys(variable, str)},
         reference=reference,
     )

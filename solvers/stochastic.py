@@ -46,14 +46,14 @@ def ddim(
     eta: float = 0.5,
     larger: bool = False,
     seed: int = 0,
-    start: int = 0,
+    first: int = 0,
 ) -> State:
     """Eq. 12 with σ_t(η) of eq. 16: one evaluation a step; η = 0 is `euler`, without a draw of noise.
 
     state.xbar (B, *) at sigmas[0]; sigmas (N+1,) float64, falling; the last may be 0 (the paper's α_0 = 1).
     eta: η; 0.5 is the middle of the paper's table 1. larger: the noise has σ̂_t = √(1 - α_t/α_{t-1}) of appendix D.3
-    instead, the weight of ε stays; none on a step to 0, as in DDPM's own code. seed, start: the noise of image i in
-    step n is `noise` of (seed, start + i, n + 1).
+    instead, the weight of ε stays; none on a step to 0, as in DDPM's own code. seed, first: the noise of image i in
+    step n is `noise` of (seed, first + i, n + 1).
     Errors: InputError for rising nodes and for an η that leaves ε an imaginary weight.
     Song et al. 2020, arXiv 2010.02502.
     """
@@ -71,7 +71,7 @@ def ddim(
             weight = math.sqrt(fresh * (1 + there**2) / (1 + 1 / here**2))  # σ̂_t/√α_{t-1}
         xbar.add_(field(sigmas[n], xbar), alpha=direction - here)
         if weight > 0:
-            xbar.add_(noise(len(xbar), xbar.shape[1:], seed=seed, start=start, step=n + 1).to(xbar), alpha=weight)
+            xbar.add_(noise(len(xbar), xbar.shape[1:], seed=seed, start=first, step=n + 1).to(xbar), alpha=weight)
     return State(xbar, nodes[-1])
 
 
@@ -82,19 +82,19 @@ ROWS = (
     _row(
         name="ddim-eta",
         run=ddim,
-        settings={"eta": float, "seed": int, "start": int},
+        settings={"eta": float, "seed": int, "first": int},
         reference="Song et al. 2020, arXiv 2010.02502, eq. 12 and 16, η = 0.5 unless given",
     ),
     _row(
         name="ddpm",
         run=functools.partial(ddim, eta=1.0),
-        settings={"seed": int, "start": int},
+        settings={"seed": int, "first": int},
         reference="Ho et al. 2020, arXiv 2006.11239, as arXiv 2010.02502, eq. 12 and 16 with η = 1",
     ),
     _row(
         name="ddpm-sigma-hat",
         run=functools.partial(ddim, eta=1.0, larger=True),
-        settings={"seed": int, "start": int},
+        settings={"seed": int, "first": int},
         reference="Song et al. 2020, arXiv 2010.02502, appendix D.3, σ̂",
     ),
 )

@@ -520,7 +520,7 @@ BAD = {
     "an option as a setting": (["encode", "-o", "z.h5", "--set", "rtol=1"], "--rtol"),
     "a setting out of range": (["encode", "-o", "z.h5", "--solver", "bdia", "--set", "gamma=7"], "gamma must be"),
     "a setting of words": (["encode", "-o", "z.h5", "--solver", "bdia", "--set", "gamma=much"], "must be a number"),
-    "an unknown start": (["encode", "-o", "z.h5", "--solver", "ab3", "--set", "start=soon"], "unknown start"),
+    "an unknown warm-up": (["encode", "-o", "z.h5", "--solver", "ab3", "--set", "warmup=soon"], "unknown warmup"),
     "explaining noise upwards": (["explain", "--solver", "ddpm"], "adds noise"),
     "bench on no grid": (["bench", "--solvers", "ab2@nosuch.txt"], "unknown grid"),
     "inspect text": (["inspect", "text.png"], "HDF5"),

@@ -295,7 +295,7 @@ def test_dpmpp_3m(steps: int) -> None:
     Of short runs the last positive step has order 2 in both.
     """
     nodes = to_zero(uneven(steps - 1))
-    found = ours("dpmpp-3m", nodes, start="lower")
+    found = ours("dpmpp-3m", nodes, warmup="lower")
     config = {"solver_order": 3, "solver_type": "heun"}
     mended = on(with_the_whole_second_difference(make("DPMSolverMultistepScheduler", **config)), nodes)
     assert agree(theirs(mended, nodes), found)
@@ -339,7 +339,7 @@ def test_ab(name: str, k: int, steps: int) -> None:
     keep the order there. (DPM-Solver's multistep form in "midpoint", ε held as ++2M holds x̂0, is no row of ours.)
     """
     nodes = uneven(steps)
-    found = ours(f"ab{k}", nodes, **({} if k == 2 else {"start": "lower"}))
+    found = ours(f"ab{k}", nodes, **({} if k == 2 else {"warmup": "lower"}))
     dpm_solver = name == "DPMSolverMultistepScheduler"
     config: dict[str, Any] = {"solver_type": "heun", **EPSILON} if dpm_solver else {}
     for lowered in (False, True):
@@ -427,7 +427,7 @@ def test_unipc(p: int, b: str, steps: int) -> None:
     steps to σ_min: at p = 3 the last step before σ = 0 has order 2 or 3.
     """
     row = f"unipc-{p}" if b == "bh2" else f"unipc-{p}-{b}"
-    settings = {"start": "lower"} if p == 3 else {}
+    settings = {"warmup": "lower"} if p == 3 else {}
     nodes = to_zero(uneven(steps - 1))
     scheduler = on(make("UniPCMultistepScheduler", solver_order=p, solver_type=b), nodes)
     common = steps - 1 if p == 3 and steps >= 15 else steps + 1
@@ -448,7 +448,7 @@ def test_lms(steps: int) -> None:
     scheduler = make("LMSDiscreteScheduler")
     scheduler.set_timesteps(steps)
     nodes = scheduler.sigmas
-    found, expected = ours("lms", nodes, start="lower"), theirs(scheduler, nodes, preserving=False)
+    found, expected = ours("lms", nodes, warmup="lower"), theirs(scheduler, nodes, preserving=False)
     assert alike(found, expected) == steps
     (sigma, xbar), (_, end) = found[-2:]
     assert torch.equal(end, xbar - sigma * MIXTURE(torch.tensor(sigma), xbar))

@@ -244,7 +244,7 @@ def test_dpmpp_3m(steps: int, direction: str, start: str) -> None:
             x = in_data(x, lams[n + 1 - order : n + 1], images[-order:], here, there)
         return x
 
-    check("dpmpp-3m", method, steps, direction, start=start)
+    check("dpmpp-3m", method, steps, direction, warmup=start)
 
 
 BETA_0, BETA_1 = 0.1, 20.0
@@ -324,7 +324,7 @@ def test_deis(steps: int, direction: str, k: int, variable: str) -> None:
     row = {"log": f"ab{k}", "time": f"deis-tab{k - 1}", "rho": f"deis-rhoab{k - 1}"}[variable]
     check(row, functools.partial(method, single=True), steps, direction)
     if k > 2:
-        check(row, functools.partial(method, single=False), steps, direction, start="lower")
+        check(row, functools.partial(method, single=False), steps, direction, warmup="lower")
     if variable == "rho" and k == 4:
         check("lms", functools.partial(method, single=True), steps, direction)
 
@@ -385,7 +385,7 @@ def test_unipc(p: int, b: str, steps: int, direction: str) -> None:
         return x
 
     row = f"unipc-{p}" if b == "bh2" else f"unipc-{p}-{b}"
-    check(row, method, steps, direction, **({"start": "lower"} if p == 3 else {}))
+    check(row, method, steps, direction, **({"warmup": "lower"} if p == 3 else {}))
 
 
 @pytest.mark.parametrize("b", ["bh1", "bh2"])

@@ -49,7 +49,7 @@ def paper(row_eta: float, sigmas: Tensor, *, hat: bool = False) -> Tensor:
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_ddim_is_equation_12(eta: float, zero: bool) -> None:
     sigmas = falling(9, 0.05, 20.0, zero=zero)
-    found = solvers.get("ddim-eta", eta=eta, seed=5, start=7).run(MIXTURE, State(START, 20.0), sigmas)
+    found = solvers.get("ddim-eta", eta=eta, seed=5, first=7).run(MIXTURE, State(START, 20.0), sigmas)
     assert found.sigma == float(sigmas[-1])
     assert torch.allclose(found.xbar, paper(eta, sigmas), rtol=0, atol=1e-11)
 
@@ -58,9 +58,9 @@ def test_ddim_is_equation_12(eta: float, zero: bool) -> None:
 def test_the_other_rows_are_the_papers(zero: bool) -> None:
     sigmas = falling(9, 0.05, 20.0, zero=zero)
     for name, hat in (("ddpm", False), ("ddpm-sigma-hat", True)):
-        found = solvers.get(name, seed=5, start=7).run(MIXTURE, State(START, 20.0), sigmas).xbar
+        found = solvers.get(name, seed=5, first=7).run(MIXTURE, State(START, 20.0), sigmas).xbar
         assert torch.allclose(found, paper(1.0, sigmas, hat=hat), rtol=0, atol=1e-11)
-    default = solvers.get("ddim-eta", seed=5, start=7).run(MIXTURE, State(START, 20.0), sigmas).xbar
+    default = solvers.get("ddim-eta", seed=5, first=7).run(MIXTURE, State(START, 20.0), sigmas).xbar
     assert torch.allclose(default, paper(0.5, sigmas), rtol=0, atol=1e-11)
 
 
@@ -68,7 +68,7 @@ def test_the_walk_of_integrate_is_the_paper_down_to_zero() -> None:
     """The last step is Euler's and not the row's: the same, since no member adds noise there."""
     sigmas = falling(9, 0.05, 20.0, zero=True)
     for row in STOCHASTIC:
-        row = row.with_settings(seed=5, start=7)
+        row = row.with_settings(seed=5, first=7)
         whole = row.run(MIXTURE, State(START, 20.0), sigmas).xbar
         found = odeddim.integrate(MIXTURE, State(START, 20.0), sigmas, row).xbar
         assert torch.allclose(found, whole, rtol=0, atol=1e-12)
@@ -133,12 +133,12 @@ def test_samples_have_the_distribution() -> None:
 def test_an_image_depends_on_its_seed_and_index_only(row: Solver, seed: int, start: int, cut: int, steps: int) -> None:
     sigmas = falling(steps, 0.05, 20.0)
     row = row.with_settings(seed=seed)
-    whole = row.with_settings(start=start).run(MIXTURE, State(START, 20.0), sigmas).xbar
+    whole = row.with_settings(first=start).run(MIXTURE, State(START, 20.0), sigmas).xbar
     for begin, end in ((0, cut), (cut, 3)):
         if begin < end:
-            part = row.with_settings(start=start + begin).run(MIXTURE, State(START[begin:end], 20.0), sigmas).xbar
+            part = row.with_settings(first=start + begin).run(MIXTURE, State(START[begin:end], 20.0), sigmas).xbar
             assert torch.allclose(part, whole[begin:end], rtol=0, atol=1e-12)
-    other = row.with_settings(start=start + 3).run(MIXTURE, State(START, 20.0), sigmas).xbar
+    other = row.with_settings(first=start + 3).run(MIXTURE, State(START, 20.0), sigmas).xbar
     assert bool((other != whole).all())
 
 
@@ -147,7 +147,7 @@ def test_an_image_depends_on_its_seed_and_index_only(row: Solver, seed: int, sta
 def test_every_eta_up_to_one_fits_every_grid(eta: float, steps: int, zero: bool) -> None:
     """σ'² = (weight of ε)² + (weight of noise)² in every step, whatever η: what x̄' holds of noise is σ'."""
     sigmas = falling(steps, 0.05, 20.0, zero=zero)
-    found = ddim(MIXTURE, State(START, 20.0), sigmas, eta=eta, seed=5, start=7).xbar
+    found = ddim(MIXTURE, State(START, 20.0), sigmas, eta=eta, seed=5, first=7).xbar
     assert torch.allclose(found, paper(eta, sigmas), rtol=0, atol=1e-10)
 
 
