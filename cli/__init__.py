@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib import import_module
+from typing import Any
 
 if __name__ != "odeddim.cli":
     raise ImportError(f"import odeddim.cli, not {__name__!r}: a second copy would not be the same module")
@@ -19,6 +21,8 @@ import click
 
 from odeddim import __version__
 from odeddim.types import BudgetExceeded, InputError
+
+_SHOWWARNING = warnings.showwarning
 
 COMMANDS = {
     "encode": "Images to latents: z.h5.",
@@ -85,6 +89,7 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line; what the user got wrong is one sentence and exit code 2, never a traceback."""
+    warnings.showwarning = _warn
     try:
         sys.exit(group.main(standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
@@ -107,6 +112,14 @@ def main() -> None:
         # `odeddim solvers | head`: nobody reads on. Python would complain once more when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _warn(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """The package's own warnings as one line each; others as Python shows them."""
+    if category is UserWarning:
+        click.echo(f"warning: {message}", err=True)
+    else:
+        _SHOWWARNING(message, category, *place, **more)
 
 
 def _fail(message: str, code: int) -> None:

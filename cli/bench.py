@@ -162,5 +162,5 @@ def _print(table: Any) -> None:
     console = Console()
     console.print(shown)
     for row in table.rows:
-        if row.failure:
-            console.print(f"{row.solver}, {row.steps or 'adaptive'}: {row.failure}", highlight=False, markup=False)
+        for words in filter(None, (row.failure, row.note)):
+            console.print(f"{row.solver}, {row.steps or 'adaptive'}: {words}", highlight=False, markup=False)

@@ -57,7 +57,16 @@ def command(
     from dataclasses import asdict
 
     from odeddim.api import decode
-    from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress, steps_of, warn_of_grid
+    from odeddim.cli.running import (
+        batches,
+        decoding_plan,
+        field_of,
+        machine,
+        progress,
+        steps_of,
+        warn_of_grid,
+        warn_of_range,
+    )
     from odeddim.files import check_place
     from odeddim.latents.store import LatentFile
     from odeddim.outputs import open_output
@@ -68,7 +77,7 @@ def command(
         row, nodes, made = decoding_plan(file, field, solver, steps, grid, settings)
         warn_of_grid(grid, field, row)
         total = len(file)
-        began = time.perf_counter()
+        began, largest = time.perf_counter(), 0.0
         if not output.is_dir():
             check_place(output, latents)
         with open_output(output, total, asdict(made)) as out, progress(total, "decoding") as advance:
@@ -77,7 +86,9 @@ def command(
                 its_row = row.with_settings(first=start) if row.stochastic else row
                 x_0 = decode(where.cast(file.read(start, stop)), its_row, model=field, grid=nodes)
                 out.append(x_0, file.names(start, stop))
+                largest = max(largest, float(x_0.abs().max()))
                 advance(stop - start)
+    warn_of_range(largest)
     click.echo(
         f"{total} images in {output}: {row.name}, {steps_of(row, nodes)}, "
         f"{field.rows / total:g} evaluations per image, {time.perf_counter() - began:.1f} s"

@@ -44,7 +44,7 @@ def command(
       odeddim encode -o z.h5 --solver dopri5 --rtol 1e-5
     """
     from odeddim.api import check_encodes, encode, plan
-    from odeddim.cli.running import BATCH, Reports, batches, field_on, images_for, machine, progress, warn_of_grid
+    from odeddim.cli.running import BATCH, WILD, Reports, batches, field_on, images_for, machine, progress, warn_of_grid
     from odeddim.files import check_place
     from odeddim.hdf5 import SUFFIXES
     from odeddim.latents.store import provenance_of, write_latents
@@ -67,7 +67,7 @@ def command(
         dtype=where.dtype_name,
         batch_size=batch_size or BATCH,
     )
-    reports = Reports()
+    reports, rms = Reports(), 0.0
     began = time.perf_counter()
     with write_latents(output, provenance, nodes, total) as writer, progress(total, "encoding") as advance:
         for start, stop in batches(total, batch_size, row):
@@ -75,8 +75,15 @@ def command(
             state = encode(x_0, row, model=field, grid=nodes)
             writer.append(state, source.names[start:stop])
             reports.add(state, source.names[start:stop])
+            rms = max(rms, float(state.x.square().mean().sqrt()))
             advance(stop - start)
-    reports.warn()
+    reports.warn(end)
+    if rms > WILD:
+        click.echo(
+            f"warning: the latents x_T have rms {rms:.3g} where 1 is expected: this solver is unstable on this grid; "
+            "take more steps, another grid or another solver",
+            err=True,
+        )
     click.echo(
         f"{total} latents at σ = {float(nodes[-1]):.6g} in {output}: {row.name}, {provenance.grid} grid, "
         f"{reports.evaluations(field.rows)}, {time.perf_counter() - began:.1f} s"

@@ -56,12 +56,16 @@ def command(solver: str | None, as_json: bool, **given: Any) -> None:
     for line in made.instructions:
         click.echo(line)
     if not made.instructions:
-        click.echo("Its arithmetic depends on the data, or is another library's.")
+        click.echo("No list of coefficients: they depend on the data or on noise, or another library holds them.")
+    if made.instructions and made.family == "reversible" and made.direction == "decode":
+        click.echo("(A run begun afresh. The way back of an encoding undoes that one's list instead.)")
     if made.growth is not None:
         grows = made.growth
         click.echo(
             f"\nRounding errors ({made.dtype}) grow by at most {grows.encode:.3g} on the way up and {grows.decode:.3g} "
             f"on the way down: {grows.latent:.1e} of the latents' scale, {grows.image:.1e} of the images'."
         )
+    if made.gaussian is not None:
+        click.echo(f"Begun afresh on Gaussian data (0 ± 0.5), such a run ends {made.gaussian:.2g} of its value off.")
     if made.refused:
         click.echo(f"Such a run is refused: {made.refused}")

@@ -46,7 +46,7 @@ def command(
     import torch
 
     from odeddim.api import decode
-    from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress
+    from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress, warn_of_range
     from odeddim.files import check_place
     from odeddim.hdf5 import SUFFIXES
     from odeddim.images import save_sheet
@@ -87,5 +87,6 @@ def command(
                     part = dataclasses.replace(path, xbar=path.xbar[start:stop], aux=aux)
                     images.append(decode(part, row, model=field, grid=nodes).cpu())
                     advance(stop - start)
+            warn_of_range(max(float(part.abs().max()) for part in images))
             save_sheet(torch.cat(images), sheet, columns=count)
             click.echo(f"{total} images in {sheet}")

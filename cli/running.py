@@ -124,6 +124,7 @@ def progress(total: int, unit: str) -> Iterator[Callable[[int], Any]]:
 
 
 BATCH = 32  # images per evaluation, unless given
+WILD = 3.0  # |x| that no image has
 QUEUE = 8  # batches that a row with a queue of its own gets at once, to keep its evaluations full
 
 
@@ -135,6 +136,16 @@ def batches(total: int, size: int | None, row: Solver, encoded: LatentFile | Non
     size *= QUEUE if "batch" in row.settings else 1
     for start in range(0, total, size):
         yield start, min(start + size, total)
+
+
+def warn_of_range(largest: float) -> None:
+    """Say on stderr where images have left [-1, 1] by so much that the run must have been unstable."""
+    if largest > WILD:
+        click.echo(
+            f"warning: the images reach ±{largest:.3g} where data lie within ±1: this solver is unstable on this grid; "
+            "take more steps, another grid or another solver",
+            err=True,
+        )
 
 
 class Reports:
@@ -163,8 +174,8 @@ class Reports:
         filling = rows - int(counts.sum())
         return text + (f", {filling / len(self.names):.4g} more to fill batches" if filling > 0 else "")
 
-    def warn(self) -> None:
-        """Name on stderr the images whose iteration did not converge."""
+    def warn(self, end: str) -> None:
+        """Name on stderr the images whose iteration did not converge, and what may help."""
         converged, residual = self.of("converged"), self.of("residual")
         if converged is None or residual is None or bool(converged.all()):
             return
@@ -172,8 +183,8 @@ class Reports:
         named = ", ".join(failed[:NAMED]) + (f" and {len(failed) - NAMED} more" if len(failed) > NAMED else "")
         click.echo(
             f"warning: {len(failed)} of {len(self.names)} images did not converge (residual up to "
-            f"{float(residual[~converged].max()):.0e}): {named}; more steps, another grid or --end sigma_min "
-            "make the map contract",
+            f"{float(residual[~converged].max()):.0e}): {named}; "
+            f"{'--end sigma_min, ' if end == 'zero' else ''}more steps, another grid or a higher --max-nfe may help",
             err=True,
         )
 
@@ -203,6 +214,8 @@ def decoding_plan(
     else:
         if grid is None and its_grid is not None and its_grid.partition(":")[0] in NAMES:
             grid = its_grid
+        if steps is None and its_grid is not None and (grid is None or is_named(grid)):
+            steps = made.steps
         row, nodes = plan(field.schedule, row, steps, grid, made.end, settings)
     images = provenance_of(
         field,

@@ -55,7 +55,7 @@ def command(
     from dataclasses import asdict
 
     from odeddim.api import plan, sample, with_noise
-    from odeddim.cli.running import batches, field_on, image_shape, machine, progress, warn_of_grid
+    from odeddim.cli.running import batches, field_on, image_shape, machine, progress, warn_of_grid, warn_of_range
     from odeddim.latents.store import provenance_of
     from odeddim.outputs import open_output
 
@@ -79,12 +79,14 @@ def command(
         eta=eta,
         dtype=where.dtype_name,
     )
-    began = time.perf_counter()
+    began, largest = time.perf_counter(), 0.0
     with open_output(output, count, asdict(made)) as out, progress(count, "sampling") as advance:
         for start, stop in batches(count, batch_size, row):
             images = sample(stop - start, row, seed=seed, start=start, model=field, grid=nodes, shape=shape)
             out.append(images, [f"sample-{seed}-{i:06d}" for i in range(start, stop)])
+            largest = max(largest, float(images.abs().max()))
             advance(stop - start)
+    warn_of_range(largest)
     click.echo(
         f"{count} images in {output}: {row.name}, seed {seed}, {field.rows / count:g} evaluations per image, "
         f"{time.perf_counter() - began:.1f} s"

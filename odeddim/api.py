@@ -89,6 +89,10 @@ def decode(
     Arguments and errors as of `solve`; the grid must end at the state's σ, and `end` be the one it was encoded with.
     With the reversible solver, the nodes and the batch that encoded, the images are those encoded, bit for bit.
     """
+    if not isinstance(state, State):
+        raise InputError(
+            f"decode takes a State, as encode gives it, not {type(state).__name__}; solve takes x_T itself"
+        )
     field = load(model)
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
     if not math.isclose(state.sigma, float(nodes[-1]), rel_tol=1e-12):

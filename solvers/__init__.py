@@ -71,6 +71,10 @@ def _place(family: str) -> tuple[int, str]:
 
 for _family in sorted((module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"), key=_place):
     _module = import_module(f"odeddim.solvers.{_family}")
+    if not hasattr(_module, "ROWS"):
+        raise ImportError(
+            f"{_module.__file__} has no ROWS: name its solvers there, or begin its name with an underscore"
+        )
     for _row in _module.ROWS:
         add(_row)
     DERIVED.update(getattr(_module, "DERIVED", {}))

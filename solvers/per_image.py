@@ -305,7 +305,7 @@ def per_image(
 
     def euler(xbar: Tensor, here: Tensor, there: Tensor) -> Tensor:
         """The step between σ = 0 and its neighbour, in the same calls of `batch` rows: it has no error to control."""
-        parts = [part.flatten(1) for part in xbar.split(batch)]
+        parts = [part.flatten(1) for part in torch.split(xbar, batch)]
         moved = [part + (there - here) * evaluate(here.expand(len(part)), part) for part in parts]
         return torch.cat(moved).to(xbar.dtype).reshape(xbar.shape)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import struct
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -62,6 +62,10 @@ class Kick:
         """What takes it back."""
         return Kick(self.register, self.sigma, self.weight, self.base, self.end, -self.sign)
 
+    def key(self) -> tuple[object, ...]:
+        """All that makes it what it is."""
+        return self.register, self.sigma, self.weight, self.end, self.sign, self.base and self.base.name
+
     def words(self, place: int) -> str:
         """u = u + c·ε(v)."""
         to, source = NAMES[self.register], NAMES[1 - self.register]
@@ -83,6 +87,10 @@ class Mix:
         (a, b), (c, d) = self.matrix
         det = a * d - b * c
         return Mix(((d / det, -b / det), (-c / det, a / det)))
+
+    def key(self) -> tuple[object, ...]:
+        """All that makes it what it is."""
+        return self.matrix
 
     def words(self, place: int) -> str:
         """(u, v) = (a·u + b·v, c·u + d·v)."""
@@ -341,9 +349,12 @@ def account(nodes: Sequence[float], single: bool, *, course: Callable[..., Cours
     taken to be wrong by one unit of rounding, float32's if `single`.
     """
     made = course(_positive(nodes), **settings)
-    machine = Machine(made, nodes, single=single)
-    there = _gain(made.operations, made.output, machine, single)
-    back = _gain([operation.inverse() for operation in reversed(made.operations)], 0, machine, single)
+    try:
+        machine = Machine(made, nodes, single=single)
+        there = _gain(made.operations, made.output, machine, single)
+        back = _gain([operation.inverse() for operation in reversed(made.operations)], 0, machine, single)
+    except (OverflowError, ZeroDivisionError):
+        raise InputError("the coefficients of this reversible run leave all numbers: settings nearer to 1") from None
     (up, at_top), (down, at_clean) = (there, back) if nodes[-1] > nodes[0] else (back, there)
     return Growth(up, down, at_top / math.sqrt(1 + max(nodes) ** 2), at_clean / math.sqrt(1 + min(nodes) ** 2))
 
@@ -353,7 +364,7 @@ def _gain(operations: Sequence[Operation], output: int, machine: Machine, single
     rounding = 2.0**-24 if single else 2.0**-53
     row = [0.0, 0.0]
     row[output] = 1.0
-    largest, square = 1.0, 0.0
+    largest, arrived = 1.0, 0.0
     for operation in reversed(operations):
         if isinstance(operation, Mix):
             (a, b), (c, d) = operation.matrix
@@ -361,8 +372,8 @@ def _gain(operations: Sequence[Operation], output: int, machine: Machine, single
             largest = max(largest, *map(abs, row))
         else:
             error = rounding * operation.size + machine.quantum
-            square += (row[operation.register] * error) ** 2
-    return largest, math.sqrt(square)
+            arrived = math.hypot(arrived, row[operation.register] * error)
+    return largest, arrived
 
 
 def run(
@@ -371,22 +382,32 @@ def run(
     """A reversible run, or the way back of one: of the state's own, if it was kept by the same method on these nodes.
 
     state.xbar (B, *) at sigmas[0]; sigmas (N+1,) float64. A fresh run begins with x̄ alone; the result's `aux` is what
-    its way back needs, which ends at the x̄ that the run began with, bit for bit. The interval that ends at σ = 0 is
-    Euler's, as everywhere: what its way back lacks is kept too, and on a fresh run down to 0 nothing is.
-    Errors: InputError where rounding errors would grow beyond 1% of what comes out.
+    its way back needs, which ends at the x̄ that the run began with, bit for bit (but -0 as 0). The interval that ends
+    at σ = 0 is Euler's, as everywhere: what its way back lacks is kept too, and on a fresh run down to 0 nothing is.
+    Warns where the state was kept by the same method, but for another run. Errors: InputError where rounding errors
+    would grow beyond 1% of what comes out, where a run leaves the numbers that it can take back, for aux that does not
+    fit.
     """
     import torch
 
     dtype, single = state.xbar.dtype, state.xbar.dtype == torch.float32
     nodes = sigmas.tolist()
-    back = bool(state.kept) and state.kept == _kept(name, settings, nodes[::-1], single)
-    if not back:
-        _check(name, account(nodes, single, course=course, **settings), nodes, single)
-    made = course(_positive(nodes[::-1] if back else nodes), **settings)
+    if state.kept.startswith(f"{name} "):
+        made = course(_positive(nodes[::-1]), **settings)
+        # A float32 state as float64 has lost nothing: its way back is the same.
+        for halves in (single,) if single else (False, True):
+            if state.kept == _kept(name, made, nodes[::-1], halves):
+                machine = Machine(made, nodes, single=halves)
+                return _back(field, state, sigmas, machine, machine.grain(nodes, halves))
+        warnings.warn(
+            f"the latents were kept by {state.kept!r}, not by this run of {name}: it starts from x̄ alone and does not "
+            "come back exactly (other nodes, settings or dtype)",
+            stacklevel=2,
+        )
+    _check(name, nodes, single, course, settings)
+    made = course(_positive(nodes), **settings)
     machine = Machine(made, nodes, single=single)
     grain = machine.grain(nodes, single)
-    if back:
-        return _back(field, state, sigmas, machine, grain)
     begin = _rounded(state.xbar, grain)
     remainder = state.xbar.double() - begin
     xbar, asked = begin, Asked()
@@ -402,13 +423,21 @@ def run(
     if nodes[-1] == 0:
         xbar = output[0].double() + output[1]
         return State((xbar - field(sigmas[-2], xbar) * nodes[-2]).to(dtype), 0.0)
+    if any(not torch.equal(part.to(dtype).double(), part) for part in (*lacking, remainder)):
+        raise InputError(UNSTABLE)
     aux = (output[1], *other, *(part.to(dtype) for part in (*lacking, remainder)))
-    return State(output[0], nodes[-1], aux, _kept(name, settings, nodes, single))
+    return State(output[0], nodes[-1], aux, _kept(name, made, nodes, single))
 
 
 def _back(field: Field, state: State, sigmas: Tensor, machine: Machine, grain: float) -> State:
     """The way back to where `state` comes from."""
     parts = (state.xbar, *state.aux)
+    count = 5 + (float(sigmas[-1]) == 0)
+    if len(parts) != count or any(part.shape != state.xbar.shape or not bool(part.isfinite().all()) for part in parts):
+        raise InputError(
+            f"the state's aux is not what {state.kept!r} keeps: {count - 1} finite tensors like xbar; without aux and "
+            "kept, the run starts from x̄ alone"
+        )
     output, other = (machine.read(parts[k], machine.scale) + machine.read(parts[k + 1], machine.scale) for k in (0, 2))
     registers = [output, other] if machine.output == 0 else [other, output]
     asked = Asked()
@@ -426,28 +455,35 @@ def _positive(nodes: Sequence[float]) -> list[float]:
     return [sigma for sigma in nodes if sigma > 0]
 
 
-def _kept(name: str, settings: dict[str, Any], nodes: Sequence[float], single: bool) -> str:
-    """What a state is kept by: the method and its settings, the nodes and their direction, the dtype."""
-    said = "".join(f" {key}={value}" for key, value in sorted(settings.items()))
-    digest = hashlib.sha256(struct.pack(f"<{len(nodes)}d", *nodes)).hexdigest()[:16]
+def _kept(name: str, made: Course, nodes: Sequence[float], single: bool) -> str:
+    """What a state is kept by: the method, what it does on which nodes in which direction, the dtype."""
+    text = repr([(list(nodes), *(operation.key() for operation in made.operations))])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     direction = "up" if nodes[-1] > nodes[0] else "down"
-    return f"{name}{said} {direction} {len(nodes) - 1} steps {digest} {'float32' if single else 'float64'}"
+    return f"{name} {direction} {len(nodes) - 1} steps {digest} {'float32' if single else 'float64'}"
 
 
-def _check(name: str, growth: Growth, nodes: Sequence[float], single: bool) -> None:
+def _check(name: str, nodes: Sequence[float], single: bool, course: Callable[..., Course], settings: Any) -> None:
     """Raises InputError where rounding errors would spoil the latent, or the image that is decoded from it."""
     up = nodes[-1] > nodes[0]
-    error, what = max((growth.latent, "latents"), (growth.image, "images")) if up else (growth.image, "images")
-    if error > SPOILED:
-        remedy = "a float64 state (--dtype float64), fewer steps" if single else "fewer steps"
+
+    def spoils(single: bool) -> tuple[float, str, Growth]:
+        growth = account(nodes, single, course=course, **settings)
+        error, what = max((growth.latent, "latents"), (growth.image, "images")) if up else (growth.image, "images")
+        return error, what, growth
+
+    error, what, growth = spoils(single)
+    if not error <= SPOILED:
+        double = "a float64 state (--dtype float64), " if single and spoils(False)[0] <= SPOILED else ""
         raise InputError(
             f"{name} on this grid of {len(nodes) - 1} steps would amplify rounding errors by up to "
-            f"{max(growth.encode, growth.decode):.1e}, to {error:.1e} of the {what}: take {remedy}, a grid whose steps "
-            "differ less (log, karras), settings nearer to 1, or another solver (`odeddim explain` shows the growth)"
+            f"{max(growth.encode, growth.decode):.1e}, to {error:.1e} of the {what}: take {double}fewer steps, a grid "
+            "whose steps differ less (log, karras), settings nearer to 1, or another solver (`odeddim explain` shows "
+            "the growth)"
         )
 
 
-def _row(
+def reversible_row(
     name: str,
     course: Callable[..., Course],
     order: int,
@@ -456,6 +492,8 @@ def _row(
     grid: str = "log",
     **declared: Any,
 ) -> Solver:
+    """A row that does a course's operations: course(nodes, **settings), nodes positive, rising or falling."""
+
     def plan(nodes: Sequence[float], **settings: Any) -> Sequence[Operation]:
         return course(nodes, **settings).operations
 
@@ -468,6 +506,7 @@ def _row(
         order=order,
         nfe=nfe,
         reversible=True,
+        to_zero=True,
         reference=reference,
         grid=grid,
         **declared,
@@ -478,7 +517,7 @@ def mccallum_foster(base: Solver) -> Solver:
     """A row `mf-NAME` that makes a one-step row reversible: of its order, at twice its evaluations. See `coupled`."""
     if not base.onestep or base.nfe is None:
         raise InputError(f"only a one-step solver with fixed evaluations can be coupled, which {base.name!r} is not")
-    return _row(
+    return reversible_row(
         f"mf-{base.name}",
         functools.partial(coupled, base=base),
         base.order,
@@ -493,11 +532,17 @@ SAME = ("dpm-solver-1", "heun2")  # as euler and heun
 BASES = [row for family in (onestep, torchdiffeq_) for row in family.ROWS if row.onestep and row.name not in SAME]
 DERIVED = {"mf-": mccallum_foster}
 ROWS = (
-    _row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446", "karras", settings={"p": float}),
-    _row("bdia", bdia_course, 2, 1, "Zhang et al. 2023, arXiv 2307.10829", settings={"gamma": float}),
-    _row("belm", functools.partial(two_step, neighbour=belm), 2, 1, f"{BELM}, weighted by the ratio of steps"),
-    _row("obelm", functools.partial(two_step, neighbour=obelm), 2, 1, f"{BELM} (O-BELM)", "karras"),
-    _row("leapfrog", functools.partial(two_step, neighbour=leapfrog), 2, 1, "Gragg 1965, explicit midpoint rule"),
-    _row("reversible-heun", reversible_heun, 2, 1, "Kidger et al. 2021, arXiv 2105.13493, Algorithm 1", warmup=(1,)),
+    reversible_row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446", "karras", settings={"p": float}),
+    reversible_row("bdia", bdia_course, 2, 1, "Zhang et al. 2023, arXiv 2307.10829", settings={"gamma": float}),
+    reversible_row(
+        "belm", functools.partial(two_step, neighbour=belm), 2, 1, f"{BELM}, weighted by the ratio of steps"
+    ),
+    reversible_row("obelm", functools.partial(two_step, neighbour=obelm), 2, 1, f"{BELM} (O-BELM)", "karras"),
+    reversible_row(
+        "leapfrog", functools.partial(two_step, neighbour=leapfrog), 2, 1, "Gragg 1965, explicit midpoint rule"
+    ),
+    reversible_row(
+        "reversible-heun", reversible_heun, 2, 1, "Kidger et al. 2021, arXiv 2105.13493, Algorithm 1", warmup=(1,)
+    ),
     *map(mccallum_foster, BASES),
 )

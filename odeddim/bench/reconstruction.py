@@ -51,7 +51,7 @@ DEFAULT_ENTRIES = ("euler@linear", "euler@quadratic", "heun", "dpmpp-2m", "ab3",
 class Row:
     """One line of the table. evaluations: per image and direction; seconds: both directions, all images.
 
-    failure: why a solver gave no result; its figures are None then.
+    failure: why a solver gave no result; its figures are None then. note: what else it says of itself.
     """
 
     solver: str
@@ -62,6 +62,7 @@ class Row:
     latent: float | None
     seconds: float
     failure: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Table:
 
         text = h5py.string_dtype()
         kinds: list[tuple[str, Any]] = [("solver", text), ("grid", text), ("steps", "i8"), ("evaluations", "f8")]
-        kinds += [("round_trip", "f8"), ("latent", "f8"), ("seconds", "f8"), ("failure", text)]
+        kinds += [("round_trip", "f8"), ("latent", "f8"), ("seconds", "f8"), ("failure", text), ("note", text)]
         values = [
             tuple((-1 if key == "steps" else np.nan) if value is None else value for key, value in asdict(row).items())
             for row in self.rows
@@ -179,11 +180,13 @@ def reconstruction(
     for entry, steps, solver, nodes in planned:
         field.reset()
         began = time.perf_counter()
-        latents, back, failure = [], [], ""
+        latents, back, failure, residuals = [], [], "", []
         try:
             for batch in _batches(images, batch_size):
                 state = encode(batch, solver, model=field, grid=nodes)
                 latents.append(state.xbar)
+                if "converged" in state.report:
+                    residuals += state.report["residual"][~state.report["converged"]].tolist()
                 back.append(decode(state, solver, model=field, grid=nodes))
         except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
             failure = str(error)
@@ -196,6 +199,7 @@ def reconstruction(
             latent=None if failure else _latent_error(torch.cat(latents), truth[float(nodes[-1])], float(nodes[-1])),
             seconds=time.perf_counter() - began,
             failure=failure,
+            note=f"{len(residuals)} images did not converge, residual up to {max(residuals):.0e}" if residuals else "",
         )
         advance(expected_evaluations(solver, nodes))
 

@@ -4,6 +4,7 @@
                    moves, so nothing is rounded on the way through the file. x_T = x̄/√(1+σ²) has unit variance.
     /aux/0, ...    like xbar: what a reversible solver keeps besides; the group's attribute `kept` says which solver's
     /report/...    (N,) each: evaluations per image and the like, of solvers that tell
+    /crc32         (N,) uint32, of each latent's bytes in /xbar and /aux together: whether they still belong together
     /names         (N,) where each latent comes from
     /nodes         (S+1,) float64, the noise levels walked, rising; the first is where images lie
     /provenance    JSON: model and hash of its weights, schedule, prediction, solver and settings, grid, end, versions
@@ -18,6 +19,7 @@ import hashlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -112,6 +114,7 @@ class LatentWriter:
             self._file[f"aux/{k}"][self._next : stop] = part.cpu().numpy()
         for key, values in state.report.items():
             self._file[f"report/{key}"][self._next : stop] = values.cpu().numpy()
+        self._file["crc32"][self._next : stop] = _crc32([state.xbar, *state.aux])
         self._file["names"][self._next : stop] = [plain_text(name) for name in names]
         self._file.commit()
         self._next = stop
@@ -134,6 +137,7 @@ class LatentWriter:
         for key, values in state.report.items():
             dtype = str(values.dtype).removeprefix("torch.")
             self._file.create_dataset(f"report/{key}", (self._count,), dtype=dtype, chunks=True, fletcher32=True)
+        self._file.create_dataset("crc32", (self._count,), dtype=np.uint32)
         self._file.create_dataset("names", (self._count,), dtype=h5py.string_dtype())
 
     @property
@@ -148,7 +152,8 @@ def write_latents(path: Path, provenance: Provenance, nodes: Tensor, count: int)
     check_place(path, suffixes=SUFFIXES)
     with writing(path) as file:
         file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
-        file.create_dataset("nodes", data=nodes.numpy(), chunks=nodes.shape, fletcher32=True)
+        data = file.create_dataset("nodes", data=nodes.numpy(), chunks=nodes.shape, fletcher32=True)
+        data.attrs["sha256"] = _digest(str(nodes.tolist()))
         text = json.dumps(asdict(provenance), indent=1, ensure_ascii=False)
         file.create_dataset("provenance", data=text).attrs["sha256"] = _digest(text)
         writer = LatentWriter(file, count)
@@ -199,11 +204,14 @@ class LatentFile:
         report = file.get("report")
         self._report = {key: _dataset(file, f"report/{key}", path) for key in (report if report is not None else ())}
         for key, values in self._report.items():
-            if values.shape != (len(self._xbar),):
-                raise InputError(f"{path}: 'report/{key}' {values.shape} does not belong to {len(self)} latents")
+            if values.shape != (len(self._xbar),) or values.dtype.kind not in "ifb":
+                raise InputError(
+                    f"{path}: 'report/{key}' {values.dtype} {values.shape} does not belong to {len(self)} latents"
+                )
+        self._crc32 = _dataset(file, "crc32", path)
         self._names = _dataset(file, "names", path)
-        for data in (*self._aux, self._names):
-            if data.shape[0] != len(self._xbar) or (data is not self._names and data.shape != self._xbar.shape):
+        for data in (*self._aux, self._crc32, self._names):
+            if data.shape[0] != len(self._xbar) or (data in self._aux and data.shape != self._xbar.shape):
                 raise InputError(f"{path}: '{data.name}' of shape {data.shape} does not belong to {len(self)} latents")
         nodes = _dataset(file, "nodes", path)
         if nodes.ndim != 1 or not 2 <= nodes.shape[0] <= 1_000_001:
@@ -211,6 +219,8 @@ class LatentFile:
         from odeddim.grids import check_nodes
 
         self.nodes = check_nodes(torch.from_numpy(np.asarray(nodes[:], np.float64)), where=str(path))
+        if _digest(str(self.nodes.tolist())) != nodes.attrs["sha256"]:
+            raise InputError(f"{path}: its nodes are damaged or were edited: their checksum does not fit")
         if not math.isclose(self.sigma, float(self.nodes[-1]), rel_tol=1e-12):
             raise InputError(
                 f"{path}: its latents lie at σ = {self.sigma}, but its grid ends at {float(self.nodes[-1])}"
@@ -255,11 +265,16 @@ class LatentFile:
         try:
             parts = [torch.from_numpy(np.ascontiguousarray(data[start:stop])) for data in (self._xbar, *self._aux)]
             report = {key: torch.from_numpy(values[start:stop]) for key, values in self._report.items()}
+            kept_together = np.array_equal(self._crc32[start:stop], _crc32(parts))
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: latents {start} to {stop - 1} cannot be read: {_words(error)}") from None
         for part in parts:
             if not bool(torch.isfinite(part).all()):
                 raise InputError(f"{self.path}: latents {start} to {stop - 1} hold NaN or infinite values")
+        if not kept_together:
+            raise InputError(
+                f"{self.path}: latents {start} to {stop - 1} were changed, or have lost what was kept with them"
+            )
         return State(parts[0], self.sigma, tuple(parts[1:]), self.kept, report)
 
     def pick(self, index: int) -> State:
@@ -274,6 +289,12 @@ class LatentFile:
             return [str(name) for name in self._names.asstr()[start:stop]]
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: names {start} to {stop - 1} cannot be read: {_words(error)}") from None
+
+
+def _crc32(parts: Sequence[Tensor]) -> list[int]:
+    """The checksum of each latent over all its parts, (B, *) each."""
+    rows = zip(*(part.cpu().numpy() for part in parts), strict=True)
+    return [zlib.crc32(b"".join(np.ascontiguousarray(part).tobytes() for part in row)) for row in rows]
 
 
 def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
