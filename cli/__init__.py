@@ -108,10 +108,6 @@ def main() -> None:
         if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and "allocate memory" not in str(error):
             raise
         _fail("out of memory: try a smaller --batch-size, smaller images or fewer steps", 1)
-    except BrokenPipeError:
-        # `odeddim solvers | head`: nobody reads on. Python would complain once more when it flushes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 def _warn(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

@@ -88,6 +88,19 @@ def test_growth_and_refusal() -> None:
     assert wild.evaluations is None
 
 
+def test_decoding_by_an_exact_row_is_known() -> None:
+    made = explain("exact-heun", model=MODEL, direction="decode", steps=6)
+    assert made.evaluations == explain("heun", model=MODEL, direction="decode", steps=6, grid="log").evaluations
+
+
+def test_gaussian_data() -> None:
+    accurate, coarse = (explain("ab3", model=MODEL, steps=steps, grid="log").gaussian for steps in (100, 5))
+    assert accurate is not None
+    assert coarse is not None
+    assert accurate < 1e-3 < coarse
+    json.loads(explain("edict", model=MODEL, steps=4, p=1e-300).to_json(), parse_constant=pytest.fail)
+
+
 def test_what_depends_on_the_data() -> None:
     for name in ("dopri5", "exact-euler", "tsit5-per-image"):
         made = explain(name, model=MODEL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -97,6 +97,76 @@ def test_a_damaged_note_of_what_is_kept(tmp_path: Path) -> None:
         LatentFile(tmp_path / "z.h5")
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file["aux"].__delitem__("4"),
+        lambda file: file.__delitem__("aux"),
+        lambda file: file["aux/1"].write_direct(np.zeros((3, 1, 1, 2), np.float32)),
+        lambda file: file["xbar"].write_direct(np.ascontiguousarray(file["xbar"][:][::-1])),
+        lambda file: file["nodes"].write_direct(file["nodes"][:] * np.where(np.arange(5) == 2, 1.01, 1)),
+        lambda file: (file.move("aux/0", "aux/x"), file.move("aux/1", "aux/0"), file.move("aux/x", "aux/1")),
+    ],
+    ids=["one part lost", "all parts lost", "a part of zeros", "other latents", "another node", "parts exchanged"],
+)
+def test_parts_that_no_longer_belong_together(damage: Callable[[h5py.File], object], tmp_path: Path) -> None:
+    """Unnoticed, the way back would lead to anything."""
+    model = odeddim.load("exact-mixture")
+    nodes = odeddim.grid("karras", model.schedule, 4)
+    state = odeddim.encode(torch.rand(3, 1, 1, 2), "bdia", model=model, grid=nodes)
+    made = provenance_of(model, solver="bdia", grid="karras", nodes=nodes, made_by="encode", settings={})
+    with write_latents(tmp_path / "z.h5", made, nodes, 3) as writer:
+        writer.append(state, ["x"] * 3)
+    with h5py.File(tmp_path / "z.h5", "r+") as file:
+        damage(file)
+    with pytest.raises(InputError), LatentFile(tmp_path / "z.h5") as file:
+        file.read(0, 3)
+
+
+def test_aux_that_does_not_fit() -> None:
+    model = odeddim.load("exact-mixture")
+    state = odeddim.encode(torch.rand(3, 1, 1, 2), "bdia", model=model, steps=4)
+    nan = torch.full_like(state.xbar, math.nan)
+    for aux in (
+        state.aux[:2],
+        state.aux[:-1],
+        state.aux * 2,
+        (*state.aux[:-1], state.aux[-1][:1]),
+        (*state.aux[:-1], nan),
+    ):
+        with pytest.raises(InputError, match="aux"):
+            odeddim.decode(dataclasses.replace(state, aux=aux), "bdia", model=model, steps=4)
+    with pytest.raises(InputError, match="State"):
+        odeddim.decode(state.x, "bdia", model=model, steps=4)  # type: ignore[arg-type]
+
+
+def test_what_is_kept_is_what_was_done() -> None:
+    """A setting said or left at its default, the state in more digits: the same way back. Another one: a warning."""
+    model = odeddim.load("exact-mixture")
+    x = images(torch.float32).reshape(8, 1, 1, 2)
+    state = odeddim.encode(x, "bdia", model=model, steps=20)
+    assert torch.equal(odeddim.decode(state, "bdia", model=model, steps=20, gamma=1.0), x)
+    wider = dataclasses.replace(state, xbar=state.xbar.double(), aux=tuple(part.double() for part in state.aux))
+    assert torch.equal(odeddim.decode(wider, "bdia", model=model, steps=20), x.double())
+    for changed in ({"gamma": 0.99}, {"steps": 21}):
+        with pytest.warns(UserWarning, match="starts from x̄ alone"):
+            odeddim.decode(state, "bdia", model=model, **{"steps": 20, **changed})  # type: ignore[arg-type]
+
+
+def test_a_field_too_large_to_be_kept_is_refused() -> None:
+    """What the step at σ = 0 lacks must fit: exact, or a sentence."""
+    x = images(torch.float32).reshape(8, 1, 1, 2)
+    for size in (1.0, 30.0, 60.0, 300.0, 3000.0):
+        model = odeddim.VectorField(lambda x, t, size=size: size * torch.sin(50 * x), odeddim.Schedule.linear())
+        try:
+            state = odeddim.encode(x, "belm", model=model, steps=5)
+        except InputError:
+            assert size > 30
+        else:
+            assert torch.equal(odeddim.decode(state, "belm", model=model, steps=5), x)
+
+
+@pytest.mark.filterwarnings("ignore:the latents were kept")
 @each(ROWS)
 def test_what_others_kept_is_not_used(row: solvers.Solver) -> None:
     """By another method, on other nodes, with another setting: the run starts from x̄ alone."""

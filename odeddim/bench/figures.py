@@ -54,6 +54,11 @@ def work_precision(table: Table, path: Path) -> None:
         panel.set_xticks(ticks, [str(tick) for tick in ticks])
         panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(which="major", alpha=0.3)
+    exact = [f"{solver}, {grid}" for (solver, grid), rows in lines.items() if any(row.round_trip == 0 for row in rows)]
+    if exact:  # a logarithmic axis has no place for them
+        panels[0].annotate(
+            f"0 (exact): {'; '.join(exact)}", (0.02, 0.02), xycoords="axes fraction", fontsize=8, color="0.35"
+        )
     if table.reference_error > 0:
         panels[1].axhline(table.reference_error, color="0.5", linestyle=":", linewidth=1)
         panels[1].annotate(
