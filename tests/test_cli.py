@@ -319,7 +319,9 @@ def test_images_that_do_not_converge_are_named(run) -> None:  # type: ignore[no-
     steps = ("--steps", 2, "--grid", "linear", "--batch-size", 1, "-n", 2)
     code, out, err = run("encode", "-o", "z.h5", "--solver", "exact-euler", *steps)
     assert code == 0
-    assert re.search(r"2 of 2 images did not converge \(residual up to \de-0\d\): '000000', '000001'; --end sigma_min, more", err)
+    assert re.search(
+        r"2 of 2 images did not converge \(residual up to \de-0\d\): '000000', '000001'; --end sigma_min, more", err
+    )
     assert re.search(r"[\d.]+ evaluations per image \(\d+ to \d+\)", out)
     code, out, err = run("encode", "-n", 1, "-o", "z.h5", *MIXTURE, "--solver", "exact-euler", "--steps", 20)
     assert (code, err) == (0, "")
