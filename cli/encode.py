@@ -44,7 +44,17 @@ def command(
       odeddim encode -o z.h5 --solver dopri5 --rtol 1e-5
     """
     from odeddim.api import check_encodes, encode, plan
-    from odeddim.cli.running import BATCH, WILD, Reports, batches, field_on, images_for, machine, progress, warn_of_grid
+    from odeddim.cli.running import (
+        BATCH,
+        Reports,
+        batches,
+        field_on,
+        images_for,
+        machine,
+        progress,
+        warn_of_grid,
+        warn_of_range,
+    )
     from odeddim.files import check_place
     from odeddim.hdf5 import SUFFIXES
     from odeddim.latents.store import provenance_of, write_latents
@@ -78,12 +88,7 @@ def command(
             rms = max(rms, float(state.x.square().mean().sqrt()))
             advance(stop - start)
     reports.warn(end)
-    if rms > WILD:
-        click.echo(
-            f"warning: the latents x_T have rms {rms:.3g} where 1 is expected: this solver is unstable on this grid; "
-            "take more steps, another grid or another solver",
-            err=True,
-        )
+    warn_of_range(rms, "the latents x_T have rms {:.3g} where 1 is expected")
     click.echo(
         f"{total} latents at σ = {float(nodes[-1]):.6g} in {output}: {row.name}, {provenance.grid} grid, "
         f"{reports.evaluations(field.rows)}, {time.perf_counter() - began:.1f} s"

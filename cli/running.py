@@ -93,18 +93,22 @@ def images_for(field: VectorField, path: Path | None) -> ImageSource:
     return source
 
 
+def warn(message: str) -> None:
+    """A warning on stderr, in one line."""
+    click.echo(f"warning: {message}", err=True)
+
+
 def warn_of_grid(grid: str | None, field: VectorField, row: Solver) -> None:
     """Say on stderr where a grid file names another model or solver than what runs on it (see `odeddim grid`)."""
     notes = {} if grid is None or is_named(grid) else read_notes(Path(grid))
     theirs, ours = notes.get("sha256") or notes.get("model"), field.sha256 if notes.get("sha256") else field.name
     if theirs and theirs != ours:
-        click.echo(
-            f"warning: {grid} was computed for the model {notes.get('model', theirs)!r}, not {field.name!r}: "
-            "`odeddim grid` computes one for it",
-            err=True,
+        warn(
+            f"{grid} was computed for the model {notes.get('model', theirs)!r}, not {field.name!r}: "
+            "`odeddim grid` computes one for it"
         )
     if notes.get("solver", row.name) != row.name:
-        click.echo(f"warning: {grid} was computed for the solver {notes['solver']!r}, not {row.name!r}", err=True)
+        warn(f"{grid} was computed for the solver {notes['solver']!r}, not {row.name!r}")
 
 
 @contextlib.contextmanager
@@ -138,14 +142,11 @@ def batches(total: int, size: int | None, row: Solver, encoded: LatentFile | Non
         yield start, min(start + size, total)
 
 
-def warn_of_range(largest: float) -> None:
-    """Say on stderr where images have left [-1, 1] by so much that the run must have been unstable."""
+def warn_of_range(largest: float, what: str = "the images reach ±{:.3g} where data lie within ±1") -> None:
+    """Say on stderr where images, or the rms of latents, are so large that the run must have been unstable."""
     if largest > WILD:
-        click.echo(
-            f"warning: the images reach ±{largest:.3g} where data lie within ±1: this solver is unstable on this grid; "
-            "take more steps, another grid or another solver",
-            err=True,
-        )
+        advice = "this solver is unstable on this grid; take more steps, another grid or another solver"
+        warn(f"{what.format(largest)}: {advice}")
 
 
 class Reports:
@@ -181,11 +182,10 @@ class Reports:
             return
         failed = [repr(name) for name, good in zip(self.names, converged.tolist(), strict=True) if not good]
         named = ", ".join(failed[:NAMED]) + (f" and {len(failed) - NAMED} more" if len(failed) > NAMED else "")
-        click.echo(
-            f"warning: {len(failed)} of {len(self.names)} images did not converge (residual up to "
+        warn(
+            f"{len(failed)} of {len(self.names)} images did not converge (residual up to "
             f"{float(residual[~converged].max()):.0e}): {named}; "
-            f"{'--end sigma_min, ' if end == 'zero' else ''}more steps, another grid or a higher --max-nfe may help",
-            err=True,
+            f"{'--end sigma_min, ' if end == 'zero' else ''}more steps, another grid or a higher --max-nfe may help"
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from odeddim.analytic import Gaussian
-from odeddim.api import Grid, Model, integrate, plan
+from odeddim.api import Grid, Model, check_encodes, integrate, plan
 from odeddim.models import DEFAULT, load
 from odeddim.types import Growth, InputError, Solver, State, pick
 
@@ -69,8 +69,8 @@ def explain(
     pick(direction, DIRECTIONS, "direction")
     pick(dtype, ("float32", "float64"), "dtype")
     row, rising = plan(field.schedule, solver, steps, grid, end, dict(settings))
-    if row.stochastic and direction == "encode":
-        raise InputError(f"solver {row.name!r} adds noise, so it only decodes: explain it with direction 'decode'")
+    if direction == "encode":
+        check_encodes(row)
     nodes = rising if direction == "encode" else rising.flip(0)
     evaluations, gaussian, refused = _dry_run(row, nodes, getattr(torch, dtype), direction)
     levels = [sigma for sigma in nodes.tolist() if sigma > 0]
@@ -87,12 +87,20 @@ def explain(
         labels=tuple(float(field.schedule.t(sigma)) for sigma in nodes),
         evaluations=evaluations,
         instructions=_instructions(row, levels, zero=float(rising[0]) == 0, direction=direction),
-        growth=None
-        if row.growth is None or len(levels) < 2 or "all numbers" in refused
-        else row.growth(levels, dtype == "float32"),
+        growth=_growth(row, levels, dtype == "float32"),
         refused=refused,
         gaussian=gaussian,
     )
+
+
+def _growth(row: Solver, levels: list[float], single: bool) -> Growth | None:
+    """None where there is no step, where it is not known, and where it is no number: such a run is refused."""
+    if row.growth is None or len(levels) < 2:
+        return None
+    try:
+        return row.growth(levels, single)
+    except InputError:
+        return None
 
 
 def _dry_run(row: Solver, nodes: Tensor, dtype: torch.dtype, direction: str) -> tuple[int | None, float | None, str]:

@@ -296,7 +296,7 @@ class Machine:
                 else:
                     change = self._answer(field, step, registers, asked) * (step.factor / self.quantum)
                 register.add_(self._whole(change), alpha=-1 if back else 1)
-                self._whole(register)
+                self._check(register)
             asked.pop(step.register, None)
 
     def _answer(self, field: Field, push: Push, registers: list[Tensor], asked: Asked) -> Tensor:
@@ -306,16 +306,18 @@ class Machine:
         if kick.base is not None:
             nodes = source.new_tensor([kick.sigma, kick.end], device="cpu")
             return kick.base.run(field, State(source, kick.sigma), nodes).xbar - source
-        if place not in asked or asked[place][0] != kick.sigma:
-            asked[place] = kick.sigma, field(source.new_tensor(kick.sigma, device="cpu"), source)
-        return asked[place][1]
+        return _ask(field, asked, place, kick.sigma, source)
 
-    def _whole(self, values: Tensor) -> Tensor:
-        """The nearest int64, with room for a sum of two."""
-        import torch
-
+    def _check(self, values: Tensor) -> None:
+        """Raises InputError unless an int64 has room for the sum of two such values."""
         if not float(values.abs().max()) < 2.0**self.bits:
             raise InputError(UNSTABLE)
+
+    def _whole(self, values: Tensor) -> Tensor:
+        """The nearest int64."""
+        import torch
+
+        self._check(values)
         return values.round().to(torch.int64)
 
     def read(self, xbar: Tensor, scale: float = 1.0) -> Tensor:
@@ -337,6 +339,13 @@ class Machine:
         return max(self.quantum, 2.0 ** (math.ceil(math.log2(64 * sorted(nodes)[1])) - 24)) if at_zero else self.quantum
 
 
+def _ask(field: Field, asked: Asked, place: int, sigma: float, source: Tensor) -> Tensor:
+    """ε of the source, which is what the register at this place holds; asked once as long as it stays."""
+    if place not in asked or asked[place][0] != sigma:
+        asked[place] = sigma, field(source.new_tensor(sigma, device="cpu"), source)
+    return asked[place][1]
+
+
 def _rounded(values: Tensor, grain: float) -> Tensor:
     """The nearest multiples of the grain, in float64."""
     return values.double().div(grain).round_().mul_(grain)
@@ -348,7 +357,11 @@ def account(nodes: Sequence[float], single: bool, *, course: Callable[..., Cours
     ε's own dependence on x̄ is left out: what remains are the coefficients, as for zero-stability. Each evaluation is
     taken to be wrong by one unit of rounding, float32's if `single`.
     """
-    made = course(_positive(nodes), **settings)
+    return _account(course(_positive(nodes), **settings), nodes, single)
+
+
+def _account(made: Course, nodes: Sequence[float], single: bool) -> Growth:
+    """The same of a course that is made."""
     try:
         machine = Machine(made, nodes, single=single)
         there = _gain(made.operations, made.output, machine, single)
@@ -404,8 +417,8 @@ def run(
             "come back exactly (other nodes, settings or dtype)",
             stacklevel=2,
         )
-    _check(name, nodes, single, course, settings)
     made = course(_positive(nodes), **settings)
+    _check(name, made, nodes, single)
     machine = Machine(made, nodes, single=single)
     grain = machine.grain(nodes, single)
     begin = _rounded(state.xbar, grain)
@@ -445,8 +458,7 @@ def _back(field: Field, state: State, sigmas: Tensor, machine: Machine, grain: f
     xbar = registers[0].double() * machine.quantum
     if float(sigmas[-1]) == 0:
         sigma = float(sigmas[-2])
-        slope = asked[0][1] if 0 in asked and asked[0][0] == sigma else field(sigmas[-2], xbar)
-        xbar = _rounded(xbar - slope * sigma, grain) + parts[-2].double()
+        xbar = _rounded(xbar - _ask(field, asked, 0, sigma, xbar) * sigma, grain) + parts[-2].double()
     return State((xbar + parts[-1]).to(state.xbar.dtype), float(sigmas[-1]))
 
 
@@ -463,12 +475,12 @@ def _kept(name: str, made: Course, nodes: Sequence[float], single: bool) -> str:
     return f"{name} {direction} {len(nodes) - 1} steps {digest} {'float32' if single else 'float64'}"
 
 
-def _check(name: str, nodes: Sequence[float], single: bool, course: Callable[..., Course], settings: Any) -> None:
+def _check(name: str, made: Course, nodes: Sequence[float], single: bool) -> None:
     """Raises InputError where rounding errors would spoil the latent, or the image that is decoded from it."""
     up = nodes[-1] > nodes[0]
 
     def spoils(single: bool) -> tuple[float, str, Growth]:
-        growth = account(nodes, single, course=course, **settings)
+        growth = _account(made, nodes, single)
         error, what = max((growth.latent, "latents"), (growth.image, "images")) if up else (growth.image, "images")
         return error, what, growth
 

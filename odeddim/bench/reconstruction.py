@@ -25,9 +25,8 @@ from odeddim import grids, solvers
 from odeddim.api import check_encodes, decode, encode, integrate, plan
 from odeddim.field import VectorField
 from odeddim.hdf5 import writing
+from odeddim.local_error import REFERENCE
 from odeddim.types import BudgetExceeded, InputError, Solver, State
-
-REFERENCE = ("ab4", "log", 200)
 
 
 @dataclass(frozen=True)
