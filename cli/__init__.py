@@ -29,6 +29,9 @@ COMMANDS = {
     "decode": "Latents to images: PNGs, a sheet, or HDF5.",
     "sample": "New images from noise.",
     "interpolate": "Lines and grids between latents.",
+    "shift": "Latents moved from the mean of one group towards another's.",
+    "neighbours": "The nearest latents of each.",
+    "merge": "One file of an index and its parts, or of several.",
     "grid": "Compute a grid of noise levels for a solver: grid.txt.",
     "bench": "Compare solvers: reconstruction error against evaluations.",
     "solvers": "The table of solvers.",
@@ -102,7 +105,7 @@ def main() -> None:
     except BudgetExceeded as stop:
         _fail(str(stop), 1)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; files that were not finished have been left out", 130)
+        _fail("interrupted; what was finished is safe, and the same command goes on from there", 130)
     except (MemoryError, RuntimeError) as error:
         # torch's own error by its name, for torch is not loaded here; its CPU allocator has only words.
         if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and "allocate memory" not in str(error):
@@ -119,5 +122,6 @@ def _warn(message: Warning | str, category: type[Warning], *place: Any, **more: 
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"Error: {message}", err=True)
+    rank = os.environ.get("RANK", "0")  # of several processes, as torchrun starts them
+    click.echo(f"Error: {message if rank == '0' else f'(process {rank}) {message}'}", err=True)
     sys.exit(code)

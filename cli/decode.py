@@ -30,6 +30,8 @@ from odeddim.cli import options
 @click.option("--seed", type=click.IntRange(0), default=None, help="Of stochastic solvers' noise.  [default: 0]")
 @click.option("--eta", type=click.FloatRange(0), default=None, help="DDIM's η, of ddim-eta.  [default: 0.5]")
 @options.machine
+@options.network_batch
+@options.overwrite
 def command(
     latents: Path,
     output: Path,
@@ -40,12 +42,14 @@ def command(
     device: str | None,
     dtype: str | None,
     batch_size: int | None,
+    network_batch: int | None,
+    overwrite: bool,
     **settings: Any,
 ) -> None:
     """Decode LATENTS to images by integrating the ODE from σ_T down, with the solver that encoded or another.
 
     Without options the noise levels of the file are walked in reverse, by the same solver. The model must be the
-    one that encoded: its weights' hash is compared.
+    one that encoded: its weights' hash is compared. A run that was stopped goes on with the same command.
 
     \b
     Examples:
@@ -54,42 +58,58 @@ def command(
       odeddim decode z.h5 -o images.h5 --solver rk4 --steps 100
       odeddim decode z.h5 -o noisy/ --solver ddpm --seed 1
     """
+    from contextlib import closing
     from dataclasses import asdict
 
     from odeddim.api import decode
     from odeddim.cli.running import (
-        batches,
+        at_once,
         decoding_plan,
+        details_of,
         field_of,
+        in_blocks,
         machine,
+        of_all,
         progress,
         steps_of,
+        warn,
         warn_of_grid,
         warn_of_range,
     )
     from odeddim.files import check_place
     from odeddim.latents.store import LatentFile
     from odeddim.outputs import open_output
+    from odeddim.reading import ahead
 
     with LatentFile(latents) as file:
         where = machine(device, dtype, file)
         field = field_of(file, model, where)
-        row, nodes, made = decoding_plan(file, field, solver, steps, grid, settings)
+        how = decoding_plan(file, field, solver, steps, grid, settings)
+        row = how.row
         warn_of_grid(grid, field, row)
-        total = len(file)
-        began, largest = time.perf_counter(), 0.0
+        in_blocks(field, row, where, network_batch, file)
+        if len(file) < file.total:
+            warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")
+        total, size = len(file), at_once(row, batch_size, file)
+        made = how.provenance(file, field, **details_of(field, row, where, size))
         if not output.is_dir():
             check_place(output, latents)
-        with open_output(output, total, asdict(made)) as out, progress(total, "decoding") as advance:
-            for start, stop in batches(total, batch_size, row, file):
+        began, largest, here = time.perf_counter(), 0.0, 0
+        with (
+            open_output(output, file.names, asdict(made), overwrite=overwrite) as out,
+            progress(total, "decoding", out.done) as advance,
+            closing(ahead(file.read, out.batches(size))) as batches,
+        ):
+            for (start, stop), state in batches:
                 # The noise of an image belongs to its place in the file, whatever the batch.
                 its_row = row.with_settings(first=start) if row.stochastic else row
-                x_0 = decode(where.cast(file.read(start, stop)), its_row, model=field, grid=nodes)
-                out.append(x_0, file.names(start, stop))
-                largest = max(largest, float(x_0.abs().max()))
+                x_0 = decode(where.cast(state), its_row, model=field, grid=how.nodes)
+                out.write(start, stop, x_0)
+                largest, here = max(largest, float(x_0.abs().max())), here + stop - start
                 advance(stop - start)
     warn_of_range(largest)
+    each = f"{field.rows / here:g} evaluations per image" if here else "nothing left to do"
     click.echo(
-        f"{total} images in {output}: {row.name}, {steps_of(row, nodes)}, "
-        f"{field.rows / total:g} evaluations per image, {time.perf_counter() - began:.1f} s"
+        f"{total} images in {output}{of_all(out.done, total, here)}: {row.name}, {steps_of(row, how.nodes)}, "
+        f"{each}, {time.perf_counter() - began:.1f} s"
     )

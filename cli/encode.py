@@ -17,6 +17,8 @@ from odeddim.cli import options
 @click.option("-n", "--count", type=click.IntRange(1), default=None, help="Only the first so many images.")
 @options.run
 @options.machine
+@options.network_batch
+@options.overwrite
 def command(
     images: Path | None,
     output: Path,
@@ -29,12 +31,17 @@ def command(
     device: str | None,
     dtype: str | None,
     batch_size: int | None,
+    network_batch: int | None,
+    overwrite: bool,
     **settings: Any,
 ) -> None:
     """Encode IMAGES to latents by integrating the ODE from the image up to σ_T.
 
-    IMAGES is a folder, an image file, .npz, .npy, IDX (MNIST's format, gzip or not) or HDF5; without it, the 256
-    sample images of the package. The file holds all that decoding needs.
+    IMAGES is a folder, an image file, .npz, .npy, IDX (MNIST's format, gzip or not) or HDF5, or - for a list of image
+    files on standard input; without it, the 256 sample images of the package. The file holds all that decoding needs.
+
+    A run that was stopped, by whatever, goes on with the same command. Several processes share the work: start the
+    command under torchrun, or as often as you like.
 
     \b
     Examples:
@@ -42,22 +49,29 @@ def command(
       odeddim encode photos/ -o z.h5 --model MODEL
       odeddim encode -o z.h5 --solver euler --grid linear --steps 100     DDIM, as in the paper
       odeddim encode -o z.h5 --solver dopri5 --rtol 1e-5
+      find photos -name '*.png' | odeddim encode - -o z.h5 --model MODEL
+      torchrun --nproc-per-node 4 -m odeddim encode photos/ -o z.h5 --model MODEL
     """
+    from contextlib import closing
+
     from odeddim.api import check_encodes, encode, plan
     from odeddim.cli.running import (
-        BATCH,
         Reports,
-        batches,
+        at_once,
+        details_of,
         field_on,
         images_for,
+        in_blocks,
         machine,
+        of_all,
         progress,
         warn_of_grid,
         warn_of_range,
     )
     from odeddim.files import check_place
     from odeddim.hdf5 import SUFFIXES
-    from odeddim.latents.store import provenance_of, write_latents
+    from odeddim.latents.store import LatentRun, provenance_of
+    from odeddim.reading import ahead
 
     check_place(output, images, suffixes=SUFFIXES)
     where = machine(device, dtype)
@@ -65,8 +79,10 @@ def command(
     row, nodes = plan(field.schedule, solver or options.SOLVER, steps, grid, end, settings)
     warn_of_grid(grid, field, row)
     check_encodes(row)
+    in_blocks(field, row, where, network_batch)
     source = images_for(field, images)
-    total = min(count or len(source), len(source))
+    names = source.names[:count] if count else source.names
+    total, size = len(names), at_once(row, batch_size)
     provenance = provenance_of(
         field,
         solver=row.name,
@@ -74,22 +90,25 @@ def command(
         nodes=nodes,
         made_by="encode",
         settings=settings,
-        dtype=where.dtype_name,
-        batch_size=batch_size or BATCH,
+        images={"path": str(images or "the package's sample"), "sha256": source.fingerprint()},
+        **details_of(field, row, where, size),
     )
     reports, rms = Reports(), 0.0
     began = time.perf_counter()
-    with write_latents(output, provenance, nodes, total) as writer, progress(total, "encoding") as advance:
-        for start, stop in batches(total, batch_size, row):
-            x_0 = source[start:stop].to(where.state)
-            state = encode(x_0, row, model=field, grid=nodes)
-            writer.append(state, source.names[start:stop])
-            reports.add(state, source.names[start:stop])
+    with (
+        LatentRun(output, names, provenance, nodes, overwrite=overwrite) as run,
+        progress(total, "encoding", run.done) as advance,
+        closing(ahead(lambda start, stop: source[start:stop], run.batches(size))) as batches,
+    ):
+        for (start, stop), x_0 in batches:
+            state = encode(x_0.to(where.state), row, model=field, grid=nodes)
+            run.write(start, stop, state)
+            reports.add(state, names[start:stop])
             rms = max(rms, float(state.x.square().mean().sqrt()))
             advance(stop - start)
     reports.warn(end)
     warn_of_range(rms, "the latents x_T have rms {:.3g} where 1 is expected")
     click.echo(
-        f"{total} latents at σ = {float(nodes[-1]):.6g} in {output}: {row.name}, {provenance.grid} grid, "
-        f"{reports.evaluations(field.rows)}, {time.perf_counter() - began:.1f} s"
+        f"{total} latents at σ = {float(nodes[-1]):.6g} in {output}{of_all(run.done, total, reports.images)}: "
+        f"{row.name}, {provenance.grid} grid, {reports.evaluations(field.rows)}, {time.perf_counter() - began:.1f} s"
     )

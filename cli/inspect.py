@@ -52,7 +52,7 @@ def _latent_facts(path: Path) -> dict[str, Any]:
         made = asdict(file.provenance)
         schedule = made.pop("schedule")
         return {
-            "latents": len(file),
+            "latents": len(file) if len(file) == file.total else f"{len(file)} of {file.total} so far",
             "shape": list(file.shape),
             "dtype": file.dtype,
             "unit": UNIT,
@@ -69,7 +69,7 @@ def _latent_facts(path: Path) -> dict[str, Any]:
                 key: value if not isinstance(value, list) else f"{len(value)} values" for key, value in schedule.items()
             },
             "nodes": file.nodes.tolist(),
-            "first names": file.names(0, min(len(file), 5)),
+            "first names": file.names[:5],
         }
 
 

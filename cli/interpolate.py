@@ -1,4 +1,4 @@
-"""`odeddim interpolate`: lines between two latents, grids between four."""
+"""`odeddim interpolate`: lines between two latents, grids between four, loops through any number."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ from odeddim.cli import options
 @click.argument("latents", type=click.Path(path_type=Path))
 @click.option("--pair", type=int, nargs=2, default=None, help="Two latents, by index: the line between them.")
 @click.option("--corners", type=int, nargs=4, default=None, help="Four latents: the n × n grid between them.")
-@click.option("-n", "--count", type=click.IntRange(2), default=11, show_default=True, help="Points per line.")
+@click.option(
+    "--loop", type=options.Items(click.INT), default=None, metavar="A,B,...", help="Latents: through all and back."
+)
+@click.option(
+    "-n", "--count", type=click.IntRange(1), default=11, show_default=True, help="Points per line, or leg of a loop."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="Latent file of the path, path.h5.")
 @click.option("--sheet", type=click.Path(path_type=Path), default=None, help="Decode the path and draw it, path.png.")
 @click.option(
     "--model", default=None, metavar="NAME|PATH", help="For --sheet.  [default: the one that the latents name]"
 )
 @options.machine
+@options.network_batch
+@options.overwrite
 def command(
     latents: Path,
     pair: tuple[int, int] | None,
     corners: tuple[int, int, int, int] | None,
+    loop: list[int] | None,
     count: int,
     output: Path | None,
     sheet: Path | None,
@@ -31,62 +39,60 @@ def command(
     device: str | None,
     dtype: str | None,
     batch_size: int | None,
+    network_batch: int | None,
+    overwrite: bool,
 ) -> None:
     """Interpolate between LATENTS on great circles (slerp), as in DDIM's appendix D.5.
 
-    --pair gives a line, --corners a grid. The path is a latent file like any other: `odeddim decode` it.
+    --pair gives a line, --corners a grid, --loop a closed loop. The path is a latent file like any other: `odeddim
+    decode` it.
 
     \b
     Examples:
       odeddim interpolate z.h5 --pair 0 1 -o path.h5 --sheet path.png
       odeddim interpolate z.h5 --corners 0 1 2 3 -n 8 --sheet grid.png
+      odeddim interpolate z.h5 --loop 0,1,2,3 -n 30 -o loop.h5
     """
     import dataclasses
 
-    import torch
-
-    from odeddim.api import decode
-    from odeddim.cli.running import batches, decoding_plan, field_of, machine, progress, warn_of_range
+    from odeddim.cli.running import Numbered, at_once, draw, field_of, machine
     from odeddim.files import check_place
     from odeddim.hdf5 import SUFFIXES
-    from odeddim.images import save_sheet
-    from odeddim.latents.interpolate import interpolate, interpolate_grid
-    from odeddim.latents.store import LatentFile, write_latents
+    from odeddim.latents.interpolate import LatentPath
+    from odeddim.latents.store import LatentFile, LatentRun
 
-    if (pair is None) == (corners is None):
-        raise click.UsageError("give --pair A B for a line or --corners A B C D for a grid")
+    if sum(given is not None for given in (pair, corners, loop)) != 1:
+        raise click.UsageError("give --pair A B for a line, --corners A B C D for a grid or --loop A,B,... for a loop")
+    if count < 2 and loop is None:
+        raise click.UsageError(f"-n {count}: a line has two ends at least")
     if output is None and sheet is None:
         raise click.UsageError("give -o path.h5, --sheet path.png or both: there is nothing to write to")
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise click.UsageError(f"--sheet {sheet}: a sheet is a PNG, name it path.png")
-    ends = pair or corners or ()
     if sheet is not None:
         check_place(sheet, latents)
     if output is not None:
         check_place(output, latents, suffixes=SUFFIXES)
+    ends = list(pair or corners or loop or ())
     with LatentFile(latents) as file:
         where = machine(device, dtype, file)
         states = [where.cast(file.pick(index)) for index in ends]
-        labels = [file.names(index, index + 1)[0] for index in ends]
-        path = interpolate(states[0], states[1], count) if pair else interpolate_grid(states, count)
-        total = path.xbar.shape[0]
+        labels = [file.names[index] for index in ends]
+        if pair:
+            path = LatentPath.line(states[0], states[1], count)
+        else:
+            path = (LatentPath.grid if corners else LatentPath.loop)(states, count)
+        names = Numbered(f"{'-'.join(map(str, ends))}-", len(path))
         # The model comes first: without it, nothing is to be written.
         field = None if sheet is None else field_of(file, model, where)
+        of = {"path": str(latents), "sha256": file.fingerprint, "indices": ends, "between": labels}
+        details = {**file.provenance.details, "of": of}
+        made = dataclasses.replace(file.provenance, made_by="interpolate", details=details)
         if output is not None:
-            details = {**file.provenance.details, "between": labels, "indices": list(ends), "of": str(latents)}
-            provenance = dataclasses.replace(file.provenance, made_by="interpolate", details=details)
-            with write_latents(output, provenance, file.nodes, total) as writer:
-                writer.append(path, [f"{'-'.join(map(str, ends))}-{i:04d}" for i in range(total)])
-            click.echo(f"{total} latents between {', '.join(labels)} in {output}")
+            with LatentRun(output, names, made, file.nodes, overwrite=overwrite) as run:
+                for start, stop in run.batches(batch_size or at_once()):
+                    run.write(start, stop, path.read(start, stop))
+            click.echo(f"{len(path)} latents between {', '.join(labels)} in {output}")
         if sheet is not None and field is not None:
-            row, nodes, _ = decoding_plan(file, field, None, None, None, {})
-            images = []
-            with progress(total, "decoding") as advance:
-                for start, stop in batches(total, batch_size, row, file):
-                    aux = tuple(aux[start:stop] for aux in path.aux)
-                    part = dataclasses.replace(path, xbar=path.xbar[start:stop], aux=aux)
-                    images.append(decode(part, row, model=field, grid=nodes).cpu())
-                    advance(stop - start)
-            warn_of_range(max(float(part.abs().max()) for part in images))
-            save_sheet(torch.cat(images), sheet, columns=count)
-            click.echo(f"{total} images in {sheet}")
+            draw(sheet, path, names, file, field, where, made, batch_size, network_batch, columns=count)
+            click.echo(f"{len(path)} images in {sheet}")

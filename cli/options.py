@@ -146,8 +146,16 @@ machine = together(
         "--batch-size",
         type=click.IntRange(1),
         default=None,
-        help="Images per evaluation.  [default: 32; to decode, as encoded]",
+        help="Images in work at once: memory and speed, not the result.  [default: 32]",
     ),
 )
+network_batch = click.option(
+    "--network-batch",
+    type=click.IntRange(1),
+    default=None,
+    help="Images that the network always sees at once, filled up if need be; its last digits depend on it and on no "
+    "neighbour.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
+)
+overwrite = click.option("--overwrite", is_flag=True, help="Begin anew, whatever is there.  [default: go on]")
 seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, overload
 
 import click
 import torch
@@ -15,12 +15,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from odeddim import solvers
-from odeddim.api import plan
+from odeddim.api import decode, plan
 from odeddim.field import VectorField
+from odeddim.files import check_place
 from odeddim.grids import ENDS, NAMES, is_named, read_notes
+from odeddim.hdf5 import SUFFIXES
 from odeddim.images import ImageSource, check_shape, open_images, sample_images
-from odeddim.latents.store import LatentFile, Provenance, provenance_of
+from odeddim.latents.arithmetic import check_alike
+from odeddim.latents.store import LatentFile, LatentRun, Provenance, provenance_of
 from odeddim.models import BUILT_IN, load
+from odeddim.outputs import open_output
+from odeddim.parts import rank
 from odeddim.types import InputError, Solver, State, pick
 
 DTYPES = ("float32", "float64", "bfloat16")
@@ -60,7 +65,9 @@ def machine(device: str | None, dtype: str | None, encoded: LatentFile | None = 
     if dtype is None:
         dtype = encoded.provenance.details.get("dtype", "float32") if encoded else "float32"
         dtype = pick(str(dtype), DTYPES, "dtype")
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # Of several processes on one machine each takes its own GPU, as long as there are enough.
+    local = int(os.environ.get("LOCAL_RANK", 0)) % max(torch.cuda.device_count(), 1)
+    name = device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(name)
         torch.zeros(1, device=place).item()
@@ -112,8 +119,8 @@ def warn_of_grid(grid: str | None, field: VectorField, row: Solver) -> None:
 
 
 @contextlib.contextmanager
-def progress(total: int, unit: str) -> Iterator[Callable[[int], Any]]:
-    """A progress bar on stderr; yields a function that moves it on by so many."""
+def progress(total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], Any]]:
+    """A progress bar on stderr, begun at `done`; yields a function that moves it on by so many."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -122,24 +129,58 @@ def progress(total: int, unit: str) -> Iterator[Callable[[int], Any]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bars:
-        task = bars.add_task(unit, total=total)
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal or rank()[0] > 0) as bars:
+        task = bars.add_task(unit, total=total, completed=done)
         yield lambda count: bars.advance(task, count)
 
 
-BATCH = 32  # images per evaluation, unless given
+BATCH = 32  # images in work at once, unless given
 WILD = 3.0  # |x| that no image has
 QUEUE = 8  # batches that a row with a queue of its own gets at once, to keep its evaluations full
+NETWORK_BATCH = {"cpu": 8}  # images that the network sees at once: fewer cost more each, more gain nothing here
+NETWORK_BATCH_ELSEWHERE = 64
 
 
-def batches(total: int, size: int | None, row: Solver, encoded: LatentFile | None = None) -> Iterator[tuple[int, int]]:
-    """(start, stop) of each batch: of the size given, or as encoded: a network's last digits depend on it."""
-    if size is None:
-        kept = encoded.provenance.details.get("batch_size") if encoded else None
-        size = kept if isinstance(kept, int) and kept > 0 else BATCH
-    size *= QUEUE if "batch" in row.settings else 1
-    for start in range(0, total, size):
-        yield start, min(start + size, total)
+def shares_steps(row: Solver) -> bool:
+    """Whether the images of a batch are given common steps, so that the batch belongs to the run's settings."""
+    return row.family == "torchdiffeq adaptive"
+
+
+def at_once(row: Solver | None = None, batch_size: int | None = None, encoded: LatentFile | None = None) -> int:
+    """How many images to work on together: memory and speed, not the result, unless the row gives them common steps."""
+    size = batch_size
+    if row is None:
+        return size or BATCH
+    if size is None and encoded is not None and shares_steps(row):
+        kept = encoded.provenance.details.get("batch_size")
+        size = kept if isinstance(kept, int) and kept > 0 else None
+    return (size or BATCH) * (QUEUE if "batch" in row.settings else 1)
+
+
+def in_blocks(
+    field: VectorField, row: Solver, where: Machine, network_batch: int | None, encoded: LatentFile | None = None
+) -> VectorField:
+    """The field with its network's batch fixed, as given, as encoded, or as suits the device and the row."""
+    kept = encoded.provenance.details.get("network_batch") if encoded else None
+    if network_batch is None and isinstance(kept, int) and kept > 0:
+        network_batch = kept
+    if network_batch is None and row.family == "scipy":
+        network_batch = 1  # these go image by image
+    field.network_batch = network_batch or NETWORK_BATCH.get(where.device.type, NETWORK_BATCH_ELSEWHERE)
+    return field
+
+
+def details_of(field: VectorField, row: Solver, where: Machine, size: int) -> dict[str, Any]:
+    """What of the machine belongs into the provenance: whatever changes a digit of the result."""
+    shared = {"batch_size": size} if shares_steps(row) else {}
+    return {"dtype": where.dtype_name, "network_batch": field.network_batch, **shared}
+
+
+def of_all(done: int, total: int, here: int) -> str:
+    """What the last line says of the images that this process has not made itself."""
+    if done < total:
+        return f" ({here} by this process, {done} of {total} so far: others are at work on the rest, or run it again)"
+    return f" ({here} now, the rest was there already)" if here < total else ""
 
 
 def warn_of_range(largest: float, what: str = "the images reach ±{:.3g} where data lie within ±1") -> None:
@@ -150,41 +191,49 @@ def warn_of_range(largest: float, what: str = "the images reach ±{:.3g} where d
 
 
 class Reports:
-    """What the batches of a run say of their images, kept to be told at the end of it."""
+    """What the batches of a run say of their images, summed up to be told at the end of it."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
-        self.batches: list[Mapping[str, torch.Tensor]] = []
+        self.images = 0
+        self._told: list[str] = []  # the first that did not converge
+        self._failed, self._residual = 0, 0.0
+        self._evaluations, self._fewest, self._most, self._reported = 0, 0, 0, 0
 
     def add(self, state: State, names: Sequence[str]) -> None:
-        """Keep what a batch's run reported of the images of these names."""
-        self.names += names
-        self.batches.append(state.report)
-
-    def of(self, name: str) -> torch.Tensor | None:
-        """One figure of all images, (N,), if every batch reported it."""
-        parts = [report[name] for report in self.batches if name in report]
-        return torch.cat(parts).cpu() if parts and len(parts) == len(self.batches) else None
+        """Take note of what a batch's run reported of the images of these names."""
+        self.images += len(names)
+        counts = state.report.get("evaluations")
+        if counts is not None:
+            self._fewest = min(int(counts.min()), self._fewest if self._reported else int(counts.min()))
+            self._most = max(self._most, int(counts.max()))
+            self._evaluations += int(counts.sum())
+            self._reported += len(names)
+        converged, residual = state.report.get("converged"), state.report.get("residual")
+        if converged is not None and residual is not None and not bool(converged.all()):
+            failed = [repr(name) for name, good in zip(names, converged.tolist(), strict=True) if not good]
+            self._told += failed[: NAMED - len(self._told)]
+            self._failed += len(failed)
+            self._residual = max(self._residual, float(residual[~converged].max()))
 
     def evaluations(self, rows: int) -> str:
         """How many evaluations an image took, of `rows` in all."""
-        counts = self.of("evaluations")
-        if counts is None:
-            return f"{rows / len(self.names):g} evaluations per image"
-        text = f"{float(counts.double().mean()):.4g} evaluations per image ({int(counts.min())} to {int(counts.max())})"
-        filling = rows - int(counts.sum())
-        return text + (f", {filling / len(self.names):.4g} more to fill batches" if filling > 0 else "")
+        if not self.images:
+            return "nothing left to do"
+        if not self._reported:
+            return f"{rows / self.images:g} evaluations per image"
+        mean = self._evaluations / self._reported
+        text = f"{mean:.4g} evaluations per image ({self._fewest} to {self._most})"
+        filling = rows - self._evaluations
+        return text + (f", {filling / self.images:.4g} more to fill batches" if filling > 0 else "")
 
     def warn(self, end: str) -> None:
         """Name on stderr the images whose iteration did not converge, and what may help."""
-        converged, residual = self.of("converged"), self.of("residual")
-        if converged is None or residual is None or bool(converged.all()):
+        if not self._failed:
             return
-        failed = [repr(name) for name, good in zip(self.names, converged.tolist(), strict=True) if not good]
-        named = ", ".join(failed[:NAMED]) + (f" and {len(failed) - NAMED} more" if len(failed) > NAMED else "")
+        more = f" and {self._failed - NAMED} more" if self._failed > NAMED else ""
         warn(
-            f"{len(failed)} of {len(self.names)} images did not converge (residual up to "
-            f"{float(residual[~converged].max()):.0e}): {named}; "
+            f"{self._failed} of {self.images} images did not converge (residual up to {self._residual:.0e}): "
+            f"{', '.join(self._told)}{more}; "
             f"{'--end sigma_min, ' if end == 'zero' else ''}more steps, another grid or a higher --max-nfe may help"
         )
 
@@ -196,10 +245,10 @@ def decoding_plan(
     steps: int | None,
     grid: str | None,
     settings: dict[str, Any],
-) -> tuple[Solver, torch.Tensor, Provenance]:
+) -> Decoding:
     """What decodes a latent file: the nodes of the file, unless steps or a grid are given, by its solver or another.
 
-    Settings such as rtol are the file's, as long as the solver is. With it comes the provenance of the images.
+    Settings such as rtol are the file's, as long as the solver is.
     """
     made = file.provenance
     if solver in (None, made.solver):
@@ -217,18 +266,88 @@ def decoding_plan(
         if steps is None and its_grid is not None and (grid is None or is_named(grid)):
             steps = made.steps
         row, nodes = plan(field.schedule, row, steps, grid, made.end, settings)
-    images = provenance_of(
-        field,
-        solver=row.name,
-        grid=grid or row.grid,
-        nodes=nodes,
-        made_by="decode",
-        settings=settings,
-        latents=str(file.path),
-        encoded=asdict(made),
-        dtype=str(field.dtype).removeprefix("torch."),
-    )
-    return row, nodes, images
+    return Decoding(row, nodes, grid or row.grid, settings)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What decodes a latent file: a row with its settings, over the nodes of a grid."""
+
+    row: Solver
+    nodes: torch.Tensor
+    grid: str
+    settings: dict[str, Any]
+
+    def provenance(self, file: LatentFile, field: VectorField, **details: Any) -> Provenance:
+        """How the images of this file come about."""
+        return provenance_of(
+            field,
+            solver=self.row.name,
+            grid=self.grid,
+            nodes=self.nodes,
+            made_by="decode",
+            settings=self.settings,
+            latents={"path": str(file.path), "sha256": file.fingerprint},
+            encoded=asdict(file.provenance),
+            **details,
+        )
+
+
+class Latents(Protocol):
+    """Latents that are read as they are asked for: a file, or a path between some."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> State:
+        """Latents start, ..., stop-1."""
+
+
+def draw(
+    sheet: Path,
+    latents: Latents,
+    names: Sequence[str],
+    file: LatentFile,
+    field: VectorField,
+    where: Machine,
+    made: Provenance,
+    batch_size: int | None = None,
+    network_batch: int | None = None,
+    columns: int | None = None,
+) -> None:
+    """Decode latents as those of `file` are, and draw them on a sheet, sheet.png. made: how the latents came about."""
+    how = decoding_plan(file, field, None, None, None, {})
+    in_blocks(field, how.row, where, network_batch, file)
+    size = at_once(how.row, batch_size, file)
+    settings = {**asdict(made), "drawn": details_of(field, how.row, where, size)}
+    largest = 0.0
+    with (
+        open_output(sheet, names, settings, columns=columns) as out,
+        progress(len(names), "decoding", out.done) as advance,
+    ):
+        for start, stop in out.batches(size):
+            x_0 = decode(where.cast(latents.read(start, stop)), how.row, model=field, grid=how.nodes)
+            out.write(start, stop, x_0)
+            largest = max(largest, float(x_0.abs().max()))
+            advance(stop - start)
+    warn_of_range(largest)
+
+
+class Numbered(Sequence[str]):
+    """The names PREFIX000000, PREFIX000001, ..., made when they are asked for."""
+
+    def __init__(self, prefix: str, count: int) -> None:
+        self._prefix, self._rows = prefix, range(count)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        rows = self._rows[i]
+        return [f"{self._prefix}{row:06d}" for row in rows] if isinstance(rows, range) else f"{self._prefix}{rows:06d}"
 
 
 def image_shape(text: str) -> tuple[int, int, int]:
@@ -238,3 +357,49 @@ def image_shape(text: str) -> tuple[int, int, int]:
         raise InputError(f"--size {text!r}: give channels, height and width, as in 3,32,32")
     channels, height, width = (int(part) for part in parts)
     return channels, height, width
+
+
+def check_places(output: Path | None, sheet: Path | None, *inputs: Path | None) -> None:
+    """Refuse -o and --sheet where a latent file and a sheet cannot be, or which would replace what is being read."""
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise click.UsageError(f"--sheet {sheet}: a sheet is a PNG, name it sheet.png")
+    if sheet is not None:
+        check_place(sheet, *inputs)
+    if output is not None:
+        check_place(output, *inputs, suffixes=SUFFIXES)
+
+
+def check_same_model(file: LatentFile, other: LatentFile) -> None:
+    """Raise an InputError unless the latents of both files belong to one model."""
+    ours, theirs = ((made.model, made.sha256) for made in (file.provenance, other.provenance))
+    if ours[1] != theirs[1] or (not ours[1] and ours != theirs):
+        words = [f"{name!r} (weights {sha256[:12]})" if sha256 else repr(name) for name, sha256 in (theirs, ours)]
+        raise InputError(
+            f"{other.path} holds latents of the model {words[0]}, {file.path} of {words[1]}: give files of one model"
+        )
+    for name in ("predicts", "schedule"):
+        if getattr(file.provenance, name) != getattr(other.provenance, name):
+            raise InputError(f"{other.path} was made with another {name} of the model {ours[0]!r} than {file.path}")
+
+
+def check_combinable(file: LatentFile, other: LatentFile) -> None:
+    """Raise an InputError unless latents of both files can be combined, and decoded by the same run."""
+    check_same_model(file, other)
+    if file.provenance.nodes != other.provenance.nodes:
+        raise InputError(f"{other.path} was made on other nodes than {file.path}: encode both on one grid")
+    check_alike(file.read(0, 1), other.read(0, 1))
+
+
+def write_latents(
+    output: Path,
+    latents: Latents,
+    names: Sequence[str],
+    made: Provenance,
+    nodes: torch.Tensor,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write latents that are read as they are asked for to a latent file. made: how they came about."""
+    with LatentRun(output, names, made, nodes, overwrite=overwrite) as run:
+        for start, stop in run.batches(batch_size or at_once()):
+            run.write(start, stop, latents.read(start, stop))

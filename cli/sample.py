@@ -27,6 +27,8 @@ from odeddim.cli import options
 @click.option("--size", default=None, metavar="C,H,W", help="Shape of the images, for models that take any.")
 @options.run
 @options.machine
+@options.network_batch
+@options.overwrite
 def command(
     count: int,
     output: Path,
@@ -41,9 +43,12 @@ def command(
     device: str | None,
     dtype: str | None,
     batch_size: int | None,
+    network_batch: int | None,
+    overwrite: bool,
     **settings: Any,
 ) -> None:
     """Sample images from noise. Image i depends on the seed and i only, whatever the count or the batch size.
+    A run that was stopped goes on with the same command.
 
     \b
     Examples:
@@ -55,7 +60,19 @@ def command(
     from dataclasses import asdict
 
     from odeddim.api import plan, sample, with_noise
-    from odeddim.cli.running import batches, field_on, image_shape, machine, progress, warn_of_grid, warn_of_range
+    from odeddim.cli.running import (
+        Numbered,
+        at_once,
+        details_of,
+        field_on,
+        image_shape,
+        in_blocks,
+        machine,
+        of_all,
+        progress,
+        warn_of_grid,
+        warn_of_range,
+    )
     from odeddim.latents.store import provenance_of
     from odeddim.outputs import open_output
 
@@ -68,6 +85,8 @@ def command(
     row, nodes = plan(field.schedule, name, steps, grid, end, settings)
     warn_of_grid(grid, field, row)
     row = with_noise(row, eta=eta, seed=seed)
+    in_blocks(field, row, where, network_batch)
+    size_at_once = at_once(row, batch_size)
     made = provenance_of(
         field,
         solver=row.name,
@@ -77,17 +96,22 @@ def command(
         settings=settings,
         seed=seed,
         eta=eta,
-        dtype=where.dtype_name,
+        size=list(shape or field.shape or ()),
+        **details_of(field, row, where, size_at_once),
     )
-    began, largest = time.perf_counter(), 0.0
-    with open_output(output, count, asdict(made)) as out, progress(count, "sampling") as advance:
-        for start, stop in batches(count, batch_size, row):
+    began, largest, here = time.perf_counter(), 0.0, 0
+    with (
+        open_output(output, Numbered(f"sample-{seed}-", count), asdict(made), overwrite=overwrite) as out,
+        progress(count, "sampling", out.done) as advance,
+    ):
+        for start, stop in out.batches(size_at_once):
             images = sample(stop - start, row, seed=seed, start=start, model=field, grid=nodes, shape=shape)
-            out.append(images, [f"sample-{seed}-{i:06d}" for i in range(start, stop)])
-            largest = max(largest, float(images.abs().max()))
+            out.write(start, stop, images)
+            largest, here = max(largest, float(images.abs().max())), here + stop - start
             advance(stop - start)
     warn_of_range(largest)
+    each = f"{field.rows / here:g} evaluations per image" if here else "nothing left to do"
     click.echo(
-        f"{count} images in {output}: {row.name}, seed {seed}, {field.rows / count:g} evaluations per image, "
+        f"{count} images in {output}{of_all(out.done, count, here)}: {row.name}, seed {seed}, {each}, "
         f"{time.perf_counter() - began:.1f} s"
     )

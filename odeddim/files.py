@@ -37,21 +37,33 @@ def plain_text(name: str) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     """A temporary path beside `path`; on success it is synced and renamed to `path`, otherwise removed.
 
-    After a kill -9 a `.odeddim-PID-N.tmp` may stay behind; `path` itself is the old file or the new one, never a part.
+    After a kill -9 the temporary file stays behind; `path` itself is the old file or the new one, never a part.
+    temporary: another place for it, on the same disk, where somebody looks after what is left behind.
     """
     check_place(path)
     place = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
-    temporary = place.with_name(f".odeddim-{os.getpid()}-{next(_numbers)}.tmp")
+    temporary = temporary or place.with_name(f".odeddim-{os.getpid()}-{next(_numbers)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, place)
+        sync_folder(place.parent)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}); what was there is untouched") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder written to the disk, where the system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,7 +1,11 @@
-"""HDF5 files that are never half-written, and whose writer survives a full disk.
+"""HDF5 files that are never half-written, whose writer survives a full disk, and whose reader believes nothing.
 
 The HDF5 library keeps data back and writes it when objects are closed; when such a write fails it prints tracebacks
 and ends in a segmentation fault. So it is given a file that never fails: errors are remembered and raised by `commit`.
+
+Everything odeddim writes is in version 1.10 of the format, whose metadata carry checksums, and holds no text of
+variable length, whose heap carries none. A killed writer leaves such a file unreadable; none of ours is read before it
+is whole.
 """
 
 from __future__ import annotations
@@ -9,13 +13,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import h5py
+import numpy as np
 
 from odeddim.files import replacing
+from odeddim.types import InputError
 
 SUFFIXES = (".h5", ".hdf5")
+CHUNK = 64  # rows that are read and checked together
+MOST_CHUNK = 1 << 25  # bytes
 
 
 class _Sink:
@@ -66,7 +74,7 @@ class HDF5Writer(h5py.File):  # type: ignore[misc]
     """An h5py.File under construction; `commit` after each batch stops a run whose disk is full."""
 
     def __init__(self, sink: _Sink) -> None:
-        super().__init__(sink, "w")
+        super().__init__(sink, "w", libver=("v110", "v110"))
         self._sink = sink
 
     def commit(self) -> None:
@@ -77,11 +85,105 @@ class HDF5Writer(h5py.File):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[HDF5Writer]:
-    """A new HDF5 file that takes its place under `path` when the block ends, and not before or after an error."""
-    with replacing(path) as temporary, open(temporary, "w+b", buffering=0) as raw:
+def writing(path: Path, temporary: Path | None = None) -> Iterator[HDF5Writer]:
+    """A new HDF5 file that takes its place under `path` when the block ends, and not before or after an error.
+
+    temporary: see `odeddim.files.replacing`.
+    """
+    with replacing(path, temporary) as place, open(place, "w+b", buffering=0) as raw:
         sink = _Sink(raw)
         with HDF5Writer(sink) as file:
             yield file
         if sink.error is not None:
             raise sink.error
+
+
+def text(words: str) -> np.ndarray[Any, Any]:
+    """Text as HDF5 holds it at a fixed length."""
+    content = words.encode()
+    return np.array(content, h5py.string_dtype("utf-8", max(len(content), 1)))
+
+
+def words(value: object) -> str:
+    """Text as HDF5 gave it, of an attribute or a scalar dataset."""
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value[()]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if not isinstance(value, str):
+        raise ValueError(f"text is expected, not {value!r:.50}")
+    return value
+
+
+def add_rows(file: h5py.File, name: str, count: int, like: np.ndarray[Any, Any]) -> h5py.Dataset:
+    """A new dataset of `count` rows like those of an array (B, *), in chunks of at most 64, each with a checksum."""
+    shape = like.shape[1:]
+    row = max(like.dtype.itemsize * int(np.prod(shape, dtype=np.int64)), 1)
+    chunk = max(1, min(CHUNK, count, MOST_CHUNK // row))
+    return file.create_dataset(
+        name, (count, *shape), like.dtype, chunks=(chunk, *shape), fletcher32=True, fillvalue=nothing(like.dtype)
+    )
+
+
+def nothing(dtype: np.dtype[Any]) -> Any:
+    """What a chunk that a damaged index no longer finds reads as: NaN and not zeros, where the type has it."""
+    return np.nan if dtype.kind == "f" else None
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str) -> Iterator[h5py.File]:
+    """An HDF5 file, opened to be read; whatever the library raises on a broken one is one InputError.
+
+    what: in words, what it should be.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist or is no file: give {what}")
+    try:
+        file = h5py.File(path, "r")
+    except OSError:
+        raise InputError(f"{path} is not a readable HDF5 file: it is damaged, cut short or something else") from None
+    try:
+        with file:
+            yield file
+    except InputError:
+        raise
+    except (KeyError, ValueError, TypeError, OSError, AttributeError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{path} is damaged: {short(error)}") from None
+
+
+def dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
+    """The dataset of this name if it lies in the file itself, or in the parts beside it, and all of it is there.
+
+    A file from a stranger must not make us read other files, nor reserve memory for what it only claims to hold.
+    """
+    link = file.get(name, getlink=True)
+    if link is not None and not isinstance(link, h5py.HardLink):
+        raise InputError(f"{path}: '{name}' is a link to somewhere else: odeddim did not write that")
+    data = file.get(name)
+    if not isinstance(data, h5py.Dataset):
+        raise InputError(f"{path}: the dataset '{name}' is missing: it is damaged or was written by something else")
+    if data.external:
+        raise InputError(f"{path}: the data of '{name}' lie in another file: odeddim did not write that")
+    if data.dtype.kind not in "fiubS":
+        raise InputError(f"{path}: '{name}' holds {data.dtype} values: odeddim did not write that")
+    size = data.dtype.itemsize * int(np.prod(data.shape, dtype=object))
+    if data.is_virtual:
+        folder = Path(f"{path.resolve()}.parts")
+        held = 0
+        for source in {source.file_name for source in data.virtual_sources()}:
+            if Path(source).parent != Path(folder.name):
+                raise InputError(f"{path}: the data of '{name}' lie in {source}, not in {folder.name}")
+            with contextlib.suppress(OSError):  # of one that is missing, the rows will not fit their checksums
+                held += (folder.parent / source).stat().st_size
+    else:
+        held = data.id.get_storage_size()
+        if data.compression is not None or data.scaleoffset is not None:
+            raise InputError(f"{path}: '{name}' is compressed: odeddim did not write that")
+    if size > held:
+        raise InputError(f"{path}: '{name}' declares {size} bytes {data.shape} and holds {held}: it is damaged")
+    return data
+
+
+def short(error: Exception) -> str:
+    """What a library said, in one line."""
+    return " ".join(str(error).split())[:200]

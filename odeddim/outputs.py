@@ -1,99 +1,152 @@
-"""Where decoded images go: a folder of PNGs, one sheet PNG, or an HDF5 file, by the name that the user gave."""
+"""Where images go: a folder of PNGs, one sheet PNG, or an HDF5 file, by the name that the user gave.
+
+All of them can be interrupted, and the same command goes on (see `odeddim.parts`): HDF5 and the sheet are made of
+parts, a folder holds the images done, and `odeddim.json` in it says whose they are.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import Any
 
 import h5py
+import numpy as np
 import torch
 from torch import Tensor
 
-from odeddim.files import check_place, plain_text
-from odeddim.hdf5 import SUFFIXES, HDF5Writer, writing
+from odeddim.files import plain_text
+from odeddim.hdf5 import SUFFIXES, reading, text
 from odeddim.images import save_image, save_sheet
+from odeddim.parts import GO_ON, Run, Work, begin_together
+from odeddim.rows import text_column, width_of
 from odeddim.types import InputError
 
 MOST_ON_A_SHEET = 4096
+FORMAT = "odeddim images"
+NOTE, LOCK = "odeddim.json", ".odeddim.lock"
 
 
-class Output(Protocol):
-    """Takes decoded images, batch by batch."""
+class Folder(Work):
+    """Images that become PNGs in a folder, each whole or not there, named after what they come from.
 
-    def append(self, images: Tensor, names: Sequence[str]) -> None:
-        """images (B, C, H, W) in [-1, 1], one name each."""
+    Errors: InputError where other files have these names, unless `overwrite`.
+    """
+
+    def __init__(
+        self, folder: Path, names: Sequence[str], settings: Mapping[str, Any], *, overwrite: bool = False
+    ) -> None:
+        self.folder = folder
+        self._files = list(_file_names(names))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"the folder {folder} cannot be made ({error.strerror})") from None
+        begin_together(lambda: self._make_room(overwrite))
+        super().__init__(folder, len(names), settings, folder / NOTE, folder / LOCK)
+
+    def _make_room(self, overwrite: bool) -> None:
+        begun = (self.folder / NOTE).exists()
+        if begun and not overwrite:
+            return
+        for start, stop in self.spans():
+            for name in self._files[start:stop]:
+                if not overwrite:
+                    raise InputError(
+                        f"{self.folder / name} is there already: give another folder, or --overwrite to replace it"
+                    )
+                (self.folder / name).unlink()
+        (self.folder / NOTE).unlink(missing_ok=True)
+
+    def spans(self) -> list[tuple[int, int]]:
+        there = {item.name for item in os.scandir(self.folder)}
+        found: list[tuple[int, int]] = []
+        for i, name in enumerate(self._files):
+            if name in there:
+                start = found.pop()[0] if found and found[-1][1] == i else i
+                found.append((start, i + 1))
+        return found
+
+    def is_done(self, start: int, stop: int) -> bool:
+        return all((self.folder / name).exists() for name in self._files[start:stop])
+
+    def write(self, start: int, stop: int, images: Tensor) -> None:
+        """Write the images start, ..., stop-1, (B, C, H, W) in [-1, 1]."""
+        for name, image in zip(self._files[start:stop], images.cpu(), strict=True):
+            try:
+                save_image(image, self.folder / name)
+            except InputError as error:
+                raise InputError(f"{error}; the images written before stay, and {GO_ON}") from None
+        self.leave(start, stop)
+
+    def __exit__(self, *_: object) -> None:
+        if self.done == self.total:
+            (self.folder / LOCK).unlink(missing_ok=True)
+        super().__exit__()
 
 
-class _Folder:
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._taken: set[str] = set()
+class Images(Run):
+    """Images that become one HDF5 file or one sheet, by way of parts. Arguments as of `Run`; names: of all images."""
 
-    def append(self, images: Tensor, names: Sequence[str]) -> None:
-        for image, name in zip(images.cpu(), names, strict=True):
-            stem = base = plain_text(PurePath(name.replace("\\", "/")).stem).replace("\0", "")[:80] or "image"
-            number = 1
-            while stem in self._taken:  # a/cat.png and b/cat.png both become cat
-                stem, number = f"{base}-{number}", number + 1
-            self._taken.add(stem)
-            save_image(image, self._folder / f"{stem}.png")
+    def __init__(self, output: Path, names: Sequence[str], settings: Mapping[str, Any], **more: Any) -> None:
+        self._names, self._width = names, width_of(names)
+        super().__init__(output, len(names), settings, _head, **more)
+
+    def write(self, start: int, stop: int, images: Tensor) -> None:
+        """Write the images start, ..., stop-1, (B, C, H, W) in [-1, 1]."""
+        names = text_column(self._names[start:stop], self._width)
+        self.commit(start, stop, {"images": images.cpu().numpy(), "names": names})
 
 
-class _Sheet:
-    def __init__(self) -> None:
-        self.images: list[Tensor] = []
+def open_output(
+    path: Path,
+    names: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    columns: int | None = None,
+) -> Folder | Images:
+    """The output of this name: NAME.png a sheet, NAME.h5 a file, anything else a folder of PNGs.
 
-    def append(self, images: Tensor, names: Sequence[str]) -> None:
-        self.images.append(images.cpu())
-
-
-class _HDF5:
-    def __init__(self, file: HDF5Writer, total: int) -> None:
-        self._file, self._total, self._next = file, total, 0
-
-    def append(self, images: Tensor, names: Sequence[str]) -> None:
-        shape = tuple(images.shape[1:])
-        if self._next == 0:
-            chunks = (min(64, self._total), *shape)
-            dtype = str(images.dtype).removeprefix("torch.")
-            self._file.create_dataset("images", (self._total, *shape), dtype, chunks=chunks, fletcher32=True)
-            self._file.create_dataset("names", (self._total,), dtype=h5py.string_dtype())
-        stop = self._next + len(names)
-        self._file["images"][self._next : stop] = images.cpu().numpy()
-        self._file["names"][self._next : stop] = [plain_text(name) for name in names]
-        self._file.commit()
-        self._next = stop
-
-
-@contextlib.contextmanager
-def open_output(path: Path, total: int, provenance: Mapping[str, Any]) -> Iterator[Output]:
-    """The output of this name, for `total` images: NAME.png a sheet, NAME.h5 a file, anything else a folder of PNGs.
-
-    A sheet and a file appear when they are whole; PNGs in a folder one by one, each whole. provenance: how the images
-    came about, JSON-able; HDF5 keeps it.
+    names: of all images. settings: how they come about, JSON-able; all but a sheet keep it. columns: of a sheet.
     """
     suffix = "" if os.path.isdir(path) else path.suffix.lower()
     if suffix == ".png":
-        if total > MOST_ON_A_SHEET:
-            raise InputError(f"{total} images are too many for one sheet (at most {MOST_ON_A_SHEET}): give a folder")
-        check_place(path)
-        sheet = _Sheet()
-        yield sheet
-        save_sheet(torch.cat(sheet.images), path)
-    elif suffix in SUFFIXES:
-        with writing(path) as file:
-            file.attrs["format"], file.attrs["range"] = "odeddim images", "[-1, 1]"
-            file.create_dataset("provenance", data=json.dumps(provenance, indent=1, ensure_ascii=False))
-            yield _HDF5(file, total)
-    elif suffix:
+        if len(names) > MOST_ON_A_SHEET:
+            raise InputError(
+                f"{len(names)} images are too many for one sheet (at most {MOST_ON_A_SHEET}): give a folder"
+            )
+        return Images(path, names, settings, overwrite=overwrite, index=False, finish=_sheet(columns))
+    if suffix in SUFFIXES:
+        return Images(path, names, settings, overwrite=overwrite)
+    if suffix:
         raise InputError(f"{path}: give a folder, a sheet.png or a file.h5 to write to, not {suffix!r}")
-    else:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"the folder {path} cannot be made ({error.strerror})") from None
-        yield _Folder(path)
+    return Folder(path, names, settings, overwrite=overwrite)
+
+
+def _head(file: h5py.File, notes: Mapping[str, Any]) -> None:
+    file.attrs["format"], file.attrs["range"] = text(FORMAT), text("[-1, 1]")
+
+
+def _sheet(columns: int | None) -> Callable[[Run], None]:
+    def draw(run: Run) -> None:
+        images = []
+        for part in run.parts():
+            with reading(part.path, "a part") as file:
+                images.append(torch.from_numpy(np.asarray(file["images"][:])))
+        save_sheet(torch.cat(images), run.output, columns=columns)
+
+    return draw
+
+
+def _file_names(names: Sequence[str]) -> Iterator[str]:
+    """A file name for each image: a/cat.png and b/cat.png become cat.png and cat-1.png."""
+    taken: set[str] = set()
+    for name in names:
+        stem = base = plain_text(PurePath(name.replace("\\", "/")).stem).replace("\0", "")[:80] or "image"
+        number = 1
+        while stem in taken:
+            stem, number = f"{base}-{number}", number + 1
+        taken.add(stem)
+        yield f"{stem}.png"

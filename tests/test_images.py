@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from odeddim.images import (
+    ImageSource,
     check_shape,
     open_images,
-    read_idx,
     sample_images,
     save_image,
     save_sheet,
@@ -71,8 +72,18 @@ def folder_of(folder: Path, images: np.ndarray[Any, Any]) -> Path:
     return folder
 
 
+def npz_stored(**arrays: np.ndarray[Any, Any]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
 FORMATS: dict[str, Callable[[np.ndarray[Any, Any]], bytes]] = {
     "npy": npy,
+    "npy, by columns": lambda a: npy(np.asfortranarray(a)),
+    "npz, stored": lambda a: npz_stored(labels=np.arange(5), images=a),
+    "npz, by columns": lambda a: npz(images=np.asfortranarray(a)),
+    "npz, stored by columns": lambda a: npz_stored(images=np.asfortranarray(a)),
     "npz": lambda a: npz(images=a, labels=np.arange(5)),
     "npz, the only one": lambda a: npz(x=a, labels=np.arange(5)),
     "HDF5": lambda a: hdf5(images=a, other=a),
@@ -101,6 +112,9 @@ def test_arrays(tmp_path: Path, make: Callable[[np.ndarray[Any, Any]], bytes], l
     assert torch.equal(source[3:9], source.read()[3:])
     assert source[5:9].shape == (0, *source.shape)
     assert torch.equal(source.read([4, 0, 0, 2]), source.read()[[4, 0, 0, 2]])
+    assert torch.equal(source.read([-1, 1]), source.read()[[-1, 1]])
+    with pytest.raises(IndexError):
+        source.read([0, 5])
 
 
 @pytest.mark.parametrize("pack", [idx, lambda a: gzip.compress(idx(a))], ids=["plain", "gzip"])
@@ -124,6 +138,178 @@ def test_a_folder_is_sorted_and_deep(tmp_path: Path) -> None:
     assert len(source[1:]) == 4
     with pytest.raises(InputError, match=r"0\.png"):
         source[:1]
+
+
+def tree(folder: Path) -> Path:
+    """Files whose order is easily got wrong, and what else lies about in folders."""
+    names = ["b.png", "a.png", "a/z.PNG", "a/.hidden.jpg", "a-b.png", "a.b/x.png", "a/b/c/d.png", "a/b.png", "B.png"]
+    for name in [*names, "ä.png", "empty/no image.txt", "folder.png/0.png", ".png", "a.png.txt"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(GRAY[0]))
+    (folder / "link.png").symlink_to("b.png")
+    (folder / "broken.png").symlink_to("nowhere")
+    (folder / "linked").symlink_to("a")
+    (folder / "round.png").symlink_to(folder)
+    return folder
+
+
+def test_the_order_is_that_of_the_whole_paths(tmp_path: Path) -> None:
+    tree(tmp_path)
+    want = sorted(
+        file.relative_to(tmp_path).as_posix()
+        for file in tmp_path.rglob("*")
+        if file.suffix.lower() == ".png" or file.suffix == ".jpg"
+        if file.is_file()
+    )
+    assert list(open_images(tmp_path).names) == want
+    assert want.index("a-b.png") < want.index("a.png") < want.index("a/b.png") < want.index("a/b/c/d.png")
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff\xfe.png")
+    try:
+        (tmp_path / name).write_bytes(png(GRAY[0]))
+    except (OSError, UnicodeError):
+        pytest.skip("this file system wants names to be text")
+    source = open_images(tmp_path)
+    assert list(source.names) == [name]
+    assert source.read().shape == (1, 1, 6, 4)
+    assert len(source.fingerprint()) == 64
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path, GRAY)
+    scandir = os.scandir
+
+    def refuse(path: Path) -> Any:
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"deep cannot be read \(Permission denied\)"):
+        open_images(tmp_path)
+
+
+# A list of files on standard input.
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+LISTS = {
+    "lines": b"deep/1.png\n4.png\n0.png\n4.png\n",
+    "no end": b"deep/1.png\n4.png\n0.png\n4.png",
+    "blank lines": b"\n \ndeep/1.png\n\n4.png\n0.png\n4.png\n\n",
+    "Windows": b"deep/1.png\r\n4.png\r\n0.png\r\n4.png\r\n",
+    "zero bytes": b"deep/1.png\x004.png\x000.png\x004.png\0",
+}
+
+
+@pytest.mark.parametrize("content", LISTS.values(), ids=LISTS)
+@pytest.mark.parametrize("path", ["-", Path("-")])
+def test_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, path: str | Path) -> None:
+    folder_of(tmp_path, COLOUR)
+    monkeypatch.chdir(tmp_path)
+    stdin(monkeypatch, content)
+    source = open_images(path)
+    assert source.names[:] == ["deep/1.png", "4.png", "0.png", "4.png"]
+    assert np.array_equal(to_bytes(source.read()).numpy(), np.moveaxis(COLOUR[[1, 4, 0, 4]], -1, 1))
+
+
+def test_a_long_list_of_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("odeddim.images._LONGEST_PATH", 50 + len(str(tmp_path)))  # lines lie across the blocks
+    (tmp_path / "two\nlines.png").write_bytes(png(GRAY[0]))
+    folder_of(tmp_path, GRAY)
+    files = [str(tmp_path / name) for name in ["0.png", "deep/1.png", "2.png"] * 40]
+    stdin(monkeypatch, "\n".join(files).encode())
+    assert list(open_images("-").names) == files
+    files.append(str(tmp_path / "two\nlines.png"))
+    stdin(monkeypatch, "\0".join(files).encode())
+    assert list(open_images("-").names) == files
+
+
+def test_lists_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(content: bytes, says: str) -> None:
+        stdin(monkeypatch, content)
+        with pytest.raises(InputError, match=says) as caught:
+            open_images("-")
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 500
+
+    folder_of(tmp_path, GRAY)
+    (tmp_path / "odd.png").write_bytes(png(COLOUR[0]))
+    monkeypatch.chdir(tmp_path)
+    refused(b"", "is empty")
+    refused(b"\n  \n", "is empty")
+    refused(b"0.png\n\nnowhere.png\n", "line 3 .*names no file: 'nowhere.png'")
+    refused(b"0.png\ndeep\n", "line 2 .*names no file: 'deep'")
+    refused(b"0.png\n" + b"x" * 10**6, "line 2 .*names no file: 'xxx")
+    refused(b"0.png\nodd.png\n2.png\n", r"odd\.png is 3×6×4 .* but 0\.png is 1×6×4")
+
+
+# Whether it is the same source.
+
+
+@pytest.mark.parametrize("kind", ["idx", "idx.gz", "npy", "npz", "h5", "png", "folder", "list"])
+def test_fingerprints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    def fingerprint(images: np.ndarray[Any, Any], **options: Any) -> str:
+        place = tmp_path / ("list" if kind == "list" else "x")
+        if kind in ("folder", "list"):
+            folder_of(place, images)
+        else:
+            place.write_bytes({**GOOD, "png": png(images[0]), **packed(images)}[kind])
+        for folder, _, files in os.walk(tmp_path):
+            for file in files:  # copied elsewhere, files have other times
+                os.utime(Path(folder) / file, (1, 1))
+        if kind == "list":
+            monkeypatch.chdir(place)
+            stdin(monkeypatch, b"0.png\ndeep/1.png\n")
+        found = open_images("-" if kind == "list" else place, **options).fingerprint()
+        assert len(bytes.fromhex(found)) == 32
+        return found
+
+    first = fingerprint(GRAY)
+    assert fingerprint(GRAY) == first
+    assert fingerprint(GRAY, channels=3) != first
+    assert fingerprint(np.roll(GRAY, 1)[:, :5]) != first
+    if kind in ("idx", "npy", "npz"):  # of compressed content, and of files, the size may stay
+        assert fingerprint(np.roll(GRAY, 1)) != first
+    assert fingerprint(GRAY) == first
+
+
+def packed(images: np.ndarray[Any, Any]) -> dict[str, bytes]:
+    return {
+        "idx": idx(images),
+        "idx.gz": gzip.compress(idx(images), mtime=0),
+        "npy": npy(images),
+        "npz": npz(images=images),
+        "h5": hdf5(images=images),
+    }
+
+
+def test_the_fingerprint_of_a_folder_knows_names_and_sizes(tmp_path: Path) -> None:
+    folder_of(tmp_path, GRAY)
+    source = open_images(tmp_path)
+    first = source.fingerprint()
+    (tmp_path / "0.png").rename(tmp_path / "1.png")
+    assert open_images(tmp_path).fingerprint() != first
+    with pytest.raises(InputError, match=r"0\.png cannot be read"):
+        source.fingerprint()
+    (tmp_path / "1.png").rename(tmp_path / "0.png")
+    assert open_images(tmp_path).fingerprint() == first
+    with open(tmp_path / "0.png", "ab") as file:
+        file.write(b"x")
+    assert source.fingerprint() != first
+
+
+def test_the_fingerprint_of_a_source_of_ones_own(tmp_path: Path) -> None:
+    def made(names: list[str]) -> str:
+        return ImageSource((1, 2, 2), names, lambda rows: torch.zeros(len(rows), 1, 2, 2)).fingerprint()
+
+    assert made(["a", "b"]) == made(["a", "b"])
+    assert len({made(["a", "b"]), made(["b", "a"]), made(["ab", ""]), made(["a"])}) == 4
 
 
 def test_one_file(tmp_path: Path) -> None:
@@ -172,8 +358,8 @@ def test_floats_keep_their_range_or_are_stretched(tmp_path: Path, dtype: type) -
 
 def test_the_range_that_odeddim_declares_holds(tmp_path: Path) -> None:
     images = torch.tensor([0.0, 0.5, 1.25, 0.75]).reshape(1, 1, 2, 2).expand(3, 1, 2, 2)  # decoded images overshoot
-    with open_output(tmp_path / "x.h5", 3, {}) as out:
-        out.append(images, ["a", "b", "c"])
+    with open_output(tmp_path / "x.h5", ["a", "b", "c"], {}) as out:
+        out.write(0, 3, images)
     source = open_images(tmp_path / "x.h5")
     assert torch.equal(source.read(), images)
     assert list(source.names) == ["a", "b", "c"]
@@ -198,7 +384,7 @@ WRONG = {
     "nothing": (npz(), "it has: nothing"),
     "labels": (idx(np.arange(5, dtype=np.uint8)), "1 axes .* labels"),
     "IDX floats": (b"\0\0\x0d\x03" + bytes(12), "type 0x0d"),
-    "IDX longer": (idx(GRAY) + b"x", "longer than the 5×6×4 bytes"),
+    "IDX longer": (idx(GRAY) + b"x", "longer than the 5×6×4 values"),
     "IDX of exabytes": (b"\0\0\x08\x03" + b"\xff" * 12, "cut off: 0 of"),
     "IDX empty": (idx(GRAY[:0]), "holds no images"),
     "names": (hdf5(images=GRAY, names=["a"]), "5 images and 1 names"),
@@ -218,7 +404,7 @@ def test_wrong_files_are_named_in_one_sentence(tmp_path: Path, content: bytes, s
 
 
 def test_nan_is_found_in_any_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("odeddim.images._BLOCK", 2)
+    monkeypatch.setattr("odeddim.images._BLOCK", 2 * 4 * 4 * 8)
     (tmp_path / "x.npy").write_bytes(npy(np.where(np.arange(7) == 5, np.nan, 0.0)[:, None, None, None] + ONE[:1]))
     with pytest.raises(InputError, match="image 5 of"):
         open_images(tmp_path / "x.npy")
@@ -253,6 +439,36 @@ def test_the_odd_one_out_is_named_when_the_folder_is_opened(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"deep/2\.png is 1×6×4 .* but 0\.png is 3×6×4"):
         open_images(tmp_path)
     assert len(open_images(tmp_path, channels=3)) == 6
+
+
+def test_files_that_change_while_they_are_used(tmp_path: Path) -> None:
+    folder_of(tmp_path, COLOUR)
+    source = open_images(tmp_path)
+    whole = (tmp_path / "0.png").read_bytes()
+    for content, says in (
+        (png(COLOUR[0, :5]), r"0\.png is 3×5×4 .* but 0\.png is 3×6×4"),
+        (png(GRAY[0]), r"0\.png is 1×6×4"),
+        (whole[:-40], r"0\.png cannot be read as an image \(.*truncated"),
+        (whole[:20], r"0\.png cannot be read as an image"),
+    ):
+        (tmp_path / "0.png").write_bytes(content)
+        assert source[1:3].shape == (2, 3, 6, 4)
+        with pytest.raises(InputError, match=says) as caught:
+            source[:2]
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
+def test_kinds_of_image_files(tmp_path: Path, kind: str) -> None:
+    for suffix in (kind.lower(), "png"):  # what a file is, its first bytes say
+        (tmp_path / f"x.{suffix}").write_bytes(png(COLOUR[0], kind))
+        assert open_images(tmp_path / f"x.{suffix}").shape == (3, 6, 4)
+
+
+def test_no_file_can_start_another_program(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png(COLOUR[0], "EPS"))  # Pillow would give it to Ghostscript
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        open_images(tmp_path)
 
 
 def test_check_shape() -> None:
@@ -304,7 +520,7 @@ def test_damaged_files_are_refused_or_read(tmp_path: Path, kind: str, data: st.D
         if kind in ("idx", "idx.gz"):
             path.write_bytes(content)
             with pytest.raises(InputError):
-                read_idx(path)
+                open_images(path)
             return
     else:
         where = st.one_of(st.integers(0, min(40, len(content) - 1)), st.integers(0, len(content) - 1))
@@ -332,9 +548,8 @@ def test_every_byte_survives(tmp_path: Path) -> None:
     every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     (tmp_path / "in.npy").write_bytes(npy(every.reshape(1, 1, 16, 16)))
     images = open_images(tmp_path / "in.npy").read()
-    with open_output(tmp_path / "new" / "folder", 1, {}) as out:
-        out.append(images, ["a"])
-    assert np.array_equal(np.array(PIL.Image.open(tmp_path / "new" / "folder" / "a.png")), every[0])
+    save_image(images[0], tmp_path / "a.png")
+    assert np.array_equal(np.array(PIL.Image.open(tmp_path / "a.png")), every[0])
 
 
 def test_rounding() -> None:

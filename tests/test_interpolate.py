@@ -1,4 +1,4 @@
-"""Spherical interpolation: the paper's formula, radii, auxiliary states, refusals."""
+"""Spherical interpolation: the paper's formula, radii, auxiliary states, slices of paths, loops, refusals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from odeddim.latents.interpolate import interpolate, interpolate_grid
+from odeddim.latents.interpolate import LatentPath, interpolate, interpolate_grid, interpolate_loop
 from odeddim.types import InputError, State
 
 
@@ -78,6 +78,88 @@ def test_grid_between_four_corners() -> None:
     assert torch.allclose(grid.xbar[::n], left.xbar, rtol=1e-9)
 
 
+def path(kind: str, n: int, aux: int, dtype: torch.dtype) -> tuple[LatentPath, State]:
+    """A path of each kind, by itself and all at once."""
+    latents = [latent(seed, aux=aux, dtype=dtype) for seed in range(4)]
+    if kind == "line":
+        return LatentPath.line(latents[0], latents[1], n), interpolate(latents[0], latents[1], n)
+    if kind == "grid":
+        return LatentPath.grid(latents, n), interpolate_grid(latents, n)
+    return LatentPath.loop(latents, n), interpolate_loop(latents, n)
+
+
+KINDS = ("line", "grid", "loop")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    n=st.integers(2, 7),
+    aux=st.integers(0, 2),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    cuts=st.lists(st.integers(0, 49), max_size=6),
+)
+def test_a_path_in_pieces_is_the_whole_path(kind: str, n: int, aux: int, dtype: torch.dtype, cuts: list[int]) -> None:
+    points, whole = path(kind, n, aux, dtype)
+    count = {"line": n, "grid": n * n, "loop": 4 * n}[kind]
+    assert len(points) == len(whole.xbar) == count
+    bounds = [0, *sorted(min(cut, count) for cut in cuts), count]
+    pieces = [points.read(start, stop) for start, stop in itertools.pairwise(bounds)]
+    assert torch.equal(torch.cat([piece.xbar for piece in pieces]), whole.xbar)
+    assert whole.xbar.dtype == dtype
+    for k in range(aux):
+        assert torch.equal(torch.cat([piece.aux[k] for piece in pieces]), whole.aux[k])
+    assert {piece.sigma for piece in pieces} == {whole.sigma} == {157.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_corners_are_met_digit_for_digit(kind: str, dtype: torch.dtype) -> None:
+    n = 7
+    _, whole = path(kind, n, 1, dtype)
+    rows = {"line": [0, n - 1], "grid": [0, n - 1, n * (n - 1), n * n - 1], "loop": [0, n, 2 * n, 3 * n]}[kind]
+    for seed, row in enumerate(rows):
+        corner = latent(seed, aux=1, dtype=dtype)
+        assert torch.equal(whole.xbar[row], corner.xbar[0])
+        assert torch.equal(whole.aux[0][row], corner.aux[0][0])
+
+
+def test_a_path_may_be_longer_than_memory() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (State(torch.randn(1, 100_000, generator=generator), 1.0) for _ in range(2))
+    points = LatentPath.line(a, b, 2**20)  # 0.4 TB
+    assert torch.equal(points.read(2**20 - 1, 2**20).xbar, b.xbar)
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(2, 6), n=st.integers(1, 8))
+def test_a_loop_is_lines_end_to_end(count: int, n: int) -> None:
+    latents = [latent(seed, aux=1) for seed in range(count)]
+    loop = interpolate_loop(latents, n)
+    assert loop.xbar.shape == (count * n, 2, 5, 5)
+    for k, start in enumerate(latents):
+        line = interpolate(start, latents[(k + 1) % count], n + 1)
+        assert torch.allclose(loop.xbar[k * n : (k + 1) * n], line.xbar[:-1], rtol=1e-12)
+        assert torch.allclose(loop.aux[0][k * n : (k + 1) * n], line.aux[0][:-1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_loop_of_two_comes_back_the_way_it_went(dtype: torch.dtype) -> None:
+    n = 49  # 1 - 1/49·i is not (49 - i)/49 for many an i
+    loop = interpolate_loop([latent(1, dtype=dtype), latent(2, dtype=dtype)], n).xbar
+    assert torch.equal(loop[n + 1 :], loop[1:n].flip(0))
+
+
+def test_steps_of_a_loop_are_even_over_its_seams() -> None:
+    corners = [latent(seed) for seed in range(3)]
+    corners = [State(c.xbar / c.xbar.norm(), c.sigma) for c in corners]
+    points = interpolate_loop(corners, 5).xbar.flatten(1)
+    steps = [torch.arccos((p @ q).clamp(max=1)) for p, q in zip(points, points.roll(-1, 0), strict=True)]
+    for leg in range(3):
+        angle = torch.arccos(corners[leg].xbar.flatten() @ corners[(leg + 1) % 3].xbar.flatten())
+        assert torch.allclose(torch.stack(steps[5 * leg : 5 * leg + 5]), angle / 5, rtol=1e-9)
+
+
 def test_dtype_is_kept() -> None:
     line = interpolate(latent(1, dtype=torch.float32), latent(2, dtype=torch.float32), 3)
     assert line.xbar.dtype == torch.float32
@@ -95,5 +177,16 @@ def test_refusals() -> None:
         interpolate(a, State(-a.xbar, a.sigma), 3)
     with pytest.raises(InputError, match="zeros"):
         interpolate(a, State(0 * a.xbar, a.sigma), 3)
+    with pytest.raises(InputError, match="4 latents, not 3"):
+        interpolate_grid([a, b, a], 3)
+    with pytest.raises(InputError, match="2 latents or more"):
+        interpolate_loop([a], 3)
+    with pytest.raises(InputError, match="1 point per leg"):
+        interpolate_loop([a, b], 0)
+    with pytest.raises(InputError, match="different reversible runs"):
+        interpolate_loop([a, b, State(b.xbar, b.sigma, (b.xbar,), "bdia")], 3)
+    for start, stop in ((-1, 2), (2, 1), (0, 4)):
+        with pytest.raises(InputError, match="a path of 3 latents"):
+            LatentPath.line(a, b, 3).read(start, stop)
     with pytest.raises(InputError, match="one latent at a time"):
         interpolate(a, State(torch.cat([b.xbar, b.xbar]), b.sigma), 3)

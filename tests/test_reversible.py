@@ -19,7 +19,7 @@ from torch import Tensor
 
 import odeddim
 from odeddim import solvers
-from odeddim.latents.store import LatentFile, provenance_of, write_latents
+from odeddim.latents.store import LatentFile, LatentRun, provenance_of
 from odeddim.solvers import reversible
 from odeddim.solvers.reversible import Course, Flip, Kick, Machine, Mix, mccallum_foster
 from odeddim.types import InputError, State
@@ -72,11 +72,10 @@ def test_through_a_file(row: solvers.Solver, tmp_path: Path) -> None:
     nodes = odeddim.grid("karras", model.schedule, 12)
     state = odeddim.encode(x, row, model=model, grid=nodes)
     made = provenance_of(model, solver=row.name, grid="karras", nodes=nodes, made_by="encode", settings={})
-    with write_latents(tmp_path / "z.h5", made, nodes, 8) as writer:
-        for start in (0, 5):
-            part = slice(start, start + 5)
-            aux = tuple(values[part] for values in state.aux)
-            writer.append(dataclasses.replace(state, xbar=state.xbar[part], aux=aux), ["x"] * len(state.xbar[part]))
+    with LatentRun(tmp_path / "z.h5", ["x"] * 8, made, nodes) as run:
+        for start, stop in run.batches(5):
+            aux = tuple(values[start:stop] for values in state.aux)
+            run.write(start, stop, dataclasses.replace(state, xbar=state.xbar[start:stop], aux=aux))
     with LatentFile(tmp_path / "z.h5") as file:
         kept = file.read(0, 8)
     assert kept.kept == state.kept
@@ -89,8 +88,8 @@ def test_a_damaged_note_of_what_is_kept(tmp_path: Path) -> None:
     nodes = odeddim.grid("karras", model.schedule, 4)
     state = odeddim.encode(torch.zeros(1, 1, 1, 2), "bdia", model=model, grid=nodes)
     made = provenance_of(model, solver="bdia", grid="karras", nodes=nodes, made_by="encode", settings={})
-    with write_latents(tmp_path / "z.h5", made, nodes, 1) as writer:
-        writer.append(state, ["x"])
+    with LatentRun(tmp_path / "z.h5", ["x"] * 1, made, nodes) as run:
+        run.write(0, 1, state)
     with h5py.File(tmp_path / "z.h5", "r+") as file:
         file["aux"].attrs["kept"] = state.kept.replace("up", "UP")
     with pytest.raises(InputError, match="checksum"):
@@ -115,8 +114,8 @@ def test_parts_that_no_longer_belong_together(damage: Callable[[h5py.File], obje
     nodes = odeddim.grid("karras", model.schedule, 4)
     state = odeddim.encode(torch.rand(3, 1, 1, 2), "bdia", model=model, grid=nodes)
     made = provenance_of(model, solver="bdia", grid="karras", nodes=nodes, made_by="encode", settings={})
-    with write_latents(tmp_path / "z.h5", made, nodes, 3) as writer:
-        writer.append(state, ["x"] * 3)
+    with LatentRun(tmp_path / "z.h5", ["x"] * 3, made, nodes) as run:
+        run.write(0, 3, state)
     with h5py.File(tmp_path / "z.h5", "r+") as file:
         damage(file)
     with pytest.raises(InputError), LatentFile(tmp_path / "z.h5") as file:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 from odeddim import grids
 from odeddim.analytic import Gaussian
 from odeddim.field import VectorField
-from odeddim.latents.store import LatentFile, Provenance, provenance_of, write_latents
+from odeddim.hdf5 import text, words
+from odeddim.latents.store import LatentFile, LatentRun, Provenance, provenance_of
 from odeddim.schedule import Schedule
 from odeddim.types import InputError, State
 
@@ -41,11 +43,10 @@ def state(count: int, aux: int = 0, dtype: torch.dtype = torch.float32) -> State
 
 def write(path: Path, count: int = 5, aux: int = 0, dtype: torch.dtype = torch.float32) -> State:
     whole = state(count, aux, dtype)
-    with write_latents(path, provenance(), NODES, count) as writer:
-        for start in range(0, count, 2):
-            rows = slice(start, min(start + 2, count))
-            part = State(whole.xbar[rows], whole.sigma, tuple(a[rows] for a in whole.aux))
-            writer.append(part, [f"bild-{i}-ä" for i in range(rows.start, rows.stop)])
+    with LatentRun(path, [f"bild-{i}-ä" for i in range(count)], provenance(), NODES, overwrite=True) as run:
+        for start, stop in run.batches(2):
+            rows = slice(start, stop)
+            run.write(start, stop, State(whole.xbar[rows], whole.sigma, tuple(a[rows] for a in whole.aux)))
     return whole
 
 
@@ -65,7 +66,10 @@ def test_what_goes_in_comes_out(tmp_path: Path, aux: int, dtype: torch.dtype) ->
         for a, b in zip(read.aux, whole.aux, strict=True):
             assert torch.equal(a, b)
         assert torch.equal(file.pick(3).xbar, whole.xbar[3:4])
-        assert file.names(0, 5) == [f"bild-{i}-ä" for i in range(5)]
+        assert list(file.names) == file.names[:] == [f"bild-{i}-ä" for i in range(5)]
+        assert file.names[-1] == "bild-4-ä"
+        assert file.total == 5
+        assert not file.is_index
         assert torch.equal(file.nodes, NODES)
         assert file.provenance == provenance()
         assert file.provenance.settings == {}
@@ -82,25 +86,7 @@ def test_layout_is_what_the_module_says(tmp_path: Path) -> None:
         assert file["xbar"].fletcher32
         assert file["xbar"].compression is None
         assert file["xbar"].attrs["sigma"] == LINEAR.sigma_max
-        assert "unit variance" in file["xbar"].attrs["unit"]
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "z.h5"
-    write(path)
-    before = path.read_bytes()
-
-    def interrupted() -> None:
-        with write_latents(path, provenance(), NODES, 5) as writer:
-            writer.append(state(2), ["a", "b"])
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    with pytest.raises(InputError, match="ended early"), write_latents(path, provenance(), NODES, 5) as writer:
-        writer.append(state(2), ["a", "b"])
-    assert path.read_bytes() == before
-    assert [item.name for item in tmp_path.iterdir()] == ["z.h5"]
+        assert "unit variance" in words(file["xbar"].attrs["unit"])
 
 
 def test_a_latent_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -118,7 +104,7 @@ def test_a_latent_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     with (
         pytest.raises(InputError, match="does not exist"),
-        write_latents(tmp_path / "no" / "z.h5", provenance(), NODES, 1),
+        LatentRun(tmp_path / "no" / "z.h5", ["a"], provenance(), NODES),
     ):
         pass
 
@@ -132,7 +118,7 @@ def damage_delete(name: str):  # type: ignore[no-untyped-def]
 
 def damage_shape(file: h5py.File) -> None:
     del file["names"]
-    file.create_dataset("names", data=["a", "b"], dtype=h5py.string_dtype())
+    file.create_dataset("names", data=np.array([b"a", b"b"]))
 
 
 def damage_dtype(file: h5py.File) -> None:
@@ -156,36 +142,50 @@ def damage_format(file: h5py.File) -> None:
     file.attrs["format"] = "something else"
 
 
-def restate(file: h5py.File, text: str) -> None:
+def stated(file: h5py.File) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(file["provenance"][()])
+    return said
+
+
+def restate(file: h5py.File, said: str) -> None:
     del file["provenance"]
-    file.create_dataset("provenance", data=text).attrs["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    file.create_dataset("provenance", data=text(said)).attrs["sha256"] = hashlib.sha256(said.encode()).hexdigest()
 
 
 def damage_json(file: h5py.File) -> None:
     restate(file, "{not json")
 
 
+def damage_list(file: h5py.File) -> None:
+    restate(file, "[1, 2]")
+
+
+def damage_total(file: h5py.File) -> None:
+    restate(file, json.dumps({**stated(file), "total": "many"}))
+
+
 def damage_keys(file: h5py.File) -> None:
-    text = json.loads(file["provenance"].asstr()[()])
-    del text["model"]
-    restate(file, json.dumps(text))
+    said = stated(file)
+    del said["model"]
+    restate(file, json.dumps(said))
 
 
 def damage_schedule(file: h5py.File) -> None:
-    text = json.loads(file["provenance"].asstr()[()])
-    text["schedule"] = {"name": "liner"}
-    restate(file, json.dumps(text))
+    restate(file, json.dumps({**stated(file), "schedule": {"name": "liner"}}))
 
 
 def damage_edited(file: h5py.File) -> None:
-    text = file["provenance"].asstr()[()]
-    checksum = file["provenance"].attrs["sha256"]
+    said, checksum = json.dumps(stated(file)), file["provenance"].attrs["sha256"]
     del file["provenance"]
-    file.create_dataset("provenance", data=text.replace("ab2", "ab3")).attrs["sha256"] = checksum
+    file.create_dataset("provenance", data=text(said.replace("ab2", "ab3"))).attrs["sha256"] = checksum
 
 
 def damage_nodes(file: h5py.File) -> None:
     file["nodes"][2] = -1.0
+
+
+def damage_nodes_a_little(file: h5py.File) -> None:
+    file["nodes"][2] *= 1 + 1e-15
 
 
 def damage_group(file: h5py.File) -> None:
@@ -198,10 +198,70 @@ def damage_huge(file: h5py.File) -> None:
     file.create_dataset("nodes", (10**12,), "f8", chunks=(1024,))
 
 
+def damage_huge_rows(file: h5py.File) -> None:
+    """Rows that are only declared, 4 GB each."""
+    del file["xbar"]
+    data = file.create_dataset("xbar", (5, 1, 32768, 32768), "f4", chunks=(1, 1, 64, 64))
+    data.attrs["sigma"] = LINEAR.sigma_max
+
+
+def damage_compressed(file: h5py.File) -> None:
+    """A file of a few kB that would unpack to more than it says."""
+    content = file["xbar"][:]
+    del file["xbar"]
+    file.create_dataset("xbar", data=content, compression="gzip").attrs["sigma"] = LINEAR.sigma_max
+
+
+def damage_external(file: h5py.File) -> None:
+    del file["xbar"]
+    place = [("/etc/passwd", 0, 5 * 16 * 4)]
+    data = file.create_dataset("xbar", (5, 1, 4, 4), "f4", external=place)
+    data.attrs["sigma"] = LINEAR.sigma_max
+
+
+def damage_external_link(file: h5py.File) -> None:
+    del file["xbar"]
+    file["xbar"] = h5py.ExternalLink("/tmp/another.h5", "xbar")
+
+
+def damage_soft_link(file: h5py.File) -> None:
+    file.move("xbar", "elsewhere")
+    file["xbar"] = h5py.SoftLink("/elsewhere")
+
+
+def damage_virtual(file: h5py.File) -> None:
+    """Rows that lie in a file of somebody else's choice."""
+    del file["xbar"]
+    layout = h5py.VirtualLayout((5, 1, 4, 4), "f4")
+    layout[:] = h5py.VirtualSource("../another.h5", "xbar", (5, 1, 4, 4), "f4")
+    file.create_virtual_dataset("xbar", layout).attrs["sigma"] = LINEAR.sigma_max
+
+
+def damage_references(file: h5py.File) -> None:
+    del file["names"]
+    data = file.create_dataset("names", (5,), dtype=h5py.ref_dtype)
+    data[0] = file["xbar"].ref
+
+
+def damage_variable_text(file: h5py.File) -> None:
+    del file["names"]
+    file.create_dataset("names", data=["a"] * 5, dtype=h5py.string_dtype())
+
+
+def damage_extra_column(file: h5py.File) -> None:
+    file.create_dataset("weights", data=np.zeros((5, 2)))
+
+
+def damage_report(file: h5py.File) -> None:
+    file.create_dataset("report/evaluations", data=np.zeros((4,)))
+
+
 DAMAGES = [
-    *(damage_delete(name) for name in ("xbar", "names", "nodes", "provenance")),
+    *(damage_delete(name) for name in ("xbar", "names", "nodes", "provenance", "crc32")),
     damage_shape, damage_dtype, damage_sigma, damage_sigma_type, damage_version, damage_format, damage_json,
-    damage_keys, damage_schedule, damage_edited, damage_nodes, damage_group, damage_huge,
+    damage_list, damage_total, damage_keys, damage_schedule, damage_edited, damage_nodes, damage_nodes_a_little,
+    damage_group, damage_huge, damage_huge_rows, damage_compressed, damage_external, damage_external_link,
+    damage_soft_link, damage_virtual, damage_references, damage_variable_text, damage_extra_column, damage_report,
 ]  # fmt: skip
 
 
@@ -221,8 +281,12 @@ def test_nan_is_found(tmp_path: Path) -> None:
     write(path)
     with h5py.File(path, "a") as file:
         file["xbar"][3, 0, 0, 0] = np.nan
-    with LatentFile(path) as file, pytest.raises(InputError, match="NaN"):
+    with LatentFile(path) as file, pytest.raises(InputError, match="row 3 was changed"):
         file.read(2, 4)
+    with LatentRun(path, ["a"], provenance(), NODES, overwrite=True) as run:
+        run.write(0, 1, State(torch.full((1, 1, 4, 4), np.nan), float(NODES[-1])))
+    with LatentFile(path) as file, pytest.raises(InputError, match="NaN"):
+        file.read(0, 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"not HDF5 at all", b"\x89HDF\r\n\x1a\n" + b"\0" * 100])
@@ -253,10 +317,11 @@ def test_truncated_and_flipped_bytes_never_lie(tmp_path: Path) -> None:
         try:
             with LatentFile(path) as file:
                 read = file.read(0, len(file))
-                file.names(0, len(file))
+                names = list(file.names)
                 nodes = file.nodes
             assert torch.equal(read.xbar, whole.xbar)  # the checksum on every chunk sees to it
             assert torch.equal(nodes, NODES)
+            assert names == [f"bild-{i}-ä" for i in range(5)]
         except InputError:
             refused += 1
     assert refused > 50

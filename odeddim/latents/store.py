@@ -4,26 +4,25 @@
                    moves, so nothing is rounded on the way through the file. x_T = x̄/√(1+σ²) has unit variance.
     /aux/0, ...    like xbar: what a reversible solver keeps besides; the group's attribute `kept` says which solver's
     /report/...    (N,) each: evaluations per image and the like, of solvers that tell
-    /crc32         (N,) uint32, of each latent's bytes in /xbar and /aux together: whether they still belong together
+    /certificate/  (N,) each: how good each latent is, see `odeddim.latents.certificate`
     /names         (N,) where each latent comes from
+    /crc32         (N,) of each row's bytes in all of these together: whether they still belong together
     /nodes         (S+1,) float64, the noise levels walked, rising; the first is where images lie
     /provenance    JSON: model and hash of its weights, schedule, prediction, solver and settings, grid, end, versions
 
-Chunks of 64 images, no compression (noise does not compress), a checksum on every chunk.
+Chunks of 64 images, no compression (noise does not compress), a checksum on every chunk. A file whose rows are still
+being computed shows those that are done (see `odeddim.parts`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
-import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import h5py
 import numpy as np
@@ -31,21 +30,22 @@ import torch
 from torch import Tensor
 
 from odeddim.field import VectorField
-from odeddim.files import check_place, plain_text
-from odeddim.hdf5 import SUFFIXES, HDF5Writer, writing
+from odeddim.files import check_place
+from odeddim.hdf5 import SUFFIXES, dataset, reading, short, text, words
+from odeddim.parts import Run
+from odeddim.rows import Columns, columns_of, is_index, read_rows, settings_of, text_column, width_of
 from odeddim.schedule import Schedule
 from odeddim.types import InputError, State
 
 FORMAT, VERSION = "odeddim latents", 1
 UNIT = "xbar = x/sqrt(alpha), alpha cumulative as in DDIM; x_T = xbar/sqrt(1+sigma^2) has unit variance"
-CHUNK = 64
 ENDS_BY_SIGMA = {0.0: "zero", 1.0: "sigma_min"}  # by σ over σ_1; "nodes": where a list of one's own begins
-MOST_PROVENANCE = 4_000_000  # bytes; a schedule of 10,000 levels takes 0.2 MB
+MOST_ROW = 1 << 30  # bytes of one latent
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """How latents came about, and so how to decode them. nodes: (S+1,) rising, as `odeddim.grid` makes them."""
+    """How latents came about, and so how to decode them. nodes: the hash of the (S+1,) noise levels walked."""
 
     model: str
     sha256: str
@@ -55,6 +55,7 @@ class Provenance:
     grid: str
     end: str
     steps: int
+    nodes: str
     made_by: str  # "encode" or "interpolate"; of images "sample" or "decode"
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -87,6 +88,7 @@ def provenance_of(
         grid=grid,
         end=ENDS_BY_SIGMA.get(float(nodes[0]) / model.schedule.sigma_min, "nodes"),
         steps=len(nodes) - 1,
+        nodes=digest(nodes),
         made_by=made_by,
         settings={key: value for key, value in settings.items() if value is not None},
         versions=versions,
@@ -94,72 +96,68 @@ def provenance_of(
     )
 
 
-class LatentWriter:
-    """Appends latents to a file under construction; see `write_latents`."""
+class LatentRun(Run):
+    """The run that makes a latent file, NAME.h5: `write` each batch of `batches`. See `odeddim.parts.Run`.
 
-    def __init__(self, file: HDF5Writer, count: int) -> None:
-        self._file = file
-        self._count = count
-        self._next = 0
+    names: where each latent comes from. nodes: (S+1,) rising, as `odeddim.grid` makes them. replace: `path` is a latent
+    file that stays what it is until the run is whole.
+    """
 
-    def append(self, state: State, names: Sequence[str]) -> None:
-        """Write the next latents: xbar (B, *) at the file's σ, and where each comes from."""
-        if self._next == 0:
-            self._create(state)
-        stop = self._next + len(names)
-        if state.xbar.shape[0] != len(names) or stop > self._count:
-            raise ValueError(f"{state.xbar.shape[0]} latents with {len(names)} names do not fit the {self._count} rows")
-        self._file["xbar"][self._next : stop] = state.xbar.cpu().numpy()
-        for k, part in enumerate(state.aux):
-            self._file[f"aux/{k}"][self._next : stop] = part.cpu().numpy()
-        for key, values in state.report.items():
-            self._file[f"report/{key}"][self._next : stop] = values.cpu().numpy()
-        self._file["crc32"][self._next : stop] = _crc32([state.xbar, *state.aux])
-        self._file["names"][self._next : stop] = [plain_text(name) for name in names]
-        self._file.commit()
-        self._next = stop
+    def __init__(
+        self,
+        path: Path,
+        names: Sequence[str],
+        provenance: Provenance,
+        nodes: Tensor,
+        *,
+        overwrite: bool = False,
+        replace: bool = False,
+    ) -> None:
+        check_place(path, suffixes=SUFFIXES)
+        self._names, self._width, self._nodes = names, width_of(names), nodes
+        super().__init__(path, len(names), asdict(provenance), self._write_head, overwrite=overwrite, index=not replace)
 
-    def _create(self, state: State) -> None:
-        shape, sigma = tuple(state.xbar.shape[1:]), state.sigma
-        for name in ("xbar", *(f"aux/{k}" for k in range(len(state.aux)))):
-            data = self._file.create_dataset(
-                name,
-                (self._count, *shape),
-                dtype=str(state.xbar.dtype).removeprefix("torch."),
-                chunks=(min(CHUNK, self._count), *shape),
-                fletcher32=True,
-                fillvalue=np.nan,  # a chunk that a damaged index no longer finds must not read as zeros
-            )
-            data.attrs["unit"], data.attrs["sigma"] = UNIT, sigma
-        if state.aux:
-            self._file["aux"].attrs["kept"] = state.kept
-            self._file["aux"].attrs["sha256"] = _digest(state.kept)  # changed, it would only look like another method's
-        for key, values in state.report.items():
-            dtype = str(values.dtype).removeprefix("torch.")
-            self._file.create_dataset(f"report/{key}", (self._count,), dtype=dtype, chunks=True, fletcher32=True)
-        self._file.create_dataset("crc32", (self._count,), dtype=np.uint32)
-        self._file.create_dataset("names", (self._count,), dtype=h5py.string_dtype())
+    def _write_head(self, file: h5py.File, notes: Mapping[str, Any]) -> None:
+        file.attrs["format"], file.attrs["version"] = text(FORMAT), VERSION
+        file.create_dataset("nodes", data=self._nodes.numpy(), chunks=self._nodes.shape, fletcher32=True)
+        for name in ("xbar", *(f"aux/{k}" for k in range(len(file.get("aux", ()))))):
+            file[name].attrs["unit"], file[name].attrs["sigma"] = text(UNIT), notes["sigma"]
+        if "aux" in file:
+            file["aux"].attrs["kept"] = text(notes["kept"])
+            file["aux"].attrs["sha256"] = text(
+                _hash(notes["kept"])
+            )  # changed, it would only look like another method's
 
-    @property
-    def complete(self) -> bool:
-        """Whether every row has been written."""
-        return self._next == self._count
+    def write(self, start: int, stop: int, state: State, certificate: Mapping[str, Tensor] | None = None) -> None:
+        """Write the latents start, ..., stop-1, xbar (B, *), with what is known of each: name -> (B,)."""
+        columns = {"xbar": state.xbar, **{f"aux/{k}": part for k, part in enumerate(state.aux)}}
+        columns |= {f"report/{key}": values for key, values in state.report.items()}
+        columns |= {f"certificate/{key}": values for key, values in (certificate or {}).items()}
+        arrays = {name: values.cpu().numpy() for name, values in columns.items()}
+        arrays["names"] = text_column(self._names[start:stop], self._width)
+        self.commit(start, stop, arrays, sigma=state.sigma, kept=state.kept)
 
 
-@contextlib.contextmanager
-def write_latents(path: Path, provenance: Provenance, nodes: Tensor, count: int) -> Iterator[LatentWriter]:
-    """A writer for `count` latents; the file, NAME.h5, appears when all are written, and not before."""
-    check_place(path, suffixes=SUFFIXES)
-    with writing(path) as file:
-        file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
-        data = file.create_dataset("nodes", data=nodes.numpy(), chunks=nodes.shape, fletcher32=True)
-        data.attrs["sha256"] = _digest(str(nodes.tolist()))
-        text = json.dumps(asdict(provenance), indent=1, ensure_ascii=False)
-        file.create_dataset("provenance", data=text).attrs["sha256"] = _digest(text)
-        writer = LatentWriter(file, count)
-        yield writer
-        if not writer.complete:
-            raise InputError(f"{path} was not written: its images ended early")
+class Names(Sequence[str]):
+    """The names in a file, read as they are asked for."""
+
+    def __init__(self, column: h5py.Dataset, path: Path) -> None:
+        self._column, self._path = column, path
+
+    def __len__(self) -> int:
+        return int(self._column.shape[0])
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, int):
+            return self[i : i + 1 or None][0]
+        try:
+            return [name.decode("utf-8", "replace") for name in self._column[i].tolist()]
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self._path}: its names cannot be read: {short(error)}") from None
 
 
 class LatentFile:
@@ -167,114 +165,123 @@ class LatentFile:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        if not os.path.isfile(self.path):
-            raise InputError(f"{path} does not exist or is no file: give a latent file, as `odeddim encode` writes")
-        try:
-            self._file = h5py.File(self.path, "r")
-        except OSError:
-            raise InputError(
-                f"{path} is not a readable HDF5 file: it is damaged, cut short or something else"
-            ) from None
-        try:
+        self._closing = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self._file = stack.enter_context(reading(self.path, "a latent file, as `odeddim encode` writes"))
             self._check()
-        except InputError:
-            self._file.close()
-            raise
-        except (KeyError, ValueError, TypeError, OSError, AttributeError, RuntimeError) as error:
-            self._file.close()
-            raise InputError(f"{path} is damaged: {_words(error)}") from None
+            self._closing = stack.pop_all()
 
     def _check(self) -> None:
         path, file = self.path, self._file
-        if file.attrs.get("format") != FORMAT:
+        if "format" not in file.attrs or words(file.attrs["format"]) != FORMAT:
             raise InputError(f"{path} is an HDF5 file, but holds no odeddim latents: make one with `odeddim encode`")
         if int(file.attrs["version"]) > VERSION:
             raise InputError(f"{path} was written by a newer odeddim (file version {file.attrs['version']}): upgrade")
-        self._xbar = _dataset(file, "xbar", path)
-        if self._xbar.ndim < 2 or self._xbar.dtype not in (np.float32, np.float64):
-            raise InputError(
-                f"{path}: 'xbar' must be float32 or float64 (N, *), not {self._xbar.dtype} {self._xbar.shape}"
-            )
-        self.sigma = float(self._xbar.attrs["sigma"])
-        group = file.get("aux")
-        self._aux = [_dataset(file, f"aux/{k}", path) for k in range(len(group) if group is not None else 0)]
-        self.kept = str(group.attrs["kept"]) if self._aux else ""
-        if self._aux and _digest(self.kept) != group.attrs["sha256"]:
-            raise InputError(f"{path}: what its auxiliary states belong to is damaged: its checksum does not fit")
-        report = file.get("report")
-        self._report = {key: _dataset(file, f"report/{key}", path) for key in (report if report is not None else ())}
-        for key, values in self._report.items():
-            if values.shape != (len(self._xbar),) or values.dtype.kind not in "ifb":
+        stated = settings_of(file, path)
+        self.total = int(stated["total"])
+        known = {item.name for item in fields(Provenance)}
+        self.provenance = Provenance(**{key: value for key, value in stated.items() if key in known})
+        Schedule.from_dict(self.provenance.schedule)
+        self._columns = {name: dataset(file, name, path) for name in columns_of(file)}
+        self._check_rows()
+        self._check_nodes()
+
+    def _check_rows(self) -> None:
+        path, columns = self.path, self._columns
+        for name in ("xbar", "names", "crc32"):
+            if name not in columns:
                 raise InputError(
-                    f"{path}: 'report/{key}' {values.dtype} {values.shape} does not belong to {len(self)} latents"
+                    f"{path}: the dataset '{name}' is missing: it is damaged or was written by something else"
                 )
-        self._crc32 = _dataset(file, "crc32", path)
-        self._names = _dataset(file, "names", path)
-        for data in (*self._aux, self._crc32, self._names):
-            if data.shape[0] != len(self._xbar) or (data in self._aux and data.shape != self._xbar.shape):
-                raise InputError(f"{path}: '{data.name}' of shape {data.shape} does not belong to {len(self)} latents")
-        nodes = _dataset(file, "nodes", path)
-        if nodes.ndim != 1 or not 2 <= nodes.shape[0] <= 1_000_001:
+        xbar = columns["xbar"]
+        if xbar.ndim < 2 or xbar.dtype not in (np.float32, np.float64) or 0 in xbar.shape:
+            raise InputError(f"{path}: 'xbar' must be float32 or float64 (N, *), not {xbar.dtype} {xbar.shape}")
+        if xbar.dtype.itemsize * math.prod(xbar.shape[1:]) > MOST_ROW:
+            raise InputError(
+                f"{path}: a latent of shape {xbar.shape[1:]} is larger than any that odeddim can work with"
+            )
+        self.sigma = float(xbar.attrs["sigma"])
+        self._aux = [f"aux/{k}" for k in range(sum(name.startswith("aux/") for name in columns))]
+        for name, column in columns.items():
+            per_image = name in ("names", "crc32") or name.startswith(("report/", "certificate/"))
+            fits = column.shape == xbar.shape[:1] and column.dtype.kind == {"names": "S", "crc32": "u"}.get(name, "")
+            if per_image and name not in ("names", "crc32"):
+                fits = column.shape == xbar.shape[:1] and column.dtype.kind in "ifb"
+            if not per_image:
+                fits = name in ("xbar", *self._aux) and (column.shape, column.dtype) == (xbar.shape, xbar.dtype)
+            if not fits:
+                raise InputError(
+                    f"{path}: '{name}' {column.dtype} {column.shape} does not belong to {len(self)} latents"
+                )
+        self.kept = words(self._file["aux"].attrs["kept"]) if self._aux else ""
+        if self._aux and words(self._file["aux"].attrs["sha256"]) != _hash(self.kept):
+            raise InputError(f"{path}: what its auxiliary states belong to is damaged: its checksum does not fit")
+
+    def _check_nodes(self) -> None:
+        path = self.path
+        nodes = dataset(self._file, "nodes", path)
+        if nodes.ndim != 1 or not 2 <= nodes.shape[0] <= 1_000_001 or nodes.dtype != np.float64:
             raise InputError(f"{path}: 'nodes' must be a row of 2 to 1,000,001 noise levels, not {nodes.shape}")
         from odeddim.grids import check_nodes
 
-        self.nodes = check_nodes(torch.from_numpy(np.asarray(nodes[:], np.float64)), where=str(path))
-        if _digest(str(self.nodes.tolist())) != nodes.attrs["sha256"]:
+        self.nodes = check_nodes(torch.from_numpy(np.asarray(nodes[:])), where=str(path))
+        if digest(self.nodes) != self.provenance.nodes:
             raise InputError(f"{path}: its nodes are damaged or were edited: their checksum does not fit")
         if not math.isclose(self.sigma, float(self.nodes[-1]), rel_tol=1e-12):
             raise InputError(
                 f"{path}: its latents lie at σ = {self.sigma}, but its grid ends at {float(self.nodes[-1])}"
             )
-        text = _dataset(file, "provenance", path)
-        if text.shape != () or text.id.get_storage_size() > MOST_PROVENANCE:
-            raise InputError(f"{path}: 'provenance' is no JSON text of a sensible size")
-        words = text.asstr()[()]
-        if _digest(words) != text.attrs["sha256"]:  # HDF5 has no checksum for text
-            raise InputError(f"{path}: its provenance is damaged or was edited: its checksum does not fit")
-        stated = json.loads(words)
-        known = {item.name for item in fields(Provenance)}
-        self.provenance = Provenance(**{key: value for key, value in stated.items() if key in known})
-        Schedule.from_dict(self.provenance.schedule)
 
     def __enter__(self) -> LatentFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._closing.close()
 
     def __len__(self) -> int:
-        return int(self._xbar.shape[0])
+        return int(self._columns["xbar"].shape[0])
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of one latent."""
-        return tuple(int(size) for size in self._xbar.shape[1:])
+        return tuple(int(size) for size in self._columns["xbar"].shape[1:])
 
     @property
     def dtype(self) -> str:
         """ "float32" or "float64"."""
-        return str(self._xbar.dtype)
+        return str(self._columns["xbar"].dtype)
 
     @property
     def aux_count(self) -> int:
         """How many auxiliary states each latent has."""
         return len(self._aux)
 
+    @property
+    def is_index(self) -> bool:
+        """Whether the rows lie in parts beside the file, as long as it is being made."""
+        return is_index(self._file)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all latents, by their checksums."""
+        return hashlib.sha256(np.ascontiguousarray(self._columns["crc32"][:]).tobytes()).hexdigest()
+
+    def rows(self, start: int, stop: int) -> Columns:
+        """The rows start, ..., stop-1 of all columns as they are in the file, each against its checksum."""
+        return read_rows(self._columns, start, stop, self.path)
+
     def read(self, start: int, stop: int) -> State:
         """Latents start, ..., stop-1 as a State, xbar (stop-start, *)."""
-        try:
-            parts = [torch.from_numpy(np.ascontiguousarray(data[start:stop])) for data in (self._xbar, *self._aux)]
-            report = {key: torch.from_numpy(values[start:stop]) for key, values in self._report.items()}
-            kept_together = np.array_equal(self._crc32[start:stop], _crc32(parts))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.path}: latents {start} to {stop - 1} cannot be read: {_words(error)}") from None
+        rows = self.rows(start, stop)
+        parts = [torch.from_numpy(rows[name]) for name in ("xbar", *self._aux)]
         for part in parts:
             if not bool(torch.isfinite(part).all()):
                 raise InputError(f"{self.path}: latents {start} to {stop - 1} hold NaN or infinite values")
-        if not kept_together:
-            raise InputError(
-                f"{self.path}: latents {start} to {stop - 1} were changed, or have lost what was kept with them"
-            )
+        report = {
+            name.removeprefix("report/"): torch.from_numpy(values)
+            for name, values in rows.items()
+            if name.startswith("report/")
+        }
         return State(parts[0], self.sigma, tuple(parts[1:]), self.kept, report)
 
     def pick(self, index: int) -> State:
@@ -283,34 +290,20 @@ class LatentFile:
             raise InputError(f"{self.path} holds latents 0 to {len(self) - 1}: there is no {index}")
         return self.read(index, index + 1)
 
-    def names(self, start: int, stop: int) -> list[str]:
-        """Where latents start, ..., stop-1 come from."""
-        try:
-            return [str(name) for name in self._names.asstr()[start:stop]]
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.path}: names {start} to {stop - 1} cannot be read: {_words(error)}") from None
+    @property
+    def names(self) -> Names:
+        """Where each latent comes from: a sequence of N words."""
+        return Names(self._columns["names"], self.path)
 
 
-def _crc32(parts: Sequence[Tensor]) -> list[int]:
-    """The checksum of each latent over all its parts, (B, *) each."""
-    rows = zip(*(part.cpu().numpy() for part in parts), strict=True)
-    return [zlib.crc32(b"".join(np.ascontiguousarray(part).tobytes() for part in row)) for row in rows]
+def digest(nodes: Tensor) -> str:
+    """The hash of a list of noise levels."""
+    return _hash(str(nodes.tolist()))
 
 
-def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
-    data = file.get(name)
-    if not isinstance(data, h5py.Dataset):
-        raise InputError(f"{path}: the dataset '{name}' is missing: it is damaged or was written by something else")
-    return data
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _hash(words: str) -> str:
+    return hashlib.sha256(words.encode()).hexdigest()
 
 
 def _model_words(name: str, sha256: str) -> str:
     return f"{name!r} (weights {sha256[:12]})" if sha256 else repr(name)
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

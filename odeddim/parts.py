@@ -1,0 +1,424 @@
+"""Runs that may be killed at any moment: every batch is a file of its own until all of them are one.
+
+    z.h5                                 an index of the rows done so far (HDF5 virtual datasets); at last one real file
+    z.h5.parts/run.json                  what the run is: model, settings, images; the parts of another are not touched
+    z.h5.parts/000000032-000000064.h5    rows 32, ..., 63: written beside, synced, renamed into place, never changed
+    z.h5.parts/lock                      who works on what: byte i stands for row i
+
+A batch counts as done when its part has its name, and not before. What is missing is found by listing the folder, so
+the same command goes on where it was stopped, with any batch size and any number of processes: they share the rows
+through locks that the system takes back from a process that dies, and the last one to finish makes the parts one file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import h5py
+
+from odeddim.files import check_place, replacing, sync_folder
+from odeddim.hdf5 import add_rows, nothing, reading, text, words, writing
+from odeddim.rows import (
+    Columns,
+    check_same,
+    checksums,
+    columns_of,
+    comparable,
+    copy_head,
+    is_index,
+    make_real,
+    note_settings,
+    settings_of,
+)
+from odeddim.types import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: one process at a time
+    fcntl = None  # type: ignore[assignment]
+
+Head = Callable[[h5py.File, Mapping[str, Any]], None]
+"""head(file, notes): writes all that a file holds besides its rows; notes: those given with every part."""
+
+_PART = re.compile(r"(\d{9,})-(\d{9,})\.h5")
+_SETUP, _OUTPUT = (2**62 + i for i in range(2))  # bytes of the lock file that stand for no row
+_IDLE = 20.0  # an index is written again after this many times what it took the last time
+
+
+GO_ON = "the same command goes on from there"
+W = TypeVar("W", bound="Work")
+
+
+class Part(NamedTuple):
+    """A file with the rows start, ..., stop-1."""
+
+    start: int
+    stop: int
+    path: Path
+
+
+class Claims:
+    """Which rows which process works on, told through a lock file. A process that dies gives its claims back."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = open(path, "a+b")  # noqa: SIM115 - held until `close`
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror})") from None
+
+    def take(self, start: int, stop: int, *, wait: bool = False) -> bool:
+        """Claim the rows start, ..., stop-1; False if another process has some of them."""
+        if fcntl is None:
+            return True
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), stop - start, start)
+        except OSError as error:
+            # A disk without locks: one process at a time is what it can do.
+            return error.errno not in (errno.EACCES, errno.EAGAIN)
+        return True
+
+    def leave(self, start: int, stop: int) -> None:
+        """Give the rows back."""
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.lockf(self._file, fcntl.LOCK_UN, stop - start, start)
+
+    @contextlib.contextmanager
+    def waiting_for(self, byte: int) -> Iterator[None]:
+        """Hold one byte, after whoever has it."""
+        self.take(byte, byte + 1, wait=True)
+        try:
+            yield
+        finally:
+            self.leave(byte, byte + 1)
+
+    def close(self) -> None:
+        """Give back everything."""
+        self._file.close()
+
+
+class Work:
+    """Rows 0, ..., total-1 of which some are done, shared out among processes: what `Run` and folders have in common.
+
+    settings: what the run is, JSON-able; note: the file that says so; lock: the lock file. Use as a context manager.
+    Errors: InputError if the note is of another run, naming the differences. where: what the user named.
+    """
+
+    def __init__(self, where: Path, total: int, settings: Mapping[str, Any], note: Path, lock: Path) -> None:
+        self.total = total
+        self.settings = comparable(total, settings)
+        self._note = note
+        self._claims = Claims(lock)
+        self._rank, self._ranks = rank()
+        self._taken: set[tuple[int, int]] = (
+            set()
+        )  # handed out and not done; of one's own claims the system says nothing
+        try:
+            with self._claims.waiting_for(_SETUP):
+                self._settle(where)
+        except BaseException:
+            self._claims.close()
+            raise
+
+    def _settle(self, where: Path) -> None:
+        if not self._note.exists():
+            with replacing(self._note) as temporary:
+                temporary.write_text(json.dumps(self.settings, indent=1, ensure_ascii=False), encoding="utf-8")
+            return
+        try:
+            began = json.loads(self._note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            began = None
+        if not isinstance(began, dict):
+            raise InputError(f"{self._note} is damaged: --overwrite starts anew")
+        check_same(began, self.settings, f"{where} was begun")
+
+    def spans(self) -> list[tuple[int, int]]:
+        """The rows done, as rising spans (start, stop)."""
+        raise NotImplementedError
+
+    @property
+    def done(self) -> int:
+        """How many rows are on the disk, by whichever process."""
+        return sum(stop - start for start, stop in self.spans())
+
+    def batches(self, size: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of the batches that remain, each claimed by this process as it is handed out.
+
+        Several processes begin at different places, and then help out where others have not begun.
+        """
+        some = True
+        while some:  # what another process had, and did not finish, is found in the next round
+            some = False
+            missing = list(cut(gaps(self.spans(), self.total), size))
+            mine = missing[self._rank :: self._ranks]
+            for start, stop in (*mine, *sorted(set(missing) - set(mine))):
+                if any(a < stop and start < b for a, b in tuple(self._taken)) or not self._claims.take(start, stop):
+                    continue
+                if self.is_done(start, stop):  # by another process, a moment ago
+                    self._claims.leave(start, stop)
+                else:
+                    some = True
+                    self._taken.add((start, stop))
+                    yield start, stop
+
+    def is_done(self, start: int, stop: int) -> bool:
+        """Whether some of the rows start, ..., stop-1 are done; of rows that are done one by one, whether all are."""
+        return any(a < stop and start < b for a, b in self.spans())
+
+    def leave(self, start: int, stop: int) -> None:
+        """Give back what `batches` has handed out."""
+        self._taken.discard((start, stop))
+        self._claims.leave(start, stop)
+
+    def __enter__(self: W) -> W:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._claims.close()
+
+
+class Run(Work):
+    """Rows that become one HDF5 file, or whatever `finish` makes of them.
+
+    output: what the user named. head: writes what the file holds besides rows. overwrite: begin anew, whatever is
+    there. index: whether `output` shows what is done so far. finish: what makes the parts one, once all are there.
+
+    An output that is there already is left alone: if it holds this run's rows `done` is `total`, otherwise, and without
+    `overwrite`, it is an InputError with what is different.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        total: int,
+        settings: Mapping[str, Any],
+        head: Head = lambda file, notes: None,
+        *,
+        overwrite: bool = False,
+        index: bool = True,
+        finish: Callable[[Run], None] | None = None,
+    ) -> None:
+        check_place(output)
+        self.output, self.place = output, Path(os.path.realpath(output))
+        self.folder = Path(f"{self.place}.parts")
+        self._head, self._index, self._finish = head, index, finish or Run.make_one
+        self._next_index, self._whole, self._overwrite = 0.0, False, overwrite
+        begin_together(lambda: self._make_room(overwrite))
+        super().__init__(output, total, settings, self.folder / "run.json", self.folder / "lock")
+
+    def _make_room(self, overwrite: bool) -> None:
+        if overwrite and self.folder.exists():
+            _remove(self.folder)
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"the folder {self.folder} cannot be made ({error.strerror})") from None
+        sync_folder(self.folder.parent)
+
+    def _settle(self, where: Path) -> None:
+        # A picture, or a file that the run itself reads, is replaced without a question: it says nothing of the run.
+        if self._overwrite or not self._index or not self._is_there():
+            if self.parts() and not self._note.exists():
+                raise InputError(f"{self._note} is gone, but not what was done under it: --overwrite starts anew")
+            super()._settle(where)
+
+    def _is_there(self) -> bool:
+        """Whether the output is this run's, and whole. Another's is an InputError, unless this one has begun since."""
+        if not self.place.exists():
+            return False
+        begun = self._note.exists()
+        try:
+            with reading(self.output, "a file that odeddim wrote") as file:
+                there, shown = settings_of(file, self.output), is_index(file)
+            if shown and not begun:
+                raise InputError(f"{self.output} shows parts that are gone: --overwrite starts anew")
+            if not shown:
+                check_same(there, self.settings, f"{self.output} is there already and was made")
+        except InputError:
+            if begun:  # --overwrite has said that it may be replaced
+                return False
+            _remove(self.folder)
+            raise
+        self._whole = not shown
+        return self._whole
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if self._gone():
+                _remove(self.folder)  # of a run that was killed between its last two breaths
+            elif self.done == self.total and kind is None:
+                with self._claims.waiting_for(_OUTPUT):
+                    if not self._gone():
+                        self._finish(self)
+                        self._whole = True
+                        _remove(self.folder)
+            elif self.done:
+                self._show()
+            elif self._claims.take(0, self.total):  # nothing was done, and nobody is at it
+                _remove(self.folder)
+        finally:
+            self._claims.close()
+
+    def _gone(self) -> bool:
+        """Whether the run is whole: it was so from the beginning, or another process has made it one."""
+        if not self._whole and not self._note.exists():
+            if not (self.place.exists() if not self._index else self._is_there()):
+                raise InputError(f"{self.folder} has been removed while {self.output} was being made: begin again")
+            self._whole = True
+        return self._whole
+
+    def parts(self) -> list[Part]:
+        """The parts that are there, rising."""
+        found = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as items:
+            for item in items:
+                if match := _PART.fullmatch(item.name):
+                    found.append(Part(int(match[1]), int(match[2]), Path(item.path)))
+        found.sort()
+        for one, other in itertools.pairwise(found):
+            if one.stop > other.start:
+                raise InputError(f"{one.path} and {other.path.name} overlap: delete one of them")
+        return found
+
+    def spans(self) -> list[tuple[int, int]]:
+        return [(0, self.total)] if self._gone() else [(part.start, part.stop) for part in self.parts()]
+
+    def commit(self, start: int, stop: int, columns: Columns, **notes: Any) -> None:
+        """Write rows; notes: what is true of all of them, the same in every part."""
+        name = f"{start:09d}-{stop:09d}"
+        try:
+            with writing(self.folder / f"{name}.h5", self.folder / f"{name}.tmp") as file:
+                for key, value in notes.items():
+                    file.attrs[key] = text(value) if isinstance(value, str) else value
+                for key, values in {**columns, "crc32": checksums(columns)}.items():
+                    add_rows(file, key, stop - start, values)[:] = values
+                file.commit()
+        except InputError as error:
+            raise InputError(f"{error}; {self.done} of {self.total} rows are done and safe: {GO_ON}") from None
+        self.leave(start, stop)
+        if self._index and time.monotonic() >= self._next_index:
+            self._show()
+
+    def _show(self) -> None:
+        """Have the output show what is done, if nobody else is at it. A full disk does not end the run."""
+        if not self._index or not self._claims.take(_OUTPUT, _OUTPUT + 1):
+            return
+        began = time.monotonic()
+        if self._note.exists():  # otherwise another process has made it one, and it must stay so
+            with contextlib.suppress(InputError):
+                self.write_index()
+        self._claims.leave(_OUTPUT, _OUTPUT + 1)
+        now = time.monotonic()
+        self._next_index = now + _IDLE * (now - began)
+
+    def write_index(self) -> None:
+        """Have the output show all parts as one, through virtual datasets."""
+        parts = self.parts()
+        if not parts:
+            return
+        with writing(self.place, self.folder / "index.tmp") as file, reading(parts[0].path, "a part") as first:
+            note_settings(file, self.settings)
+            count = sum(part.stop - part.start for part in parts)
+            for name in columns_of(first):
+                like = first[name]
+                layout, at = h5py.VirtualLayout((count, *like.shape[1:]), like.dtype), 0
+                for start, stop, path in parts:
+                    shape = (stop - start, *like.shape[1:])
+                    source = h5py.VirtualSource(f"{self.folder.name}/{path.name}", name, shape, like.dtype)
+                    layout[at : (at := at + stop - start)] = source
+                file.create_virtual_dataset(name, layout, fillvalue=nothing(like.dtype))
+            self._head(
+                file, {key: words(value) if isinstance(value, bytes) else value for key, value in first.attrs.items()}
+            )
+
+    def make_one(self) -> None:
+        """All rows in one real file under the name that the user gave."""
+        try:
+            self.write_index()
+            make_real([self.place], self.place, self.settings, temporary=self.folder / "whole.tmp")
+        except InputError as error:
+            raise InputError(
+                f"{error}; all {self.total} rows are there, in the parts of {self.folder}: {GO_ON}"
+            ) from None
+
+
+def finish(path: Path) -> int:
+    """Make an index and its parts one file, if all rows are there; their number. Errors: InputError if some are not."""
+    with reading(path, "a file that odeddim wrote") as old:
+        settings = settings_of(old, path)
+        if not is_index(old):
+            raise InputError(f"{path} is one file already: there is nothing to merge")
+        with Run(path, settings["total"], settings, lambda file, notes: copy_head(old, file)) as run:
+            if run.done < run.total:
+                raise InputError(
+                    f"{path} is unfinished, {run.done} of {run.total} rows are there: run what makes it again, "
+                    "or give -o for a file of those"
+                )
+    return run.total
+
+
+def gaps(spans: Sequence[tuple[int, int]], total: int) -> Iterator[tuple[int, int]]:
+    """What rising spans leave of 0, ..., total-1."""
+    at = 0
+    for start, stop in (*spans, (total, total)):
+        if at < start:
+            yield at, start
+        at = max(at, stop)
+
+
+def cut(spans: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """Spans in batches that begin at multiples of `size`, or where a span does."""
+    for start, stop in spans:
+        while start < stop:
+            end = min((start // size + 1) * size, stop)
+            yield start, end
+            start = end
+
+
+def rank() -> tuple[int, int]:
+    """Which of how many processes this is, as torchrun says it; (0, 1) without it."""
+    try:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        return 0, 1
+
+
+def begin_together(action: Callable[[], None]) -> None:
+    """Do something once for all processes of torchrun, before any of them goes on; an InputError is everybody's."""
+    here, ranks = rank()
+    if ranks == 1:
+        return action()
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo")
+    problem: list[str | None] = [None]
+    if here == 0:
+        try:
+            action()
+        except InputError as error:
+            problem = [str(error)]
+    torch.distributed.broadcast_object_list(problem, src=0)
+    torch.distributed.destroy_process_group()
+    if problem[0] is not None:
+        raise InputError(problem[0])
+
+
+def _remove(folder: Path) -> None:
+    """Delete the parts, and then what says whose they are: never the other way round."""
+    try:
+        for item in sorted(folder.iterdir(), key=lambda item: item.name == "run.json"):
+            item.unlink()
+        folder.rmdir()
+    except OSError as error:
+        if folder.exists():
+            raise InputError(f"the folder {folder} cannot be removed ({error.strerror}): delete it") from None

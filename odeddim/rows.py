@@ -1,0 +1,229 @@
+"""Files with a row for each image: columns of one length, a checksum of each row over all of them, and how it was made.
+
+/NAME          (N, *) a column; text as UTF-8 of a fixed length
+/crc32         (N,) uint32, of each row's bytes in all columns: whether they still belong together
+/provenance    JSON with its checksum: what the rows are and how they came about; `total` rows there are to be
+/nodes         what else has no row for each image
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from odeddim.files import plain_text
+from odeddim.hdf5 import CHUNK, add_rows, dataset, reading, short, text, words, writing
+from odeddim.types import InputError
+
+Columns = Mapping[str, "np.ndarray[Any, Any]"]
+"""The rows of a batch: dataset name -> (B, *); text as bytes of a fixed length."""
+
+_HEAD = ("provenance", "nodes")  # the datasets that have no row for each image
+_MOST_SETTINGS = 4_000_000  # bytes; a schedule of 10,000 levels takes 0.2 MB
+_SHOWN = 5  # differences told
+
+
+def make_real(
+    sources: Sequence[Path],
+    place: Path,
+    settings: Mapping[str, Any],
+    *,
+    temporary: Path | None = None,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> None:
+    """Copy the rows of files, one after the other, into one real file, each row against its checksum.
+
+    Everything besides the rows and the settings is that of the first. advance: told how many rows have been copied.
+    Errors: InputError for files whose rows are not of one kind.
+    """
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(reading(path, "a file that odeddim wrote")) for path in sources]
+        names = columns_of(files[0])
+        for file, path in zip(files[1:], sources[1:], strict=True):
+            if _kind(file) != _kind(files[0]):
+                raise InputError(f"{path} holds rows of another kind than {sources[0]}: they do not go into one file")
+        every = [{name: dataset(file, name, path) for name in names} for file, path in zip(files, sources, strict=True)]
+        counts = [len(columns["crc32"]) for columns in every]
+        target = stack.enter_context(writing(place, temporary))
+        note_settings(target, settings)
+        for name in names:
+            dtype = max((columns[name].dtype for columns in every), key=lambda dtype: dtype.itemsize)
+            like = np.empty((0, *every[0][name].shape[1:]), dtype)
+            add_rows(target, name, sum(counts), like)
+        copy_head(files[0], target)
+        at = 0
+        for path, columns, count in zip(sources, every, counts, strict=True):
+            for start in range(0, count, CHUNK):
+                stop = min(start + CHUNK, count)
+                rows = read_rows(columns, start, stop, path)
+                for name, values in rows.items():
+                    target[name][at : at + stop - start] = values
+                target.commit()
+                at += stop - start
+                advance(stop - start)
+
+
+def joined(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]], total: int) -> dict[str, Any]:
+    """The settings of files put together: what they have in common, which must be all but what they were made of."""
+    of_their_own = ("images", "latents", "merged")  # in the details
+    shared = []
+    for one in settings:
+        details = {key: value for key, value in one.get("details", {}).items() if key not in of_their_own}
+        shared.append({**one, "total": total, "details": details})
+    for path, other in zip(paths, shared, strict=True):
+        check_same(shared[0], other, f"{path} cannot follow {paths[0]}, which was made", advice="")
+    return {**shared[0], "details": {**shared[0]["details"], "merged": [str(path) for path in paths]}}
+
+
+def read_rows(
+    columns: Mapping[str, h5py.Dataset], start: int, stop: int, path: Path
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The rows start, ..., stop-1 of all columns of a file; an InputError if they do not fit their checksums."""
+    try:
+        rows = {name: np.asarray(column[start:stop]) for name, column in columns.items()}
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: rows {start} to {stop - 1} cannot be read: {short(error)}") from None
+    right = rows["crc32"] == checksums(rows)
+    if not bool(right.all()):
+        raise InputError(
+            f"{path}: row {start + int(right.argmin())} was changed, or has lost what was kept with it: make it anew"
+        )
+    return rows
+
+
+def columns_of(file: h5py.File) -> list[str]:
+    """The names of the datasets that have a row for each image, in the order of their names."""
+    found: list[str] = []
+    file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+    return [name for name in found if name not in _HEAD]
+
+
+def checksums(columns: Columns) -> np.ndarray[Any, Any]:
+    """The CRC-32 of each row over all columns, in the order of their names; (B,) uint32."""
+    names = sorted(set(columns) - {"crc32"})
+    sums = np.zeros(len(columns[names[0]]), np.uint32)
+    for name in names:
+        values = np.ascontiguousarray(columns[name])
+        for i, value in enumerate(values):  # text without what fills it up: its width may change
+            sums[i] = zlib.crc32(bytes(value) + b"\0" if values.dtype.kind == "S" else value.tobytes(), int(sums[i]))
+    return sums
+
+
+def text_column(names: Sequence[str], width: int) -> np.ndarray[Any, Any]:
+    """Names as (B,) bytes of a fixed width, in UTF-8."""
+    return np.array([plain_text(name).encode() for name in names], f"S{max(width, 1)}")
+
+
+def width_of(names: Sequence[str]) -> int:
+    """The bytes of the longest of many names, looked at in slices."""
+    starts = range(0, len(names), 4096)
+    return max((len(plain_text(name).encode()) for i in starts for name in names[i : i + 4096]), default=1)
+
+
+def note_settings(file: h5py.File, settings: Mapping[str, Any]) -> None:
+    """Write what a file's rows are and how they came about."""
+    written = text(json.dumps(settings, indent=1, ensure_ascii=False))
+    file.create_dataset("provenance", data=written).attrs["sha256"] = text(_digest(written.tobytes()))
+
+
+def settings_of(file: h5py.File, path: Path) -> dict[str, Any]:
+    """What `note_settings` wrote; an InputError if it was not written, or changed since."""
+    if "provenance" not in file:
+        raise InputError(f"{path} is an HDF5 file, but odeddim did not write it")
+    data = dataset(file, "provenance", path)
+    if data.shape != () or data.dtype.itemsize > _MOST_SETTINGS:
+        raise InputError(f"{path}: 'provenance' is no JSON text of a sensible size")
+    written = np.asarray(data[()])
+    if _digest(written.tobytes()) != words(data.attrs["sha256"]):  # HDF5 has no checksum for a single text
+        raise InputError(f"{path}: its provenance is damaged or was edited: its checksum does not fit")
+    settings = json.loads(words(written))
+    if not isinstance(settings, dict) or not isinstance(settings.get("total"), int):
+        raise InputError(f"{path}: its provenance is not one that odeddim writes")
+    return settings
+
+
+def is_index(file: h5py.File) -> bool:
+    """Whether a file only shows what lies in parts."""
+    return any(file[name].is_virtual for name in columns_of(file))
+
+
+def comparable(total: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the number of rows, as they come back from a file."""
+    loaded: dict[str, Any] = json.loads(json.dumps({**settings, "total": total}))
+    return loaded
+
+
+def check_same(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    what: str,
+    advice: str = ": give those, another name, or --overwrite to start anew",
+) -> None:
+    """Raise an InputError that names the settings which are not what they were; what: "z.h5 was begun"."""
+    differences = list(_differences(before, now))
+    # The hash of the nodes tells nobody anything, as long as something else does.
+    differences = [words for words in differences if not words.startswith("nodes:")] or differences
+    if differences:
+        shown = ", ".join(differences[:_SHOWN]) + (
+            f" and {len(differences) - _SHOWN} more" if differences[_SHOWN:] else ""
+        )
+        raise InputError(f"{what} with other settings ({shown}){advice}")
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        # Where a checksum says what something is, it may have moved.
+        checked = bool(before.get("sha256")) and bool(now.get("sha256"))
+        for key in sorted({*before, *now} - {"python"} - ({"model", "path"} if checked else set())):
+            yield from _differences(before.get(key), now.get(key), f"{name} {key}".strip())
+    elif before != now:
+        yield f"{name}: {_brief(before)} then, {_brief(now)} now"
+
+
+def _brief(value: Any) -> str:
+    words = "none" if value is None else str(value)
+    return words if len(words) <= 40 else f"{words[:12]}..."
+
+
+def _kind(file: h5py.File) -> dict[str, Any]:
+    """What files must have in common for their rows to go together: columns, shapes, types and attributes."""
+    kind: dict[str, Any] = {"/": _attributes(file)}
+
+    def look(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if name not in _HEAD:
+            data = isinstance(item, h5py.Dataset)
+            like = (item.shape[1:], "text" if item.dtype.kind == "S" else item.dtype.str) if data else None
+            kind[name] = (_attributes(item), like)
+
+    file.visititems(look)
+    return kind
+
+
+def _attributes(item: h5py.Group | h5py.Dataset) -> dict[str, str]:
+    return {key: repr(value) for key, value in item.attrs.items()}
+
+
+def copy_head(source: h5py.File, target: h5py.File) -> None:
+    """Everything but rows and settings, with the attributes of all."""
+    for name in _HEAD:
+        if name in source and name not in target:
+            source.copy(name, target)
+
+    def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        for key, value in item.attrs.items():
+            target[name].attrs[key] = value
+
+    copy("/", source)
+    source.visititems(lambda name, item: copy(name, item) if name not in _HEAD else None)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
