@@ -31,6 +31,7 @@ COMMANDS = {
     "interpolate": "Lines and grids between latents.",
     "shift": "Latents moved from the mean of one group towards another's.",
     "neighbours": "The nearest latents of each.",
+    "verify": "How good the latents of a file are, the worst first.",
     "merge": "One file of an index and its parts, or of several.",
     "grid": "Compute a grid of noise levels for a solver: grid.txt.",
     "bench": "Compare solvers: reconstruction error against evaluations.",

@@ -31,6 +31,7 @@ from odeddim.cli import options
 @click.option("--eta", type=click.FloatRange(0), default=None, help="DDIM's η, of ddim-eta.  [default: 0.5]")
 @options.machine
 @options.network_batch
+@options.tol
 @options.overwrite
 def command(
     latents: Path,
@@ -43,6 +44,7 @@ def command(
     dtype: str | None,
     batch_size: int | None,
     network_batch: int | None,
+    tol: float | None,
     overwrite: bool,
     **settings: Any,
 ) -> None:
@@ -51,18 +53,24 @@ def command(
     Without options the noise levels of the file are walked in reverse, by the same solver. The model must be the
     one that encoded: its weights' hash is compared. A run that was stopped goes on with the same command.
 
+    Latents that were encoded with --tol are decoded with the steps of each. --tol here doubles the steps for each image
+    until that changes it by no more than the tolerance.
+
     \b
     Examples:
       odeddim decode z.h5 -o out/
       odeddim decode z.h5 -o sheet.png
       odeddim decode z.h5 -o images.h5 --solver rk4 --steps 100
+      odeddim decode z.h5 -o fine/ --tol 1e-3
       odeddim decode z.h5 -o noisy/ --solver ddpm --seed 1
     """
     from contextlib import closing
     from dataclasses import asdict
 
     from odeddim.api import decode
+    from odeddim.certificate import decode_as_encoded, decode_to
     from odeddim.cli.running import (
+        Tally,
         at_once,
         decoding_plan,
         details_of,
@@ -71,7 +79,6 @@ def command(
         machine,
         of_all,
         progress,
-        steps_of,
         warn,
         warn_of_grid,
         warn_of_range,
@@ -84,17 +91,19 @@ def command(
     with LatentFile(latents) as file:
         where = machine(device, dtype, file)
         field = field_of(file, model, where)
-        how = decoding_plan(file, field, solver, steps, grid, settings)
+        how = decoding_plan(file, field, solver, steps, grid, settings, tol)
         row = how.row
         warn_of_grid(grid, field, row)
         in_blocks(field, row, where, network_batch, file)
         if len(file) < file.total:
             warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")
-        total, size = len(file), at_once(row, batch_size, file)
-        made = how.provenance(file, field, **details_of(field, row, where, size))
+        total, size = len(file), at_once(row, batch_size, file, queued=bool(how.rungs))
+        made = how.provenance(
+            file, field, **({} if tol is None else {"tol": tol}), **details_of(field, row, where, size)
+        )
         if not output.is_dir():
             check_place(output, latents)
-        began, largest, here = time.perf_counter(), 0.0, 0
+        began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
         with (
             open_output(output, file.names, asdict(made), overwrite=overwrite) as out,
             progress(total, "decoding", out.done) as advance,
@@ -103,13 +112,21 @@ def command(
             for (start, stop), state in batches:
                 # The noise of an image belongs to its place in the file, whatever the batch.
                 its_row = row.with_settings(first=start) if row.stochastic else row
-                x_0 = decode(where.cast(state), its_row, model=field, grid=how.nodes)
+                state = where.cast(state)
+                if tol is not None:
+                    x_0, taken, change = decode_to(tol, state, row, how.rungs, field)
+                    tally.add(taken, change, file.names[start:stop])
+                elif how.rungs:
+                    x_0 = decode_as_encoded(state, row, dict(how.rungs).__getitem__, field)
+                else:
+                    x_0 = decode(state, its_row, model=field, grid=how.nodes)
                 out.write(start, stop, x_0)
                 largest, here = max(largest, float(x_0.abs().max())), here + stop - start
                 advance(stop - start)
     warn_of_range(largest)
+    taken_steps = tally.tell() if tol is not None and here else how.steps
     each = f"{field.rows / here:g} evaluations per image" if here else "nothing left to do"
     click.echo(
-        f"{total} images in {output}{of_all(out.done, total, here)}: {row.name}, {steps_of(row, how.nodes)}, "
+        f"{total} images in {output}{of_all(out.done, total, here)}: {row.name}, {taken_steps}, "
         f"{each}, {time.perf_counter() - began:.1f} s"
     )

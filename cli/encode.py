@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from odeddim.cli import options
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @click.command("encode")
@@ -18,6 +21,8 @@ from odeddim.cli import options
 @options.run
 @options.machine
 @options.network_batch
+@options.tol
+@click.option("--certify", is_flag=True, help="Store with each latent how good it is; 2.75 times the evaluations.")
 @options.overwrite
 def command(
     images: Path | None,
@@ -32,6 +37,8 @@ def command(
     dtype: str | None,
     batch_size: int | None,
     network_batch: int | None,
+    tol: float | None,
+    certify: bool,
     overwrite: bool,
     **settings: Any,
 ) -> None:
@@ -39,6 +46,10 @@ def command(
 
     IMAGES is a folder, an image file, .npz, .npy, IDX (MNIST's format, gzip or not) or HDF5, or - for a list of image
     files on standard input; without it, the 256 sample images of the package. The file holds all that decoding needs.
+
+    --certify decodes each image again and runs it with half and a quarter of the steps: round trip and distance to the
+    ODE's latent, besides statistics of the latent, are stored with it (`odeddim verify`). --tol finds the steps that
+    each image needs; unless told otherwise, images then lie at σ_1: the step at 0 has an error that no steps reduce.
 
     A run that was stopped, by whatever, goes on with the same command. Several processes share the work: start the
     command under torchrun, or as often as you like.
@@ -49,14 +60,21 @@ def command(
       odeddim encode photos/ -o z.h5 --model MODEL
       odeddim encode -o z.h5 --solver euler --grid linear --steps 100     DDIM, as in the paper
       odeddim encode -o z.h5 --solver dopri5 --rtol 1e-5
+      odeddim encode photos/ -o z.h5 --model MODEL --certify
+      odeddim encode photos/ -o z.h5 --model MODEL --tol 1e-3
       find photos -name '*.png' | odeddim encode - -o z.h5 --model MODEL
       torchrun --nproc-per-node 4 -m odeddim encode photos/ -o z.h5 --model MODEL
     """
     from contextlib import closing
 
+    from click.core import ParameterSource
+
     from odeddim.api import check_encodes, encode, plan
+    from odeddim.certificate import certificate_of_rungs, encode_to
+    from odeddim.certificate import certify as certify_batch
     from odeddim.cli.running import (
         Reports,
+        Tally,
         at_once,
         details_of,
         field_on,
@@ -65,24 +83,33 @@ def command(
         machine,
         of_all,
         progress,
+        rungs_of,
         warn_of_grid,
         warn_of_range,
     )
     from odeddim.files import check_place
     from odeddim.hdf5 import SUFFIXES
+    from odeddim.images import SAMPLE
     from odeddim.latents.store import LatentRun, provenance_of
     from odeddim.reading import ahead
 
     check_place(output, images, suffixes=SUFFIXES)
     where = machine(device, dtype)
     field = field_on(model, where)
-    row, nodes = plan(field.schedule, solver or options.SOLVER, steps, grid, end, settings)
+    rungs: list[tuple[int, Tensor]] = []
+    if tol is None:
+        row, nodes = plan(field.schedule, solver or options.SOLVER, steps, grid, end, settings)
+    else:
+        if click.get_current_context().get_parameter_source("end") is ParameterSource.DEFAULT:
+            end = "sigma_min"
+        row, rungs = rungs_of(field.schedule, solver or options.SOLVER_TO_TOLERANCE, steps, grid, end, settings)
+        nodes = rungs[-1][1]
     warn_of_grid(grid, field, row)
     check_encodes(row)
     in_blocks(field, row, where, network_batch)
     source = images_for(field, images)
     names = source.names[:count] if count else source.names
-    total, size = len(names), at_once(row, batch_size)
+    total, size = len(names), at_once(row, batch_size, queued=tol is not None)
     provenance = provenance_of(
         field,
         solver=row.name,
@@ -90,10 +117,12 @@ def command(
         nodes=nodes,
         made_by="encode",
         settings=settings,
-        images={"path": str(images or "the package's sample"), "sha256": source.fingerprint()},
+        images={"path": SAMPLE if images is None else str(images), "sha256": source.fingerprint()},
+        **({} if tol is None else {"tol": tol, "ladder": [count for count, _ in rungs]}),
+        **({"certified": True} if certify else {}),
         **details_of(field, row, where, size),
     )
-    reports, rms = Reports(), 0.0
+    reports, rms, tally = Reports(), 0.0, Tally(tol or 0.0)
     began = time.perf_counter()
     with (
         LatentRun(output, names, provenance, nodes, overwrite=overwrite) as run,
@@ -101,14 +130,25 @@ def command(
         closing(ahead(lambda start, stop: source[start:stop], run.batches(size))) as batches,
     ):
         for (start, stop), x_0 in batches:
-            state = encode(x_0.to(where.state), row, model=field, grid=nodes)
-            run.write(start, stop, state)
+            x_0 = x_0.to(where.state)
+            if tol is not None:
+                state, figures = encode_to(tol, x_0, row, rungs, field)
+                tally.add(state.report["steps"], figures["round_trip"], names[start:stop])
+                if certify:
+                    figures = certificate_of_rungs(x_0, state, row, dict(rungs).__getitem__, field)
+            elif certify:
+                state, figures = certify_batch(x_0, row, model=field, grid=nodes)
+            else:
+                state, figures = encode(x_0, row, model=field, grid=nodes), {}
+            run.write(start, stop, state, figures)
             reports.add(state, names[start:stop])
             rms = max(rms, float(state.x.square().mean().sqrt()))
             advance(stop - start)
     reports.warn(end)
+    steps_taken = f", {tally.tell()}" if tol is not None and reports.images else ""
     warn_of_range(rms, "the latents x_T have rms {:.3g} where 1 is expected")
+    spent = f"{reports.evaluations(field.rows)}, {time.perf_counter() - began:.1f} s"
     click.echo(
         f"{total} latents at σ = {float(nodes[-1]):.6g} in {output}{of_all(run.done, total, reports.images)}: "
-        f"{row.name}, {provenance.grid} grid, {reports.evaluations(field.rows)}, {time.perf_counter() - began:.1f} s"
+        f"{row.name}, {provenance.grid} grid{steps_taken}, {spent}"
     )

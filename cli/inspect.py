@@ -60,7 +60,8 @@ def _latent_facts(path: Path) -> dict[str, Any]:
             "auxiliary states": f"{file.aux_count}, kept by {file.kept}" if file.kept else file.aux_count,
             **{
                 f"{key} per image": f"{float(values.double().min()):g} to {float(values.double().max()):g}"
-                for key, values in file.read(0, len(file)).report.items()
+                for kind in ("report", "certificate")
+                for key, values in file.figures(kind).items()
             },
             "mean of x_T": float(x.mean()),
             "variance of x_T": float(x.var()),

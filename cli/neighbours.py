@@ -158,9 +158,8 @@ def _search(file: LatentFile, spans: Spans, pool: LatentFile, count: int) -> lis
     queries = indices(file, spans)
     inside = int(pool is file)
     if count > len(pool) - inside:
-        raise InputError(
-            f"{pool.path} holds {len(pool) - inside} {'other ' * inside}latents: there are no {count} nearest, give a lower -k"
-        )
+        held = f"{len(pool) - 1} other" if inside else f"{len(pool)}"
+        raise InputError(f"{pool.path} holds {held} latents: there are no {count} nearest, give a lower -k")
     rows: list[list[Place]] = []
     passes = range(0, len(queries), AT_ONCE)
     with progress(len(passes) * len(pool), "comparing") as advance:

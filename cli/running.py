@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from odeddim import solvers
 from odeddim.api import decode, plan
+from odeddim.certificate import LADDER, Rung
+from odeddim.cli.options import SOLVER_TO_TOLERANCE
 from odeddim.field import VectorField
 from odeddim.files import check_place
 from odeddim.grids import ENDS, NAMES, is_named, read_notes
@@ -26,6 +29,7 @@ from odeddim.latents.store import LatentFile, LatentRun, Provenance, provenance_
 from odeddim.models import BUILT_IN, load
 from odeddim.outputs import open_output
 from odeddim.parts import rank
+from odeddim.schedule import Schedule
 from odeddim.types import InputError, Solver, State, pick
 
 DTYPES = ("float32", "float64", "bfloat16")
@@ -53,11 +57,6 @@ class Machine:
     def cast(self, state: State) -> State:
         """A State in this machine's state dtype."""
         return replace(state, xbar=state.xbar.to(self.state), aux=tuple(part.to(self.state) for part in state.aux))
-
-
-def steps_of(row: Solver, nodes: torch.Tensor) -> str:
-    """How many steps a run has, in words."""
-    return "adaptive" if row.adaptive else f"{len(nodes) - 1} steps"
 
 
 def machine(device: str | None, dtype: str | None, encoded: LatentFile | None = None) -> Machine:
@@ -136,9 +135,54 @@ def progress(total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], A
 
 BATCH = 32  # images in work at once, unless given
 WILD = 3.0  # |x| that no image has
-QUEUE = 8  # batches that a row with a queue of its own gets at once, to keep its evaluations full
+QUEUE = 8  # batches at once where images leave a run one by one, to keep its evaluations full
 NETWORK_BATCH = {"cpu": 8}  # images that the network sees at once: fewer cost more each, more gain nothing here
 NETWORK_BATCH_ELSEWHERE = 64
+
+
+def rungs_of(
+    schedule: Schedule, row: str | Solver, steps: int | None, grid: str | None, end: str, settings: dict[str, Any]
+) -> tuple[Solver, list[Rung]]:
+    """What --tol tries: the same run with more and more steps, as many as the grid has room for."""
+    row = solvers.get(row) if isinstance(row, str) else row
+    if row.adaptive:
+        raise InputError(f"--tol chooses the steps, and solver {row.name!r} does so itself: give --rtol and --atol")
+    if steps is not None or (grid is not None and not is_named(grid)):
+        raise InputError("--tol chooses the steps: leave out --steps, and name the grid")
+    row, nodes = plan(schedule, row, LADDER[0], grid, end, settings)
+    rungs = [(LADDER[0], nodes)]
+    for count in LADDER[1:]:
+        with contextlib.suppress(InputError):  # grids of whole labels have no room for more than the model has
+            rungs.append((count, plan(schedule, row, count, grid, end)[1]))
+    return row, rungs
+
+
+class Tally:
+    """How many images took how many steps to keep a tolerance, and which did not keep it."""
+
+    def __init__(self, tolerance: float) -> None:
+        self._tolerance = tolerance
+        self._steps: Counter[int] = Counter()
+        self._worst: list[tuple[float, str]] = []
+        self._missed = 0
+
+    def add(self, steps: torch.Tensor, error: torch.Tensor, names: Sequence[str]) -> None:
+        """Count images, (B,) each."""
+        self._steps.update(steps.tolist())
+        missed = [(e, name) for e, name in zip(error.tolist(), names, strict=True) if not e <= self._tolerance]
+        self._missed += len(missed)
+        self._worst = sorted([*self._worst, *missed], reverse=True)[:NAMED]
+
+    def tell(self) -> str:
+        """What the last line says; the images that did not keep the tolerance are named on stderr, the worst first."""
+        if self._missed:
+            named = ", ".join(f"{name!r} ({error:.1e})" for error, name in self._worst)
+            more = f" and {self._missed - NAMED} more" if self._missed > NAMED else ""
+            warn(
+                f"{self._missed} of {self._steps.total()} images do not keep {self._tolerance:g} "
+                f"with {max(self._steps)} steps: {named}{more}"
+            )
+        return ", ".join(f"{steps} steps for {count}" for steps, count in sorted(self._steps.items()))
 
 
 def shares_steps(row: Solver) -> bool:
@@ -146,7 +190,13 @@ def shares_steps(row: Solver) -> bool:
     return row.family == "torchdiffeq adaptive"
 
 
-def at_once(row: Solver | None = None, batch_size: int | None = None, encoded: LatentFile | None = None) -> int:
+def at_once(
+    row: Solver | None = None,
+    batch_size: int | None = None,
+    encoded: LatentFile | None = None,
+    *,
+    queued: bool = False,
+) -> int:
     """How many images to work on together: memory and speed, not the result, unless the row gives them common steps."""
     size = batch_size
     if row is None:
@@ -154,7 +204,7 @@ def at_once(row: Solver | None = None, batch_size: int | None = None, encoded: L
     if size is None and encoded is not None and shares_steps(row):
         kept = encoded.provenance.details.get("batch_size")
         size = kept if isinstance(kept, int) and kept > 0 else None
-    return (size or BATCH) * (QUEUE if "batch" in row.settings else 1)
+    return (size or BATCH) * (QUEUE if queued or "batch" in row.settings else 1)
 
 
 def in_blocks(
@@ -238,45 +288,22 @@ class Reports:
         )
 
 
-def decoding_plan(
-    file: LatentFile,
-    field: VectorField,
-    solver: str | None,
-    steps: int | None,
-    grid: str | None,
-    settings: dict[str, Any],
-) -> Decoding:
-    """What decodes a latent file: the nodes of the file, unless steps or a grid are given, by its solver or another.
-
-    Settings such as rtol are the file's, as long as the solver is.
-    """
-    made = file.provenance
-    if solver in (None, made.solver):
-        settings = {**made.settings, **{key: value for key, value in settings.items() if value is not None}}
-    row = solvers.get(solver or made.solver)
-    its_grid = None if solvers.get(made.solver).adaptive else made.grid
-    if steps is None and grid is None and (row.adaptive or its_grid is not None):
-        grid = made.grid
-        row, nodes = plan(field.schedule, row, None, file.nodes, settings=settings)
-    elif made.end not in ENDS:
-        raise InputError(f"{file.path}: its images lie at σ = {float(file.nodes[0]):.6g}: only its own nodes decode it")
-    else:
-        if grid is None and its_grid is not None and its_grid.partition(":")[0] in NAMES:
-            grid = its_grid
-        if steps is None and its_grid is not None and (grid is None or is_named(grid)):
-            steps = made.steps
-        row, nodes = plan(field.schedule, row, steps, grid, made.end, settings)
-    return Decoding(row, nodes, grid or row.grid, settings)
-
-
 @dataclass(frozen=True)
 class Decoding:
-    """What decodes a latent file: a row with its settings, over the nodes of a grid."""
+    """What decodes a latent file: a row with its settings, over the nodes of a grid, or of rungs with their steps."""
 
     row: Solver
     nodes: torch.Tensor
     grid: str
     settings: dict[str, Any]
+    rungs: Sequence[Rung] = ()
+
+    @property
+    def steps(self) -> str:
+        """How many steps that are, in words."""
+        if self.rungs:
+            return "steps as encoded"
+        return "adaptive" if self.row.adaptive else f"{len(self.nodes) - 1} steps"
 
     def provenance(self, file: LatentFile, field: VectorField, **details: Any) -> Provenance:
         """How the images of this file come about."""
@@ -291,6 +318,57 @@ class Decoding:
             encoded=asdict(file.provenance),
             **details,
         )
+
+
+def decoding_plan(
+    file: LatentFile,
+    field: VectorField,
+    solver: str | None = None,
+    steps: int | None = None,
+    grid: str | None = None,
+    settings: dict[str, Any] | None = None,
+    tol: float | None = None,
+) -> Decoding:
+    """What decodes a latent file: the nodes of the file, unless steps or a grid are given, by its solver or another.
+
+    Settings such as rtol are the file's, as long as the solver is. Latents with steps of their own are decoded with
+    those, unless something else is asked for.
+    """
+    made, settings = file.provenance, settings or {}
+    named = solvers.get(made.solver)
+    its_grid = None if named.adaptive else made.grid
+    if tol is not None:
+        _check_end(file)
+        if solver is None:  # what comes back exactly does so over the nodes of the file only
+            solver = SOLVER_TO_TOLERANCE if named.to_zero or named.adaptive else made.solver
+        if grid is None and solver == made.solver and its_grid is not None and is_named(its_grid):
+            grid = its_grid
+        row, rungs = rungs_of(field.schedule, solver, steps, grid, made.end, settings)
+        return Decoding(row, rungs[-1][1], grid or row.grid, settings, rungs)
+    ladder = made.details.get("ladder")
+    if ladder is not None and solver is None and steps is None and grid is None:
+        rungs = [(count, plan(field.schedule, named, count, made.grid, made.end)[1]) for count in ladder]
+        row = named.with_settings(**made.settings)
+        return Decoding(row, file.nodes, made.grid, made.settings, rungs)
+    if solver in (None, made.solver):
+        settings = {**made.settings, **{key: value for key, value in settings.items() if value is not None}}
+    row = solvers.get(solver or made.solver)
+    if steps is None and grid is None and (row.adaptive or its_grid is not None):
+        grid = made.grid
+        row, nodes = plan(field.schedule, row, None, file.nodes, settings=settings)
+    else:
+        _check_end(file)
+        if grid is None and its_grid is not None and its_grid.partition(":")[0] in NAMES:
+            grid = its_grid
+        if steps is None and its_grid is not None and (grid is None or is_named(grid)):
+            steps = made.steps
+        row, nodes = plan(field.schedule, row, steps, grid, made.end, settings)
+    return Decoding(row, nodes, grid or row.grid, settings)
+
+
+def _check_end(file: LatentFile) -> None:
+    if file.provenance.end not in ENDS:
+        raise InputError(f"{file.path}: its images lie at σ = {float(file.nodes[0]):.6g}: only its own nodes decode it")
 
 
 class Latents(Protocol):
@@ -315,7 +393,7 @@ def draw(
     columns: int | None = None,
 ) -> None:
     """Decode latents as those of `file` are, and draw them on a sheet, sheet.png. made: how the latents came about."""
-    how = decoding_plan(file, field, None, None, None, {})
+    how = decoding_plan(file, field)
     in_blocks(field, how.row, where, network_batch, file)
     size = at_once(how.row, batch_size, file)
     settings = {**asdict(made), "drawn": details_of(field, how.row, where, size)}

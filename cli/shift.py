@@ -223,7 +223,7 @@ def _means(file: LatentFile, start: Spans, goal: Spans) -> list[State]:
     rows = [rounded(state, getattr(torch, file.dtype)) for state in (*means, direction(*means))]
     chance, spread = apart_by_chance(len(first), len(second), len(first & second), rows[2].xbar.numel())
     click.echo(
-        f"the means of {len(first)} and {len(second)} latents are {float(rms(rows[2])):.4g} apart, those of such groups of "
-        f"noise would be {chance:.4g} ± {spread:.1g} (rms, in units of x_T)"
+        f"the means of {len(first)} and {len(second)} latents are {float(rms(rows[2])):.4g} apart, "
+        f"those of such groups of noise would be {chance:.4g} ± {spread:.1g} (rms, in units of x_T)"
     )
     return rows

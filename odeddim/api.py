@@ -49,7 +49,7 @@ def solve(
     """
     field = load(model)
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
-    return integrate(field, _at_the_top(field.schedule, nodes, _state_dtype(x_T)), nodes.flip(0), row).xbar
+    return integrate(field, _at_the_top(field.schedule, nodes, state_dtype(x_T)), nodes.flip(0), row).xbar
 
 
 def encode(
@@ -71,7 +71,7 @@ def encode(
     field = load(model)
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
     check_encodes(row)
-    return integrate(field, State(_state_dtype(x_0), float(nodes[0])), nodes, row)
+    return integrate(field, State(state_dtype(x_0), float(nodes[0])), nodes, row)
 
 
 def decode(
@@ -97,8 +97,8 @@ def decode(
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
     if not math.isclose(state.sigma, float(nodes[-1]), rel_tol=1e-12):
         raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {float(nodes[-1]):.9g}")
-    aux = tuple(_state_dtype(part) for part in state.aux)
-    state = replace(state, xbar=_state_dtype(state.xbar), aux=aux)
+    aux = tuple(state_dtype(part) for part in state.aux)
+    state = replace(state, xbar=state_dtype(state.xbar), aux=aux)
     return integrate(field, state, nodes.flip(0), row).xbar
 
 
@@ -242,7 +242,7 @@ def _at_the_top(schedule: Schedule, nodes: Tensor, x_T: Tensor) -> State:
     return State(x_T * math.sqrt(1 + sigma**2), sigma)
 
 
-def _state_dtype(x: Tensor) -> Tensor:
+def state_dtype(x: Tensor) -> Tensor:
     if not isinstance(x, Tensor):
         raise InputError(
             f"images and latents are torch tensors (B, C, H, W), not {type(x).__name__}: torch.as_tensor(...)"

@@ -11,6 +11,7 @@ is whole.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -139,7 +140,7 @@ def reading(path: Path, what: str) -> Iterator[h5py.File]:
     if not path.is_file():
         raise InputError(f"{path} does not exist or is no file: give {what}")
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(os.path.realpath(path), "r")  # the parts of an index lie beside it, not beside a link to it
     except OSError:
         raise InputError(f"{path} is not a readable HDF5 file: it is damaged, cut short or something else") from None
     try:
@@ -156,9 +157,11 @@ def dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
 
     A file from a stranger must not make us read other files, nor reserve memory for what it only claims to hold.
     """
-    link = file.get(name, getlink=True)
-    if link is not None and not isinstance(link, h5py.HardLink):
-        raise InputError(f"{path}: '{name}' is a link to somewhere else: odeddim did not write that")
+    at = ""
+    for step in name.split("/"):  # h5py itself would follow a link to see whether it is there
+        at = f"{at}/{step}"
+        if file.id.links.exists(at.encode()) and file.id.links.get_info(at.encode()).type != h5py.h5l.TYPE_HARD:
+            raise InputError(f"{path}: '{name}' is a link to somewhere else: odeddim did not write that")
     data = file.get(name)
     if not isinstance(data, h5py.Dataset):
         raise InputError(f"{path}: the dataset '{name}' is missing: it is damaged or was written by something else")

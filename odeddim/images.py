@@ -121,6 +121,10 @@ def open_images(path: str | Path, *, channels: int | None = None) -> ImageSource
     return _files(path.parent, [path.name], channels) if array is None else _array(path, array, channels)
 
 
+SAMPLE = "the package's sample"
+"""What latent files call the package's own images."""
+
+
 def sample_images() -> ImageSource:
     """The package's own sample: the first 256 test images of Fashion-MNIST, (256, 1, 28, 28)."""
     with resources.as_file(resources.files("odeddim.data") / "fashion-mnist-test.npz") as path:

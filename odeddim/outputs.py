@@ -80,10 +80,10 @@ class Folder(Work):
                 raise InputError(f"{error}; the images written before stay, and {GO_ON}") from None
         self.leave(start, stop)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
         if self.done == self.total:
             (self.folder / LOCK).unlink(missing_ok=True)
-        super().__exit__()
+        super().__exit__(kind, *more)
 
 
 class Images(Run):

@@ -183,7 +183,7 @@ class Work:
     def __enter__(self: W) -> W:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._claims.close()
 
 

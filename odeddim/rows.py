@@ -12,9 +12,9 @@ import contextlib
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -50,8 +50,8 @@ def make_real(
         for file, path in zip(files[1:], sources[1:], strict=True):
             if _kind(file) != _kind(files[0]):
                 raise InputError(f"{path} holds rows of another kind than {sources[0]}: they do not go into one file")
-        every = [{name: dataset(file, name, path) for name in names} for file, path in zip(files, sources, strict=True)]
-        counts = [len(columns["crc32"]) for columns in every]
+        every = [look_at(file, path) for file, path in zip(files, sources, strict=True)]
+        counts = [columns["crc32"].shape[0] for columns in every]
         target = stack.enter_context(writing(place, temporary))
         note_settings(target, settings)
         for name in names:
@@ -60,10 +60,10 @@ def make_real(
             add_rows(target, name, sum(counts), like)
         copy_head(files[0], target)
         at = 0
-        for path, columns, count in zip(sources, every, counts, strict=True):
+        for file, path, count in zip(files, sources, counts, strict=True):
             for start in range(0, count, CHUNK):
                 stop = min(start + CHUNK, count)
-                rows = read_rows(columns, start, stop, path)
+                rows = read_rows(file, names, start, stop, path)
                 for name, values in rows.items():
                     target[name][at : at + stop - start] = values
                 target.commit()
@@ -83,13 +83,28 @@ def joined(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]], total: 
     return {**shared[0], "details": {**shared[0]["details"], "merged": [str(path) for path in paths]}}
 
 
+class Column(NamedTuple):
+    """What a column is: its shape (N, *) and its type."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def look_at(file: h5py.File, path: Path) -> dict[str, Column]:
+    """The columns of a file, each of which can be read."""
+    found = {name: dataset(file, name, path) for name in columns_of(file)}
+    return {name: Column(data.shape, data.dtype) for name, data in found.items()}
+
+
 def read_rows(
-    columns: Mapping[str, h5py.Dataset], start: int, stop: int, path: Path
+    file: h5py.File, names: Iterable[str], start: int, stop: int, path: Path
 ) -> dict[str, np.ndarray[Any, Any]]:
     """The rows start, ..., stop-1 of all columns of a file; an InputError if they do not fit their checksums."""
     try:
-        rows = {name: np.asarray(column[start:stop]) for name, column in columns.items()}
-    except (OSError, ValueError, RuntimeError) as error:
+        # Opened anew each time: while a virtual dataset is open so are all the parts that have been read, and when
+        # the system allows no more open files HDF5 fills in nothing for their rows, without an error.
+        rows = {name: np.asarray(file[name][start:stop]) for name in names}
+    except (KeyError, OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: rows {start} to {stop - 1} cannot be read: {short(error)}") from None
     right = rows["crc32"] == checksums(rows)
     if not bool(right.all()):

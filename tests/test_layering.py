@@ -30,6 +30,7 @@ CORE = (
     "odeddim.latents",
     "odeddim.models",
     "odeddim.api",
+    "odeddim.certificate",
     "odeddim.explanation",
     "odeddim.local_error",
     "odeddim.train",

@@ -17,9 +17,10 @@ being computed shows those that are done (see `odeddim.parts`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, overload
@@ -31,9 +32,9 @@ from torch import Tensor
 
 from odeddim.field import VectorField
 from odeddim.files import check_place
-from odeddim.hdf5 import SUFFIXES, dataset, reading, short, text, words
+from odeddim.hdf5 import CHUNK, SUFFIXES, dataset, reading, short, text, words
 from odeddim.parts import Run
-from odeddim.rows import Columns, columns_of, is_index, read_rows, settings_of, text_column, width_of
+from odeddim.rows import Columns, is_index, look_at, read_rows, settings_of, text_column, width_of
 from odeddim.schedule import Schedule
 from odeddim.types import InputError, State
 
@@ -141,11 +142,11 @@ class LatentRun(Run):
 class Names(Sequence[str]):
     """The names in a file, read as they are asked for."""
 
-    def __init__(self, column: h5py.Dataset, path: Path) -> None:
-        self._column, self._path = column, path
+    def __init__(self, read: Callable[[int, int], np.ndarray[Any, Any]], count: int) -> None:
+        self._read, self._count = read, count
 
     def __len__(self) -> int:
-        return int(self._column.shape[0])
+        return self._count
 
     @overload
     def __getitem__(self, i: int) -> str: ...
@@ -153,11 +154,10 @@ class Names(Sequence[str]):
     def __getitem__(self, i: slice) -> list[str]: ...
     def __getitem__(self, i: int | slice) -> str | list[str]:
         if isinstance(i, int):
-            return self[i : i + 1 or None][0]
-        try:
-            return [name.decode("utf-8", "replace") for name in self._column[i].tolist()]
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self._path}: its names cannot be read: {short(error)}") from None
+            row = range(self._count)[i]
+            return self[row : row + 1][0]
+        start, stop, _ = i.indices(self._count)
+        return [name.decode("utf-8", "replace") for name in self._read(start, max(start, stop)).tolist()]
 
 
 class LatentFile:
@@ -182,7 +182,7 @@ class LatentFile:
         known = {item.name for item in fields(Provenance)}
         self.provenance = Provenance(**{key: value for key, value in stated.items() if key in known})
         Schedule.from_dict(self.provenance.schedule)
-        self._columns = {name: dataset(file, name, path) for name in columns_of(file)}
+        self._columns = look_at(file, path)
         self._check_rows()
         self._check_nodes()
 
@@ -194,13 +194,13 @@ class LatentFile:
                     f"{path}: the dataset '{name}' is missing: it is damaged or was written by something else"
                 )
         xbar = columns["xbar"]
-        if xbar.ndim < 2 or xbar.dtype not in (np.float32, np.float64) or 0 in xbar.shape:
+        if len(xbar.shape) < 2 or xbar.dtype not in (np.float32, np.float64) or 0 in xbar.shape:
             raise InputError(f"{path}: 'xbar' must be float32 or float64 (N, *), not {xbar.dtype} {xbar.shape}")
         if xbar.dtype.itemsize * math.prod(xbar.shape[1:]) > MOST_ROW:
             raise InputError(
                 f"{path}: a latent of shape {xbar.shape[1:]} is larger than any that odeddim can work with"
             )
-        self.sigma = float(xbar.attrs["sigma"])
+        self.sigma = float(self._file["xbar"].attrs["sigma"])
         self._aux = [f"aux/{k}" for k in range(sum(name.startswith("aux/") for name in columns))]
         for name, column in columns.items():
             per_image = name in ("names", "crc32") or name.startswith(("report/", "certificate/"))
@@ -264,11 +264,11 @@ class LatentFile:
     @property
     def fingerprint(self) -> str:
         """A hash of all latents, by their checksums."""
-        return hashlib.sha256(np.ascontiguousarray(self._columns["crc32"][:]).tobytes()).hexdigest()
+        return hashlib.sha256(np.ascontiguousarray(self._column("crc32", 0, len(self))).tobytes()).hexdigest()
 
     def rows(self, start: int, stop: int) -> Columns:
         """The rows start, ..., stop-1 of all columns as they are in the file, each against its checksum."""
-        return read_rows(self._columns, start, stop, self.path)
+        return read_rows(self._file, self._columns, start, stop, self.path)
 
     def read(self, start: int, stop: int) -> State:
         """Latents start, ..., stop-1 as a State, xbar (stop-start, *)."""
@@ -284,6 +284,12 @@ class LatentFile:
         }
         return State(parts[0], self.sigma, tuple(parts[1:]), self.kept, report)
 
+    def figures(self, kind: str = "certificate") -> dict[str, Tensor]:
+        """All that is known of each latent: (N,) by name, of a kind, "certificate" or "report"."""
+        prefix = f"{kind}/"
+        names = [name for name in self._columns if name.startswith(prefix)]
+        return {name.removeprefix(prefix): torch.from_numpy(self._column(name, 0, len(self))) for name in names}
+
     def pick(self, index: int) -> State:
         """One latent, xbar (1, *)."""
         if not 0 <= index < len(self):
@@ -293,7 +299,17 @@ class LatentFile:
     @property
     def names(self) -> Names:
         """Where each latent comes from: a sequence of N words."""
-        return Names(self._columns["names"], self.path)
+        return Names(functools.partial(self._column, "names"), len(self))
+
+    def _column(self, name: str, start: int, stop: int) -> np.ndarray[Any, Any]:
+        """Rows of one column, unchecked."""
+        blocks = []
+        try:
+            for first in range(start, stop, CHUNK):  # opened anew each time, see `read_rows`
+                blocks.append(np.asarray(self._file[name][first : min(first + CHUNK, stop)]))
+        except (KeyError, OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"{self.path}: '{name}' cannot be read: {short(error)}") from None
+        return np.concatenate(blocks) if blocks else np.empty(0, self._columns[name].dtype)
 
 
 def digest(nodes: Tensor) -> str:

@@ -1,0 +1,246 @@
+"""`odeddim verify`: how good the latents of a file are."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from odeddim.api import decode
+from odeddim.certificate import (
+    BADNESS,
+    CERTIFICATE,
+    certificate,
+    certificate_of_rungs,
+    decode_as_encoded,
+    evaluations,
+)
+from odeddim.certificate import worst as in_order
+from odeddim.cli import options
+from odeddim.cli.running import (
+    Machine,
+    at_once,
+    decoding_plan,
+    field_of,
+    images_for,
+    in_blocks,
+    machine,
+    progress,
+    warn,
+)
+from odeddim.field import VectorField
+from odeddim.files import check_place, plain_text
+from odeddim.hdf5 import CHUNK
+from odeddim.images import SAMPLE, ImageSource, save_sheet
+from odeddim.latents.store import LatentFile, LatentRun
+from odeddim.reading import ahead
+from odeddim.types import InputError, pick
+
+ENLARGED = 10  # times, the difference on the sheet
+NAME = 24  # letters of a name in the table, its last
+WIDE = 110  # columns where nobody looks
+HEADINGS = {
+    "round_trip": "trip",
+    "latent_error": "error",
+    "evaluations": "evals",
+    "variance": "var",
+    "kurtosis": "kurt",
+    "autocorrelation": "corr",
+    "normality": "p",
+}
+
+
+@click.command("verify")
+@click.argument("latents", type=click.Path(path_type=Path))
+@click.argument("images", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--by", default="latent_error", show_default=True, metavar="FIGURE", help="What sorts the worst to the top."
+)
+@click.option("--worst", type=click.IntRange(1), default=10, show_default=True, help="How many to show.")
+@click.option("--sheet", type=click.Path(path_type=Path), default=None, help="Draw the worst, worst.png.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures of all latents as JSON.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the figures of all latents as CSV.")
+@click.option(
+    "--model", default=None, metavar="NAME|PATH", help="The model the latents belong to.  [default: the one they name]"
+)
+@options.machine
+@options.network_batch
+def command(
+    latents: Path,
+    images: Path | None,
+    by: str,
+    worst: int,
+    sheet: Path | None,
+    as_json: bool,
+    as_csv: bool,
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    batch_size: int | None,
+    network_batch: int | None,
+) -> None:
+    """Check every latent of a file against its checksum, and show how good each one is, the worst first.
+
+    What `odeddim encode --certify` has stored is shown; of a file without it, it is computed and stored, which takes
+    the IMAGES that were encoded (by default those at the path that the file names) and three times the evaluations
+    of encoding. Stopped, it goes on with the same command.
+
+    round_trip is the rms over pixels of the image decoded again minus the image, in [-1, 1]. latent_error estimates
+    how far x_T is from the ODE's, from the same run with half and a quarter of the steps: an order of magnitude, rather
+    high than low. norm, mean, variance, kurtosis, autocorrelation and normality (the p-value of Kolmogorov's and
+    Smirnov's test) say whether x_T is white noise, of which they are 1, 0, 1, 3, 0 and anything above 0.001.
+
+    The sheet has a row for each image: the image, decoded again, and their difference ten times enlarged.
+
+    \b
+    Examples:
+      odeddim verify z.h5
+      odeddim verify z.h5 photos/ --by round_trip --worst 20 --sheet worst.png
+      odeddim verify z.h5 --csv > figures.csv
+    """
+    pick(by, BADNESS, "figure")
+    if as_json and as_csv:
+        raise click.UsageError("give --json or --csv, not both")
+    if sheet is not None:
+        if sheet.suffix.lower() != ".png":
+            raise click.UsageError(f"--sheet {sheet}: a sheet is a PNG, name it worst.png")
+        check_place(sheet, latents, images)
+    with LatentFile(latents) as file:
+        certified = set(CERTIFICATE) <= set(file.figures())
+        if certified:
+            _check(file)
+        if not certified or sheet is not None:
+            where = machine(device, dtype, file)
+            field = field_of(file, model, where)
+            in_blocks(field, decoding_plan(file, field).row, where, network_batch, file)
+        if not certified:
+            _certify(file, _originals(file, field, images), field, where, batch_size)
+    with LatentFile(latents) as file:
+        figures = {name: file.figures()[name] for name in CERTIFICATE}
+        rows = in_order(figures, by)
+        if as_json or as_csv:
+            _print(file, figures, rows, as_json)
+        else:
+            _show(file, figures, rows[:worst], by)
+        if sheet is not None:
+            _draw(sheet, file, rows[:worst].tolist(), field, where, images)
+
+
+def _check(file: LatentFile) -> None:
+    """Read every row, against its checksum."""
+    with progress(len(file), "checking") as advance:
+        for start in range(0, len(file), CHUNK):
+            stop = min(start + CHUNK, len(file))
+            file.rows(start, stop)
+            advance(stop - start)
+
+
+def _originals(file: LatentFile, field: VectorField, images: Path | None) -> ImageSource:
+    """The images that were encoded, which must be those at the path given, or at the one that the file names."""
+    made = file.provenance
+    named = made.details.get("images", {})
+    if images is None and named.get("path") not in (None, SAMPLE):
+        images = Path(named["path"])
+        if not images.exists():
+            raise InputError(f"the images of {file.path} are not at {images} any more: say where, verify z.h5 IMAGES")
+    if made.made_by != "encode" or (images is None and named.get("path") != SAMPLE):
+        raise InputError(f"{file.path} does not say which images it was made of: say so, verify z.h5 IMAGES")
+    source = images_for(field, images)
+    for start in range(0, len(file), CHUNK):
+        stop = min(start + CHUNK, len(file))
+        if file.names[start:stop] != [plain_text(name) for name in source.names[start:stop]]:
+            raise InputError(f"{images or SAMPLE} does not hold the images of {file.path}, from number {start} on")
+    return source
+
+
+def _certify(file: LatentFile, source: ImageSource, field: VectorField, where: Machine, batch_size: int | None) -> None:
+    """Compute the certificates of a file and store them in it."""
+    if len(file) < file.total:
+        raise InputError(
+            f"{file.path} is unfinished, {len(file)} of {file.total} latents are there: encode the others first"
+        )
+    how = decoding_plan(file, field)
+    size = at_once(how.row, batch_size, file, queued=bool(how.rungs))
+    details = {**file.provenance.details, "certified": True}
+    made = replace(file.provenance, details=details)
+    spent = evaluations(how.row, how.nodes)
+    with (
+        LatentRun(file.path, file.names, made, file.nodes, replace=True) as run,
+        progress(len(file), "certifying", run.done) as advance,
+        closing(ahead(lambda start, stop: (file.read(start, stop), source[start:stop]), run.batches(size))) as batches,
+    ):
+        for (start, stop), (kept, x_0) in batches:
+            state, x_0 = where.cast(kept), x_0.to(where.state)
+            if how.rungs:
+                figures = certificate_of_rungs(x_0, state, how.row, dict(how.rungs).__getitem__, field)
+            else:
+                counts = kept.report.get("evaluations", torch.full((stop - start,), spent))
+                figures = certificate(x_0, state, how.row, how.nodes, field, counts)
+            run.write(start, stop, kept, figures)
+            advance(stop - start)
+
+
+def _print(file: LatentFile, figures: dict[str, torch.Tensor], rows: torch.Tensor, as_json: bool) -> None:
+    lines = (
+        {"index": i, "name": file.names[i], **{name: float(values[i]) for name, values in figures.items()}}
+        for i in rows.tolist()
+    )
+    if as_json:
+        known = [{key: None if value != value else value for key, value in line.items()} for line in lines]  # no NaN
+        click.echo(json.dumps({"file": str(file.path), "latents": known}, indent=1, ensure_ascii=False))
+        return
+    table = csv.DictWriter(sys.stdout, ["index", "name", *figures])
+    table.writeheader()
+    table.writerows(lines)
+
+
+def _show(file: LatentFile, figures: dict[str, torch.Tensor], rows: torch.Tensor, by: str) -> None:
+    table = Table(
+        title=f"{file.path}: {len(file)} latents, the worst by {by} first", box=box.SIMPLE, padding=(0, 1, 0, 0)
+    )
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("name", no_wrap=True)
+    for name in figures:
+        table.add_column(HEADINGS.get(name, name), justify="right", no_wrap=True, min_width=7)
+    for i in rows.tolist():
+        table.add_row(str(i), file.names[i][-NAME:], *(f"{float(values[i]):.2g}" for values in figures.values()))
+    table.add_section()
+    known = [values[~values.isnan()] for values in figures.values()]
+    for words, of_all in (("median", torch.median), ("largest", torch.max)):
+        table.add_row("", words, *(f"{float(of_all(values)):.2g}" if len(values) else "-" for values in known))
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+
+
+def _draw(
+    sheet: Path, file: LatentFile, rows: list[int], field: VectorField, where: Machine, images: Path | None
+) -> None:
+    """The worst images, side by side: as they were, decoded again, and the difference."""
+    try:
+        source = _originals(file, field, images)
+    except InputError as error:
+        warn(f"the sheet has no originals: {error}")
+        source = None
+    how = decoding_plan(file, field)
+    cells = []
+    for i in rows:
+        state = where.cast(file.pick(i))
+        if how.rungs:
+            again = decode_as_encoded(state, how.row, dict(how.rungs).__getitem__, field).cpu()
+        else:
+            again = decode(state, how.row, model=field, grid=how.nodes).cpu()
+        if source is None:
+            cells.append(again)
+            continue
+        x_0 = source.read([i]).to(again.dtype)
+        cells += [x_0, again, ((again - x_0) * ENLARGED).clamp(-1, 1)]
+    save_sheet(torch.cat(cells), sheet, columns=1 if source is None else 3)
+    click.echo(f"{len(rows)} images in {sheet}", err=True)
