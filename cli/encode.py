@@ -102,7 +102,7 @@ def command(
     else:
         if click.get_current_context().get_parameter_source("end") is ParameterSource.DEFAULT:
             end = "sigma_min"
-        row, rungs = rungs_of(field.schedule, solver or options.SOLVER_TO_TOLERANCE, steps, grid, end, settings)
+        row, rungs = rungs_of(field.schedule, solver or options.EXPLICIT, steps, grid, end, settings)
         nodes = rungs[-1][1]
     warn_of_grid(grid, field, row)
     check_encodes(row)

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from odeddim import solvers
 from odeddim.api import decode, plan
 from odeddim.certificate import LADDER, Rung
-from odeddim.cli.options import SOLVER_TO_TOLERANCE
+from odeddim.cli.options import EXPLICIT
 from odeddim.field import VectorField
 from odeddim.files import check_place
 from odeddim.grids import ENDS, NAMES, is_named, read_notes
@@ -134,6 +134,7 @@ def progress(total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], A
 
 
 BATCH = 32  # images in work at once, unless given
+COMBINED = ("interpolate", "shift")  # what makes new latents of others
 WILD = 3.0  # |x| that no image has
 QUEUE = 8  # batches at once where images leave a run one by one, to keep its evaluations full
 NETWORK_BATCH = {"cpu": 8}  # images that the network sees at once: fewer cost more each, more gain nothing here
@@ -328,11 +329,13 @@ def decoding_plan(
     grid: str | None = None,
     settings: dict[str, Any] | None = None,
     tol: float | None = None,
+    *,
+    made_by: str | None = None,
 ) -> Decoding:
     """What decodes a latent file: the nodes of the file, unless steps or a grid are given, by its solver or another.
 
     Settings such as rtol are the file's, as long as the solver is. Latents with steps of their own are decoded with
-    those, unless something else is asked for.
+    those, unless something else is asked for. made_by: what has made the latents, if not what has made the file.
     """
     made, settings = file.provenance, settings or {}
     named = solvers.get(made.solver)
@@ -340,18 +343,20 @@ def decoding_plan(
     if tol is not None:
         _check_end(file)
         if solver is None:  # what comes back exactly does so over the nodes of the file only
-            solver = SOLVER_TO_TOLERANCE if named.to_zero or named.adaptive else made.solver
+            solver = EXPLICIT if named.to_zero or named.adaptive else made.solver
         if grid is None and solver == made.solver and its_grid is not None and is_named(its_grid):
             grid = its_grid
         row, rungs = rungs_of(field.schedule, solver, steps, grid, made.end, settings)
         return Decoding(row, rungs[-1][1], grid or row.grid, settings, rungs)
-    ladder = made.details.get("ladder")
+    ladder = made.details.get("ladder") if "steps" in file.figures("report") else None
     if ladder is not None and solver is None and steps is None and grid is None:
         rungs = [(count, plan(field.schedule, named, count, made.grid, made.end)[1]) for count in ladder]
         row = named.with_settings(**made.settings)
         return Decoding(row, file.nodes, made.grid, made.settings, rungs)
     if solver in (None, made.solver):
         settings = {**made.settings, **{key: value for key, value in settings.items() if value is not None}}
+    if solver is None and named.reversible and (made_by or made.made_by) in COMBINED:
+        solver, settings = EXPLICIT, {}
     row = solvers.get(solver or made.solver)
     if steps is None and grid is None and (row.adaptive or its_grid is not None):
         grid = made.grid
@@ -393,7 +398,10 @@ def draw(
     columns: int | None = None,
 ) -> None:
     """Decode latents as those of `file` are, and draw them on a sheet, sheet.png. made: how the latents came about."""
-    how = decoding_plan(file, field)
+    how = decoding_plan(file, field, made_by=made.made_by)
+    nodes = how.nodes
+    if how.rungs:  # as many steps as any of the latents has taken
+        nodes = dict(how.rungs)[int(file.figures("report")["steps"].max())]
     in_blocks(field, how.row, where, network_batch, file)
     size = at_once(how.row, batch_size, file)
     settings = {**asdict(made), "drawn": details_of(field, how.row, where, size)}
@@ -403,7 +411,7 @@ def draw(
         progress(len(names), "decoding", out.done) as advance,
     ):
         for start, stop in out.batches(size):
-            x_0 = decode(where.cast(latents.read(start, stop)), how.row, model=field, grid=how.nodes)
+            x_0 = decode(where.cast(latents.read(start, stop)), how.row, model=field, grid=nodes)
             out.write(start, stop, x_0)
             largest = max(largest, float(x_0.abs().max()))
             advance(stop - start)

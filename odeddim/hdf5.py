@@ -11,6 +11,7 @@ is whole.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,9 +180,13 @@ def dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
             with contextlib.suppress(OSError):  # of one that is missing, the rows will not fit their checksums
                 held += (folder.parent / source).stat().st_size
     else:
-        held = data.id.get_storage_size()
-        if data.compression is not None or data.scaleoffset is not None:
-            raise InputError(f"{path}: '{name}' is compressed: odeddim did not write that")
+        # A header may claim more than the file is long.
+        held = min(data.id.get_storage_size(), path.stat().st_size)
+        made = data.id.get_create_plist()
+        if any(made.get_filter(i)[0] != h5py.h5z.FILTER_FLETCHER32 for i in range(made.get_nfilters())):
+            raise InputError(f"{path}: '{name}' is compressed or filtered: odeddim did not write that")
+        if data.chunks is not None and data.dtype.itemsize * math.prod(data.chunks) > max(size, MOST_CHUNK):
+            raise InputError(f"{path}: '{name}' has chunks of {data.chunks}: odeddim did not write that")
     if size > held:
         raise InputError(f"{path}: '{name}' declares {size} bytes {data.shape} and holds {held}: it is damaged")
     return data

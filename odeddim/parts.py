@@ -219,6 +219,9 @@ class Run(Work):
     def _make_room(self, overwrite: bool) -> None:
         if overwrite and self.folder.exists():
             _remove(self.folder)
+            with contextlib.suppress(InputError, OSError), reading(self.place, "an index") as file:
+                if is_index(file):  # of what is gone
+                    self.place.unlink()
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:

@@ -51,6 +51,9 @@ def make_real(
             if _kind(file) != _kind(files[0]):
                 raise InputError(f"{path} holds rows of another kind than {sources[0]}: they do not go into one file")
         every = [look_at(file, path) for file, path in zip(files, sources, strict=True)]
+        for file, path in zip(files, sources, strict=True):
+            if is_index(file):
+                check_parts(file, path, settings_of(file, path))
         counts = [columns["crc32"].shape[0] for columns in every]
         target = stack.enter_context(writing(place, temporary))
         note_settings(target, settings)
@@ -116,9 +119,22 @@ def read_rows(
 
 def columns_of(file: h5py.File) -> list[str]:
     """The names of the datasets that have a row for each image, in the order of their names."""
-    found: list[str] = []
-    file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
-    return [name for name in found if name not in _HEAD]
+    return [name for name, item in _items(file) if isinstance(item, h5py.Dataset) and name not in _HEAD]
+
+
+def _items(file: h5py.File) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
+    """Everything in the file itself, and in its groups. Not by `visititems`: a hundred thousand groups, each in the one
+    before, overflow the library's stack."""
+    for name in file:
+        if file.get(name, getclass=True, getlink=True) is not h5py.HardLink:
+            continue
+        yield name, file[name]
+        if isinstance(file[name], h5py.Group):
+            for inner in file[name]:
+                if file[name].get(inner, getclass=True, getlink=True) is h5py.HardLink:
+                    if file[name].get(inner, getclass=True) is h5py.Group:
+                        raise InputError(f"{file.filename}: it holds groups in groups: odeddim did not write that")
+                    yield f"{name}/{inner}", file[name][inner]
 
 
 def checksums(columns: Columns) -> np.ndarray[Any, Any]:
@@ -170,6 +186,32 @@ def is_index(file: h5py.File) -> bool:
     return any(file[name].is_virtual for name in columns_of(file))
 
 
+def run_of(settings: Mapping[str, Any]) -> str:
+    """A hash of settings, the same for those between which `check_same` finds no difference."""
+    return _digest(json.dumps(_essence(comparable(settings["total"], settings)), sort_keys=True).encode())
+
+
+def _essence(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    passing = {"python", *(("model", "path") if value.get("sha256") else ())}
+    return {key: _essence(item) for key, item in value.items() if key not in passing and item is not None}
+
+
+def check_parts(file: h5py.File, path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise an InputError unless the parts that an index shows say that they are of its run, and where they belong.
+
+    The checksum of a row says neither: parts that were mixed up would fit.
+    """
+    run = run_of(settings)
+    for source in sorted({source.file_name for name in columns_of(file) for source in file[name].virtual_sources()}):
+        place = path.resolve().parent / source
+        with reading(place, "the part of that name, or --overwrite to start anew") as part:
+            said = [words(part.attrs[key]) for key in ("run", "rows") if key in part.attrs]
+        if said and said != [run, place.stem]:
+            raise InputError(f"{place} is of another run or other rows than its name says: delete it and go on")
+
+
 def comparable(total: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the number of rows, as they come back from a file."""
     loaded: dict[str, Any] = json.loads(json.dumps({**settings, "total": total}))
@@ -218,7 +260,8 @@ def _kind(file: h5py.File) -> dict[str, Any]:
             like = (item.shape[1:], "text" if item.dtype.kind == "S" else item.dtype.str) if data else None
             kind[name] = (_attributes(item), like)
 
-    file.visititems(look)
+    for name, item in _items(file):
+        look(name, item)
     return kind
 
 
@@ -237,7 +280,9 @@ def copy_head(source: h5py.File, target: h5py.File) -> None:
             target[name].attrs[key] = value
 
     copy("/", source)
-    source.visititems(lambda name, item: copy(name, item) if name not in _HEAD else None)
+    for name, item in _items(source):
+        if name not in _HEAD:
+            copy(name, item)
 
 
 def _digest(content: bytes) -> str:

@@ -330,7 +330,7 @@ def test_images_that_do_not_converge_are_named(run) -> None:  # type: ignore[no-
 
 
 def test_interpolate(run, here: Path) -> None:  # type: ignore[no-untyped-def]
-    run("encode", "-o", "z.h5", *FAST)
+    run("encode", "-o", "z.h5", "-n", 4, "--steps", 12)
     code, out, err = run("interpolate", "z.h5", "--pair", 0, 1, "-n", 5, "-o", "path.h5", "--sheet", "path.png")
     assert (code, err) == (0, "")
     assert Image.open("path.png").size == (5 * 28, 28)

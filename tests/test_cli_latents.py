@@ -251,7 +251,7 @@ def test_neither_batch_sizes_nor_a_kill_change_a_bit(
 
 
 def test_sheets_have_a_row_for_each_latent(run: Run, z: Path) -> None:
-    """Of which the shift by 0, and a neighbour's query, is the image itself: decoding goes on as the file says."""
+    """Of which a neighbour's query is the image itself; a shift is decoded by a solver that starts from x̄ alone."""
     succeed(run, "decode", "z.h5", "-o", "x.h5")
     with h5py.File("x.h5") as file:
         images = (np.clip(file["images"][:, 0], -1, 1) + 1) / 2
@@ -261,7 +261,7 @@ def test_sheets_have_a_row_for_each_latent(run: Run, z: Path) -> None:
         sheet = Image.open(name)
         assert sheet.size == (columns * SIZE, 2 * SIZE)
         pixels = np.asarray(sheet.convert("L"), np.float32) / 255
-        for row, index in enumerate((7, 2)):
+        for row, index in enumerate((7, 2) if name == "n.png" else ()):
             drawn = pixels[row * SIZE : (row + 1) * SIZE, :SIZE]
             assert np.allclose(drawn, images[index], rtol=0, atol=0.51 / 255), (name, index)
             assert not np.allclose(pixels[row * SIZE : (row + 1) * SIZE, SIZE : 2 * SIZE], drawn, rtol=0, atol=0.02)

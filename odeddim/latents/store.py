@@ -34,7 +34,17 @@ from odeddim.field import VectorField
 from odeddim.files import check_place
 from odeddim.hdf5 import CHUNK, SUFFIXES, dataset, reading, short, text, words
 from odeddim.parts import Run
-from odeddim.rows import Columns, is_index, look_at, read_rows, settings_of, text_column, width_of
+from odeddim.rows import (
+    Columns,
+    check_parts,
+    is_index,
+    look_at,
+    read_rows,
+    run_of,
+    settings_of,
+    text_column,
+    width_of,
+)
 from odeddim.schedule import Schedule
 from odeddim.types import InputError, State
 
@@ -57,7 +67,7 @@ class Provenance:
     end: str
     steps: int
     nodes: str
-    made_by: str  # "encode" or "interpolate"; of images "sample" or "decode"
+    made_by: str  # the command: "encode", "interpolate", "shift", ...; of images "sample" or "decode"
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
@@ -136,14 +146,15 @@ class LatentRun(Run):
         columns |= {f"certificate/{key}": values for key, values in (certificate or {}).items()}
         arrays = {name: values.cpu().numpy() for name, values in columns.items()}
         arrays["names"] = text_column(self._names[start:stop], self._width)
-        self.commit(start, stop, arrays, sigma=state.sigma, kept=state.kept)
+        notes = {"sigma": state.sigma, "kept": state.kept}
+        self.commit(start, stop, arrays, **notes, run=run_of(self.settings), rows=f"{start:09d}-{stop:09d}")
 
 
 class Names(Sequence[str]):
     """The names in a file, read as they are asked for."""
 
-    def __init__(self, read: Callable[[int, int], np.ndarray[Any, Any]], count: int) -> None:
-        self._read, self._count = read, count
+    def __init__(self, read: Callable[[int, int], np.ndarray[Any, Any]], count: int, path: Path) -> None:
+        self._read, self._count, self._path = read, count, path
 
     def __len__(self) -> int:
         return self._count
@@ -157,7 +168,10 @@ class Names(Sequence[str]):
             row = range(self._count)[i]
             return self[row : row + 1][0]
         start, stop, _ = i.indices(self._count)
-        return [name.decode("utf-8", "replace") for name in self._read(start, max(start, stop)).tolist()]
+        try:  # strictly: HDF5's checksum takes two bytes 0xff for two zeros
+            return [name.decode() for name in self._read(start, max(start, stop)).tolist()]
+        except UnicodeDecodeError:
+            raise InputError(f"{self._path}: its names are damaged: make it anew") from None
 
 
 class LatentFile:
@@ -183,6 +197,8 @@ class LatentFile:
         self.provenance = Provenance(**{key: value for key, value in stated.items() if key in known})
         Schedule.from_dict(self.provenance.schedule)
         self._columns = look_at(file, path)
+        if is_index(file):
+            check_parts(file, path, stated)
         self._check_rows()
         self._check_nodes()
 
@@ -299,7 +315,7 @@ class LatentFile:
     @property
     def names(self) -> Names:
         """Where each latent comes from: a sequence of N words."""
-        return Names(functools.partial(self._column, "names"), len(self))
+        return Names(functools.partial(self._column, "names"), len(self), self.path)
 
     def _column(self, name: str, start: int, stop: int) -> np.ndarray[Any, Any]:
         """Rows of one column, unchecked."""
