@@ -14,6 +14,7 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from odeddim.api import decode
 from odeddim.certificate import (
@@ -147,18 +148,23 @@ def _check(file: LatentFile) -> None:
 def _originals(file: LatentFile, field: VectorField, images: Path | None) -> ImageSource:
     """The images that were encoded, which must be those at the path given, or at the one that the file names."""
     made = file.provenance
+    if made.made_by != "encode":
+        raise InputError(f"{file.path} was made by {made.made_by!r}, not from images: there is nothing to compare with")
     named = made.details.get("images", {})
     if images is None and named.get("path") not in (None, SAMPLE):
         images = Path(named["path"])
         if not images.exists():
             raise InputError(f"the images of {file.path} are not at {images} any more: say where, verify z.h5 IMAGES")
-    if made.made_by != "encode" or (images is None and named.get("path") != SAMPLE):
+    if images is None and named.get("path") != SAMPLE:
         raise InputError(f"{file.path} does not say which images it was made of: say so, verify z.h5 IMAGES")
     source = images_for(field, images)
     for start in range(0, len(file), CHUNK):
         stop = min(start + CHUNK, len(file))
         if file.names[start:stop] != [plain_text(name) for name in source.names[start:stop]]:
             raise InputError(f"{images or SAMPLE} does not hold the images of {file.path}, from number {start} on")
+    # Images of an array are only numbered: others would have the same names.
+    if named.get("sha256") not in (None, source.fingerprint()) and all(name.isdecimal() for name in file.names[:CHUNK]):
+        raise InputError(f"{images or SAMPLE} does not hold the images of {file.path}: it was made of others")
     return source
 
 
@@ -204,15 +210,14 @@ def _print(file: LatentFile, figures: dict[str, torch.Tensor], rows: torch.Tenso
 
 
 def _show(file: LatentFile, figures: dict[str, torch.Tensor], rows: torch.Tensor, by: str) -> None:
-    table = Table(
-        title=f"{file.path}: {len(file)} latents, the worst by {by} first", box=box.SIMPLE, padding=(0, 1, 0, 0)
-    )
+    title = Text(f"{file.path}: {len(file)} latents, the worst by {by} first")  # brackets in names are no markup
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("name", no_wrap=True)
     for name in figures:
         table.add_column(HEADINGS.get(name, name), justify="right", no_wrap=True, min_width=7)
     for i in rows.tolist():
-        table.add_row(str(i), file.names[i][-NAME:], *(f"{float(values[i]):.2g}" for values in figures.values()))
+        table.add_row(str(i), Text(file.names[i][-NAME:]), *(f"{float(values[i]):.2g}" for values in figures.values()))
     table.add_section()
     known = [values[~values.isnan()] for values in figures.values()]
     for words, of_all in (("median", torch.median), ("largest", torch.max)):

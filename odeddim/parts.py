@@ -8,14 +8,15 @@
 A batch counts as done when its part has its name, and not before. What is missing is found by listing the folder, so
 the same command goes on where it was stopped, with any batch size and any number of processes: they share the rows
 through locks that the system takes back from a process that dies, and the last one to finish makes the parts one file.
+Wherever 16 parts of about one size lie side by side they are made one on the way, so that there are never many.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import json
+import math
 import os
 import re
 import time
@@ -37,6 +38,7 @@ from odeddim.rows import (
     is_index,
     make_real,
     note_settings,
+    run_of,
     settings_of,
 )
 from odeddim.types import InputError
@@ -51,6 +53,8 @@ Head = Callable[[h5py.File, Mapping[str, Any]], None]
 
 _PART = re.compile(r"(\d{9,})-(\d{9,})\.h5")
 _SETUP, _OUTPUT = (2**62 + i for i in range(2))  # bytes of the lock file that stand for no row
+_TOGETHER = 16  # parts side by side become one,
+_LARGEST = 1 << 30  # as long as it has no more bytes than this
 _IDLE = 20.0  # an index is written again after this many times what it took the last time
 
 
@@ -212,7 +216,7 @@ class Run(Work):
         self.output, self.place = output, Path(os.path.realpath(output))
         self.folder = Path(f"{self.place}.parts")
         self._head, self._index, self._finish = head, index, finish or Run.make_one
-        self._next_index, self._whole, self._overwrite = 0.0, False, overwrite
+        self._next_index, self._committed, self._whole, self._overwrite = 0.0, 0, False, overwrite
         begin_together(lambda: self._make_room(overwrite))
         super().__init__(output, total, settings, self.folder / "run.json", self.folder / "lock")
 
@@ -287,11 +291,15 @@ class Run(Work):
             for item in items:
                 if match := _PART.fullmatch(item.name):
                     found.append(Part(int(match[1]), int(match[2]), Path(item.path)))
-        found.sort()
-        for one, other in itertools.pairwise(found):
-            if one.stop > other.start:
-                raise InputError(f"{one.path} and {other.path.name} overlap: delete one of them")
-        return found
+        found.sort(key=lambda part: (part.start, -part.stop))
+        shown: list[Part] = []
+        for part in found:
+            if not shown or part.start >= shown[-1].stop:
+                shown.append(part)
+            elif part.stop > shown[-1].stop:
+                raise InputError(f"{shown[-1].path} and {part.path.name} overlap: delete one of them")
+            # One that lies within another was made part of it, by a process that was killed before it could delete it.
+        return shown
 
     def spans(self) -> list[tuple[int, int]]:
         return [(0, self.total)] if self._gone() else [(part.start, part.stop) for part in self.parts()]
@@ -301,7 +309,8 @@ class Run(Work):
         name = f"{start:09d}-{stop:09d}"
         try:
             with writing(self.folder / f"{name}.h5", self.folder / f"{name}.tmp") as file:
-                for key, value in notes.items():
+                # Parts that were mixed up would fit their checksums: each says of which run it is, and which rows.
+                for key, value in {**notes, "run": run_of(self.settings), "rows": name}.items():
                     file.attrs[key] = text(value) if isinstance(value, str) else value
                 for key, values in {**columns, "crc32": checksums(columns)}.items():
                     add_rows(file, key, stop - start, values)[:] = values
@@ -309,8 +318,30 @@ class Run(Work):
         except InputError as error:
             raise InputError(f"{error}; {self.done} of {self.total} rows are done and safe: {GO_ON}") from None
         self.leave(start, stop)
+        self._committed += 1
+        if self._committed % _TOGETHER == 0:
+            self._gather()
         if self._index and time.monotonic() >= self._next_index:
             self._show()
+
+    def _gather(self) -> None:
+        """Make one part of 16 wherever so many of about one size lie side by side, if nobody else is at it."""
+        if not self._claims.take(_OUTPUT, _OUTPUT + 1):
+            return
+        try:
+            while self._note.exists() and (group := _side_by_side(self.parts())):
+                start, stop = group[0].start, group[-1].stop
+                name = f"{start:09d}-{stop:09d}"
+                paths = [part.path for part in group]
+                make_real(paths, self.folder / f"{name}.h5", None, temporary=self.folder / f"{name}.tmp", part=name)
+                if self._index:
+                    self.write_index()  # before what the one there is now shows is gone
+                for path in paths:
+                    path.unlink()
+        except InputError:
+            pass  # on a full disk, say: the parts are as good as they were
+        finally:
+            self._claims.leave(_OUTPUT, _OUTPUT + 1)
 
     def _show(self) -> None:
         """Have the output show what is done, if nobody else is at it. A full disk does not end the run."""
@@ -368,6 +399,24 @@ def finish(path: Path) -> int:
                     "or give -o for a file of those"
                 )
     return run.total
+
+
+def _side_by_side(parts: Sequence[Part]) -> list[Part]:
+    """The first 16 parts of about one size that touch each other and are not too large together, or none."""
+    group: list[Part] = []
+    for part in parts:
+        if group and (part.start != group[-1].stop or _tier(part) != _tier(group[0])):
+            group = []
+        group.append(part)
+        if len(group) == _TOGETHER:
+            if sum(part.path.stat().st_size for part in group) <= _LARGEST:
+                return group
+            group = []
+    return []
+
+
+def _tier(part: Part) -> int:
+    return int(math.log(part.stop - part.start, _TOGETHER) + 1e-9)
 
 
 def gaps(spans: Sequence[tuple[int, int]], total: int) -> Iterator[tuple[int, int]]:

@@ -34,14 +34,16 @@ _SHOWN = 5  # differences told
 def make_real(
     sources: Sequence[Path],
     place: Path,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] | None,
     *,
     temporary: Path | None = None,
+    part: str | None = None,
     advance: Callable[[int], Any] = lambda count: None,
 ) -> None:
     """Copy the rows of files, one after the other, into one real file, each row against its checksum.
 
-    Everything besides the rows and the settings is that of the first. advance: told how many rows have been copied.
+    Everything besides the rows and the settings (if any) is that of the first. part: which rows they are, of files
+    that are parts. advance: told how many rows have been copied.
     Errors: InputError for files whose rows are not of one kind.
     """
     with contextlib.ExitStack() as stack:
@@ -56,12 +58,15 @@ def make_real(
                 check_parts(file, path, settings_of(file, path))
         counts = [columns["crc32"].shape[0] for columns in every]
         target = stack.enter_context(writing(place, temporary))
-        note_settings(target, settings)
+        if settings is not None:
+            note_settings(target, settings)
         for name in names:
             dtype = max((columns[name].dtype for columns in every), key=lambda dtype: dtype.itemsize)
             like = np.empty((0, *every[0][name].shape[1:]), dtype)
             add_rows(target, name, sum(counts), like)
         copy_head(files[0], target)
+        if part is not None:
+            target.attrs["rows"] = text(part)
         at = 0
         for file, path, count in zip(files, sources, counts, strict=True):
             for start in range(0, count, CHUNK):
@@ -252,7 +257,7 @@ def _brief(value: Any) -> str:
 
 def _kind(file: h5py.File) -> dict[str, Any]:
     """What files must have in common for their rows to go together: columns, shapes, types and attributes."""
-    kind: dict[str, Any] = {"/": _attributes(file)}
+    kind: dict[str, Any] = {"/": {key: value for key, value in _attributes(file).items() if key != "rows"}}
 
     def look(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if name not in _HEAD:

@@ -9,6 +9,7 @@ as many.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -18,7 +19,6 @@ import os
 import pickle
 import select
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -41,7 +41,6 @@ from odeddim.grids import grid
 from odeddim.hdf5 import text
 from odeddim.latents.store import LatentFile, LatentRun, provenance_of
 from odeddim.parts import finish
-from odeddim.rows import checksums, settings_of
 from odeddim.schedule import Schedule
 from odeddim.types import InputError, State
 
@@ -84,13 +83,13 @@ class Kind(NamedTuple):
         names = [f"bild-{i}-ä" for i in range(self.count)]
         return LatentRun(path, names, made, NODES, overwrite=overwrite)
 
-    def write(self, path: Path, batch: int = 2, most: int = 10**9) -> None:
-        """Make the file, or as many batches of it as wanted."""
-        with self.run(path) as run:
-            for number, (start, stop) in enumerate(run.batches(batch)):
-                if number == most:
-                    break
+    def write(self, path: Path, batch: int = 2, stop_after: int | None = None) -> None:
+        """Make the file, or the index and the parts of a run that was stopped after so many batches."""
+        with contextlib.suppress(KeyboardInterrupt), self.run(path) as run:
+            for number, (start, stop) in enumerate(run.batches(batch), 1):
                 self.fill(run, start, stop)
+                if number == stop_after:
+                    raise KeyboardInterrupt
 
     def fill(self, run: LatentRun, start: int, stop: int) -> None:
         """Write the latents start, ..., stop-1."""
@@ -103,6 +102,7 @@ KINDS = {
     "whole": Kind(count=6, aux=2, dtype=torch.float64, side=2, told=True),
     "long": Kind(count=130, side=2, told=True),
     "unfinished": Kind(count=9, aux=1, side=2, told=True),
+    "stopped": Kind(count=9, aux=1, side=2, told=True),
     "another": Kind(count=9, aux=1, side=2, told=True, solver="rk4"),
 }
 
@@ -212,8 +212,10 @@ def sentence(error: InputError) -> str:
 
 
 def peak() -> int:
-    """The most memory that this process has held, in kB. On Linux not by getrusage: there a child begins with what its
-    parent held."""
+    """The most memory that this process has held, in kB.
+
+    On Linux not by getrusage: there a child begins with what its parent held.
+    """
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0])
@@ -324,7 +326,7 @@ if __name__ == "__main__":
     sys.exit()
 
 
-from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402 - the worker needs none of it
+from hypothesis import HealthCheck, Phase, example, given, settings  # noqa: E402 - the worker needs none of it
 from hypothesis import strategies as st  # noqa: E402
 
 
@@ -381,7 +383,20 @@ class Bytes(NamedTuple):
             data[at:] = other[at:]
 
 
-_CHANGES = ("flip", "flip", "write", "zeros", "ones", "truncate", "insert", "delete", "swap", "double", "splice", "tail")
+_CHANGES = (
+    "flip",
+    "flip",
+    "write",
+    "zeros",
+    "ones",
+    "truncate",
+    "insert",
+    "delete",
+    "swap",
+    "double",
+    "splice",
+    "tail",
+)
 _PLACES = st.one_of(st.integers(0, 2047), st.integers(0, 1 << 17), st.integers(0, 1 << 12).map(lambda i: i * 64))
 CHANGES = st.builds(
     Bytes,
@@ -441,6 +456,13 @@ ATTRIBUTES = ("format", "version", "unit", "sigma", "sha256", "kept", "else")
 Change = Callable[[h5py.File, str], None]
 
 
+def held(file: h5py.File, name: str) -> Any:
+    """The data, unless a change before this one has made them huge, or sent the library round in circles."""
+    if file[name].nbytes > 1 << 20 or file[name].is_virtual:
+        raise ValueError
+    return file[name][()]
+
+
 def no_more(file: h5py.File, name: str) -> None:
     del file[name]
 
@@ -483,11 +505,11 @@ def packed(filter_: dict[str, Any]) -> Change:
 
 
 def bomb(file: h5py.File, name: str) -> None:
-    """Rows that are right, in a chunk that is larger than all of them, packed."""
-    content = file[name][()]
-    if content.ndim:
-        shape = (1 << 28 >> 3, *content.shape[1:])
-        again(file, name, content.shape, content.dtype, maxshape=(None, *content.shape[1:]), chunks=shape[:1] + content.shape[1:] if content.ndim == 1 else (1 << 20, *content.shape[1:]), shuffle=True, compression="gzip")[...] = content
+    """Rows that are right, in a chunk of 512 MB that is larger than all of them, packed."""
+    content = held(file, name)
+    row = content.dtype.itemsize * int(np.prod(content.shape[1:]))
+    chunks = ((1 << 29) // row, *content.shape[1:])
+    again(file, name, content.shape, content.dtype, maxshape=(None, *chunks[1:]), chunks=chunks, compression="gzip")
 
 
 def external(file: h5py.File, name: str) -> None:
@@ -519,13 +541,13 @@ def variable(file: h5py.File, name: str) -> None:
 
 def plain(file: h5py.File, name: str) -> None:
     """The same without chunks, and so without their checksums."""
-    again(file, name, data=file[name][()])
+    again(file, name, data=held(file, name))
 
 
 def retyped(dtype: Any) -> Change:
     def change(file: h5py.File, name: str) -> None:
-        content = file[name][()]
-        again(file, name, data=content.astype(dtype) if np.asarray(content).dtype.kind in "iuf" else np.zeros(3, dtype))
+        content = held(file, name)
+        again(file, name, data=np.zeros(np.shape(content), dtype))
 
     return change
 
@@ -535,18 +557,18 @@ def nothing_left(file: h5py.File, name: str) -> None:
 
 
 def one_less(file: h5py.File, name: str) -> None:
-    content = file[name][()]
+    content = held(file, name)
     again(file, name, data=content[:-1] if content.ndim else content)
 
 
 def backwards(file: h5py.File, name: str) -> None:
-    content = file[name][()]
+    content = held(file, name)
     again(file, name, data=content[::-1] if content.ndim else content)
 
 
 def not_numbers(file: h5py.File, name: str) -> None:
-    content = np.array(file[name][()])
-    if content.dtype.kind == "f":
+    content = np.array(held(file, name))
+    if content.dtype.kind == "f" and content.size:
         content.flat[0] = np.nan
         again(file, name, data=content)
 
@@ -587,7 +609,7 @@ def named_type(file: h5py.File, name: str) -> None:
 
 
 def another_shape(file: h5py.File, name: str) -> None:
-    content = file[name][()]
+    content = held(file, name)
     again(file, name, data=content.reshape(-1))
 
 
@@ -667,10 +689,9 @@ def edited(source: Path, edits: list[Structure], target: Path) -> None:
     shutil.copyfile(source, target)
     with h5py.File(target, "r+") as file:
         for edit in edits:
-            try:
+            # Some changes cannot be made one after the other.
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError):
                 edit(file)
-            except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError):
-                pass  # of changes that cannot be made one after the other
 
 
 # The originals, and how answers are compared.
@@ -685,15 +706,16 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
 
 @pytest.fixture(scope="module")
 def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a file of each kind; of `unfinished` and `another` an index with four of five parts."""
+    """A folder with a file of each kind; of `unfinished` and `another` an index with four of five parts,
+    of `stopped` with all of them."""
     folder = tmp_path_factory.mktemp("valid")
     for name, kind in KINDS.items():
         path = folder / name / "z.h5"
         path.parent.mkdir()
-        if name in ("unfinished", "another"):
-            kind.write(path, most=4)
-        else:
+        if name in ("plain", "whole", "long"):
             kind.write(path, batch=64)
+        else:
+            kind.write(path, stop_after=5 if name == "stopped" else 4)
     return folder
 
 
@@ -718,7 +740,7 @@ def compare(said: dict[str, Any] | None, expected: dict[str, Any], knowing: bool
         return
     wrong = {what for what, answer in said.items() if what in expected and answer not in (None, expected[what])}
     if said["state"] is None:  # whoever reads the rows is told
-        wrong -= {"rows", "shape", "fingerprint"} | ({"names"} if knowing else set())
+        wrong -= {"rows", "shape", "fingerprint"} | ({"names", "report", "certificate", "kept"} if knowing else set())
     assert not wrong, {what: (said[what], expected[what]) for what in wrong}
 
 
@@ -766,3 +788,353 @@ def test_mutated_structure(tmp_path: Path, worker: Worker, valid: Path, right: d
     attempt()
     assert tally.count >= 300
     tally.say("structure")
+
+
+PART_CHANGES = ("bytes", "gone", "swapped", "another's", "run.json", "another's run.json", "index", "structure")
+
+
+@pytest.mark.parametrize("do", ["latents", "glanced", "resumed", "merged"])
+def test_mutated_parts(tmp_path: Path, worker: Worker, valid: Path, right: dict[str, dict[str, Any]], do: str) -> None:
+    """An unfinished run, of which anything was changed: read, taken up, finished and merged."""
+    tally = Tally(worker)
+    begun = "stopped" if do == "merged" else "unfinished"
+    KINDS["unfinished"].write(tmp_path / "whole.h5")
+    whole = worker.ask("latents", tmp_path / "whole.h5")
+    assert whole is not None
+    expected = {"latents": right["unfinished"], "glanced": {}, "resumed": whole, "merged": whole}[do]
+    shutil.copytree(valid / begun, tmp_path / "unharmed")
+    compare(worker.ask(do, tmp_path / "unharmed" / "z.h5"), expected)
+    small = st.integers(0, 3)
+
+    @fuzz(60)
+    @given(st.sampled_from(PART_CHANGES), small, small, st.lists(CHANGES, min_size=1, max_size=2), EDITS)
+    def attempt(what: str, one: int, other: int, changes: list[Bytes], edit: Structure) -> None:
+        tally.count += 1
+        folder = tmp_path / str(tally.count)
+        shutil.copytree(valid / begun, folder)
+        parts, theirs = folder / "z.h5.parts", valid / "another" / "z.h5.parts"
+        found = sorted(parts.glob("*-*.h5"))
+        if what == "bytes":
+            changed(found[one], changes, found[one], found[other])
+        elif what == "gone":
+            found[one].unlink()
+        elif what == "swapped":
+            found[one].rename(folder / "aside")
+            found[other if other != one else (one + 1) % 4].rename(found[one])
+            (folder / "aside").rename(found[other if other != one else (one + 1) % 4])
+        elif what == "another's":
+            shutil.copyfile(theirs / found[one].name, found[one])
+        elif what == "run.json":
+            changed(parts / "run.json", changes, parts / "run.json")
+        elif what == "another's run.json":
+            shutil.copyfile(theirs / "run.json", parts / "run.json")
+        elif what == "index":
+            changed(folder / "z.h5", changes, folder / "z.h5", valid / "another" / "z.h5")
+        else:
+            shutil.copyfile(found[one], folder / "aside")
+            edited(folder / "aside", [edit], found[one])
+        said = worker.ask(do, folder / "z.h5")
+        if do == "glanced" and said is not None:  # of parts that are gone the index says nothing: the rest is right
+            order = [right["unfinished"]["rows"].index(row) for row in said["rows"]]
+            assert order == sorted(order)
+            kept = ("sigma", "kept", "total", "nodes", "provenance", "index")
+            compare(said, {what: right["unfinished"][what] for what in kept}, knowing=True)
+        else:
+            compare(said, expected, knowing=True)
+        shutil.rmtree(folder)
+
+    attempt()
+    tally.say(f"parts, {do}")
+
+
+# Images.
+
+
+def picture_files(folder: Path) -> dict[str, Path]:
+    """One of each kind that `encode` reads."""
+    x = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), np.uint8)
+    floats = (x.astype("f4") / 127.5 - 1).astype("f4")
+    np.savez(folder / "stored.npz", images=x)
+    np.savez_compressed(folder / "packed.npz", images=floats)
+    np.save(folder / "x.npy", floats)
+    idx = b"\0\0\x08\x03" + struct.pack(">III", 6, 8, 8) + x.tobytes()
+    (folder / "x-idx3-ubyte").write_bytes(idx)
+    (folder / "x.idx.gz").write_bytes(gzip.compress(idx, mtime=0))
+    with h5py.File(folder / "x.h5", "w") as file:
+        file.create_dataset("images", data=x, chunks=(2, 1, 8, 8), compression="gzip")
+        file.create_dataset("names", data=np.array([b"a", b"b", b"c", b"d", b"e", b"f"]))
+    Image.fromarray(x[0, 0]).save(folder / "x.png")
+    Image.fromarray(np.repeat(x[0, 0][..., None], 3, 2)).save(folder / "x.jpg")
+    return {path.name: path for path in sorted(folder.iterdir())}
+
+
+def test_mutated_images(tmp_path: Path, worker: Worker) -> None:
+    tally = Tally(worker)
+    (tmp_path / "valid").mkdir()
+    files = picture_files(tmp_path / "valid")
+    for path in files.values():
+        assert worker.ask("pictures", path) is not None, path
+    begun = worker.refused + worker.read
+
+    @fuzz(800)
+    @given(st.sampled_from(sorted(files)), st.lists(CHANGES, min_size=1, max_size=2))
+    def attempt(name: str, changes: list[Bytes]) -> None:
+        tally.count += 1
+        path = tmp_path / f"{tally.count}-{name}"
+        changed(files[name], changes, path)
+        worker.ask("pictures", path)
+        path.unlink()
+
+    attempt()
+    assert worker.refused + worker.read - begun >= 800
+    tally.say("images")
+
+
+def lying_images(folder: Path) -> Iterator[Path]:
+    """Files that declare more than they hold, or hold what could run code."""
+
+    def made(name: str, content: bytes) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    def npy(header: str) -> bytes:
+        line = header.encode().ljust(117) + b"\n"
+        return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(line)) + line
+
+    for number, shape in enumerate(
+        ["(1000000000000, 8, 8)", "(-1, 8, 8)", "(2, 100000, 100000, 3)", "(99,)", "(0, 8, 8)"]
+    ):
+        head = npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}")
+        yield made(f"huge{number}.npy", head + bytes(64))
+        with zipfile.ZipFile(folder / f"huge{number}.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("images.npy", head + bytes(64))
+        yield folder / f"huge{number}.npz"
+    objects = io.BytesIO()
+    np.save(objects, np.array([[[Bomb(str(folder / "ran"))]]], dtype=object), allow_pickle=True)
+    yield made("objects.npy", objects.getvalue())
+    with zipfile.ZipFile(folder / "objects.npz", "w") as archive:
+        archive.writestr("images.npy", objects.getvalue())
+    yield folder / "objects.npz"
+    yield made("huge.idx", b"\0\0\x08\x03" + struct.pack(">III", 2**32 - 1, 2**32 - 1, 2**32 - 1) + bytes(64))
+    many = gzip.compress(b"\0\0\x08\x03" + struct.pack(">III", 2, 20000, 20000) + bytes(1 << 20))
+    yield made("huge.idx.gz", many)
+    with (
+        zipfile.ZipFile(folder / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("images.npy", "w", force_zip64=True) as file,
+    ):
+        file.write(npy("{'descr': '|u1', 'fortran_order': False, 'shape': (2, 20000, 20000), }"))
+        for _ in range(300):
+            file.write(bytes(1 << 20))
+    yield folder / "bomb.npz"
+    for number, (shape, chunks) in enumerate([((10**12, 8, 8), (64, 8, 8)), ((5, 32768, 32768), (1, 64, 64))]):
+        with h5py.File(folder / f"huge{number}.h5", "w") as file5:
+            file5.create_dataset("images", shape, "u1", chunks=chunks)
+        yield folder / f"huge{number}.h5"
+
+
+def test_images_that_lie(tmp_path: Path, worker: Worker) -> None:
+    for path in lying_images(tmp_path):
+        assert worker.ask("pictures", path) is None, path
+    assert not (tmp_path / "ran").exists()
+
+
+# Models.
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return open, (self._path, "w")
+
+
+ARCHITECTURE = {"in_channels": 1, "image_size": 8, "channels": 4, "multipliers": [1], "blocks": 1, "attention": [8]}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder, as `odeddim train` writes it."""
+    from odeddim.models import native
+    from odeddim.models.unet import UNet
+
+    folder = tmp_path_factory.mktemp("model")
+    save_file(UNet(**ARCHITECTURE).state_dict(), folder / native.WEIGHTS)  # type: ignore[arg-type]
+    description = {"format": native.FORMAT, "version": native.VERSION, "architecture": ARCHITECTURE, "predicts": "eps"}
+    (folder / native.CONFIG).write_text(json.dumps({**description, "schedule": LINEAR.to_dict()}))
+    return folder
+
+
+JSON = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([]), st.just({}),
+    st.sampled_from([-1, 0, 2, 5, 10**6, 10**9, 10**12, 10**30, [10**9], [1] * 40, ["a"], {"a": 1}, "a\nb", 1e300]),
+)  # fmt: skip
+KEYS = [
+    *(("architecture", key) for key in (*ARCHITECTURE, "dropout", "out_channels", "else")),
+    *(("schedule", key) for key in ("name", "T", "beta_1", "beta_T", "else")),
+    *((key,) for key in ("format", "version", "architecture", "schedule", "predicts", "training", "weights")),
+]
+
+
+def test_mutated_models(tmp_path: Path, worker: Worker, model: Path) -> None:
+    tally = Tally(worker)
+    assert worker.ask("checkpoint", model) is not None
+    good = (model / "model.safetensors").read_bytes()
+    length = int.from_bytes(good[:8], "little")
+    header, weights = json.loads(good[8 : 8 + length]), good[8 + length :]
+    names = sorted(set(header) - {"__metadata__"})
+    described = json.loads((model / "model.json").read_text())
+
+    @fuzz(200)
+    @given(
+        st.sampled_from(["weights", "header", "description", "description's bytes"]),
+        st.lists(CHANGES, min_size=1, max_size=2),
+        st.sampled_from(names),
+        st.sampled_from(["dtype", "shape", "data_offsets"]),
+        st.sampled_from(KEYS),
+        st.one_of(
+            JSON, st.lists(st.integers(0, 2**64), max_size=4), st.sampled_from(["F64", "F16", "BF16", "F8_E5M2"])
+        ),
+    )
+    def attempt(what: str, changes: list[Bytes], name: str, field: str, keys: tuple[str, ...], value: Any) -> None:
+        tally.count += 1
+        folder = tmp_path / str(tally.count)
+        shutil.copytree(model, folder)
+        if what == "weights":
+            changed(model / "model.safetensors", changes, folder / "model.safetensors")
+        elif what == "header":
+            head = json.dumps({**header, name: {**header[name], field: value}}).encode()
+            (folder / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + weights)
+        elif what == "description":
+            said = json.loads(json.dumps(described))
+            (said if len(keys) == 1 else said[keys[0]])[keys[-1]] = value
+            (folder / "model.json").write_text(json.dumps(said))
+        else:
+            changed(model / "model.json", changes, folder / "model.json")
+        worker.ask("checkpoint", folder)
+        shutil.rmtree(folder)
+
+    attempt()
+    assert tally.count >= 200
+    tally.say("models")
+
+
+def test_no_pickle_is_loaded(tmp_path: Path, worker: Worker, model: Path) -> None:
+    ran = tmp_path / "ran"
+    bomb = pickle.dumps({"weight": Bomb(str(ran))})
+    pickle.loads(bomb)["weight"].close()
+    assert ran.exists()  # it does go off
+    ran.unlink()
+    torch.save({"weight": Bomb(str(ran))}, tmp_path / "archive.pt")
+    for content in (bomb, (tmp_path / "archive.pt").read_bytes()):
+        for name in ("model.pt", "model.pth", "model.ckpt", "model.bin", "model.pkl"):
+            (tmp_path / name).write_bytes(content)
+            assert worker.ask("checkpoint", tmp_path / name) is None
+        folder = tmp_path / "folder"
+        shutil.copytree(model, folder, dirs_exist_ok=True)
+        (folder / "model.safetensors").write_bytes(content)
+        assert worker.ask("checkpoint", folder) is None
+        assert worker.ask("checkpoint", folder / "model.safetensors") is None
+        assert worker.ask("pictures", tmp_path / "model.pt") is None
+        assert worker.ask("latents", tmp_path / "model.pt") is None
+    assert not ran.exists()
+
+
+# By somebody who puts our checksums right, too: whatever it says then, in one sentence and in little memory.
+
+
+def test_sealed_provenance(tmp_path: Path, worker: Worker, valid: Path) -> None:
+    tally = Tally(worker)
+    with h5py.File(valid / "whole" / "z.h5") as file:
+        stated = json.loads(file["provenance"][()])
+    keys = [*((key,) for key in stated), *(("schedule", key) for key in ("name", "T", "beta_1", "alphas_cumprod"))]
+
+    @fuzz(100)
+    @example(("schedule", "T"), 10**8)
+    @given(st.sampled_from(keys), JSON)
+    def attempt(keys: tuple[str, ...], value: Any) -> None:
+        tally.count += 1
+        path = tmp_path / f"{tally.count}.h5"
+        said = json.loads(json.dumps(stated))
+        (said if len(keys) == 1 else said[keys[0]])[keys[-1]] = value
+        words = json.dumps(said)
+        shutil.copyfile(valid / "whole" / "z.h5", path)
+        with h5py.File(path, "r+") as file:
+            del file["provenance"]
+            sha256 = hashlib.sha256(text(words).tobytes()).hexdigest()
+            file.create_dataset("provenance", data=text(words)).attrs["sha256"] = text(sha256)
+        worker.ask("latents", path)
+        path.unlink()
+
+    attempt()
+    tally.say("sealed provenance")
+
+
+# Depths and sizes that only exist on purpose.
+
+
+def test_groups_in_groups_do_not_overflow_the_stack(tmp_path: Path, worker: Worker, valid: Path) -> None:
+    path = tmp_path / "z.h5"
+    shutil.copyfile(valid / "plain" / "z.h5", path)
+    with h5py.File(path, "r+", libver="v110") as file:
+        group = file.id
+        for _ in range(60_000):
+            group = h5py.h5g.create(group, b"g")
+    assert worker.ask("latents", path) is None
+
+
+def test_rows_that_are_only_declared(tmp_path: Path, worker: Worker, valid: Path) -> None:
+    """All columns agree on 200 million rows, and hold five."""
+    path = tmp_path / "z.h5"
+    shutil.copyfile(valid / "plain" / "z.h5", path)
+    with h5py.File(path, "r+", libver="v110") as file:
+        for name in ("xbar", "names", "crc32"):
+            shape = (200_000_000, *file[name].shape[1:])
+            again(file, name, shape, file[name].dtype, chunks=(64, *shape[1:]), fletcher32=True)
+    assert worker.ask("latents", path) is None
+
+
+# The commands.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("decode", "z.h5", "-o", "out"),
+        ("inspect", "z.h5"),
+        ("merge", "z.h5", "-o", "merged.h5"),
+        ("interpolate", "z.h5", "--pair", "0", "1", "-o", "path.h5"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["cut", "flipped", "huge", "another"])
+def test_commands_say_it_in_one_line(
+    tmp_path: Path, valid: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, arguments: tuple[str, ...], damage: str
+) -> None:
+    from odeddim.cli import main
+
+    path, good = tmp_path / "z.h5", valid / "plain" / "z.h5"
+    data = bytearray(good.read_bytes())
+    with h5py.File(good) as file:
+        at = file["xbar"].id.get_chunk_info(0).byte_offset
+    if damage == "cut":
+        path.write_bytes(data[:-100])
+    elif damage == "flipped":
+        data[at + 3] ^= 1
+        path.write_bytes(data)
+    elif damage == "huge":
+        edited(good, [Structure("10^12 rows", 0, "", None)], path)
+    else:
+        with h5py.File(path, "w") as file:
+            file["xbar"] = np.zeros((2, 1, 4, 4))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", ["odeddim", *arguments, *(["--model", "exact-gaussian"] if arguments[0] == "decode" else [])]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2, (out, err)
+    assert len(err.splitlines()) == 1, err
+    assert "Traceback" not in err

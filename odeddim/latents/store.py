@@ -40,7 +40,6 @@ from odeddim.rows import (
     is_index,
     look_at,
     read_rows,
-    run_of,
     settings_of,
     text_column,
     width_of,
@@ -52,6 +51,7 @@ FORMAT, VERSION = "odeddim latents", 1
 UNIT = "xbar = x/sqrt(alpha), alpha cumulative as in DDIM; x_T = xbar/sqrt(1+sigma^2) has unit variance"
 ENDS_BY_SIGMA = {0.0: "zero", 1.0: "sigma_min"}  # by σ over σ_1; "nodes": where a list of one's own begins
 MOST_ROW = 1 << 30  # bytes of one latent
+MOST_LEVELS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class LatentRun(Run):
         arrays = {name: values.cpu().numpy() for name, values in columns.items()}
         arrays["names"] = text_column(self._names[start:stop], self._width)
         notes = {"sigma": state.sigma, "kept": state.kept}
-        self.commit(start, stop, arrays, **notes, run=run_of(self.settings), rows=f"{start:09d}-{stop:09d}")
+        self.commit(start, stop, arrays, **notes)
 
 
 class Names(Sequence[str]):
@@ -195,6 +195,9 @@ class LatentFile:
         self.total = int(stated["total"])
         known = {item.name for item in fields(Provenance)}
         self.provenance = Provenance(**{key: value for key, value in stated.items() if key in known})
+        T = dict(self.provenance.schedule).get("T", 2)
+        if not isinstance(T, int) or T > MOST_LEVELS:
+            raise InputError(f"{path}: its schedule has T = {T!r:.50} levels: odeddim did not write that")
         Schedule.from_dict(self.provenance.schedule)
         self._columns = look_at(file, path)
         if is_index(file):
@@ -222,7 +225,8 @@ class LatentFile:
             per_image = name in ("names", "crc32") or name.startswith(("report/", "certificate/"))
             fits = column.shape == xbar.shape[:1] and column.dtype.kind == {"names": "S", "crc32": "u"}.get(name, "")
             if per_image and name not in ("names", "crc32"):
-                fits = column.shape == xbar.shape[:1] and column.dtype.kind in "ifb"
+                known = column.dtype.kind in "ifb" and column.dtype.itemsize <= 8 and column.dtype.isnative  # to torch
+                fits = column.shape == xbar.shape[:1] and known
             if not per_image:
                 fits = name in ("xbar", *self._aux) and (column.shape, column.dtype) == (xbar.shape, xbar.dtype)
             if not fits:

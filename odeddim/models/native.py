@@ -15,6 +15,7 @@ from odeddim.types import InputError
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
 FORMAT, VERSION = "odeddim unet", 1
 BUILT_IN = Path(__file__).resolve().parent.parent / "data"
+MOST_LEVELS = 1_000_000
 EXPECTS = f"a folder (or its {WEIGHTS}) as written by `odeddim train`"
 
 
@@ -38,14 +39,15 @@ def describe(path: Path) -> dict[str, Any]:
             raise InputError(f"{config} lacks {', '.join(sorted(missing))}: write it again with `odeddim train`")
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{config} is not a readable model description: {error!r}") from None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise InputError(f"{config} is not a readable model description: {error!r:.300}") from None
     assert isinstance(description, dict)
     return description
 
 
 def read(path: Path) -> VectorField:
     """The model of a folder: its EMA weights in evaluation mode, its schedule and its prediction type."""
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -57,25 +59,55 @@ def read(path: Path) -> VectorField:
     try:
         blob = weights.read_bytes()
         tensors = load(blob)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{weights} cannot be read as safetensors ({error}): copy it again") from None
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{weights} cannot be read as safetensors ({_line(error)}): copy it again") from None
     try:
-        network = UNet(**description["architecture"])
-    except TypeError as error:
-        raise InputError(f"{folder / CONFIG} describes no U-Net of ours: {error}") from None
+        _check_size(description["architecture"], len(tensors))
+        with torch.device("meta"):  # nothing is reserved for what a description only claims
+            network = UNet(**description["architecture"])
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {_line(error)}") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+        raise InputError(f"{folder / CONFIG} describes no U-Net of ours: {_line(error)}") from None
     try:
-        network.load_state_dict(tensors)
+        wanted = sum(parameter.numel() for parameter in network.parameters())
+        if wanted != sum(tensor.numel() for tensor in tensors.values()):
+            raise RuntimeError(f"that has {wanted} parameters")
+        network.to_empty(device="cpu").load_state_dict(tensors)
     except RuntimeError as error:
-        detail = " ".join(str(error).split())
-        raise InputError(f"{weights} does not fit the architecture in {CONFIG}: {detail[:300]}") from None
+        raise InputError(f"{weights} does not fit the architecture in {CONFIG}: {_line(error)}") from None
     network.eval().requires_grad_(False)
     size = network.config["image_size"]
+    try:
+        schedule, predicts = _schedule(description["schedule"]), str(description["predicts"])
+    except (InputError, ValueError, ArithmeticError, AttributeError) as error:
+        raise InputError(f"{folder / CONFIG}: {_line(error)}") from None
     return VectorField(
         network,
-        Schedule.from_dict(description["schedule"]),
-        predicts=description["predicts"],
+        schedule,
+        predicts=predicts,
         shape=(network.config["in_channels"], size, size),
         name=folder.name if folder.parent == BUILT_IN else str(folder.resolve()),
         sha256=hashlib.sha256(blob).hexdigest(),
         details={key: description[key] for key in ("architecture", "weights", "training") if key in description},
     )
+
+
+def _check_size(architecture: Any, tensors: int) -> None:
+    """Raise an InputError if there are fewer tensors than blocks, which would be made for nothing."""
+    blocks, levels = architecture.get("blocks", 1), architecture.get("multipliers", (1,))
+    if isinstance(blocks, int) and blocks * max(len(levels), 1) > tensors:
+        raise InputError(f"{blocks} blocks on {len(levels)} levels are more than its weights can fill")
+
+
+def _schedule(description: Any) -> Schedule:
+    """The schedule described, of a size that schedules have."""
+    T = description.get("T", 2) if isinstance(description, dict) else 2
+    if not isinstance(T, int) or T > MOST_LEVELS:
+        raise InputError(f"a schedule has at most {MOST_LEVELS} levels, not T = {T!r:.50}")
+    return Schedule.from_dict(description)
+
+
+def _line(error: Exception) -> str:
+    """What a library said, in one line."""
+    return " ".join(str(error).split())[:300]
