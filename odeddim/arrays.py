@@ -31,6 +31,7 @@ from typing import IO, Any, overload
 import h5py
 import numpy as np
 
+from odeddim.hdf5 import items
 from odeddim.types import InputError
 
 Rows = Callable[[Sequence[int]], "np.ndarray[Any, Any]"]
@@ -355,8 +356,7 @@ def _hdf5(path: Path) -> Array:
         for name in (b"images", b"names"):
             if file.id.links.exists(name) and file.id.links.get_info(name).type != h5py.h5l.TYPE_HARD:
                 raise InputError(f"{path}: `{name.decode()}` is only a link: save the data themselves under that name")
-        found: list[str] = []
-        file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+        found = [name for name, item in items(file, depth=8) if isinstance(item, h5py.Dataset)]
         keys = ["images"] if "images" in found else found
         data = file[_pick(path, {key: _axes(file[key]) for key in keys})]
         rows = _hdf5_rows(path, data)

@@ -153,6 +153,21 @@ def reading(path: Path, what: str) -> Iterator[h5py.File]:
         raise InputError(f"{path} is damaged: {short(error)}") from None
 
 
+def items(group: h5py.Group, depth: int, within: str = "") -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
+    """What lies in a group and the groups in it, under no link, each with its name; an InputError below `depth`.
+
+    Not by h5py's `visititems`: a hundred thousand groups, each in the one before, overflow the library's stack.
+    """
+    for key in group:
+        if group.get(key, getclass=True, getlink=True) is h5py.HardLink:
+            name, item = f"{within}{key}", group[key]
+            yield name, item
+            if isinstance(item, h5py.Group):
+                if depth == 1 and len(item):
+                    raise InputError(f"{group.file.filename}: '{name}' is a group too deep in others")
+                yield from items(item, depth - 1, f"{name}/")
+
+
 def dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     """The dataset of this name if it lies in the file itself, or in the parts beside it, and all of it is there.
 

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from odeddim.files import plain_text
-from odeddim.hdf5 import CHUNK, add_rows, dataset, reading, short, text, words, writing
+from odeddim.hdf5 import CHUNK, add_rows, dataset, items, reading, short, text, words, writing
 from odeddim.types import InputError
 
 Columns = Mapping[str, "np.ndarray[Any, Any]"]
@@ -124,22 +124,7 @@ def read_rows(
 
 def columns_of(file: h5py.File) -> list[str]:
     """The names of the datasets that have a row for each image, in the order of their names."""
-    return [name for name, item in _items(file) if isinstance(item, h5py.Dataset) and name not in _HEAD]
-
-
-def _items(file: h5py.File) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
-    """Everything in the file itself, and in its groups. Not by `visititems`: a hundred thousand groups, each in the one
-    before, overflow the library's stack."""
-    for name in file:
-        if file.get(name, getclass=True, getlink=True) is not h5py.HardLink:
-            continue
-        yield name, file[name]
-        if isinstance(file[name], h5py.Group):
-            for inner in file[name]:
-                if file[name].get(inner, getclass=True, getlink=True) is h5py.HardLink:
-                    if file[name].get(inner, getclass=True) is h5py.Group:
-                        raise InputError(f"{file.filename}: it holds groups in groups: odeddim did not write that")
-                    yield f"{name}/{inner}", file[name][inner]
+    return [name for name, item in items(file, depth=2) if isinstance(item, h5py.Dataset) and name not in _HEAD]
 
 
 def checksums(columns: Columns) -> np.ndarray[Any, Any]:
@@ -212,8 +197,8 @@ def check_parts(file: h5py.File, path: Path, settings: Mapping[str, Any]) -> Non
     for source in sorted({source.file_name for name in columns_of(file) for source in file[name].virtual_sources()}):
         place = path.resolve().parent / source
         with reading(place, "the part of that name, or --overwrite to start anew") as part:
-            said = [words(part.attrs[key]) for key in ("run", "rows") if key in part.attrs]
-        if said and said != [run, place.stem]:
+            said = [words(part.attrs.get(key, "")) for key in ("run", "rows")]
+        if said != [run, place.stem]:
             raise InputError(f"{place} is of another run or other rows than its name says: delete it and go on")
 
 
@@ -265,7 +250,7 @@ def _kind(file: h5py.File) -> dict[str, Any]:
             like = (item.shape[1:], "text" if item.dtype.kind == "S" else item.dtype.str) if data else None
             kind[name] = (_attributes(item), like)
 
-    for name, item in _items(file):
+    for name, item in items(file, depth=2):
         look(name, item)
     return kind
 
@@ -285,7 +270,7 @@ def copy_head(source: h5py.File, target: h5py.File) -> None:
             target[name].attrs[key] = value
 
     copy("/", source)
-    for name, item in _items(source):
+    for name, item in items(source, depth=2):
         if name not in _HEAD:
             copy(name, item)
 

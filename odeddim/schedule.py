@@ -21,6 +21,7 @@ from odeddim.types import InputError, pick
 
 Kind = Literal["preserving", "flow", "exploding"]
 
+MOST_LEVELS = 1_000_000  # of a description: one from a stranger must not fill the memory
 _MADE_BY = ("linear", "scaled_linear", "cosine", "from_alphas", "rectified_flow", "exploding", "edm")
 
 
@@ -124,6 +125,8 @@ class Schedule:
             raise InputError(f"a schedule is described by its name and parameters, not by {description!r}")
         parameters = dict(description)
         name = pick(str(parameters.pop("name", "")), _MADE_BY, "schedule")
+        if (T := parameters.get("T", 0)) and not (isinstance(T, int) and T <= MOST_LEVELS):
+            raise InputError(f"schedule {name!r} has at most {MOST_LEVELS:,} levels, not T = {T!r:.50}")
         try:
             made = getattr(cls, name)(**parameters)
         except (TypeError, ZeroDivisionError, IndexError, OverflowError, RuntimeError) as error:

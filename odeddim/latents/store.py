@@ -51,7 +51,6 @@ FORMAT, VERSION = "odeddim latents", 1
 UNIT = "xbar = x/sqrt(alpha), alpha cumulative as in DDIM; x_T = xbar/sqrt(1+sigma^2) has unit variance"
 ENDS_BY_SIGMA = {0.0: "zero", 1.0: "sigma_min"}  # by σ over σ_1; "nodes": where a list of one's own begins
 MOST_ROW = 1 << 30  # bytes of one latent
-MOST_LEVELS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -195,9 +194,6 @@ class LatentFile:
         self.total = int(stated["total"])
         known = {item.name for item in fields(Provenance)}
         self.provenance = Provenance(**{key: value for key, value in stated.items() if key in known})
-        T = dict(self.provenance.schedule).get("T", 2)
-        if not isinstance(T, int) or T > MOST_LEVELS:
-            raise InputError(f"{path}: its schedule has T = {T!r:.50} levels: odeddim did not write that")
         Schedule.from_dict(self.provenance.schedule)
         self._columns = look_at(file, path)
         if is_index(file):

@@ -15,7 +15,6 @@ from odeddim.types import InputError
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
 FORMAT, VERSION = "odeddim unet", 1
 BUILT_IN = Path(__file__).resolve().parent.parent / "data"
-MOST_LEVELS = 1_000_000
 EXPECTS = f"a folder (or its {WEIGHTS}) as written by `odeddim train`"
 
 
@@ -79,7 +78,7 @@ def read(path: Path) -> VectorField:
     network.eval().requires_grad_(False)
     size = network.config["image_size"]
     try:
-        schedule, predicts = _schedule(description["schedule"]), str(description["predicts"])
+        schedule, predicts = Schedule.from_dict(description["schedule"]), str(description["predicts"])
     except (InputError, ValueError, ArithmeticError, AttributeError) as error:
         raise InputError(f"{folder / CONFIG}: {_line(error)}") from None
     return VectorField(
@@ -98,14 +97,6 @@ def _check_size(architecture: Any, tensors: int) -> None:
     blocks, levels = architecture.get("blocks", 1), architecture.get("multipliers", (1,))
     if isinstance(blocks, int) and blocks * max(len(levels), 1) > tensors:
         raise InputError(f"{blocks} blocks on {len(levels)} levels are more than its weights can fill")
-
-
-def _schedule(description: Any) -> Schedule:
-    """The schedule described, of a size that schedules have."""
-    T = description.get("T", 2) if isinstance(description, dict) else 2
-    if not isinstance(T, int) or T > MOST_LEVELS:
-        raise InputError(f"a schedule has at most {MOST_LEVELS} levels, not T = {T!r:.50}")
-    return Schedule.from_dict(description)
 
 
 def _line(error: Exception) -> str:
