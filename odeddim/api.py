@@ -188,11 +188,12 @@ def integrate(field: VectorField | Field, state: State, sigmas: Tensor, solver: 
     Between 0 and its neighbour lies one Euler step, as in the paper: x̄ + σ·ε with ε from the step's source. The
     solver gets the other nodes, all positive; one that goes to 0 itself gets them all. Gradients are off.
     """
-    field, state = _ready(field, state)
+    field, state = _ready(field, replace(state, report={}))
     with torch.no_grad():
         if solver.to_zero:
             return solver.run(field, state, sigmas)
-        if float(sigmas[0]) == 0:
+        leaves_zero = float(sigmas[0]) == 0
+        if leaves_zero:
             state = _euler(field, state, sigmas[0], sigmas[1])
             sigmas = sigmas[1:]
         lands_on_zero = float(sigmas[-1]) == 0
@@ -201,6 +202,9 @@ def integrate(field: VectorField | Field, state: State, sigmas: Tensor, solver: 
             state = solver.run(field, state, inner)
         if lands_on_zero:
             state = _euler(field, state, sigmas[-2], sigmas[-1])
+    if "evaluations" in state.report and leaves_zero + lands_on_zero:
+        spent = state.report["evaluations"] + leaves_zero + lands_on_zero
+        state = replace(state, report={**state.report, "evaluations": spent})
     return state
 
 

@@ -25,9 +25,10 @@ class VectorField:
     A module is set to evaluation mode. It runs in its own dtype and on its own device; the state keeps its own dtype.
     `nfe` counts calls, `rows` the images evaluated in them; `reset()` sets both to 0.
 
-    network_batch: None, or how many images the network always sees at once, filled up if need be. A network's last
-    digits depend on the shape of its batch and on nothing else of it, so that with a number here an image's latent is
-    the same, bit for bit, in whatever company it comes.
+    network_batch: None, or how many images the network always sees at once, filled up if need be. The last digits of
+    convolutions depend on the shape of their batch, so that with a number here an image's latent is the same, bit for
+    bit, in whatever company it comes. (On a CPU, images whose size is no multiple of 16 numbers can also be rounded by
+    their place among those: then 1 makes it so.)
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class VectorField:
             return self.eps(x, labels)
         blocks = []
         for start in range(0, x.shape[0], size):
-            block, its_labels = x[start : start + size], labels[start : start + size]
+            block, its_labels = x[start : start + size].clone(), labels[start : start + size]
             count = block.shape[0]
             if count < size:  # any image will do
                 filling = (size - count, *[-1] * (x.ndim - 1))

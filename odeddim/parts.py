@@ -250,6 +250,8 @@ class Run(Work):
             if shown and not begun:
                 raise InputError(f"{self.output} shows parts that are gone: --overwrite starts anew")
             if not shown:
+                if not self.settings.get("details", {}).get("certified"):  # `odeddim verify` may have been there since
+                    there.get("details", {}).pop("certified", None)
                 check_same(there, self.settings, f"{self.output} is there already and was made")
         except InputError:
             if begun:  # --overwrite has said that it may be replaced
@@ -262,7 +264,8 @@ class Run(Work):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if self._gone():
-                _remove(self.folder)  # of a run that was killed between its last two breaths
+                if self._is_mine():  # of a run that was killed between its last two breaths
+                    _remove(self.folder)
             elif self.done == self.total and kind is None:
                 with self._claims.waiting_for(_OUTPUT):
                     if not self._gone():
@@ -275,6 +278,13 @@ class Run(Work):
                 _remove(self.folder)
         finally:
             self._claims.close()
+
+    def _is_mine(self) -> bool:
+        """Whether the folder is this run's and not, say, that of a run that adds certificates to its file."""
+        try:
+            return not self._note.exists() or json.loads(self._note.read_text(encoding="utf-8")) == self.settings
+        except (OSError, ValueError):
+            return False
 
     def _gone(self) -> bool:
         """Whether the run is whole: it was so from the beginning, or another process has made it one."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from odeddim.solvers import multistep, onestep
@@ -35,7 +34,7 @@ def iterated(
     sigmas: Tensor,
     *,
     base: Solver,
-    tol: float | None = None,
+    accuracy: float | None = None,
     max_nfe: int = 10_000,
 ) -> State:
     """Falling: the base row, and Euler's step on an interval that ends at 0. Rising: the inverse of the base row.
@@ -43,19 +42,19 @@ def iterated(
     Euler's step to 0 is the network's denoising, whose inverse many images do not have. So from 0 upwards it is
     explicit, as everywhere, and what its way back lacks is kept: `aux` is one tensor like xbar, added at the end.
 
-    state.xbar (B, *) at sigmas[0]; sigmas (N+1,) float64, the lowest may be 0. tol: where an image stops, by the rms of
-    its residual in image units (over √(1+σ²)); 3e-7 in float32 and 1e-14 in float64, a little above their rounding.
-    max_nfe: evaluations of an image, beyond which its steps are explicit, with one more run of each for its residual.
-    Rising, the report holds of each image: "evaluations" (B,) int64; "residual" (B,) float64, the worst of its steps,
-    which the end of the encoding is off by no less; "converged" (B,) bool, whether that is below tol. No image depends
-    on its neighbours.
-    Errors: InputError for a tol or max_nfe that is not positive.
+    state.xbar (B, *) at sigmas[0]; sigmas (N+1,) float64, the lowest may be 0. accuracy: where an image stops, by the
+    rms of its residual in image units (over √(1+σ²)); 3e-7 in float32 and 1e-14 in float64, a little above their
+    rounding. max_nfe: evaluations of an image, beyond which its steps are explicit, with one more run of each for its
+    residual. Rising, the report holds of each image: "evaluations" (B,) int64; "residual" (B,) float64, the worst of
+    its steps, which the end of the encoding is off by no less; "converged" (B,) bool, whether that is below accuracy.
+    No image depends on its neighbours.
+    Errors: InputError for an accuracy or max_nfe that is not positive.
     """
     import torch
 
-    tol = TOLERANCES[str(state.xbar.dtype)] if tol is None else tol
-    if not (tol > 0 and max_nfe > 0):
-        raise InputError(f"tol and max_nfe must be positive, not {tol} and {max_nfe}")
+    accuracy = TOLERANCES[str(state.xbar.dtype)] if accuracy is None else accuracy
+    if not (accuracy > 0 and max_nfe > 0):
+        raise InputError(f"accuracy and max_nfe must be positive, not {accuracy} and {max_nfe}")
     rising = float(sigmas[0]) < float(sigmas[-1])
     kept = f"exact-{base.name} on {hashlib.sha256(str(sorted(sigmas.tolist())).encode()).hexdigest()[:16]}"
     zero, positive = 0 in sigmas, sigmas[sigmas > 0]
@@ -74,9 +73,9 @@ def iterated(
         aux = (image - EULER.run(counted, state, sigmas[:2].flip(0)).xbar,)
     worst = torch.zeros(len(state.xbar), dtype=torch.float64)
     for nodes in positive.unfold(0, 2, 1) if base.onestep else [positive] * (len(positive) > 1):
-        state, residual = _inverse(counted, state, nodes, base, tol, max_nfe)
+        state, residual = _inverse(counted, state, nodes, base, accuracy, max_nfe)
         worst = torch.maximum(worst, residual)
-    report = {"evaluations": counted.spent, "residual": worst, "converged": worst <= tol}
+    report = {"evaluations": counted.spent, "residual": worst, "converged": worst <= accuracy}
     return State(state.xbar, state.sigma, aux, kept if zero else "", report)
 
 
@@ -96,7 +95,7 @@ class _Counted:
 
 
 def _inverse(
-    field: _Counted, state: State, nodes: Tensor, row: Solver, tol: float, max_nfe: int
+    field: _Counted, state: State, nodes: Tensor, row: Solver, accuracy: float, max_nfe: int
 ) -> tuple[State, Tensor]:
     """The state at the top of rising nodes that the row decodes to `state`, and each image's residual (B,) float64."""
     import torch
@@ -116,13 +115,13 @@ def _inverse(
         field.images = active
         image = row.run(field, State(z, high), falling).xbar
         off = goal[active] - image
-        found = off.flatten(1).double().square().mean(dim=1).sqrt().cpu() / math.sqrt(1 + low**2)
+        found = _rms(off) / math.sqrt(1 + low**2)
         better = found < residual[active]
         best[active[better]], residual[active[better]] = z[better], found[better]
         moved = found <= PROGRESS * mark[active]
         mark[active[moved]] = found[moved]
         waited[active] = torch.where(moved, 0, waited[active] + 1)
-        going = (residual[active] > tol) & (waited[active] < PATIENCE) & (field.spent[active] < max_nfe)
+        going = (residual[active] > accuracy) & (waited[active] < PATIENCE) & (field.spent[active] < max_nfe)
         going &= found < BLOWN_UP * residual[active]
         if bool(going.any()):
             active, z, off, image = active[going], z[going], off[going], image[going]
@@ -156,17 +155,32 @@ class _Anderson:
         self.updates = [*self.updates, f][-MEMORY - 1 :]
         if len(self.points) == 1:
             return z + f
-        df, dz = (
-            torch.stack([b - a for a, b in pairwise(kept)], dim=1).flatten(2) for kept in (self.updates, self.points)
-        )
-        accuracy = torch.finfo(z.dtype)
-        sizes = df.norm(dim=2, keepdim=True).clamp(min=accuracy.tiny)
-        df, dz = df / sizes, dz / sizes
-        # The systems are tiny and nearly singular: float64, and a little on the diagonal.
-        gram = (df @ df.mT).double().cpu() + 10 * accuracy.eps * torch.eye(df.shape[1], dtype=torch.float64)
-        weights = torch.linalg.solve(gram, (df @ f.flatten(1).unsqueeze(2)).double().cpu()).to(z)
-        explained: Tensor = ((dz + df) * weights).sum(dim=1)
-        return z + f - explained.reshape(z.shape)
+        moves = [_explained(*parts) for parts in zip(*self.points, *self.updates, strict=True)]
+        return z + f - torch.stack(moves).to(z)
+
+
+def _rms(off: Tensor) -> Tensor:
+    """Root mean square of each image, (B, *) -> (B,): one by one, torch's order of summation depends on the others."""
+    import numpy as np
+    import torch
+
+    rows = off.detach().cpu().double().numpy()
+    return torch.tensor([math.sqrt(np.square(row.ravel()).mean()) for row in rows], dtype=torch.float64)
+
+
+def _explained(*parts: Tensor) -> Tensor:
+    """What the last differences explain of the last update of one image: points, then updates, (*) each."""
+    import numpy as np
+    import torch
+
+    points, updates = np.split(np.stack([part.detach().cpu().double().numpy().ravel() for part in parts]), 2)
+    dz, df = np.diff(points, axis=0), np.diff(updates, axis=0)
+    accuracy = torch.finfo(parts[0].dtype)
+    sizes = np.maximum(np.sqrt((df**2).sum(axis=1, keepdims=True)), accuracy.tiny)
+    df, dz = df / sizes, dz / sizes
+    gram = df @ df.T + 10 * accuracy.eps * np.eye(len(df))
+    weights = np.linalg.solve(gram, df @ updates[-1])
+    return torch.from_numpy(weights @ (dz + df)).reshape(parts[0].shape)
 
 
 def exact(row: Solver) -> Solver:
@@ -189,7 +203,7 @@ def exact(row: Solver) -> Solver:
         to_zero=True,
         onestep=row.onestep,
         grid="log",
-        settings={"tol": float, "max_nfe": int},
+        settings={"accuracy": float, "max_nfe": int},
         reference=f"decodes as {row.name}, encodes by its inverse: {source}",
     )
 

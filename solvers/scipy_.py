@@ -36,19 +36,20 @@ def ivp(
     state.xbar (B, *). rtol, atol: on x̄; `strict` multiplies both. max_nfe: evaluations of one image. A Jacobian, which
     the implicit methods take by differences, is one evaluation for each of an image's n numbers and one more, and n×n
     in memory: they are for small images, up to about 3×32×32. Errors: BudgetExceeded with the last accepted point of
-    the image (1, *) that failed, InputError where the field is not finite.
+    the image (1, *) that failed, InputError where the field is not finite. The result's report has "evaluations", (B,).
     """
     import torch
 
     check_settings(rtol, atol, max_nfe)
     with torch.no_grad():
-        images = []
+        images, spent = [], []
         for i in range(len(state.xbar)):
             who = f"scipy {method}, image {i} of the batch"
             start = State(state.xbar[i : i + 1], float(sigmas[0]))
             watch = Watch(who, field, start, float(sigmas[-1]), log=True, max_nfe=max_nfe)
             images.append(_one_image(watch, method, rtol=rtol * strict, atol=atol * strict, max_step=LONGEST))
-    return State(torch.cat(images), float(sigmas[-1]))
+            spent.append(watch.nfe)
+    return State(torch.cat(images), float(sigmas[-1]), report={"evaluations": torch.tensor(spent)})
 
 
 def _one_image(watch: Watch, method: str, **options: Any) -> Tensor:

@@ -126,8 +126,8 @@ def adaptive(
     """An adaptive method of torchdiffeq from sigmas[0] to sigmas[-1]; the nodes between are not used.
 
     state.xbar (B, *). log: step in log σ rather than σ. rtol, atol: per image, on x̄; `strict` multiplies both.
-    max_nfe: evaluations, each of the whole batch. Errors: BudgetExceeded with the last accepted point, InputError where
-    the field is not finite.
+    max_nfe: evaluations, each of the whole batch; the result's report has "evaluations", (B,). Errors: BudgetExceeded
+    with the last accepted point, InputError where the field is not finite.
     """
     import torch
     from torchdiffeq import odeint
@@ -159,7 +159,8 @@ def adaptive(
             )
     except AssertionError:  # its way to say that the step has become 0
         raise watch.stopped("cannot make its steps small enough") from None
-    return State(watch.reached.xbar, watch.target)
+    spent = torch.full((len(state.xbar),), watch.nfe)
+    return State(watch.reached.xbar, watch.target, report={"evaluations": spent})
 
 
 def _fixed(name: str, order: int, nfe: int, reference: str, warmup: tuple[int, ...] = (), **settings: Any) -> Solver:

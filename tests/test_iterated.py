@@ -100,7 +100,7 @@ def test_eulers_inverse_is_the_closed_form() -> None:
 def test_the_report(row: Solver) -> None:
     """Evaluations are those made; the residual is what decoding by R misses, of one interval and in image units."""
     sigmas, field = rising(1, 0.5, 1.0), Counting(MIXTURE)
-    loose = row.with_settings(tol=1e-3)
+    loose = row.with_settings(accuracy=1e-3)
     state = loose.run(field, State(IMAGES, 0.5), sigmas)
     assert state.report["evaluations"].dtype == torch.int64
     assert int(state.report["evaluations"].sum()) == field.rows
@@ -128,7 +128,7 @@ def test_an_image_that_does_not_converge(row: Solver) -> None:
     assert bool(state.report["converged"][easy].all())
     assert int(state.report["evaluations"].sum()) == counted.rows
     assert int(state.report["evaluations"].max()) < 5 * PATIENCE
-    strict = row.with_settings(tol=float(state.report["residual"][hard].min()) / 2)
+    strict = row.with_settings(accuracy=float(state.report["residual"][hard].min()) / 2)
     assert not bool(strict.run(field, State(IMAGES, 0.5), sigmas).report["converged"][hard].any())
     base = base_of(row)
     back = base.run(field, State(state.xbar, 1.0), sigmas.flip(0)).xbar
@@ -162,7 +162,7 @@ def test_max_nfe_leaves_an_explicit_run(row: Solver) -> None:
     assert not bool(state.report["converged"].any())
     some = row.with_settings(max_nfe=4 * base.evaluations(12)).run(MIXTURE, State(IMAGES, 0.03), sigmas)
     assert bool((some.report["residual"] <= state.report["residual"]).all())
-    for setting in ({"tol": 0.0}, {"tol": math.nan}, {"max_nfe": 0}):
+    for setting in ({"accuracy": 0.0}, {"accuracy": math.nan}, {"max_nfe": 0}):
         with pytest.raises(InputError, match="positive"):
             row.with_settings(**setting).run(MIXTURE, State(IMAGES, 0.03), sigmas)
 

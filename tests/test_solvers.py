@@ -386,7 +386,7 @@ def test_rows_made_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
             row = solvers.get(prefix + base)
             assert row.name == prefix + base
             check_order(row, "encode", "log")
-    assert solvers.get("exact-deis-tab2", tol=1e-5).order == 3
+    assert solvers.get("exact-deis-tab2", accuracy=1e-5).order == 3
     with pytest.raises(InputError, match="one-step"):
         solvers.get("mf-ab2")
     with pytest.raises(InputError, match="no inverse"):
