@@ -126,6 +126,9 @@ def command(
         if not certified:
             _certify(file, _originals(file, field, images), field, where, batch_size)
     with LatentFile(latents) as file:
+        if not set(CERTIFICATE) <= set(file.figures()):
+            click.echo(f"{latents}: other processes are at work on the rest of its certificates, or run it again")
+            return
         figures = {name: file.figures()[name] for name in CERTIFICATE}
         rows = in_order(figures, by)
         if as_json or as_csv:

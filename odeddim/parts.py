@@ -13,6 +13,7 @@ Wherever 16 parts of about one size lie side by side they are made one on the wa
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import json
@@ -462,7 +463,9 @@ def begin_together(action: Callable[[], None]) -> None:
         return action()
     import torch.distributed
 
-    torch.distributed.init_process_group("gloo")
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+        atexit.register(torch.distributed.destroy_process_group)
     problem: list[str | None] = [None]
     if here == 0:
         try:
@@ -470,7 +473,6 @@ def begin_together(action: Callable[[], None]) -> None:
         except InputError as error:
             problem = [str(error)]
     torch.distributed.broadcast_object_list(problem, src=0)
-    torch.distributed.destroy_process_group()
     if problem[0] is not None:
         raise InputError(problem[0])
 
