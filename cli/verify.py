@@ -43,6 +43,7 @@ from odeddim.files import check_place, plain_text
 from odeddim.hdf5 import CHUNK
 from odeddim.images import SAMPLE, ImageSource, save_sheet
 from odeddim.latents.store import LatentFile, LatentRun
+from odeddim.parts import finish
 from odeddim.reading import ahead
 from odeddim.types import InputError, pick
 
@@ -119,6 +120,8 @@ def command(
         certified = set(CERTIFICATE) <= set(file.figures())
         if certified:
             _check(file)
+            if file.is_index and len(file) == file.total:  # it was killed before it could make one file of them
+                finish(latents)
         if not certified or sheet is not None:
             where = machine(device, dtype, file)
             field = field_of(file, model, where)

@@ -257,7 +257,8 @@ class Run(Work):
         except InputError:
             if begun:  # --overwrite has said that it may be replaced
                 return False
-            _remove(self.folder)
+            if not self.parts():
+                _remove(self.folder)
             raise
         self._whole = not shown
         return self._whole
