@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -94,6 +95,9 @@ def group() -> None:
 def main() -> None:
     """Run the command line; what the user got wrong is one sentence and exit code 2, never a traceback."""
     warnings.showwarning = _warn
+    for stream in (sys.stdout, sys.stderr):  # a terminal without σ must not cost a run its last line
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         sys.exit(group.main(standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
@@ -111,7 +115,7 @@ def main() -> None:
         # torch's own error by its name, for torch is not loaded here; its CPU allocator has only words.
         if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and "allocate memory" not in str(error):
             raise
-        _fail("out of memory: try a smaller --batch-size, smaller images or fewer steps", 1)
+        _fail("out of memory: try a smaller --batch-size or --network-batch, smaller images or fewer steps", 1)
 
 
 def _warn(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

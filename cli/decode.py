@@ -44,6 +44,7 @@ def command(
     dtype: str | None,
     batch_size: int | None,
     network_batch: int | None,
+    threads: int | None,
     tol: float | None,
     overwrite: bool,
     **settings: Any,
@@ -94,7 +95,7 @@ def command(
         how = decoding_plan(file, field, solver, steps, grid, settings, tol)
         row = how.row
         warn_of_grid(grid, field, row)
-        in_blocks(field, row, where, network_batch, file)
+        in_blocks(field, row, where, network_batch, threads, file)
         if len(file) < file.total:
             warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")
         total, size = len(file), at_once(row, batch_size, file, queued=bool(how.rungs))

@@ -37,6 +37,7 @@ def command(
     dtype: str | None,
     batch_size: int | None,
     network_batch: int | None,
+    threads: int | None,
     tol: float | None,
     certify: bool,
     overwrite: bool,
@@ -51,7 +52,8 @@ def command(
     ODE's latent, besides statistics of the latent, are stored with it (`odeddim verify`). --tol finds the steps that
     each image needs; unless told otherwise, images then lie at σ_1: the step at 0 has an error that no steps reduce.
 
-    A run that was stopped, by whatever, goes on with the same command. Several processes share the work: start the
+    A run that was stopped, by whatever, goes on with the same command; images count as the same by their names and
+    sizes, so do not edit them meanwhile. Several processes share the work: start the
     command under torchrun, or as often as you like.
 
     \b
@@ -80,6 +82,7 @@ def command(
         field_on,
         images_for,
         in_blocks,
+        lasting,
         machine,
         of_all,
         progress,
@@ -91,9 +94,12 @@ def command(
     from odeddim.hdf5 import SUFFIXES
     from odeddim.images import SAMPLE
     from odeddim.latents.store import LatentRun, provenance_of
+    from odeddim.parts import rank
     from odeddim.reading import ahead
 
     check_place(output, images, suffixes=SUFFIXES)
+    if images == Path("-") and rank()[1] > 1:
+        raise click.UsageError("several processes cannot share a list on standard input: give a folder or a file")
     where = machine(device, dtype)
     field = field_on(model, where)
     rungs: list[tuple[int, Tensor]] = []
@@ -106,7 +112,7 @@ def command(
         nodes = rungs[-1][1]
     warn_of_grid(grid, field, row)
     check_encodes(row)
-    in_blocks(field, row, where, network_batch)
+    in_blocks(field, row, where, network_batch, threads)
     source = images_for(field, images)
     names = source.names[:count] if count else source.names
     total, size = len(names), at_once(row, batch_size, queued=tol is not None)
@@ -116,7 +122,7 @@ def command(
         grid=grid or row.grid,
         nodes=nodes,
         made_by="encode",
-        settings=settings,
+        settings=lasting(settings, row),
         images={"path": SAMPLE if images is None else str(images), "sha256": source.fingerprint()},
         **({} if tol is None else {"tol": tol, "ladder": [count for count, _ in rungs]}),
         **({"certified": True} if certify else {}),

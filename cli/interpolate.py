@@ -40,6 +40,7 @@ def command(
     dtype: str | None,
     batch_size: int | None,
     network_batch: int | None,
+    threads: int | None,
     overwrite: bool,
 ) -> None:
     """Interpolate between LATENTS on great circles (slerp), as in DDIM's appendix D.5.
@@ -55,11 +56,9 @@ def command(
     """
     import dataclasses
 
-    from odeddim.cli.running import Numbered, at_once, draw, field_of, machine
-    from odeddim.files import check_place
-    from odeddim.hdf5 import SUFFIXES
+    from odeddim.cli.running import Numbered, check_places, combined, draw, field_of, machine, write_latents
     from odeddim.latents.interpolate import LatentPath
-    from odeddim.latents.store import LatentFile, LatentRun
+    from odeddim.latents.store import LatentFile
 
     if sum(given is not None for given in (pair, corners, loop)) != 1:
         raise click.UsageError("give --pair A B for a line, --corners A B C D for a grid or --loop A,B,... for a loop")
@@ -67,12 +66,7 @@ def command(
         raise click.UsageError(f"-n {count}: a line has two ends at least")
     if output is None and sheet is None:
         raise click.UsageError("give -o path.h5, --sheet path.png or both: there is nothing to write to")
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise click.UsageError(f"--sheet {sheet}: a sheet is a PNG, name it path.png")
-    if sheet is not None:
-        check_place(sheet, latents)
-    if output is not None:
-        check_place(output, latents, suffixes=SUFFIXES)
+    check_places(output, sheet, latents)
     ends = list(pair or corners or loop or ())
     with LatentFile(latents) as file:
         where = machine(device, dtype, file)
@@ -89,10 +83,8 @@ def command(
         details = {**file.provenance.details, "of": of}
         made = dataclasses.replace(file.provenance, made_by="interpolate", details=details)
         if output is not None:
-            with LatentRun(output, names, made, file.nodes, overwrite=overwrite) as run:
-                for start, stop in run.batches(batch_size or at_once()):
-                    run.write(start, stop, path.read(start, stop))
+            write_latents(output, path, names, *combined(file, made), batch_size, overwrite)
             click.echo(f"{len(path)} latents between {', '.join(labels)} in {output}")
         if sheet is not None and field is not None:
-            draw(sheet, path, names, file, field, where, made, batch_size, network_batch, columns=count)
+            draw(sheet, path, names, file, field, where, made, batch_size, network_batch, threads, columns=count)
             click.echo(f"{len(path)} images in {sheet}")

@@ -82,6 +82,7 @@ def command(
     dtype: str | None,
     batch_size: int | None,
     network_batch: int | None,
+    threads: int | None,
     overwrite: bool,
 ) -> None:
     """Find the nearest neighbours of LATENTS, in the file itself or --among those of another.
@@ -102,6 +103,7 @@ def command(
         check_combinable,
         check_places,
         check_same_model,
+        combined,
         draw,
         field_of,
         machine,
@@ -140,10 +142,10 @@ def command(
             file.provenance, made_by="neighbours", details={**file.provenance.details, "of": source}
         )
         if output is not None:
-            write_latents(output, places, names, made, file.nodes, batch_size, overwrite)
+            write_latents(output, places, names, *combined(file, made), batch_size, overwrite)
             click.echo(f"{len(places)} latents in {output}", err=True)
         if sheet is not None and field is not None:
-            draw(sheet, places, names, file, field, where, made, batch_size, network_batch, columns=count + 1)
+            draw(sheet, places, names, file, field, where, made, batch_size, network_batch, threads, columns=count + 1)
             click.echo(f"{len(places)} images in {sheet}", err=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -153,16 +154,37 @@ machine = together(
         help="Images in work at once: memory and speed, not the result.  [default: 32]",
     ),
 )
-network_batch = click.option(
-    "--network-batch",
-    type=click.IntRange(1),
-    default=None,
-    help="Images that the network always sees at once, filled up if need be; its last digits depend on it and on no "
-    "neighbour.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
+network_batch = together(
+    click.option(
+        "--network-batch",
+        type=click.IntRange(1),
+        default=None,
+        help="Images that the network always sees at once, filled up if need be; its last digits depend on it and on "
+        "no neighbour.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        default=None,
+        help="Of a CPU; its last digits depend on them too. Several processes are faster, and change nothing: "
+        "`torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
+    ),
 )
+
+
+class Tolerance(click.FloatRange):
+    """A positive number, and no other float."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no tolerance", param, ctx)
+        return number
+
+
 tol = click.option(
     "--tol",
-    type=click.FloatRange(0, min_open=True),
+    type=Tolerance(0, min_open=True),
     default=None,
     help="In place of --steps: as few for each image as keep this error, rms over pixels in [-1, 1].",
 )

@@ -25,7 +25,7 @@ from odeddim.grids import ENDS, NAMES, is_named, read_notes
 from odeddim.hdf5 import SUFFIXES
 from odeddim.images import ImageSource, check_shape, open_images, sample_images
 from odeddim.latents.arithmetic import check_alike
-from odeddim.latents.store import LatentFile, LatentRun, Provenance, provenance_of
+from odeddim.latents.store import LatentFile, LatentRun, Provenance, digest, provenance_of
 from odeddim.models import BUILT_IN, load
 from odeddim.outputs import open_output
 from odeddim.parts import rank
@@ -209,22 +209,52 @@ def at_once(
 
 
 def in_blocks(
-    field: VectorField, row: Solver, where: Machine, network_batch: int | None, encoded: LatentFile | None = None
+    field: VectorField,
+    row: Solver,
+    where: Machine,
+    network_batch: int | None,
+    threads: int | None,
+    encoded: LatentFile | None = None,
 ) -> VectorField:
-    """The field with its network's batch fixed, as given, as encoded, or as suits the device and the row."""
-    kept = encoded.provenance.details.get("network_batch") if encoded else None
-    if network_batch is None and isinstance(kept, int) and kept > 0:
-        network_batch = kept
+    """The field with batch and threads of its network fixed: as given, as encoded, or as suits device and row."""
+    kept = encoded.provenance.details if encoded else {}
+    network_batch = network_batch or _positive(kept.get("network_batch"))
+    if where.device.type == "cpu":
+        torch.set_num_threads(threads or _positive(kept.get("threads")) or 1)
     if network_batch is None and row.family == "scipy":
         network_batch = 1  # these go image by image
     field.network_batch = network_batch or NETWORK_BATCH.get(where.device.type, NETWORK_BATCH_ELSEWHERE)
     return field
 
 
+def _positive(value: Any) -> int | None:
+    return value if isinstance(value, int) and 0 < value < 100_000 else None
+
+
 def details_of(field: VectorField, row: Solver, where: Machine, size: int) -> dict[str, Any]:
     """What of the machine belongs into the provenance: whatever changes a digit of the result."""
-    shared = {"batch_size": size} if shares_steps(row) else {}
-    return {"dtype": where.dtype_name, "network_batch": field.network_batch, **shared}
+    details = {"dtype": where.dtype_name, "device": where.device.type, "network_batch": field.network_batch}
+    if where.device.type == "cpu":
+        details["threads"] = torch.get_num_threads()
+    if shares_steps(row):
+        details["batch_size"] = size
+    return details
+
+
+def lasting(settings: dict[str, Any], row: Solver) -> dict[str, Any]:
+    """The settings that change a result: not where an adaptive run gives up."""
+    return {key: value for key, value in settings.items() if key != "max_nfe" or not row.adaptive}
+
+
+def combined(file: LatentFile, made: Provenance) -> tuple[Provenance, torch.Tensor]:
+    """How latents made of those of a file are decoded: of latents with steps of their own, with the most of these."""
+    taken = file.figures("report").get("steps")
+    if "ladder" not in made.details or taken is None:
+        return made, file.nodes
+    steps = int(taken.max())
+    nodes = plan(Schedule.from_dict(made.schedule), made.solver, steps, made.grid, made.end)[1]
+    details = {key: value for key, value in made.details.items() if key not in ("ladder", "tol", "certified")}
+    return replace(made, steps=steps, nodes=digest(nodes), details=details), nodes
 
 
 def of_all(done: int, total: int, here: int) -> str:
@@ -314,7 +344,7 @@ class Decoding:
             grid=self.grid,
             nodes=self.nodes,
             made_by="decode",
-            settings=self.settings,
+            settings=lasting(self.settings, self.row),
             latents={"path": str(file.path), "sha256": file.fingerprint},
             encoded=asdict(file.provenance),
             **details,
@@ -395,14 +425,13 @@ def draw(
     made: Provenance,
     batch_size: int | None = None,
     network_batch: int | None = None,
+    threads: int | None = None,
     columns: int | None = None,
 ) -> None:
     """Decode latents as those of `file` are, and draw them on a sheet, sheet.png. made: how the latents came about."""
     how = decoding_plan(file, field, made_by=made.made_by)
-    nodes = how.nodes
-    if how.rungs:  # as many steps as any of the latents has taken
-        nodes = dict(how.rungs)[int(file.figures("report")["steps"].max())]
-    in_blocks(field, how.row, where, network_batch, file)
+    nodes = combined(file, made)[1]
+    in_blocks(field, how.row, where, network_batch, threads, file)
     size = at_once(how.row, batch_size, file)
     settings = {**asdict(made), "drawn": details_of(field, how.row, where, size)}
     largest = 0.0

@@ -44,6 +44,7 @@ def command(
     dtype: str | None,
     batch_size: int | None,
     network_batch: int | None,
+    threads: int | None,
     overwrite: bool,
     **settings: Any,
 ) -> None:
@@ -67,6 +68,7 @@ def command(
         field_on,
         image_shape,
         in_blocks,
+        lasting,
         machine,
         of_all,
         progress,
@@ -85,7 +87,7 @@ def command(
     row, nodes = plan(field.schedule, name, steps, grid, end, settings)
     warn_of_grid(grid, field, row)
     row = with_noise(row, eta=eta, seed=seed)
-    in_blocks(field, row, where, network_batch)
+    in_blocks(field, row, where, network_batch, threads)
     size_at_once = at_once(row, batch_size)
     made = provenance_of(
         field,
@@ -93,7 +95,7 @@ def command(
         grid=grid or row.grid,
         nodes=nodes,
         made_by="sample",
-        settings=settings,
+        settings=lasting(settings, row),
         seed=seed,
         eta=eta,
         size=list(shape or field.shape or ()),

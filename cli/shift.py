@@ -130,6 +130,7 @@ def command(
     dtype: str | None,
     batch_size: int | None,
     network_batch: int | None,
+    threads: int | None,
     overwrite: bool,
 ) -> None:
     """Move LATENTS along the difference of the means of two groups of them; each keeps its norm.
@@ -149,7 +150,7 @@ def command(
     """
     import dataclasses
 
-    from odeddim.cli.running import check_combinable, check_places, draw, field_of, machine, write_latents
+    from odeddim.cli.running import check_combinable, check_places, combined, draw, field_of, machine, write_latents
     from odeddim.latents.arithmetic import Shifted, join, rms
     from odeddim.latents.store import LatentFile, LatentRun
     from odeddim.types import InputError
@@ -199,10 +200,10 @@ def command(
         names = ShiftedNames([name for span in moved for name in file.names[slice(*span)]], by)
         made = provenance("shift", indices=words(moved), by=by)
         if output is not None:
-            write_latents(output, shifted, names, made, file.nodes, batch_size, overwrite)
+            write_latents(output, shifted, names, *combined(file, made), batch_size, overwrite)
             click.echo(f"{len(shifted)} latents in {output}")
         if sheet is not None and field is not None:
-            draw(sheet, shifted, names, file, field, where, made, batch_size, network_batch, columns=len(by))
+            draw(sheet, shifted, names, file, field, where, made, batch_size, network_batch, threads, columns=len(by))
             click.echo(f"{len(shifted)} images in {sheet}")
 
 

@@ -43,7 +43,7 @@ from odeddim.files import check_place, plain_text
 from odeddim.hdf5 import CHUNK
 from odeddim.images import SAMPLE, ImageSource, save_sheet
 from odeddim.latents.store import LatentFile, LatentRun
-from odeddim.parts import finish
+from odeddim.parts import finish, rank
 from odeddim.reading import ahead
 from odeddim.types import InputError, pick
 
@@ -89,6 +89,7 @@ def command(
     dtype: str | None,
     batch_size: int | None,
     network_batch: int | None,
+    threads: int | None,
 ) -> None:
     """Check every latent of a file against its checksum, and show how good each one is, the worst first.
 
@@ -125,13 +126,16 @@ def command(
         if not certified or sheet is not None:
             where = machine(device, dtype, file)
             field = field_of(file, model, where)
-            in_blocks(field, decoding_plan(file, field).row, where, network_batch, file)
+            in_blocks(field, decoding_plan(file, field).row, where, network_batch, threads, file)
+        source = None
         if not certified:
-            _certify(file, _originals(file, field, images), field, where, batch_size)
+            source = _originals(file, field, images)
+            _certify(file, source, field, where, batch_size)
     with LatentFile(latents) as file:
         if not set(CERTIFICATE) <= set(file.figures()):
-            click.echo(f"{latents}: other processes are at work on the rest of its certificates, or run it again")
-            return
+            click.echo(f"{latents}: others are at work on the rest of its certificates, or run it again", err=True)
+            # torchrun would end the others for a process that fails.
+            sys.exit(0 if rank()[1] > 1 else 1)
         figures = {name: file.figures()[name] for name in CERTIFICATE}
         rows = in_order(figures, by)
         if as_json or as_csv:
@@ -139,7 +143,7 @@ def command(
         else:
             _show(file, figures, rows[:worst], by)
         if sheet is not None:
-            _draw(sheet, file, rows[:worst].tolist(), field, where, images)
+            _draw(sheet, file, rows[:worst].tolist(), field, where, source or images)
 
 
 def _check(file: LatentFile) -> None:
@@ -223,20 +227,29 @@ def _show(file: LatentFile, figures: dict[str, torch.Tensor], rows: torch.Tensor
     for name in figures:
         table.add_column(HEADINGS.get(name, name), justify="right", no_wrap=True, min_width=7)
     for i in rows.tolist():
-        table.add_row(str(i), Text(file.names[i][-NAME:]), *(f"{float(values[i]):.2g}" for values in figures.values()))
+        table.add_row(str(i), Text(file.names[i][-NAME:]), *(f"{float(values[i]):.3g}" for values in figures.values()))
     table.add_section()
-    known = [values[~values.isnan()] for values in figures.values()]
-    for words, of_all in (("median", torch.median), ("largest", torch.max)):
-        table.add_row("", words, *(f"{float(of_all(values)):.2g}" if len(values) else "-" for values in known))
+    for words, place in (("median", 0.5), ("worst", 0.0)):
+        cells = []
+        for name, values in figures.items():
+            known = values[~values.isnan()]
+            order = in_order({name: known}, name)
+            cells.append(f"{float(known[order[int(place * (len(known) - 1))]]):.3g}" if len(known) else "-")
+        table.add_row("", words, *cells)
     Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
 
 def _draw(
-    sheet: Path, file: LatentFile, rows: list[int], field: VectorField, where: Machine, images: Path | None
+    sheet: Path,
+    file: LatentFile,
+    rows: list[int],
+    field: VectorField,
+    where: Machine,
+    images: ImageSource | Path | None,
 ) -> None:
     """The worst images, side by side: as they were, decoded again, and the difference."""
     try:
-        source = _originals(file, field, images)
+        source = images if isinstance(images, ImageSource) else _originals(file, field, images)
     except InputError as error:
         warn(f"the sheet has no originals: {error}")
         source = None

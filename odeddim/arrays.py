@@ -31,7 +31,7 @@ from typing import IO, Any, overload
 import h5py
 import numpy as np
 
-from odeddim.hdf5 import items
+from odeddim.hdf5 import items, unescaped
 from odeddim.types import InputError
 
 Rows = Callable[[Sequence[int]], "np.ndarray[Any, Any]"]
@@ -418,7 +418,7 @@ def _parts(path: Path, data: h5py.Dataset) -> Rows:
     folder = place.with_name(f"{place.name}.parts")
     parts, edges = [], [0]  # part i holds the rows from edges[i] to edges[i + 1]
     sources = [
-        (*space.get_select_bounds(), space.get_select_npoints(), file_name, name)
+        (*space.get_select_bounds(), space.get_select_npoints(), unescaped(file_name), name)
         for space, file_name, name, _ in data.virtual_sources()
     ]
     for first, last, values, file_name, name in sorted(sources):

@@ -189,7 +189,7 @@ def dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     if data.is_virtual:
         folder = Path(f"{path.resolve()}.parts")
         held = 0
-        for source in {source.file_name for source in data.virtual_sources()}:
+        for source in {unescaped(source.file_name) for source in data.virtual_sources()}:
             if Path(source).parent != Path(folder.name):
                 raise InputError(f"{path}: the data of '{name}' lie in {source}, not in {folder.name}")
             with contextlib.suppress(OSError):  # of one that is missing, the rows will not fit their checksums
@@ -205,6 +205,16 @@ def dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     if size > held:
         raise InputError(f"{path}: '{name}' declares {size} bytes {data.shape} and holds {held}: it is damaged")
     return data
+
+
+def escaped(name: str) -> str:
+    """A file's name as virtual datasets have it, in which % stands for numbers."""
+    return name.replace("%", "%%")
+
+
+def unescaped(name: str) -> str:
+    """A file's name, of one as virtual datasets have it."""
+    return name.replace("%%", "%")
 
 
 def short(error: Exception) -> str:

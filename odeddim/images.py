@@ -103,7 +103,7 @@ def open_images(path: str | Path, *, channels: int | None = None) -> ImageSource
     if channels not in (None, 1, 3):
         raise InputError(f"images have 1 or 3 channels; they cannot be read with {channels}")
     if path == Path("-"):
-        names = Names.packed(_listed(sys.stdin.buffer))
+        names = Names.packed(_listed(sys.stdin.buffer) if sys.stdin else ())
         if not names:
             raise InputError("the list of images on standard input is empty: give one path a line")
         return _files(Path(), names, channels)

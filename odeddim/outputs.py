@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from odeddim.files import plain_text
 from odeddim.hdf5 import SUFFIXES, reading, text
 from odeddim.images import save_image, save_sheet
-from odeddim.parts import GO_ON, Run, Work, begin_together
+from odeddim.parts import GO_ON, Claims, Run, Work, begin_together
 from odeddim.rows import text_column, width_of
 from odeddim.types import InputError
 
@@ -50,6 +51,10 @@ class Folder(Work):
         begun = (self.folder / NOTE).exists()
         if begun and not overwrite:
             return
+        if begun:
+            with closing(Claims(self.folder / LOCK)) as claims:
+                if not claims.take(0, 2**61):
+                    raise InputError(f"another process is writing to {self.folder}: stop it before you begin anew")
         for start, stop in self.spans():
             for name in self._files[start:stop]:
                 if not overwrite:
@@ -60,7 +65,7 @@ class Folder(Work):
         (self.folder / NOTE).unlink(missing_ok=True)
 
     def spans(self) -> list[tuple[int, int]]:
-        there = {item.name for item in os.scandir(self.folder)}
+        there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
         found: list[tuple[int, int]] = []
         for i, name in enumerate(self._files):
             if name in there:
@@ -146,7 +151,7 @@ def _file_names(names: Sequence[str]) -> Iterator[str]:
     for name in names:
         stem = base = plain_text(PurePath(name.replace("\\", "/")).stem).replace("\0", "")[:80] or "image"
         number = 1
-        while stem in taken:
+        while stem.casefold() in taken:  # some disks take Cat.png for cat.png
             stem, number = f"{base}-{number}", number + 1
-        taken.add(stem)
+        taken.add(stem.casefold())
         yield f"{stem}.png"

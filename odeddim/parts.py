@@ -20,6 +20,7 @@ import json
 import math
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,10 +28,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import h5py
 
-from odeddim.files import check_place, replacing, sync_folder
-from odeddim.hdf5 import add_rows, nothing, reading, text, words, writing
+from odeddim.files import check_place, plain_text, replacing, sync_folder
+from odeddim.hdf5 import add_rows, escaped, nothing, reading, text, words, writing
 from odeddim.rows import (
     Columns,
+    check_part,
     check_same,
     checksums,
     columns_of,
@@ -141,7 +143,7 @@ class Work:
             return
         try:
             began = json.loads(self._note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             began = None
         if not isinstance(began, dict):
             raise InputError(f"{self._note} is damaged: --overwrite starts anew")
@@ -169,10 +171,10 @@ class Work:
             for start, stop in (*mine, *sorted(set(missing) - set(mine))):
                 if any(a < stop and start < b for a, b in tuple(self._taken)) or not self._claims.take(start, stop):
                     continue
+                some = True
                 if self.is_done(start, stop):  # by another process, a moment ago
                     self._claims.leave(start, stop)
                 else:
-                    some = True
                     self._taken.add((start, stop))
                     yield start, stop
 
@@ -216,17 +218,25 @@ class Run(Work):
         check_place(output)
         self.output, self.place = output, Path(os.path.realpath(output))
         self.folder = Path(f"{self.place}.parts")
+        if index and plain_text(self.place.name) != self.place.name:
+            raise InputError(f"{plain_text(str(output))}: HDF5 cannot show the parts of a file whose name is not UTF-8")
         self._head, self._index, self._finish = head, index, finish or Run.make_one
         self._next_index, self._committed, self._whole, self._overwrite = 0.0, 0, False, overwrite
         begin_together(lambda: self._make_room(overwrite))
         super().__init__(output, total, settings, self.folder / "run.json", self.folder / "lock")
 
     def _make_room(self, overwrite: bool) -> None:
-        if overwrite and self.folder.exists():
-            _remove(self.folder)
-            with contextlib.suppress(InputError, OSError), reading(self.place, "an index") as file:
-                if is_index(file):  # of what is gone
-                    self.place.unlink()
+        if self.folder.exists():
+            if other := [item.name for item in os.scandir(self.folder) if not _is_ours(item.name)]:
+                raise InputError(f"{self.folder} holds {other[0]!r}, which is not odeddim's: give another output name")
+            if overwrite:
+                with contextlib.closing(Claims(self.folder / "lock")) as claims:
+                    if not claims.take(0, 2**61):
+                        raise InputError(f"another process is making {self.output}: stop it before you begin anew")
+                _remove(self.folder)
+                with contextlib.suppress(InputError, OSError), reading(self.place, "an index") as file:
+                    if is_index(file):  # of what is gone
+                        self.place.unlink()
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
@@ -234,10 +244,10 @@ class Run(Work):
         sync_folder(self.folder.parent)
 
     def _settle(self, where: Path) -> None:
+        if self.parts() and not self._note.exists():
+            raise InputError(f"{self._note} is gone, but not what was done under it: --overwrite starts anew")
         # A picture, or a file that the run itself reads, is replaced without a question: it says nothing of the run.
         if self._overwrite or not self._index or not self._is_there():
-            if self.parts() and not self._note.exists():
-                raise InputError(f"{self._note} is gone, but not what was done under it: --overwrite starts anew")
             super()._settle(where)
 
     def _is_there(self) -> bool:
@@ -264,22 +274,23 @@ class Run(Work):
         return self._whole
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        finished = False
         try:
             if self._gone():
-                if self._is_mine():  # of a run that was killed between its last two breaths
-                    _remove(self.folder)
+                finished = self._is_mine()  # of a run that was killed between its last two breaths
             elif self.done == self.total and kind is None:
                 with self._claims.waiting_for(_OUTPUT):
                     if not self._gone():
                         self._finish(self)
-                        self._whole = True
-                        _remove(self.folder)
+                        self._whole = finished = True
             elif self.done:
                 self._show()
-            elif self._claims.take(0, self.total):  # nothing was done, and nobody is at it
-                _remove(self.folder)
+            else:  # nothing was done: it leaves nothing, if nobody else is at it
+                finished = self._claims.take(0, self.total)
         finally:
             self._claims.close()
+        if finished:
+            _remove(self.folder)
 
     def _is_mine(self) -> bool:
         """Whether the folder is this run's and not, say, that of a run that adds certificates to its file."""
@@ -302,7 +313,10 @@ class Run(Work):
         with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as items:
             for item in items:
                 if match := _PART.fullmatch(item.name):
-                    found.append(Part(int(match[1]), int(match[2]), Path(item.path)))
+                    part = Part(int(match[1]), int(match[2]), Path(item.path))
+                    if not part.start < part.stop <= self.total:
+                        raise InputError(f"{part.path} is no part of {self.total} rows: delete it and go on")
+                    found.append(part)
         found.sort(key=lambda part: (part.start, -part.stop))
         shown: list[Part] = []
         for part in found:
@@ -320,7 +334,7 @@ class Run(Work):
         """Write rows; notes: what is true of all of them, the same in every part."""
         name = f"{start:09d}-{stop:09d}"
         try:
-            with writing(self.folder / f"{name}.h5", self.folder / f"{name}.tmp") as file:
+            with writing(self.folder / f"{name}.h5", self._temporary(name)) as file:
                 # Parts that were mixed up would fit their checksums: each says of which run it is, and which rows.
                 for key, value in {**notes, "run": run_of(self.settings), "rows": name}.items():
                     file.attrs[key] = text(value) if isinstance(value, str) else value
@@ -345,11 +359,13 @@ class Run(Work):
                 start, stop = group[0].start, group[-1].stop
                 name = f"{start:09d}-{stop:09d}"
                 paths = [part.path for part in group]
-                make_real(paths, self.folder / f"{name}.h5", None, temporary=self.folder / f"{name}.tmp", part=name)
+                make_real(
+                    paths, self.folder / f"{name}.h5", None, temporary=self._temporary(name), head=_head_of_part(name)
+                )
                 if self._index:
                     self.write_index()  # before what the one there is now shows is gone
                 for path in paths:
-                    path.unlink()
+                    path.unlink(missing_ok=True)
         except InputError:
             pass  # on a full disk, say: the parts are as good as they were
         finally:
@@ -372,7 +388,7 @@ class Run(Work):
         parts = self.parts()
         if not parts:
             return
-        with writing(self.place, self.folder / "index.tmp") as file, reading(parts[0].path, "a part") as first:
+        with writing(self.place, self._temporary("index")) as file, reading(parts[0].path, "a part") as first:
             note_settings(file, self.settings)
             count = sum(part.stop - part.start for part in parts)
             for name in columns_of(first):
@@ -380,22 +396,47 @@ class Run(Work):
                 layout, at = h5py.VirtualLayout((count, *like.shape[1:]), like.dtype), 0
                 for start, stop, path in parts:
                     shape = (stop - start, *like.shape[1:])
-                    source = h5py.VirtualSource(f"{self.folder.name}/{path.name}", name, shape, like.dtype)
+                    source = h5py.VirtualSource(escaped(f"{self.folder.name}/{path.name}"), name, shape, like.dtype)
                     layout[at : (at := at + stop - start)] = source
                 file.create_virtual_dataset(name, layout, fillvalue=nothing(like.dtype))
-            self._head(
-                file, {key: words(value) if isinstance(value, bytes) else value for key, value in first.attrs.items()}
-            )
+            self._head(file, _notes(first))
 
     def make_one(self) -> None:
         """All rows in one real file under the name that the user gave."""
+        paths = [part.path for part in self.parts()]
         try:
-            self.write_index()
-            make_real([self.place], self.place, self.settings, temporary=self.folder / "whole.tmp")
+            for path in paths:
+                check_part(path, run_of(self.settings))
+            make_real(
+                paths,
+                self.place,
+                self.settings,
+                temporary=self._temporary("whole"),
+                head=lambda first, target: self._head(target, _notes(first)),
+            )
         except InputError as error:
             raise InputError(
-                f"{error}; all {self.total} rows are there, in the parts of {self.folder}: {GO_ON}"
+                f"{error}; the parts of all {self.total} rows are in {self.folder}: with room on the disk, and those "
+                f"that are damaged deleted, {GO_ON}"
             ) from None
+
+    def _temporary(self, name: str) -> Path:
+        """A place for a file that is not whole yet: on disks without locks, two processes may be at the same one."""
+        return self.folder / f"{name}.{socket.gethostname()}-{os.getpid()}.tmp"
+
+
+def _notes(part: h5py.File) -> dict[str, Any]:
+    return {key: words(value) if isinstance(value, bytes) else value for key, value in part.attrs.items()}
+
+
+def _head_of_part(name: str) -> Callable[[h5py.File, h5py.File], None]:
+    """What a part of this name has besides rows, as others of its run have it."""
+
+    def head(source: h5py.File, target: h5py.File) -> None:
+        copy_head(source, target)
+        target.attrs["rows"] = text(name)
+
+    return head
 
 
 def finish(path: Path) -> int:
@@ -452,9 +493,11 @@ def cut(spans: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]
 def rank() -> tuple[int, int]:
     """Which of how many processes this is, as torchrun says it; (0, 1) without it."""
     try:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if all(os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")):
+            return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError):
-        return 0, 1
+        pass
+    return 0, 1
 
 
 def begin_together(action: Callable[[], None]) -> None:
@@ -465,7 +508,10 @@ def begin_together(action: Callable[[], None]) -> None:
     import torch.distributed
 
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
+        try:
+            torch.distributed.init_process_group("gloo")
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"the {ranks} processes of torchrun do not find each other ({error!s:.100})") from None
         atexit.register(torch.distributed.destroy_process_group)
     problem: list[str | None] = [None]
     if here == 0:
@@ -478,12 +524,18 @@ def begin_together(action: Callable[[], None]) -> None:
         raise InputError(problem[0])
 
 
+def _is_ours(name: str) -> bool:
+    """Whether a file of this name, in a folder of parts, is one that a run makes there."""
+    return bool(_PART.fullmatch(name)) or name.endswith(".tmp") or name in ("run.json", "lock")
+
+
 def _remove(folder: Path) -> None:
-    """Delete the parts, and then what says whose they are: never the other way round."""
-    try:
-        for item in sorted(folder.iterdir(), key=lambda item: item.name == "run.json"):
-            item.unlink()
+    """Delete the parts, and then what says whose they are: never the other way round.
+
+    What cannot be deleted stays, without a word: on network disks a file that somebody has open cannot.
+    """
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(folder), key=lambda name: (name == "lock", name == "run.json")):
+            if _is_ours(name):
+                (folder / name).unlink(missing_ok=True)
         folder.rmdir()
-    except OSError as error:
-        if folder.exists():
-            raise InputError(f"the folder {folder} cannot be removed ({error.strerror}): delete it") from None

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import zlib
@@ -20,7 +19,7 @@ import h5py
 import numpy as np
 
 from odeddim.files import plain_text
-from odeddim.hdf5 import CHUNK, add_rows, dataset, items, reading, short, text, words, writing
+from odeddim.hdf5 import CHUNK, add_rows, dataset, items, reading, short, text, unescaped, words, writing
 from odeddim.types import InputError
 
 Columns = Mapping[str, "np.ndarray[Any, Any]"]
@@ -37,46 +36,44 @@ def make_real(
     settings: Mapping[str, Any] | None,
     *,
     temporary: Path | None = None,
-    part: str | None = None,
+    head: Callable[[h5py.File, h5py.File], None] | None = None,
     advance: Callable[[int], Any] = lambda count: None,
 ) -> None:
     """Copy the rows of files, one after the other, into one real file, each row against its checksum.
 
-    Everything besides the rows and the settings (if any) is that of the first. part: which rows they are, of files
-    that are parts. advance: told how many rows have been copied.
+    settings: noted in the file, if any. head(source, target): writes everything else, as the first source has it
+    unless told otherwise. advance: told how many rows have been copied. One source is open at a time.
     Errors: InputError for files whose rows are not of one kind.
     """
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(reading(path, "a file that odeddim wrote")) for path in sources]
-        names = columns_of(files[0])
-        for file, path in zip(files[1:], sources[1:], strict=True):
-            if _kind(file) != _kind(files[0]):
-                raise InputError(f"{path} holds rows of another kind than {sources[0]}: they do not go into one file")
-        every = [look_at(file, path) for file, path in zip(files, sources, strict=True)]
-        for file, path in zip(files, sources, strict=True):
+    kinds, counts, columns = [], [], []
+    for path in sources:
+        with reading(path, "a file that odeddim wrote") as file:
+            kinds.append(_kind(file))
+            columns.append(look_at(file, path))
+            counts.append(columns[-1]["crc32"].shape[0])
             if is_index(file):
                 check_parts(file, path, settings_of(file, path))
-        counts = [columns["crc32"].shape[0] for columns in every]
-        target = stack.enter_context(writing(place, temporary))
+        if kinds[-1] != kinds[0]:
+            raise InputError(f"{path} holds rows of another kind than {sources[0]}: they do not go into one file")
+    names = list(columns[0])
+    with writing(place, temporary) as target:
         if settings is not None:
             note_settings(target, settings)
         for name in names:
-            dtype = max((columns[name].dtype for columns in every), key=lambda dtype: dtype.itemsize)
-            like = np.empty((0, *every[0][name].shape[1:]), dtype)
-            add_rows(target, name, sum(counts), like)
-        copy_head(files[0], target)
-        if part is not None:
-            target.attrs["rows"] = text(part)
+            dtype = max((column[name].dtype for column in columns), key=lambda dtype: dtype.itemsize)
+            add_rows(target, name, sum(counts), np.empty((0, *columns[0][name].shape[1:]), dtype))
+        with reading(sources[0], "a file that odeddim wrote") as file:
+            (head or copy_head)(file, target)
         at = 0
-        for file, path, count in zip(files, sources, counts, strict=True):
-            for start in range(0, count, CHUNK):
-                stop = min(start + CHUNK, count)
-                rows = read_rows(file, names, start, stop, path)
-                for name, values in rows.items():
-                    target[name][at : at + stop - start] = values
-                target.commit()
-                at += stop - start
-                advance(stop - start)
+        for path, count in zip(sources, counts, strict=True):
+            with reading(path, "a file that odeddim wrote") as file:
+                for start in range(0, count, CHUNK):
+                    stop = min(start + CHUNK, count)
+                    for name, values in read_rows(file, names, start, stop, path).items():
+                        target[name][at : at + stop - start] = values
+                    target.commit()
+                    at += stop - start
+                    advance(stop - start)
 
 
 def joined(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]], total: int) -> dict[str, Any]:
@@ -184,22 +181,33 @@ def run_of(settings: Mapping[str, Any]) -> str:
 def _essence(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    passing = {"python", *(("model", "path") if value.get("sha256") else ())}
+    passing = _passing(value)
     return {key: _essence(item) for key, item in value.items() if key not in passing and item is not None}
 
 
-def check_parts(file: h5py.File, path: Path, settings: Mapping[str, Any]) -> None:
-    """Raise an InputError unless the parts that an index shows say that they are of its run, and where they belong.
+def _passing(value: Mapping[str, Any]) -> set[str]:
+    """What may change: Python's version, and names of what a checksum says."""
+    return {"python", "model", "path"} if value.get("sha256") else {"python"}
 
-    The checksum of a row says neither: parts that were mixed up would fit.
-    """
+
+def check_parts(file: h5py.File, path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise an InputError unless the parts that an index shows are of its run, and those that their names say."""
     run = run_of(settings)
     for source in sorted({source.file_name for name in columns_of(file) for source in file[name].virtual_sources()}):
-        place = path.resolve().parent / source
-        with reading(place, "the part of that name, or --overwrite to start anew") as part:
-            said = [words(part.attrs.get(key, "")) for key in ("run", "rows")]
-        if said != [run, place.stem]:
-            raise InputError(f"{place} is of another run or other rows than its name says: delete it and go on")
+        check_part(path.resolve().parent / unescaped(source), run)
+
+
+def check_part(path: Path, run: str) -> None:
+    """Raise an InputError unless a file is a part of this run, the one that its name says, and holds its own rows.
+
+    The checksum of a row says none of that: parts that were mixed up would fit.
+    """
+    with reading(path, "the part of that name, or --overwrite to start anew") as part:
+        if [words(part.attrs.get(key, "")) for key in ("run", "rows")] != [run, path.stem]:
+            raise InputError(f"{path} is of another run or other rows than its name says: delete it and go on")
+        look_at(part, path)
+        if is_index(part):
+            raise InputError(f"{path} holds no rows of its own: delete it and go on")
 
 
 def comparable(total: int, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,9 +235,7 @@ def check_same(
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
     if isinstance(before, dict) and isinstance(now, dict):
-        # Where a checksum says what something is, it may have moved.
-        checked = bool(before.get("sha256")) and bool(now.get("sha256"))
-        for key in sorted({*before, *now} - {"python"} - ({"model", "path"} if checked else set())):
+        for key in sorted({*before, *now} - (_passing(before) & _passing(now))):
             yield from _differences(before.get(key), now.get(key), f"{name} {key}".strip())
     elif before != now:
         yield f"{name}: {_brief(before)} then, {_brief(now)} now"
