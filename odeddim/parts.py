@@ -415,6 +415,9 @@ class Run(Work):
                 head=lambda first, target: self._head(target, _notes(first)),
             )
         except InputError as error:
+            if self._index:
+                with contextlib.suppress(InputError):
+                    self.write_index()
             raise InputError(
                 f"{error}; the parts of all {self.total} rows are in {self.folder}: with room on the disk, and those "
                 f"that are damaged deleted, {GO_ON}"

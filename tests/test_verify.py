@@ -182,10 +182,12 @@ def test_lists_are_whole_and_sorted(run: Run, here: Path, by: str) -> None:
     assert [int(line[0]) for line in found] == order[:2]
     for line in found:
         assert line[1:3] == [line[0], "[red]one[bold].png"]  # as it is, brackets too
-        assert line[3:] == [f"{float(stored[key][int(line[0])]):.2g}" for key in CERTIFICATE]
+        assert line[3:] == [f"{float(stored[key][int(line[0])]):.3g}" for key in CERTIFICATE]
     assert f"the worst by {by} first" in " ".join(table.split())
     median = next(line.split() for line in table.splitlines() if "median" in line)
-    assert median[1:] == [f"{float(stored[key].median()):.2g}" for key in CERTIFICATE]
+    assert median[1:] == [f"{float(stored[key].median()):.3g}" for key in CERTIFICATE]
+    last = next(line.split() for line in table.splitlines() if line.split()[:1] == ["worst"])
+    assert last[1:] == [f"{float(stored[key][worst(stored, key)[0]]):.3g}" for key in CERTIFICATE]
 
 
 def test_what_is_not_known_is_null_and_first(run: Run, here: Path) -> None:
