@@ -99,8 +99,9 @@ def command(
 
     round_trip is the rms over pixels of the image decoded again minus the image, in [-1, 1]. latent_error estimates
     how far x_T is from the ODE's, from the same run with half and a quarter of the steps: an order of magnitude, rather
-    high than low, and with fewer than some 30 steps often far too high. norm, mean, variance, kurtosis, autocorrelation and normality (the p-value of Kolmogorov's and
-    Smirnov's test) say whether x_T is white noise, of which they are 1, 0, 1, 3, 0 and anything above 0.001.
+    high than low, and with fewer than some 30 steps often far too high. norm, mean, variance, kurtosis, autocorrelation
+    and normality (the p-value of Kolmogorov's and Smirnov's test) say whether x_T is white noise, of which they are 1,
+    0, 1, 3, 0 and anything above 0.001.
 
     The sheet has a row for each image: the image, decoded again, and their difference ten times enlarged.
 
@@ -230,12 +231,10 @@ def _show(file: LatentFile, figures: dict[str, torch.Tensor], rows: torch.Tensor
         table.add_row(str(i), Text(file.names[i][-NAME:]), *(f"{float(values[i]):.3g}" for values in figures.values()))
     table.add_section()
     known = {name: values[~values.isnan()] for name, values in figures.items()}
-    for words, of_all in (
-        ("median", lambda name, values: values.median()),
-        ("worst", lambda name, values: values[in_order({name: values}, name)[0]]),
-    ):
-        cells = (f"{float(of_all(name, values)):.3g}" if len(values) else "-" for name, values in known.items())
-        table.add_row("", words, *cells)
+    middle = {name: float(torch.median(values)) for name, values in known.items() if len(values)}
+    last = {name: float(known[name][in_order(known, name)[0]]) for name in middle}
+    for words, of_all in (("median", middle), ("worst", last)):
+        table.add_row("", words, *(f"{of_all[name]:.3g}" if name in of_all else "-" for name in figures))
     Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
 
