@@ -41,7 +41,7 @@ MOST_BYTES = 1 << 30  # of one row: compressed, a small file can claim any size
 
 _PIECE = 1 << 20  # bytes taken from a file at a time
 _HEADER = 1 << 16  # bytes in which the header of an npy file must end
-_CHUNKS = 1 << 26  # bytes of HDF5 chunks kept unpacked, so that a batch smaller than a chunk does not unpack it again
+_KEPT = 2  # HDF5 chunks kept unpacked, so that a batch smaller than a chunk does not unpack it again
 _MOST_CHUNK = 1 << 28  # bytes of an HDF5 chunk, which is unpacked as a whole
 _MOST_NAME = 1 << 14  # bytes
 _NAMES = 4096  # names read together
@@ -349,7 +349,7 @@ def _pick(path: Path, axes: dict[str, int]) -> str:
 def _hdf5(path: Path) -> Array:
     with reading(path, "an HDF5 file"):
         # It stays open as long as the array: rows are read when asked for.
-        file = h5py.File(os.path.realpath(path), "r", rdcc_nbytes=_CHUNKS)
+        file = h5py.File(os.path.realpath(path), "r")
         kind, declared = (_words(file.attrs.get(key)) for key in ("format", "range"))
         if kind.startswith("odeddim") and kind != "odeddim images":
             raise InputError(f"{path} holds {kind.removeprefix('odeddim ')}, not images: `odeddim decode` it first")
@@ -358,10 +358,21 @@ def _hdf5(path: Path) -> Array:
                 raise InputError(f"{path}: `{name.decode()}` is only a link: save the data themselves under that name")
         found = [name for name, item in items(file, depth=8) if isinstance(item, h5py.Dataset)]
         keys = ["images"] if "images" in found else found
-        data = file[_pick(path, {key: _axes(file[key]) for key in keys})]
+        data = _keeping_few(file, _pick(path, {key: _axes(file[key]) for key in keys}))
         rows = _hdf5_rows(path, data)
         names = _hdf5_names(path, file["names"], data.shape[0]) if "names" in found else None
         return Array(data.shape, data.dtype, rows, names=names, declared=declared == "[-1, 1]")
+
+
+def _keeping_few(file: h5py.File, name: str) -> h5py.Dataset:
+    """A data set that keeps a few chunks unpacked and not more: HDF5's own bound knows nothing of their size."""
+    data = file[name]
+    if data.is_virtual or data.chunks is None:
+        return data
+    access = data.id.get_access_plist()
+    access.set_chunk_cache(521, _KEPT * data.dtype.itemsize * math.prod(data.chunks), 0.75)
+    del data  # open twice, it would keep its first bound
+    return h5py.Dataset(h5py.h5d.open(file.id, name.encode(), access))
 
 
 def _axes(data: h5py.Dataset) -> int:

@@ -1,6 +1,6 @@
 """Memory does not grow with the number of images: 20,000 take as much as 1,000, in every command that reads them.
 
-`pytest -s tests/test_memory.py` prints the figures.
+`pytest -s tests/test_memory.py -m "slow or not slow"` prints the figures; without -m those of encode and decode.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ COMMANDS = {
 }
 
 
-def test_memory_is_flat(folder: Path) -> None:
+@pytest.mark.parametrize("commands", [2, pytest.param(len(COMMANDS), marks=pytest.mark.slow)])
+def test_memory_is_flat(folder: Path, commands: int) -> None:
     worst = 0.0
-    for name, command in COMMANDS.items():
+    for name, command in list(COMMANDS.items())[:commands]:
         few, many = (peak(*(str(word).format(n=count) for word in command), cwd=folder) for count in (FEW, MANY))
         print(f"{name}: {few:.0f} MiB for {FEW} images, {many:.0f} MiB for {MANY}")
         worst = max(worst, many / few)
