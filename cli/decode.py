@@ -20,9 +20,7 @@ from odeddim.cli import options
     type=click.Path(path_type=Path),
     help="A folder for PNGs, a sheet.png or a file.h5.",
 )
-@click.option(
-    "--model", default=None, metavar="NAME|PATH", help="The model the latents belong to.  [default: the one they name]"
-)
+@options.its_model
 @click.option("--solver", type=options.SolverName(), default=None, help="[default: the one that encoded]")
 @click.option("--steps", type=click.IntRange(1), default=None, help="[default: as encoded]")
 @click.option("--grid", default=None, metavar="NAME|FILE", help="[default: the nodes of the file]")

@@ -21,12 +21,7 @@ from odeddim.cli import options
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="Latent file of the path, path.h5.")
 @click.option("--sheet", type=click.Path(path_type=Path), default=None, help="Decode the path and draw it, path.png.")
-@click.option(
-    "--model", default=None, metavar="NAME|PATH", help="For --sheet.  [default: the one that the latents name]"
-)
-@options.machine
-@options.network_batch
-@options.overwrite
+@options.for_sheet
 def command(
     latents: Path,
     pair: tuple[int, int] | None,

@@ -63,12 +63,7 @@ class Places(list[Place]):
 @options.as_json
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="Latent file of them, near.h5.")
 @click.option("--sheet", type=click.Path(path_type=Path), default=None, help="Decode and draw them, a row each.")
-@click.option(
-    "--model", default=None, metavar="NAME|PATH", help="For --sheet.  [default: the one that the latents name]"
-)
-@options.machine
-@options.network_batch
-@options.overwrite
+@options.for_sheet
 def command(
     latents: Path,
     of: Spans | None,

@@ -191,3 +191,14 @@ tol = click.option(
 overwrite = click.option("--overwrite", is_flag=True, help="Begin anew, whatever is there.  [default: go on]")
 seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+for_sheet = together(
+    click.option(
+        "--model", default=None, metavar="NAME|PATH", help="For --sheet.  [default: the one that the latents name]"
+    ),
+    machine,
+    network_batch,
+    overwrite,
+)
+its_model = click.option(
+    "--model", default=None, metavar="NAME|PATH", help="The model the latents belong to.  [default: the one they name]"
+)

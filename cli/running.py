@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 import click
 import torch
@@ -24,7 +24,7 @@ from odeddim.files import check_place
 from odeddim.grids import ENDS, NAMES, is_named, read_notes
 from odeddim.hdf5 import SUFFIXES
 from odeddim.images import ImageSource, check_shape, open_images, sample_images
-from odeddim.latents.arithmetic import check_alike
+from odeddim.latents.arithmetic import Readable, check_alike
 from odeddim.latents.store import LatentFile, LatentRun, Provenance, digest, provenance_of
 from odeddim.models import BUILT_IN, load
 from odeddim.outputs import open_output
@@ -192,16 +192,10 @@ def shares_steps(row: Solver) -> bool:
 
 
 def at_once(
-    row: Solver | None = None,
-    batch_size: int | None = None,
-    encoded: LatentFile | None = None,
-    *,
-    queued: bool = False,
+    row: Solver, batch_size: int | None = None, encoded: LatentFile | None = None, *, queued: bool = False
 ) -> int:
     """How many images to work on together: memory and speed, not the result, unless the row gives them common steps."""
     size = batch_size
-    if row is None:
-        return size or BATCH
     if size is None and encoded is not None and shares_steps(row):
         kept = encoded.provenance.details.get("batch_size")
         size = kept if isinstance(kept, int) and kept > 0 else None
@@ -406,18 +400,9 @@ def _check_end(file: LatentFile) -> None:
         raise InputError(f"{file.path}: its images lie at σ = {float(file.nodes[0]):.6g}: only its own nodes decode it")
 
 
-class Latents(Protocol):
-    """Latents that are read as they are asked for: a file, or a path between some."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, start: int, stop: int) -> State:
-        """Latents start, ..., stop-1."""
-
-
 def draw(
     sheet: Path,
-    latents: Latents,
+    latents: Readable,
     names: Sequence[str],
     file: LatentFile,
     field: VectorField,
@@ -507,7 +492,7 @@ def check_combinable(file: LatentFile, other: LatentFile) -> None:
 
 def write_latents(
     output: Path,
-    latents: Latents,
+    latents: Readable,
     names: Sequence[str],
     made: Provenance,
     nodes: torch.Tensor,
@@ -516,5 +501,5 @@ def write_latents(
 ) -> None:
     """Write latents that are read as they are asked for to a latent file. made: how they came about."""
     with LatentRun(output, names, made, nodes, overwrite=overwrite) as run:
-        for start, stop in run.batches(batch_size or at_once()):
+        for start, stop in run.batches(batch_size or BATCH):
             run.write(start, stop, latents.read(start, stop))

@@ -109,12 +109,7 @@ class ShiftedNames(Sequence[str]):
 @click.option(
     "--direction", "kept", type=click.Path(path_type=Path), default=None, help="Store means and direction, d.h5."
 )
-@click.option(
-    "--model", default=None, metavar="NAME|PATH", help="For --sheet.  [default: the one that the latents name]"
-)
-@options.machine
-@options.network_batch
-@options.overwrite
+@options.for_sheet
 def command(
     latents: Path,
     start: Spans | None,

@@ -71,9 +71,7 @@ HEADINGS = {
 @click.option("--sheet", type=click.Path(path_type=Path), default=None, help="Draw the worst, worst.png.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures of all latents as JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the figures of all latents as CSV.")
-@click.option(
-    "--model", default=None, metavar="NAME|PATH", help="The model the latents belong to.  [default: the one they name]"
-)
+@options.its_model
 @options.machine
 @options.network_batch
 def command(

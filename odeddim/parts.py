@@ -126,9 +126,8 @@ class Work:
         self._note = note
         self._claims = Claims(lock)
         self._rank, self._ranks = rank()
-        self._taken: set[tuple[int, int]] = (
-            set()
-        )  # handed out and not done; of one's own claims the system says nothing
+        # Handed out and not done: of its own claims the system tells a process nothing.
+        self._taken: set[tuple[int, int]] = set()
         try:
             with self._claims.waiting_for(_SETUP):
                 self._settle(where)

@@ -249,15 +249,11 @@ def _brief(value: Any) -> str:
 def _kind(file: h5py.File) -> dict[str, Any]:
     """What files must have in common for their rows to go together: columns, shapes, types and attributes."""
     kind: dict[str, Any] = {"/": {key: value for key, value in _attributes(file).items() if key != "rows"}}
-
-    def look(name: str, item: h5py.Group | h5py.Dataset) -> None:
+    for name, item in items(file, depth=2):
         if name not in _HEAD:
             data = isinstance(item, h5py.Dataset)
             like = (item.shape[1:], "text" if item.dtype.kind == "S" else item.dtype.str) if data else None
             kind[name] = (_attributes(item), like)
-
-    for name, item in items(file, depth=2):
-        look(name, item)
     return kind
 
 

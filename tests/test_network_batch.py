@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from torch import Tensor
 import odeddim
 from odeddim import solvers
 from odeddim.api import decode, encode
-from odeddim.cli import main
 from odeddim.field import VectorField
 from odeddim.images import sample_images
 from odeddim.latents.store import LatentFile, LatentRun
@@ -31,22 +29,6 @@ LOOSE = {"rtol": 0.1, "atol": 0.1}
 ROWS = [name for name in solvers.names() if not solvers.get(name).stochastic]
 IMPLICIT = ("scipy-lsoda", "scipy-radau", "scipy-bdf")  # as many evaluations as numbers for each Jacobian
 ALONE = [name for name in ROWS if solvers.get(name).family != "torchdiffeq adaptive" and name not in IMPLICIT]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process, in a folder of its own: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["odeddim", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, out, err
-
-    return call
 
 
 def encoded(run: Run, *arguments: object) -> dict[str, np.ndarray[Any, Any]]:

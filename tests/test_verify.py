@@ -7,7 +7,6 @@ import io
 import json
 import math
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,34 +19,11 @@ import torch
 from PIL import Image
 
 from odeddim.certificate import BADNESS, CERTIFICATE, LADDER, worst
-from odeddim.cli import main
 from odeddim.images import sample_images
 from odeddim.latents.store import LatentFile, LatentRun
 
 Run = Callable[..., tuple[int, str, str]]
 FAST = ("--model", "exact-mixture", "--batch-size", 2)
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def run(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["odeddim", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        assert "Traceback" not in err
-        return stop.value.code, out, err
-
-    return call
 
 
 def succeed(run: Run, *arguments: object) -> str:

@@ -134,9 +134,8 @@ class LatentRun(Run):
             file[name].attrs["unit"], file[name].attrs["sigma"] = text(UNIT), notes["sigma"]
         if "aux" in file:
             file["aux"].attrs["kept"] = text(notes["kept"])
-            file["aux"].attrs["sha256"] = text(
-                _hash(notes["kept"])
-            )  # changed, it would only look like another method's
+            # Changed, it would only look like another method's.
+            file["aux"].attrs["sha256"] = text(_hash(notes["kept"]))
 
     def write(self, start: int, stop: int, state: State, certificate: Mapping[str, Tensor] | None = None) -> None:
         """Write the latents start, ..., stop-1, xbar (B, *), with what is known of each: name -> (B,)."""
