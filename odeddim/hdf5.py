@@ -2,6 +2,7 @@
 
 The HDF5 library keeps data back and writes it when objects are closed; when such a write fails it prints tracebacks
 and ends in a segmentation fault. So it is given a file that never fails: errors are remembered and raised by `commit`.
+A Ctrl-C that arrives while the library writes would be printed and lost, so it waits for `commit` as well.
 
 Everything odeddim writes is in version 1.10 of the format, whose metadata carry checksums, and holds no text of
 variable length, whose heap carries none. A killed writer leaves such a file unreadable; none of ours is read before it
@@ -13,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,15 +78,16 @@ class _Sink:
 class HDF5Writer(h5py.File):  # type: ignore[misc]
     """An h5py.File under construction; `commit` after each batch stops a run whose disk is full."""
 
-    def __init__(self, sink: _Sink) -> None:
+    def __init__(self, sink: _Sink, raise_held: Callable[[], None]) -> None:
         super().__init__(sink, "w", libver=("v110", "v110"))
-        self._sink = sink
+        self._sink, self._raise_held = sink, raise_held
 
     def commit(self) -> None:
-        """Hand everything to the operating system; raises the OSError of any write that failed."""
+        """Hand everything to the operating system; raises the OSError of any write that failed, and a Ctrl-C."""
         self.flush()
         if self._sink.error is not None:
             raise self._sink.error
+        self._raise_held()
 
 
 @contextlib.contextmanager
@@ -92,12 +96,37 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[HDF5Writer]:
 
     temporary: see `odeddim.files.replacing`.
     """
-    with replacing(path, temporary) as place, open(place, "w+b", buffering=0) as raw:
+    with _interrupts_held() as raise_held, replacing(path, temporary) as place, open(place, "w+b", buffering=0) as raw:
         sink = _Sink(raw)
-        with HDF5Writer(sink) as file:
+        with HDF5Writer(sink, raise_held) as file:
             yield file
         if sink.error is not None:
             raise sink.error
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[Callable[[], None]]:
+    """Ctrl-C is kept until the block ends, or until the function given is called."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or previous is not signal.default_int_handler:
+        yield lambda: None
+        return
+    held = False
+
+    def hold(*_: object) -> None:
+        nonlocal held
+        held = True
+
+    def raise_held() -> None:
+        if held:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield raise_held
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    raise_held()
 
 
 def text(words: str) -> np.ndarray[Any, Any]:

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from odeddim.hdf5 import _Sink, writing
 from odeddim.latents.store import LatentFile
 
 FAST = ("--model", "exact-mixture", "--solver", "bdia", "--steps", "3", "--batch-size", "4")
@@ -121,6 +122,21 @@ def test_ctrl_c_and_on_again(tmp_path: Path, whole: Path) -> None:
     assert (code, err) == (0, "")
     assert "(0 now, the rest was there already)" in out
     assert (tmp_path / "z.h5").read_bytes() == before
+
+
+def test_ctrl_c_while_hdf5_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a callback from the library it would be printed and lost: it waits until the file is whole."""
+    write = _Sink.write
+    monkeypatch.setattr(_Sink, "write", lambda sink, data: (signal.raise_signal(signal.SIGINT), write(sink, data))[1])
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "whole.h5") as file:
+        file["rows"] = np.arange(3)
+    with h5py.File(tmp_path / "whole.h5") as file:
+        assert list(file["rows"]) == [0, 1, 2]
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "stopped.h5") as file:
+        file["rows"] = np.arange(3)
+        file.commit()  # where a long file is interrupted
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.h5"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
