@@ -9,7 +9,6 @@ import io
 import os
 import sys
 import warnings
-from importlib import import_module
 from typing import Any
 
 if __name__ != "odeddim.cli":
@@ -21,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import click
 
 from odeddim import __version__
+from odeddim.cli.lazy import LazyGroup
 from odeddim.types import BudgetExceeded, InputError
 
 _SHOWWARNING = warnings.showwarning
@@ -35,7 +35,7 @@ COMMANDS = {
     "verify": "How good the latents of a file are, the worst first.",
     "merge": "One file of an index and its parts, or of several.",
     "grid": "Compute a grid of noise levels for a solver: grid.txt.",
-    "bench": "Compare solvers: reconstruction error against evaluations.",
+    "bench": "Compare solvers: the tables and figures of the paper, and more.",
     "solvers": "The table of solvers.",
     "explain": "What a run will do: nodes, labels, coefficients, evaluations.",
     "inspect": "What a latent file or a model holds.",
@@ -43,38 +43,10 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
-    """A group that lists its commands from `COMMANDS` and imports `odeddim.cli.NAME` only to run NAME."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        command = import_module(f"odeddim.cli.{name}").command
-        assert isinstance(command, click.Command)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        from odeddim.types import pick
-
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            try:
-                pick(args[0], COMMANDS, "command")
-            except InputError as error:
-                ctx.fail(str(error))
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-
 @click.group(
     cls=LazyGroup,
+    package=__name__,
+    commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Every command works without arguments on the built-in model and sample images: try `odeddim bench`.",
 )

@@ -25,6 +25,7 @@ from odeddim.cli import options
 @click.option("--steps", type=click.IntRange(1), default=None, help="[default: as encoded]")
 @click.option("--grid", default=None, metavar="NAME|FILE", help="[default: the nodes of the file]")
 @options.tolerances
+@options.preset
 @click.option("--seed", type=click.IntRange(0), default=None, help="Of stochastic solvers' noise.  [default: 0]")
 @click.option("--eta", type=click.FloatRange(0), default=None, help="DDIM's η, of ddim-eta.  [default: 0.5]")
 @options.machine
@@ -45,6 +46,7 @@ def command(
     threads: int | None,
     tol: float | None,
     overwrite: bool,
+    preset: Any,
     **settings: Any,
 ) -> None:
     """Decode LATENTS to images by integrating the ODE from σ_T down, with the solver that encoded or another.
@@ -80,6 +82,7 @@ def command(
         progress,
         warn,
         warn_of_grid,
+        warn_of_preset,
         warn_of_range,
     )
     from odeddim.files import check_place
@@ -93,6 +96,7 @@ def command(
         how = decoding_plan(file, field, solver, steps, grid, settings, tol)
         row = how.row
         warn_of_grid(grid, field, row)
+        warn_of_preset(preset, field)
         in_blocks(field, row, where, network_batch, threads, file)
         if len(file) < file.total:
             warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")

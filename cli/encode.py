@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The latent file, z.h5.")
 @click.option("-n", "--count", type=click.IntRange(1), default=None, help="Only the first so many images.")
 @options.run
+@options.preset
 @options.machine
 @options.network_batch
 @options.tol
@@ -41,6 +42,7 @@ def command(
     tol: float | None,
     certify: bool,
     overwrite: bool,
+    preset: Any,
     **settings: Any,
 ) -> None:
     """Encode IMAGES to latents by integrating the ODE from the image up to σ_T.
@@ -64,6 +66,7 @@ def command(
       odeddim encode -o z.h5 --solver dopri5 --rtol 1e-5
       odeddim encode photos/ -o z.h5 --model MODEL --certify
       odeddim encode photos/ -o z.h5 --model MODEL --tol 1e-3
+      odeddim encode photos/ -o z.h5 --model MODEL --preset bench/preset.json
       find photos -name '*.png' | odeddim encode - -o z.h5 --model MODEL
       torchrun --nproc-per-node 4 -m odeddim encode photos/ -o z.h5 --model MODEL
     """
@@ -88,6 +91,7 @@ def command(
         progress,
         rungs_of,
         warn_of_grid,
+        warn_of_preset,
         warn_of_range,
     )
     from odeddim.files import check_place
@@ -111,6 +115,7 @@ def command(
         row, rungs = rungs_of(field.schedule, solver or options.EXPLICIT, steps, grid, end, settings)
         nodes = rungs[-1][1]
     warn_of_grid(grid, field, row)
+    warn_of_preset(preset, field)
     check_encodes(row)
     in_blocks(field, row, where, network_batch, threads)
     source = images_for(field, images)

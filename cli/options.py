@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -89,6 +90,36 @@ end = click.option(
     show_default=True,
     help="Where images lie: at σ = 0 after one Euler step, as in the paper, or at the lowest level σ_1.",
 )
+
+
+def preset(function: F) -> F:
+    """--preset FILE: solver, grid, steps, end and settings of a file, in place of the options."""
+
+    @functools.wraps(function)
+    def command(*args: Any, preset: Path | None, **given: Any) -> Any:
+        if preset is None:
+            return function(*args, **given, preset=None)
+        from click.core import ParameterSource
+
+        from odeddim.preset import load
+
+        ctx, found = click.get_current_context(), load(preset)
+        says = {"solver": found.solver, "grid": found.grid, "steps": found.steps, "tol": None}
+        says |= {"end": found.end} if "end" in given else {}
+        for name in (*says, *found.settings):
+            source = ctx.get_parameter_source(name)
+            if name in given and source not in (None, ParameterSource.DEFAULT):
+                raise click.UsageError(f"--preset says how to run: leave out --{name}")
+        solvers.get(found.solver).with_settings(**found.settings)
+        given |= {name: value for name, value in says.items() if name in given}
+        return function(*args, **{**given, **found.settings}, preset=found)
+
+    return click.option(
+        "--preset",
+        type=click.Path(path_type=Path),
+        default=None,
+        help="Solver, grid, steps and end from a file that `odeddim bench work-precision --find` has written.",
+    )(command)  # type: ignore[return-value]
 
 
 class Assignment(click.ParamType[tuple[str, Any]]):
@@ -190,6 +221,7 @@ tol = click.option(
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Begin anew, whatever is there.  [default: go on]")
 seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
+size = click.option("--size", default=None, metavar="C,H,W", help="Shape of the images, for models that take any.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 for_sheet = together(
     click.option(

@@ -29,6 +29,7 @@ from odeddim.latents.store import LatentFile, LatentRun, Provenance, digest, pro
 from odeddim.models import BUILT_IN, load
 from odeddim.outputs import open_output
 from odeddim.parts import rank
+from odeddim.preset import Preset
 from odeddim.schedule import Schedule
 from odeddim.types import InputError, Solver, State, pick
 
@@ -115,6 +116,15 @@ def warn_of_grid(grid: str | None, field: VectorField, row: Solver) -> None:
         )
     if notes.get("solver", row.name) != row.name:
         warn(f"{grid} was computed for the solver {notes['solver']!r}, not {row.name!r}")
+
+
+def warn_of_preset(preset: Preset | None, field: VectorField) -> None:
+    """Say on stderr where a preset was found for another model than what runs with it."""
+    if preset is not None and (preset.sha256 or preset.model) != (field.sha256 or field.name):
+        warn(
+            f"the preset was found for the model {preset.model!r}, not {field.name!r}: "
+            "`odeddim bench work-precision --find` finds one for it"
+        )
 
 
 @contextlib.contextmanager
@@ -457,6 +467,14 @@ def image_shape(text: str) -> tuple[int, int, int]:
         raise InputError(f"--size {text!r}: give channels, height and width, as in 3,32,32")
     channels, height, width = (int(part) for part in parts)
     return channels, height, width
+
+
+def shape_for(field: VectorField, size: str | None) -> tuple[int, ...]:
+    """The shape of images to make: the model's, or --size for models that take any."""
+    shape = image_shape(size) if size else field.shape
+    if shape is None:
+        raise click.UsageError(f"the model {field.name!r} takes any shape: say which one, --size C,H,W")
+    return shape
 
 
 def check_places(output: Path | None, sheet: Path | None, *inputs: Path | None) -> None:

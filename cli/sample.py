@@ -24,8 +24,9 @@ from odeddim.cli import options
 @click.option(
     "--eta", type=click.FloatRange(0), default=None, help="DDIM's η, of euler (0: the ODE) and ddim-eta (0.5)."
 )
-@click.option("--size", default=None, metavar="C,H,W", help="Shape of the images, for models that take any.")
+@options.size
 @options.run
+@options.preset
 @options.machine
 @options.network_batch
 @options.overwrite
@@ -46,6 +47,7 @@ def command(
     network_batch: int | None,
     threads: int | None,
     overwrite: bool,
+    preset: Any,
     **settings: Any,
 ) -> None:
     """Sample images from noise. Image i depends on the seed and i only, whatever the count or the batch size.
@@ -66,13 +68,14 @@ def command(
         at_once,
         details_of,
         field_on,
-        image_shape,
         in_blocks,
         lasting,
         machine,
         of_all,
         progress,
+        shape_for,
         warn_of_grid,
+        warn_of_preset,
         warn_of_range,
     )
     from odeddim.latents.store import provenance_of
@@ -80,12 +83,11 @@ def command(
 
     where = machine(device, dtype)
     field = field_on(model, where)
-    shape = image_shape(size) if size else None
     name = solver or ("euler" if eta else options.SOLVER)
-    if shape is None and field.shape is None:
-        raise click.UsageError(f"the model {field.name!r} takes any shape: say which one, --size C,H,W")
+    shape = shape_for(field, size)
     row, nodes = plan(field.schedule, name, steps, grid, end, settings)
     warn_of_grid(grid, field, row)
+    warn_of_preset(preset, field)
     row = with_noise(row, eta=eta, seed=seed)
     in_blocks(field, row, where, network_batch, threads)
     size_at_once = at_once(row, batch_size)
@@ -98,7 +100,7 @@ def command(
         settings=lasting(settings, row),
         seed=seed,
         eta=eta,
-        size=list(shape or field.shape or ()),
+        size=list(shape),
         **details_of(field, row, where, size_at_once),
     )
     began, largest, here = time.perf_counter(), 0.0, 0

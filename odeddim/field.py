@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,8 @@ class VectorField:
     details: what else is known of it, for `odeddim inspect`.
 
     A module is set to evaluation mode. It runs in its own dtype and on its own device; the state keeps its own dtype.
-    `nfe` counts calls, `rows` the images evaluated in them; `reset()` sets both to 0.
+    `nfe` counts calls, `rows` the images evaluated in them; `reset()` sets both to 0. `watch`, if set, is told of the
+    images of each call, for a progress bar.
 
     network_batch: None, or how many images the network always sees at once, filled up if need be. The last digits of
     convolutions depend on the shape of their batch, so that with a number here an image's latent is the same, bit for
@@ -50,6 +52,7 @@ class VectorField:
         self.sha256 = sha256
         self.details = details or {}
         self.network_batch: int | None = None
+        self.watch: Callable[[int], Any] | None = None
         # Every node is met once for each batch and direction: what it costs to look it up is paid once.
         self._label_and_scale = functools.lru_cache(maxsize=4096)(functools.partial(_label_and_scale, schedule))
         if isinstance(eps, torch.nn.Module):
@@ -71,6 +74,15 @@ class VectorField:
         """Set the counters `nfe` and `rows` to 0."""
         self.nfe = 0
         self.rows = 0
+
+    def relabelled(self, label_at: Callable[[float], float]) -> VectorField:
+        """This field with the network's label taken at another noise level: t(label_at(σ)), where all share σ.
+
+        With the next node of a grid that is how much code inverts DDIM: x at the source, the label of the target.
+        """
+        twin, own = copy.copy(self), self._label_and_scale
+        twin._label_and_scale = lambda sigma: (own(label_at(sigma))[0], own(sigma)[1])  # type: ignore[assignment]
+        return twin
 
     def check(self, x: Tensor) -> None:
         """Raise an InputError unless x is a finite batch (B, *), B >= 1, that this model takes."""
@@ -99,6 +111,8 @@ class VectorField:
         out = self._evaluate(x.to(dtype), labels).to(xbar.dtype)
         self.nfe += 1
         self.rows += batch
+        if self.watch is not None:
+            self.watch(batch)
         if out.shape != xbar.shape:
             raise InputError(
                 f"the model {self.name!r} returned shape {tuple(out.shape)} for an input of {tuple(xbar.shape)}: "

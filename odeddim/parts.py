@@ -198,6 +198,7 @@ class Run(Work):
 
     output: what the user named. head: writes what the file holds besides rows. overwrite: begin anew, whatever is
     there. index: whether `output` shows what is done so far. finish: what makes the parts one, once all are there.
+    together: whether the processes of torchrun begin it at the same time, as they must with `overwrite`.
 
     An output that is there already is left alone: if it holds this run's rows `done` is `total`, otherwise, and without
     `overwrite`, it is an InputError with what is different.
@@ -213,6 +214,7 @@ class Run(Work):
         overwrite: bool = False,
         index: bool = True,
         finish: Callable[[Run], None] | None = None,
+        together: bool = True,
     ) -> None:
         check_place(output)
         self.output, self.place = output, Path(os.path.realpath(output))
@@ -221,7 +223,10 @@ class Run(Work):
             raise InputError(f"{plain_text(str(output))}: HDF5 cannot show the parts of a file whose name is not UTF-8")
         self._head, self._index, self._finish = head, index, finish or Run.make_one
         self._next_index, self._committed, self._whole, self._overwrite = 0.0, 0, False, overwrite
-        begin_together(lambda: self._make_room(overwrite))
+        if together:
+            begin_together(lambda: self._make_room(overwrite))
+        else:
+            self._make_room(overwrite)
         super().__init__(output, total, settings, self.folder / "run.json", self.folder / "lock")
 
     def _make_room(self, overwrite: bool) -> None:

@@ -132,9 +132,10 @@ def test_ctrl_c_while_hdf5_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         file["rows"] = np.arange(3)
     with h5py.File(tmp_path / "whole.h5") as file:
         assert list(file["rows"]) == [0, 1, 2]
-    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "stopped.h5") as file:
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "stopped.h5") as file:  # noqa: PT012
         file["rows"] = np.arange(3)
         file.commit()  # where a long file is interrupted
+        raise AssertionError("it went on")
     assert [path.name for path in tmp_path.iterdir()] == ["whole.h5"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

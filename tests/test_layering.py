@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = (
     "odeddim.types",
     "odeddim.files",
+    "odeddim.preset",
     "odeddim.hdf5",
     "odeddim.rows",
     "odeddim.parts",
@@ -122,7 +123,16 @@ def test_the_bare_folders_refuse_to_be_imported(folder: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["solvers"], ["encode", "--help"], ["bench", "--help"], ["encode"], ["nonsense"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["solvers"],
+        ["encode", "--help"],
+        ["bench", "--help"],
+        ["encode"],
+        ["nonsense"],
+        *(["bench", name, "--help"] for name in ("reconstruction", "quality", "work-precision", "report")),
+    ],
 )
 def test_light_commands_load_nothing_heavy(arguments: list[str]) -> None:
     heavy = ("torch", "numpy", "scipy", "h5py", "matplotlib", "torchdiffeq", "PIL", "rich", "safetensors")

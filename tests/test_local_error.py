@@ -12,7 +12,8 @@ import torch
 import odeddim
 from odeddim import local_error
 from odeddim.analytic import GaussianMixture
-from odeddim.bench.reconstruction import reference_latents
+from odeddim.bench.reconstruction import true_latents
+from odeddim.local_error import REFERENCE
 from odeddim.types import InputError
 
 MIXTURE = odeddim.load("exact-mixture")
@@ -27,7 +28,7 @@ def pictures(seed: int, n: int = 4) -> torch.Tensor:
 def figures(images: torch.Tensor, solver: str, grid: torch.Tensor, end: str = "zero") -> tuple[float, float]:
     """(round trip, latent) of a grid, as the bench has them."""
     sigma_T = MIXTURE.schedule.sigma_max
-    truth, _ = reference_latents(MIXTURE, images, end, 32, lambda count: None, [sigma_T])
+    truth = true_latents(MIXTURE, images, [sigma_T], end, REFERENCE[2])
     state = odeddim.encode(images, solver, model=MIXTURE, grid=grid)
     back = odeddim.decode(state, solver, model=MIXTURE, grid=grid)
     latent = float((state.xbar - truth[sigma_T]).square().mean().sqrt()) / sigma_T

@@ -16,6 +16,17 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+BENCH = {  # in small: the commands are the same
+    "reconstruction": ["-n", "2", "--steps", "5,10"],
+    "quality": ["-n", "6", "--steps", "5"],
+    "consistency": ["-n", "2", "--steps", "5,10"],
+    "time": ["--steps", "5,10", "--batches", "1", "--repeats", "1"],
+    "interpolation": ["--pairs", "1", "--points", "5", "--side", "2", "--steps", "10"],
+    "work-precision": ["-n", "1", "--solvers", "ab3,belm", "--end", "sigma_min"],
+    "report": [],
+}
+
+
 def blocks(language: str) -> list[str]:
     """The fenced blocks of one language."""
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -30,7 +41,9 @@ def test_the_examples_run_in_order(
     assert len(lines) >= 6
     for line in lines:
         words = shlex.split(line.removeprefix("$ "), comments=True)
-        if words[1] in ("encode", "bench", "sample") and "-n" not in words:
+        if words[1] == "bench":
+            words += BENCH.get(words[2], BENCH["reconstruction"])
+        elif words[1] in ("encode", "sample") and "-n" not in words:
             words += ["-n", "4"]  # fewer images: the command is the same
         if words[1] == "grid":
             words += ["-n", "2", "--steps", "4"]

@@ -1,75 +1,354 @@
-"""Figures of benchmark tables, drawn with matplotlib; light background, colours that colour-blind people tell apart."""
+"""Figures of tables, drawn with matplotlib for light and dark pages, in colours that colour-blind people tell apart.
+
+One function for each bench: table -> figures by name. Lines differ in colour, marker and dash, so that no one of the
+three is needed; legends stand beside the axes, never on the data.
+"""
 
 from __future__ import annotations
 
+import io
+import math
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from odeddim.bench.reconstruction import Row, Table
-from odeddim.files import check_place, replacing
-from odeddim.types import InputError
+from odeddim.bench.tables import Sheet, Table
+from odeddim.files import replacing
 
-# Okabe & Ito's palette without its yellow, which is too faint on white.
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 MARKERS = "osD^vP*X"
+DASHES = ("-", "--", ":")
+_DPI = 150
 
 
-def figure_kind(path: Path) -> str:
-    """ "png", "svg" or "pdf" by the name of a figure; an InputError for other names and places that are not there."""
-    kind = path.suffix.lower().lstrip(".")
-    if kind not in ("png", "svg", "pdf"):
-        raise InputError(f"{path}: name the figure .png, .svg or .pdf")
-    check_place(path)
-    return kind
+@dataclass(frozen=True)
+class Theme:
+    """ink, muted: of words and of what stays behind; paper: the page; colours: of lines, after Okabe & Ito."""
+
+    name: str
+    ink: str
+    muted: str
+    paper: str
+    colours: tuple[str, ...]
 
 
-def work_precision(table: Table, path: Path) -> None:
-    """Error against evaluations, log-log, a line per solver and grid: round trip and latent. A PNG, SVG or PDF."""
+# Okabe & Ito's palette without its yellow, which is too faint on white; on black its black and its blue are too dark.
+LIGHT = Theme(
+    "light", "#1a1a1a", "#666666", "#ffffff",
+    ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"),
+)  # fmt: skip
+DARK = Theme(
+    "dark", "#e8e8e8", "#a0a0a0", "#16181c",
+    ("#ffffff", "#E69F00", "#4C9BE8", "#00B98A", "#FF7A33", "#A6DBFF", "#E58FBF"),
+)  # fmt: skip
+THEMES = (LIGHT, DARK)
+
+
+def draw(table: Table, theme: Theme = LIGHT) -> dict[str, tuple[bytes, str]]:
+    """The figures of a table: name -> (its SVG, what it shows in words)."""
+    return {name: (_bytes(figure, "svg"), words) for name, figure, words in _figures(table, theme)}
+
+
+def save(table: Table, folder: Path) -> list[Path]:
+    """Write the figures of a table into a folder as NAME.svg and NAME.png, light; their paths."""
+    paths = []
+    for name, figure, _ in _figures(table, LIGHT):
+        for kind in ("svg", "png"):
+            path = folder / f"{name}.{kind}"
+            with replacing(path) as temporary:
+                temporary.write_bytes(_bytes(figure, kind))
+            paths.append(path)
+    return paths
+
+
+def _bytes(figure: Figure, kind: str) -> bytes:
     import matplotlib
 
-    kind = figure_kind(path)
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    out = io.BytesIO()
+    # Without these two, the same table would give other bytes each time.
+    with matplotlib.rc_context({"svg.hashsalt": "odeddim"}):
+        figure.savefig(out, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
+    return out.getvalue()
+
+
+def _figures(table: Table, theme: Theme) -> Iterator[tuple[str, Figure, str]]:
+    table = _without_mathematics(table)
+    with _themed(theme):
+        if table.bench in DRAWN:
+            for name, (figure, words) in DRAWN[table.bench](table, theme).items():
+                yield name, figure, words
+        for i, sheet in enumerate(table.sheets):
+            yield f"{table.bench}-sheet{i + 1 if len(table.sheets) > 1 else ''}", draw_sheet(sheet), sheet.title
+
+
+def _without_mathematics(table: Table) -> Table:
+    """The table with words that matplotlib takes as they are: what stands between two $ would be a formula."""
+
+    def plain(value: Any) -> Any:
+        return value.replace("$", r"\$") if isinstance(value, str) else value
+
+    sheets = [
+        Sheet(plain(s.title), s.images, tuple(map(plain, s.rows)), tuple(map(plain, s.columns))) for s in table.sheets
+    ]
+    rows = tuple({key: plain(value) for key, value in row.items()} for row in table.rows)
+    settings = {key: plain(value) for key, value in table.settings.items()}
+    title = textwrap.fill(plain(table.title), 100)
+    return replace(table, title=title, rows=rows, settings=settings, sheets=tuple(sheets))
+
+
+@contextmanager
+def _themed(theme: Theme) -> Iterator[None]:
+    import matplotlib
+
+    style: dict[Any, Any] = {
+        "figure.facecolor": theme.paper, "savefig.facecolor": theme.paper, "axes.facecolor": theme.paper,
+        "text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.titlecolor": theme.ink,
+        "xtick.color": theme.ink, "ytick.color": theme.ink, "axes.edgecolor": theme.muted, "grid.color": theme.muted,
+        "grid.alpha": 0.3, "font.size": 10, "axes.titlesize": 11, "lines.markersize": 5, "lines.linewidth": 1.5,
+    }  # fmt: skip
+    with matplotlib.rc_context(style):
+        yield
+
+
+def panels(count: int, width: float = 5.0, height: float = 4.4) -> tuple[Figure, list[Axes]]:
+    """A figure with so many axes side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * count + 1.6, height), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def styles(theme: Theme, count: int) -> list[dict[str, Any]]:
+    """How each of so many lines looks."""
+    colours = theme.colours
+    return [
+        {
+            "color": colours[i % len(colours)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": DASHES[i // len(colours) % len(DASHES)],
+        }
+        for i in range(count)
+    ]
+
+
+def label_of(key: Sequence[Any]) -> str:
+    """A line's name in the legend: "euler, linear"."""
+    return ", ".join(str(part) for part in key if part not in ("-", "", None))
+
+
+def legend(figure: Figure, *axes: Axes) -> None:
+    """The names of the lines that are drawn in some axes, beside all of them."""
+    import numpy as np
+
+    named = {
+        line.get_label(): line
+        for one in reversed(axes)
+        for line in one.get_lines()
+        if np.size(line.get_xdata()) and not str(line.get_label()).startswith("_")
+    }
+    order = [str(line.get_label()) for line in axes[0].get_lines() if line.get_label() in named]
+    figure.legend([named[name] for name in order], order, loc="outside right center", frameon=False)
+
+
+def log_axis(axes: Axes, values: Sequence[float], which: str = "x") -> None:
+    """A logarithmic axis with ticks at 1, 2, 5, 10, ... of whole numbers, written out."""
     from matplotlib.ticker import NullFormatter
 
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    lines: dict[tuple[str, str], list[Row]] = {}
-    for row in (row for row in table.rows if not row.failure):
-        lines.setdefault((row.solver, row.grid), []).append(row)
-    titles = ("Round trip", "Latent")
-    labels = ("MSE on the [0, 1] scale", "distance to the true latent, rms / σ_T")
-    for panel, title, label, attribute in zip(panels, titles, labels, ("round_trip", "latent"), strict=True):
-        for i, ((solver, grid), rows) in enumerate(lines.items()):
-            rows = sorted(rows, key=lambda row: row.evaluations)
-            panel.plot(
-                [row.evaluations for row in rows],
-                [getattr(row, attribute) for row in rows],
-                marker=MARKERS[i % len(MARKERS)],
-                color=COLOURS[i % len(COLOURS)],
-                linestyle="-" if i < len(COLOURS) else "--",
-                label=solver if grid == "-" else f"{solver}, {grid}",
-            )
-        panel.set(xscale="log", yscale="log", title=title, ylabel=label, xlabel="network evaluations per direction")
-        low, high = min(row.evaluations for row in table.rows), max(row.evaluations for row in table.rows)
-        ticks = [m * 10**k for k in range(6) for m in (1, 2, 5) if low / 1.5 <= m * 10**k <= high * 1.5]
-        panel.set_xticks(ticks, [str(tick) for tick in ticks])
-        panel.xaxis.set_minor_formatter(NullFormatter())
-        panel.grid(which="major", alpha=0.3)
-    exact = [f"{solver}, {grid}" for (solver, grid), rows in lines.items() if any(row.round_trip == 0 for row in rows)]
-    if exact:  # a logarithmic axis has no place for them
-        panels[0].annotate(
-            f"0 (exact): {'; '.join(exact)}", (0.02, 0.02), xycoords="axes fraction", fontsize=8, color="0.35"
-        )
-    if table.reference_error > 0:
-        panels[1].axhline(table.reference_error, color="0.5", linestyle=":", linewidth=1)
-        panels[1].annotate(
-            "the reference's own error", (0.99, table.reference_error), xycoords=("axes fraction", "data"),
-            ha="right", va="bottom", fontsize=8, color="0.35",
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    low, high = min(values), max(values)
+    ticks = [m * 10**k for k in range(7) for m in (1, 2, 5) if low / 1.3 <= m * 10**k <= high * 1.3]
+    axis.set_ticks(ticks, [f"{tick:,}" for tick in ticks])
+    axis.set_minor_formatter(NullFormatter())
+
+
+def note(axes: Axes, words: str, theme: Theme) -> None:
+    """A remark below an axes, small."""
+    axes.annotate(
+        words, (0, -0.2), xycoords="axes fraction", fontsize=8, color=theme.muted, va="top", annotation_clip=False
+    )
+
+
+def floor(axes: Axes, value: float | None, words: str, theme: Theme) -> None:
+    """A line below which figures mean nothing."""
+    if value and value > 0:
+        axes.axhline(value, color=theme.muted, linestyle=(0, (1, 3)), linewidth=1)
+        axes.annotate(
+            words, (0.99, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8,
+            color=theme.muted,
         )  # fmt: skip
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", frameon=False)
-    figure.suptitle(f"{table.model}, {table.images} images, end at {table.end}, {table.dtype}", fontsize=10)
-    try:
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    finally:
-        plt.close(figure)
+
+
+def lines(
+    axes: Axes, table: Table, theme: Theme, x: str, y: str, *, where: Callable[[Mapping[str, Any]], bool] | None = None
+) -> list[float]:
+    """A line of y over x for each group of rows, where both are there and positive; all x drawn."""
+    groups = table.lines()
+    drawn: list[float] = []
+    for (key, rows), style in zip(groups.items(), styles(theme, len(groups)), strict=True):
+        chosen = [row for row in rows if where is None or where(row)]
+        points = [(row[x], row[y]) for row in chosen if row[x] is not None and row[y] is not None]
+        shown = [(a, b) for a, b in points if a > 0 and b > 0]  # in the order of the table: of steps
+        axes.plot([a for a, _ in shown], [b for _, b in shown], label=label_of(key), **style)
+        drawn += [a for a, _ in points]
+    return drawn or [1.0, 10.0]
+
+
+def reconstruction(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+    """Error against evaluations: round trip and latent."""
+    figure, (left, right) = panels(2)
+    for axes, name, title, label in (
+        (left, "round_trip", "Round trip", "mean squared error on [0, 1]"),
+        (right, "latent", "Latent", "distance to the true latent, rms / σ"),
+    ):
+        drawn = lines(axes, table, theme, "evaluations", name)
+        axes.set_yscale("log")
+        log_axis(axes, drawn)
+        axes.set(title=title, ylabel=label, xlabel="network evaluations per direction")
+        axes.grid(which="major")
+    exact = []  # a logarithmic axis has no place for them
+    for key, rows in table.lines().items():
+        zeros = [str(row["steps"]) for row in rows if row["round_trip"] == 0]
+        some = f" ({', '.join(zeros)} steps)" if len(zeros) < len(rows) else ""
+        exact += [f"{label_of(key)}{some}"] if zeros else []
+    if exact:
+        note(left, f"exactly 0, so not drawn: {'; '.join(exact)}", theme)
+    floor(right, table.settings.get("reference_error"), "how far the true latent is known", theme)
+    legend(figure, left, right)
+    figure.suptitle(table.title, fontsize=11)
+    return {table.bench: (figure, f"{table.title}: error against evaluations, one line per solver and grid")}
+
+
+def work_precision(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+    """Errors of decoding and encoding against evaluations and seconds, the floor where nothing can be told."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.6, 8.4), layout="constrained")
+    grid = figure.subplots(2, 2, sharey="row")
+    ways = (("decode", "Decoding", "distance to the ODE's image, rms"),
+            ("encode", "Encoding", "distance to the ODE's latent, rms / σ_T"))  # fmt: skip
+    for across, (way, title, label) in zip(grid, ways, strict=True):
+        for axes, work, unit in zip(
+            across, ("evaluations", "seconds"), ("network evaluations", "seconds per image"), strict=True
+        ):
+            drawn = lines(axes, table, theme, f"{way}_{work}", f"{way}_error")
+            axes.set_yscale("log")
+            if work == "evaluations":
+                log_axis(axes, drawn)
+                axes.set_ylabel(label)
+            else:
+                axes.set_xscale("log")
+            axes.set(title=f"{title}: error against {work}", xlabel=unit)
+            axes.grid(which="major")
+            floor(axes, table.settings.get(f"{way}_floor"), "how far the solution is known", theme)
+    legend(figure, *grid[0], *grid[1])
+    figure.suptitle(table.title, fontsize=11)
+    return {table.bench: (figure, f"{table.title}: error against evaluations and seconds, a line per solver and grid")}
+
+
+def cheapest(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+    """The evaluations that each solver on each grid needs, the fewest first."""
+    from matplotlib.figure import Figure
+
+    kept = [row for row in table.rows if row["found"] == "yes"][:20]
+    figure = Figure(figsize=(8, 0.9 + 0.32 * max(len(kept), 2)), layout="constrained")
+    axes = figure.subplots()
+    names = [f"{row['solver']}, {row['grid']}, {row['steps']} steps" for row in kept]
+    bars = axes.barh(names, [row["evaluations"] for row in kept], color=theme.colours[2])
+    axes.bar_label(bars, fmt="%g", padding=3, color=theme.ink, fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set(title=table.title, xlabel="network evaluations per image, to encode and to decode")
+    axes.spines[["top", "right"]].set_visible(False)
+    return {table.bench: (figure, f"{table.title}: the evaluations that each solver and grid needs")}
+
+
+def consistency(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+    """The distance to the reference's image of the same x_T over steps, and the one between different x_T."""
+    kinds = [("pixels", "Pixels", "rms distance to the reference")]
+    if any(column.name == "features" for column in table.columns):
+        kinds.append(("features", "Features", "rms distance in features"))
+    figure, all_axes = panels(len(kinds))
+    for axes, (name, title, label) in zip(all_axes, kinds, strict=True):
+        drawn = lines(axes, table, theme, "evaluations", name)
+        axes.set_yscale("log")
+        log_axis(axes, drawn)
+        axes.set(title=title, ylabel=label, xlabel="network evaluations")
+        axes.grid(which="major")
+        floor(axes, table.settings.get(f"{name} between different x_T"), "between different x_T", theme)
+    legend(figure, *all_axes)
+    figure.suptitle(table.title, fontsize=11)
+    return {table.bench: (figure, f"{table.title}: distance to the reference's image over evaluations")}
+
+
+def quality(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+    """How far the samples are from real images, over steps."""
+    figure, axes = panels(2)
+    measure = str(table.settings.get("measure", "Fréchet distance"))
+    for panel, name, title in ((axes[0], "frechet", measure), (axes[1], "kid", "KID")):
+        drawn = lines(panel, table, theme, "evaluations", name)
+        panel.set_yscale("log")
+        log_axis(panel, drawn)
+        panel.set(title=title, ylabel=f"{title} to the reference", xlabel="network evaluations")
+        panel.grid(which="major")
+        floor(panel, table.settings.get(f"{name} of real images"), "as many real images", theme)
+    legend(figure, *axes)
+    figure.suptitle(table.title, fontsize=11)
+    return {table.bench: (figure, f"{table.title}: {measure} and KID over evaluations, one line per η or solver")}
+
+
+def draw_sheet(sheet: Sheet) -> Figure:
+    """Images in rows and columns, with the words beside and above them."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    down, across, height, width = sheet.images.shape[:4]
+    scale = 0.62 * max(1.0, math.sqrt(max(height, width) / 64))
+    figure = Figure(figsize=(scale * across + 1.9, scale * down * height / width + 0.75), layout="constrained")
+    axes = figure.subplots(1, 1)
+    gap = max(1, width // 14)
+    canvas = np.zeros((down * (height + gap) - gap, across * (width + gap) - gap, 4), np.uint8)  # gaps are transparent
+    for i in range(down):
+        for j in range(across):
+            place = canvas[i * (height + gap) :, j * (width + gap) :]
+            place[:height, :width, :3] = sheet.images[i, j]
+            place[:height, :width, 3] = 255
+    axes.imshow(canvas, interpolation="nearest")
+    axes.set_xticks([j * (width + gap) + width / 2 for j in range(across)], sheet.columns, fontsize=8)
+    axes.set_yticks([i * (height + gap) + height / 2 for i in range(down)], sheet.rows, fontsize=8)
+    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    figure.suptitle(sheet.title, fontsize=10)
+    return figure
+
+
+def _time(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+    from odeddim.bench import timing  # it draws with what is here
+
+    return timing.figure(table, theme)
+
+
+def _interpolation(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+    from odeddim.bench import interpolation  # it draws with what is here
+
+    return interpolation.figure(table, theme)
+
+
+DRAWN: dict[str, Callable[[Table, Theme], dict[str, tuple[Figure, str]]]] = {
+    "reconstruction": reconstruction,
+    "work-precision": work_precision,
+    "cheapest": cheapest,
+    "consistency": consistency,
+    "quality": quality,
+    "time": _time,
+    "interpolation": _interpolation,
+}
+"""bench -> its figures: name -> (figure, what it shows in words)."""

@@ -1,228 +1,228 @@
-"""Reconstruction: encode, decode, compare. The paper's Table 2, for any solver and grid, with the latent's own error.
+"""Reconstruction: encode, decode, compare. DDIM's Table 2, for any solver and grid, with the latent's own error.
 
 Round trip: per-dimension mean squared error on the [0, 1] scale, as in Table 2 (the mean over images).
 Latent: distance to the ODE's true latent, rms per dimension over σ_T. A method can come back exactly from a latent
-that is wrong; so both are given. The true latent comes from a tight run, which is itself checked against a tighter one.
+that is wrong; so both are given. The true latent comes from a tight run, which is itself checked against a coarser one.
 Where a grid ends below σ_T, latents are compared there, and over the σ there.
+
+Labels: eq. 14 reversed evaluates ε(x, t) at the step's source, and so does every solver here. Much code that inverts
+DDIM takes the label t of the step's target and the x of its source; with `labels` that is measured too, of `euler`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import itertools
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from odeddim import grids, solvers
-from odeddim.api import check_encodes, decode, encode, integrate, plan
+from odeddim.api import check_encodes, decode, encode, integrate
+from odeddim.bench.stand import Planned, Stand, error_words, failure_column
+from odeddim.bench.tables import Column, Table, counted
 from odeddim.field import VectorField
-from odeddim.hdf5 import writing
 from odeddim.local_error import REFERENCE
-from odeddim.types import BudgetExceeded, InputError, Solver, State
+from odeddim.rows import Columns
+from odeddim.types import BudgetExceeded, InputError, State
 
+STEPS = (10, 20, 50, 100, 200, 500, 1000)
+SOLVERS = ("euler@linear", "euler@quadratic", "ab3", "belm")
+LABELS = ("source", "target")
+PAPER = dict(zip(STEPS, (0.014, 0.0065, 0.0023, 0.0009, 0.0004, 0.0001, 0.0001), strict=True))
+"""DDIM (arXiv 2010.02502), Table 2: CIFAR-10's test images, η = 0."""
 
-@dataclass(frozen=True)
-class Entry:
-    """What to run: a solver on a grid, a name or a file (None: its own)."""
+Images = Callable[[int, int], Tensor]
+"""images(start, stop) -> (B, C, H, W) in [-1, 1], in the state's dtype and on the model's device."""
 
-    solver: str
-    grid: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Entry:
-        """From "SOLVER" or "SOLVER@GRID"."""
-        solver, _, grid = text.partition("@")
-        return cls(solver, grid or None)
-
-
-DEFAULT_ENTRIES = ("euler@linear", "euler@quadratic", "heun", "dpmpp-2m", "ab3", "unipc-1", "belm", "dopri5")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. evaluations: per image and direction; seconds: both directions, all images.
-
-    failure: why a solver gave no result; its figures are None then. note: what else it says of itself.
-    """
-
-    solver: str
-    grid: str
-    steps: int | None
-    evaluations: float
-    round_trip: float | None
-    latent: float | None
-    seconds: float
-    failure: str = ""
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """The rows, the settings they were made with, and the reference's own error (a floor under `latent`)."""
-
-    model: str
-    sha256: str
-    images: int
-    end: str
-    dtype: str
-    device: str
-    reference: str
-    reference_error: float
-    rows: tuple[Row, ...]
-
-    def to_json(self) -> str:
-        """The whole table as JSON."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
-
-    def to_csv(self) -> str:
-        """The rows as CSV, with a header line."""
-        text = io.StringIO()
-        names = [item.name for item in fields(Row)]
-        writer = csv.DictWriter(text, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in self.rows)
-        return text.getvalue()
-
-    def save(self, path: Path) -> None:
-        """The table as HDF5: a compound dataset `rows` and the settings as attributes."""
-        import h5py
-        import numpy as np
-
-        text = h5py.string_dtype()
-        kinds: list[tuple[str, Any]] = [("solver", text), ("grid", text), ("steps", "i8"), ("evaluations", "f8")]
-        kinds += [("round_trip", "f8"), ("latent", "f8"), ("seconds", "f8"), ("failure", text), ("note", text)]
-        values = [
-            tuple((-1 if key == "steps" else np.nan) if value is None else value for key, value in asdict(row).items())
-            for row in self.rows
-        ]
-        with writing(path) as file:
-            file.create_dataset("rows", data=np.array(values, dtype=kinds))
-            file["rows"].attrs["units"] = "round_trip: MSE on [0, 1]; latent: rms over sigma_T; steps -1: adaptive"
-            file.attrs["format"] = "odeddim reconstruction table"
-            for key, value in asdict(self).items():
-                if key != "rows":
-                    file.attrs[key] = value
-
-
-def runs(
-    field: VectorField, entries: Sequence[Entry], steps: Sequence[int], end: str, settings: dict[str, Any]
-) -> list[tuple[Entry, int | None, Solver, Tensor]]:
-    """Every (entry, steps) with its solver and nodes, checked before anything runs.
-
-    Adaptive solvers run once, and so do grid files, each with as many steps as it has, whatever `steps` says.
-    """
-    planned = []
-    had = {"rtol", "atol", "max_nfe"}.union(*(solvers.get(entry.solver).settings for entry in entries))
-    if unknown := sorted(set(settings) - had):
-        raise InputError(f"none of these solvers has a setting {unknown[0]!r} (they have: {', '.join(sorted(had))})")
-    for entry in entries:
-        row = solvers.get(entry.solver)
-        check_encodes(row)
-        # Settings such as rtol go to the solvers that have them.
-        own = {key: value for key, value in settings.items() if key in row.settings}
-        if row.adaptive or (entry.grid is not None and not grids.is_named(entry.grid)):
-            solver, nodes = plan(field.schedule, entry.solver, None, entry.grid, end, own)
-            planned.append((entry, None if row.adaptive else len(nodes) - 1, solver, nodes))
-            continue
-        for count in steps:
-            solver, nodes = plan(field.schedule, entry.solver, count, entry.grid, end, own)
-            planned.append((entry, count, solver, nodes))
-    return planned
-
-
-def reference_latents(
-    field: VectorField, images: Tensor, end: str, batch_size: int, advance: Callable[[int], Any], tops: Sequence[float]
-) -> tuple[dict[float, Tensor], float]:
-    """The true latents x̄ (B, *) at each of these σ, and a bound of their error (rms over σ): against half the steps."""
-    name, grid, steps = REFERENCE
-    row = solvers.get(name)
-    runs = []
-    for count in (steps // 2, steps):
-        nodes = grids.grid(grid, field.schedule, count, end=end)
-        latents: dict[float, list[Tensor]] = {top: [] for top in sorted(tops)}
-        for batch in _batches(images, batch_size):
-            state = State(batch, float(nodes[0]))
-            for top in latents:  # one way up, with a stop at each
-                between = nodes[(nodes > state.sigma) & (nodes < top * (1 - 1e-9))]
-                state = integrate(field, state, nodes.new_tensor([state.sigma, *between.tolist(), top]), row)
-                latents[top].append(state.xbar)
-        runs.append({top: torch.cat(parts) for top, parts in latents.items()})
-        advance(count)
-    coarse, fine = runs
-    return fine, max(_latent_error(coarse[top], fine[top], top) for top in fine)
+_COLUMNS = (
+    Column("solver", "solver", form="s"),
+    Column("grid", "grid", form="s"),
+    Column("labels", "labels", "where encoding takes the network's label t: at the step's source, or its target", "s"),
+    Column("steps", "steps", "none: the solver chooses them"),
+    Column("evaluations", "evals", "evaluations of the network per image and direction", "g"),
+    Column("round_trip", "round trip", "mean squared error per dimension on the [0, 1] scale", ".2e"),
+    Column("paper", "paper", "DDIM's Table 2, its model of CIFAR-10: to compare the course, not the figures", ".4f"),
+    Column("latent", "latent", "rms distance to the ODE's true latent, over σ", ".2e"),
+    Column("seconds", "seconds", "both directions, all images", ".1f"),
+    Column("remark", "remark", form="s"),
+)
 
 
 def reconstruction(
-    field: VectorField,
-    images: Tensor,
-    planned: Sequence[tuple[Entry, int | None, Solver, Tensor]],
+    stand: Stand,
+    images: Images,
+    count: int,
+    runs: Sequence[Planned],
     *,
     end: str = "zero",
-    batch_size: int = 32,
-    advance: Callable[[int], Any] = lambda evaluations: None,
-) -> Iterator[Row | tuple[str, float]]:
-    """The table's rows as they are measured; first of all the reference as (its name, its own error).
+    labels: Sequence[str] = ("source",),
+    source: Mapping[str, Any] | None = None,
+) -> Table:
+    """The table of these runs over `count` images. end: of the runs' grids. source: what is noted of the images.
 
-    images: (B, C, H, W) in [-1, 1]. planned: from `runs`. advance: told of evaluations done, for a progress bar.
+    Errors: InputError for solvers that only decode.
     """
-    tops = {float(nodes[-1]) for _, _, _, nodes in planned} | {field.schedule.sigma_max}
-    truth, error = reference_latents(field, images, end, batch_size, advance, sorted(tops))
-    yield f"{REFERENCE[0]} on the {REFERENCE[1]} grid, {REFERENCE[2]} steps", error
-    for entry, steps, solver, nodes in planned:
-        field.reset()
-        began = time.perf_counter()
-        latents, back, failure, residuals = [], [], "", []
-        try:
-            for batch in _batches(images, batch_size):
-                state = encode(batch, solver, model=field, grid=nodes)
-                latents.append(state.xbar)
-                if "converged" in state.report:
-                    residuals += state.report["residual"][~state.report["converged"]].tolist()
-                back.append(decode(state, solver, model=field, grid=nodes))
-        except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
-            failure = str(error)
-        yield Row(
-            solver=solver.name,
-            grid="-" if solver.adaptive else entry.grid or solver.grid,
-            steps=steps,
-            evaluations=field.rows / (2 * len(images)),
-            round_trip=None if failure else _mean_square(torch.cat(back).cpu() - images.cpu()) / 4,  # on [0, 1]
-            latent=None if failure else _latent_error(torch.cat(latents), truth[float(nodes[-1])], float(nodes[-1])),
-            seconds=time.perf_counter() - began,
-            failure=failure,
-            note=f"{len(residuals)} images did not converge, residual up to {max(residuals):.0e}" if residuals else "",
-        )
-        advance(expected_evaluations(solver, nodes))
+    for run in runs:
+        check_encodes(run.solver)
+    truth = reference(stand, images, count, runs, end, source)
+    rows = []
+    for run, where in _with_labels(runs, labels):
+        settings = stand.settings("reconstruction", run, images=dict(source or {}), labels=where)
+
+        def measure(start: int, stop: int, run: Planned = run, where: str = where) -> Columns:
+            return round_trip(stand.model, images(start, stop), run, truth.at(run, start, stop), where)
+
+        cell = stand.measure(settings, count, measure, evaluations=2 * run.evaluations)
+        rows.append(_row(run, where, cell))
+    return Table(
+        bench="reconstruction",
+        title=f"Reconstruction: {stand.model.name}, {counted(count, 'image')}, there and back",
+        settings={
+            **stand.header(runs[0]), "images": count, **(source or {}), "end": end,
+            "error": "mean squared error per dimension on the [0, 1] scale, mean over images; nothing is clipped",
+            "label convention": "source: eq. 14 reversed, ε(x_source, t_source); target: ε(x_source, t_target)",
+            "reference": truth.words, "reference_error": truth.error,
+        },
+        columns=tuple(c for c in _COLUMNS if c.name not in ("labels", "paper", "remark") or _has(rows, c.name)),
+        rows=tuple(_chosen(rows)),
+        notes=(f"the true latent is {truth.words}, itself known to {truth.error:.1e}",),
+        group=("solver", "grid", *(("labels",) if _has(rows, "labels") else ())),
+    )  # fmt: skip
 
 
-def expected_evaluations(solver: Solver, nodes: Tensor) -> int:
-    """Evaluations of a round trip, for the progress bar; a guess for adaptive solvers."""
-    steps, at_the_end = (len(nodes) - 2, 1) if float(nodes[0]) == 0 else (len(nodes) - 1, 0)
-    own = solver.evaluations(steps)
-    return 2 * (100 if own is None else own + at_the_end)
+def _has(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Whether a column says something."""
+    values = {row[name] for row in rows}
+    return values != {"source"} if name == "labels" else bool(values - {"", None})
+
+
+def _chosen(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    left_out = {name for name in ("labels", "paper", "remark") if not _has(rows, name)}
+    return [{key: value for key, value in row.items() if key not in left_out} for row in rows]
+
+
+def _with_labels(runs: Sequence[Planned], labels: Sequence[str]) -> list[tuple[Planned, str]]:
+    """The runs with each convention; the target's label is one of DDIM's Euler step."""
+    if "target" in labels and not any(run.solver.name == "euler" for run in runs):
+        raise InputError("the label of the target is a convention of inverting DDIM: add the solver 'euler'")
+    where = dict.fromkeys(labels)
+    return [(run, name) for name in where for run in runs if name == "source" or run.solver.name == "euler"]
+
+
+def _row(run: Planned, where: str, cell: Columns) -> dict[str, Any]:
+    failure = error_words(cell["failure"])
+    residual = cell["residual"]
+    lost = int((residual > 0).sum())
+    remark = failure or (f"{lost} images did not converge, residual up to {residual.max():.0e}" if lost else "")
+    return {
+        **run.label,
+        "labels": where,
+        "evaluations": float(cell["evaluations"].mean()),
+        "round_trip": None if failure else float(cell["round_trip"].mean()),
+        "paper": PAPER.get(run.steps or 0) if run.solver.name == "euler" else None,
+        "latent": None if failure else math.sqrt(float((cell["latent"] ** 2).mean())),
+        "seconds": float(cell["seconds"].sum()),
+        "remark": remark,
+    }
+
+
+def round_trip(model: VectorField, x_0: Tensor, run: Planned, truth: Tensor, labels: str = "source") -> Columns:
+    """Encode and decode a batch, and say of each image how that went: columns of (B,) each.
+
+    x_0, truth: (B, C, H, W), images in [-1, 1] and their true latents x̄ at the top of the run's nodes.
+    """
+    import time
+
+    count, failure = len(x_0), ""
+    up = model
+    if labels == "target":
+        following = {float(a): float(b) for a, b in itertools.pairwise(run.nodes)}
+        up = model.relabelled(following.__getitem__)
+    model.reset()
+    up.reset()
+    back, latent, residual = (torch.full((count,), value, dtype=torch.float64) for value in (math.nan, math.nan, 0.0))
+    began = time.perf_counter()
+    try:
+        state = encode(x_0, run.solver, model=up, grid=run.nodes)
+        latent = mean_square(state.xbar - truth).sqrt() / state.sigma
+        if "converged" in state.report:
+            residual = torch.where(state.report["converged"], 0.0, state.report["residual"].double()).cpu()
+        back = mean_square(decode(state, run.solver, model=model, grid=run.nodes) - x_0) / 4  # on [0, 1]
+    except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
+        failure = str(error)
+    seconds = (time.perf_counter() - began) / count
+    rows = model.rows if up is model else model.rows + up.rows
+    return {
+        "round_trip": back.cpu().numpy(),
+        "latent": latent.cpu().numpy(),
+        "residual": residual.numpy(),
+        "evaluations": np.full(count, rows / (2 * count)),
+        "seconds": np.full(count, seconds),
+        "failure": failure_column(failure, count),
+    }
+
+
+def mean_square(difference: Tensor) -> Tensor:
+    """The mean square of each image, (B, *) -> (B,) float64."""
+    return difference.double().square().flatten(1).mean(dim=1)
+
+
+class Truth:
+    """The ODE's latents of images at the tops of grids, and how far they are known."""
+
+    def __init__(self, cell: Columns, tops: Sequence[float]) -> None:
+        self._cell, self._tops = cell, {top: i for i, top in enumerate(tops)}
+        self.error = max(math.sqrt(float((cell[f"error/{i}"] ** 2).mean())) for i in range(len(tops)))
+        name, grid, steps = REFERENCE
+        self.words = f"{name} on the {grid} grid, {steps} steps"
+
+    def at(self, run: Planned, start: int, stop: int) -> Tensor:
+        """x̄ (B, C, H, W) of the images start, ..., stop-1 at the top of a run's nodes."""
+        return torch.from_numpy(self._cell[f"latent/{self._tops[float(run.nodes[-1])]}"][start:stop])
+
+
+def reference(
+    stand: Stand,
+    images: Images,
+    count: int,
+    runs: Sequence[Planned],
+    end: str,
+    source: Mapping[str, Any] | None,
+) -> Truth:
+    """The true latents at the tops of these runs; their error against half the steps, rms over σ."""
+    tops = sorted({float(run.nodes[-1]) for run in runs} | {stand.model.schedule.sigma_max})
+    name, grid, steps = REFERENCE
+    fine = Planned(solvers.get(name), grid, steps, grids.grid(grid, stand.model.schedule, steps, end=end), {})
+
+    def measure(start: int, stop: int) -> Columns:
+        x_0 = images(start, stop)
+        coarse, exact = (true_latents(stand.model, x_0, tops, end, part) for part in (steps // 2, steps))
+        found: dict[str, Any] = {}
+        for i, top in enumerate(tops):
+            found[f"latent/{i}"] = exact[top].cpu().numpy()
+            found[f"error/{i}"] = (mean_square(coarse[top] - exact[top]).sqrt() / top).cpu().numpy()
+        return found
+
+    settings = stand.settings("reference", fine, images=dict(source or {}), tops=tops)
+    return Truth(stand.measure(settings, count, measure, evaluations=reference_evaluations()), tops)
+
+
+def true_latents(model: VectorField, x_0: Tensor, tops: Sequence[float], end: str, steps: int) -> dict[float, Tensor]:
+    """x̄ of images at each of these σ, rising: one way up by the reference solver, with a stop at each."""
+    name, grid, _ = REFERENCE
+    nodes = grids.grid(grid, model.schedule, steps, end=end)
+    state, latents = State(x_0, float(nodes[0])), {}
+    for top in tops:
+        between = nodes[(nodes > state.sigma) & (nodes < top * (1 - 1e-9))]
+        state = integrate(model, state, nodes.new_tensor([state.sigma, *between.tolist(), top]), solvers.get(name))
+        latents[top] = state.xbar
+    return latents
 
 
 def reference_evaluations() -> int:
-    """Evaluations that the reference takes, for the progress bar."""
+    """Evaluations that the true latents take, for the progress bar."""
     return REFERENCE[2] + REFERENCE[2] // 2
-
-
-def _batches(images: Tensor, size: int) -> Iterator[Tensor]:
-    for start in range(0, len(images), size):
-        yield images[start : start + size]
-
-
-def _latent_error(latent: Tensor, truth: Tensor, sigma: float) -> float:
-    return math.sqrt(_mean_square(latent - truth)) / sigma
-
-
-def _mean_square(difference: Tensor) -> float:
-    return float(difference.double().square().mean())

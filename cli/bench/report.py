@@ -1,0 +1,38 @@
+"""`odeddim bench report`: one page with the tables and figures of a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from odeddim.cli.bench import shared
+
+
+@click.command("report")
+@click.argument("folder", default=shared.FOLDER, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="report.html",
+    show_default=True,
+    metavar="FILE.html",
+    help="The page.",
+)
+def command(folder: Path, output: Path) -> None:
+    """Make one page of all tables and figures in FOLDER, where the other benches left them.  [default: bench]
+
+    The page needs nothing but itself: it opens offline, in a light or a dark window, on a phone and on paper. A click
+    on a column's name sorts its table, and below each table is said how it was measured. The tables in FOLDER may be
+    of different models; the page says so. Nothing is measured: run the benches first.
+
+    \b
+    Examples:
+      odeddim bench report
+      odeddim bench report results/ -o results/report.html
+    """
+    from odeddim.bench.report import report
+
+    names = report(folder, output)
+    click.echo(f"{output}: {', '.join(names)} (open it in a browser)")

@@ -1,0 +1,147 @@
+"""Consistency: one x_T through every solver and number of steps, DDIM's Figure 5 and section 5.2.
+
+The ODE's images of an x_T do not depend on the steps, but for the solver's error. So each image is compared with the
+one that a tight run makes of the same x_T, in pixels and in features, and the distance is set beside the one between
+different x_T: a share of 1 would mean that nothing but chance is left in common.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odeddim import grids, solvers
+from odeddim.api import sample
+from odeddim.bench.features import Features
+from odeddim.bench.reconstruction import mean_square
+from odeddim.bench.stand import Planned, Stand, error_words, failure_column
+from odeddim.bench.tables import Column, Table, sheet
+from odeddim.local_error import REFERENCE
+from odeddim.rows import Columns
+from odeddim.types import BudgetExceeded, InputError
+
+STEPS = (10, 20, 50, 100, 1000)
+SOLVERS = ("euler@linear", "dpmpp-2m", "ab3", "belm")
+SHOWN = 8  # images on a sheet
+
+_COLUMNS = (
+    Column("solver", "solver", form="s"),
+    Column("grid", "grid", form="s"),
+    Column("steps", "steps"),
+    Column("evaluations", "evals", "evaluations of the network per image", "g"),
+    Column("pixels", "pixels", "rms distance to the reference's image of the same x_T, pixels in [-1, 1]", ".2e"),
+    Column("pixel_share", "of others", "that, over the distance between the reference's images of other x_T", ".1%"),
+    Column("features", "features", "rms distance to the reference's image of the same x_T in features", ".2e"),
+    Column("feature_share", "of others", "that, over the same distance between images of other x_T", ".1%"),
+    Column("remark", "remark", form="s"),
+)
+
+
+def consistency(
+    stand: Stand,
+    runs: Sequence[Planned],
+    count: int,
+    shape: tuple[int, ...],
+    *,
+    seed: int = 0,
+    end: str = "zero",
+    features: Features | None = None,
+) -> Table:
+    """The table of these runs from `count` noises (C, H, W) of a seed, and a sheet of images for each solver.
+
+    features: a network to compare images by, if there is one that takes them. Errors: InputError for one x_T alone,
+    which nothing can be set beside.
+    """
+    if count < 2:
+        raise InputError("the images of one x_T alone have nothing to be set beside: give 2 or more")
+    name, grid, steps = REFERENCE
+    tight = Planned(solvers.get(name), grid, steps, grids.grid(grid, stand.model.schedule, steps, end=end), {})
+    goal = torch.from_numpy(decoded(stand, tight, count, shape, seed)["images"])
+    goal_features = features(goal) if features else None
+    apart = _between(goal), _between(goal_features)
+    rows: list[dict[str, Any]] = []
+    shown: dict[tuple[str, str], list[tuple[str, Tensor]]] = {}
+    for run in runs:
+        cell = decoded(stand, run, count, shape, seed)
+        failure, images = error_words(cell["failure"]), torch.from_numpy(cell["images"])
+        pixels = None if failure else _rms(images - goal)
+        felt = None if failure or features is None or goal_features is None else _rms(features(images) - goal_features)
+        rows.append({
+            **run.label, "evaluations": float(cell["evaluations"].mean()), "pixels": pixels,
+            "pixel_share": None if pixels is None or apart[0] is None else pixels / apart[0],
+            "features": felt, "feature_share": None if felt is None or apart[1] is None else felt / apart[1],
+            "remark": failure,
+        })  # fmt: skip
+        label = f"S = {run.steps}" if run.steps else "adaptive"
+        shown.setdefault((run.solver.name, run.grid), []).append((label, images[:SHOWN]))
+    hidden = {"features", "feature_share"} if features is None else set()
+    hidden |= set() if any(row["remark"] for row in rows) else {"remark"}
+    reference = f"{name} on the {grid} grid, {steps} steps"
+    return Table(
+        bench="consistency",
+        title=f"Consistency: {stand.model.name}, {count} x_T through every solver",
+        settings={
+            **stand.header(tight), "x_T": count, "seed": seed, "end": end,
+            "reference": reference, "features": features.name if features else "none",
+            "features_sha256": features.sha256 if features else "", "pixels between different x_T": apart[0],
+            "features between different x_T": apart[1],
+        },
+        columns=tuple(column for column in _COLUMNS if column.name not in hidden),
+        rows=tuple({key: value for key, value in row.items() if key not in hidden} for row in rows),
+        notes=(
+            f"the reference is {reference}; features: {features.name if features else 'none given'}",
+        ),
+        group=("solver", "grid"),
+        sheets=tuple(
+            sheet(
+                f"{solver}{'' if grid == '-' else f', {grid}'}: an x_T in each row",
+                torch.stack([*(images for _, images in columns), goal[:SHOWN]], dim=1),
+                [f"x_T {i}" for i in range(min(count, SHOWN))],
+                [*(label for label, _ in columns), "reference"],
+            )
+            for (solver, grid), columns in shown.items()
+        ),
+    )  # fmt: skip
+
+
+def reference_evaluations() -> int:
+    """Evaluations that the reference takes, for the progress bar."""
+    return REFERENCE[2]
+
+
+def decoded(stand: Stand, run: Planned, count: int, shape: tuple[int, ...], seed: int) -> Columns:
+    """The images (count, C, H, W) that a run makes of the noises of a seed, image i of (seed, i)."""
+    settings = stand.settings("consistency", run, seed=seed, size=list(shape))
+
+    def measure(start: int, stop: int) -> Columns:
+        n, failure = stop - start, ""
+        images = torch.full((n, *shape), math.nan)
+        stand.model.reset()
+        try:
+            images = sample(n, run.solver, seed=seed, start=start, model=stand.model, grid=run.nodes, shape=shape)
+        except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
+            failure = str(error)
+        return {
+            "images": images.cpu().to(torch.float32).numpy(),
+            "evaluations": np.full(n, stand.model.rows / n),
+            "failure": failure_column(failure, n),
+        }
+
+    return stand.measure(settings, count, measure, evaluations=run.evaluations)
+
+
+def _rms(difference: Tensor) -> float:
+    return math.sqrt(float(mean_square(difference).mean()))
+
+
+def _between(values: Tensor | None) -> float | None:
+    """The rms distance between different rows of (N, *): over all pairs, √2 times the spread about the mean."""
+    if values is None:
+        return None
+    spread = values.double() - values.double().mean(dim=0)
+    return math.sqrt(2 * float(spread.square().flatten(1).mean(dim=1).sum()) / (len(values) - 1))

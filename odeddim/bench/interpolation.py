@@ -1,0 +1,281 @@
+"""Interpolation: how smooth the images between two latents are, for each solver. DDIM's appendix D.5.
+
+Noise x_T of a seed is interpolated on great circles (`odeddim.latents.interpolate`) and each point decoded. The ODE's
+solution depends smoothly on x_T, so that its images lie on a path; DDPM adds noise to each point, its own as to any
+other image, and what lies side by side has nothing more in common than what is left of x_T.
+
+The figures are those of a broken line through the images v_0, ..., v_{K-1} in pixel space, d_i = rms(v_{i+1} - v_i),
+for images in [-1, 1]. For reference, the cross-fade: the straight line between the first solver's end images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from odeddim.api import noise, solve, with_noise
+from odeddim.bench.stand import Planned, Stand, error_words, failure_column
+from odeddim.bench.tables import Column, Sheet, Table
+from odeddim.images import to_bytes
+from odeddim.latents.interpolate import LatentPath
+from odeddim.rows import Columns
+from odeddim.types import BudgetExceeded, InputError, State
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from odeddim.bench.figures import Theme
+
+SOLVERS = ("euler@linear", "ab3", "ddpm")
+STEPS = (50,)
+PAIRS = 4
+POINTS = 11
+SIDE = 6
+CROSS_FADE = "cross-fade"
+
+_COLUMNS = (
+    Column("solver", "solver", form="s"),
+    Column("grid", "grid", form="s"),
+    Column("steps", "steps"),
+    Column("evaluations", "evals", "evaluations of the network per image", "g"),
+    Column("ends", "ends", "distance of the first image and the last, rms over pixels in [-1, 1]", ".3f"),
+    Column("step", "step", "mean distance of neighbours; on a smooth path twice the points halve it", ".4f"),
+    Column("largest", "largest/mean", "the largest of these over their mean; 1: even", ".2f"),
+    Column("length", "length", "of the path, over the distance of its ends; 1: straight", ".2f"),
+    Column("turn", "turn", "mean angle between a step and the next in degrees; 0: straight, 120: unrelated", ".1f"),
+    Column("remark", "remark", form="s"),
+)
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """The figures of paths, as the table's columns have them, means over P paths of K images.
+
+    steps: (K-1,) lengths d_i; distances: (K,) of each image from the first; both rms, and means too.
+    """
+
+    ends: float
+    step: float
+    largest: float
+    length: float
+    turn: float
+    steps: tuple[float, ...]
+    distances: tuple[float, ...]
+
+
+def smoothness(images: np.ndarray[Any, Any]) -> Smoothness:
+    """The figures of paths of images, (P, K, *), K >= 3.
+
+    A quotient by zero, as of a path that comes back to where it began, or that does not move, is left out of the means.
+    """
+    paths = np.asarray(images, np.float64).reshape(*images.shape[:2], -1)
+    moves = np.diff(paths, axis=1)
+    steps, distances = _rms(moves), _rms(paths - paths[:, :1])
+    cosines = _quotient((moves[:, 1:] * moves[:, :-1]).mean(axis=-1), steps[:, 1:] * steps[:, :-1])
+    return Smoothness(
+        ends=float(distances[:, -1].mean()),
+        step=float(steps.mean()),
+        largest=_mean(_quotient(steps.max(axis=1), steps.mean(axis=1))),
+        length=_mean(_quotient(steps.sum(axis=1), distances[:, -1])),
+        turn=_mean(np.degrees(np.arccos(np.clip(cosines, -1, 1)))),
+        steps=tuple(steps.mean(axis=0).tolist()),
+        distances=tuple(distances.mean(axis=0).tolist()),
+    )
+
+
+def _rms(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.asarray(np.sqrt((vectors**2).mean(axis=-1)))
+
+
+def _quotient(above: np.ndarray[Any, Any], below: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.asarray(np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0))
+
+
+def _mean(values: np.ndarray[Any, Any]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def interpolation(
+    stand: Stand,
+    runs: Sequence[Planned],
+    shape: Sequence[int],
+    *,
+    pairs: int = PAIRS,
+    points: int = POINTS,
+    side: int = SIDE,
+    seed: int = 0,
+) -> Table:
+    """The table of these runs over `pairs` lines of `points` images (C, H, W), and sheets of them.
+
+    Pair p lies between the noise of (seed, 2p) and (seed, 2p + 1). The first run also decodes a grid of side × side
+    points between the noise of (seed, 0), ..., (seed, 3); side 0: none.
+    Errors: InputError for fewer than 3 points, and for a side of 1.
+    """
+    if points < 3:
+        raise InputError(f"a line of {points} images has no bends: give 3 points or more")
+    ends = [_latent(i, shape, seed) for i in range(max(2 * pairs, 4))]
+    lines = [LatentPath.line(ends[2 * p], ends[2 * p + 1], points) for p in range(pairs)]
+    between = [LatentPath.grid(ends[:4], side)] if side else []
+    rows: list[dict[str, Any]] = []
+    profiles: list[dict[str, Any]] = []
+    shown: dict[str, np.ndarray[Any, Any]] = {}
+    square = None
+    for run in runs:
+        cell, failure = _decoded(stand, run, lines, seed)
+        label = {**run.label, "evaluations": float(cell["evaluations"].mean())}
+        if failure:
+            rows.append({**_NOTHING, **label, "remark": failure})
+            continue
+        images = cell["image"].reshape(pairs, points, *shape)
+        if not shown and between:
+            grid, failure = _decoded(stand, run, between, seed)
+            square = None if failure else (_name(run, runs), grid["image"].reshape(side, side, *shape))
+        shown[_name(run, runs)] = images
+        _add(rows, profiles, label, smoothness(images))
+    for images in [*shown.values()][:1]:
+        u = np.linspace(0, 1, points).reshape(1, -1, *[1] * len(shape))
+        label = {"solver": CROSS_FADE, "grid": "-", "steps": None, "evaluations": None}
+        _add(rows, profiles, label, smoothness((1 - u) * images[:, :1] + u * images[:, -1:]))
+    remarks = any(row["remark"] for row in rows)
+    return Table(
+        bench="interpolation",
+        title=f"Interpolation: {stand.model.name}, {pairs} lines of {points} images{_steps(runs)}",
+        settings={
+            "model": stand.model.name, "sha256": stand.model.sha256, "seed": seed, "shape": list(shape),
+            "pairs": pairs, "points": points, "side": side, "images": "in [-1, 1]; nothing is clipped",
+            "path": "x_T on the great circle between two (slerp)", "profiles": profiles,
+        },
+        columns=tuple(column for column in _COLUMNS if column.name != "remark" or remarks),
+        rows=tuple({key: value for key, value in row.items() if key != "remark" or remarks} for row in rows),
+        notes=(
+            "figures are means over the lines",
+            f"{CROSS_FADE}: the straight line in pixel space between the end images of {next(iter(shown), 'nothing')}; "
+            "no path between these has a shorter mean step",
+        ),
+        group=("solver", "grid"),
+        sheets=tuple(_sheets(stand.model.name, shown, square)),
+    )  # fmt: skip
+
+
+def _latent(i: int, shape: Sequence[int], seed: int) -> State:
+    """x_T of (seed, i) as a latent: x_T itself is interpolated, as in the paper, and σ = 0 leaves it as it is."""
+    return State(noise(1, tuple(shape), seed=seed, start=i), 0.0)
+
+
+def _decoded(stand: Stand, run: Planned, paths: Sequence[LatentPath], seed: int) -> tuple[Columns, str]:
+    """The images of all points of paths of one length, one after the other: a cell with `image` (N, C, H, W); failure.
+
+    A stochastic solver's point i has the noise of (seed, i, step).
+    """
+    each, corners = len(paths[0]), len(paths[0].corners.xbar)
+    shape = paths[0].corners.xbar.shape[1:]
+
+    def measure(start: int, stop: int) -> Columns:
+        x_T = torch.cat([paths[i // each].read(i % each, i % each + 1).xbar for i in range(start, stop)])
+        images, failure = torch.full(x_T.shape, torch.nan, dtype=stand.dtype), ""
+        stand.model.reset()
+        try:
+            row = with_noise(run.solver, seed=seed, start=start)
+            images = solve(x_T.to(stand.dtype), row, model=stand.model, grid=run.nodes)
+        except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
+            failure = str(error)
+        return {
+            "image": images.cpu().numpy(),
+            "evaluations": np.full(stop - start, stand.model.rows / (stop - start)),
+            "failure": failure_column(failure, stop - start),
+        }
+
+    settings = stand.settings(
+        "interpolation", run, seed=seed, size=list(shape), paths=len(paths), corners=corners, points=each
+    )
+    cell = stand.measure(settings, len(paths) * each, measure, evaluations=run.evaluations)
+    return cell, error_words(cell["failure"])
+
+
+_NOTHING: dict[str, Any] = dict.fromkeys(column.name for column in _COLUMNS)
+
+
+def _add(
+    rows: list[dict[str, Any]], profiles: list[dict[str, Any]], label: Mapping[str, Any], found: Smoothness
+) -> None:
+    """A line of the table, and what its line in the figure needs."""
+    figures = {key: value for key, value in asdict(found).items() if key not in ("steps", "distances")}
+    rows.append({**label, **figures, "remark": ""})
+    about = {key: label[key] for key in ("solver", "grid", "steps")}
+    profiles.append({**about, "lengths": list(found.steps), "distances": list(found.distances)})
+
+
+def _name(run: Planned, runs: Sequence[Planned]) -> str:
+    """What a run is called on the sheets; its steps are told where others have other ones."""
+    words = [run.solver.name, *([] if run.grid == "-" else [run.grid])]
+    if run.steps and not _steps(runs):
+        words.append(f"{run.steps} steps")
+    return ", ".join(words)
+
+
+def _steps(runs: Sequence[Planned]) -> str:
+    """What a title says of the steps that all runs have in common."""
+    counts = {run.steps for run in runs}
+    return f", {counts.pop()} steps" if len(counts) == 1 and None not in counts else ""
+
+
+def _sheets(
+    model: str, lines: Mapping[str, np.ndarray[Any, Any]], square: tuple[str, np.ndarray[Any, Any]] | None
+) -> Iterator[Sheet]:
+    """The lines (P, K, C, H, W) of each solver, those between the same latents side by side, and the grid."""
+    found = [*lines.values()]
+    if not found or found[0].shape[2] not in (1, 3):
+        return  # of other channels nobody can make a picture
+    pairs, points = found[0].shape[:2]
+    rows = [(f"{name}, pair {p + 1}", images[p]) for p in range(pairs) for name, images in lines.items()]
+    yield Sheet(
+        f"Interpolation: {model}, images between two latents",
+        np.stack([_pixels(images) for _, images in rows]),
+        tuple(name for name, _ in rows),
+        _fractions(points),
+    )
+    if square:
+        name, images = square
+        side = _fractions(len(images))
+        yield Sheet(f"Interpolation: {model}, images between four latents, {name}", _pixels(images), side, side)
+
+
+def _pixels(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Images (*, C, H, W) in [-1, 1] as (*, H, W, C) uint8."""
+    return np.asarray(to_bytes(torch.from_numpy(np.moveaxis(images, -3, -1))).numpy())
+
+
+def _fractions(count: int) -> tuple[str, ...]:
+    return tuple(f"{i / (count - 1):.2g}" for i in range(count))
+
+
+def figure(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+    """Along the lines: how far neighbours are from each other, and each image from the first."""
+    from odeddim.bench import figures  # which lists this function
+
+    drawing, (left, right) = figures.panels(2)
+    profiles = table.settings["profiles"]
+    several = len({profile["steps"] for profile in profiles if profile["steps"]}) > 1
+    faint: dict[str, Any] = {"color": theme.muted, "linestyle": (0, (1, 2))}
+    for profile, its_own in zip(profiles, figures.styles(theme, len(profiles)), strict=True):
+        style: dict[str, Any] = faint if profile["solver"] == CROSS_FADE else {**its_own}
+        count = len(profile["lengths"])
+        steps = [f"{profile['steps']} steps"] if several and profile["steps"] else []
+        name = figures.label_of([profile["solver"], profile["grid"], *steps])
+        left.plot([(i + 0.5) / count for i in range(count)], profile["lengths"], label=name, **style)
+        right.plot([i / count for i in range(count + 1)], profile["distances"], **style)
+    left.set_title("From one image to the next")
+    right.set_title("From the first image")
+    for axes in (left, right):
+        axes.set(xlabel="fraction of the way between two latents", xlim=(-0.02, 1.02))
+        axes.set_ylabel("rms over pixels in [-1, 1], mean over the lines")
+        axes.set_ylim(bottom=0)
+        axes.grid(which="major")
+    figures.legend(drawing, left)
+    drawing.suptitle(table.title, fontsize=11)
+    return {table.bench: (drawing, f"{table.title}: distances of neighbours, and from the first image, along the way")}

@@ -1,0 +1,239 @@
+"""Quality of samples: DDIM's Tables 1 and 3, over η and the number of steps, and for any solver in place of DDIM.
+
+Exactly N samples of (seed, index) each, rounded to the 8 bits of a PNG, are compared with the images of a reference by
+their features: Fréchet distance, KID, precision and recall (`odeddim.bench.distances`). Which network gives the
+features is part of the result: the distance of a small classifier's is not the FID, and is never called so.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odeddim.api import sample
+from odeddim.bench.distances import frechet, kid, precision_recall
+from odeddim.bench.features import Features
+from odeddim.bench.reconstruction import Images
+from odeddim.bench.stand import Planned, Stand, error_words, failure_column
+from odeddim.bench.tables import Column, Sheet, Table, sheet
+from odeddim.images import to_bytes
+from odeddim.rows import Columns
+from odeddim.types import BudgetExceeded, InputError
+
+STEPS = (10, 20, 50)
+ETAS = ("0", "0.2", "0.5", "1", "hat")
+HAT = "hat"
+SHOWN = 8  # samples of each line on the sheet
+_NEIGHBOURS = 3  # of precision and recall
+
+_ALL_STEPS = (10, 20, 50, 100, 1000)
+_FID: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+    "cifar10": {
+        "0": (13.36, 6.84, 4.67, 4.16, 4.04),
+        "0.2": (14.04, 7.11, 4.77, 4.25, 4.09),
+        "0.5": (16.66, 8.35, 5.25, 4.46, 4.29),
+        "1": (41.07, 18.36, 8.01, 5.78, 4.73),
+        HAT: (367.43, 133.37, 32.72, 9.99, 3.17),
+    },
+    "celeba": {
+        "0": (17.33, 13.73, 9.17, 6.53, 3.51),
+        "0.2": (17.66, 14.11, 9.51, 6.79, 3.64),
+        "0.5": (19.86, 16.06, 11.01, 8.09, 4.28),
+        "1": (33.12, 26.03, 18.48, 13.93, 5.98),
+        HAT: (299.71, 183.83, 71.71, 45.20, 3.26),
+    },
+    "bedroom": {"0": (16.95, 8.89, 6.75, 6.62), "1": (42.78, 22.77, 10.81, 6.81)},
+    "church": {"0": (19.45, 12.47, 10.84, 10.58), "1": (51.56, 23.37, 11.16, 8.27)},
+}
+PAPER = {
+    dataset: {(eta, steps): value for eta, row in rows.items() for steps, value in zip(_ALL_STEPS, row, strict=False)}
+    for dataset, rows in _FID.items()
+}
+"""DDIM (arXiv 2010.02502), FID by η and steps: Table 1 (CIFAR-10, CelebA) and Table 3 (LSUN), where DDPM is η = 1."""
+
+
+def _columns(measure: str, paper: str) -> tuple[Column, ...]:
+    return (
+        Column("eta", "η", "DDIM's η, 0 the ODE and 1 DDPM; hat: DDPM with the larger variance σ̂ (appendix D.3)", "s"),
+        Column("solver", "solver", form="s"),
+        Column("grid", "grid", form="s"),
+        Column("steps", "steps"),
+        Column("evaluations", "evals", "evaluations of the network per image", "g"),
+        Column("frechet", measure, f"{measure} of the samples' features to the reference's", ".3f"),
+        Column("kid", "KID", "kernel distance, the mean over subsets", ".4f"),
+        Column("kid_std", "±", "its standard deviation over subsets", ".4f"),
+        Column("precision", "precision", f"share of samples among real images, by {_NEIGHBOURS} neighbours", ".3f"),
+        Column("recall", "recall", f"share of real images among samples, by {_NEIGHBOURS} neighbours", ".3f"),
+        Column("paper", "paper", f"the paper's FID, its model of {paper}: to compare the course, not the figures", "g"),
+        Column("seconds", "seconds", "of sampling, all images", ".1f"),
+        Column("remark", "remark", form="s"),
+    )
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A line of the table: a run, and the η that it stands for ("" of other solvers)."""
+
+    run: Planned
+    eta: str = ""
+
+
+def quality(
+    stand: Stand,
+    lines: Sequence[Sampled],
+    count: int,
+    shape: tuple[int, ...],
+    features: Features,
+    reference: Images,
+    references: int,
+    *,
+    seed: int = 0,
+    end: str = "zero",
+    paper: str = "cifar10",
+    source: Mapping[str, Any] | None = None,
+    others: tuple[Images, int, Mapping[str, Any]] | None = None,
+) -> Table:
+    """The table of these lines, `count` samples (C, H, W) each, against `references` images.
+
+    source: what is noted of the reference. others: more real images, how many, and what is noted of them: as many as
+    there are samples are measured like samples, which is what a perfect sampler would get.
+    Errors: InputError for too few images to compare.
+    """
+    if min(count, references) <= _NEIGHBOURS:
+        raise InputError(f"{count} samples and {references} reference images: {_NEIGHBOURS + 1} of each are needed")
+    real = of_images(stand, features, reference, references, source or {})
+    rows, sheets = [], []
+    for line in lines:
+        cell = sampled(stand, line.run, features, real.shape[1], count, shape, seed)
+        failure = error_words(cell["failure"])
+        found = dict.fromkeys(("frechet", "kid", "kid_std", "precision", "recall"))
+        if not failure:
+            found = compared(real, torch.from_numpy(cell["features"]), seed)
+            sheets.append((line, shown(stand, line.run, min(SHOWN, count), shape, seed)))
+        rows.append({
+            "eta": line.eta, **line.run.label, "evaluations": float(cell["evaluations"].mean()), **found,
+            "paper": PAPER[paper].get((line.eta, line.run.steps or 0)), "seconds": float(cell["seconds"].sum()),
+            "remark": failure,
+        })  # fmt: skip
+    best: dict[str, Any] = {}
+    if others is not None:
+        images, there, noted = others
+        held = of_images(stand, features, images, min(count, there), noted)
+        best = {f"{key} of real images": value for key, value in compared(real, held, seed).items()}
+        best["real images"] = len(held)
+    hidden = {name for name in ("eta", "paper", "remark") if not any(row[name] for row in rows)}
+    return Table(
+        bench="quality",
+        title=f"Quality of {count} samples: {stand.model.name}",
+        settings={
+            **stand.header(lines[0].run), "samples": count, "seed": seed, "end": end,
+            "size": list(shape), "measure": features.measure, "features": features.name,
+            "features_sha256": features.sha256, "reference images": references, **(source or {}),
+            "rounding": "samples are clipped and rounded to 8 bits, as in a PNG", **best,
+        },
+        columns=tuple(column for column in _columns(features.measure, paper) if column.name not in hidden),
+        rows=tuple({key: value for key, value in row.items() if key not in hidden} for row in rows),
+        notes=(
+            f"features: {features.name}, of {references} reference images; figures of another number of samples do not "
+            f"compare",
+            *_best_words(best, features.measure),
+        ),
+        group=("eta", "solver", "grid") if "eta" not in hidden else ("solver", "grid"),
+        sheets=_sheets(sheets),
+    )  # fmt: skip
+
+
+def _best_words(best: Mapping[str, Any], measure: str) -> tuple[str, ...]:
+    if not best:
+        return ()
+    figures = (("frechet", measure, ".3f"), ("kid", "KID", ".4f"), ("precision", "precision", ".3f"),
+               ("recall", "recall", ".3f"))  # fmt: skip
+    words = ", ".join(f"{label} {best[f'{key} of real images']:{form}}" for key, label, form in figures)
+    return (f"{best['real images']} other real images have {words}",)
+
+
+def _sheets(shown: Sequence[tuple[Sampled, Tensor]]) -> tuple[Sheet, ...]:
+    if not shown:
+        return ()
+    labels = [
+        f"{f'η = {line.eta}' if line.eta not in ('', HAT) else 'σ̂' if line.eta else line.run.solver.name}"
+        f"{f', S = {line.run.steps}' if line.run.steps else ''}"
+        for line, _ in shown
+    ]
+    count = shown[0][1].shape[0]
+    images = torch.stack([images for _, images in shown])
+    return (sheet("The first samples of each line, from the same x_T", images, labels, [str(i) for i in range(count)]),)
+
+
+def compared(real: Tensor, fake: Tensor, seed: int) -> dict[str, Any]:
+    """All figures of features (N, d) against those of the reference (M, d)."""
+    mean, spread = kid(real, fake, seed=seed)
+    precision, recall = precision_recall(real, fake, _NEIGHBOURS)
+    return {
+        "frechet": frechet(real, fake), "kid": mean, "kid_std": spread, "precision": precision, "recall": recall,
+    }  # fmt: skip
+
+
+def of_images(stand: Stand, features: Features, images: Images, count: int, source: Mapping[str, Any]) -> Tensor:
+    """The features of real images, (count, d)."""
+    settings = {"made_by": "bench features", "features": _identity(features), "images": dict(source)}
+
+    def measure(start: int, stop: int) -> Columns:
+        return {"features": features(images(start, stop).float()).numpy()}
+
+    return torch.from_numpy(stand.measure(settings, count, measure, at_once=256)["features"])
+
+
+def sampled(
+    stand: Stand, run: Planned, features: Features, width: int, count: int, shape: tuple[int, ...], seed: int
+) -> Columns:
+    """The features of `count` samples, (count, width), and what each took: columns of (count,)."""
+    settings = stand.settings("quality", run, seed=seed, size=list(shape), features=_identity(features))
+
+    def measure(start: int, stop: int) -> Columns:
+        n, failure = stop - start, ""
+        stand.model.reset()
+        began, found = time.perf_counter(), None
+        try:
+            images = _samples(stand, run, start, stop, shape, seed)
+            seconds = time.perf_counter() - began
+            found = features(images)
+        except (InputError, BudgetExceeded) as error:  # the other lines are worth having all the same
+            failure, seconds = str(error), time.perf_counter() - began
+        return {
+            "features": np.full((n, width), math.nan, np.float32) if found is None else found.numpy(),
+            "evaluations": np.full(n, stand.model.rows / n),
+            "seconds": np.full(n, seconds / n),
+            "failure": failure_column(failure, n),
+        }
+
+    return stand.measure(settings, count, measure, evaluations=run.evaluations)
+
+
+def shown(stand: Stand, run: Planned, count: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """The first samples, (count, C, H, W)."""
+    settings = stand.settings("samples", run, seed=seed, size=list(shape))
+
+    def measure(start: int, stop: int) -> Columns:
+        return {"images": _samples(stand, run, start, stop, shape, seed).numpy()}
+
+    return torch.from_numpy(stand.measure(settings, count, measure, evaluations=run.evaluations)["images"])
+
+
+def _samples(stand: Stand, run: Planned, start: int, stop: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Samples as a PNG holds them, float32 in [-1, 1]."""
+    images = sample(stop - start, run.solver, seed=seed, start=start, model=stand.model, grid=run.nodes, shape=shape)
+    if not bool(torch.isfinite(images).all()):
+        raise InputError(f"{run.solver.name} gave NaN or infinite values: take more steps or another grid")
+    return to_bytes(images).float() / 127.5 - 1
+
+
+def _identity(features: Features) -> dict[str, str]:
+    return {"name": features.name, "sha256": features.sha256}

@@ -1,0 +1,282 @@
+"""One page with all tables and figures of a folder: HTML that needs nothing but itself, and opens offline.
+
+`data/report.html` is the page without its content; nothing of a table gets into it unescaped, and its policy (CSP) lets
+nothing be fetched and no script run but its own. The same tables give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from string import Template
+from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+from odeddim import __version__
+from odeddim.bench.figures import DARK, LIGHT, THEMES, Theme, draw
+from odeddim.bench.tables import Column, Table, load
+from odeddim.files import check_place, plain_text, replacing
+from odeddim.hdf5 import short
+from odeddim.types import InputError
+
+ORDER = ("work-precision", "reconstruction", "quality", "consistency", "interpolation", "time")
+"""The benches as a page has them; others come after, by name."""
+
+SUFFIXES = (".html", ".htm")
+_LONG = 40  # letters, from which on words in a table go on in another line
+# Besides a theme's own: links, surfaces, lines and warnings. Words keep a contrast of 4.5 on all of them.
+_COLOURS = {
+    LIGHT.name: {
+        "accent": "#0b57d0", "raised": "#f4f5f7", "line": "#d5d8dd", "warn-paper": "#fff4e0", "warn-ink": "#6b3d00",
+    },
+    DARK.name: {
+        "accent": "#8ab4f8", "raised": "#20242a", "line": "#3b4048", "warn-paper": "#33260f", "warn-ink": "#ffd591",
+    },
+}  # fmt: skip
+_SVG_ROOT = ("width", "height", "viewBox")  # the attributes that a figure needs in a page
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A table and the file it came from, whose name it goes by."""
+
+    path: Path
+    table: Table
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def place(self) -> str:
+        """The id of its section: other names give other ids, whatever they hold."""
+        return f"bench-{quote(plain_text(self.name), safe='')}"
+
+    @property
+    def model(self) -> tuple[str, str]:
+        """The model's name and hash, in words; "" for one that the table does not say."""
+        name, sha256 = (self.table.settings.get(key) for key in ("model", "sha256"))
+        return str(name or ""), str(sha256 or "")
+
+
+def report(folder: Path, output: Path) -> list[str]:
+    """Write one page with every table FOLDER/NAME.h5 and its figures; the names, in the page's order.
+
+    Errors: InputError for a folder that is none or holds no table, for a table that is damaged or no table at all, and
+    for a place that cannot be written to. What was there before stays then.
+    """
+    check_place(output, suffixes=SUFFIXES)
+    benches = list(_benches(folder))
+    page = plain_text(_page(benches))
+    with replacing(output) as temporary:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
+    return [bench.name for bench in benches]
+
+
+def _benches(folder: Path) -> Iterator[_Bench]:
+    made_by = f"`odeddim bench -o {folder}` makes one"
+    if not folder.is_dir():
+        what = "is a file, not a folder of tables" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {what}: give the folder of a bench; {made_by}")
+    paths = sorted(folder.glob("*.h5"), key=lambda path: (_place(path.stem), path.stem))
+    if not paths:
+        raise InputError(f"{folder} holds no table (NAME.h5): {made_by}")
+    for path in paths:
+        try:
+            yield _Bench(path, load(path))
+        except InputError as error:
+            raise InputError(f"{error}; remove it, or have its bench write it again") from None
+
+
+def _place(name: str) -> int:
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+def _page(benches: list[_Bench]) -> str:
+    template = (resources.files("odeddim.data") / "report.html").read_text(encoding="utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
+    names = list(dict.fromkeys(name for bench in benches if (name := bench.model[0])))
+    return Template(template).substitute(
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+        title=escape(f"odeddim bench: {', '.join(names)}" if names else "odeddim bench"),
+        light=_variables(LIGHT),
+        dark=_variables(DARK),
+        models=_models(benches),
+        contents="\n".join(
+            f'<li><a href="#{bench.place}">{escape(bench.name)}</a>: {escape(bench.table.title)}</li>'
+            for bench in benches
+        ),
+        sections="\n".join(_checked_section(i, bench) for i, bench in enumerate(benches)),
+        odeddim=escape(__version__),
+        torch=escape(version("torch")),  # without loading it
+        matplotlib=escape(version("matplotlib")),
+    )
+
+
+def _variables(theme: Theme) -> str:
+    colours = {"paper": theme.paper, "ink": theme.ink, "muted": theme.muted, **_COLOURS[theme.name]}
+    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
+
+
+def _models(benches: list[_Bench]) -> str:
+    """Whose figures these are; a warning if not all are of one model."""
+    found: dict[str, list[_Bench]] = {}
+    for bench in benches:
+        name, sha256 = bench.model
+        found.setdefault(sha256 or name, []).append(bench)
+    told = [(_model(of[0]), ", ".join(escape(bench.name) for bench in of)) for of in found.values()]
+    if len(told) == 1:
+        return f'<ul class="models"><li>{told[0][0]}</li></ul>'
+    lines = "\n".join(f"<li>{names}: {model}</li>" for model, names in told)
+    return (
+        '<div class="warning" role="note">\n'
+        f"<p><strong>These tables are of {len(told)} different models: their figures do not compare.</strong></p>\n"
+        f"<ul>\n{lines}\n</ul>\n</div>"
+    )
+
+
+def _model(bench: _Bench) -> str:
+    name, sha256 = bench.model
+    return f"model {escape(name) or 'without a name'}" + (f", <code>sha256 {escape(sha256)}</code>" if sha256 else "")
+
+
+def _checked_section(index: int, bench: _Bench) -> str:
+    """A section; one sentence for a table whose content is not what its bench writes."""
+    try:
+        return _section(index, bench)
+    except InputError:
+        raise
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f"{bench.path} cannot be shown ({type(error).__name__}: {short(error)}): it is damaged or of another "
+            "version of odeddim; remove it, or have its bench write it again"
+        ) from None
+
+
+def _section(index: int, bench: _Bench) -> str:
+    table, heading = bench.table, f"{bench.place}-title"
+    notes = "".join(f"<p>{escape(note)}</p>\n" for note in table.notes)
+    return (
+        f'<section id="{bench.place}" aria-labelledby="{heading}">\n'
+        f'<h2 id="{heading}">{escape(table.title)}</h2>\n'
+        f"{_figures(index, table)}{notes}{_table(table)}{_meanings(table)}"
+        f"<details>\n<summary>How it was measured</summary>\n{_value(table.settings)}\n</details>\n"
+        "</section>"
+    )
+
+
+def _figures(index: int, table: Table) -> str:
+    """The figures, each drawn for light and for dark pages."""
+    drawn = {theme.name: draw(table, theme) for theme in THEMES}
+    parts = []
+    for i, (name, (_, words)) in enumerate(drawn[LIGHT.name].items()):
+        caption, shown = f"figure-{index}-{i}", []
+        for theme in THEMES:
+            svg, _ = drawn[theme.name][name]
+            shown.append(inline_svg(svg, f"{caption}-{theme.name}-", {"class": theme.name, "aria-labelledby": caption}))
+        parts.append(
+            f'<figure>\n<div class="scroll" role="group" tabindex="0" aria-label="{escape(name)}">\n'
+            + "\n".join(shown)
+            + f'\n</div>\n<figcaption id="{caption}">{escape(words)}</figcaption>\n</figure>\n'
+        )
+    return f'<div class="figures">\n{"".join(parts)}</div>\n' if parts else ""
+
+
+def inline_svg(svg: bytes, prefix: str, attributes: Mapping[str, str]) -> str:
+    """An SVG file as an element of an HTML page: without its head, its ids and references to them prefixed.
+
+    matplotlib gives the same clip path or marker the same id in every figure, and in a page the first would be taken
+    for all. attributes: of the element, besides role="img".
+    """
+    # Comments hold the words drawn, which may have characters that no XML has; as shapes they are drawn all the same.
+    root = ElementTree.fromstring(re.sub(rb"<!--.*?-->", b"", svg, flags=re.DOTALL))
+    for parent in list(root.iter()):
+        for child in [child for child in parent if _local(child.tag) == "metadata"]:
+            parent.remove(child)
+    for element in root.iter():
+        element.tag = _local(element.tag)  # HTML knows the namespaces of its own accord
+        given = {_local(name): value for name, value in element.attrib.items()}
+        if "id" in given:
+            given["id"] = prefix + given["id"]
+        if given.get("href", "").startswith("#"):
+            given["href"] = f"#{prefix}{given['href'][1:]}"
+        element.attrib = {name: value.replace("url(#", f"url(#{prefix}") for name, value in given.items()}
+        if element.tag == "style":  # in a page, a file's rules for * would be rules for all of it
+            element.text = re.sub(r"\*\s*\{", f"#{prefix}root *{{", element.text or "")
+    size = {name: root.attrib[name] for name in _SVG_ROOT if name in root.attrib}
+    width = root.attrib.get("width", "100%")  # of the page's rules on how far it is scaled
+    root.attrib = {**size, "style": f"--width: {width}", "id": f"{prefix}root", "role": "img", **attributes}
+    return ElementTree.tostring(root, encoding="unicode").strip()
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
+
+
+def _table(table: Table) -> str:
+    heads = "".join(
+        f'<th scope="col"{_class(column)}{_title(column)}>{escape(column.heading)}</th>' for column in table.columns
+    )
+    rows, last = [], None
+    for row in table.rows:
+        group = tuple(row[name] for name in table.group)
+        first = ' class="first"' if table.group and group != last else ""
+        last = group
+        rows.append(f"<tr{first}>{''.join(_cell(column, row[column.name]) for column in table.columns)}</tr>")
+    name = escape(f"Table: {table.title}")
+    return (
+        f'<div class="table scroll" role="region" tabindex="0" aria-label="{name}">\n<table>\n'
+        f"<thead>\n<tr>{heads}</tr>\n</thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table>\n</div>\n"
+    )
+
+
+def _class(column: Column, *more: str) -> str:
+    names = [*([] if column.words else ["num"]), *more]
+    return f' class="{" ".join(names)}"' if names else ""
+
+
+def _title(column: Column) -> str:
+    return f' title="{escape(column.meaning)}"' if column.meaning else ""
+
+
+def _cell(column: Column, value: Any) -> str:
+    shown = column.show(value)
+    if not shown:
+        return f'<td{_class(column, "none")} data-missing="1">{"" if column.words else "–"}</td>'
+    if isinstance(value, (int, float)):  # sorted by what it is, not by the digits shown
+        return f'<td{_class(column)} data-value="{float(value)!r}">{escape(shown)}</td>'
+    return f"<td{_class(column, *(['long'] if len(shown) > _LONG else []))}>{escape(shown)}</td>"
+
+
+def _meanings(table: Table) -> str:
+    """What the columns hold, in words for all to read: not everybody has a mouse to hover with."""
+    headings = [column.heading for column in table.columns]
+    told = []
+    for column in table.columns:
+        if column.meaning:
+            key = f" <code>{escape(column.name)}</code>" if headings.count(column.heading) > 1 else ""
+            told.append(f"<dt>{escape(column.heading)}{key}</dt><dd>{escape(column.meaning)}</dd>")
+    return f'<h3>Columns</h3>\n<dl class="pairs">\n{chr(10).join(told)}\n</dl>\n' if told else ""
+
+
+def _value(value: Any) -> str:
+    """A setting, as JSON has it, in words."""
+    if isinstance(value, Mapping):
+        pairs = "\n".join(f"<dt>{escape(str(key))}</dt><dd>{_value(item)}</dd>" for key, item in value.items())
+        return f'<dl class="pairs">\n{pairs}\n</dl>' if value else "none"
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, str):
+        return escape(value)
+    if isinstance(value, (list, tuple)) and not any(isinstance(item, (Mapping, list, tuple)) for item in value):
+        return ", ".join(_value(item) for item in value)
+    return escape(json.dumps(value, ensure_ascii=False))

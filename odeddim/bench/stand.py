@@ -1,0 +1,210 @@
+"""The stand that a model is measured on: what is measured is kept, and a bench goes on where it was stopped.
+
+    bench/                                     the folder of all benches of a model
+    bench/reconstruction.h5, .json, .csv, ...  a table and its figures (`odeddim.bench.tables`)
+    bench/cells/reconstruction-0f1e2d3c.h5     a cell: a row for each image, noise or repetition
+
+A cell is a file with parts until it is whole (`odeddim.parts`). Its name is a hash of all that its figures depend on:
+other settings are other cells, a table with one more solver measures that one only, and several processes share work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import odeddim
+from odeddim import grids, solvers
+from odeddim.api import plan
+from odeddim.field import VectorField
+from odeddim.hdf5 import reading
+from odeddim.latents.store import provenance_of
+from odeddim.parts import Run
+from odeddim.rows import Columns, columns_of, comparable, is_index, read_rows, run_of
+from odeddim.types import InputError, Solver
+
+CELLS = "cells"
+WAIT = 0.5  # seconds between two looks at a cell that another process is measuring
+
+
+@dataclass
+class Stand:
+    """A model, and the folder where what is measured of it is kept.
+
+    fit: called with the solver that is next, sets what of the machine its digits depend on, and returns it, JSON-able.
+    advance: told of evaluations done, or that had been, for a progress bar. overwrite: measure everything anew.
+    """
+
+    model: VectorField
+    folder: Path
+    dtype: torch.dtype = torch.float32  # of the state
+    batch_size: int = 32
+    fit: Callable[[Solver], dict[str, Any]] = lambda row: {}
+    advance: Callable[[int], Any] = lambda evaluations: None
+    overwrite: bool = False
+    _anew: set[Path] = field(default_factory=set)  # what has been measured anew already, where all is to be
+
+    def header(self, run: Planned) -> dict[str, Any]:
+        """What a table says of the model and the machine, JSON-able. run: any of its runs."""
+        return {
+            "model": self.model.name, "sha256": self.model.sha256, "state": str(self.dtype).removeprefix("torch."),
+            **self.fit(run.solver), "odeddim": odeddim.__version__, "torch": torch.__version__,
+        }  # fmt: skip
+
+    def settings(self, bench: str, run: Planned, **details: Any) -> dict[str, Any]:
+        """All that the figures of a run depend on; the machine is set up for it."""
+        its_own = {key: value for key, value in run.settings.items() if key != "max_nfe" or not run.solver.adaptive}
+        return asdict(
+            provenance_of(
+                self.model, solver=run.solver.name, grid=run.grid, nodes=run.nodes, made_by=f"bench {bench}",
+                settings=its_own, **self.fit(run.solver), **{"state": str(self.dtype), **details},
+            )
+        )  # fmt: skip
+
+    def measure(
+        self,
+        settings: Mapping[str, Any],
+        rows: int,
+        function: Callable[[int, int], Columns],
+        *,
+        evaluations: float = 0,
+        at_once: int | None = None,
+    ) -> Columns:
+        """The columns of a cell, each with `rows` rows: measured by function(start, stop), or read if they are there.
+
+        settings: all that they depend on, with `made_by`. evaluations: per row, as expected. at_once: rows that
+        `function` is asked for at a time. Errors: InputError for a cell that is damaged.
+        """
+        place = self.folder / CELLS
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"the folder {place} cannot be made ({error.strerror}): choose another with -o") from None
+        bench = settings["made_by"].split()[-1]
+        path = place / f"{bench}-{run_of(comparable(rows, settings))[:16]}.h5"
+        told = 0
+
+        def tell(upto: float) -> None:
+            nonlocal told
+            if int(upto) != told:
+                self.advance(int(upto) - told)
+                told = int(upto)
+
+        while True:
+            anew = self.overwrite and path not in self._anew
+            cell = None if anew else _whole(path, rows)
+            if cell is not None:
+                tell(rows * evaluations)
+                return cell
+            try:
+                with Run(path, rows, settings, overwrite=anew, together=False) as run:
+                    self._anew.add(path)
+                    tell(run.done * evaluations)
+                    for start, stop in run.batches(at_once or self.batch_size):
+                        before, most = told, told + (stop - start) * evaluations
+                        seen = 0
+
+                        def watch(count: int, before: int = before, most: float = most) -> None:
+                            nonlocal seen
+                            seen += count
+                            tell(min(before + seen, most))
+
+                        self.model.watch = watch if evaluations else None
+                        try:
+                            columns = function(start, stop)
+                        finally:
+                            self.model.watch = None
+                        run.commit(start, stop, columns)
+                        tell(most)
+            except InputError:
+                if not _whole(path, rows):  # otherwise another process has made it whole meanwhile, under our feet
+                    raise
+            if not _whole(path, rows):
+                time.sleep(WAIT)  # another process is at the rest; if it dies, the rest is ours
+
+
+def _whole(path: Path, rows: int) -> Columns | None:
+    """The columns of a cell that is whole, None of one that is not there or unfinished."""
+    if not path.exists():
+        return None
+    try:
+        with reading(path, "a cell of a bench") as file:
+            return None if is_index(file) else read_rows(file, columns_of(file), 0, rows, path)
+    except InputError as error:
+        raise InputError(f"{error}; delete it, and the same command measures it again") from None
+
+
+def error_words(failures: np.ndarray[Any, Any]) -> str:
+    """The first failure in a column of them, "" if there is none."""
+    return next((words.decode("utf-8", "replace") for words in failures.tolist() if words), "")
+
+
+def failure_column(words: str, count: int) -> np.ndarray[Any, Any]:
+    """Why a batch gave no result, for each of its images; "" if it did."""
+    return np.array([words.encode()[:300]] * count, "S300")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What to run: a solver on a grid, a name or a file (None: its own)."""
+
+    solver: str
+    grid: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Entry:
+        """From "SOLVER" or "SOLVER@GRID"."""
+        solver, _, grid = text.partition("@")
+        return cls(solver, grid or None)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run to be made: a row with its settings, over nodes (S+1,). steps: None where the solver chooses them."""
+
+    solver: Solver
+    grid: str
+    steps: int | None
+    nodes: Tensor
+    settings: dict[str, Any]
+
+    @property
+    def label(self) -> dict[str, Any]:
+        """The first columns of its line in a table."""
+        return {"solver": self.solver.name, "grid": self.grid, "steps": self.steps}
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations in one direction, for a progress bar: a guess for adaptive solvers."""
+        own = self.solver.evaluations(len(self.nodes) - 2 if float(self.nodes[0]) == 0 else len(self.nodes) - 1)
+        return 100 if own is None else own + (float(self.nodes[0]) == 0)
+
+
+def planned(
+    model: VectorField, entries: Sequence[Entry], steps: Sequence[int], end: str, settings: Mapping[str, Any]
+) -> list[Planned]:
+    """Every solver on its grid with each number of steps, checked before anything runs.
+
+    Adaptive solvers run once, and so do grid files, each with as many steps as it has, whatever `steps` says. Settings
+    such as rtol go to the solvers that have them. Errors: InputError, also for a setting that none of them has.
+    """
+    runs = []
+    had = {"rtol", "atol", "max_nfe"}.union(*(solvers.get(entry.solver).settings for entry in entries))
+    if unknown := sorted(set(settings) - had):
+        raise InputError(f"none of these solvers has a setting {unknown[0]!r} (they have: {', '.join(sorted(had))})")
+    for entry in entries:
+        row = solvers.get(entry.solver)
+        own = {key: value for key, value in settings.items() if key in row.settings and value is not None}
+        fixed = row.adaptive or (entry.grid is not None and not grids.is_named(entry.grid))
+        for count in (None,) if fixed else steps:
+            fitted, nodes = plan(model.schedule, row, count, entry.grid, end, own)
+            grid = "-" if row.adaptive else entry.grid or row.grid
+            runs.append(Planned(fitted, grid, None if row.adaptive else len(nodes) - 1, nodes, own))
+    return runs

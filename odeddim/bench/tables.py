@@ -1,0 +1,172 @@
+"""Tables of measurements: columns with a meaning and a unit, rows, the conventions they were made under, and sheets.
+
+NAME.h5     everything: /rows, a compound; /sheets; /table, what NAME.json has. `load` reads it
+NAME.json   all but the sheets; NAME.csv: the rows
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from odeddim.files import replacing
+from odeddim.hdf5 import dataset, reading, text, words, writing
+from odeddim.images import to_bytes
+from odeddim.types import InputError
+
+FORMAT = "odeddim bench"
+
+
+@dataclass(frozen=True)
+class Column:
+    """name: its key in files. heading: what stands above it. meaning: with its unit. form: of its figures, as ".2e"."""
+
+    name: str
+    heading: str
+    meaning: str = ""
+    form: str = ""
+
+    @property
+    def words(self) -> bool:
+        """Whether it holds words, and not figures."""
+        return self.form == "s"
+
+    def show(self, value: Any) -> str:
+        """A value as a table shows it."""
+        if value is None or value == "":
+            return ""
+        return format(value, self.form)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Images in rows and columns with words beside them: (R, K, H, W, C) uint8, C = 1 or 3; a title says what of."""
+
+    title: str
+    images: np.ndarray[Any, Any]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a bench has found out. bench: its name. title: in words. settings: the model and the conventions, JSON-able.
+
+    rows: a value for each column: a number, words, or None where there is none. notes: what is to be said below.
+    group: the columns that tell lines of a figure apart.
+    """
+
+    bench: str
+    title: str
+    settings: Mapping[str, Any]
+    columns: tuple[Column, ...]
+    rows: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...] = ()
+    group: tuple[str, ...] = ()
+    sheets: tuple[Sheet, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        names = {column.name for column in self.columns}
+        rows = tuple({key: _plain(value) for key, value in row.items()} for row in self.rows)
+        for row in rows:
+            if set(row) != names:
+                raise ValueError(f"a row has {sorted(row)}, the columns are {sorted(names)}")
+        object.__setattr__(self, "rows", rows)
+
+    def lines(self) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+        """The rows by the values of the columns of `group`."""
+        found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+        for row in self.rows:
+            found.setdefault(tuple(row[name] for name in self.group), []).append(row)
+        return found
+
+    def to_json(self) -> str:
+        """All but the sheets as JSON."""
+        content = {key: value for key, value in vars(self).items() if key != "sheets"}
+        content["columns"] = [asdict(column) for column in self.columns]
+        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+
+    def to_csv(self) -> str:
+        """The rows as CSV, with a header line."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, [column.name for column in self.columns], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return out.getvalue()
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write NAME.h5, NAME.json and NAME.csv into a folder; their paths."""
+        paths = [folder / f"{self.bench}.{kind}" for kind in ("h5", "json", "csv")]
+        with writing(paths[0]) as file:
+            file.attrs["format"] = text(FORMAT)
+            file.create_dataset("table", data=text(self.to_json()))
+            kinds = [(column.name, _kind([row[column.name] for row in self.rows])) for column in self.columns]
+            values = [tuple(_filled(row[name], kind) for name, kind in kinds) for row in self.rows]
+            file.create_dataset("rows", data=np.array(values, dtype=kinds))
+            for i, sheet in enumerate(self.sheets):
+                data = file.create_dataset(f"sheets/{i}", data=sheet.images, fletcher32=True, chunks=sheet.images.shape)
+                data.attrs["labels"] = text(json.dumps([sheet.title, sheet.rows, sheet.columns], ensure_ascii=False))
+            file.commit()
+        for path, content in zip(paths[1:], (self.to_json() + "\n", self.to_csv()), strict=True):
+            with replacing(path) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+        return paths
+
+
+def counted(count: int, what: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def sheet(title: str, images: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Sheet:
+    """A sheet of images (R, K, C, H, W) in [-1, 1]; of more than 3 channels the first is shown."""
+    down, across, channels, height, width = images.shape
+    flat = to_bytes(images.nan_to_num(-1).reshape(-1, channels, height, width)[:, : 3 if channels == 3 else 1])
+    pixels = flat.permute(0, 2, 3, 1).reshape(down, across, height, width, -1)
+    return Sheet(title, pixels.numpy(), tuple(rows), tuple(columns))
+
+
+def load(path: Path) -> Table:
+    """The table of a NAME.h5; an InputError for anything else."""
+    with reading(path, "a table that `odeddim bench` wrote") as file:
+        if words(file.attrs.get("format", "")) != FORMAT:
+            raise InputError(f"{path} is an HDF5 file, but not a table of `odeddim bench`")
+        content = json.loads(words(np.asarray(dataset(file, "table", path)[()])))
+        sheets = []
+        for i in range(len(file.get("sheets", ()))):
+            held = dataset(file, f"sheets/{i}", path)
+            title, down, across = json.loads(words(held.attrs["labels"]))
+            sheets.append(Sheet(title, held[:], tuple(down), tuple(across)))
+        columns = tuple(Column(**column) for column in content.pop("columns"))
+        listed = {name: tuple(content.pop(name)) for name in ("rows", "notes", "group")}
+        return Table(**{**content, **listed}, columns=columns, sheets=tuple(sheets))
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: Python's own, and None for what is not finite."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _kind(values: list[Any]) -> np.dtype[Any]:
+    """The type of a column in HDF5: text of a fixed length, or a double, which has NaN for None."""
+    if any(isinstance(value, str) for value in values):
+        return np.dtype(f"S{max(len(str(value or '').encode()) for value in values) or 1}")
+    whole = all(isinstance(value, int) for value in values) and values
+    return np.dtype("i8") if whole else np.dtype("f8")
+
+
+def _filled(value: Any, kind: np.dtype[Any]) -> Any:
+    if kind.kind == "S":
+        return str(value or "").encode()
+    return np.nan if value is None else value

@@ -1,0 +1,358 @@
+"""Time: seconds of decoding over steps and batch sizes, a line through them, and what the solver itself takes of it.
+
+DDIM's Figure 4, which finds that the time of a sample is linear in the length of its trajectory. Each run is timed
+several times, all of them in turns: what a machine does besides, or its clock when it gets warm, then slows all of them
+and not the last ones. A row has the median; the line is the least-squares one through a solver's and batch's medians.
+
+The solver's own share is all that is not spent inside the network: the arithmetic on the state, labels and scales, the
+check for NaN, noise of stochastic rows. The timer sits around the network's call; on a GPU it waits there for what is
+under way, before and after, so that a run takes a little longer than it does unwatched.
+
+The network sees exactly the batches that the solver hands it: `network_batch`, which elsewhere cuts them into blocks of
+one size, is None while a run is timed. So is `watch`, and nothing is drawn.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from time import perf_counter, time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odeddim.api import noise, solve, with_noise
+from odeddim.bench.stand import Planned, Stand, error_words, failure_column
+from odeddim.bench.tables import Column, Table
+from odeddim.field import VectorField
+from odeddim.rows import Columns
+from odeddim.types import BudgetExceeded, InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from odeddim.bench.figures import Theme
+
+STEPS = (10, 20, 50, 100)
+BATCHES = (1, 4, 16)
+SOLVERS = ("euler",)
+REPEATS = 5
+QUIET = 1.5  # the slowest time of a run over its fastest, on a machine that does nothing else
+
+_COLUMNS = (
+    Column("solver", "solver", form="s"),
+    Column("grid", "grid", form="s"),
+    Column("batch", "batch", "images decoded together"),
+    Column("steps", "steps"),
+    Column("evaluations", "evals", "evaluations of the network per image", "g"),
+    Column("seconds", "s", "seconds of the whole run, median", ".3f"),
+    Column("fastest", "fastest", form=".3f"),
+    Column("slowest", "slowest", form=".3f"),
+    Column("images_per_second", "images/s", form=",.2f"),
+    Column("per_evaluation", "ms/eval", "milliseconds per image and evaluation", ".3f"),
+    Column("own_share", "own %", "of the seconds, what is not spent inside the network", ".2f"),
+    Column("own", "own µs", "the same per call of the network, in microseconds", ".0f"),
+    Column("per_step", "ms/step", "slope of the line s = a + b·steps of this solver and batch", ".3f"),
+    Column("intercept", "a, ms", "its value at 0 steps", ".1f"),
+    Column("r2", "R²", "how much of the variance of s the line explains", ".5f"),
+    Column("remark", "remark", form="s"),
+)
+
+
+class Line(NamedTuple):
+    """y = intercept + slope·x by least squares. r2: 1 - Σ(y - line)²/Σ(y - mean)², NaN where it says nothing."""
+
+    slope: float
+    intercept: float
+    r2: float
+
+
+class Run(NamedTuple):
+    """One thing to be timed: a solver over nodes, and how many images it decodes together."""
+
+    planned: Planned
+    batch: int
+
+    @property
+    def label(self) -> dict[str, Any]:
+        """The first columns of its line in the table."""
+        return {**self.planned.label, "batch": self.batch}
+
+
+def timing(
+    stand: Stand,
+    runs: Sequence[Planned],
+    shape: Sequence[int],
+    *,
+    batches: Sequence[int] = BATCHES,
+    repeats: int = REPEATS,
+    seed: int = 0,
+) -> Table:
+    """The table of these runs with each batch size, each timed `repeats` times. shape: (C, H, W) of an image.
+
+    Images are decoded from the noise of (seed, 0), (seed, 1), ...
+    """
+    chosen = [
+        Run(run, batch)
+        for pair in dict.fromkeys((run.solver.name, run.grid) for run in runs)
+        for batch in dict.fromkeys(batches)
+        for run in runs
+        if (run.solver.name, run.grid) == pair
+    ]
+    # One with another at its side is timed anew: times that were not taken in turns are not to be compared.
+    turns = [list(run.label.values()) for run in chosen]
+    computer = described(stand.model)
+    warm: set[tuple[Any, ...]] = set()
+    cells: list[list[Columns]] = [[] for _ in chosen]
+    for repetition in range(repeats):
+        for run, measured in zip(chosen, cells, strict=True):
+            settings = stand.settings(
+                "time", run.planned, batch=run.batch, repetition=repetition, seed=seed, size=list(shape),
+                machine=computer, in_turns_with=turns,
+            )  # fmt: skip
+            # Whatever the machine was set up for: see `timed`.
+            settings["details"] = {**settings["details"], "network_batch": None, "batch_size": None}
+
+            def measure(start: int, stop: int, run: Run = run) -> Columns:
+                x_T = noise(run.batch, tuple(shape), seed=seed).to(stand.model.device or "cpu", stand.dtype)
+                if _group(run) not in warm:
+                    warm.add(_group(run))
+                    alike = [other.planned for other in chosen if _group(other) == _group(run)]
+                    timed(stand.model, min(alike, key=lambda other: other.evaluations), x_T, seed)
+                return timed(stand.model, run.planned, x_T, seed)
+
+            measured.append(stand.measure(settings, 1, measure, evaluations=run.batch * run.planned.evaluations))
+    rows = _rows(chosen, cells)
+    computer = {**computer, "threads": torch.get_num_threads()}
+    return Table(
+        bench="time",
+        title=f"Time: {stand.model.name}, decoding noise on {_brief(computer)}",
+        settings={
+            "model": stand.model.name, "sha256": stand.model.sha256, "machine": computer, "seed": seed,
+            "shape": list(shape), "dtype": str(stand.model.dtype or stand.dtype), "state": str(stand.dtype),
+            "repeats": repeats, "network batch": "as the solver hands it over: the whole batch, or what it takes of it",
+        },
+        columns=tuple(column for column in _COLUMNS if column.name != "remark" or _remarks(rows)),
+        rows=tuple(rows if _remarks(rows) else [{k: v for k, v in row.items() if k != "remark"} for row in rows]),
+        notes=(
+            f"each run timed {repeats} times, all in turns, after a warm-up; {_when(cells)}",
+            _words(computer),
+            *_disturbed(rows),
+        ),
+        group=("solver", "grid", "batch"),
+    )  # fmt: skip
+
+
+def _group(run: Run) -> tuple[Any, ...]:
+    return run.planned.solver.name, run.planned.grid, run.batch
+
+
+def _remarks(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(row["remark"] for row in rows)
+
+
+def timed(model: VectorField, run: Planned, x_T: Tensor, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    """Decode x_T (B, C, H, W), on the model's device, once: columns of (1,).
+
+    seconds: of the whole run; network: of these, inside the network; calls: of it; evaluations: of each image;
+    when: seconds since 1970; failure: why there is no time, if there is none.
+    """
+    kept = model.eps, model.watch, model.network_batch
+    network = Timed(model)
+    model.eps, model.watch, model.network_batch = network, None, None
+    model.reset()
+    row, failure = with_noise(run.solver, seed=seed), ""
+    began = now(model.device)
+    try:
+        solve(x_T, row, model=model, grid=run.nodes)
+    except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
+        failure = str(error)
+    finally:
+        model.eps, model.watch, model.network_batch = kept
+    seconds = now(model.device) - began
+    figures = {
+        "seconds": seconds, "network": network.seconds, "calls": network.calls,
+        "evaluations": model.rows / len(x_T), "when": time(),
+    }  # fmt: skip
+    columns: dict[str, np.ndarray[Any, Any]] = {name: np.array([float(value)]) for name, value in figures.items()}
+    return {**columns, "failure": failure_column(failure, 1)}
+
+
+class Timed:
+    """The network of a model, which sums up the seconds that its calls take."""
+
+    def __init__(self, model: VectorField) -> None:
+        self._eps, self._device = model.eps, model.device
+        self.seconds, self.calls = 0.0, 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        began = now(self._device)
+        out = self._eps(x, t)
+        self.seconds += now(self._device) - began
+        self.calls += 1
+        return out
+
+
+def now(device: torch.device | None) -> float:
+    """Seconds, after all that a GPU has under way."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter()
+
+
+def fitted(x: Sequence[float], y: Sequence[float]) -> Line | None:
+    """The line through points; None without two different x. R² is NaN for two points, which every line fits."""
+    xs, ys = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if len(set(x)) < 2:
+        return None
+    dx, dy = xs - xs.mean(), ys - ys.mean()
+    slope = float((dx * dy).sum() / (dx**2).sum())
+    left, whole = float(((dy - slope * dx) ** 2).sum()), float((dy**2).sum())
+    r2 = 1 - left / whole if len(xs) > 2 and whole > 0 else float("nan")
+    return Line(slope, float(ys.mean() - slope * xs.mean()), r2)
+
+
+def _rows(runs: Sequence[Run], cells: Sequence[Sequence[Columns]]) -> list[dict[str, Any]]:
+    """The lines of the table: each run's medians, and the line of those that it belongs to."""
+    rows = [_row(run, measured) for run, measured in zip(runs, cells, strict=True)]
+    for run, row in zip(runs, rows, strict=True):
+        points = [
+            (other["steps"], other["seconds"])
+            for it, other in zip(runs, rows, strict=True)
+            if _group(it) == _group(run) and None not in (other["steps"], other["seconds"])
+        ]
+        line = fitted([steps for steps, _ in points], [seconds for _, seconds in points])
+        row["per_step"], row["intercept"], row["r2"] = (
+            (1e3 * line.slope, 1e3 * line.intercept, line.r2) if line else (None, None, None)
+        )
+    return rows
+
+
+def _row(run: Run, measured: Sequence[Columns]) -> dict[str, Any]:
+    failure = error_words(np.concatenate([cell["failure"] for cell in measured]))
+    names = ("seconds", "fastest", "slowest", "images_per_second", "per_evaluation", "own_share", "own")
+    figures: dict[str, Any] = dict.fromkeys(names)
+    seconds, network, calls, evaluations = (
+        np.concatenate([cell[name] for cell in measured]) for name in ("seconds", "network", "calls", "evaluations")
+    )
+    if not failure:
+        middle, own = float(np.median(seconds)), seconds - network
+        figures |= {
+            "seconds": middle,
+            "fastest": float(seconds.min()),
+            "slowest": float(seconds.max()),
+            "images_per_second": run.batch / middle,
+            "per_evaluation": 1e3 * middle / (run.batch * float(evaluations.mean())),
+            "own_share": 100 * float(np.median(own / seconds)),
+            "own": 1e6 * float(np.median(own / calls)),
+        }
+    return {**run.label, "evaluations": float(evaluations.mean()), **figures, "remark": failure}
+
+
+def described(model: VectorField) -> dict[str, Any]:
+    """The machine that a model runs on: what of it seconds depend on, but for what else it does."""
+    gpu = None
+    if model.device is not None and model.device.type == "cuda":
+        gpu = torch.cuda.get_device_name(model.device)
+    return {
+        "cpu": _cpu(), "cores": os.cpu_count(), "gpu": gpu, "torch": torch.__version__, "os": platform.platform(),
+    }  # fmt: skip
+
+
+def _cpu() -> str:
+    """The CPU's name, as Linux has it, or as Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def _brief(computer: Mapping[str, Any]) -> str:
+    threads = computer["threads"]
+    return str(computer["gpu"] or f"{computer['cpu']}, {threads} thread{'s' if threads > 1 else ''}")
+
+
+def _words(computer: Mapping[str, Any]) -> str:
+    parts = [computer["gpu"], computer["cpu"], f"{computer['cores']} cores", f"threads of torch: {computer['threads']}"]
+    return ", ".join(str(part) for part in (*parts, f"torch {computer['torch']}", computer["os"]) if part)
+
+
+def _when(cells: Sequence[Sequence[Columns]]) -> str:
+    """From when to when: a bench that was stopped may have gone on while the machine did something else."""
+    times = [float(cell["when"][0]) for measured in cells for cell in measured]
+    first, last = (datetime.fromtimestamp(edge, timezone.utc) for edge in (min(times), max(times)))
+    until = f"{last:%H:%M}" if first.date() == last.date() else f"{last:%Y-%m-%d %H:%M}"
+    return f"{first:%Y-%m-%d %H:%M} to {until} UTC"
+
+
+def _disturbed(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What is to be said where the same run took very different times."""
+    worst = max((row["slowest"] / row["fastest"] for row in rows if row["fastest"]), default=1.0)
+    if worst > QUIET:
+        yield f"the same run took up to {worst:.1f} times as long as at its fastest: the machine had other work to do"
+
+
+def figure(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+    """Seconds over steps with their lines; milliseconds per image and evaluation over the batch size."""
+    from matplotlib.ticker import NullLocator
+
+    from odeddim.bench import figures  # which lists this function
+
+    drawing, (left, right) = figures.panels(2)
+    groups = table.lines()
+    found: dict[tuple[Any, ...], list[tuple[int, float, float]]] = {}  # of each solver: batch, whole, own
+    for (key, rows), style in zip(groups.items(), figures.styles(theme, len(groups)), strict=True):
+        done = [row for row in rows if row["seconds"] is not None]
+        points = sorted((row["steps"], row["seconds"], row["fastest"], row["slowest"]) for row in done if row["steps"])
+        mark: dict[str, Any] = {"color": style["color"], "marker": style["marker"], "linestyle": "none"}
+        left.plot([p[0] for p in points], [p[1] for p in points], label=_label(key, rows[0]), **mark)
+        left.vlines([p[0] for p in points], [p[2] for p in points], [p[3] for p in points], color=style["color"])
+        if points and rows[0]["per_step"] is not None:
+            steps = np.geomspace(points[0][0], points[-1][0], 100)
+            line = (rows[0]["intercept"] + rows[0]["per_step"] * steps) / 1e3
+            left.plot(steps[line > 0], line[line > 0], color=style["color"], linestyle=style["linestyle"], linewidth=1)
+        if done:
+            longest = max(done, key=lambda row: row["steps"] or 0)
+            whole, own = longest["per_evaluation"], longest["per_evaluation"] * longest["own_share"] / 100
+            right.plot([key[-1]], [whole], **mark)
+            right.plot([key[-1]], [own], **{**mark, "markerfacecolor": "none"})
+            found.setdefault(key[:-1], []).append((key[-1], whole, own))
+    for these in found.values():
+        for i in (1, 2):
+            batches = sorted((one[0], one[i]) for one in these)
+            right.plot(*zip(*batches, strict=True), color=theme.muted, linewidth=0.8, zorder=0)
+    figures.log_axis(left, [row["steps"] for row in table.rows if row["steps"]] or [1.0, 10.0])
+    right.set_xscale("log")
+    sizes = sorted({row["batch"] for row in table.rows})
+    right.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    right.xaxis.set_minor_locator(NullLocator())
+    left.set(title="A run", xlabel="steps", ylabel="seconds")
+    right.set(title="An evaluation", xlabel="images in the batch", ylabel="milliseconds per image and evaluation")
+    for axes in (left, right):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(which="major")
+        axes.margins(x=0.08)
+    figures.note(left, "marks: medians, with their range; lines: a + b·steps", theme)
+    figures.note(right, "of the longest run; hollow: outside the network", theme)
+    figures.legend(drawing, left)
+    drawing.suptitle(table.title, fontsize=11)
+    return {table.bench: (drawing, f"{table.title}: seconds over steps, and milliseconds over the batch size")}
+
+
+def _label(key: Sequence[Any], row: Mapping[str, Any]) -> str:
+    """A line's name and what was found: "euler, linear, batch 8", "21.3 ms/step, R² 0.9999"."""
+    from odeddim.bench.figures import label_of
+
+    name = f"{label_of(key[:-1])}, batch {key[-1]}"
+    if row["per_step"] is None:
+        return name
+    fit = "" if row["r2"] is None else f", R² {row['r2']:.5f}"
+    return f"{name}\n{row['per_step']:.3g} ms/step{fit}"

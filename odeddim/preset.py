@@ -1,0 +1,53 @@
+"""Presets: a solver, a grid and a number of steps as a file, found for a model by `odeddim bench work-precision`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from odeddim.files import replacing
+from odeddim.types import InputError
+
+FORMAT, VERSION = "odeddim preset", 1
+_KINDS = {"model": str, "sha256": str, "solver": str, "grid": str, "steps": int, "end": str, "settings": dict}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What to run a model with. error: what it was found to keep, both ways; evaluations: to encode and decode."""
+
+    model: str
+    sha256: str
+    solver: str
+    grid: str
+    steps: int
+    end: str
+    settings: Mapping[str, Any]
+    error: float
+    evaluations: float
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> Preset:
+    """The preset of a file; an InputError for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"the preset {path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path} is no preset: `odeddim bench work-precision --find ERROR` writes one")
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(content.get(name), kind)]
+    if content.get("version") != VERSION or wrong or content["steps"] < 1:
+        what = f"{wrong[0]} is missing or wrong" if wrong else "it is of another version or has no steps"
+        raise InputError(f"{path} is damaged, or a newer odeddim's ({what}): find it anew")
+    return Preset(**{item.name: content.get(item.name, 0.0) for item in fields(Preset)})

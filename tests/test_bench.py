@@ -1,0 +1,237 @@
+"""What is measured is kept and right: the stand, tables and files, reconstruction against a script of its own."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import odeddim
+from odeddim.bench import reconstruction as bench
+from odeddim.bench import tables
+from odeddim.bench.stand import Entry, Stand, planned
+from odeddim.bench.tables import Column, Sheet, Table
+from odeddim.images import sample_images
+from odeddim.types import InputError
+
+MIXTURE = ("--model", "exact-mixture")
+
+
+def eps_of_mixture(x: np.ndarray[Any, Any], alpha: float) -> np.ndarray[Any, Any]:
+    """E[noise | x] where every pixel of the data is N(±0.6, 0.15²), written out."""
+    mean, spread = 0.6 * math.sqrt(alpha), alpha * 0.15**2 + 1 - alpha
+    high = 1 / (1 + np.exp(-2 * x * mean / spread))
+    return math.sqrt(1 - alpha) * (x - mean * (2 * high - 1)) / spread
+
+
+def table_2(images: np.ndarray[Any, Any], steps: int, target: bool = False) -> float:
+    """DDIM there and back with eq. 12 (η = 0) and nothing of odeddim's; images in [-1, 1]; MSE on [0, 1]."""
+    alphas = np.concatenate([[1.0], np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))])  # of t = 0, ..., 1000
+    tau = [0, *(math.floor(1000 * i / steps) for i in range(1, steps + 1))]
+
+    def step(x: np.ndarray[Any, Any], here: int, there: int, label: int) -> np.ndarray[Any, Any]:
+        a, b, eps = alphas[here], alphas[there], eps_of_mixture(x, alphas[max(label, 1)])
+        return math.sqrt(b) * (x - math.sqrt(1 - a) * eps) / math.sqrt(a) + math.sqrt(1 - b) * eps
+
+    x = images.copy()
+    for here, there in itertools.pairwise(tau):
+        x = step(x, here, there, there if target else here)
+    for here, there in itertools.pairwise(tau[::-1]):
+        x = step(x, here, there, here)
+    return float(((x - images) ** 2).mean()) / 4
+
+
+@pytest.mark.parametrize("steps", [10, 50])
+def test_table_2_as_a_script_of_its_own_computes_it(run, steps: int) -> None:  # type: ignore[no-untyped-def]
+    images = sample_images()[0:3].double().numpy()
+    code, out, err = run(
+        "bench", "reconstruction", "-n", 3, "--solvers", "euler@linear", "--steps", steps, "--dtype", "float64",
+        "--labels", "source,target", "--json", *MIXTURE,
+    )  # fmt: skip
+    assert code == 0, err
+    source, target = (row["round_trip"] for row in json.loads(out)["rows"])
+    assert source == pytest.approx(table_2(images, steps), rel=1e-6)
+    assert target == pytest.approx(table_2(images, steps, target=True), rel=1e-6)
+
+
+def stand(folder: Path, model: str | odeddim.VectorField = "exact-mixture", **more: Any) -> Stand:
+    return Stand(odeddim.load(model), folder, dtype=torch.float64, **more)
+
+
+def reconstructed(place: Stand, solvers: str = "euler@linear,ab3", steps: tuple[int, ...] = (4, 8)) -> Table:
+    images = sample_images()[0:4].double()
+    runs = planned(place.model, [Entry.parse(name) for name in solvers.split(",")], steps, "zero", {})
+    return bench.reconstruction(place, lambda start, stop: images[start:stop], 4, runs, source={"sha256": "x"})
+
+
+def without_seconds(table: Table) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in table.rows]
+
+
+def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
+    place = stand(tmp_path)
+    first = reconstructed(place)
+    place.model.reset()
+    assert reconstructed(place) == first
+    assert place.model.nfe == 0
+    more = reconstructed(place, "euler@linear,ab3,belm")
+    assert without_seconds(more)[:4] == without_seconds(first)
+    assert more.rows[0]["seconds"] == first.rows[0]["seconds"]  # as measured the first time
+    files = {path.name for path in (tmp_path / "cells").iterdir()}
+    assert len(files) == 1 + 6
+    anew = stand(tmp_path, overwrite=True)
+    again = reconstructed(anew)
+    assert anew.model.nfe > 0
+    assert without_seconds(again) == without_seconds(first)
+    assert {path.name for path in (tmp_path / "cells").iterdir()} == files
+
+
+def test_an_interrupted_bench_goes_on(tmp_path: Path) -> None:
+    expected = without_seconds(reconstructed(stand(tmp_path / "whole")))
+    for calls in (5, 400, 300, 40):  # of 704
+        place = stand(tmp_path / "stopped", batch_size=2)
+        network, left = place.model.eps, itertools.count(calls, -1)
+
+        def eps(x: torch.Tensor, t: torch.Tensor, network: Any = network, left: Any = left) -> torch.Tensor:
+            if next(left) <= 0:
+                raise KeyboardInterrupt
+            return network(x, t)
+
+        place.model.eps = eps
+        with pytest.raises(KeyboardInterrupt):
+            reconstructed(place)
+        assert place.model.watch is None
+    place = stand(tmp_path / "stopped", batch_size=2)
+    assert without_seconds(reconstructed(place)) == expected
+    assert place.model.nfe <= 704 - 600 - 16
+    assert not list((tmp_path / "stopped" / "cells").glob("*.parts"))
+
+
+def test_another_model_image_or_dtype_is_another_cell(tmp_path: Path) -> None:
+    place = stand(tmp_path)
+    run = planned(place.model, [Entry("euler")], [3], "zero", {})[0]
+    cells = set()
+    for settings in (
+        place.settings("reconstruction", run, images={"sha256": "a"}),
+        place.settings("reconstruction", run, images={"sha256": "b"}),
+        replace(place, dtype=torch.float32).settings("reconstruction", run, images={"sha256": "a"}),
+        stand(tmp_path, "exact-gaussian").settings(
+            "reconstruction", run, images={"sha256": "a"}, state="torch.float64"
+        ),
+        place.settings("quality", run, images={"sha256": "a"}),
+    ):
+        place.measure(settings, 2, lambda start, stop: {"value": np.arange(start, stop) * 1.0})
+        cells = {path.name for path in (tmp_path / "cells").iterdir()}
+    assert len(cells) == 5
+
+
+def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
+    reconstructed(stand(tmp_path))
+    cell = sorted((tmp_path / "cells").glob("reconstruction-*.h5"))[0]
+    content = bytearray(cell.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    cell.write_bytes(content)
+    with pytest.raises(InputError, match=cell.name):
+        reconstructed(stand(tmp_path))
+    cell.unlink()
+    reconstructed(stand(tmp_path))
+
+
+def test_progress_ends_where_it_said(tmp_path: Path) -> None:
+    for _ in range(2):  # measured, and read
+        seen: list[int] = []
+        place = stand(tmp_path, advance=seen.append)
+        runs = planned(place.model, [Entry("euler", "linear"), Entry("ab3")], (4, 8), "zero", {})
+        reconstructed(place)
+        assert sum(seen) == 4 * (bench.reference_evaluations() + sum(2 * run.evaluations for run in runs))
+        assert min(seen) >= 0
+
+
+def a_table() -> Table:
+    columns = (Column("solver", "solver", form="s"), Column("steps", "steps"), Column("error", "error", "rms", ".2e"))
+    rows = ({"solver": "euler", "steps": 3, "error": 0.5}, {"solver": "α<b>", "steps": None, "error": float("nan")})
+    sheet = Sheet("two images", np.arange(8, dtype=np.uint8).reshape(1, 2, 2, 2, 1), ("row",), ("a", "b"))
+    return Table("demo", "A title", {"model": "m"}, columns, rows, ("a note",), ("solver",), (sheet,))
+
+
+def test_a_table_comes_back_from_its_files(tmp_path: Path) -> None:
+    table = a_table()
+    assert table.rows[1]["error"] is None  # JSON has no NaN
+    paths = table.save(tmp_path)
+    assert [path.name for path in paths] == ["demo.h5", "demo.json", "demo.csv"]
+    back = tables.load(paths[0])
+    assert back == table
+    assert np.array_equal(back.sheets[0].images, table.sheets[0].images)
+    assert (back.sheets[0].title, back.sheets[0].rows, back.sheets[0].columns) == ("two images", ("row",), ("a", "b"))
+    content = json.loads(paths[1].read_text(encoding="utf-8"))
+    assert content["rows"] == list(table.rows)
+    assert content["columns"][2] == {"name": "error", "heading": "error", "meaning": "rms", "form": ".2e"}
+    with open(paths[2], encoding="utf-8", newline="") as file:
+        assert list(csv.DictReader(file)) == [
+            {"solver": "euler", "steps": "3", "error": "0.5"}, {"solver": "α<b>", "steps": "", "error": ""},
+        ]  # fmt: skip
+    with h5py.File(paths[0]) as file:
+        assert file["rows"]["solver"][1].decode() == "α<b>"
+        assert math.isnan(file["rows"]["steps"][1])
+        assert file["rows"]["error"][0] == 0.5
+
+
+def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = 1
+    with pytest.raises(InputError, match="not a table"):
+        tables.load(tmp_path / "other.h5")
+    with pytest.raises(ValueError, match="columns"):
+        Table("demo", "", {}, (Column("a", "a"),), ({"b": 1},))
+
+
+def test_the_command_leaves_table_and_figures(run, here: Path) -> None:  # type: ignore[no-untyped-def]
+    command = ("bench", "-n", 2, "--solvers", "euler,belm", "--steps", "3,6", *MIXTURE)
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert "in bench: reconstruction.h5 .json .csv .svg .png" in err
+    kinds = {path.suffix for path in (here / "bench").glob("reconstruction.*")}
+    assert kinds == {".h5", ".json", ".csv", ".svg", ".png"}
+    svg = (here / "bench" / "reconstruction.svg").read_bytes()
+    code, printed, err = run(*command, "--csv")
+    assert (code, printed) == (0, (here / "bench" / "reconstruction.csv").read_text())
+    assert (here / "bench" / "reconstruction.svg").read_bytes() == svg
+    code, out, err = run("bench", "-n", 2, "--solvers", "euler", "--steps", 3, "--model", "exact-gaussian")
+    assert code == 2
+    assert "is a table of the model 'exact-mixture': give another folder with -o, or --overwrite" in err
+    code, out, err = run("bench", "reconstruction", "-n", 2, "-o", "bench/reconstruction.h5", *MIXTURE)
+    assert code == 2
+    assert "is a file: give a folder" in err
+    code, out, err = run("bench", "recon")
+    assert code == 2
+    assert "unknown command 'recon'; did you mean" in err
+    code, out, err = run("bench", "-n", 1, "--solvers", "ab3", "--labels", "target", "--steps", 3, "-o", "b", *MIXTURE)
+    assert code == 2
+    assert "add the solver 'euler'" in err
+
+
+def test_the_error_of_the_built_in_model_falls_with_steps(run) -> None:  # type: ignore[no-untyped-def]
+    """The course of DDIM's Table 2, there and back, and of the latent's own error, which the paper does not have."""
+    code, out, err = run(
+        "bench", "-n", 2, "--solvers", "euler@linear,euler@quadratic", "--steps", "10,20,50", "--labels",
+        "source,target", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    table = json.loads(out)
+    for key, rows in itertools.groupby(table["rows"], lambda row: (row["labels"], row["grid"])):
+        errors = [(row["round_trip"], row["latent"]) for row in rows]
+        assert errors == sorted(errors, reverse=True), key
+        assert [e[1] for e in errors] == sorted((e[1] for e in errors), reverse=True), key
+    assert [row["paper"] for row in table["rows"][:3]] == [0.014, 0.0065, 0.0023]
+    # The other convention comes back from latents that are much further from the ODE's.
+    source, target = ([row["latent"] for row in table["rows"] if row["labels"] == where] for where in bench.LABELS)
+    assert all(b > 1.5 * a for a, b in zip(source, target, strict=True))
