@@ -169,7 +169,7 @@ tolerances = together(
     click.option("--max-nfe", type=click.IntRange(1), default=None, help="Adaptive: most evaluations per run."),
 )
 run = together(model, solver, steps, grid, end, tolerances)
-machine = together(
+place = together(
     click.option("--device", default=None, metavar="cpu|cuda|...", help="Where to run.  [default: a GPU if any]"),
     click.option(
         "--dtype",
@@ -178,12 +178,22 @@ machine = together(
         help="Of the network; the state is float32, or float64 with it. bfloat16 is for previews.  "
         "[default: float32; to decode, as encoded]",
     ),
+)
+machine = together(
+    place,
     click.option(
         "--batch-size",
         type=click.IntRange(1),
         default=None,
         help="Images in work at once: memory and speed, not the result.  [default: 32]",
     ),
+)
+threads = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=None,
+    help="Of a CPU; its last digits depend on them too. Several processes are faster, and change nothing: "
+    "`torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
 )
 network_batch = together(
     click.option(
@@ -193,13 +203,7 @@ network_batch = together(
         help="Images that the network always sees at once, filled up if need be; its last digits depend on it and on "
         "no neighbour.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
     ),
-    click.option(
-        "--threads",
-        type=click.IntRange(1),
-        default=None,
-        help="Of a CPU; its last digits depend on them too. Several processes are faster, and change nothing: "
-        "`torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
-    ),
+    threads,
 )
 
 

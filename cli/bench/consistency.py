@@ -13,7 +13,7 @@ from odeddim.cli.bench import shared
 
 @click.command("consistency")
 @click.option("-n", "--count", type=click.IntRange(2), default=6, show_default=True, help="How many x_T.")
-@shared.solvers
+@shared.solvers("euler@linear,dpmpp-2m,ab3,belm")
 @shared.steps("10,20,50,100,1000")
 @shared.features
 @options.seed
@@ -23,7 +23,7 @@ from odeddim.cli.bench import shared
 @shared.common
 def command(
     count: int,
-    solvers: list[str] | None,
+    solvers: list[str],
     steps: list[int],
     features: str | None,
     seed: int,
@@ -61,7 +61,7 @@ def command(
     shared.check_folder(output, "consistency", field, overwrite=overwrite)
     shape = shape_for(field, size)
     network = shared.features_for(features, model, shape, where)
-    entries = [Entry.parse(text) for text in solvers or bench.SOLVERS]
+    entries = [Entry.parse(text) for text in solvers]
     runs = planned(field, entries, steps, end, shared.settings_given(settings))
     for grid, row in {(run.grid, run.solver.name): run.solver for run in runs}.items():
         warn_of_grid(grid[0] if grid[0] != "-" else None, field, row)

@@ -21,7 +21,7 @@ from odeddim.cli.bench import shared
     show_default=True,
     help="Images along each side of the grid between four latents, of the first solver; 0: no grid.",
 )
-@shared.solvers
+@shared.solvers("euler@linear,ab3,ddpm")
 @shared.steps("50")
 @options.seed
 @options.size
@@ -32,7 +32,7 @@ def command(
     pairs: int,
     points: int,
     side: int,
-    solvers: list[str] | None,
+    solvers: list[str],
     steps: list[int],
     seed: int,
     size: str | None,
@@ -69,7 +69,7 @@ def command(
     field = field_on(model, where)
     shared.check_folder(output, "interpolation", field, overwrite=overwrite)
     shape = shape_for(field, size)
-    entries = [Entry.parse(text) for text in solvers or bench.SOLVERS]
+    entries = [Entry.parse(text) for text in solvers]
     runs = planned(field, entries, steps, end, shared.settings_given(settings))
     for grid, row in {(run.grid, run.solver.name): run.solver for run in runs}.items():
         warn_of_grid(grid[0] if grid[0] != "-" else None, field, row)

@@ -10,6 +10,8 @@ import click
 from odeddim.cli import options
 from odeddim.cli.bench import shared
 
+ETAS = ("0", "0.2", "0.5", "1", "hat")
+
 
 class Eta(click.ParamType[str]):
     """A number, or "hat"."""
@@ -39,7 +41,7 @@ class Eta(click.ParamType[str]):
     metavar="LIST",
     help="DDIM's η, and hat for σ̂.  [default: 0,0.2,0.5,1,hat; none with --solvers]",
 )
-@shared.solvers
+@shared.solvers(None, "  [default: none but DDIM's family]")
 @click.option("--grid", default="linear", show_default=True, metavar="NAME|FILE", help="Of the lines of --eta.")
 @shared.steps("10,20,50")
 @click.option(
@@ -117,7 +119,7 @@ def command(
     if network is None:
         raise click.UsageError(f"which features of {field.name!r}'s images? --features inception:WEIGHTS.pth or a file")
     given, lines = shared.settings_given(settings), []
-    for eta in etas or ([] if solvers else bench.ETAS):
+    for eta in etas or ([] if solvers else ETAS):
         name = "ddpm-sigma-hat" if eta == bench.HAT else "ddim-eta" if float(eta) else "euler"
         its_own = {**given, **({"eta": float(eta)} if name == "ddim-eta" else {})}
         runs = planned(field, [Entry(name, grid)], steps, end, its_own)

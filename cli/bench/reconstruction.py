@@ -14,7 +14,7 @@ from odeddim.cli.bench import shared
 @click.command("reconstruction")
 @click.argument("images", required=False, type=click.Path(path_type=Path))
 @click.option("-n", "--count", type=click.IntRange(1), default=4, show_default=True, help="How many images.")
-@shared.solvers
+@shared.solvers("euler@linear,euler@quadratic,ab3,belm")
 @shared.steps("10,20,50,100,200,500,1000")
 @click.option(
     "--labels",
@@ -31,7 +31,7 @@ from odeddim.cli.bench import shared
 def command(
     images: Path | None,
     count: int,
-    solvers: list[str] | None,
+    solvers: list[str],
     steps: list[int],
     labels: list[str],
     end: str,
@@ -69,7 +69,7 @@ def command(
     shared.check_folder(output, "reconstruction", field, overwrite=overwrite)
     source = images_for(field, images)
     count = min(count, len(source))
-    entries = [Entry.parse(text) for text in solvers or bench.SOLVERS]
+    entries = [Entry.parse(text) for text in solvers]
     runs = planned(field, entries, steps, end, shared.settings_given(settings))
     for grid, row in {(run.grid, run.solver.name): run.solver for run in runs}.items():
         warn_of_grid(grid[0] if grid[0] != "-" else None, field, row)

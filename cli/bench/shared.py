@@ -33,13 +33,16 @@ class SolverOnGrid(options.SolverName):
         return super().convert(solver, param, ctx) + at + grid
 
 
-solvers = click.option(
-    "--solvers",
-    type=options.Items(SolverOnGrid()),
-    default=None,
-    metavar="LIST",
-    help="Solvers, or solver@grid, comma-separated; a grid file runs with its own steps.  [default: a selection]",
-)
+def solvers(default: str | None, otherwise: str = "") -> Callable[[options.F], options.F]:
+    """--solvers LIST. otherwise: what happens without it, if there is no default."""
+    return click.option(
+        "--solvers",
+        type=options.Items(SolverOnGrid()),
+        default=default,
+        show_default=default is not None,
+        metavar="LIST",
+        help=f"Solvers, or solver@grid, comma-separated; a grid file runs with its own steps.{otherwise}",
+    )
 
 
 def steps(default: str) -> Callable[[options.F], options.F]:
@@ -74,7 +77,8 @@ printed = options.together(
     click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table."), options.as_json
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Measure everything anew.  [default: what is missing]")
-common = options.together(options.model, options.machine, options.network_batch, folder, overwrite, printed)
+to_folder = options.together(folder, overwrite, printed)
+common = options.together(options.model, options.machine, options.network_batch, to_folder)
 
 
 def settings_given(settings: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +206,7 @@ def show(table: Table) -> None:
         printed.add_row(*(column.show(row[column.name]) for column in shown))
     console = Console()
     # Figures are never cut short: a table wider than the terminal runs over its edge.
-    width = console.measure(printed, options=console.options.update(max_width=1000)).minimum
+    width = Console(width=1000).measure(printed).maximum
     console = Console(width=max(console.width, width))
     console.print(printed)
     for row in table.rows:

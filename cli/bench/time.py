@@ -16,16 +16,6 @@ if TYPE_CHECKING:
     from odeddim.types import Solver
 
 
-def _without(*names: str) -> Callable[[click.Command], click.Command]:
-    """Take options out of a command: those that what is timed decides."""
-
-    def decorate(command: click.Command) -> click.Command:
-        command.params = [param for param in command.params if param.name not in names]
-        return command
-
-    return decorate
-
-
 @contextlib.contextmanager
 def _bar(total: int) -> Iterator[Callable[[int], Any]]:
     """A progress bar that is drawn between two runs, and not by a thread beside what is timed."""
@@ -40,9 +30,8 @@ def _bar(total: int) -> Iterator[Callable[[int], Any]]:
         yield lambda count: bars.update(task, advance=count, refresh=True)
 
 
-@_without("batch_size", "network_batch")
 @click.command("time")
-@shared.solvers
+@shared.solvers("euler")
 @shared.steps("10,20,50,100")
 @click.option(
     "--batches",
@@ -57,9 +46,12 @@ def _bar(total: int) -> Iterator[Callable[[int], Any]]:
 @options.size
 @options.end
 @options.tolerances
-@shared.common
+@options.model
+@options.place
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of a CPU.")
+@shared.to_folder
 def command(
-    solvers: list[str] | None,
+    solvers: list[str],
     steps: list[int],
     batches: list[int],
     repeats: int,
@@ -69,7 +61,7 @@ def command(
     model: str,
     device: str | None,
     dtype: str | None,
-    threads: int | None,
+    threads: int,
     output: Path,
     overwrite: bool,
     as_csv: bool,
@@ -99,7 +91,7 @@ def command(
     field = field_on(model, where)
     shared.check_folder(output, "time", field, overwrite=overwrite)
     shape = shape_for(field, size)
-    entries = [Entry.parse(text) for text in solvers or bench.SOLVERS]
+    entries = [Entry.parse(text) for text in solvers]
     runs = planned(field, entries, steps, end, shared.settings_given(settings))
 
     def fit(row: Solver) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from odeddim.cli import options
 from odeddim.cli.bench import shared
 
 PRESET = "preset.json"
+SOLVERS = ("euler@linear", "euler@log", "heun", "ab2", "ab3", "dpmpp-2m", "unipc-2", "belm", "dopri5")
+CANDIDATES = ("euler", "ab2", "ab3", "dpmpp-2m", "dpmpp-3m", "unipc-1", "unipc-2", "deis-tab2", "bdia", "belm", "heun")
 
 
 @click.command("work-precision")
 @click.option("-n", "--count", type=click.IntRange(1), default=8, show_default=True, help="How many solutions.")
-@shared.solvers
+@shared.solvers(None, f"  [default: {', '.join(SOLVERS)}; with --find {', '.join(CANDIDATES)}]")
 @shared.steps("5,10,20,40,80,160")
 @click.option(
     "--tolerances",
@@ -86,11 +88,11 @@ def command(
     shape = shape_for(field, size)
     given = {key: value for key, value in settings.items() if value is not None}
     if find is None:
-        entries = [Entry.parse(text) for text in solvers or bench.SOLVERS]
+        entries = [Entry.parse(text) for text in solvers or SOLVERS]
         runs = bench.runs_of(field, entries, steps, tolerances, end, given)
         total = sum(2 * run.evaluations for run in runs)
     else:
-        entries = bench.candidates(solvers)
+        entries = bench.candidates(solvers or CANDIDATES)
         total = sum(2 * 160 for _ in entries)  # a guess: nobody knows beforehand
     with shared.stand_on(
         field, where, output, count * (bench.truth_evaluations() + total), images=count,

@@ -25,8 +25,6 @@ from odeddim.local_error import REFERENCE
 from odeddim.rows import Columns
 from odeddim.types import BudgetExceeded, InputError
 
-STEPS = (10, 20, 50, 100, 1000)
-SOLVERS = ("euler@linear", "dpmpp-2m", "ab3", "belm")
 SHOWN = 8  # images on a sheet
 
 _COLUMNS = (

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from odeddim.bench.figures import Theme
 
-SOLVERS = ("euler@linear", "ab3", "ddpm")
-STEPS = (50,)
 PAIRS = 4
 POINTS = 11
 SIDE = 6
@@ -146,7 +144,7 @@ def interpolation(
         bench="interpolation",
         title=f"Interpolation: {stand.model.name}, {pairs} lines of {points} images{_steps(runs)}",
         settings={
-            "model": stand.model.name, "sha256": stand.model.sha256, "seed": seed, "shape": list(shape),
+            **stand.header(runs[0]), "seed": seed, "shape": list(shape),
             "pairs": pairs, "points": points, "side": side, "images": "in [-1, 1]; nothing is clipped",
             "path": "x_T on the great circle between two (slerp)", "profiles": profiles,
         },

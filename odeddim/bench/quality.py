@@ -27,8 +27,6 @@ from odeddim.images import to_bytes
 from odeddim.rows import Columns
 from odeddim.types import BudgetExceeded, InputError
 
-STEPS = (10, 20, 50)
-ETAS = ("0", "0.2", "0.5", "1", "hat")
 HAT = "hat"
 SHOWN = 8  # samples of each line on the sheet
 _NEIGHBOURS = 3  # of precision and recall

@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 
     from odeddim.bench.figures import Theme
 
-STEPS = (10, 20, 50, 100)
 BATCHES = (1, 4, 16)
-SOLVERS = ("euler",)
 REPEATS = 5
 QUIET = 1.5  # the slowest time of a run over its fastest, on a machine that does nothing else
 

@@ -30,10 +30,6 @@ from odeddim.preset import Preset
 from odeddim.rows import Columns
 from odeddim.types import BudgetExceeded, InputError, Solver, State
 
-STEPS = (5, 10, 20, 40, 80, 160)
-TOLERANCES = (1e-2, 1e-3, 1e-4)
-SOLVERS = ("euler@linear", "euler@log", "heun", "ab2", "ab3", "dpmpp-2m", "unipc-2", "belm", "dopri5")
-CANDIDATES = ("euler", "ab2", "ab3", "dpmpp-2m", "dpmpp-3m", "unipc-1", "unipc-2", "deis-tab2", "bdia", "belm", "heun")
 GRIDS = ("log", "karras", "quadratic")  # and each solver's own
 REFERENCE = ("ab4", "log", 800)
 COARSEST, FINEST = 400, 6400  # steps of the solutions that an error is found by
@@ -263,10 +259,10 @@ def _check_top(nodes: Tensor, model: VectorField, what: str) -> None:
         )
 
 
-def candidates(names: Sequence[str] | None) -> list[Entry]:
+def candidates(names: Sequence[str]) -> list[Entry]:
     """What `cheapest` tries: SOLVER@GRID as given, a SOLVER on its own grid and the usual ones."""
     found = []
-    for entry in (Entry.parse(name) for name in names or CANDIDATES):
+    for entry in (Entry.parse(name) for name in names):
         row = solvers.get(entry.solver)
         if row.adaptive:
             raise InputError(f"solver {row.name!r} chooses its own steps: there are none to find")

@@ -254,7 +254,7 @@ def main(
     \b
     Example:
       cd /usr/share/datasets/fashion-mnist
-      python -m odeddim.models.classifier {train,t10k}-{images-idx3,labels-idx1}-ubyte.gz -o /tmp/features.safetensors
+      python -m odeddim.models.classifier {train,t10k}-{images-idx3,labels-idx1}-ubyte.gz -o ~/features.safetensors
     """
     try:
         _train_file(
