@@ -128,8 +128,11 @@ def warn_of_preset(preset: Preset | None, field: VectorField) -> None:
 
 
 @contextlib.contextmanager
-def progress(total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], Any]]:
-    """A progress bar on stderr, begun at `done`; yields a function that moves it on by so many."""
+def progress(total: int, unit: str, done: int = 0, *, still: bool = False) -> Iterator[Callable[[int], Any]]:
+    """A progress bar on stderr, begun at `done`; yields a function that moves it on by so many.
+
+    still: it is drawn when it is moved on, and not by a thread besides.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -138,9 +141,10 @@ def progress(total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], A
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal or rank()[0] > 0) as bars:
+    hidden = not errors.is_terminal or rank()[0] > 0
+    with Progress(*columns, console=errors, transient=True, disable=hidden, auto_refresh=not still) as bars:
         task = bars.add_task(unit, total=total, completed=done)
-        yield lambda count: bars.advance(task, count)
+        yield lambda count: bars.update(task, advance=count, refresh=still)
 
 
 BATCH = 32  # images in work at once, unless given

@@ -58,7 +58,9 @@ def test_table_2_as_a_script_of_its_own_computes_it(run, steps: int) -> None:  #
         "--labels", "source,target", "--json", *MIXTURE,
     )  # fmt: skip
     assert code == 0, err
-    source, target = (row["round_trip"] for row in json.loads(out)["rows"])
+    rows = json.loads(out)["rows"]
+    assert [row["evaluations"] for row in rows] == [steps, steps]
+    source, target = (row["round_trip"] for row in rows)
     assert source == pytest.approx(table_2(images, steps), rel=1e-6)
     assert target == pytest.approx(table_2(images, steps, target=True), rel=1e-6)
 

@@ -90,7 +90,8 @@ def test_the_fewest_steps_are_found(tmp_path: Path) -> None:
         other = bench.work_precision(place, runs, exact).rows[0]
         assert max(other["decode_error"], other["encode_error"]) > 1e-2
     given_up = [row for row in table.rows if row["found"] == "more"]
-    assert all(row["evaluations"] >= best["evaluations"] for row in given_up)
+    assert given_up
+    assert all(max(row["decode_error"], row["encode_error"]) > 1e-2 for row in given_up)
     place.model.reset()
     assert bench.cheapest(place, 1e-2, entries, exact)[1] == found
     assert place.model.nfe == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -22,6 +21,7 @@ from odeddim.cli.bench import shared
 @options.tolerances
 @shared.common
 def command(
+    run: shared.Bench,
     count: int,
     solvers: list[str],
     steps: list[int],
@@ -29,16 +29,6 @@ def command(
     seed: int,
     size: str | None,
     end: str,
-    model: str,
-    device: str | None,
-    dtype: str | None,
-    batch_size: int | None,
-    network_batch: int | None,
-    threads: int | None,
-    output: Path,
-    overwrite: bool,
-    as_csv: bool,
-    as_json: bool,
     **settings: Any,
 ) -> None:
     """Decode the same x_T by every solver with every number of steps, and compare the images: DDIM's Figure 5.
@@ -53,22 +43,13 @@ def command(
       odeddim bench consistency --model MODEL --features network.pt2 -n 16
     """
     from odeddim.bench import consistency as bench
-    from odeddim.bench.stand import Entry, planned
-    from odeddim.cli.running import field_on, machine, shape_for, warn_of_grid
+    from odeddim.cli.running import shape_for
 
-    where = machine(device, dtype)
-    field = field_on(model, where)
-    shared.check_folder(output, "consistency", field, overwrite=overwrite)
-    shape = shape_for(field, size)
-    network = shared.features_for(features, model, shape, where)
-    entries = [Entry.parse(text) for text in solvers]
-    runs = planned(field, entries, steps, end, shared.settings_given(settings))
-    for grid, row in {(run.grid, run.solver.name): run.solver for run in runs}.items():
-        warn_of_grid(grid[0] if grid[0] != "-" else None, field, row)
-    total = count * (bench.reference_evaluations() + sum(run.evaluations for run in runs))
-    with shared.stand_on(
-        field, where, output, total, images=count,
-        batch_size=batch_size, network_batch=network_batch, threads=threads, overwrite=overwrite,
-    ) as stand:  # fmt: skip
+    run.check_folder("consistency")
+    shape = shape_for(run.field, size)
+    network = run.features(features, shape)
+    runs = run.runs(solvers, steps, end, settings)
+    total = count * (bench.reference_evaluations() + sum(each.evaluations for each in runs))
+    with run.stand(total, count) as stand:
         table = bench.consistency(stand, runs, count, shape, seed=seed, end=end, features=network)
-    shared.deliver(table, output, as_csv=as_csv, as_json=as_json)
+    run.deliver(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -29,6 +28,7 @@ from odeddim.cli.bench import shared
 @options.tolerances
 @shared.common
 def command(
+    run: shared.Bench,
     pairs: int,
     points: int,
     side: int,
@@ -37,16 +37,6 @@ def command(
     seed: int,
     size: str | None,
     end: str,
-    model: str,
-    device: str | None,
-    dtype: str | None,
-    batch_size: int | None,
-    network_batch: int | None,
-    threads: int | None,
-    output: Path,
-    overwrite: bool,
-    as_csv: bool,
-    as_json: bool,
     **settings: Any,
 ) -> None:
     """Decode lines and a grid between latents: DDIM's appendix D.5. How smooth are the images along them?
@@ -62,21 +52,12 @@ def command(
       odeddim bench interpolation --model MODEL --steps 10,50 --side 0
     """
     from odeddim.bench import interpolation as bench
-    from odeddim.bench.stand import Entry, planned
-    from odeddim.cli.running import field_on, machine, shape_for, warn_of_grid
+    from odeddim.cli.running import shape_for
 
-    where = machine(device, dtype)
-    field = field_on(model, where)
-    shared.check_folder(output, "interpolation", field, overwrite=overwrite)
-    shape = shape_for(field, size)
-    entries = [Entry.parse(text) for text in solvers]
-    runs = planned(field, entries, steps, end, shared.settings_given(settings))
-    for grid, row in {(run.grid, run.solver.name): run.solver for run in runs}.items():
-        warn_of_grid(grid[0] if grid[0] != "-" else None, field, row)
-    total = pairs * points * sum(run.evaluations for run in runs) + side**2 * runs[0].evaluations
-    with shared.stand_on(
-        field, where, output, total,
-        batch_size=batch_size, network_batch=network_batch, threads=threads, overwrite=overwrite,
-    ) as stand:  # fmt: skip
+    run.check_folder("interpolation")
+    shape = shape_for(run.field, size)
+    runs = run.runs(solvers, steps, end, settings)
+    total = pairs * points * sum(each.evaluations for each in runs) + side**2 * runs[0].evaluations
+    with run.stand(total) as stand:
         table = bench.interpolation(stand, runs, shape, pairs=pairs, points=points, side=side, seed=seed)
-    shared.deliver(table, output, as_csv=as_csv, as_json=as_json)
+    run.deliver(table)

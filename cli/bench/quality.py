@@ -65,6 +65,7 @@ class Eta(click.ParamType[str]):
 @options.tolerances
 @shared.common
 def command(
+    run: shared.Bench,
     count: int,
     etas: list[str] | None,
     solvers: list[str] | None,
@@ -76,16 +77,6 @@ def command(
     seed: int,
     size: str | None,
     end: str,
-    model: str,
-    device: str | None,
-    dtype: str | None,
-    batch_size: int | None,
-    network_batch: int | None,
-    threads: int | None,
-    output: Path,
-    overwrite: bool,
-    as_csv: bool,
-    as_json: bool,
     **settings: Any,
 ) -> None:
     """Sample by DDIM's family (η from 0 to 1, and σ̂) and by any solver, and compare the samples with real images.
@@ -103,38 +94,28 @@ def command(
       odeddim bench quality --model MODEL --reference photos/ --features inception:WEIGHTS.pth -n 50000 --grid quadratic
     """
     from odeddim.bench import quality as bench
-    from odeddim.bench.stand import Entry, planned
-    from odeddim.cli.running import field_on, images_for, machine, shape_for, warn_of_grid
+    from odeddim.cli.running import images_for, shape_for
     from odeddim.images import sample_images
     from odeddim.models import BUILT_IN
     from odeddim.models.classifier import REFERENCE
 
-    where = machine(device, dtype)
-    field = field_on(model, where)
-    shared.check_folder(output, "quality", field, overwrite=overwrite)
-    shape = shape_for(field, size)
-    if reference is None and model not in BUILT_IN:
-        raise click.UsageError(f"what are the samples of {field.name!r} to be compared with? --reference IMAGES")
-    network = shared.features_for(features, model, shape, where)
+    run.check_folder("quality")
+    shape = shape_for(run.field, size)
+    if reference is None and run.model not in BUILT_IN:
+        raise click.UsageError(f"what are the samples of {run.field.name!r} to be compared with? --reference IMAGES")
+    network = run.features(features, shape)
     if network is None:
-        raise click.UsageError(f"which features of {field.name!r}'s images? --features inception:WEIGHTS.pth or a file")
-    given, lines = shared.settings_given(settings), []
+        raise click.UsageError(f"which features of {run.field.name!r}'s images? --features NAME or a file")
+    lines = []
     for eta in etas or ([] if solvers else ETAS):
         name = "ddpm-sigma-hat" if eta == bench.HAT else "ddim-eta" if float(eta) else "euler"
-        its_own = {**given, **({"eta": float(eta)} if name == "ddim-eta" else {})}
-        runs = planned(field, [Entry(name, grid)], steps, end, its_own)
-        lines += [bench.Sampled(run, eta) for run in runs]
-    entries = [Entry.parse(text) for text in solvers or ()]
-    lines += [bench.Sampled(run) for run in planned(field, entries, steps, end, given)]
-    for key, row in {(line.run.grid, line.run.solver.name): line.run.solver for line in lines}.items():
-        warn_of_grid(key[0] if key[0] != "-" else None, field, row)
-    real, noted = images_for(field, reference or REFERENCE), str(reference or "2,048 test images of Fashion-MNIST")
+        its_own = {**settings, **({"eta": float(eta)} if name == "ddim-eta" else {})}
+        lines += [bench.Sampled(each, eta) for each in run.runs([f"{name}@{grid}"], steps, end, its_own)]
+    lines += [bench.Sampled(each) for each in run.runs(solvers or (), steps, end, settings)]
+    real, noted = images_for(run.field, reference or REFERENCE), str(reference or "2,048 test images of Fashion-MNIST")
     others = sample_images() if reference is None else None
     shown = min(bench.SHOWN, count)
-    with shared.stand_on(
-        field, where, output, (count + shown) * sum(line.run.evaluations for line in lines), images=count,
-        batch_size=batch_size, network_batch=network_batch, threads=threads, overwrite=overwrite,
-    ) as stand:  # fmt: skip
+    with run.stand((count + shown) * sum(line.run.evaluations for line in lines), count) as stand:
         table = bench.quality(
             stand,
             lines,
@@ -151,4 +132,4 @@ def command(
             if others is None
             else (lambda start, stop: others[start:stop], len(others), {"sha256": others.fingerprint()}),
         )
-    shared.deliver(table, output, as_csv=as_csv, as_json=as_json)
+    run.deliver(table)

@@ -29,22 +29,13 @@ from odeddim.cli.bench import shared
 @options.tolerances
 @shared.common
 def command(
+    run: shared.Bench,
     images: Path | None,
     count: int,
     solvers: list[str],
     steps: list[int],
     labels: list[str],
     end: str,
-    model: str,
-    device: str | None,
-    dtype: str | None,
-    batch_size: int | None,
-    network_batch: int | None,
-    threads: int | None,
-    output: Path,
-    overwrite: bool,
-    as_csv: bool,
-    as_json: bool,
     **settings: Any,
 ) -> None:
     """Encode IMAGES, decode them again, and print how far off they are: DDIM's Table 2.
@@ -61,30 +52,21 @@ def command(
       odeddim bench reconstruction --steps 10,20,50 --csv > table.csv
     """
     from odeddim.bench import reconstruction as bench
-    from odeddim.bench.stand import Entry, planned
-    from odeddim.cli.running import field_on, images_for, machine, warn_of_grid
+    from odeddim.cli.running import images_for
 
-    where = machine(device, dtype)
-    field = field_on(model, where)
-    shared.check_folder(output, "reconstruction", field, overwrite=overwrite)
-    source = images_for(field, images)
+    run.check_folder("reconstruction")
+    source = images_for(run.field, images)
     count = min(count, len(source))
-    entries = [Entry.parse(text) for text in solvers]
-    runs = planned(field, entries, steps, end, shared.settings_given(settings))
-    for grid, row in {(run.grid, run.solver.name): run.solver for run in runs}.items():
-        warn_of_grid(grid[0] if grid[0] != "-" else None, field, row)
-    total = count * (bench.reference_evaluations() + sum(2 * run.evaluations for run in runs))
-    with shared.stand_on(
-        field, where, output, total, images=count,
-        batch_size=batch_size, network_batch=network_batch, threads=threads, overwrite=overwrite,
-    ) as stand:  # fmt: skip
+    runs = run.runs(solvers, steps, end, settings)
+    total = count * (bench.reference_evaluations() + sum(2 * each.evaluations for each in runs))
+    with run.stand(total, count) as stand:
         table = bench.reconstruction(
             stand,
-            lambda start, stop: source[start:stop].to(where.state),
+            lambda start, stop: source[start:stop].to(run.machine.state),
             count,
             runs,
             end=end,
             labels=labels,
             source={"path": str(images or "the package's sample"), "images_sha256": source.fingerprint()},
         )
-    shared.deliver(table, output, as_csv=as_csv, as_json=as_json)
+    run.deliver(table)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +15,11 @@ from odeddim.cli import options
 
 if TYPE_CHECKING:
     from odeddim.bench.features import Features
-    from odeddim.bench.stand import Stand
+    from odeddim.bench.stand import Planned, Stand
     from odeddim.bench.tables import Table
     from odeddim.cli.running import Machine
     from odeddim.field import VectorField
+    from odeddim.types import Solver
 
 FOLDER = "bench"
 # Of adaptive solvers, unless given: so that they take about as many evaluations as the others.
@@ -77,87 +80,120 @@ printed = options.together(
     click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table."), options.as_json
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Measure everything anew.  [default: what is missing]")
-to_folder = options.together(folder, overwrite, printed)
-common = options.together(options.model, options.machine, options.network_batch, to_folder)
 
 
-def settings_given(settings: dict[str, Any]) -> dict[str, Any]:
-    """The solvers' settings, with tolerances that make a comparison fair where none are given."""
-    given = {key: value for key, value in settings.items() if value is not None}
-    return {"rtol": TOLERANCE, "atol": TOLERANCE, **given}
+@dataclass
+class Bench:
+    """What every bench is told on the command line, and what it does with it."""
 
+    model: str
+    device: str | None
+    dtype: str | None
+    threads: int | None
+    output: Path
+    overwrite: bool
+    as_csv: bool
+    as_json: bool
+    batch_size: int | None = None
+    network_batch: int | None = None
 
-def features_for(which: str | None, model: str, shape: tuple[int, ...], where: Machine) -> Features | None:
-    """The network of --features; without it that of the built-in models, for images that it takes."""
-    from odeddim.bench.features import DEFAULT, load_features
-    from odeddim.models import BUILT_IN
+    @functools.cached_property
+    def machine(self) -> Machine:
+        """Where the model runs."""
+        from odeddim.cli.running import machine
 
-    if which is None and model not in BUILT_IN:
-        return None
-    network = load_features(which or DEFAULT, device=where.device)
-    return None if which is None and network.shape not in (None, tuple(shape)) else network
+        return machine(self.device, self.dtype)
 
+    @functools.cached_property
+    def field(self) -> VectorField:
+        """The model."""
+        from odeddim.cli.running import field_on
 
-@contextlib.contextmanager
-def stand_on(
-    field: VectorField,
-    where: Machine,
-    output: Path,
-    total: float,
-    *,
-    images: int | None = None,
-    batch_size: int | None,
-    network_batch: int | None,
-    threads: int | None,
-    overwrite: bool,
-) -> Iterator[Stand]:
-    """The stand of a model, with a progress bar of so many evaluations (of one image each).
+        return field_on(self.model, self.machine)
 
-    images: how many there are. The network sees no more at once: filling up would cost the same again.
-    """
-    from odeddim.bench.stand import Stand
-    from odeddim.cli.running import at_once, details_of, in_blocks, progress
-    from odeddim.parts import rank
+    def check_folder(self, name: str) -> None:
+        """Refuse a folder that cannot be one, or has a table of another model under this name, before it is long."""
+        from odeddim.bench.tables import load
+        from odeddim.types import InputError
 
-    def fit(row: Any) -> dict[str, Any]:
-        in_blocks(field, row, where, network_batch, threads)
-        if network_batch is None and images is not None:
-            field.network_batch = min(field.network_batch or images, images)
-        return details_of(field, row, where, at_once(row, batch_size))
+        if self.output.exists() and not self.output.is_dir():
+            raise InputError(f"{self.output} is a file: give a folder with -o")
+        there = self.output / f"{name}.h5"
+        if self.overwrite or not there.exists():
+            return
+        try:
+            model, sha256 = (load(there).settings.get(key) for key in ("model", "sha256"))
+        except InputError as error:
+            raise InputError(f"{error}; --overwrite replaces it") from None
+        if (sha256 or model) != (self.field.sha256 or self.field.name):
+            raise InputError(
+                f"{there} is a table of the model {model!r}: give another folder with -o, or --overwrite to replace it"
+            )
 
-    if overwrite and rank()[1] > 1:
-        raise click.UsageError("--overwrite with several processes: each would begin anew; run it with one first")
-    with progress(int(total), "evaluations") as advance:
-        yield Stand(
-            field, output, where.state, batch_size=at_once_of(batch_size), fit=fit, advance=advance, overwrite=overwrite
-        )
+    def runs(self, names: Sequence[str], steps: Sequence[int], end: str, settings: Mapping[str, Any]) -> list[Planned]:
+        """What SOLVER[@GRID]s run, with tolerances that make a comparison fair where none are given."""
+        from odeddim.bench.stand import Entry, planned
+        from odeddim.cli.running import warn_of_grid
 
+        given = {key: value for key, value in settings.items() if value is not None}
+        entries = [Entry.parse(name) for name in names]
+        runs = planned(self.field, entries, steps, end, {"rtol": TOLERANCE, "atol": TOLERANCE, **given})
+        for (grid, _), row in {(run.grid, run.solver.name): run.solver for run in runs}.items():
+            warn_of_grid(None if grid == "-" else grid, self.field, row)
+        return runs
 
-def at_once_of(batch_size: int | None) -> int:
-    """Images in work at once."""
-    from odeddim.cli.running import BATCH
+    def features(self, which: str | None, shape: tuple[int, ...]) -> Features | None:
+        """The network of --features; without it that of the built-in models, for images that it takes."""
+        from odeddim.bench.features import DEFAULT, load_features
+        from odeddim.models import BUILT_IN
 
-    return batch_size or BATCH
+        if which is None and self.model not in BUILT_IN:
+            return None
+        network = load_features(which or DEFAULT, device=self.machine.device)
+        return None if which is None and network.shape not in (None, tuple(shape)) else network
 
+    @contextlib.contextmanager
+    def stand(self, total: float, images: int | None = None, *, still: bool = False) -> Iterator[Stand]:
+        """The stand of the model, with a progress bar of so many evaluations (of one image each).
 
-def check_folder(output: Path, bench: str, field: VectorField, *, overwrite: bool) -> None:
-    """Refuse a folder that cannot be one, or that holds a table of another model, before anything is measured."""
-    from odeddim.bench.tables import load
-    from odeddim.types import InputError
+        images: how many there are. The network sees no more at once: filling up would cost the same again. still: the
+        bar is drawn between two runs only, and not by a thread beside what is timed.
+        """
+        from odeddim.bench.stand import Stand
+        from odeddim.cli.running import BATCH, at_once, details_of, in_blocks, progress
+        from odeddim.parts import rank
 
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output} is a file: give a folder with -o")
-    there = output / f"{bench}.h5"
-    if overwrite or not there.exists():
-        return
-    try:
-        model, sha256 = (load(there).settings.get(key) for key in ("model", "sha256"))
-    except InputError as error:
-        raise InputError(f"{error}; --overwrite replaces it") from None
-    if (sha256 or model) != (field.sha256 or field.name):
-        raise InputError(
-            f"{there} is a table of the model {model!r}: give another folder with -o, or --overwrite to replace it"
-        )
+        def fit(row: Solver) -> dict[str, Any]:
+            in_blocks(self.field, row, self.machine, self.network_batch, self.threads)
+            if self.network_batch is None and images is not None:
+                self.field.network_batch = min(self.field.network_batch or images, images)
+            return details_of(self.field, row, self.machine, at_once(row, self.batch_size))
+
+        if self.overwrite and rank()[1] > 1:
+            raise click.UsageError("--overwrite with several processes: each would begin anew; run it with one first")
+        with progress(int(total), "evaluations", still=still) as advance:
+            yield Stand(
+                self.field, self.output, self.machine.state, self.batch_size or BATCH, fit, advance, self.overwrite
+            )
+
+    def deliver(self, table: Table) -> None:
+        """Print a table and leave it with its figures in the folder; of several processes, the first does."""
+        from odeddim.bench import figures
+
+        if not first():
+            return
+        paths = [*table.save(self.output), *figures.save(table, self.output)]
+        if self.as_json:
+            click.echo(table.to_json())
+        elif self.as_csv:
+            click.echo(table.to_csv(), nl=False)
+        else:
+            show(table)
+        names: dict[str, list[str]] = {}
+        for path in paths:
+            names.setdefault(path.stem, []).append(path.suffix)
+        told = ", ".join(f"{stem}{' '.join(kinds)}" for stem, kinds in names.items())
+        click.echo(f"in {self.output}: {told}", err=True)
 
 
 def first() -> bool:
@@ -167,24 +203,34 @@ def first() -> bool:
     return rank()[0] == 0
 
 
-def deliver(table: Table, output: Path, *, as_csv: bool, as_json: bool) -> None:
-    """Print a table and leave it with its figures in the folder; of several processes, the first does."""
-    from odeddim.bench import figures
+def gathered(decorator: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Options that a command gets as one `Bench`, its first argument."""
+    names = {item.name for item in fields(Bench)}
 
-    if not first():
-        return
-    paths = [*table.save(output), *figures.save(table, output)]
-    if as_json:
-        click.echo(table.to_json())
-    elif as_csv:
-        click.echo(table.to_csv(), nl=False)
-    else:
-        show(table)
-    names: dict[str, list[str]] = {}
-    for path in paths:
-        names.setdefault(path.stem, []).append(path.suffix)
-    told = ", ".join(f"{stem}{' '.join(kinds)}" for stem, kinds in names.items())
-    click.echo(f"in {output}: {told}", err=True)
+    def decorate(function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def command(**given: Any) -> Any:
+            if given["as_csv"] and given["as_json"]:
+                raise click.UsageError("--csv and --json: give one of them")
+            shared = {name: given.pop(name) for name in names & set(given)}
+            return function(Bench(**shared), **given)
+
+        return decorator(command)
+
+    return decorate
+
+
+_to_folder = options.together(folder, overwrite, printed)
+common = gathered(options.together(options.model, options.machine, options.network_batch, _to_folder))
+# What is timed decides itself how many images the network sees at once.
+common_but_batches = gathered(
+    options.together(
+        options.model,
+        options.place,
+        click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of a CPU."),
+        _to_folder,
+    )
+)
 
 
 def show(table: Table) -> None:

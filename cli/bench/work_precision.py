@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +11,8 @@ from odeddim.cli.bench import shared
 
 PRESET = "preset.json"
 SOLVERS = ("euler@linear", "euler@log", "heun", "ab2", "ab3", "dpmpp-2m", "unipc-2", "belm", "dopri5")
-CANDIDATES = ("euler", "ab2", "ab3", "dpmpp-2m", "dpmpp-3m", "unipc-1", "unipc-2", "deis-tab2", "bdia", "belm", "heun")
+# The likely ones first: what cannot beat them is given up after one run.
+CANDIDATES = ("dpmpp-3m", "unipc-2", "ab3", "dpmpp-2m", "ab2", "unipc-1", "belm", "deis-tab2", "bdia", "heun", "euler")
 
 
 @click.command("work-precision")
@@ -42,6 +42,7 @@ CANDIDATES = ("euler", "ab2", "ab3", "dpmpp-2m", "dpmpp-3m", "unipc-1", "unipc-2
 @click.option("--max-nfe", type=click.IntRange(1), default=None, help="Adaptive: most evaluations per run.")
 @shared.common
 def command(
+    run: shared.Bench,
     count: int,
     solvers: list[str] | None,
     steps: list[int],
@@ -50,16 +51,6 @@ def command(
     seed: int,
     size: str | None,
     end: str,
-    model: str,
-    device: str | None,
-    dtype: str | None,
-    batch_size: int | None,
-    network_batch: int | None,
-    threads: int | None,
-    output: Path,
-    overwrite: bool,
-    as_csv: bool,
-    as_json: bool,
     **settings: Any,
 ) -> None:
     """Error against evaluations and seconds, encoding and decoding, of every solver. No images are needed.
@@ -79,36 +70,30 @@ def command(
     """
     from odeddim.bench import work_precision as bench
     from odeddim.bench.stand import Entry
-    from odeddim.cli.running import field_on, machine, shape_for
+    from odeddim.cli.running import shape_for
 
-    where = machine(device, dtype)
-    field = field_on(model, where)
-    name = "work-precision" if find is None else "cheapest"
-    shared.check_folder(output, name, field, overwrite=overwrite)
-    shape = shape_for(field, size)
+    run.check_folder("work-precision" if find is None else "cheapest")
+    shape = shape_for(run.field, size)
     given = {key: value for key, value in settings.items() if value is not None}
     if find is None:
         entries = [Entry.parse(text) for text in solvers or SOLVERS]
-        runs = bench.runs_of(field, entries, steps, tolerances, end, given)
-        total = sum(2 * run.evaluations for run in runs)
+        runs = bench.runs_of(run.field, entries, steps, tolerances, end, given)
+        total = sum(2 * each.evaluations for each in runs)
     else:
         entries = bench.candidates(solvers or CANDIDATES)
-        total = sum(2 * 160 for _ in entries)  # a guess: nobody knows beforehand
-    with shared.stand_on(
-        field, where, output, count * (bench.truth_evaluations() + total), images=count,
-        batch_size=batch_size, network_batch=network_batch, threads=threads, overwrite=overwrite,
-    ) as stand:  # fmt: skip
+        total = sum(2 * 60 for _ in entries)  # a guess: nobody knows beforehand
+    with run.stand(count * (bench.truth_evaluations() + total), count) as stand:
         if find is None:
             exact = bench.truth(stand, count, shape, seed=seed, end=end)
             table = bench.work_precision(stand, runs, exact)
         else:
             exact = bench.truth_for(stand, find, count, shape, seed=seed, end=end)
             table, preset = bench.cheapest(stand, find, entries, exact, settings=given)
-    shared.deliver(table, output, as_csv=as_csv, as_json=as_json)
+    run.deliver(table)
     if find is not None and shared.first():
-        preset.save(output / PRESET)
+        preset.save(run.output / PRESET)
         click.echo(
             f"{preset.solver} on {preset.grid} with {preset.steps} steps: {preset.evaluations:g} evaluations to encode "
-            f"and decode, errors up to {preset.error:.2e}; --preset {output / PRESET}",
-            err=as_csv or as_json,
+            f"and decode, errors up to {preset.error:.2e}; --preset {run.output / PRESET}",
+            err=run.as_csv or run.as_json,
         )

@@ -21,7 +21,7 @@ from odeddim.bench.features import Features
 from odeddim.bench.reconstruction import mean_square
 from odeddim.bench.stand import Planned, Stand, error_words, failure_column
 from odeddim.bench.tables import Column, Table, sheet
-from odeddim.local_error import REFERENCE
+from odeddim.bench.work_precision import REFERENCE
 from odeddim.rows import Columns
 from odeddim.types import BudgetExceeded, InputError
 
@@ -33,9 +33,11 @@ _COLUMNS = (
     Column("steps", "steps"),
     Column("evaluations", "evals", "evaluations of the network per image", "g"),
     Column("pixels", "pixels", "rms distance to the reference's image of the same x_T, pixels in [-1, 1]", ".2e"),
-    Column("pixel_share", "of others", "that, over the distance between the reference's images of other x_T", ".1%"),
+    Column(
+        "pixel_share", "pixels/others", "that, over the distance between the reference's images of other x_T", ".1%"
+    ),
     Column("features", "features", "rms distance to the reference's image of the same x_T in features", ".2e"),
-    Column("feature_share", "of others", "that, over the same distance between images of other x_T", ".1%"),
+    Column("feature_share", "features/others", "that, over the same distance between images of other x_T", ".1%"),
     Column("remark", "remark", form="s"),
 )
 
@@ -58,10 +60,14 @@ def consistency(
     if count < 2:
         raise InputError("the images of one x_T alone have nothing to be set beside: give 2 or more")
     name, grid, steps = REFERENCE
-    tight = Planned(solvers.get(name), grid, steps, grids.grid(grid, stand.model.schedule, steps, end=end), {})
-    goal = torch.from_numpy(decoded(stand, tight, count, shape, seed)["images"])
+    coarse, fine = (
+        Planned(solvers.get(name), grid, n, grids.grid(grid, stand.model.schedule, n, end=end), {})
+        for n in (steps // 2, steps)
+    )
+    before, goal = (torch.from_numpy(decoded(stand, run, count, shape, seed)["images"]) for run in (coarse, fine))
     goal_features = features(goal) if features else None
     apart = _between(goal), _between(goal_features)
+    error = _rms(goal - before)
     rows: list[dict[str, Any]] = []
     shown: dict[tuple[str, str], list[tuple[str, Tensor]]] = {}
     for run in runs:
@@ -84,15 +90,16 @@ def consistency(
         bench="consistency",
         title=f"Consistency: {stand.model.name}, {count} x_T through every solver",
         settings={
-            **stand.header(tight), "x_T": count, "seed": seed, "end": end,
-            "reference": reference, "features": features.name if features else "none",
+            **stand.header(fine), "x_T": count, "seed": seed, "end": end,
+            "reference": reference, "reference_error": error, "features": features.name if features else "none",
             "features_sha256": features.sha256 if features else "", "pixels between different x_T": apart[0],
             "features between different x_T": apart[1],
         },
         columns=tuple(column for column in _COLUMNS if column.name not in hidden),
         rows=tuple({key: value for key, value in row.items() if key not in hidden} for row in rows),
         notes=(
-            f"the reference is {reference}; features: {features.name if features else 'none given'}",
+            f"the reference is {reference}, itself known to {error:.1e} in pixels",
+            f"features: {features.name if features else 'none given'}",
         ),
         group=("solver", "grid"),
         sheets=tuple(
@@ -109,7 +116,7 @@ def consistency(
 
 def reference_evaluations() -> int:
     """Evaluations that the reference takes, for the progress bar."""
-    return REFERENCE[2]
+    return REFERENCE[2] + REFERENCE[2] // 2
 
 
 def decoded(stand: Stand, run: Planned, count: int, shape: tuple[int, ...], seed: int) -> Columns:

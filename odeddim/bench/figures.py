@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,14 +158,14 @@ def legend(figure: Figure, *axes: Axes) -> None:
 
 
 def log_axis(axes: Axes, values: Sequence[float], which: str = "x") -> None:
-    """A logarithmic axis with ticks at 1, 2, 5, 10, ... of whole numbers, written out."""
+    """A logarithmic axis with ticks at 1, 2, 5, 10, ..., written out."""
     from matplotlib.ticker import NullFormatter
 
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     low, high = min(values), max(values)
-    ticks = [m * 10**k for k in range(7) for m in (1, 2, 5) if low / 1.3 <= m * 10**k <= high * 1.3]
-    axis.set_ticks(ticks, [f"{tick:,}" for tick in ticks])
+    ticks = [m * 10.0**k for k in range(-6, 7) for m in (1, 2, 5) if low / 1.3 <= m * 10.0**k <= high * 1.3]
+    axis.set_ticks(ticks, [f"{tick:,g}" for tick in ticks])
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -187,16 +187,21 @@ def floor(axes: Axes, value: float | None, words: str, theme: Theme) -> None:
 
 
 def lines(
-    axes: Axes, table: Table, theme: Theme, x: str, y: str, *, where: Callable[[Mapping[str, Any]], bool] | None = None
+    axes: Axes,
+    table: Table,
+    theme: Theme,
+    x: str,
+    y: str,
+    *,
+    label: Callable[[Sequence[Any]], str] = label_of,
 ) -> list[float]:
     """A line of y over x for each group of rows, where both are there and positive; all x drawn."""
     groups = table.lines()
     drawn: list[float] = []
     for (key, rows), style in zip(groups.items(), styles(theme, len(groups)), strict=True):
-        chosen = [row for row in rows if where is None or where(row)]
-        points = [(row[x], row[y]) for row in chosen if row[x] is not None and row[y] is not None]
+        points = [(row[x], row[y]) for row in rows if row[x] is not None and row[y] is not None]
         shown = [(a, b) for a, b in points if a > 0 and b > 0]  # in the order of the table: of steps
-        axes.plot([a for a, _ in shown], [b for _, b in shown], label=label_of(key), **style)
+        axes.plot([a for a, _ in shown], [b for _, b in shown], label=label(key), **style)
         drawn += [a for a, _ in points]
     return drawn or [1.0, 10.0]
 
@@ -283,6 +288,7 @@ def consistency(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
         axes.set(title=title, ylabel=label, xlabel="network evaluations")
         axes.grid(which="major")
         floor(axes, table.settings.get(f"{name} between different x_T"), "between different x_T", theme)
+    floor(all_axes[0], table.settings.get("reference_error"), "how far the reference is known", theme)
     legend(figure, *all_axes)
     figure.suptitle(table.title, fontsize=11)
     return {table.bench: (figure, f"{table.title}: distance to the reference's image over evaluations")}
@@ -293,15 +299,21 @@ def quality(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
     figure, axes = panels(2)
     measure = str(table.settings.get("measure", "Fréchet distance"))
     for panel, name, title in ((axes[0], "frechet", measure), (axes[1], "kid", "KID")):
-        drawn = lines(panel, table, theme, "evaluations", name)
-        panel.set_yscale("log")
+        drawn = lines(panel, table, theme, "evaluations", name, label=_eta_label if "eta" in table.group else label_of)
         log_axis(panel, drawn)
+        best = table.settings.get(f"{name} of real images") or 0.0
+        log_axis(panel, [value for row in table.rows if (value := row[name]) and value > 0] or [1.0], "y")
         panel.set(title=title, ylabel=f"{title} to the reference", xlabel="network evaluations")
         panel.grid(which="major")
-        floor(panel, table.settings.get(f"{name} of real images"), "as many real images", theme)
+        floor(panel, best, "as many real images", theme)
     legend(figure, *axes)
     figure.suptitle(table.title, fontsize=11)
     return {table.bench: (figure, f"{table.title}: {measure} and KID over evaluations, one line per η or solver")}
+
+
+def _eta_label(key: Sequence[Any]) -> str:
+    eta, solver, grid = key
+    return label_of([{"": solver, "hat": "σ̂"}.get(eta, f"η = {eta}"), grid])
 
 
 def draw_sheet(sheet: Sheet) -> Figure:

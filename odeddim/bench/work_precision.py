@@ -44,14 +44,14 @@ _RUN = (
     Column("tolerance", "tolerance", "rtol and atol of solvers that choose their steps", ".0e"),
 )
 _BOTH = (
-    Column("decode_evaluations", "evals", "evaluations of the network per image, to decode", "g"),
+    Column("decode_evaluations", "dec evals", "evaluations of the network per image, to decode", "g"),
     Column("decode_error", "decoded", "rms distance to the ODE's image, pixels in [-1, 1]", ".2e"),
-    Column("decode_order", "order", "observed, from the row above: how the error falls with evaluations", ".1f"),
-    Column("decode_seconds", "s", "seconds per image, to decode", ".3f"),
-    Column("encode_evaluations", "evals", "evaluations of the network per image, to encode", "g"),
+    Column("decode_order", "dec order", "observed, from the row above: how the error falls with evaluations", ".1f"),
+    Column("decode_seconds", "dec s", "seconds per image, to decode", ".3f"),
+    Column("encode_evaluations", "enc evals", "evaluations of the network per image, to encode", "g"),
     Column("encode_error", "encoded", "rms distance to the ODE's latent, over σ_T", ".2e"),
-    Column("encode_order", "order", "observed, of encoding", ".1f"),
-    Column("encode_seconds", "s", "seconds per image, to encode", ".3f"),
+    Column("encode_order", "enc order", "observed, of encoding", ".1f"),
+    Column("encode_seconds", "enc s", "seconds per image, to encode", ".3f"),
     Column("remark", "remark", form="s"),
 )
 
@@ -284,8 +284,8 @@ def cheapest(
     """The fewest steps of each solver on each grid that keep an error both ways, and the cheapest of all as a preset.
 
     error: rms, of decoding over pixels in [-1, 1] and of encoding over σ_T: both are to be no larger. Cheap: few
-    evaluations to encode and decode. A row that needs more than the cheapest before it is given up. The steps are the
-    fewest to within 4%, as far as errors fall with the steps.
+    evaluations to encode and decode. A solver that does not keep the error with nearly as many as the cheapest before
+    it is given up. The steps are the fewest to within 4%, as far as errors fall with the steps.
     Errors: InputError if nothing keeps the error. exact: from `truth_for`, or others known well enough.
     """
     best: tuple[float, Planned, float] | None = None
@@ -305,20 +305,13 @@ def cheapest(
             return run, spent, worst
 
         low, high, kept = 0, None, None
-        for count in LADDER:
-            try:
-                run, spent, worst = work(count)
-            except InputError as problem:  # a grid of whole labels has room for no more
-                if not tried:
-                    raise InputError(f"{entry.solver}@{entry.grid}: {problem}") from None
-                break
+        for count in _worth_trying(stand.model, entry, exact.end, None if best is None else best[0]):
+            run, spent, worst = work(count)
             if worst <= error:
                 high, kept = count, (run, spent, worst)
                 break
             low = count
             nearest = min(nearest, worst)
-            if best is not None and spent >= best[0]:
-                break
         while high is not None and high - low > max(1, CLOSE * high):
             middle = (low + high) // 2
             run, spent, worst = work(middle)
@@ -326,6 +319,8 @@ def cheapest(
                 high, kept = middle, (run, spent, worst)
             else:
                 low = middle
+        if not tried:  # its fewest steps already cost more
+            continue
         if kept is not None and (best is None or kept[1] < best[0]):
             best = (kept[1], kept[0], kept[2])
         shown = kept[0].steps if kept and kept[0].steps else max(tried)
@@ -346,7 +341,12 @@ def cheapest(
         Column("evaluations", "evals", "evaluations of the network per image, to encode and to decode", "g"),
         Column("decode_error", "decoded", "rms distance to the ODE's image, pixels in [-1, 1]", ".2e"),
         Column("encode_error", "encoded", "rms distance to the ODE's latent, over σ_T", ".2e"),
-        Column("found", "kept", f"whether both errors are {error:g} or less; more: given up, others do with less", "s"),
+        Column(
+            "found",
+            "kept",
+            f"both errors are {error:g} or less; more: not with about as many as the best so far",
+            "s",
+        ),
         Column("remark", "remark", form="s"),
     )
     title = f"Cheapest runs with errors of {error:g}: {stand.model.name}"
@@ -358,6 +358,23 @@ def cheapest(
         model.name, model.sha256, run.solver.name, run.grid, run.steps, exact.end, run.settings, best[2], best[0]
     )
     return dataclasses.replace(table, group=()), found
+
+
+def _worth_trying(model: VectorField, entry: Entry, end: str, most: float | None) -> list[int]:
+    """The steps to try in turn, as far as the grid has room; where a cheapest run is known, the most that cost less."""
+    counts = []
+    for count in LADDER:
+        try:
+            row, nodes = plan(model.schedule, entry.solver, count, entry.grid, end)
+        except InputError as problem:  # a grid of whole labels has room for no more
+            if not counts:
+                raise InputError(f"{entry.solver}@{entry.grid}: {problem}") from None
+            break
+        spent = 2 * Planned(row, entry.grid or row.grid, count, nodes, {}).evaluations
+        if most is not None and spent >= most:
+            break
+        counts.append(count)
+    return counts if most is None else counts[-1:]
 
 
 def _own(entry: Entry, settings: Mapping[str, Any] | None) -> dict[str, Any]:
