@@ -344,7 +344,7 @@ def cheapest(
         Column(
             "found",
             "kept",
-            f"both errors are {error:g} or less; more: not with about as many as the best so far",
+            f"both errors are {error:g} or less; more: not with fewer evaluations than the best so far",
             "s",
         ),
         Column("remark", "remark", form="s"),
@@ -361,17 +361,18 @@ def cheapest(
 
 
 def _worth_trying(model: VectorField, entry: Entry, end: str, most: float | None) -> list[int]:
-    """The steps to try in turn, as far as the grid has room; where a cheapest run is known, the most that cost less."""
-    counts = []
-    for count in LADDER:
+    """The steps to try in turn, as far as the grid has room; of the evaluations of a cheapest run the most below."""
+    row = solvers.get(entry.solver)
+    counts: list[int] = []
+    for count in LADDER if most is None or row.nfe is None else range(1, LADDER[-1] + 1):
+        inner, at_zero = (count - 1, 1) if end == "zero" else (count, 0)
+        if most is not None and row.nfe is not None and 2 * ((row.evaluations(inner) or 0) + at_zero) >= most:
+            break
         try:
-            row, nodes = plan(model.schedule, entry.solver, count, entry.grid, end)
+            plan(model.schedule, row, count, entry.grid, end)
         except InputError as problem:  # a grid of whole labels has room for no more
             if not counts:
                 raise InputError(f"{entry.solver}@{entry.grid}: {problem}") from None
-            break
-        spent = 2 * Planned(row, entry.grid or row.grid, count, nodes, {}).evaluations
-        if most is not None and spent >= most:
             break
         counts.append(count)
     return counts if most is None else counts[-1:]
