@@ -88,7 +88,7 @@ def consistency(
     reference = f"{name} on the {grid} grid, {steps} steps"
     return Table(
         bench="consistency",
-        title=f"Consistency: {stand.model.name}, {count} x_T through every solver",
+        title=f"Consistency: {stand.model.name}, {count} x_T of seed {seed}, {stand.conventions(fine)}",
         settings={
             **stand.header(fine), "x_T": count, "seed": seed, "end": end,
             "reference": reference, "reference_error": error, "features": features.name if features else "none",

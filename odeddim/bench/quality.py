@@ -129,7 +129,8 @@ def quality(
     hidden = {name for name in ("eta", "paper", "remark") if not any(row[name] for row in rows)}
     return Table(
         bench="quality",
-        title=f"Quality of {count} samples: {stand.model.name}",
+        title=f"Quality: {stand.model.name}, {count} samples of seed {seed} against {references} images, "
+        f"{stand.conventions(lines[0].run)}",
         settings={
             **stand.header(lines[0].run), "samples": count, "seed": seed, "end": end,
             "size": list(shape), "measure": features.measure, "features": features.name,

@@ -78,7 +78,8 @@ def reconstruction(
         rows.append(_row(run, where, cell))
     return Table(
         bench="reconstruction",
-        title=f"Reconstruction: {stand.model.name}, {counted(count, 'image')}, there and back",
+        title=f"Reconstruction: {stand.model.name}, {counted(count, 'image')}, {stand.conventions(runs[0])}, "
+        f"labels {' and '.join(dict.fromkeys(labels))}",
         settings={
             **stand.header(runs[0]), "images": count, **(source or {}), "end": end,
             "error": "mean squared error per dimension on the [0, 1] scale, mean over images; nothing is clipped",

@@ -58,6 +58,13 @@ class Stand:
             **self.fit(run.solver), "odeddim": odeddim.__version__, "torch": torch.__version__,
         }  # fmt: skip
 
+    def conventions(self, run: Planned) -> str:
+        """What a title says of how it was measured: where images end, and in what precision and where it ran."""
+        details = self.fit(run.solver)
+        end = "end zero" if float(run.nodes[0]) == 0 else "end sigma_min"
+        dtype = details.get("dtype", str(self.dtype).removeprefix("torch."))
+        return f"{end}, {dtype} on {details.get('device', self.model.device or 'cpu')}"
+
     def settings(self, bench: str, run: Planned, **details: Any) -> dict[str, Any]:
         """All that the figures of a run depend on; the machine is set up for it."""
         its_own = {key: value for key, value in run.settings.items() if key != "max_nfe" or not run.solver.adaptive}

@@ -152,7 +152,8 @@ def work_precision(stand: Stand, runs: Sequence[Planned], exact: Truth) -> Table
         for way, floor in (("decode", exact.decode), ("encode", exact.encode)):
             row[f"{way}_order"] = _order(before, row, way, floor) if before else None
         rows.append(row)
-    title = f"Work and precision: {stand.model.name}, {counted(len(exact.images), 'solution')}"
+    conventions = f"{counted(len(exact.images), 'solution')} from seed {exact.seed}, {stand.conventions(exact.run)}"
+    title = f"Work and precision: {stand.model.name}, {conventions}"
     return _table("work-precision", title, stand, exact, (*_RUN, *_BOTH), rows)
 
 
@@ -349,7 +350,7 @@ def cheapest(
         ),
         Column("remark", "remark", form="s"),
     )
-    title = f"Cheapest runs with errors of {error:g}: {stand.model.name}"
+    title = f"Cheapest runs with errors of {error:g}: {stand.model.name}, {stand.conventions(exact.run)}"
     table = _table("cheapest", title, stand, exact, columns, rows, error=error)
     run = best[1]
     assert run.steps is not None
