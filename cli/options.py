@@ -110,7 +110,10 @@ def preset(function: F) -> F:
             source = ctx.get_parameter_source(name)
             if name in given and source not in (None, ParameterSource.DEFAULT):
                 raise click.UsageError(f"--preset says how to run: leave out --{name}")
-        solvers.get(found.solver).with_settings(**found.settings)
+        row = solvers.get(found.solver)
+        if unknown := [name for name, value in found.settings.items() if name not in row.settings or value is None]:
+            raise InputError(f"{preset}: solver {row.name!r} has no setting {unknown[0]!r} of that value: find it anew")
+        row.with_settings(**found.settings)
         given |= {name: value for name, value in says.items() if name in given}
         return function(*args, **{**given, **found.settings}, preset=found)
 
@@ -120,6 +123,16 @@ def preset(function: F) -> F:
         default=None,
         help="Solver, grid, steps and end from a file that `odeddim bench work-precision --find` has written.",
     )(command)  # type: ignore[return-value]
+
+
+class Tolerance(click.FloatRange):
+    """A positive number, and no other float."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no tolerance", param, ctx)
+        return number
 
 
 class Assignment(click.ParamType[tuple[str, Any]]):
@@ -136,7 +149,10 @@ class Assignment(click.ParamType[tuple[str, Any]]):
             self.fail(f"{value!r} is no NAME=VALUE", param, ctx)
         for kind in (int, float):
             with contextlib.suppress(ValueError):
-                return name, kind(text)
+                number = kind(text)
+                if not math.isfinite(number):
+                    self.fail(f"{value!r} is no finite number", param, ctx)
+                return name, number
         return name, text
 
 
@@ -164,8 +180,8 @@ def assigned(function: F) -> F:
 
 tolerances = together(
     assigned,
-    click.option("--rtol", type=click.FloatRange(0, min_open=True), default=None, help="Adaptive: relative tolerance."),
-    click.option("--atol", type=click.FloatRange(0, min_open=True), default=None, help="Adaptive: absolute tolerance."),
+    click.option("--rtol", type=Tolerance(0, min_open=True), default=None, help="Adaptive: relative tolerance."),
+    click.option("--atol", type=Tolerance(0, min_open=True), default=None, help="Adaptive: absolute tolerance."),
     click.option("--max-nfe", type=click.IntRange(1), default=None, help="Adaptive: most evaluations per run."),
 )
 run = together(model, solver, steps, grid, end, tolerances)
@@ -205,16 +221,6 @@ network_batch = together(
     ),
     threads,
 )
-
-
-class Tolerance(click.FloatRange):
-    """A positive number, and no other float."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is no tolerance", param, ctx)
-        return number
 
 
 tol = click.option(

@@ -121,8 +121,9 @@ def warn_of_grid(grid: str | None, field: VectorField, row: Solver) -> None:
 def warn_of_preset(preset: Preset | None, field: VectorField) -> None:
     """Say on stderr where a preset was found for another model than what runs with it."""
     if preset is not None and (preset.sha256 or preset.model) != (field.sha256 or field.name):
+        weights = f" with other weights ({preset.sha256[:12]})" if preset.model == field.name else ""
         warn(
-            f"the preset was found for the model {preset.model!r}, not {field.name!r}: "
+            f"the preset was found for the model {preset.model!r}{weights}, not {field.name!r}: "
             "`odeddim bench work-precision --find` finds one for it"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -149,6 +150,8 @@ class VectorField:
 
 
 def _label_and_scale(schedule: Schedule, sigma: float) -> tuple[float, float]:
+    if not math.isfinite(sigma):
+        raise InputError(f"the solver went to σ = {sigma}: give it tolerances that it can keep, or more steps")
     node = torch.tensor(sigma, dtype=torch.float64)
     return float(schedule.t(node)), float(schedule.scale(node))
 

@@ -75,6 +75,14 @@ class _Sink:
         pass  # the file is unbuffered
 
 
+class _Unwritten(Exception):  # noqa: N818 - it never leaves this module
+    """The disk did not take what was written. No OSError: of a file that is read meanwhile that would say the same."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class HDF5Writer(h5py.File):  # type: ignore[misc]
     """An h5py.File under construction; `commit` after each batch stops a run whose disk is full."""
 
@@ -83,10 +91,10 @@ class HDF5Writer(h5py.File):  # type: ignore[misc]
         self._sink, self._raise_held = sink, raise_held
 
     def commit(self) -> None:
-        """Hand everything to the operating system; raises the OSError of any write that failed, and a Ctrl-C."""
+        """Hand everything to the operating system; `writing` ends with the OSError of any write that failed."""
         self.flush()
         if self._sink.error is not None:
-            raise self._sink.error
+            raise _Unwritten(self._sink.error)
         self._raise_held()
 
 
@@ -98,8 +106,11 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[HDF5Writer]:
     """
     with _interrupts_held() as raise_held, replacing(path, temporary) as place, open(place, "w+b", buffering=0) as raw:
         sink = _Sink(raw)
-        with HDF5Writer(sink, raise_held) as file:
-            yield file
+        try:
+            with HDF5Writer(sink, raise_held) as file:
+                yield file
+        except _Unwritten as stop:
+            raise stop.error from None
         if sink.error is not None:
             raise sink.error
 

@@ -231,6 +231,8 @@ class Run(Work):
 
     def _make_room(self, overwrite: bool) -> None:
         if self.folder.exists():
+            if not self.folder.is_dir():
+                raise InputError(f"{self.folder} is a file, where the parts of {self.output} are to be: move it away")
             if other := [item.name for item in os.scandir(self.folder) if not _is_ours(item.name)]:
                 raise InputError(f"{self.folder} holds {other[0]!r}, which is not odeddim's: give another output name")
             if overwrite:
@@ -249,6 +251,8 @@ class Run(Work):
 
     def _settle(self, where: Path) -> None:
         if self.parts() and not self._note.exists():
+            if self._index and self._is_there():  # killed while it deleted the parts of what was whole
+                return
             raise InputError(f"{self._note} is gone, but not what was done under it: --overwrite starts anew")
         # A picture, or a file that the run itself reads, is replaced without a question: it says nothing of the run.
         if self._overwrite or not self._index or not self._is_there():
@@ -284,9 +288,11 @@ class Run(Work):
                 finished = self._is_mine()  # of a run that was killed between its last two breaths
             elif self.done == self.total and kind is None:
                 with self._claims.waiting_for(_OUTPUT):
-                    if not self._gone():
+                    # Another process may have made it whole, and be gone with the parts, since they were counted.
+                    if not self._gone() and self.done == self.total:
                         self._finish(self)
-                        self._whole = finished = True
+                        self._whole = True
+                        _remove(self.folder, whole=self._index)  # while nobody can take some of the parts for all
             elif self.done:
                 self._show()
             else:  # nothing was done: it leaves nothing, if nobody else is at it
@@ -536,13 +542,14 @@ def _is_ours(name: str) -> bool:
     return bool(_PART.fullmatch(name)) or name.endswith(".tmp") or name in ("run.json", "lock")
 
 
-def _remove(folder: Path) -> None:
-    """Delete the parts, and then what says whose they are: never the other way round.
+def _remove(folder: Path, *, whole: bool = False) -> None:
+    """Delete the parts, and then what says whose they are; the other way round where they have become one file.
 
-    What cannot be deleted stays, without a word: on network disks a file that somebody has open cannot.
+    So that what remains after a kill is a run that goes on, or is seen to be whole. What cannot be deleted stays,
+    without a word: on network disks a file that somebody has open cannot.
     """
     with contextlib.suppress(OSError):
-        for name in sorted(os.listdir(folder), key=lambda name: (name == "lock", name == "run.json")):
+        for name in sorted(os.listdir(folder), key=lambda name: (name == "lock", (name == "run.json") != whole)):
             if _is_ours(name):
                 (folder / name).unlink(missing_ok=True)
         folder.rmdir()

@@ -47,7 +47,9 @@ def load(path: Path) -> Preset:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is no preset: `odeddim bench work-precision --find ERROR` writes one")
     wrong = [name for name, kind in _KINDS.items() if not isinstance(content.get(name), kind)]
-    if content.get("version") != VERSION or wrong or content["steps"] < 1:
+    wrong += [name for name in ("error", "evaluations") if not isinstance(content.get(name), (int, float))]
+    wrong += [name for name in ("solver", "grid", "end") if content.get(name) == ""]
+    if content.get("version") != VERSION or isinstance(content["version"], bool) or wrong or content["steps"] < 1:
         what = f"{wrong[0]} is missing or wrong" if wrong else "it is of another version or has no steps"
         raise InputError(f"{path} is damaged, or a newer odeddim's ({what}): find it anew")
-    return Preset(**{item.name: content.get(item.name, 0.0) for item in fields(Preset)})
+    return Preset(**{item.name: content[item.name] for item in fields(Preset)})

@@ -16,10 +16,11 @@ import pytest
 import torch
 
 import odeddim
+from odeddim.bench import figures, tables
 from odeddim.bench import reconstruction as bench
-from odeddim.bench import tables
 from odeddim.bench.stand import Entry, Stand, planned
 from odeddim.bench.tables import Column, Sheet, Table
+from odeddim.hdf5 import text
 from odeddim.images import sample_images
 from odeddim.types import InputError
 
@@ -72,7 +73,7 @@ def stand(folder: Path, model: str | odeddim.VectorField = "exact-mixture", **mo
 def reconstructed(place: Stand, solvers: str = "euler@linear,ab3", steps: tuple[int, ...] = (4, 8)) -> Table:
     images = sample_images()[0:4].double()
     runs = planned(place.model, [Entry.parse(name) for name in solvers.split(",")], steps, "zero", {})
-    return bench.reconstruction(place, lambda start, stop: images[start:stop], 4, runs, source={"sha256": "x"})
+    return bench.reconstruction(place, lambda start, stop: images[start:stop], 4, runs)
 
 
 def without_seconds(table: Table) -> list[dict[str, Any]]:
@@ -126,9 +127,7 @@ def test_another_model_image_or_dtype_is_another_cell(tmp_path: Path) -> None:
         place.settings("reconstruction", run, images={"sha256": "a"}),
         place.settings("reconstruction", run, images={"sha256": "b"}),
         replace(place, dtype=torch.float32).settings("reconstruction", run, images={"sha256": "a"}),
-        stand(tmp_path, "exact-gaussian").settings(
-            "reconstruction", run, images={"sha256": "a"}, state="torch.float64"
-        ),
+        stand(tmp_path, "exact-gaussian").settings("reconstruction", run, images={"sha256": "a"}),
         place.settings("quality", run, images={"sha256": "a"}),
     ):
         place.measure(settings, 2, lambda start, stop: {"value": np.arange(start, stop) * 1.0})
@@ -238,3 +237,63 @@ def test_the_error_of_the_built_in_model_falls_with_steps(run) -> None:  # type:
     # The other convention comes back from latents that are much further from the ODE's.
     source, target = ([row["latent"] for row in table["rows"] if row["labels"] == where] for where in bench.LABELS)
     assert all(b > 1.5 * a for a, b in zip(source, target, strict=True))
+
+
+def test_edited_images_and_other_functions_are_measured_anew(tmp_path: Path) -> None:
+    """Names and sizes say nothing of an image's content, nor a name of what a function does."""
+    images = sample_images()[0:6].double()
+
+    def errors(place: Stand, x_0: torch.Tensor) -> list[float]:
+        runs = planned(place.model, [Entry("euler", "linear")], (4,), "zero", {})
+        table = bench.reconstruction(place, lambda start, stop: x_0[start:stop], 2, runs)
+        return [row["round_trip"] for row in table.rows]
+
+    place = stand(tmp_path)
+    first = errors(place, images[:2])
+    assert errors(place, images[2:4]) != first
+    assert errors(place, images[:2]) == first
+    schedule = odeddim.Schedule.linear()
+    found = []
+    for scale in (0.5, 0.1):
+        model = odeddim.VectorField(lambda x, t, scale=scale: x * scale, schedule, name="mine")
+        mine = Stand(model, tmp_path, dtype=torch.float64)
+        found += [errors(mine, images[:2]), errors(mine, images[:2])]
+    assert found[0] == found[1] != found[2] == found[3]
+
+
+def test_a_cell_that_is_another_one_is_refused(tmp_path: Path) -> None:
+    table = reconstructed(stand(tmp_path))
+    first, second = sorted((tmp_path / "cells").glob("reconstruction-*.h5"))[:2]
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(InputError, match=f"{first.name} is not the cell that its name says; delete it"):
+        reconstructed(stand(tmp_path))
+    first.unlink()
+    assert without_seconds(reconstructed(stand(tmp_path))) == without_seconds(table)
+
+
+def test_a_table_of_failures_is_drawn(tmp_path: Path) -> None:
+    """When nothing came out, the table says why, and figures that there is nothing to draw."""
+    columns = {
+        "reconstruction": ("evaluations", "round_trip", "latent"),
+        "consistency": ("evaluations", "pixels", "features"),
+        "quality": ("evaluations", "frechet", "kid"),
+        "work-precision": ("decode_error", "decode_evaluations", "decode_seconds", "encode_error", "encode_evaluations",
+                           "encode_seconds"),
+    }  # fmt: skip
+    for name, figures_of in columns.items():
+        words = ("eta", "solver", "grid") if name == "quality" else ("solver", "grid")
+        row = {"steps": 3, **dict.fromkeys(words, "x"), **dict.fromkeys(figures_of), "evaluations": 4}
+        table = Table(name, "nothing", {}, tuple(Column(key, key) for key in row), (row,), group=words)
+        drawn = figures.draw(table)
+        assert b"<svg" in drawn[name][0]
+
+
+@pytest.mark.parametrize("damage", [{"settings": []}, {"settings": "x"}, {"title": 3}, {"rows": None}, {"notes": "no"}])
+def test_a_table_of_other_kinds_is_damaged(tmp_path: Path, damage: dict[str, Any]) -> None:
+    path = a_table().save(tmp_path)[0]
+    with h5py.File(path, "a") as file:
+        content = {**json.loads(file["table"][()]), **damage}
+        del file["table"]
+        file["table"] = text(json.dumps(content))
+    with pytest.raises(InputError, match="is not what odeddim writes"):
+        tables.load(path)

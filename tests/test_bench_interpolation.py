@@ -42,7 +42,7 @@ def mixture(shape: tuple[int, ...] = SHAPE) -> VectorField:
     """A mixture of two modes in each pixel: an exact field that is not linear."""
     schedule = Schedule.linear()
     network = GaussianMixture(torch.tensor([-0.6, 0.6]), std=0.15).network(schedule)
-    return VectorField(network, schedule, shape=shape, name="mixture")
+    return VectorField(network, schedule, shape=shape, name="mixture", sha256="1")
 
 
 def runs_of(model: VectorField, solvers: str = "euler@linear,ab3,ddpm", steps: tuple[int, ...] = (6,)) -> list[Planned]:
@@ -272,7 +272,7 @@ def test_an_interrupted_bench_goes_on(tmp_path: Path) -> None:
         calls[0] += 1
         return exact.eps(x, t)
 
-    model = VectorField(network, exact.schedule, shape=SHAPE, name="interrupted")
+    model = VectorField(network, exact.schedule, shape=SHAPE, name="interrupted", sha256="1")
     whole = bench(model, tmp_path / "whole")
     all_calls = calls[0]
     assert all_calls == 6 + 6 + 7 + 6  # a batch each: euler's lines and grid, ab3's lines and ddpm's

@@ -49,7 +49,7 @@ def measured(place: Stand, etas: Sequence[str], count: int, steps: Sequence[int]
         own = {"eta": float(eta)} if name == "ddim-eta" else {}
         runs = planned(place.model, [Entry(name, "linear")], steps, "zero", own)
         lines += [quality.Sampled(run, eta) for run in runs]
-    return quality.quality(place, lines, count, SHAPE, FEATURES, real, 24, source={"sha256": "real"}, **more)
+    return quality.quality(place, lines, count, SHAPE, FEATURES, real, 24, **more)
 
 
 @pytest.mark.parametrize("batch_size", [3, 32])
@@ -79,7 +79,7 @@ def test_more_samples_and_other_seeds_are_other_figures(tmp_path: Path) -> None:
 
 
 def test_as_many_other_real_images_are_the_floor(tmp_path: Path) -> None:
-    table = measured(stand(tmp_path), ("hat",), 8, others=(lambda a, b: real(100 + a, 100 + b), 50, {"sha256": "o"}))
+    table = measured(stand(tmp_path), ("hat",), 8, others=(lambda a, b: real(100 + a, 100 + b), 50))
     assert table.settings["real images"] == 8
     held = frechet(real(0, 24).flatten(1), real(100, 108).flatten(1))
     assert table.settings["frechet of real images"] == pytest.approx(held, rel=1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -326,3 +327,40 @@ def test_settings_that_moved_are_the_same() -> None:
     with pytest.raises(InputError, match="and 4 more"):
         check_same(many, {}, "z")
     assert json.loads(json.dumps(many)) == many
+
+
+def test_a_run_whose_parts_are_being_deleted_is_not_made_whole_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has made it whole, and is deleting the parts, when this one gets its turn."""
+    path = tmp_path / "z.h5"
+
+    @contextlib.contextmanager
+    def late(claims: Claims, byte: int) -> Iterator[None]:
+        (tmp_path / "z.h5.parts" / "000000000-000000005.h5").unlink()
+        yield
+
+    with run(path) as one:
+        one.commit(0, 5, rows(0, 5))
+        one.commit(5, 10, rows(5, 10))
+        monkeypatch.setattr(Claims, "waiting_for", late)
+    with reading(path, "") as file:
+        assert parts.is_index(file)  # what it was before: not a whole file of half the rows
+
+
+def test_killed_while_deleting_the_parts_of_what_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "z.h5"
+    with run(path) as one:
+        one.commit(0, 5, rows(0, 5))
+        kept = (tmp_path / "z.h5.parts" / "000000000-000000005.h5").read_bytes()
+        one.commit(5, 10, rows(5, 10))
+    (tmp_path / "z.h5.parts").mkdir()
+    (tmp_path / "z.h5.parts" / "000000000-000000005.h5").write_bytes(kept)
+    with run(path) as again:
+        assert again.done == 10
+        assert list(again.batches(3)) == []
+    check(path, [(0, 10)])
+    assert [item.name for item in tmp_path.iterdir()] == ["z.h5"]
+    (tmp_path / "y.h5.parts").write_bytes(b"")
+    with pytest.raises(InputError, match=r"y\.h5\.parts is a file"):
+        run(tmp_path / "y.h5")

@@ -49,7 +49,7 @@ def command(
     shape = shape_for(run.field, size)
     network = run.features(features, shape)
     runs = run.runs(solvers, steps, end, settings)
-    total = count * (bench.reference_evaluations() + sum(each.evaluations for each in runs))
+    total = count * sum(each.evaluations for each in (*runs, *bench.references(run.field, end)))
     with run.stand(total, count) as stand:
         table = bench.consistency(stand, runs, count, shape, seed=seed, end=end, features=network)
     run.deliver(table)

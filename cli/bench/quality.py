@@ -95,7 +95,7 @@ def command(
     """
     from odeddim.bench import quality as bench
     from odeddim.cli.running import images_for, shape_for
-    from odeddim.images import sample_images
+    from odeddim.images import check_shape, sample_images
     from odeddim.models import BUILT_IN
     from odeddim.models.classifier import REFERENCE
 
@@ -113,6 +113,7 @@ def command(
         lines += [bench.Sampled(each, eta) for each in run.runs([f"{name}@{grid}"], steps, end, its_own)]
     lines += [bench.Sampled(each) for each in run.runs(solvers or (), steps, end, settings)]
     real, noted = images_for(run.field, reference or REFERENCE), str(reference or "2,048 test images of Fashion-MNIST")
+    check_shape(real, shape, reference or "the package")
     others = sample_images() if reference is None else None
     shown = min(bench.SHOWN, count)
     with run.stand((count + shown) * sum(line.run.evaluations for line in lines), count) as stand:
@@ -127,9 +128,7 @@ def command(
             seed=seed,
             end=end,
             paper=paper,
-            source={"reference": noted, "reference_sha256": real.fingerprint()},
-            others=None
-            if others is None
-            else (lambda start, stop: others[start:stop], len(others), {"sha256": others.fingerprint()}),
+            source={"reference": noted},
+            others=None if others is None else (lambda start, stop: others[start:stop], len(others)),
         )
     run.deliver(table)

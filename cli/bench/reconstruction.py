@@ -58,8 +58,7 @@ def command(
     source = images_for(run.field, images)
     count = min(count, len(source))
     runs = run.runs(solvers, steps, end, settings)
-    total = count * (bench.reference_evaluations() + sum(2 * each.evaluations for each in runs))
-    with run.stand(total, count) as stand:
+    with run.stand(count * bench.expected_evaluations(runs, labels), count) as stand:
         table = bench.reconstruction(
             stand,
             lambda start, stop: source[start:stop].to(run.machine.state),
@@ -67,6 +66,6 @@ def command(
             runs,
             end=end,
             labels=labels,
-            source={"path": str(images or "the package's sample"), "images_sha256": source.fingerprint()},
+            source={"path": str(images or "the package's sample")},
         )
     run.deliver(table)

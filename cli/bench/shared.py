@@ -153,8 +153,10 @@ class Bench:
         return None if which is None and network.shape not in (None, tuple(shape)) else network
 
     @contextlib.contextmanager
-    def stand(self, total: float, images: int | None = None, *, still: bool = False) -> Iterator[Stand]:
-        """The stand of the model, with a progress bar of so many evaluations (of one image each).
+    def stand(
+        self, total: float, images: int | None = None, *, unit: str = "evaluations", still: bool = False
+    ) -> Iterator[Stand]:
+        """The stand of the model, with a progress bar of so many evaluations (of one image each), or whatever.
 
         images: how many there are. The network sees no more at once: filling up would cost the same again. still: the
         bar is drawn between two runs only, and not by a thread beside what is timed.
@@ -171,7 +173,7 @@ class Bench:
 
         if self.overwrite and rank()[1] > 1:
             raise click.UsageError("--overwrite with several processes: each would begin anew; run it with one first")
-        with progress(int(total), "evaluations", still=still) as advance:
+        with progress(int(total), unit, still=still) as advance:
             yield Stand(
                 self.field, self.output, self.machine.state, self.batch_size or BATCH, fit, advance, self.overwrite
             )
@@ -182,13 +184,14 @@ class Bench:
 
         if not first():
             return
-        paths = [*table.save(self.output), *figures.save(table, self.output)]
+        paths = table.save(self.output)
         if self.as_json:
             click.echo(table.to_json())
         elif self.as_csv:
             click.echo(table.to_csv(), nl=False)
         else:
             show(table)
+        paths += figures.save(table, self.output)
         names: dict[str, list[str]] = {}
         for path in paths:
             names.setdefault(path.stem, []).append(path.suffix)
@@ -257,5 +260,6 @@ def show(table: Table) -> None:
     console.print(printed)
     for row in table.rows:
         if row.get("remark"):
-            words = ", ".join(str(row[name]) for name in (*table.group, "steps") if row.get(name) is not None)
+            which = [row.get(name) for name in ("eta", "solver", "grid", "labels", "batch", "steps")]
+            words = ", ".join(str(value) for value in which if value not in (None, "", "-"))
             console.print(f"{words}: {row['remark']}", highlight=False, markup=False)

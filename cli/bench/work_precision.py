@@ -68,6 +68,8 @@ def command(
       odeddim bench work-precision --find 1e-2
       odeddim encode -o z.h5 --preset bench/preset.json
     """
+    from click.core import ParameterSource
+
     from odeddim.bench import work_precision as bench
     from odeddim.bench.stand import Entry
     from odeddim.cli.running import shape_for
@@ -78,17 +80,21 @@ def command(
     if find is None:
         entries = [Entry.parse(text) for text in solvers or SOLVERS]
         runs = bench.runs_of(run.field, entries, steps, tolerances, end, given)
-        total = sum(2 * each.evaluations for each in runs)
-    else:
-        entries = bench.candidates(solvers or CANDIDATES)
-        total = sum(2 * 60 for _ in entries)  # a guess: nobody knows beforehand
-    with run.stand(count * (bench.truth_evaluations() + total), count) as stand:
-        if find is None:
+        total = bench.truth_evaluations() + sum(2 * each.evaluations for each in runs)
+        with run.stand(count * total, count) as stand:
             exact = bench.truth(stand, count, shape, seed=seed, end=end)
             table = bench.work_precision(stand, runs, exact)
-        else:
+    else:
+        for name in ("steps", "tolerances"):
+            if click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise click.UsageError(f"--find finds the steps: leave out --{name}")
+        entries = bench.candidates(solvers or CANDIDATES)
+        # How many evaluations it takes nobody knows beforehand: solvers on grids are counted, and the solutions.
+        with run.stand(len(entries) + 1, count, unit="solvers") as stand:
+            done, stand.advance = stand.advance, lambda evaluations: None
             exact = bench.truth_for(stand, find, count, shape, seed=seed, end=end)
-            table, preset = bench.cheapest(stand, find, entries, exact, settings=given)
+            done(1)
+            table, preset = bench.cheapest(stand, find, entries, exact, settings=given, advance=done)
     run.deliver(table)
     if find is not None and shared.first():
         preset.save(run.output / PRESET)

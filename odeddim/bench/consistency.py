@@ -22,6 +22,7 @@ from odeddim.bench.reconstruction import mean_square
 from odeddim.bench.stand import Planned, Stand, error_words, failure_column
 from odeddim.bench.tables import Column, Table, sheet
 from odeddim.bench.work_precision import REFERENCE
+from odeddim.field import VectorField
 from odeddim.rows import Columns
 from odeddim.types import BudgetExceeded, InputError
 
@@ -60,11 +61,11 @@ def consistency(
     if count < 2:
         raise InputError("the images of one x_T alone have nothing to be set beside: give 2 or more")
     name, grid, steps = REFERENCE
-    coarse, fine = (
-        Planned(solvers.get(name), grid, n, grids.grid(grid, stand.model.schedule, n, end=end), {})
-        for n in (steps // 2, steps)
-    )
-    before, goal = (torch.from_numpy(decoded(stand, run, count, shape, seed)["images"]) for run in (coarse, fine))
+    coarse, fine = references(stand.model, end)
+    cells = [decoded(stand, run, count, shape, seed) for run in (coarse, fine)]
+    if failure := next((words for cell in cells if (words := error_words(cell["failure"]))), ""):
+        raise InputError(f"the reference, {name} on the {grid} grid, failed: {failure}")
+    before, goal = (torch.from_numpy(cell["images"]) for cell in cells)
     goal_features = features(goal) if features else None
     apart = _between(goal), _between(goal_features)
     error = _rms(goal - before)
@@ -114,9 +115,11 @@ def consistency(
     )  # fmt: skip
 
 
-def reference_evaluations() -> int:
-    """Evaluations that the reference takes, for the progress bar."""
-    return REFERENCE[2] + REFERENCE[2] // 2
+def references(model: VectorField, end: str) -> list[Planned]:
+    """The runs that others are measured by: one that shows how far the other is known, and that other."""
+    name, grid, steps = REFERENCE
+    counts = (steps // 2, steps)
+    return [Planned(solvers.get(name), grid, n, grids.grid(grid, model.schedule, n, end=end), {}) for n in counts]
 
 
 def decoded(stand: Stand, run: Planned, count: int, shape: tuple[int, ...], seed: int) -> Columns:

@@ -154,15 +154,32 @@ def legend(figure: Figure, *axes: Axes) -> None:
         if np.size(line.get_xdata()) and not str(line.get_label()).startswith("_")
     }
     order = [str(line.get_label()) for line in axes[0].get_lines() if line.get_label() in named]
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, max(height, 0.9 + 0.22 * sum(name.count("\n") + 1 for name in order)))
     figure.legend([named[name] for name in order], order, loc="outside right center", frameon=False)
+
+
+def log_scale(axes: Axes, which: str) -> bool:
+    """Make an axis logarithmic, unless nothing is drawn that such an axis has a place for; whether it is."""
+    import numpy as np
+
+    drawn = [line.get_xdata() if which == "x" else line.get_ydata() for line in axes.get_lines()]
+    if not any(bool((np.asarray(values, float) > 0).any()) for values in drawn):
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.annotate("nothing to draw", (0.5, 0.5), xycoords="axes fraction", ha="center")
+        return False
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    return True
 
 
 def log_axis(axes: Axes, values: Sequence[float], which: str = "x") -> None:
     """A logarithmic axis with ticks at 1, 2, 5, 10, ..., written out."""
     from matplotlib.ticker import NullFormatter
 
+    if not log_scale(axes, which):
+        return
     axis = axes.xaxis if which == "x" else axes.yaxis
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     low, high = min(values), max(values)
     ticks = [m * 10.0**k for k in range(-6, 7) for m in (1, 2, 5) if low / 1.3 <= m * 10.0**k <= high * 1.3]
     axis.set_ticks(ticks, [f"{tick:,g}" for tick in ticks])
@@ -178,7 +195,7 @@ def note(axes: Axes, words: str, theme: Theme) -> None:
 
 def floor(axes: Axes, value: float | None, words: str, theme: Theme) -> None:
     """A line below which figures mean nothing."""
-    if value and value > 0:
+    if value and value > 0 and axes.get_yscale() == "log":
         axes.axhline(value, color=theme.muted, linestyle=(0, (1, 3)), linewidth=1)
         axes.annotate(
             words, (0.99, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8,
@@ -194,14 +211,15 @@ def lines(
     y: str,
     *,
     label: Callable[[Sequence[Any]], str] = label_of,
+    positive: bool = True,
 ) -> list[float]:
-    """A line of y over x for each group of rows, where both are there and positive; all x drawn."""
+    """A line of y over x for each group of rows, where both are there; all x drawn. positive: leave out other y."""
     groups = table.lines()
     drawn: list[float] = []
     for (key, rows), style in zip(groups.items(), styles(theme, len(groups)), strict=True):
-        points = [(row[x], row[y]) for row in rows if row[x] is not None and row[y] is not None]
-        shown = [(a, b) for a, b in points if a > 0 and b > 0]  # in the order of the table: of steps
-        axes.plot([a for a, _ in shown], [b for _, b in shown], label=label(key), **style)
+        points = [(row[x], row[y]) for row in rows if row[x] and row[y] is not None]  # in the order of steps
+        points = [(a, b) for a, b in points if b > 0 or not positive]
+        axes.plot([a for a, _ in points], [b for _, b in points], label=label(key), **style)
         drawn += [a for a, _ in points]
     return drawn or [1.0, 10.0]
 
@@ -214,7 +232,7 @@ def reconstruction(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
         (right, "latent", "Latent", "distance to the true latent, rms / σ"),
     ):
         drawn = lines(axes, table, theme, "evaluations", name)
-        axes.set_yscale("log")
+        log_scale(axes, "y")
         log_axis(axes, drawn)
         axes.set(title=title, ylabel=label, xlabel="network evaluations per direction")
         axes.grid(which="major")
@@ -244,12 +262,10 @@ def work_precision(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
             across, ("evaluations", "seconds"), ("network evaluations", "seconds per image"), strict=True
         ):
             drawn = lines(axes, table, theme, f"{way}_{work}", f"{way}_error")
-            axes.set_yscale("log")
+            log_scale(axes, "y")
+            log_axis(axes, drawn)
             if work == "evaluations":
-                log_axis(axes, drawn)
                 axes.set_ylabel(label)
-            else:
-                axes.set_xscale("log")
             axes.set(title=f"{title}: error against {work}", xlabel=unit)
             axes.grid(which="major")
             floor(axes, table.settings.get(f"{way}_floor"), "how far the solution is known", theme)
@@ -283,7 +299,7 @@ def consistency(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
     figure, all_axes = panels(len(kinds))
     for axes, (name, title, label) in zip(all_axes, kinds, strict=True):
         drawn = lines(axes, table, theme, "evaluations", name)
-        axes.set_yscale("log")
+        log_scale(axes, "y")
         log_axis(axes, drawn)
         axes.set(title=title, ylabel=label, xlabel="network evaluations")
         axes.grid(which="major")
@@ -299,13 +315,14 @@ def quality(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
     figure, axes = panels(2)
     measure = str(table.settings.get("measure", "Fréchet distance"))
     for panel, name, title in ((axes[0], "frechet", measure), (axes[1], "kid", "KID")):
-        drawn = lines(panel, table, theme, "evaluations", name, label=_eta_label if "eta" in table.group else label_of)
+        label = _eta_label if "eta" in table.group else label_of
+        # KID is unbiased: near 0 it is as often below.
+        drawn = lines(panel, table, theme, "evaluations", name, label=label, positive=name != "kid")
         log_axis(panel, drawn)
-        best = table.settings.get(f"{name} of real images") or 0.0
-        log_axis(panel, [value for row in table.rows if (value := row[name]) and value > 0] or [1.0], "y")
         panel.set(title=title, ylabel=f"{title} to the reference", xlabel="network evaluations")
         panel.grid(which="major")
-        floor(panel, best, "as many real images", theme)
+    log_axis(axes[0], [row["frechet"] for row in table.rows if row["frechet"]] or [1.0], "y")
+    floor(axes[0], table.settings.get("frechet of real images"), "as many real images", theme)
     legend(figure, *axes)
     figure.suptitle(table.title, fontsize=11)
     return {table.bench: (figure, f"{table.title}: {measure} and KID over evaluations, one line per η or solver")}

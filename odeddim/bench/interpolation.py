@@ -142,7 +142,8 @@ def interpolation(
     remarks = any(row["remark"] for row in rows)
     return Table(
         bench="interpolation",
-        title=f"Interpolation: {stand.model.name}, {pairs} lines of {points} images{_steps(runs)}",
+        title=f"Interpolation: {stand.model.name}, {pairs} lines of {points} images{_steps(runs)}, seed {seed}, "
+        f"{stand.conventions(runs[0])}",
         settings={
             **stand.header(runs[0]), "seed": seed, "shape": list(shape),
             "pairs": pairs, "points": points, "side": side, "images": "in [-1, 1]; nothing is clipped",

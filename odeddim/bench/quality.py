@@ -21,7 +21,7 @@ from odeddim.api import sample
 from odeddim.bench.distances import frechet, kid, precision_recall
 from odeddim.bench.features import Features
 from odeddim.bench.reconstruction import Images
-from odeddim.bench.stand import Planned, Stand, error_words, failure_column
+from odeddim.bench.stand import Planned, Stand, error_words, failure_column, hash_of
 from odeddim.bench.tables import Column, Sheet, Table, sheet
 from odeddim.images import to_bytes
 from odeddim.rows import Columns
@@ -66,7 +66,7 @@ def _columns(measure: str, paper: str) -> tuple[Column, ...]:
         Column("evaluations", "evals", "evaluations of the network per image", "g"),
         Column("frechet", measure, f"{measure} of the samples' features to the reference's", ".3f"),
         Column("kid", "KID", "kernel distance, the mean over subsets", ".4f"),
-        Column("kid_std", "±", "its standard deviation over subsets", ".4f"),
+        Column("kid_std", "±", "its standard deviation over subsets; of up to 1000 samples all are in each", ".4f"),
         Column("precision", "precision", f"share of samples among real images, by {_NEIGHBOURS} neighbours", ".3f"),
         Column("recall", "recall", f"share of real images among samples, by {_NEIGHBOURS} neighbours", ".3f"),
         Column("paper", "paper", f"the paper's FID, its model of {paper}: to compare the course, not the figures", "g"),
@@ -96,17 +96,17 @@ def quality(
     end: str = "zero",
     paper: str = "cifar10",
     source: Mapping[str, Any] | None = None,
-    others: tuple[Images, int, Mapping[str, Any]] | None = None,
+    others: tuple[Images, int] | None = None,
 ) -> Table:
     """The table of these lines, `count` samples (C, H, W) each, against `references` images.
 
-    source: what is noted of the reference. others: more real images, how many, and what is noted of them: as many as
-    there are samples are measured like samples, which is what a perfect sampler would get.
+    source: what is noted of the reference. others: more real images, and how many: as many as there are samples are
+    measured like samples, which is what a perfect sampler would get.
     Errors: InputError for too few images to compare.
     """
     if min(count, references) <= _NEIGHBOURS:
         raise InputError(f"{count} samples and {references} reference images: {_NEIGHBOURS + 1} of each are needed")
-    real = of_images(stand, features, reference, references, source or {})
+    real = of_images(stand, features, reference, references)
     rows, sheets = [], []
     for line in lines:
         cell = sampled(stand, line.run, features, real.shape[1], count, shape, seed)
@@ -122,8 +122,8 @@ def quality(
         })  # fmt: skip
     best: dict[str, Any] = {}
     if others is not None:
-        images, there, noted = others
-        held = of_images(stand, features, images, min(count, there), noted)
+        images, there = others
+        held = of_images(stand, features, images, min(count, there))
         best = {f"{key} of real images": value for key, value in compared(real, held, seed).items()}
         best["real images"] = len(held)
     hidden = {name for name in ("eta", "paper", "remark") if not any(row[name] for row in rows)}
@@ -162,7 +162,7 @@ def _sheets(shown: Sequence[tuple[Sampled, Tensor]]) -> tuple[Sheet, ...]:
     if not shown:
         return ()
     labels = [
-        f"{f'η = {line.eta}' if line.eta not in ('', HAT) else 'σ̂' if line.eta else line.run.solver.name}"
+        f"{f'η = {line.eta}' if line.eta not in ('', HAT) else 'σ̂' if line.eta else label_words(line.run)}"
         f"{f', S = {line.run.steps}' if line.run.steps else ''}"
         for line, _ in shown
     ]
@@ -180,9 +180,9 @@ def compared(real: Tensor, fake: Tensor, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def of_images(stand: Stand, features: Features, images: Images, count: int, source: Mapping[str, Any]) -> Tensor:
+def of_images(stand: Stand, features: Features, images: Images, count: int) -> Tensor:
     """The features of real images, (count, d)."""
-    settings = {"made_by": "bench features", "features": _identity(features), "images": dict(source)}
+    settings = {"made_by": "bench features", "features": stand.identity(features), "images": hash_of(images, count)}
 
     def measure(start: int, stop: int) -> Columns:
         return {"features": features(images(start, stop).float()).numpy()}
@@ -194,7 +194,7 @@ def sampled(
     stand: Stand, run: Planned, features: Features, width: int, count: int, shape: tuple[int, ...], seed: int
 ) -> Columns:
     """The features of `count` samples, (count, width), and what each took: columns of (count,)."""
-    settings = stand.settings("quality", run, seed=seed, size=list(shape), features=_identity(features))
+    settings = stand.settings("quality", run, seed=seed, size=list(shape), features=stand.identity(features))
 
     def measure(start: int, stop: int) -> Columns:
         n, failure = stop - start, ""
@@ -234,5 +234,6 @@ def _samples(stand: Stand, run: Planned, start: int, stop: int, shape: tuple[int
     return to_bytes(images).float() / 127.5 - 1
 
 
-def _identity(features: Features) -> dict[str, str]:
-    return {"name": features.name, "sha256": features.sha256}
+def label_words(run: Planned) -> str:
+    """A solver and its grid, in words."""
+    return run.solver.name if run.grid == "-" else f"{run.solver.name}, {run.grid}"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from odeddim import grids, solvers
 from odeddim.api import check_encodes, decode, encode, integrate
-from odeddim.bench.stand import Planned, Stand, error_words, failure_column
+from odeddim.bench.stand import Planned, Stand, error_words, failure_column, hash_of
 from odeddim.bench.tables import Column, Table, counted
 from odeddim.field import VectorField
 from odeddim.local_error import REFERENCE
@@ -66,10 +66,11 @@ def reconstruction(
     """
     for run in runs:
         check_encodes(run.solver)
-    truth = reference(stand, images, count, runs, end, source)
+    sha256 = hash_of(images, count)
+    truth = reference(stand, images, count, runs, end, sha256)
     rows = []
     for run, where in _with_labels(runs, labels):
-        settings = stand.settings("reconstruction", run, images=dict(source or {}), labels=where)
+        settings = stand.settings("reconstruction", run, images=sha256, labels=where)
 
         def measure(start: int, stop: int, run: Planned = run, where: str = where) -> Columns:
             return round_trip(stand.model, images(start, stop), run, truth.at(run, start, stop), where)
@@ -81,7 +82,7 @@ def reconstruction(
         title=f"Reconstruction: {stand.model.name}, {counted(count, 'image')}, {stand.conventions(runs[0])}, "
         f"labels {' and '.join(dict.fromkeys(labels))}",
         settings={
-            **stand.header(runs[0]), "images": count, **(source or {}), "end": end,
+            **stand.header(runs[0]), "images": count, **(source or {}), "images_sha256": sha256, "end": end,
             "error": "mean squared error per dimension on the [0, 1] scale, mean over images; nothing is clipped",
             "label convention": "source: eq. 14 reversed, ε(x_source, t_source); target: ε(x_source, t_target)",
             "reference": truth.words, "reference_error": truth.error,
@@ -190,7 +191,7 @@ def reference(
     count: int,
     runs: Sequence[Planned],
     end: str,
-    source: Mapping[str, Any] | None,
+    sha256: str,
 ) -> Truth:
     """The true latents at the tops of these runs; their error against half the steps, rms over σ."""
     tops = sorted({float(run.nodes[-1]) for run in runs} | {stand.model.schedule.sigma_max})
@@ -206,7 +207,7 @@ def reference(
             found[f"error/{i}"] = (mean_square(coarse[top] - exact[top]).sqrt() / top).cpu().numpy()
         return found
 
-    settings = stand.settings("reference", fine, images=dict(source or {}), tops=tops)
+    settings = stand.settings("reference", fine, images=sha256, tops=tops)
     return Truth(stand.measure(settings, count, measure, evaluations=reference_evaluations()), tops)
 
 
@@ -220,6 +221,11 @@ def true_latents(model: VectorField, x_0: Tensor, tops: Sequence[float], end: st
         state = integrate(model, state, nodes.new_tensor([state.sigma, *between.tolist(), top]), solvers.get(name))
         latents[top] = state.xbar
     return latents
+
+
+def expected_evaluations(runs: Sequence[Planned], labels: Sequence[str]) -> int:
+    """Evaluations of an image for all of the table, for a progress bar."""
+    return reference_evaluations() + sum(2 * run.evaluations for run, _ in _with_labels(runs, labels))
 
 
 def reference_evaluations() -> int:

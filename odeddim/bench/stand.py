@@ -10,7 +10,9 @@ other settings are other cells, a table with one more solver measures that one o
 
 from __future__ import annotations
 
+import hashlib
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,11 +25,13 @@ from torch import Tensor
 import odeddim
 from odeddim import grids, solvers
 from odeddim.api import plan
+from odeddim.bench.features import Features
 from odeddim.field import VectorField
 from odeddim.hdf5 import reading
 from odeddim.latents.store import provenance_of
+from odeddim.models import BUILT_IN
 from odeddim.parts import Run
-from odeddim.rows import Columns, columns_of, comparable, is_index, read_rows, run_of
+from odeddim.rows import Columns, comparable, is_index, look_at, read_rows, run_of, settings_of
 from odeddim.types import InputError, Solver
 
 CELLS = "cells"
@@ -49,6 +53,7 @@ class Stand:
     fit: Callable[[Solver], dict[str, Any]] = lambda row: {}
     advance: Callable[[int], Any] = lambda evaluations: None
     overwrite: bool = False
+    _identities: dict[int, tuple[Any, str]] = field(default_factory=dict)
     _anew: set[Path] = field(default_factory=set)  # what has been measured anew already, where all is to be
 
     def header(self, run: Planned) -> dict[str, Any]:
@@ -71,7 +76,8 @@ class Stand:
         return asdict(
             provenance_of(
                 self.model, solver=run.solver.name, grid=run.grid, nodes=run.nodes, made_by=f"bench {bench}",
-                settings=its_own, **self.fit(run.solver), **{"state": str(self.dtype), **details},
+                settings=its_own, **self.fit(run.solver), state=str(self.dtype),
+                identity=self.identity(self.model), **details,
             )
         )  # fmt: skip
 
@@ -95,7 +101,8 @@ class Stand:
         except OSError as error:
             raise InputError(f"the folder {place} cannot be made ({error.strerror}): choose another with -o") from None
         bench = settings["made_by"].split()[-1]
-        path = place / f"{bench}-{run_of(comparable(rows, settings))[:16]}.h5"
+        its_run = run_of(comparable(rows, settings))
+        path = place / f"{bench}-{its_run[:16]}.h5"
         told = 0
 
         def tell(upto: float) -> None:
@@ -106,7 +113,7 @@ class Stand:
 
         while True:
             anew = self.overwrite and path not in self._anew
-            cell = None if anew else _whole(path, rows)
+            cell = None if anew else _whole(path, rows, its_run)
             if cell is not None:
                 tell(rows * evaluations)
                 return cell
@@ -131,19 +138,48 @@ class Stand:
                         run.commit(start, stop, columns)
                         tell(most)
             except InputError:
-                if not _whole(path, rows):  # otherwise another process has made it whole meanwhile, under our feet
+                if _whole(path, rows, its_run) is None:
                     raise
-            if not _whole(path, rows):
-                time.sleep(WAIT)  # another process is at the rest; if it dies, the rest is ours
+                # Otherwise another process has made it whole meanwhile, under our feet.
+            cell = _whole(path, rows, its_run)
+            if cell is not None:
+                return cell
+            time.sleep(WAIT)  # another process is at the rest; if it dies, the rest is ours
+
+    def identity(self, thing: VectorField | Features) -> str:
+        """What tells a model or a feature network from others: the hash of its weights, or its name if it is built in.
+
+        Of a function, which has neither, it is one that no other has: what is measured of it is for this stand only.
+        """
+        if thing.sha256 or thing.name in BUILT_IN:
+            return thing.sha256 or thing.name
+        return self._identities.setdefault(id(thing), (thing, uuid.uuid4().hex))[1]
 
 
-def _whole(path: Path, rows: int) -> Columns | None:
-    """The columns of a cell that is whole, None of one that is not there or unfinished."""
+def hash_of(images: Callable[[int, int], Tensor], count: int, at_once: int = 256) -> str:
+    """The SHA-256 of the first images of a source: names and sizes do not tell when one has been edited."""
+    digest = hashlib.sha256()
+    for start in range(0, count, at_once):
+        batch = images(start, min(start + at_once, count))
+        digest.update(f"{batch.dtype} {tuple(batch.shape[1:])}".encode())
+        digest.update(batch.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _whole(path: Path, rows: int, run: str) -> Columns | None:
+    """The columns of a cell that is whole, None of one that is not there or unfinished. run: whose it must be."""
     if not path.exists():
         return None
     try:
         with reading(path, "a cell of a bench") as file:
-            return None if is_index(file) else read_rows(file, columns_of(file), 0, rows, path)
+            if run_of(settings_of(file, path)) != run:
+                raise InputError(f"{path} is not the cell that its name says")
+            columns = look_at(file, path)
+            if is_index(file):
+                return None
+            if "crc32" not in columns or len(columns) < 2 or {column.shape[0] for column in columns.values()} != {rows}:
+                raise InputError(f"{path} does not hold {rows} rows")
+            return read_rows(file, columns, 0, rows, path)
     except InputError as error:
         raise InputError(f"{error}; delete it, and the same command measures it again") from None
 
@@ -194,6 +230,13 @@ class Planned:
         return 100 if own is None else own + (float(self.nodes[0]) == 0)
 
 
+def check_settings(entries: Sequence[Entry], settings: Mapping[str, Any]) -> None:
+    """Raise an InputError for a setting that none of these solvers has."""
+    had = {"rtol", "atol", "max_nfe"}.union(*(solvers.get(entry.solver).settings for entry in entries))
+    if unknown := sorted(set(settings) - had):
+        raise InputError(f"none of these solvers has a setting {unknown[0]!r} (they have: {', '.join(sorted(had))})")
+
+
 def planned(
     model: VectorField, entries: Sequence[Entry], steps: Sequence[int], end: str, settings: Mapping[str, Any]
 ) -> list[Planned]:
@@ -203,9 +246,7 @@ def planned(
     such as rtol go to the solvers that have them. Errors: InputError, also for a setting that none of them has.
     """
     runs = []
-    had = {"rtol", "atol", "max_nfe"}.union(*(solvers.get(entry.solver).settings for entry in entries))
-    if unknown := sorted(set(settings) - had):
-        raise InputError(f"none of these solvers has a setting {unknown[0]!r} (they have: {', '.join(sorted(had))})")
+    check_settings(entries, settings)
     for entry in entries:
         row = solvers.get(entry.solver)
         own = {key: value for key, value in settings.items() if key in row.settings and value is not None}

@@ -77,6 +77,7 @@ class Table:
     def __post_init__(self) -> None:
         names = {column.name for column in self.columns}
         rows = tuple({key: _plain(value) for key, value in row.items()} for row in self.rows)
+        object.__setattr__(self, "settings", _plain(self.settings))
         for row in rows:
             if set(row) != names:
                 raise ValueError(f"a row has {sorted(row)}, the columns are {sorted(names)}")
@@ -111,7 +112,9 @@ class Table:
             file.create_dataset("table", data=text(self.to_json()))
             kinds = [(column.name, _kind([row[column.name] for row in self.rows])) for column in self.columns]
             values = [tuple(_filled(row[name], kind) for name, kind in kinds) for row in self.rows]
-            file.create_dataset("rows", data=np.array(values, dtype=kinds))
+            held = file.create_dataset("rows", data=np.array(values, dtype=kinds))
+            for column in self.columns:
+                held.attrs[column.name] = text(column.meaning or column.heading)
             for i, sheet in enumerate(self.sheets):
                 data = file.create_dataset(f"sheets/{i}", data=sheet.images, fletcher32=True, chunks=sheet.images.shape)
                 data.attrs["labels"] = text(json.dumps([sheet.title, sheet.rows, sheet.columns], ensure_ascii=False))
@@ -141,6 +144,9 @@ def load(path: Path) -> Table:
         if words(file.attrs.get("format", "")) != FORMAT:
             raise InputError(f"{path} is an HDF5 file, but not a table of `odeddim bench`")
         content = json.loads(words(np.asarray(dataset(file, "table", path)[()])))
+        kinds = {"bench": str, "title": str, "settings": dict, "rows": list, "notes": list, "group": list}
+        if wrong := [name for name, kind in kinds.items() if not isinstance(content[name], kind)]:
+            raise ValueError(f"{wrong[0]} is not what odeddim writes")
         sheets = []
         for i in range(len(file.get("sheets", ()))):
             held = dataset(file, f"sheets/{i}", path)
@@ -153,6 +159,10 @@ def load(path: Path) -> Table:
 
 def _plain(value: Any) -> Any:
     """A value as JSON has it: Python's own, and None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

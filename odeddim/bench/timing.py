@@ -327,15 +327,16 @@ def figure(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
             batches = sorted((one[0], one[i]) for one in these)
             right.plot(*zip(*batches, strict=True), color=theme.muted, linewidth=0.8, zorder=0)
     figures.log_axis(left, [row["steps"] for row in table.rows if row["steps"]] or [1.0, 10.0])
-    right.set_xscale("log")
+    figures.log_scale(right, "x")
     sizes = sorted({row["batch"] for row in table.rows})
-    right.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    right.xaxis.set_minor_locator(NullLocator())
+    if found:
+        right.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        right.xaxis.set_minor_locator(NullLocator())
     left.set(title="A run", xlabel="steps", ylabel="seconds")
     right.set(title="An evaluation", xlabel="images in the batch", ylabel="milliseconds per image and evaluation")
     for axes in (left, right):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
+        if figures.log_scale(axes, "y"):
+            axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(which="major")
         axes.margins(x=0.08)
     figures.note(left, "marks: medians, with their range; lines: a + b·steps", theme)

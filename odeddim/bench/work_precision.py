@@ -10,10 +10,10 @@ to the tight run's latent, over σ_T. All runs end as the tight one does (`odedd
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from torch import Tensor
 from odeddim import grids, solvers
 from odeddim.api import check_encodes, integrate, noise, plan
 from odeddim.bench.reconstruction import mean_square
-from odeddim.bench.stand import Entry, Planned, Stand, error_words, failure_column, planned
+from odeddim.bench.stand import Entry, Planned, Stand, check_settings, error_words, failure_column, planned
 from odeddim.bench.tables import Column, Table, counted
+from odeddim.bench.timing import described, now
 from odeddim.field import VectorField
 from odeddim.preset import Preset
 from odeddim.rows import Columns
@@ -205,6 +206,8 @@ def _figures(stand: Stand, run: Planned, exact: Truth) -> dict[str, Any]:
     def measure(start: int, stop: int) -> Columns:
         return both_ways(stand, run, exact, start, stop)
 
+    # Seconds depend on these, too.
+    settings["details"] |= {"machine": described(stand.model), "batch_size": stand.batch_size}
     cell = stand.measure(settings, len(exact.images), measure, evaluations=2 * run.evaluations)
     failure = error_words(cell["failure"])
     found: dict[str, Any] = {"remark": failure}
@@ -225,17 +228,25 @@ def both_ways(stand: Stand, run: Planned, exact: Truth, start: int, stop: int) -
             begin, goal, scale = _noise(model, start, stop, shape, exact.seed).xbar, exact.images[start:stop], 1.0
         else:
             begin, goal, scale = exact.images[start:stop], exact.latents[start:stop], float(run.nodes[-1])
+        _warm_up(model, begin.to(stand.dtype), run.solver)
         model.reset()
-        began, error = time.perf_counter(), torch.full((count,), math.nan)
+        began, error = now(model.device), torch.full((count,), math.nan)
         try:
             end = _walk(model, begin.to(stand.dtype), nodes, run.solver)
             error = mean_square(end.cpu().double() - goal).sqrt() / scale
         except (InputError, BudgetExceeded) as stopped:  # the other rows are worth having all the same
             failure = failure or str(stopped)
-        found[f"{way}_seconds"] = np.full(count, (time.perf_counter() - began) / count)
+        found[f"{way}_seconds"] = np.full(count, (now(model.device) - began) / count)
         found[f"{way}_evaluations"] = np.full(count, model.rows / count)
         found[f"{way}_error"] = error.numpy()
     return {**found, "failure": failure_column(failure, count)}
+
+
+def _warm_up(model: VectorField, xbar: Tensor, row: Solver) -> None:
+    """A short run, so that no run is timed with what only the first of its kind does."""
+    top = model.schedule.sigma_max
+    with contextlib.suppress(InputError, BudgetExceeded):
+        integrate(model, State(xbar, top), torch.tensor([top, top / 1.01], dtype=torch.float64), row)
 
 
 def _noise(model: VectorField, start: int, stop: int, shape: tuple[int, ...], seed: int) -> State:
@@ -281,14 +292,17 @@ def cheapest(
     exact: Truth,
     *,
     settings: Mapping[str, Any] | None = None,
+    advance: Callable[[int], Any] = lambda tried: None,
 ) -> tuple[Table, Preset]:
     """The fewest steps of each solver on each grid that keep an error both ways, and the cheapest of all as a preset.
 
     error: rms, of decoding over pixels in [-1, 1] and of encoding over σ_T: both are to be no larger. Cheap: few
     evaluations to encode and decode. A solver that does not keep the error with nearly as many as the cheapest before
     it is given up. The steps are the fewest to within 4%, as far as errors fall with the steps.
-    Errors: InputError if nothing keeps the error. exact: from `truth_for`, or others known well enough.
+    exact: from `truth_for`, or others known well enough. advance: told of each entry that is done.
+    Errors: InputError if nothing keeps the error.
     """
+    check_settings(entries, settings or {})
     best: tuple[float, Planned, float] | None = None
     rows, nearest = [], math.inf
     for entry in entries:
@@ -320,6 +334,7 @@ def cheapest(
                 high, kept = middle, (run, spent, worst)
             else:
                 low = middle
+        advance(1)
         if not tried:  # its fewest steps already cost more
             continue
         if kept is not None and (best is None or kept[1] < best[0]):
