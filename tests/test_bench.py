@@ -297,3 +297,15 @@ def test_a_table_of_other_kinds_is_damaged(tmp_path: Path, damage: dict[str, Any
         file["table"] = text(json.dumps(content))
     with pytest.raises(InputError, match="is not what odeddim writes"):
         tables.load(path)
+
+
+def test_a_run_that_gave_up_is_made_again_with_a_larger_budget(tmp_path: Path) -> None:
+    images = sample_images()[0:2].double()
+
+    def table(most: int) -> Table:
+        place = stand(tmp_path)
+        runs = planned(place.model, [Entry("dopri5")], (4,), "zero", {"rtol": 1e-2, "atol": 1e-2, "max_nfe": most})
+        return bench.reconstruction(place, lambda start, stop: images[start:stop], 2, runs)
+
+    assert "max_nfe" in table(10).rows[0]["remark"]
+    assert table(1000).rows[0]["round_trip"] > 0

@@ -72,11 +72,10 @@ class Stand:
 
     def settings(self, bench: str, run: Planned, **details: Any) -> dict[str, Any]:
         """All that the figures of a run depend on; the machine is set up for it."""
-        its_own = {key: value for key, value in run.settings.items() if key != "max_nfe" or not run.solver.adaptive}
         return asdict(
             provenance_of(
                 self.model, solver=run.solver.name, grid=run.grid, nodes=run.nodes, made_by=f"bench {bench}",
-                settings=its_own, **self.fit(run.solver), state=str(self.dtype),
+                settings=run.settings, **self.fit(run.solver), state=str(self.dtype),
                 identity=self.identity(self.model), **details,
             )
         )  # fmt: skip
@@ -111,12 +110,17 @@ class Stand:
                 self.advance(int(upto) - told)
                 told = int(upto)
 
+        looked = False
         while True:
             anew = self.overwrite and path not in self._anew
-            cell = None if anew else _whole(path, rows, its_run)
-            if cell is not None:
-                tell(rows * evaluations)
-                return cell
+            if not anew:
+                cell = _whole(path, rows, its_run)
+                if cell is not None:
+                    tell(rows * evaluations)
+                    return cell
+                if looked:
+                    time.sleep(WAIT)  # another process is at the rest; if it dies, the rest is ours
+            looked = True
             try:
                 with Run(path, rows, settings, overwrite=anew, together=False) as run:
                     self._anew.add(path)
@@ -141,10 +145,6 @@ class Stand:
                 if _whole(path, rows, its_run) is None:
                     raise
                 # Otherwise another process has made it whole meanwhile, under our feet.
-            cell = _whole(path, rows, its_run)
-            if cell is not None:
-                return cell
-            time.sleep(WAIT)  # another process is at the rest; if it dies, the rest is ours
 
     def identity(self, thing: VectorField | Features) -> str:
         """What tells a model or a feature network from others: the hash of its weights, or its name if it is built in.
