@@ -275,20 +275,34 @@ def work_precision(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
 
 
 def cheapest(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
-    """The evaluations that each solver on each grid needs, the fewest first."""
+    """What each solver on each grid errs, the larger of both ways, beside the error that is to be kept."""
     from matplotlib.figure import Figure
 
-    kept = [row for row in table.rows if row["found"] == "yes"][:20]
-    figure = Figure(figsize=(8, 0.9 + 0.32 * max(len(kept), 2)), layout="constrained")
+    found = [
+        (max(row["decode_error"], row["encode_error"]), row)
+        for row in table.rows
+        if row["decode_error"] is not None and row["encode_error"] is not None
+    ]
+    found.sort(key=lambda pair: (pair[1]["found"] != "yes", pair[0]))
+    figure = Figure(figsize=(9, 1.4 + 0.26 * max(len(found), 2)), layout="constrained")
     axes = figure.subplots()
-    names = [f"{row['solver']}, {row['grid']}, {row['steps']} steps" for row in kept]
-    bars = axes.barh(names, [row["evaluations"] for row in kept], color=theme.colours[2])
-    axes.bar_label(bars, fmt="%g", padding=3, color=theme.ink, fontsize=9)
+    for kept, label, i in (("yes", "keeps it", 2), ("more", "not with fewer evaluations than the best so far", 4)):
+        these = [(place, error) for place, (error, row) in enumerate(found) if row["found"] == kept]
+        axes.plot(
+            [error for _, error in these], [place for place, _ in these], linestyle="none", label=label,
+            color=theme.colours[i], marker=MARKERS[i],
+        )  # fmt: skip
+    names = [f"{row['solver']}, {row['grid']}, {row['steps']} steps: {row['evaluations']:g}" for _, row in found]
+    axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.1)
-    axes.set(title=table.title, xlabel="network evaluations per image, to encode and to decode")
-    axes.spines[["top", "right"]].set_visible(False)
-    return {table.bench: (figure, f"{table.title}: the evaluations that each solver and grid needs")}
+    if log_scale(axes, "x"):
+        axes.axvline(table.settings["error"], color=theme.muted, linestyle=(0, (1, 3)))
+    axes.grid(axis="x")
+    axes.set(
+        title=table.title, xlabel="the larger error of decoding and encoding; behind the names: evaluations of both"
+    )
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return {table.bench: (figure, f"{table.title}: what each solver and grid errs with about as many evaluations")}
 
 
 def consistency(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:

@@ -28,7 +28,7 @@ from odeddim.files import check_place, plain_text, replacing
 from odeddim.hdf5 import short
 from odeddim.types import InputError
 
-ORDER = ("work-precision", "reconstruction", "quality", "consistency", "interpolation", "time")
+ORDER = ("work-precision", "cheapest", "reconstruction", "quality", "consistency", "interpolation", "time")
 """The benches as a page has them; others come after, by name."""
 
 SUFFIXES = (".html", ".htm")

@@ -344,14 +344,15 @@ def cheapest(
         rows.append({
             "solver": entry.solver, "grid": entry.grid or "", "steps": shown, "evaluations": spent,
             "decode_error": figures["decode_error"], "encode_error": figures["encode_error"],
-            "found": "yes" if kept else "more", "remark": figures["remark"],
+            "found": "yes" if kept else "more", "worst": worst, "remark": figures["remark"],
         })  # fmt: skip
     if best is None:
         raise InputError(
             f"none of these solvers keeps an error of {error:g} with up to {LADDER[-1]} steps (the best has "
             f"{nearest:.1e}): ask for more, or give other solvers"
         )
-    rows.sort(key=lambda row: (row["found"] != "yes", row["evaluations"]))
+    rows.sort(key=lambda row: (row["found"] != "yes", row["evaluations"] if row["found"] == "yes" else row["worst"]))
+    rows = [{key: value for key, value in row.items() if key != "worst"} for row in rows]
     columns = (
         *_RUN[:3],
         Column("evaluations", "evals", "evaluations of the network per image, to encode and to decode", "g"),
