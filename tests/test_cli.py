@@ -502,6 +502,14 @@ BAD = {
         ],
         "none of these solvers has a setting 'foo'",
     ),
+    "a setting of no line": (
+        ["bench", "quality", "-n", "4", "--eta", "0", "--set", "foo=1"],
+        "none of these solvers has a setting 'foo'",
+    ),
+    "a setting of no run": (
+        ["bench", "work-precision", "--solvers", "ab3", "--set", "foo=1", "-n", "1"],
+        "none of these solvers has a setting 'foo'",
+    ),
     "an infinite tolerance": (["encode", "-o", "y.h5", "--solver", "dopri5", "--rtol", "inf"], "is no tolerance"),
     "a setting that is no number": (["encode", "-o", "y.h5", "--solver", "bdia", "--set", "gamma=nan"], "no finite"),
     "tolerances that nothing keeps": (

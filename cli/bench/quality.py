@@ -109,7 +109,7 @@ def command(
     lines = []
     for eta in etas or ([] if solvers else ETAS):
         name = "ddpm-sigma-hat" if eta == bench.HAT else "ddim-eta" if float(eta) else "euler"
-        its_own = {**settings, **({"eta": float(eta)} if name == "ddim-eta" else {})}
+        its_own = {"eta": float(eta)} if name == "ddim-eta" else {}
         lines += [bench.Sampled(each, eta) for each in run.runs([f"{name}@{grid}"], steps, end, its_own)]
     lines += [bench.Sampled(each) for each in run.runs(solvers or (), steps, end, settings)]
     real, noted = images_for(run.field, reference or REFERENCE), str(reference or "2,048 test images of Fashion-MNIST")

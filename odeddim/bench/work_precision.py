@@ -132,6 +132,7 @@ def runs_of(
     settings: Mapping[str, Any],
 ) -> list[Planned]:
     """What is to be measured: fixed-step rows with each number of steps, adaptive ones with each tolerance."""
+    check_settings(entries, settings)
     runs: list[Planned] = []
     for entry in entries:
         own = {key: value for key, value in settings.items() if key in solvers.get(entry.solver).settings}
