@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from torch import Tensor
 import odeddim
 from odeddim import grids, solvers
 from odeddim.api import plan
-from odeddim.bench.features import Features
 from odeddim.field import VectorField
 from odeddim.hdf5 import reading
 from odeddim.latents.store import provenance_of
@@ -33,6 +32,9 @@ from odeddim.models import BUILT_IN
 from odeddim.parts import Run
 from odeddim.rows import Columns, comparable, is_index, look_at, read_rows, run_of, settings_of
 from odeddim.types import InputError, Solver
+
+if TYPE_CHECKING:
+    from odeddim.bench.features import Features
 
 CELLS = "cells"
 WAIT = 0.5  # seconds between two looks at a cell that another process is measuring
