@@ -204,13 +204,6 @@ machine = together(
         help="Images in work at once: memory and speed, not the result.  [default: 32]",
     ),
 )
-threads = click.option(
-    "--threads",
-    type=click.IntRange(1),
-    default=None,
-    help="Of a CPU; its last digits depend on them too. Several processes are faster, and change nothing: "
-    "`torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
-)
 network_batch = together(
     click.option(
         "--network-batch",
@@ -219,7 +212,13 @@ network_batch = together(
         help="Images that the network always sees at once, filled up if need be; its last digits depend on it and on "
         "no neighbour.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
     ),
-    threads,
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        default=None,
+        help="Of a CPU; its last digits depend on them too. Several processes are faster, and change nothing: "
+        "`torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
+    ),
 )
 
 

@@ -71,7 +71,7 @@ def make_real(
                     stop = min(start + CHUNK, count)
                     for name, values in read_rows(file, names, start, stop, path).items():
                         target[name][at : at + stop - start] = values
-                    target.commit()  # its errors pass through `reading`, which would take them for the source's
+                    target.commit()
                     at += stop - start
                     advance(stop - start)
 

@@ -70,7 +70,7 @@ def consistency(
     apart = _between(goal), _between(goal_features)
     error = _rms(goal - before)
     rows: list[dict[str, Any]] = []
-    shown: dict[tuple[str, str], list[tuple[str, Tensor]]] = {}
+    shown: dict[str, list[tuple[str, Tensor]]] = {}
     for run in runs:
         cell = decoded(stand, run, count, shape, seed)
         failure, images = error_words(cell["failure"]), torch.from_numpy(cell["images"])
@@ -83,7 +83,7 @@ def consistency(
             "remark": failure,
         })  # fmt: skip
         label = f"S = {run.steps}" if run.steps else "adaptive"
-        shown.setdefault((run.solver.name, run.grid), []).append((label, images[:SHOWN]))
+        shown.setdefault(run.words, []).append((label, images[:SHOWN]))
     hidden = {"features", "feature_share"} if features is None else set()
     hidden |= set() if any(row["remark"] for row in rows) else {"remark"}
     reference = f"{name} on the {grid} grid, {steps} steps"
@@ -105,12 +105,12 @@ def consistency(
         group=("solver", "grid"),
         sheets=tuple(
             sheet(
-                f"{solver}{'' if grid == '-' else f', {grid}'}: an x_T in each row",
+                f"{words}: an x_T in each row",
                 torch.stack([*(images for _, images in columns), goal[:SHOWN]], dim=1),
                 [f"x_T {i}" for i in range(min(count, SHOWN))],
                 [*(label for label, _ in columns), "reference"],
             )
-            for (solver, grid), columns in shown.items()
+            for words, columns in shown.items()
         ),
     )  # fmt: skip
 

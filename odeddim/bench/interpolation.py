@@ -211,10 +211,7 @@ def _add(
 
 def _name(run: Planned, runs: Sequence[Planned]) -> str:
     """What a run is called on the sheets; its steps are told where others have other ones."""
-    words = [run.solver.name, *([] if run.grid == "-" else [run.grid])]
-    if run.steps and not _steps(runs):
-        words.append(f"{run.steps} steps")
-    return ", ".join(words)
+    return run.words + (f", {run.steps} steps" if run.steps and not _steps(runs) else "")
 
 
 def _steps(runs: Sequence[Planned]) -> str:

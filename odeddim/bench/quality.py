@@ -162,7 +162,7 @@ def _sheets(shown: Sequence[tuple[Sampled, Tensor]]) -> tuple[Sheet, ...]:
     if not shown:
         return ()
     labels = [
-        f"{f'η = {line.eta}' if line.eta not in ('', HAT) else 'σ̂' if line.eta else label_words(line.run)}"
+        f"{f'η = {line.eta}' if line.eta not in ('', HAT) else 'σ̂' if line.eta else line.run.words}"
         f"{f', S = {line.run.steps}' if line.run.steps else ''}"
         for line, _ in shown
     ]
@@ -232,8 +232,3 @@ def _samples(stand: Stand, run: Planned, start: int, stop: int, shape: tuple[int
     if not bool(torch.isfinite(images).all()):
         raise InputError(f"{run.solver.name} gave NaN or infinite values: take more steps or another grid")
     return to_bytes(images).float() / 127.5 - 1
-
-
-def label_words(run: Planned) -> str:
-    """A solver and its grid, in words."""
-    return run.solver.name if run.grid == "-" else f"{run.solver.name}, {run.grid}"

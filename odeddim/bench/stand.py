@@ -221,6 +221,11 @@ class Planned:
     settings: dict[str, Any]
 
     @property
+    def words(self) -> str:
+        """The solver and its grid, in words."""
+        return self.solver.name if self.grid == "-" else f"{self.solver.name}, {self.grid}"
+
+    @property
     def label(self) -> dict[str, Any]:
         """The first columns of its line in a table."""
         return {"solver": self.solver.name, "grid": self.grid, "steps": self.steps}
