@@ -19,6 +19,7 @@ from odeddim.bench.distances import frechet, kid, precision_recall
 from odeddim.bench.features import Features, load_features
 from odeddim.bench.stand import Entry, Stand, planned
 from odeddim.bench.tables import Table
+from odeddim.bench.work_precision import references
 from odeddim.images import to_bytes
 from odeddim.types import InputError
 
@@ -127,7 +128,7 @@ def test_distances_of_consistency(tmp_path: Path) -> None:
 
 def test_images_of_one_x_t_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 5.2, on the built-in model: 20 steps share with 1000 what other x_T do not, and more steps more."""
-    monkeypatch.setattr(consistency, "REFERENCE", ("ab4", "log", 80))
+    monkeypatch.setattr(consistency, "references", lambda model, end: references(model, end, 80))
     place = Stand(odeddim.load(), tmp_path)
     runs = planned(place.model, [Entry("euler", "linear"), Entry("ab3")], (5, 10, 20), "zero", {})
     table = consistency.consistency(place, runs, 4, (1, 28, 28), features=load_features())

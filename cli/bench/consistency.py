@@ -43,13 +43,14 @@ def command(
       odeddim bench consistency --model MODEL --features network.pt2 -n 16
     """
     from odeddim.bench import consistency as bench
+    from odeddim.bench.work_precision import references
     from odeddim.cli.running import shape_for
 
     run.check_folder("consistency")
     shape = shape_for(run.field, size)
     network = run.features(features, shape)
     runs = run.runs(solvers, steps, end, settings)
-    total = count * sum(each.evaluations for each in (*runs, *bench.references(run.field, end)))
+    total = count * sum(each.evaluations for each in (*runs, *references(run.field, end)))
     with run.stand(total, count) as stand:
         table = bench.consistency(stand, runs, count, shape, seed=seed, end=end, features=network)
     run.deliver(table)

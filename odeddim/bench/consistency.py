@@ -15,14 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odeddim import grids, solvers
 from odeddim.api import sample
 from odeddim.bench.features import Features
 from odeddim.bench.reconstruction import mean_square
 from odeddim.bench.stand import Planned, Stand, error_words, failure_column
-from odeddim.bench.tables import Column, Table, sheet
-from odeddim.bench.work_precision import REFERENCE
-from odeddim.field import VectorField
+from odeddim.bench.tables import Column, Table, sheet, telling
+from odeddim.bench.work_precision import references
 from odeddim.rows import Columns
 from odeddim.types import BudgetExceeded, InputError
 
@@ -60,11 +58,11 @@ def consistency(
     """
     if count < 2:
         raise InputError("the images of one x_T alone have nothing to be set beside: give 2 or more")
-    name, grid, steps = REFERENCE
     coarse, fine = references(stand.model, end)
+    reference = f"{fine.solver.name} on the {fine.grid} grid, {fine.steps} steps"
     cells = [decoded(stand, run, count, shape, seed) for run in (coarse, fine)]
     if failure := next((words for cell in cells if (words := error_words(cell["failure"]))), ""):
-        raise InputError(f"the reference, {name} on the {grid} grid, failed: {failure}")
+        raise InputError(f"the reference, {reference}, failed: {failure}")
     before, goal = (torch.from_numpy(cell["images"]) for cell in cells)
     goal_features = features(goal) if features else None
     apart = _between(goal), _between(goal_features)
@@ -84,9 +82,8 @@ def consistency(
         })  # fmt: skip
         label = f"S = {run.steps}" if run.steps else "adaptive"
         shown.setdefault(run.words, []).append((label, images[:SHOWN]))
-    hidden = {"features", "feature_share"} if features is None else set()
-    hidden |= set() if any(row["remark"] for row in rows) else {"remark"}
-    reference = f"{name} on the {grid} grid, {steps} steps"
+    optional = ["remark", *([] if features else ["features", "feature_share"])]
+    columns, said = telling(_COLUMNS, rows, optional)
     return Table(
         bench="consistency",
         title=f"Consistency: {stand.model.name}, {count} x_T of seed {seed}, {stand.conventions(fine)}",
@@ -96,8 +93,8 @@ def consistency(
             "features_sha256": features.sha256 if features else "", "pixels between different x_T": apart[0],
             "features between different x_T": apart[1],
         },
-        columns=tuple(column for column in _COLUMNS if column.name not in hidden),
-        rows=tuple({key: value for key, value in row.items() if key not in hidden} for row in rows),
+        columns=columns,
+        rows=said,
         notes=(
             f"the reference is {reference}, itself known to {error:.1e} in pixels",
             f"features: {features.name if features else 'none given'}",
@@ -106,20 +103,13 @@ def consistency(
         sheets=tuple(
             sheet(
                 f"{words}: an x_T in each row",
-                torch.stack([*(images for _, images in columns), goal[:SHOWN]], dim=1),
+                torch.stack([*(images for _, images in series), goal[:SHOWN]], dim=1),
                 [f"x_T {i}" for i in range(min(count, SHOWN))],
-                [*(label for label, _ in columns), "reference"],
+                [*(label for label, _ in series), "reference"],
             )
-            for words, columns in shown.items()
+            for words, series in shown.items()
         ),
     )  # fmt: skip
-
-
-def references(model: VectorField, end: str) -> list[Planned]:
-    """The runs that others are measured by: one that shows how far the other is known, and that other."""
-    name, grid, steps = REFERENCE
-    counts = (steps // 2, steps)
-    return [Planned(solvers.get(name), grid, n, grids.grid(grid, model.schedule, n, end=end), {}) for n in counts]
 
 
 def decoded(stand: Stand, run: Planned, count: int, shape: tuple[int, ...], seed: int) -> Columns:

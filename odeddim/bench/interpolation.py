@@ -19,7 +19,7 @@ import torch
 
 from odeddim.api import noise, solve, with_noise
 from odeddim.bench.stand import Planned, Stand, error_words, failure_column
-from odeddim.bench.tables import Column, Sheet, Table
+from odeddim.bench.tables import Column, Sheet, Table, telling
 from odeddim.images import to_bytes
 from odeddim.latents.interpolate import LatentPath
 from odeddim.rows import Columns
@@ -139,7 +139,7 @@ def interpolation(
         u = np.linspace(0, 1, points).reshape(1, -1, *[1] * len(shape))
         label = {"solver": CROSS_FADE, "grid": "-", "steps": None, "evaluations": None}
         _add(rows, profiles, label, smoothness((1 - u) * images[:, :1] + u * images[:, -1:]))
-    remarks = any(row["remark"] for row in rows)
+    columns, said = telling(_COLUMNS, rows, ("remark",))
     return Table(
         bench="interpolation",
         title=f"Interpolation: {stand.model.name}, {pairs} lines of {points} images{_steps(runs)}, seed {seed}, "
@@ -149,8 +149,8 @@ def interpolation(
             "pairs": pairs, "points": points, "side": side, "images": "in [-1, 1]; nothing is clipped",
             "path": "x_T on the great circle between two (slerp)", "profiles": profiles,
         },
-        columns=tuple(column for column in _COLUMNS if column.name != "remark" or remarks),
-        rows=tuple({key: value for key, value in row.items() if key != "remark" or remarks} for row in rows),
+        columns=columns,
+        rows=said,
         notes=(
             "figures are means over the lines",
             f"{CROSS_FADE}: the straight line in pixel space between the end images of {next(iter(shown), 'nothing')}; "

@@ -22,7 +22,7 @@ from odeddim.bench.distances import frechet, kid, precision_recall
 from odeddim.bench.features import Features
 from odeddim.bench.reconstruction import Images
 from odeddim.bench.stand import Planned, Stand, error_words, failure_column, hash_of
-from odeddim.bench.tables import Column, Sheet, Table, sheet
+from odeddim.bench.tables import Column, Sheet, Table, sheet, telling
 from odeddim.images import to_bytes
 from odeddim.rows import Columns
 from odeddim.types import BudgetExceeded, InputError
@@ -126,7 +126,7 @@ def quality(
         held = of_images(stand, features, images, min(count, there))
         best = {f"{key} of real images": value for key, value in compared(real, held, seed).items()}
         best["real images"] = len(held)
-    hidden = {name for name in ("eta", "paper", "remark") if not any(row[name] for row in rows)}
+    columns, said = telling(_columns(features.measure, paper), rows, ("eta", "paper", "remark"))
     return Table(
         bench="quality",
         title=f"Quality: {stand.model.name}, {count} samples of seed {seed} against {references} images, "
@@ -137,14 +137,14 @@ def quality(
             "features_sha256": features.sha256, "reference images": references, **(source or {}),
             "rounding": "samples are clipped and rounded to 8 bits, as in a PNG", **best,
         },
-        columns=tuple(column for column in _columns(features.measure, paper) if column.name not in hidden),
-        rows=tuple({key: value for key, value in row.items() if key not in hidden} for row in rows),
+        columns=columns,
+        rows=said,
         notes=(
             f"features: {features.name}, of {references} reference images; figures of another number of samples do not "
             f"compare",
             *_best_words(best, features.measure),
         ),
-        group=("eta", "solver", "grid") if "eta" not in hidden else ("solver", "grid"),
+        group=tuple(column.name for column in columns if column.name in ("eta", "solver", "grid")),
         sheets=_sheets(sheets),
     )  # fmt: skip
 

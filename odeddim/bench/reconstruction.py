@@ -23,7 +23,7 @@ from torch import Tensor
 from odeddim import grids, solvers
 from odeddim.api import check_encodes, decode, encode, integrate
 from odeddim.bench.stand import Planned, Stand, error_words, failure_column, hash_of
-from odeddim.bench.tables import Column, Table, counted
+from odeddim.bench.tables import Column, Table, counted, telling
 from odeddim.field import VectorField
 from odeddim.local_error import REFERENCE
 from odeddim.rows import Columns
@@ -77,6 +77,10 @@ def reconstruction(
 
         cell = stand.measure(settings, count, measure, evaluations=2 * run.evaluations)
         rows.append(_row(run, where, cell))
+    several = any(row["labels"] != "source" for row in rows)
+    columns, shown = telling(
+        [column for column in _COLUMNS if several or column.name != "labels"], rows, ("paper", "remark")
+    )
     return Table(
         bench="reconstruction",
         title=f"Reconstruction: {stand.model.name}, {counted(count, 'image')}, {stand.conventions(runs[0])}, "
@@ -87,22 +91,11 @@ def reconstruction(
             "label convention": "source: eq. 14 reversed, ε(x_source, t_source); target: ε(x_source, t_target)",
             "reference": truth.words, "reference_error": truth.error,
         },
-        columns=tuple(c for c in _COLUMNS if c.name not in ("labels", "paper", "remark") or _has(rows, c.name)),
-        rows=tuple(_chosen(rows)),
+        columns=columns,
+        rows=shown,
         notes=(f"the true latent is {truth.words}, itself known to {truth.error:.1e}",),
-        group=("solver", "grid", *(("labels",) if _has(rows, "labels") else ())),
+        group=("solver", "grid", *(["labels"] if several else [])),
     )  # fmt: skip
-
-
-def _has(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
-    """Whether a column says something."""
-    values = {row[name] for row in rows}
-    return values != {"source"} if name == "labels" else bool(values - {"", None})
-
-
-def _chosen(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    left_out = {name for name in ("labels", "paper", "remark") if not _has(rows, name)}
-    return [{key: value for key, value in row.items() if key not in left_out} for row in rows]
 
 
 def _with_labels(runs: Sequence[Planned], labels: Sequence[str]) -> list[tuple[Planned, str]]:
@@ -124,7 +117,7 @@ def _row(run: Planned, where: str, cell: Columns) -> dict[str, Any]:
         "evaluations": float(cell["evaluations"].mean()),
         "round_trip": None if failure else float(cell["round_trip"].mean()),
         "paper": PAPER.get(run.steps or 0) if run.solver.name == "euler" else None,
-        "latent": None if failure else math.sqrt(float((cell["latent"] ** 2).mean())),
+        "latent": None if failure else rms(cell["latent"]),
         "seconds": float(cell["seconds"].sum()),
         "remark": remark,
     }
@@ -171,12 +164,17 @@ def mean_square(difference: Tensor) -> Tensor:
     return difference.double().square().flatten(1).mean(dim=1)
 
 
+def rms(each: np.ndarray[Any, Any]) -> float:
+    """The root of the mean square of figures (N,)."""
+    return math.sqrt(float((each.astype(np.float64) ** 2).mean()))
+
+
 class Truth:
     """The ODE's latents of images at the tops of grids, and how far they are known."""
 
     def __init__(self, cell: Columns, tops: Sequence[float]) -> None:
         self._cell, self._tops = cell, {top: i for i, top in enumerate(tops)}
-        self.error = max(math.sqrt(float((cell[f"error/{i}"] ** 2).mean())) for i in range(len(tops)))
+        self.error = max(rms(cell[f"error/{i}"]) for i in range(len(tops)))
         name, grid, steps = REFERENCE
         self.words = f"{name} on the {grid} grid, {steps} steps"
 

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,14 @@ class Table:
             with replacing(path) as temporary:
                 temporary.write_text(content, encoding="utf-8")
         return paths
+
+
+def telling(
+    columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], optional: Collection[str]
+) -> tuple[tuple[Column, ...], tuple[dict[str, Any], ...]]:
+    """Columns and rows without those columns of `optional` in which no row has anything."""
+    kept = [c for c in columns if c.name not in optional or any(row[c.name] not in (None, "") for row in rows)]
+    return tuple(kept), tuple({column.name: row[column.name] for column in kept} for row in rows)
 
 
 def counted(count: int, what: str) -> str:

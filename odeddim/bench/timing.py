@@ -28,7 +28,7 @@ from torch import Tensor
 
 from odeddim.api import noise, solve, with_noise
 from odeddim.bench.stand import Planned, Stand, error_words, failure_column
-from odeddim.bench.tables import Column, Table
+from odeddim.bench.tables import Column, Table, telling
 from odeddim.field import VectorField
 from odeddim.rows import Columns
 from odeddim.types import BudgetExceeded, InputError
@@ -126,6 +126,7 @@ def timing(
 
             measured.append(stand.measure(settings, 1, measure, evaluations=run.batch * run.planned.evaluations))
     rows = _rows(chosen, cells)
+    columns, said = telling(_COLUMNS, rows, ("remark",))
     computer = {**computer, "threads": torch.get_num_threads()}
     return Table(
         bench="time",
@@ -135,8 +136,8 @@ def timing(
             "shape": list(shape), "dtype": str(stand.model.dtype or stand.dtype), "state": str(stand.dtype),
             "repeats": repeats, "network batch": "as the solver hands it over: the whole batch, or what it takes of it",
         },
-        columns=tuple(column for column in _COLUMNS if column.name != "remark" or _remarks(rows)),
-        rows=tuple(rows if _remarks(rows) else [{k: v for k, v in row.items() if k != "remark"} for row in rows]),
+        columns=columns,
+        rows=said,
         notes=(
             f"each run timed {repeats} times, all in turns, after a warm-up; {_when(cells)}",
             _words(computer),
@@ -148,10 +149,6 @@ def timing(
 
 def _group(run: Run) -> tuple[Any, ...]:
     return run.planned.solver.name, run.planned.grid, run.batch
-
-
-def _remarks(rows: Sequence[Mapping[str, Any]]) -> bool:
-    return any(row["remark"] for row in rows)
 
 
 def timed(model: VectorField, run: Planned, x_T: Tensor, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from odeddim import grids, solvers
 from odeddim.api import check_encodes, integrate, noise, plan
-from odeddim.bench.reconstruction import mean_square
+from odeddim.bench.reconstruction import mean_square, rms
 from odeddim.bench.stand import Entry, Planned, Stand, check_settings, error_words, failure_column, planned
-from odeddim.bench.tables import Column, Table, counted
+from odeddim.bench.tables import Column, Table, counted, telling
 from odeddim.bench.timing import described, now
 from odeddim.field import VectorField
 from odeddim.preset import Preset
@@ -67,7 +67,7 @@ class Truth:
         self.run, self.seed = run, seed
         self.end = "zero" if float(run.nodes[0]) == 0 else "sigma_min"
         self.images, self.latents = (torch.from_numpy(cell[name]) for name in ("images", "latents"))
-        self.decode, self.encode = (_rms(cell[name]) for name in ("decode_error", "encode_error"))
+        self.decode, self.encode = (rms(cell[name]) for name in ("decode_error", "encode_error"))
         self.words = (
             f"{REFERENCE[0]} on the {REFERENCE[1]} grid with {run.steps} steps, in float64, against half of them"
         )
@@ -78,14 +78,12 @@ def truth(
 ) -> Truth:
     """The solutions from `count` noises (C, H, W) of this seed."""
     model = stand.model
-    row = solvers.get(REFERENCE[0])
-    nodes = {half: grids.grid(REFERENCE[1], model.schedule, steps // (2 if half else 1), end=end) for half in (0, 1)}
-    run = Planned(row, REFERENCE[1], steps, nodes[0], {})
+    coarse, fine = references(model, end, steps)
 
     def measure(start: int, stop: int) -> Columns:
         top = _noise(model, start, stop, shape, seed).xbar
-        image, image_2 = (_walk(model, top, nodes[half].flip(0), row) for half in (0, 1))
-        latent, latent_2 = (_walk(model, image, nodes[half], row) for half in (0, 1))
+        image_2, image = (_walk(model, top, run.nodes.flip(0), run.solver) for run in (coarse, fine))
+        latent_2, latent = (_walk(model, image, run.nodes, run.solver) for run in (coarse, fine))
         return {
             "images": image.cpu().numpy(),
             "latents": latent.cpu().numpy(),
@@ -93,8 +91,18 @@ def truth(
             "encode_error": (mean_square(latent - latent_2).sqrt() / model.schedule.sigma_max).cpu().numpy(),
         }
 
-    settings = stand.settings("solutions", run, seed=seed, size=list(shape))
-    return Truth(stand.measure(settings, count, measure, evaluations=truth_evaluations(steps)), run, seed)
+    settings = stand.settings("solutions", fine, seed=seed, size=list(shape))
+    return Truth(stand.measure(settings, count, measure, evaluations=truth_evaluations(steps)), fine, seed)
+
+
+def references(model: VectorField, end: str, steps: int = REFERENCE[2]) -> tuple[Planned, Planned]:
+    """The runs that others are measured by: one that shows how far the other is known, and that other."""
+    name, grid, _ = REFERENCE
+    coarse, fine = (
+        Planned(solvers.get(name), grid, n, grids.grid(grid, model.schedule, n, end=end), {})
+        for n in (steps // 2, steps)
+    )
+    return coarse, fine
 
 
 def truth_for(
@@ -168,8 +176,7 @@ def _table(
     rows: Sequence[dict[str, Any]],
     **settings: Any,
 ) -> Table:
-    shown = [c for c in columns if c.name not in ("remark", "tolerance") or any(row[c.name] for row in rows)]
-    names = {column.name for column in shown}
+    columns, shown = telling(columns, rows, ("remark", "tolerance"))
     return Table(
         bench=bench,
         title=title,
@@ -179,8 +186,8 @@ def _table(
             "decode error": "rms over pixels in [-1, 1], root of the mean square over all solutions",
             "encode error": "rms of x̄ over σ_T, root of the mean square over all solutions", **settings,
         },
-        columns=tuple(shown),
-        rows=tuple({key: value for key, value in row.items() if key in names} for row in rows),
+        columns=columns,
+        rows=shown,
         notes=(
             f"the solutions are those of {exact.words}; they are known to {exact.decode:.1e} decoded and "
             f"{exact.encode:.1e} encoded",
@@ -213,7 +220,7 @@ def _figures(stand: Stand, run: Planned, exact: Truth) -> dict[str, Any]:
     failure = error_words(cell["failure"])
     found: dict[str, Any] = {"remark": failure}
     for way in ("decode", "encode"):
-        found[f"{way}_error"] = None if failure else _rms(cell[f"{way}_error"])
+        found[f"{way}_error"] = None if failure else rms(cell[f"{way}_error"])
         for name in ("evaluations", "seconds"):
             found[f"{way}_{name}"] = float(cell[f"{way}_{name}"].mean())
     return found
@@ -224,12 +231,12 @@ def both_ways(stand: Stand, run: Planned, exact: Truth, start: int, stop: int) -
     model, count, failure = stand.model, stop - start, ""
     shape = tuple(exact.images.shape[1:])
     found: dict[str, np.ndarray[Any, Any]] = {}
+    _warm_up(model, exact.images[start:stop].to(stand.dtype), run.solver)
     for way, nodes in (("decode", run.nodes.flip(0)), ("encode", run.nodes)):
         if way == "decode":
             begin, goal, scale = _noise(model, start, stop, shape, exact.seed).xbar, exact.images[start:stop], 1.0
         else:
             begin, goal, scale = exact.images[start:stop], exact.latents[start:stop], float(run.nodes[-1])
-        _warm_up(model, begin.to(stand.dtype), run.solver)
         model.reset()
         began, error = now(model.device), torch.full((count,), math.nan)
         try:
@@ -258,10 +265,6 @@ def _noise(model: VectorField, start: int, stop: int, shape: tuple[int, ...], se
 
 def _walk(model: VectorField, begin: Tensor, nodes: Tensor, row: Solver) -> Tensor:
     return integrate(model, State(begin, float(nodes[0])), nodes, row).xbar
-
-
-def _rms(each: np.ndarray[Any, Any]) -> float:
-    return math.sqrt(float((each.astype(np.float64) ** 2).mean()))
 
 
 def _check_top(nodes: Tensor, model: VectorField, what: str) -> None:
@@ -353,7 +356,6 @@ def cheapest(
             f"{nearest:.1e}): ask for more, or give other solvers"
         )
     rows.sort(key=lambda row: (row["found"] != "yes", row["evaluations"] if row["found"] == "yes" else row["worst"]))
-    rows = [{key: value for key, value in row.items() if key != "worst"} for row in rows]
     columns = (
         *_RUN[:3],
         Column("evaluations", "evals", "evaluations of the network per image, to encode and to decode", "g"),

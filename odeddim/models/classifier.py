@@ -235,18 +235,7 @@ def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
 @click.option("--epochs", type=click.IntRange(1), default=12, show_default=True, help="Times that each image is seen.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, order, mirroring.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="They change the last digits.")
-def main(
-    train_images: Path,
-    train_labels: Path,
-    test_images: Path,
-    test_labels: Path,
-    output: Path,
-    reference: Path | None,
-    data: str,
-    epochs: int,
-    seed: int,
-    threads: int,
-) -> None:
+def main(**options: Any) -> None:
     """Train a classifier of 28×28 gray images in 10 classes, and write its weights and its test accuracy.
 
     Images and labels are IDX files (MNIST's format), gzip or not. Takes minutes; progress goes to standard error.
@@ -257,9 +246,7 @@ def main(
       python -m odeddim.models.classifier {train,t10k}-{images-idx3,labels-idx1}-ubyte.gz -o ~/features.safetensors
     """
     try:
-        _train_file(
-            train_images, train_labels, test_images, test_labels, output, reference, data, epochs, seed, threads
-        )
+        _train_file(**options)
     except InputError as error:
         raise click.ClickException(str(error)) from None
 
