@@ -257,6 +257,11 @@ class _Stream:
         self._file: IO[bytes] | None = None  # everything unpacked, once it was asked for out of order
         self._lock = threading.Lock()
 
+    def __del__(self) -> None:
+        for file in (self._stream, self._file):
+            if file is not None:
+                file.close()
+
     def rows(self, wanted: Sequence[int]) -> np.ndarray[Any, Any]:
         with self._lock, reading(self._path, "images"):
             in_order = _is_run(wanted) and (wanted[0] >= self._next or wanted[0] == 0)
@@ -309,19 +314,26 @@ class _Stream:
 def _npz(path: Path) -> Array:
     headers: dict[str, _Header] = {}
     with reading(path, "an npz file"):
-        archive = zipfile.ZipFile(path)  # stays open as long as its stream is needed
-        members = {
-            info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")
-        }
-        for key in ["images"] if "images" in members else members:
-            with archive.open(members[key]) as file:
-                headers[key] = _npy_header(path, "an npz file", file.read(_HEADER))
+        with zipfile.ZipFile(path) as archive:
+            members = {
+                info.filename.removesuffix(".npy"): info
+                for info in archive.infolist()
+                if info.filename.endswith(".npy")
+            }
+            for key in ["images"] if "images" in members else members:
+                with archive.open(members[key]) as file:
+                    headers[key] = _npy_header(path, "an npz file", file.read(_HEADER))
         key = _pick(path, {key: len(header.shape) for key, header in headers.items()})
         header, info = headers[key], members[key]
         if info.compress_type != zipfile.ZIP_STORED:
             header.check(path, info.file_size - header.length)
-            return Array(header.shape, header.dtype, _Stream(path, header, lambda: archive.open(info)).rows)
-        with archive, open(path, "rb") as file:
+
+            def unpack() -> IO[bytes]:
+                with zipfile.ZipFile(path) as archive:  # its file is closed with the stream
+                    return archive.open(info)
+
+            return Array(header.shape, header.dtype, _Stream(path, header, unpack).rows)
+        with open(path, "rb") as file:
             file.seek(info.header_offset)
             local = file.read(30)  # of which the last four bytes say how long the name and the rest before the data are
         start = (

@@ -370,7 +370,7 @@ def script(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # what other tests left behind is not meant
 def test_programs_give_the_networks_features(small: Small, exported: Path, script: Path) -> None:
     images = torch.rand(70, 1, 8, 8) * 2 - 1
     for path in (exported, script):
