@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The model's folder, MODEL.")
 @click.option("--validation", default=None, type=click.Path(path_type=Path), help="Held-out images, for their loss.")
 @click.option("--resume", is_flag=True, help="Continue the run in MODEL: give the same DATA; --steps may change.")
+@click.option(
+    "--predicts",
+    type=click.Choice(["eps", "flow"]),
+    default=None,
+    help="eps: DDPM's noise, linear schedule. flow: rectified flow's velocity.  [default: eps]",
+)
 @click.option("--steps", type=click.IntRange(1), default=None, help="Steps in all.  [default: 20000]")
 @click.option("--batch-size", type=click.IntRange(1), default=None, help="Images per step.  [default: 64]")
 @click.option(
@@ -56,7 +62,7 @@ if TYPE_CHECKING:
 @click.option("--samples-every", type=click.IntRange(1), default=None, help="In steps.  [default: 5000]")
 @click.option("--device", default=None, metavar="cpu|cuda|...", help="Where to train.  [default: a GPU if any]")
 def command(data: Path, output: Path, validation: Path | None, resume: bool, device: str | None, **given: Any) -> None:
-    """Train a U-Net on the images of DATA: DDPM's loss and linear schedule, averaged weights.
+    """Train a U-Net on the images of DATA: DDPM's loss and linear schedule, or rectified flow's; averaged weights.
 
     DATA is a folder, .npz, .npy, IDX (MNIST's format, gzip or not) or HDF5; all images of one square size. MODEL gets
     the model, a checkpoint every so many steps, log.csv and sample sheets; `--model MODEL` uses it at any time.
@@ -66,6 +72,7 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
     Examples:
       odeddim train train-images-idx3-ubyte.gz --validation t10k-images-idx3-ubyte.gz -o MODEL
       odeddim train photos32/ -o MODEL --multipliers 1,2,2 --attention 16 --steps 100000
+      odeddim train photos32/ -o FLOW --predicts flow
       odeddim train photos32/ -o MODEL --resume
       odeddim train photos32/ -o MODEL --resume --steps 150000
     """

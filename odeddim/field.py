@@ -6,22 +6,43 @@ import copy
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from odeddim.conditions import Classes, Condition, Conditions, Given
 from odeddim.predictions import PREDICTIONS
-from odeddim.schedule import Schedule
+from odeddim.schedule import TIMES, Schedule, Time
 from odeddim.types import InputError, pick
+
+
+class Codec(Protocol):
+    """What stands between images and the data of a latent model: an autoencoder. Images (B, C, H, W) in [-1, 1]."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images -> data (B, c, h, w), in the units that the network was trained on."""
+        ...
+
+    def decode(self, data: Tensor) -> Tensor:
+        """Data -> images."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the images that it is made for."""
+        ...
 
 
 class VectorField:
     """A network as a Field: called with (sigma () or (B,), xbar (B, *)), it returns ε (B, *) in xbar's dtype.
 
-    eps: the network, eps(x (B, *), t (B,)) -> (B, *), with x in the units of its training and t the real-valued label.
+    eps: the network, eps(x (B, *), t (B,)) -> (B, *), with x in the units of its training and t the real-valued label;
+    with `conditions`, eps(x, t, *given), see `odeddim.conditions`. `from_network` makes one of whatever people have.
     schedule: its noise levels, labels and units. predicts: "eps", "x0", "v" or "flow" (see `odeddim.predictions`).
-    shape: (C, H, W) of one image if it is fixed. name, sha256: which model this is, as written into latent files;
+    time: what t is, a name of `odeddim.schedule.TIMES` or a function of σ; None: the schedule's own.
+    shape: (C, H, W) of one image if it is fixed. codec: the autoencoder of a latent model, whose data have that shape.
+    name, sha256: which model this is, as written into latent files;
     details: what else is known of it, for `odeddim inspect`.
 
     A module is set to evaluation mode. It runs in its own dtype and on its own device; the state keeps its own dtype.
@@ -40,22 +61,33 @@ class VectorField:
         schedule: Schedule,
         *,
         predicts: str = "eps",
+        time: Time | None = None,
         shape: tuple[int, ...] | None = None,
         name: str = "custom",
         sha256: str = "",
         details: dict[str, Any] | None = None,
+        conditions: Conditions | None = None,
+        codec: Codec | None = None,
     ) -> None:
         self.eps = eps
         self.schedule = schedule
         self.predicts = pick(predicts, PREDICTIONS, "prediction")
+        time = schedule.time if time is None else time
+        self.time: Time = time if callable(time) else pick(time, TIMES, "time label")
         self.shape = shape
         self.name = name
         self.sha256 = sha256
         self.details = details or {}
+        self.conditions = conditions
+        self.condition = Condition()
+        self.codec = codec
+        self._given: tuple[Given, Given | None] | None = None
         self.network_batch: int | None = None
         self.watch: Callable[[int], Any] | None = None
         # Every node is met once for each batch and direction: what it costs to look it up is paid once.
-        self._label_and_scale = functools.lru_cache(maxsize=4096)(functools.partial(_label_and_scale, schedule))
+        self._label_and_scale = functools.lru_cache(maxsize=4096)(
+            functools.partial(_label_and_scale, schedule, self.time)
+        )
         if isinstance(eps, torch.nn.Module):
             eps.eval()  # dropout would make every run another one
         parameter = next(eps.parameters(), None) if isinstance(eps, torch.nn.Module) else None
@@ -85,6 +117,83 @@ class VectorField:
         twin._label_and_scale = lambda sigma: (own(label_at(sigma))[0], own(sigma)[1])  # type: ignore[assignment]
         return twin
 
+    @classmethod
+    def from_network(
+        cls,
+        network: Callable[..., Any],
+        schedule: Schedule,
+        *,
+        predicts: str = "eps",
+        time: Time | None = None,
+        variances: bool = False,
+        classes: int | None = None,
+        null: int | None = None,
+        shape: tuple[int, ...] | None = None,
+        name: str = "custom",
+        sha256: str = "",
+    ) -> VectorField:
+        """Any network, module or function, network(x (B, *), t (B,)) -> (B, *): its answer may also be the first of a
+        tuple, or lie in an attribute `sample`.
+
+            VectorField.from_network(net, Schedule.scaled_linear(), predicts="v")                  # time="index"
+            VectorField.from_network(net, Schedule.rectified_flow(), predicts="flow")              # time="unit"
+            VectorField.from_network(net, Schedule.rectified_flow(), predicts="flow-to-data", time="reversed")
+            VectorField.from_network(denoiser, Schedule.edm(), predicts="x0")                      # D(x, σ)
+
+        schedule, predicts, time: see the class. variances: it predicts variances too, in the second half of its
+        channels; they are left out. classes: it is called network(x, t, labels (B,) int64) with 0 <= label < classes;
+        null: the label that means none, for guidance. name, sha256: for latent files, which only go with this model.
+        """
+        return cls(
+            Adapted(network, variances=variances),
+            schedule,
+            predicts=predicts,
+            time=time,
+            shape=shape,
+            name=name,
+            sha256=sha256,
+            conditions=None if classes is None else Classes(classes, null),
+        )
+
+    def describe(self) -> str:
+        """What this model is, in one line: what `load` found, and what it had to assume."""
+        known = self.details
+        words = [
+            f"{self.schedule!r}, predicts {self.predicts}, time {self.time if isinstance(self.time, str) else 'own'}"
+        ]
+        words += [str(known["found"])] if "found" in known else []
+        words += [f"{known['weights']} weights"] if "weights" in known else []
+        words += [f"under {self.condition.words}"] if self.condition.words else []
+        words += [f"assumed: {'; '.join(known['assumed'])}"] if known.get("assumed") else []
+        return "; ".join(words)
+
+    def conditioned(
+        self,
+        label: int | None = None,
+        *,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        guidance: float = 1.0,
+        interval: tuple[float, float] | None = None,
+    ) -> VectorField:
+        """This field under a condition: class or prompt, and guidance on an interval (from, to) of noise levels σ.
+
+        Errors: InputError for what the network does not know.
+        """
+        condition = Condition(label, prompt, negative_prompt, guidance, interval)
+        if self.conditions is None:
+            if condition != Condition():
+                raise InputError(f"the model {self.name!r} has no conditions: leave out {condition.words}")
+            return self
+        given, null = self.conditions.given(condition)
+        if guidance != 1 and null is None:
+            raise InputError(
+                f"the model {self.name!r} was not trained without condition: guidance has nothing to leave"
+            )
+        twin = copy.copy(self)
+        twin.condition, twin._given = condition, (given, null)
+        return twin
+
     def check(self, x: Tensor) -> None:
         """Raise an InputError unless x is a finite batch (B, *), B >= 1, that this model takes."""
         if x.ndim < 2 or x.shape[0] == 0:
@@ -108,16 +217,17 @@ class VectorField:
             labels = torch.full((batch,), label, dtype=t_dtype, device=xbar.device)
         else:
             x = xbar * _like_images(self.schedule.scale(sigma), xbar)
-            labels = self.schedule.t(sigma).to(xbar.device, t_dtype)
-        out = self._evaluate(x.to(dtype), labels).to(xbar.dtype)
+            labels = self.schedule.label(sigma, self.time).to(xbar.device, t_dtype)
+        guided = self._guided(sigma)
+        out = self._evaluate(x.to(dtype), labels, guided).to(xbar.dtype)
         self.nfe += 1
-        self.rows += batch
+        self.rows += batch if guided is None else 2 * batch
         if self.watch is not None:
             self.watch(batch)
         if out.shape != xbar.shape:
             raise InputError(
                 f"the model {self.name!r} returned shape {tuple(out.shape)} for an input of {tuple(xbar.shape)}: "
-                "a network that also predicts variances must be given without them"
+                "of a network that also predicts variances, say from_network(..., variances=True)"
             )
         if self.predicts != "eps":
             # Below σ_1 the network is asked at σ_1, so its answer is read there: (x̄ - x0)/σ has no value at σ = 0.
@@ -133,27 +243,80 @@ class VectorField:
             )
         return out
 
-    def _evaluate(self, x: Tensor, labels: Tensor) -> Tensor:
+    def _guided(self, sigma: Tensor) -> Tensor | None:
+        """The guidance (B,) or () at these noise levels; None where it is 1 for all, and the condition alone does."""
+        if self.condition.guidance == 1:
+            return None
+        if self.condition.interval is None:
+            return torch.tensor(self.condition.guidance, dtype=torch.float64)
+        low, high = self.condition.interval
+        within = (sigma >= low) & (sigma <= high)
+        return torch.where(within, self.condition.guidance, 1.0) if bool(within.any()) else None
+
+    def _evaluate(self, x: Tensor, labels: Tensor, guided: Tensor | None) -> Tensor:
         size = self.network_batch
         if size is None or size == x.shape[0]:
-            return self.eps(x, labels)
+            return self._network(x, labels, guided)
         blocks = []
         for start in range(0, x.shape[0], size):
             block, its_labels = x[start : start + size].clone(), labels[start : start + size]
+            its_guided = guided[start : start + size] if guided is not None and guided.ndim else guided
             count = block.shape[0]
             if count < size:  # any image will do
                 filling = (size - count, *[-1] * (x.ndim - 1))
                 block = torch.cat([block, block[:1].expand(filling)])
                 its_labels = torch.cat([its_labels, its_labels[:1].expand(size - count)])
-            blocks.append(self.eps(block, its_labels)[:count])
+                if its_guided is not None and its_guided.ndim:
+                    its_guided = torch.cat([its_guided, its_guided[:1].expand(size - count)])
+            blocks.append(self._network(block, its_labels, its_guided)[:count])
         return torch.cat(blocks)
 
+    def _network(self, x: Tensor, labels: Tensor, guided: Tensor | None) -> Tensor:
+        if self.conditions is None:
+            return self.eps(x, labels)
+        if self._given is None:
+            self._given = self.conditions.given(self.condition)
+        given, null = self._given
+        if guided is None or null is None:
+            return self.eps(x, labels, *(_repeated(part, x) for part in given))
+        both = [torch.cat([_repeated(part, x), _repeated(none, x)]) for part, none in zip(given, null, strict=True)]
+        told, untold = self.eps(torch.cat([x, x]), torch.cat([labels, labels]), *both).chunk(2)
+        # In the state's precision at least: the difference is small and the guidance may be large.
+        exact = torch.promote_types(told.dtype, torch.float32)
+        told, untold = told.to(exact), untold.to(exact)
+        return untold + _like_images(guided, told) * (told - untold)
 
-def _label_and_scale(schedule: Schedule, sigma: float) -> tuple[float, float]:
+
+class Adapted(torch.nn.Module):
+    """A network of other people as one that gives a tensor (B, *) and nothing else."""
+
+    def __init__(self, network: Callable[..., Any], *, variances: bool) -> None:
+        super().__init__()
+        self.network = network  # a module here is a part of this one, and moves with it
+        self.variances = variances
+
+    def forward(self, x: Tensor, t: Tensor, *given: Tensor) -> Tensor:
+        """x (B, C, *), t (B,) -> (B, C, *)."""
+        out = self.network(x, t, *given)
+        out = out[0] if isinstance(out, (tuple, list)) else getattr(out, "sample", out)
+        if not isinstance(out, Tensor):
+            raise InputError(f"the network gives a {type(out).__name__}, not a tensor: wrap it in a function that does")
+        if self.variances and out.ndim > 1 and out.shape[1] == 2 * x.shape[1]:
+            return out[:, : x.shape[1]]
+        return out
+
+
+def _repeated(part: Tensor, x: Tensor) -> Tensor:
+    """(1, *) for each image of x, on its device; in its dtype unless it is whole numbers."""
+    part = part.to(x.device, x.dtype if part.is_floating_point() else None)
+    return part.expand(x.shape[0], *part.shape[1:])
+
+
+def _label_and_scale(schedule: Schedule, time: Time, sigma: float) -> tuple[float, float]:
     if not math.isfinite(sigma):
         raise InputError(f"the solver went to σ = {sigma}: give it tolerances that it can keep, or more steps")
     node = torch.tensor(sigma, dtype=torch.float64)
-    return float(schedule.t(node)), float(schedule.scale(node))
+    return float(schedule.label(node, time)), float(schedule.scale(node))
 
 
 def _like_images(per_image: Tensor, xbar: Tensor) -> Tensor:

@@ -32,5 +32,10 @@ def _flow(u: Tensor, xbar: Tensor, sigma: Tensor) -> Tensor:
     return (xbar + u) / (1 + sigma)
 
 
-PREDICTIONS: dict[str, Conversion] = {"eps": _eps, "x0": _x0, "v": _v, "flow": _flow}
-"""By the name that `VectorField(predicts=...)` takes. EDM's denoiser D(x, σ) is "x0" on `Schedule.edm()`."""
+def _to_data(u: Tensor, xbar: Tensor, sigma: Tensor) -> Tensor:
+    return _flow(-u, xbar, sigma)
+
+
+PREDICTIONS: dict[str, Conversion] = {"eps": _eps, "x0": _x0, "v": _v, "flow": _flow, "flow-to-data": _to_data}
+"""By the name that `VectorField(predicts=...)` takes. EDM's denoiser D(x, σ) is "x0" on `Schedule.edm()`; "flow" is
+ε - x0, the velocity where t is 0 at the image, and "flow-to-data" x0 - ε, where t is 0 at the noise."""

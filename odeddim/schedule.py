@@ -12,6 +12,7 @@ trained on, by which label t the network knows a level, and in which units it ta
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,18 @@ from torch import Tensor
 from odeddim.types import InputError, pick
 
 Kind = Literal["preserving", "flow", "exploding"]
+
+Time = str | Callable[[Tensor], Tensor]
+"""How a network is told its noise level: a name of TIMES, or label(sigma float64) -> labels of sigma's shape."""
+
+TIMES = {
+    "index": "0..T-1, real-valued between the levels: DDPM, DDIM, Stable Diffusion; on flow paths t·T, as in diffusers",
+    "integer": "the index rounded to a whole number, for networks that look it up in a table",
+    "unit": "(0, 1]: (index + 1)/T, on flow paths t itself",
+    "reversed": "1 - unit: flow matching with the noise at 0 and the image at 1",
+    "sigma": "σ itself: EDM, k-diffusion, VE",
+    "log-sigma": "ln(σ)/4, the c_noise of EDM's inner networks",
+}
 
 MOST_LEVELS = 1_000_000  # of a description: one from a stranger must not fill the memory
 _MADE_BY = ("linear", "scaled_linear", "cosine", "from_alphas", "rectified_flow", "exploding", "edm")
@@ -151,6 +164,11 @@ class Schedule:
         return len(self.levels)
 
     @property
+    def time(self) -> str:
+        """The name in `TIMES` of the labels that `t` gives: what networks of this kind of schedule usually know."""
+        return {"preserving": "index", "flow": "unit", "exploding": "sigma"}[self.kind]
+
+    @property
     def sigma_min(self) -> float:
         """σ_1, the lowest level the network knows."""
         return float(self.levels[0])
@@ -165,14 +183,30 @@ class Schedule:
 
         For DDPM's networks a float: i exactly at levels[i] (so 0 at the paper's t = 1), linear in log σ between.
         """
+        return self.label(sigma, self.time)
+
+    def label(self, sigma: Tensor, time: Time) -> Tensor:
+        """What a network that counts time in its own way is told of noise levels: float64, of sigma's shape.
+
+        time: a name of `TIMES`, or a function of σ. As in `t`, it is held at the ends outside [σ_1, σ_T].
+        """
         sigma = sigma.detach().to("cpu", torch.float64).clamp(self.sigma_min, self.sigma_max)
-        if self.kind == "flow":
-            return sigma / (1 + sigma)
-        if self.kind == "exploding":
+        if callable(time):
+            return time(sigma)
+        if time == "sigma":
             return sigma
+        if time == "log-sigma":
+            return torch.log(sigma) / 4
+        if time == "integer":
+            return self.label(sigma, "index").round()
+        if self.kind == "flow":
+            t = sigma / (1 + sigma)
+            return {"index": t * self.T, "unit": t, "reversed": 1 - t}[time]
         below = torch.searchsorted(self.levels, sigma, right=True) - 1
         # At the last level there is none above: log(1) is 0, and any ratio does.
-        return below + torch.log(sigma / self.levels[below]) / self._ratio[below.clamp(max=self.T - 2)]
+        index = below + torch.log(sigma / self.levels[below]) / self._ratio[below.clamp(max=self.T - 2)]
+        unit = (index + 1) / self.T
+        return {"index": index, "unit": unit, "reversed": 1 - unit}[time]
 
     def sigma(self, t: Tensor) -> Tensor:
         """The noise level of labels, float64, of t's shape: the inverse of `t`."""

@@ -2,7 +2,11 @@
 
     L(θ) = E ‖ ε_θ(√α_t·x0 + √(1-α_t)·ε, t) - ε ‖² / dim        t uniform over the labels 0..T-1, ε ~ N(0, 1)
 
-with α the cumulative product, as in DDIM. A run is a folder:
+with α the cumulative product, as in DDIM. Or of the velocity of rectified flow (arXiv 2209.03003, eq. 1):
+
+    L(θ) = E ‖ u_θ((1-t)·x0 + t·ε, 1000·t) - (ε - x0) ‖² / dim        t uniform in [0, 1)
+
+A run is a folder:
 
     model.safetensors        averaged (EMA) weights, float32: what `odeddim.load` reads
     model.json               architecture, schedule, and how the weights came about
@@ -57,12 +61,14 @@ SHEET_IMAGES = 36
 class Settings:
     """How to train; written into the run, and checked when it is resumed.
 
-    steps: in all. batch_size: images per step. learning_rate: of Adam, after a linear rise over `warmup` steps; over
-    the last `decay` (share of the steps) it falls linearly to zero, which is worth much at the end. clip: largest norm
-    of the gradient. ema: decay of the average of the weights. precision: of the network's arithmetic while training;
-    weights, optimiser and loss are float32. *_every: steps between checkpoints, sample sheets and rows of the log.
+    predicts: "eps", DDPM's noise, or "flow", rectified flow's velocity. steps: in all. batch_size: images per step.
+    learning_rate: of Adam, after a linear rise over `warmup` steps; over the last `decay` (share of the steps) it falls
+    linearly to zero, which is worth much at the end. clip: largest norm of the gradient. ema: decay of the average of
+    the weights. precision: of the network's arithmetic while training; weights, optimiser and loss are float32.
+    *_every: steps between checkpoints, sample sheets and rows of the log.
     """
 
+    predicts: str = "eps"
     steps: int = 20000
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -77,6 +83,7 @@ class Settings:
     log_every: int = 100
 
     def __post_init__(self) -> None:
+        pick(self.predicts, OBJECTIVES, "prediction to train")
         pick(self.precision, PRECISIONS, "precision")
         for name in ("steps", "batch_size", "checkpoint_every", "samples_every", "log_every"):
             if getattr(self, name) < 1:
@@ -165,8 +172,9 @@ class Run:
         self.step = 0
         self.seconds = 0.0
         self.commands: list[str] = []
-        self.schedule = Schedule.linear()
-        self.alphas = (1 / (1 + self.schedule.levels**2)).to(device, torch.float32)
+        self.device = device
+        self.objective = OBJECTIVES[settings.predicts]
+        self.schedule = self.objective.schedule()
         self.network = UNet(**architecture).to(device)
         self.average = AveragedModel(self.network, multi_avg_fn=_ema(settings.ema))
         self.average.eval()
@@ -174,16 +182,16 @@ class Run:
 
     def advance(self, images: ImageSource) -> Tensor:
         """One step of training; returns the loss () that it started from."""
-        settings, device = self.settings, self.alphas.device
+        settings, device = self.settings, self.device
         torch.manual_seed(_seed(settings.seed, "step", self.step))  # dropout draws from it too
         rows = batch_rows(self.images, settings.batch_size, settings.seed, self.step)
         x0 = images.read(rows).to(device)
-        t = stratified_labels(torch.rand(len(x0), device=device), self.schedule.T)
-        noise = torch.randn_like(x0)
+        times = stratified(torch.rand(len(x0), device=device))
+        x, t, target = self.objective.pose(self.schedule, x0, torch.randn_like(x0), times)
         precision = PRECISIONS[settings.precision]
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            eps = self.network(noised(x0, t, noise, self.alphas), t.float())
-        loss = F.mse_loss(eps.float(), noise)
+            out = self.network(x, t)
+        loss = F.mse_loss(out.float(), target)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
@@ -197,7 +205,13 @@ class Run:
     def field(self) -> VectorField:
         """The averaged network as the ODE's right-hand side."""
         size = self.network.config["image_size"]
-        return VectorField(self.average.module, self.schedule, shape=(self.network.config["in_channels"], size, size))
+        return VectorField(
+            self.average.module,
+            self.schedule,
+            predicts=self.settings.predicts,
+            time="index",
+            shape=(self.network.config["in_channels"], size, size),
+        )
 
     def save(self, folder: Path, losses: Mapping[str, float]) -> None:
         """Checkpoint and model, each replaced whole."""
@@ -229,7 +243,8 @@ class Run:
             "version": native.VERSION,
             "architecture": self.network.config,
             "schedule": self.schedule.to_dict(),
-            "predicts": "eps",
+            "predicts": self.settings.predicts,
+            "time": "index",
             "weights": "ema",
             "training": training,
         }
@@ -342,19 +357,38 @@ def _seed(*key: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
 
 
-def stratified_labels(jitter: Tensor, T: int) -> Tensor:
-    """Labels (B,) int64 in 0..T-1 from jitter (B,) in [0, 1): label i lies in the i-th of B equal parts of the range.
+@dataclass(frozen=True)
+class Objective:
+    """What a network is trained to predict. pose(schedule, x0 (B, C, H, W), noise like it, times (B,) in [0, 1)) gives
+    the network's input x, its labels t (B,) and its target."""
+
+    schedule: Callable[[], Schedule]
+    pose: Callable[[Schedule, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def _pose_noise(schedule: Schedule, x0: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    t = (times * schedule.T).long().clamp(max=schedule.T - 1)
+    alpha = (1 / (1 + schedule.levels**2)).to(x0.device, torch.float32)[t][:, None, None, None]
+    return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise, t.float(), noise
+
+
+def _pose_flow(schedule: Schedule, x0: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    t = times[:, None, None, None]
+    return (1 - t) * x0 + t * noise, times * schedule.T, noise - x0
+
+
+OBJECTIVES = {
+    "eps": Objective(Schedule.linear, _pose_noise),
+    "flow": Objective(Schedule.rectified_flow, _pose_flow),
+}
+
+
+def stratified(jitter: Tensor) -> Tensor:
+    """Times (B,) in [0, 1) from jitter (B,) in [0, 1): number i lies in the i-th of B equal parts of the range.
 
     Over the batch they are uniform, as L_simple wants, and the mean loss is less noisy than with independent ones.
     """
-    part = torch.arange(len(jitter), device=jitter.device)
-    return ((part + jitter) * (T / len(jitter))).long().clamp(max=T - 1)
-
-
-def noised(x0: Tensor, t: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
-    """x_t = √α_t·x0 + √(1-α_t)·ε: x0 and noise (B, C, H, W), t (B,) int64, alphas (T,) cumulative."""
-    alpha = alphas[t][:, None, None, None]
-    return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+    return (torch.arange(len(jitter), device=jitter.device) + jitter) / len(jitter)
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -376,20 +410,20 @@ def _ema(decay: float) -> Callable[[Any, Any, Any], None]:
 
 @torch.no_grad()
 def validation_loss(field: VectorField, images: ImageSource, count: int = VALIDATION_IMAGES) -> float:
-    """L_simple of a DDPM-like model on the first `count` held-out images, the same number for the same weights.
+    """The loss of a model that `train` made on the first `count` held-out images, the same for the same weights.
 
-    Image i of n has the label ⌊(i + ½)·T/n⌋ and noise from seed i; float32, batches of 64, mean over images and pixels.
+    Image i of n has the time (i + ½)/n and noise from seed i; float32, batches of 64, mean over images and pixels.
     """
     n = min(count, len(images))
-    alphas = (1 / (1 + field.schedule.levels**2)).float()
-    labels = stratified_labels(torch.full((n,), 0.5), field.schedule.T)
+    pose = OBJECTIVES[pick(field.predicts, OBJECTIVES, "prediction to train")].pose
+    times = stratified(torch.full((n,), 0.5))
     total = 0.0
     for start in range(0, n, 64):
-        x0, t = images[start : min(start + 64, n)], labels[start : start + 64]
-        seeds = range(start, start + len(x0))
-        noise = torch.stack([torch.randn(images.shape, generator=torch.Generator().manual_seed(i)) for i in seeds])
-        x, labels_here = noised(x0, t, noise, alphas).to(field.device), t.to(field.device, torch.float32)
-        total += float((field.eps(x, labels_here).cpu() - noise).square().mean(dim=(1, 2, 3)).double().sum())
+        rows = range(start, min(start + 64, n))
+        noise = torch.stack([torch.randn(images.shape, generator=torch.Generator().manual_seed(i)) for i in rows])
+        x, t, target = pose(field.schedule, images.read(rows), noise, times[start : start + 64])
+        out = field.eps(x.to(field.device), t.to(field.device)).cpu()
+        total += float((out - target).square().mean(dim=(1, 2, 3)).double().sum())
     return total / n
 
 

@@ -136,7 +136,7 @@ def test_non_finite_output_names_sigma() -> None:
 
 def test_refusals() -> None:
     field = VectorField(lambda x, t: x[:, :1], LINEAR, shape=(2, 4, 4))
-    with pytest.raises(InputError, match="without them"):
+    with pytest.raises(InputError, match="variances=True"):
         field(torch.tensor(1.0), images())
     with pytest.raises(InputError, match=r"2×4×4.*not 1×4×4"):
         field.check(images()[:, :1])

@@ -24,6 +24,7 @@ CORE = (
     "odeddim.schedule",
     "odeddim.grids",
     "odeddim.predictions",
+    "odeddim.conditions",
     "odeddim.field",
     "odeddim.analytic",
     "odeddim.images",

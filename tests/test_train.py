@@ -26,13 +26,13 @@ from odeddim.models import load
 from odeddim.models.unet import UNet
 from odeddim.schedule import Schedule
 from odeddim.train import (
+    OBJECTIVES,
     Progress,
     Run,
     Settings,
     batch_rows,
     learning_rate,
-    noised,
-    stratified_labels,
+    stratified,
     train,
     validation_loss,
 )
@@ -226,13 +226,26 @@ def test_validation_loss_of_no_answer_is_the_noise() -> None:
     assert validation_loss(field, bars(100), count=50) != loss
 
 
-def test_noised_is_the_papers_x_t() -> None:
+def test_noise_is_posed_as_the_papers_x_t() -> None:
     betas = np.linspace(1e-4, 0.02, 1000)
     alphas = np.cumprod(1 - betas)
     x0, noise = torch.ones(3, 1, 2, 2), torch.full((3, 1, 2, 2), 2.0)
-    t = torch.tensor([0, 500, 999])
-    want = np.sqrt(alphas[t.numpy()]) + 2 * np.sqrt(1 - alphas[t.numpy()])
-    assert noised(x0, t, noise, ALPHAS)[:, 0, 0, 0].tolist() == pytest.approx(want.tolist(), rel=1e-5)
+    labels = np.array([0, 500, 999])
+    x, t, target = OBJECTIVES["eps"].pose(Schedule.linear(), x0, noise, torch.tensor([0.0, 0.5, 0.9995]))
+    want = np.sqrt(alphas[labels]) + 2 * np.sqrt(1 - alphas[labels])
+    assert t.tolist() == labels.tolist()
+    assert x[:, 0, 0, 0].tolist() == pytest.approx(want.tolist(), rel=1e-5)
+    assert torch.equal(target, noise)
+
+
+def test_flow_is_posed_on_the_straight_line() -> None:
+    schedule, x0, noise = Schedule.rectified_flow(), torch.ones(2, 1, 2, 2), torch.full((2, 1, 2, 2), 3.0)
+    x, t, target = OBJECTIVES["flow"].pose(schedule, x0, noise, torch.tensor([0.25, 0.5]))
+    assert x[:, 0, 0, 0].tolist() == [1.5, 2.0]
+    assert t.tolist() == [250, 500]
+    assert bool((target == 2).all())  # dx/dt on x = (1-t)·x0 + t·ε
+    sigma = torch.tensor([1 / 3, 1.0], dtype=torch.float64)  # t/(1-t)
+    assert schedule.label(sigma, "index").tolist() == pytest.approx(t.tolist())
 
 
 def test_an_epoch_shows_every_image_once() -> None:
@@ -245,13 +258,16 @@ def test_an_epoch_shows_every_image_once() -> None:
 
 
 def test_labels_are_uniform() -> None:
-    labels = stratified_labels(torch.rand(64, generator=torch.Generator().manual_seed(0)), 1000)
-    assert labels.dtype == torch.int64
-    assert (labels // 15.625).tolist() == pytest.approx(list(range(64)), abs=1)
-    many = torch.cat([stratified_labels(torch.rand(7), 10) for _ in range(4000)])
-    counts = torch.bincount(many, minlength=10) / len(many)
+    def labels(jitter: torch.Tensor, T: int) -> torch.Tensor:
+        nothing = torch.zeros(len(jitter), 1, 1, 1)
+        return OBJECTIVES["eps"].pose(Schedule.linear(T), nothing, nothing, stratified(jitter))[1]
+
+    drawn = labels(torch.rand(64, generator=torch.Generator().manual_seed(0)), 1000)
+    assert (drawn // 15.625).tolist() == pytest.approx(list(range(64)), abs=1)
+    many = torch.cat([labels(torch.rand(7), 10) for _ in range(4000)])
+    counts = torch.bincount(many.long(), minlength=10) / len(many)
     assert counts.tolist() == pytest.approx([0.1] * 10, abs=0.01)
-    assert stratified_labels(torch.tensor([0.0, 1.0]), 1000).tolist() == [0, 999]
+    assert labels(torch.tensor([0.0, 1.0]), 1000).tolist() == [0, 999]
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:

@@ -61,11 +61,13 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    allow_pickle: bool = False,
 ) -> VectorField:
     """A model as a VectorField, ready to integrate: weights frozen, in evaluation mode.
 
     model: a built-in name (`BUILT_IN`), or the path of a model folder or file. device: where the network runs
     (torch's default device if not given). dtype: of the network (as stored if not given); the state has its own.
+    allow_pickle: also read files that run the code in them, with your rights (EDM's .pkl): only if you trust them.
     Errors: InputError for an unknown name (with its nearest neighbours) and for what is no readable model.
     """
     if isinstance(model, VectorField):
@@ -81,5 +83,10 @@ def load(
         reader = next((module for module in FORMATS if module.matches(path)), None)
         if reader is None:
             raise InputError(f"{path} is not a model odeddim knows: {'; '.join(m.EXPECTS for m in FORMATS)}")
+        if getattr(reader, "RUNS_CODE", False) and not allow_pickle:
+            raise InputError(
+                f"{path} is a pickle: reading it runs whatever code is in it; if you trust where it comes from, "
+                "say so with allow_pickle=True, on the command line --allow-pickle"
+            )
         field = reader.read(path)
     return field.to(device or torch.get_default_device(), dtype)

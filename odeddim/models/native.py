@@ -79,12 +79,14 @@ def read(path: Path) -> VectorField:
     size = network.config["image_size"]
     try:
         schedule, predicts = Schedule.from_dict(description["schedule"]), str(description["predicts"])
+        time = str(description.get("time", schedule.time))
     except (InputError, ValueError, ArithmeticError, AttributeError) as error:
         raise InputError(f"{folder / CONFIG}: {_line(error)}") from None
     return VectorField(
         network,
         schedule,
         predicts=predicts,
+        time=time,
         shape=(network.config["in_channels"], size, size),
         name=folder.name if folder.parent == BUILT_IN else str(folder.resolve()),
         sha256=hashlib.sha256(blob).hexdigest(),

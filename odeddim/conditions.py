@@ -1,0 +1,91 @@
+"""What a network is told besides x and t: a class or a prompt, and classifier-free guidance (arXiv 2207.12598, eq. 6).
+
+    ε = ε(x, t, none) + w·(ε(x, t, condition) - ε(x, t, none))        w = 1: the condition alone
+
+Both terms come from one batch of twice the images. w may hold on an interval of noise levels only (arXiv 2404.07724);
+outside it the condition stands alone and costs one evaluation, not two.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from odeddim.types import InputError
+
+Given = tuple[Tensor, ...]
+"""What the network takes after x and t, each with one row (1, *), to be repeated for the images of a batch."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition as it is written into files. label: a class; prompt, negative_prompt: texts; guidance: w of the
+    module's equation; interval: (σ from, σ to) where w holds, None for everywhere."""
+
+    label: int | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    guidance: float = 1.0
+    interval: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.guidance):
+            raise InputError(f"the guidance must be a finite number, not {self.guidance}")
+        if self.interval is not None:
+            low, high = self.interval
+            if not 0 <= low < high:
+                raise InputError(f"the guidance interval must be two noise levels 0 <= low < high, not {low}, {high}")
+            object.__setattr__(self, "interval", (float(low), float(high)))
+
+    @property
+    def words(self) -> str:
+        """For people: "class 3, guidance 2 for σ in 0.3 to 5"; "" for the bare network."""
+        words = [] if self.label is None else [f"class {self.label}"]
+        words += [] if self.prompt is None else [f"prompt {self.prompt!r}"]
+        words += [f"negative prompt {self.negative_prompt!r}"] if self.negative_prompt else []
+        where = "" if self.interval is None else " for σ in {:g} to {:g}".format(*self.interval)
+        words += [f"guidance {self.guidance:g}{where}"] if self.guidance != 1 else []
+        return ", ".join(words)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `Condition(**...)` needs to be this one, without what is at its default; JSON-able."""
+        found = {name: getattr(self, name) for name in ("label", "prompt", "negative_prompt", "interval")}
+        found = {name: value for name, value in found.items() if value is not None}
+        if "interval" in found:
+            found["interval"] = list(found["interval"])
+        return found | ({"guidance": self.guidance} if self.guidance != 1 else {})
+
+
+class Conditions(Protocol):
+    """What a network can be told."""
+
+    def given(self, condition: Condition) -> tuple[Given, Given | None]:
+        """What the network takes for the condition and for none; the latter None if the network knows no none.
+
+        Errors: InputError where the condition is not one of this network's, or is needed and lacks.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Class labels 0..count-1; `null` is the label that stands for no class, if the network was trained with one."""
+
+    count: int
+    null: int | None = None
+
+    def given(self, condition: Condition) -> tuple[Given, Given | None]:
+        """Labels (1,) int64."""
+        if condition.prompt is not None or condition.negative_prompt is not None:
+            raise InputError(f"this model knows classes 0 to {self.count - 1} and no prompts: give a label")
+        label = self.null if condition.label is None else condition.label
+        if label is None:
+            raise InputError(f"this model needs a class: give a label from 0 to {self.count - 1}")
+        if label != self.null and not 0 <= label < self.count:
+            raise InputError(f"this model knows classes 0 to {self.count - 1}, not {label}")
+        null = None if self.null is None else (torch.tensor([self.null]),)
+        return (torch.tensor([label]),), null

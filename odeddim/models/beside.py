@@ -1,0 +1,62 @@
+"""What a checkpoint does not say of itself: a JSON file beside it, NAME.json for NAME.pt.
+
+    {"schedule": {"name": "cosine", "T": 4000}, "predicts": "eps", "time": "index", ...}
+
+The vocabulary is that of odeddim's own model.json; formats add the settings of their own software.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from odeddim.schedule import Schedule
+from odeddim.types import InputError, pick
+
+COMMON = ("schedule", "predicts", "time", "shape", "classes", "null")
+"""Keys that every format takes, meant as in `VectorField.from_network`."""
+
+
+def place(path: Path) -> Path:
+    """Where the JSON file of a checkpoint would lie."""
+    return path.with_suffix(".json")
+
+
+def read(path: Path, known: Collection[str] = ()) -> dict[str, Any]:
+    """The settings beside a checkpoint, {} if there is no such file; `known`: keys besides the common ones.
+
+    `schedule` comes as a Schedule, `shape` as a tuple. Errors: InputError for an unreadable file and unknown keys.
+    """
+    file = place(path)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not readable as JSON ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{file} must hold settings by name, {{...}}, not {found!r:.50}")
+    for key in found:
+        pick(key, (*COMMON, *known), f"setting in {file}")
+    try:
+        return {key: _checked(key, value) for key, value in found.items()}
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def _checked(key: str, value: Any) -> Any:
+    if key == "schedule":
+        return Schedule.from_dict(value)
+    if key == "shape":
+        if not isinstance(value, list) or not value or not all(isinstance(n, int) and n > 0 for n in value):
+            raise InputError(f"shape must be [channels, height, width], not {value!r:.50}")
+        return tuple(value)
+    if key in ("classes", "null"):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InputError(f"{key} must be a whole number, not {value!r:.50}")
+        return value
+    if key in ("predicts", "time") and not isinstance(value, str):
+        raise InputError(f"{key} must be a name, not {value!r:.50}")
+    return value
