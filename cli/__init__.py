@@ -29,6 +29,7 @@ COMMANDS = {
     "encode": "Images to latents: z.h5.",
     "decode": "Latents to images: PNGs, a sheet, or HDF5.",
     "sample": "New images from noise.",
+    "bridge": "Images of one model made images of another.",
     "interpolate": "Lines and grids between latents.",
     "shift": "Latents moved from the mean of one group towards another's.",
     "neighbours": "The nearest latents of each.",

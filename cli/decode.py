@@ -55,7 +55,7 @@ def command(
     one that encoded: its weights' hash is compared. A run that was stopped goes on with the same command.
 
     Latents that were encoded with --tol are decoded with the steps of each. --tol here doubles the steps for each image
-    until that changes it by no more than the tolerance.
+    until that changes it by no more than the tolerance; of a latent model it is not the image but its data that count.
 
     \b
     Examples:
@@ -68,7 +68,7 @@ def command(
     from contextlib import closing
     from dataclasses import asdict
 
-    from odeddim.api import decode
+    from odeddim.api import decode, to_images
     from odeddim.certificate import decode_as_encoded, decode_to
     from odeddim.cli.running import (
         Tally,
@@ -98,6 +98,7 @@ def command(
         warn_of_grid(grid, field, row)
         warn_of_preset(preset, field)
         in_blocks(field, row, where, network_batch, threads, file)
+        ode = field.on_data()
         if len(file) < file.total:
             warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")
         total, size = len(file), at_once(row, batch_size, file, queued=bool(how.rungs))
@@ -117,18 +118,19 @@ def command(
                 its_row = row.with_settings(first=start) if row.stochastic else row
                 state = where.cast(state)
                 if tol is not None:
-                    x_0, taken, change = decode_to(tol, state, row, how.rungs, field)
+                    x_0, taken, change = decode_to(tol, state, row, how.rungs, ode)
                     tally.add(taken, change, file.names[start:stop])
                 elif how.rungs:
-                    x_0 = decode_as_encoded(state, row, dict(how.rungs).__getitem__, field)
+                    x_0 = decode_as_encoded(state, row, dict(how.rungs).__getitem__, ode)
                 else:
-                    x_0 = decode(state, its_row, model=field, grid=how.nodes)
+                    x_0 = decode(state, its_row, model=ode, grid=how.nodes)
+                x_0 = to_images(field, x_0)
                 out.write(start, stop, x_0)
                 largest, here = max(largest, float(x_0.abs().max())), here + stop - start
                 advance(stop - start)
     warn_of_range(largest)
     taken_steps = tally.tell() if tol is not None and here else how.steps
-    each = f"{field.rows / here:g} evaluations per image" if here else "nothing left to do"
+    each = f"{ode.rows / here:g} evaluations per image" if here else "nothing left to do"
     click.echo(
         f"{total} images in {output}{of_all(out.done, total, here)}: {row.name}, {taken_steps}, "
         f"{each}, {time.perf_counter() - began:.1f} s"

@@ -54,6 +54,9 @@ def command(
     ODE's latent, besides statistics of the latent, are stored with it (`odeddim verify`). --tol finds the steps that
     each image needs; unless told otherwise, images then lie at σ_1: the step at 0 has an error that no steps reduce.
 
+    Of a latent model, images go through its autoencoder first. What that loses of each image, whatever the solver, is
+    stored as report/floor (rms over pixels); all other errors are of the data that it makes, in their units.
+
     A run that was stopped, by whatever, goes on with the same command; images count as the same by their names and
     sizes, so do not edit them meanwhile. Several processes share the work: start the
     command under torchrun, or as often as you like.
@@ -71,6 +74,7 @@ def command(
       torchrun --nproc-per-node 4 -m odeddim encode photos/ -o z.h5 --model MODEL
     """
     from contextlib import closing
+    from dataclasses import replace
 
     from click.core import ParameterSource
 
@@ -81,6 +85,7 @@ def command(
         Reports,
         Tally,
         at_once,
+        data_and_floor,
         details_of,
         field_on,
         images_for,
@@ -118,6 +123,7 @@ def command(
     warn_of_preset(preset, field)
     check_encodes(row)
     in_blocks(field, row, where, network_batch, threads)
+    ode = field.on_data()
     source = images_for(field, images)
     names = source.names[:count] if count else source.names
     total, size = len(names), at_once(row, batch_size, queued=tol is not None)
@@ -140,17 +146,18 @@ def command(
         progress(total, "encoding", run.done) as advance,
         closing(ahead(lambda start, stop: source[start:stop], run.batches(size))) as batches,
     ):
-        for (start, stop), x_0 in batches:
-            x_0 = x_0.to(where.state)
+        for (start, stop), pixels in batches:
+            x_0, floor = data_and_floor(field, pixels.to(where.state))
             if tol is not None:
-                state, figures = encode_to(tol, x_0, row, rungs, field)
+                state, figures = encode_to(tol, x_0, row, rungs, ode)
                 tally.add(state.report["steps"], figures["round_trip"], names[start:stop])
                 if certify:
-                    figures = certificate_of_rungs(x_0, state, row, dict(rungs).__getitem__, field)
+                    figures = certificate_of_rungs(x_0, state, row, dict(rungs).__getitem__, ode)
             elif certify:
-                state, figures = certify_batch(x_0, row, model=field, grid=nodes)
+                state, figures = certify_batch(x_0, row, model=ode, grid=nodes)
             else:
-                state, figures = encode(x_0, row, model=field, grid=nodes), {}
+                state, figures = encode(x_0, row, model=ode, grid=nodes), {}
+            state = replace(state, report={**state.report, **floor})
             run.write(start, stop, state, figures)
             reports.add(state, names[start:stop])
             rms = max(rms, float(state.x.square().mean().sqrt()))
@@ -158,8 +165,8 @@ def command(
     reports.warn(end)
     steps_taken = f", {tally.tell()}" if tol is not None and reports.images else ""
     warn_of_range(rms, "the latents x_T have rms {:.3g} where 1 is expected")
-    spent = f"{reports.evaluations(field.rows)}, {time.perf_counter() - began:.1f} s"
+    spent = f"{reports.evaluations(ode.rows)}, {time.perf_counter() - began:.1f} s"
     click.echo(
         f"{total} latents at σ = {float(nodes[-1]):.6g} in {output}{of_all(run.done, total, reports.images)}: "
-        f"{row.name}, {provenance.grid} grid{steps_taken}, {spent}"
+        f"{row.name}, {provenance.grid} grid{steps_taken}{reports.floor()}, {spent}"
     )

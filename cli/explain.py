@@ -26,7 +26,7 @@ from odeddim.cli import options
     help="Of the state, for the growth of rounding errors.",
 )
 @options.as_json
-def command(solver: str | None, as_json: bool, **given: Any) -> None:
+def command(model: str, solver: str | None, as_json: bool, **given: Any) -> None:
     """Print what a run will do: nodes, labels, coefficients, evaluations, growth of rounding errors.
 
     A run is points x̄0, x̄1, ... and ε0, ε1, ..., the network at them; of a reversible solver it is what is done to
@@ -38,9 +38,10 @@ def command(solver: str | None, as_json: bool, **given: Any) -> None:
       odeddim explain --solver bdia --grid linear --steps 100 --set gamma=0.5
       odeddim explain --solver dpmpp-2m --steps 20 --direction decode --json
     """
+    from odeddim.cli.running import field_on, machine
     from odeddim.explanation import explain
 
-    made = explain(solver or options.SOLVER, **given)
+    made = explain(solver or options.SOLVER, model=field_on(model, machine("cpu", None)), **given)
     if as_json:
         click.echo(made.to_json())
         return

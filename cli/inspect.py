@@ -13,6 +13,7 @@ from odeddim.cli import options
 
 @click.command("inspect")
 @click.argument("file", metavar="FILE|MODEL")
+@options.allow_pickle
 @options.as_json
 def command(file: str, as_json: bool) -> None:
     """Show what a latent file (z.h5) or a model (a built-in name or a path) holds.
@@ -23,13 +24,13 @@ def command(file: str, as_json: bool) -> None:
       odeddim inspect fashion-mnist
       odeddim inspect MODEL --json
     """
-    from odeddim.models import BUILT_IN
+    from odeddim.models import BUILT_IN, SUFFIXES
     from odeddim.types import pick
 
     path = Path(file)
-    is_model = file in BUILT_IN or os.path.isdir(path) or path.suffix == ".safetensors"
-    if not is_model and not os.path.exists(path):
+    if file not in BUILT_IN and not os.path.exists(path):
         pick(file, BUILT_IN, "model (and there is no such file)")
+    is_model = file in BUILT_IN or os.path.isdir(path) or path.suffix.lower() in SUFFIXES
     facts = _model_facts(file) if is_model else _latent_facts(path)
     if as_json:
         import json
@@ -77,11 +78,12 @@ def _latent_facts(path: Path) -> dict[str, Any]:
 def _model_facts(name: str) -> dict[str, Any]:
     from odeddim.models import load
 
-    field = load(name)
+    field = load(name, allow_pickle=options.of_model().get("allow_pickle", False))
     facts: dict[str, Any] = {
         "model": field.name,
         "weights' hash": field.sha256 or "none: an exact field",
         "predicts": field.predicts,
+        "time": field.time if isinstance(field.time, str) else "a function of its own",
         "shape": list(field.shape) if field.shape else "any",
         "schedule": repr(field.schedule),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +58,16 @@ class Items(click.ParamType[list[Any]]):
         return [self.item.convert(word, param, ctx) for word in words]
 
 
+class Tolerance(click.FloatRange):
+    """A positive number, and no other float."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no tolerance", param, ctx)
+        return number
+
+
 def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     """Several options as one decorator, in the order given."""
 
@@ -69,8 +79,75 @@ def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-model = click.option(
-    "--model", default="fashion-mnist", show_default=True, metavar="NAME|PATH", help="A built-in model or one's own."
+MODEL_OPTIONS = "odeddim.model"
+
+
+class Chosen(click.Option):
+    """An option that says something about the model, whichever command it stands in: `of_model` collects them."""
+
+    def __init__(self, names: Sequence[str], **about: Any) -> None:
+        super().__init__(names, expose_value=False, callback=self._keep, **about)
+
+    @staticmethod
+    def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value is not None and value is not False:  # 0 is a label
+            ctx.meta.setdefault(MODEL_OPTIONS, {})[param.name] = value
+
+
+def of_model() -> dict[str, Any]:
+    """What was said about the model on the command line, by the names of `load` and `VectorField.conditioned`."""
+    return dict(click.get_current_context().meta.get(MODEL_OPTIONS, {}))
+
+
+class Interval(click.ParamType[tuple[float, float]]):
+    """LOW,HIGH: two noise levels."""
+
+    name = "interval"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = (float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not LOW,HIGH: two noise levels σ, as in 0.3,5", param, ctx)
+        if not 0 <= low < high:
+            self.fail(f"{value!r}: the first noise level must be at least 0 and below the second", param, ctx)
+        return low, high
+
+
+allow_pickle = click.option(
+    "--allow-pickle",
+    cls=Chosen,
+    is_flag=True,
+    help="Read models that run the code in their file (EDM's .pkl): only if you trust where it comes from.",
+)
+told = together(
+    click.option("--label", cls=Chosen, type=click.IntRange(0), help="A class, for models that know classes."),
+    click.option("--prompt", cls=Chosen, metavar="TEXT", help="For models that know texts.  [default: the empty one]"),
+    click.option("--negative-prompt", cls=Chosen, metavar="TEXT", help="What guidance leads away from."),
+    click.option(
+        "--guidance",
+        cls=Chosen,
+        type=float,
+        metavar="W",
+        help="Classifier-free guidance: none + W·(condition - none), two images in one batch.  [default: 1]",
+    ),
+    click.option(
+        "--guidance-interval",
+        "interval",
+        cls=Chosen,
+        type=Interval(),
+        metavar="LOW,HIGH",
+        help="Noise levels σ where --guidance holds.  [default: everywhere]",
+    ),
+    allow_pickle,
+)
+model = together(
+    click.option(
+        "--model", default="fashion-mnist", show_default=True, metavar="NAME|PATH", help="A built-in model or a path."
+    ),
+    told,
 )
 solver = click.option(
     "--solver", type=SolverName(), default=None, help=f"A row of `odeddim solvers`.  [default: {SOLVER}]"
@@ -123,16 +200,6 @@ def preset(function: F) -> F:
         default=None,
         help="Solver, grid, steps and end from a file that `odeddim bench work-precision --find` has written.",
     )(command)  # type: ignore[return-value]
-
-
-class Tolerance(click.FloatRange):
-    """A positive number, and no other float."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is no tolerance", param, ctx)
-        return number
 
 
 class Assignment(click.ParamType[tuple[str, Any]]):
@@ -236,10 +303,17 @@ for_sheet = together(
     click.option(
         "--model", default=None, metavar="NAME|PATH", help="For --sheet.  [default: the one that the latents name]"
     ),
+    told,
     machine,
     network_batch,
     overwrite,
 )
-its_model = click.option(
-    "--model", default=None, metavar="NAME|PATH", help="The model the latents belong to.  [default: the one they name]"
+its_model = together(
+    click.option(
+        "--model",
+        default=None,
+        metavar="NAME|PATH",
+        help="The model the latents belong to.  [default: the one they name, under the condition they name]",
+    ),
+    told,
 )

@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from odeddim import solvers
-from odeddim.api import decode, plan
-from odeddim.certificate import LADDER, Rung
-from odeddim.cli.options import EXPLICIT
+from odeddim.api import decode, plan, to_data, to_images
+from odeddim.certificate import LADDER, Rung, rms
+from odeddim.cli.options import EXPLICIT, of_model
+from odeddim.conditions import Condition
 from odeddim.field import VectorField
 from odeddim.files import check_place
 from odeddim.grids import ENDS, NAMES, is_named, read_notes
@@ -77,9 +78,21 @@ def machine(device: str | None, dtype: str | None, encoded: LatentFile | None = 
     return Machine(place, getattr(torch, dtype))
 
 
-def field_on(model: str, where: Machine) -> VectorField:
-    """The model on this machine."""
-    return load(model, device=where.device, dtype=where.dtype)
+def field_on(
+    model: str, where: Machine, condition: dict[str, Any] | None = None, *, said: dict[str, Any] | None = None
+) -> VectorField:
+    """The model on this machine, told of on stderr; under the condition given but for what is said: by the options of
+    the command line, unless of another model."""
+    made_under, options = Condition(**(condition or {})), of_model()
+    allow_pickle = options.pop("allow_pickle", False)
+    field = load(model, device=where.device, dtype=where.dtype, allow_pickle=allow_pickle)
+    field = field.conditioned(**{**made_under.to_dict(), **(options if said is None else said)})
+    if condition is not None and field.condition != made_under:
+        words = [it.words or "no condition" for it in (field.condition, made_under)]
+        warn(f"under {words[0]}, where the latents were made under {words[1]}")
+    if model not in BUILT_IN and rank()[0] == 0:
+        click.echo(f"{model}: {field.describe()}", err=True)
+    return field
 
 
 def field_of(file: LatentFile, model: str | None, where: Machine) -> VectorField:
@@ -87,17 +100,30 @@ def field_of(file: LatentFile, model: str | None, where: Machine) -> VectorField
     named = file.provenance.model
     if model is None and named not in BUILT_IN and not os.path.exists(named):
         raise InputError(f"{file.path} belongs to the model {named!r}, which is not there: give it with --model")
-    field = field_on(model or named, where)
+    field = field_on(model or named, where, file.provenance.condition)
     file.provenance.check_model(field, str(file.path))
     return field
 
 
 def images_for(field: VectorField, path: Path | None) -> ImageSource:
     """The images of a path, or the package's own without one, in as many channels as the model takes."""
-    source = sample_images() if path is None else open_images(path, channels=field.shape[0] if field.shape else None)
-    if field.shape is not None:
-        check_shape(source, field.shape, path or "the package")
+    shape = field.image_shape
+    source = sample_images() if path is None else open_images(path, channels=shape[0] if shape else None)
+    if shape is not None:
+        check_shape(source, shape, path or "the package")
     return source
+
+
+def data_and_floor(field: VectorField, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What the ODE begins at, and the report of what a latent model's autoencoder alone loses: "floor" (B,).
+
+    floor: rms over pixels of the image that went through the autoencoder and back minus the image, in [-1, 1].
+    """
+    data = to_data(field, images)
+    if field.codec is None:
+        return data, {}
+    again = to_images(field, data)
+    return data, {"floor": rms(again - images.to(again.device))}
 
 
 def warn(message: str) -> None:
@@ -288,6 +314,7 @@ class Reports:
         self._told: list[str] = []  # the first that did not converge
         self._failed, self._residual = 0, 0.0
         self._evaluations, self._fewest, self._most, self._reported = 0, 0, 0, 0
+        self._floors = 0.0
 
     def add(self, state: State, names: Sequence[str]) -> None:
         """Take note of what a batch's run reported of the images of these names."""
@@ -298,6 +325,7 @@ class Reports:
             self._most = max(self._most, int(counts.max()))
             self._evaluations += int(counts.sum())
             self._reported += len(names)
+        self._floors += float(state.report.get("floor", torch.zeros(1)).sum())
         converged, residual = state.report.get("converged"), state.report.get("residual")
         if converged is not None and residual is not None and not bool(converged.all()):
             failed = [repr(name) for name, good in zip(names, converged.tolist(), strict=True) if not good]
@@ -315,6 +343,10 @@ class Reports:
         text = f"{mean:.4g} evaluations per image ({self._fewest} to {self._most})"
         filling = rows - self._evaluations
         return text + (f", {filling / self.images:.4g} more to fill batches" if filling > 0 else "")
+
+    def floor(self) -> str:
+        """What a latent model's autoencoder alone lost of an image, on average; "" of other models."""
+        return f", the autoencoder alone loses {self._floors / self.images:.3g} (rms)" if self._floors else ""
 
     def warn(self, end: str) -> None:
         """Name on stderr the images whose iteration did not converge, and what may help."""
@@ -475,8 +507,11 @@ def image_shape(text: str) -> tuple[int, int, int]:
 
 
 def shape_for(field: VectorField, size: str | None) -> tuple[int, ...]:
-    """The shape of images to make: the model's, or --size for models that take any."""
-    shape = image_shape(size) if size else field.shape
+    """The shape of noise to begin at: the model's, or --size for models that take any."""
+    if size and field.codec is not None and image_shape(size) != field.codec.image_shape:
+        made = "×".join(map(str, field.codec.image_shape))
+        raise InputError(f"the model {field.name!r} makes images of {made} (channels×height×width): leave out --size")
+    shape = image_shape(size) if size and field.codec is None else field.shape
     if shape is None:
         raise click.UsageError(f"the model {field.name!r} takes any shape: say which one, --size C,H,W")
     return shape
@@ -500,7 +535,7 @@ def check_same_model(file: LatentFile, other: LatentFile) -> None:
         raise InputError(
             f"{other.path} holds latents of the model {words[0]}, {file.path} of {words[1]}: give files of one model"
         )
-    for name in ("predicts", "schedule"):
+    for name in ("predicts", "time", "schedule", "condition"):
         if getattr(file.provenance, name) != getattr(other.provenance, name):
             raise InputError(f"{other.path} was made with another {name} of the model {ours[0]!r} than {file.path}")
 

@@ -25,6 +25,7 @@ _HOMES = {
     "Solver": "types",
     "State": "types",
     "VectorField": "field",
+    "bridge": "bridges",
     "certify": "certificate",
     "computed_grid": "local_error",
     "decode": "api",

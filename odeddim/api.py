@@ -3,6 +3,9 @@
 Shapes: images and latents are (B, C, H, W), images in [-1, 1]. A latent `x_T` has unit variance, x_T = x̄/√(1+σ_T²),
 which for DDPM's networks is the network's input; a `State` holds x̄ = x/√α at its σ. Results lie on the model's device,
 in the state's dtype: float64 if the input was float64, else float32, whatever the network uses.
+
+A latent model's ODE moves the data that its autoencoder makes of images: images are what goes in and comes out here,
+and latents have the data's shape. `integrate` is the bare ODE, and `field.on_data()` a model whose images are its data.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ def solve(
     """
     field = load(model)
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
-    return integrate(field, _at_the_top(field.schedule, nodes, state_dtype(x_T)), nodes.flip(0), row).xbar
+    state = _at_the_top(field.schedule, nodes, state_dtype(x_T))
+    return to_images(field, integrate(field, state, nodes.flip(0), row).xbar)
 
 
 def encode(
@@ -71,7 +75,7 @@ def encode(
     field = load(model)
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
     check_encodes(row)
-    return integrate(field, State(state_dtype(x_0), float(nodes[0])), nodes, row)
+    return integrate(field, State(to_data(field, x_0), float(nodes[0])), nodes, row)
 
 
 def decode(
@@ -99,7 +103,7 @@ def decode(
         raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {float(nodes[-1]):.9g}")
     aux = tuple(state_dtype(part) for part in state.aux)
     state = replace(state, xbar=state_dtype(state.xbar), aux=aux)
-    return integrate(field, state, nodes.flip(0), row).xbar
+    return to_images(field, integrate(field, state, nodes.flip(0), row).xbar)
 
 
 def sample(
@@ -119,7 +123,7 @@ def sample(
     """n images (n, C, H, W) from noise of (seed, image index): image i is the same whatever n or the batch.
 
     eta: DDIM's η (eq. 16), of "euler", whose stochastic form is "ddim-eta"; 0 is the ODE, None the solver's own.
-    start: the index of the first image. shape: (C, H, W), for models that take any. Otherwise as `solve`.
+    start: the index of the first image. shape: (C, H, W) of the noise, for models that take any. Otherwise as `solve`.
     """
     field = load(model)
     shape = shape or field.shape
@@ -128,7 +132,23 @@ def sample(
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
     row = with_noise(row, eta=eta, seed=seed, start=start)
     state = _at_the_top(field.schedule, nodes, noise(n, shape, seed=seed, start=start))
-    return integrate(field, state, nodes.flip(0), row).xbar
+    return to_images(field, integrate(field, state, nodes.flip(0), row).xbar)
+
+
+def to_data(field: VectorField, images: Tensor) -> Tensor:
+    """What the ODE of a model begins at, (B, *): the images (B, C, H, W), or what a latent model's autoencoder makes
+    of them. Errors: InputError for images that it is not made for.
+    """
+    images = state_dtype(images)
+    if field.codec is None:
+        return images
+    field.check(images, field.codec.image_shape)
+    return field.codec.encode(images)
+
+
+def to_images(field: VectorField, data: Tensor) -> Tensor:
+    """The images (B, C, H, W) of what the ODE of a model ends at: the inverse direction of `to_data`."""
+    return data if field.codec is None else field.codec.decode(data)
 
 
 def with_noise(row: Solver, *, eta: float | None = None, seed: int = 0, start: int = 0) -> Solver:
@@ -158,10 +178,13 @@ def plan(
     grid: Grid = None,
     end: str = "zero",
     settings: dict[str, Any] | None = None,
+    *,
+    top: float | None = None,
 ) -> tuple[Solver, Tensor]:
     """What a run will do: the solver's row with its settings, and the nodes (N+1,) float64, rising.
 
-    Of nodes given to an adaptive solver, which chooses its own, only the ends are kept.
+    Of nodes given to an adaptive solver, which chooses its own, only the ends are kept. top: where a named grid ends
+    in place of σ_T.
     """
     pick(end, grids.ENDS, "end")
     row = solvers.get(solver) if isinstance(solver, str) else solver
@@ -172,9 +195,10 @@ def plan(
     if row.adaptive and (steps is not None or (named and grid is not None)):
         raise InputError(f"solver {row.name!r} chooses its own steps: leave out steps and grid, and give rtol and atol")
     if row.adaptive and named:
-        nodes = torch.tensor([0.0 if end == "zero" else schedule.sigma_min, schedule.sigma_max], dtype=torch.float64)
+        ends = [0.0 if end == "zero" else schedule.sigma_min, top or schedule.sigma_max]
+        nodes = torch.tensor(ends, dtype=torch.float64)
     elif named:
-        nodes = grids.grid(str(grid or row.grid), schedule, steps, end=end)
+        nodes = grids.grid(str(grid or row.grid), schedule, steps, end=end, top=top)
     else:
         nodes = grids.check_nodes(grid, steps=steps)  # type: ignore[arg-type]
         if end == "sigma_min" and float(nodes[0]) == 0:

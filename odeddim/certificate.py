@@ -3,6 +3,8 @@
 A certificate is made of runs, not of promises: the image is decoded again, and the same run with half and a quarter of
 its steps tells how far the latent is from the ODE's. Two different things: a method may come back exactly from a latent
 that is wrong.
+
+But for `certify`, images are here what the ODE moves: of latent models the data that `odeddim.api.to_data` gives.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odeddim.api import Grid, Model, check_encodes, integrate, plan, state_dtype
+from odeddim.api import Grid, Model, check_encodes, integrate, plan, state_dtype, to_data
 from odeddim.field import VectorField
 from odeddim.latents.quality import FIGURES, richardson, statistics
 from odeddim.models import DEFAULT, load
@@ -26,10 +28,11 @@ from odeddim.types import InputError, Solver, State, pick
 CERTIFICATE = ("round_trip", "latent_error", "evaluations", *FIGURES)
 """What is certified of each latent.
 
-round_trip: rms over pixels of the image decoded again minus the image, images in [-1, 1]. latent_error: an estimate of
-the rms distance of x_T to the ODE's (`odeddim.latents.quality.richardson`), NaN where a run has too few steps for one.
-evaluations: of the network, to encode, NaN where a solver does not tell them of each image. The others are statistics
-of x_T (`odeddim.latents.quality.statistics`).
+round_trip: rms over pixels of the image decoded again minus the image, images in [-1, 1]; of latent models over their
+data, which have a variance of about 1. latent_error: an estimate of the rms distance of x_T to the ODE's
+(`odeddim.latents.quality.richardson`), NaN where a run has too few steps for one. evaluations: of the network, to
+encode, NaN where a solver does not tell them of each image. The others are statistics of x_T
+(`odeddim.latents.quality.statistics`).
 """
 
 BADNESS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -63,13 +66,13 @@ def certify(
 ) -> tuple[State, dict[str, Tensor]]:
     """Encode images and say how good each latent is: x_0 (B, C, H, W) in [-1, 1] -> State, figures (B,) by name.
 
-    Arguments and errors as of `odeddim.encode`; the figures are those of `CERTIFICATE`. It takes 2.75 times the
-    evaluations of encoding.
+    Arguments and errors as of `odeddim.encode`; the figures are those of `CERTIFICATE`, of a latent model in the units
+    of its data: what its autoencoder loses is not in them. It takes 2.75 times the evaluations of encoding.
     """
     field = load(model)
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
     check_encodes(row)
-    start = State(state_dtype(x_0), float(nodes[0]))
+    start = State(to_data(field, x_0), float(nodes[0]))
     state = integrate(field, start, nodes, row)
     spent = torch.full((len(x_0),), evaluations(row, nodes), dtype=torch.float64)
     return state, certificate(start.xbar, state, row, nodes, field, state.report.get("evaluations", spent))

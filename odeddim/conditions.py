@@ -8,7 +8,9 @@ outside it the condition stands alone and costs one evaluation, not two.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,3 +91,28 @@ class Classes:
             raise InputError(f"this model knows classes 0 to {self.count - 1}, not {label}")
         null = None if self.null is None else (torch.tensor([self.null]),)
         return (torch.tensor([label]),), null
+
+
+class Prompts:
+    """Texts, which `embed` turns into what the network takes: text -> tensors (1, *).
+
+    zeros: whether no text is all zeros to this network, and not the empty text. Whole numbers stay as they are.
+    """
+
+    def __init__(self, embed: Callable[[str], Given], *, zeros: bool = False) -> None:
+        self._embed = functools.lru_cache(maxsize=8)(embed)
+        self._zeros = zeros
+
+    def given(self, condition: Condition) -> tuple[Given, Given | None]:
+        """What the texts are to the network; none is the negative prompt, or no text."""
+        if condition.label is not None:
+            raise InputError("this model knows prompts and no classes: give a prompt instead of a label")
+        if condition.negative_prompt is not None and condition.guidance == 1:
+            raise InputError("a negative prompt is what guidance leads away from: give a guidance other than 1 with it")
+        return self._of(condition.prompt), self._of(condition.negative_prompt)
+
+    def _of(self, text: str | None) -> Given:
+        parts = self._embed(text or "")
+        if text is not None or not self._zeros:
+            return parts
+        return tuple(torch.zeros_like(part) if part.is_floating_point() else part for part in parts)

@@ -84,7 +84,7 @@ def explain(
         end="zero" if float(rising[0]) == 0 else "sigma_min",
         dtype=dtype,
         nodes=tuple(nodes.tolist()),
-        labels=tuple(float(field.schedule.t(sigma)) for sigma in nodes),
+        labels=tuple(float(field.schedule.label(sigma, field.time)) for sigma in nodes),
         evaluations=evaluations,
         instructions=_instructions(row, levels, zero=float(rising[0]) == 0, direction=direction),
         growth=_growth(row, levels, dtype == "float32"),

@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any, Protocol
 
 import torch
@@ -28,9 +29,18 @@ class Codec(Protocol):
         """Data -> images."""
         ...
 
+    def to(self, device: torch.device | str) -> Any:
+        """Move it to a device."""
+        ...
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(C, H, W) of the images that it is made for."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Which autoencoder this is: data of different ones are not in the same units."""
         ...
 
 
@@ -96,12 +106,27 @@ class VectorField:
         self.reset()
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VectorField:
-        """This field with its network moved to a device and, if given, a dtype. Returns itself."""
+        """This field with its network and codec moved to a device and, if given, a dtype. Returns itself."""
         if isinstance(self.eps, torch.nn.Module):
             self.eps.to(device=device, dtype=dtype)
             dtype = dtype or self.dtype
+        if self.codec is not None:
+            self.codec.to(device)
         self.device, self.dtype = torch.device(device), dtype
         return self
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """(C, H, W) of one image, None if it takes any; `shape` is that of the data, which are images without codec."""
+        return self.shape if self.codec is None else self.codec.image_shape
+
+    def on_data(self) -> VectorField:
+        """This field without its codec: what goes in and comes out of a run is then the data that the ODE moves."""
+        if self.codec is None:
+            return self
+        twin = copy.copy(self)
+        twin.codec = None
+        return twin
 
     def reset(self) -> None:
         """Set the counters `nfe` and `rows` to 0."""
@@ -155,6 +180,15 @@ class VectorField:
             conditions=None if classes is None else Classes(classes, null),
         )
 
+    @property
+    def title(self) -> str:
+        """For titles: the name without its folders, and the condition."""
+        name = PurePath(self.name).name
+        return f"{name} ({self.condition.words})" if self.condition.words else name
+
+    def __repr__(self) -> str:
+        return f"<VectorField {self.title}: {self.describe()}>"
+
     def describe(self) -> str:
         """What this model is, in one line: what `load` found, and what it had to assume."""
         known = self.details
@@ -194,13 +228,18 @@ class VectorField:
         twin.condition, twin._given = condition, (given, null)
         return twin
 
-    def check(self, x: Tensor) -> None:
-        """Raise an InputError unless x is a finite batch (B, *), B >= 1, that this model takes."""
+    def check(self, x: Tensor, shape: tuple[int, ...] | None = None) -> None:
+        """Raise an InputError unless x is a finite batch (B, *), B >= 1, that this model takes.
+
+        shape: (*) of one, if not the one that the network takes.
+        """
+        shape = shape or self.shape
         if x.ndim < 2 or x.shape[0] == 0:
             raise InputError(f"a batch (B, *) of at least one image or latent is needed, not shape {tuple(x.shape)}")
-        if self.shape is not None and tuple(x.shape[1:]) != self.shape:
-            has, wants = "×".join(map(str, x.shape[1:])), "×".join(map(str, self.shape))
-            raise InputError(f"the model {self.name!r} takes images of {wants} (channels×height×width), not {has}")
+        if shape is not None and tuple(x.shape[1:]) != shape:
+            has, wants = "×".join(map(str, x.shape[1:])), "×".join(map(str, shape))
+            what = "latents" if self.codec is not None and shape == self.shape else "images"
+            raise InputError(f"the model {self.name!r} takes {what} of {wants} (channels×height×width), not {has}")
         finite = torch.isfinite(x).flatten(1).all(dim=1)
         if not bool(finite.all()):
             raise InputError(f"image {int((~finite).nonzero()[0])} of the batch holds NaN or infinite values")

@@ -52,7 +52,9 @@ AYS = {
 }
 
 
-def grid(name: str, schedule: Schedule, steps: int | None = None, *, end: str = "zero") -> Tensor:
+def grid(
+    name: str, schedule: Schedule, steps: int | None = None, *, end: str = "zero", top: float | None = None
+) -> Tensor:
     """The nodes of a named grid, (steps+1,) float64, rising; 50 steps unless given, or as many as a file has.
 
     name: "linear" and "quadratic", the paper's τ_i = ⌊c·i⌋ and ⌊c·i²⌋ with c such that the last is T (appendix D.2);
@@ -63,8 +65,9 @@ def grid(name: str, schedule: Schedule, steps: int | None = None, *, end: str = 
     "ays" or "ays:LIST", the lists of Align Your Steps (arXiv 2404.14507, table 3), "sd15" unless given, "sdxl" or
     "deepfloyd-if", made for 10 steps: log σ is interpolated to other numbers, as its authors do, and stretched to the
     model's levels; or the path of a file with the nodes themselves, see `read_nodes`.
-    end: "zero" or "sigma_min", see the module. Errors: an unknown name, more steps than a grid over the training
-    levels can have (T; one less with end="sigma_min"), or a file that begins at σ = 0 with end="sigma_min".
+    end: "zero" or "sigma_min", see the module. top: where the last node lies in place of σ_T, below it.
+    Errors: an unknown name, more steps than a grid over the training levels can have (T; one less with
+    end="sigma_min"), or a file that begins at σ = 0 with end="sigma_min".
     """
     pick(end, ENDS, "end")
     if not is_named(name):
@@ -72,16 +75,20 @@ def grid(name: str, schedule: Schedule, steps: int | None = None, *, end: str = 
             nodes = check_nodes(read_nodes(Path(name)), where=name, steps=steps)
             if end == "sigma_min" and float(nodes[0]) == 0:
                 raise InputError(f"{name}: its nodes begin at σ = 0, which is end 'zero', not 'sigma_min'")
+            if top is not None and not math.isclose(float(nodes[-1]), top, rel_tol=1e-5):
+                raise InputError(f"{name}: its nodes end at σ = {float(nodes[-1]):.9g}, not at {top:.9g}")
             return nodes
         pick(name, NAMES, "grid (or grid file)")
     steps = STEPS if steps is None else steps
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
         raise InputError(f"steps must be a whole number, at least 1 and at most {MOST_STEPS}, not {steps!r}")
     family, colon, parameter = name.partition(":")
+    if top is not None and not schedule.sigma_min < top <= schedule.sigma_max:
+        raise InputError(f"a grid of {schedule!r} cannot end at σ = {top:.6g}")
     if family in _TAU:
-        return _over_levels(family, schedule, steps, end)
+        return _over_levels(family, schedule, steps, end, top)
     count = steps if end == "zero" else steps + 1
-    low, high = schedule.sigma_min, schedule.sigma_max
+    low, high = schedule.sigma_min, schedule.sigma_max if top is None else top
     if family == "edm":
         low, high = max(low, EDM_RANGE[0]), min(high, EDM_RANGE[1])
         if low >= high:
@@ -125,9 +132,12 @@ def _ays(name: str, which: str, u: Tensor) -> Tensor:
     return torch.from_numpy(np.interp(u.numpy(), np.linspace(0, 1, len(place)), place))
 
 
-def _over_levels(family: str, schedule: Schedule, steps: int, end: str) -> Tensor:
-    """Grids whose nodes are training levels: the paper's sub-sequences τ of 1, ..., T."""
-    T = schedule.T
+def _over_levels(family: str, schedule: Schedule, steps: int, end: str, top: float | None) -> Tensor:
+    """Grids over the training levels: the paper's sub-sequences τ of 1, ..., T; or up to the top, the last of them."""
+    levels = schedule.levels
+    if top is not None:
+        levels = torch.cat([levels[levels < top], levels.new_tensor([top])])
+    T = len(levels)
     most = T if end == "zero" else T - 1
     if steps > most:
         raise InputError(f"the grid {family!r} with end {end!r} has at most {most} steps on {T} levels, not {steps}")
@@ -136,8 +146,7 @@ def _over_levels(family: str, schedule: Schedule, steps: int, end: str) -> Tenso
     for i in range(1, steps + 1):
         level = first + _TAU[family](Fraction(i, steps), T - first)
         tau.append(max(level, tau[-1] + 1))  # never a node twice: it would be a step of length 0
-    levels = torch.cat([torch.zeros(1, dtype=torch.float64), schedule.levels])
-    return levels[tau]
+    return torch.cat([torch.zeros(1, dtype=torch.float64), levels])[tau]
 
 
 def read_nodes(path: Path) -> Tensor:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odeddim.api import Model, check_encodes, decode, encode, integrate, plan
+from odeddim.api import Model, check_encodes, decode, encode, integrate, plan, to_data
 from odeddim.field import VectorField
 from odeddim.models import DEFAULT, load
 from odeddim.types import InputError, Solver, State
@@ -95,6 +95,7 @@ def compute(
 ) -> ComputedGrid:
     """As `computed_grid`, with what was measured. advance: told of evaluations done, of `most_evaluations`."""
     row, own_nodes = own_grid(field, solver, steps, end, settings)
+    images, field = to_data(field, images), field.on_data()
     field.check(images)
     rows_before = field.rows
     trace = _Trace.of(field, images, own_nodes, batch_size)

@@ -20,11 +20,11 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from odeddim.bench import distances, features, programs
+from odeddim.bench import distances, features
 from odeddim.bench.distances import frechet, kid, precision_recall
 from odeddim.bench.features import BLOCK, Features, load_features
 from odeddim.images import open_images, sample_images, to_bytes
-from odeddim.models import classifier
+from odeddim.models import classifier, programs
 from odeddim.types import InputError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

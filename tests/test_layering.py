@@ -32,6 +32,7 @@ CORE = (
     "odeddim.latents",
     "odeddim.models",
     "odeddim.api",
+    "odeddim.bridges",
     "odeddim.certificate",
     "odeddim.explanation",
     "odeddim.local_error",

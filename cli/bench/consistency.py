@@ -48,7 +48,7 @@ def command(
 
     run.check_folder("consistency")
     shape = shape_for(run.field, size)
-    network = run.features(features, shape)
+    network = run.features(features, run.field.image_shape or shape)
     runs = run.runs(solvers, steps, end, settings)
     total = count * sum(each.evaluations for each in (*runs, *references(run.field, end)))
     with run.stand(total, count) as stand:

@@ -103,7 +103,8 @@ def command(
     shape = shape_for(run.field, size)
     if reference is None and run.model not in BUILT_IN:
         raise click.UsageError(f"what are the samples of {run.field.name!r} to be compared with? --reference IMAGES")
-    network = run.features(features, shape)
+    image_shape = run.field.image_shape or shape
+    network = run.features(features, image_shape)
     if network is None:
         raise click.UsageError(f"which features of {run.field.name!r}'s images? --features NAME or a file")
     lines = []
@@ -113,7 +114,7 @@ def command(
         lines += [bench.Sampled(each, eta) for each in run.runs([f"{name}@{grid}"], steps, end, its_own)]
     lines += [bench.Sampled(each) for each in run.runs(solvers or (), steps, end, settings)]
     real, noted = images_for(run.field, reference or REFERENCE), str(reference or "2,048 test images of Fashion-MNIST")
-    check_shape(real, shape, reference or "the package")
+    check_shape(real, image_shape, reference or "the package")
     others = sample_images() if reference is None else None
     shown = min(bench.SHOWN, count)
     with run.stand((count + shown) * sum(line.run.evaluations for line in lines), count) as stand:

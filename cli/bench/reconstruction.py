@@ -42,6 +42,7 @@ def command(
 
     Round trip: mean squared error per dimension on the [0, 1] scale. Latent: distance to the ODE's true latent (rms
     over σ): a solver can come back exactly from a latent that is wrong. Evaluations are per image and direction.
+    Of a latent model, all of it is of its data: what its autoencoder alone loses of the images is said apart.
     Without IMAGES, the package's sample images; with the model and the test images of CIFAR-10, the paper's table.
 
     \b
@@ -51,21 +52,24 @@ def command(
       odeddim bench reconstruction photos/ -n 1000 --model MODEL --solvers euler@quadratic,ab3,belm
       odeddim bench reconstruction --steps 10,20,50 --csv > table.csv
     """
+    from odeddim.api import to_data
     from odeddim.bench import reconstruction as bench
-    from odeddim.cli.running import images_for
+    from odeddim.cli.running import data_and_floor, images_for
 
     run.check_folder("reconstruction")
-    source = images_for(run.field, images)
+    source = images_for(run.whole, images)
+    run.measure_data()
     count = min(count, len(source))
     runs = run.runs(solvers, steps, end, settings)
     with run.stand(count * bench.expected_evaluations(runs, labels), count) as stand:
         table = bench.reconstruction(
             stand,
-            lambda start, stop: source[start:stop].to(run.machine.state),
+            lambda start, stop: to_data(run.whole, source[start:stop].to(run.machine.state)),
             count,
             runs,
             end=end,
             labels=labels,
             source={"path": str(images or "the package's sample")},
         )
-    run.deliver(table)
+    floors = data_and_floor(run.whole, source[:count])[1].get("floor")
+    run.deliver(table, None if floors is None else float(floors.mean()))

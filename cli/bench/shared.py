@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,10 +106,19 @@ class Bench:
 
     @functools.cached_property
     def field(self) -> VectorField:
-        """The model."""
+        """The model that is measured."""
+        return self.whole
+
+    @functools.cached_property
+    def whole(self) -> VectorField:
+        """The model, with its autoencoder if it is a latent one."""
         from odeddim.cli.running import field_on
 
         return field_on(self.model, self.machine)
+
+    def measure_data(self) -> None:
+        """Measure the ODE alone, of a latent model on its data; the table will say so."""
+        self.field = self.whole.on_data()
 
     def check_folder(self, name: str) -> None:
         """Refuse a folder that cannot be one, or has a table of another model under this name, before it is long."""
@@ -122,12 +131,14 @@ class Bench:
         if self.overwrite or not there.exists():
             return
         try:
-            model, sha256 = (load(there).settings.get(key) for key in ("model", "sha256"))
+            model, sha256, condition = (load(there).settings.get(key, "") for key in ("model", "sha256", "condition"))
         except InputError as error:
             raise InputError(f"{error}; --overwrite replaces it") from None
-        if (sha256 or model) != (self.field.sha256 or self.field.name):
+        if (sha256 or model, condition) != (self.field.sha256 or self.field.name, self.field.condition.words):
+            under = f" under {condition}" if condition else ""
             raise InputError(
-                f"{there} is a table of the model {model!r}: give another folder with -o, or --overwrite to replace it"
+                f"{there} is a table of the model {model!r}{under}: "
+                "give another folder with -o, or --overwrite to replace it"
             )
 
     def runs(self, names: Sequence[str], steps: Sequence[int], end: str, settings: Mapping[str, Any]) -> list[Planned]:
@@ -178,12 +189,18 @@ class Bench:
                 self.field, self.output, self.machine.state, self.batch_size or BATCH, fit, advance, self.overwrite
             )
 
-    def deliver(self, table: Table) -> None:
-        """Print a table and leave it with its figures in the folder; of several processes, the first does."""
+    def deliver(self, table: Table, floor: float | None = None) -> None:
+        """Print a table and leave it with its figures in the folder; of several processes, the first does.
+
+        floor: what a latent model's autoencoder alone loses of the images, rms over pixels in [-1, 1].
+        """
         from odeddim.bench import figures
 
         if not first():
             return
+        if self.whole.codec is not None and self.field.codec is None:
+            lost = "" if floor is None else f"; its autoencoder alone loses {floor:.3g} of the images (rms)"
+            table = replace(table, notes=(*table.notes, f"all of the latent model's data in place of images{lost}"))
         paths = table.save(self.output)
         if self.as_json:
             click.echo(table.to_json())

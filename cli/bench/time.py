@@ -57,7 +57,8 @@ def command(
     if rank()[1] > 1:
         raise click.UsageError("several processes would time each other: run `odeddim bench time` without torchrun")
     run.check_folder("time")
-    shape = shape_for(run.field, size)
+    shape = shape_for(run.whole, size)
+    run.measure_data()
     runs = run.runs(solvers, steps, end, settings)
     total = repeats * sum(batch * each.evaluations for each in runs for batch in {*batches})
     with run.stand(total, still=True) as stand:

@@ -75,7 +75,8 @@ def command(
     from odeddim.cli.running import shape_for
 
     run.check_folder("work-precision" if find is None else "cheapest")
-    shape = shape_for(run.field, size)
+    shape = shape_for(run.whole, size)
+    run.measure_data()
     given = {key: value for key, value in settings.items() if value is not None}
     if find is None:
         entries = [Entry.parse(text) for text in solvers or SOLVERS]

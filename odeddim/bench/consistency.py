@@ -86,7 +86,7 @@ def consistency(
     columns, said = telling(_COLUMNS, rows, optional)
     return Table(
         bench="consistency",
-        title=f"Consistency: {stand.model.name}, {count} x_T of seed {seed}, {stand.conventions(fine)}",
+        title=f"Consistency: {stand.model.title}, {count} x_T of seed {seed}, {stand.conventions(fine)}",
         settings={
             **stand.header(fine), "x_T": count, "seed": seed, "end": end,
             "reference": reference, "reference_error": error, "features": features.name if features else "none",
@@ -118,7 +118,7 @@ def decoded(stand: Stand, run: Planned, count: int, shape: tuple[int, ...], seed
 
     def measure(start: int, stop: int) -> Columns:
         n, failure = stop - start, ""
-        images = torch.full((n, *shape), math.nan)
+        images = torch.full((n, *(stand.model.image_shape or shape)), math.nan)
         stand.model.reset()
         try:
             images = sample(n, run.solver, seed=seed, start=start, model=stand.model, grid=run.nodes, shape=shape)

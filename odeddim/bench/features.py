@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from odeddim.arrays import reading
-from odeddim.bench.programs import load_program
 from odeddim.images import to_bytes
 from odeddim.models import classifier
+from odeddim.models.programs import load_program
 from odeddim.types import InputError, pick
 
 DEFAULT = "fashion-mnist"

@@ -129,10 +129,10 @@ def interpolation(
         if failure:
             rows.append({**_NOTHING, **label, "remark": failure})
             continue
-        images = cell["image"].reshape(pairs, points, *shape)
+        images = cell["image"].reshape(pairs, points, *cell["image"].shape[1:])
         if not shown and between:
             grid, failure = _decoded(stand, run, between, seed)
-            square = None if failure else (_name(run, runs), grid["image"].reshape(side, side, *shape))
+            square = None if failure else (_name(run, runs), grid["image"].reshape(side, side, *images.shape[2:]))
         shown[_name(run, runs)] = images
         _add(rows, profiles, label, smoothness(images))
     for images in [*shown.values()][:1]:
@@ -142,7 +142,7 @@ def interpolation(
     columns, said = telling(_COLUMNS, rows, ("remark",))
     return Table(
         bench="interpolation",
-        title=f"Interpolation: {stand.model.name}, {pairs} lines of {points} images{_steps(runs)}, seed {seed}, "
+        title=f"Interpolation: {stand.model.title}, {pairs} lines of {points} images{_steps(runs)}, seed {seed}, "
         f"{stand.conventions(runs[0])}",
         settings={
             **stand.header(runs[0]), "seed": seed, "shape": list(shape),
@@ -157,7 +157,7 @@ def interpolation(
             "no path between these has a shorter mean step",
         ),
         group=("solver", "grid"),
-        sheets=tuple(_sheets(stand.model.name, shown, square)),
+        sheets=tuple(_sheets(stand.model.title, shown, square)),
     )  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def _decoded(stand: Stand, run: Planned, paths: Sequence[LatentPath], seed: int)
 
     def measure(start: int, stop: int) -> Columns:
         x_T = torch.cat([paths[i // each].read(i % each, i % each + 1).xbar for i in range(start, stop)])
-        images, failure = torch.full(x_T.shape, torch.nan, dtype=stand.dtype), ""
+        images, failure = torch.full((len(x_T), *(stand.model.image_shape or shape)), torch.nan, dtype=stand.dtype), ""
         stand.model.reset()
         try:
             row = with_noise(run.solver, seed=seed, start=start)

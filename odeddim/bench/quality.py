@@ -129,7 +129,7 @@ def quality(
     columns, said = telling(_columns(features.measure, paper), rows, ("eta", "paper", "remark"))
     return Table(
         bench="quality",
-        title=f"Quality: {stand.model.name}, {count} samples of seed {seed} against {references} images, "
+        title=f"Quality: {stand.model.title}, {count} samples of seed {seed} against {references} images, "
         f"{stand.conventions(lines[0].run)}",
         settings={
             **stand.header(lines[0].run), "samples": count, "seed": seed, "end": end,

@@ -83,7 +83,7 @@ def reconstruction(
     )
     return Table(
         bench="reconstruction",
-        title=f"Reconstruction: {stand.model.name}, {counted(count, 'image')}, {stand.conventions(runs[0])}, "
+        title=f"Reconstruction: {stand.model.title}, {counted(count, 'image')}, {stand.conventions(runs[0])}, "
         f"labels {' and '.join(dict.fromkeys(labels))}",
         settings={
             **stand.header(runs[0]), "images": count, **(source or {}), "images_sha256": sha256, "end": end,

@@ -58,10 +58,14 @@ class Stand:
     _identities: dict[int, tuple[Any, str]] = field(default_factory=dict)
     _anew: set[Path] = field(default_factory=set)  # what has been measured anew already, where all is to be
 
+    def subject(self) -> dict[str, Any]:
+        """What a table says of the model, JSON-able."""
+        return {"model": self.model.name, "sha256": self.model.sha256, "condition": self.model.condition.words}
+
     def header(self, run: Planned) -> dict[str, Any]:
         """What a table says of the model and the machine, JSON-able. run: any of its runs."""
         return {
-            "model": self.model.name, "sha256": self.model.sha256, "state": str(self.dtype).removeprefix("torch."),
+            **self.subject(), "state": str(self.dtype).removeprefix("torch."),
             **self.fit(run.solver), "odeddim": odeddim.__version__, "torch": torch.__version__,
         }  # fmt: skip
 

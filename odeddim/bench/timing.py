@@ -130,9 +130,9 @@ def timing(
     computer = {**computer, "threads": torch.get_num_threads()}
     return Table(
         bench="time",
-        title=f"Time: {stand.model.name}, decoding noise on {_brief(computer)}",
+        title=f"Time: {stand.model.title}, decoding noise on {_brief(computer)}",
         settings={
-            "model": stand.model.name, "sha256": stand.model.sha256, "machine": computer, "seed": seed,
+            **stand.subject(), "machine": computer, "seed": seed,
             "shape": list(shape), "dtype": str(stand.model.dtype or stand.dtype), "state": str(stand.dtype),
             "repeats": repeats, "network batch": "as the solver hands it over: the whole batch, or what it takes of it",
         },
@@ -185,9 +185,9 @@ class Timed:
         self._eps, self._device = model.eps, model.device
         self.seconds, self.calls = 0.0, 0
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, *given: Tensor) -> Tensor:
         began = now(self._device)
-        out = self._eps(x, t)
+        out = self._eps(x, t, *given)
         self.seconds += now(self._device) - began
         self.calls += 1
         return out

@@ -163,7 +163,7 @@ def work_precision(stand: Stand, runs: Sequence[Planned], exact: Truth) -> Table
             row[f"{way}_order"] = _order(before, row, way, floor) if before else None
         rows.append(row)
     conventions = f"{counted(len(exact.images), 'solution')} from seed {exact.seed}, {stand.conventions(exact.run)}"
-    title = f"Work and precision: {stand.model.name}, {conventions}"
+    title = f"Work and precision: {stand.model.title}, {conventions}"
     return _table("work-precision", title, stand, exact, (*_RUN, *_BOTH), rows)
 
 
@@ -369,7 +369,7 @@ def cheapest(
         ),
         Column("remark", "remark", form="s"),
     )
-    title = f"Cheapest runs with errors of {error:g}: {stand.model.name}, {stand.conventions(exact.run)}"
+    title = f"Cheapest runs with errors of {error:g}: {stand.model.title}, {stand.conventions(exact.run)}"
     table = _table("cheapest", title, stand, exact, columns, rows, error=error)
     run = best[1]
     assert run.steps is not None

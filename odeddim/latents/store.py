@@ -67,6 +67,8 @@ class Provenance:
     steps: int
     nodes: str
     made_by: str  # the command: "encode", "interpolate", "shift", ...; of images "sample" or "decode"
+    time: str = ""  # the network's labels, see `odeddim.schedule.TIMES`; "" in files from before there was a choice
+    condition: dict[str, Any] = field(default_factory=dict)  # of `VectorField.conditioned`
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
@@ -76,7 +78,8 @@ class Provenance:
         if model.sha256 != self.sha256 or (not self.sha256 and model.name != self.model):
             ours, theirs = _model_words(self.model, self.sha256), _model_words(model.name, model.sha256)
             raise InputError(f"{where} holds latents of the model {ours}, not of {theirs}: give that one with --model")
-        if self.predicts != model.predicts or self.schedule != model.schedule.to_dict():
+        other_time = self.time not in ("", _time_of(model))
+        if self.predicts != model.predicts or other_time or self.schedule != model.schedule.to_dict():
             raise InputError(f"{where} was made with another schedule or prediction type of the model {self.model!r}")
 
 
@@ -100,10 +103,16 @@ def provenance_of(
         steps=len(nodes) - 1,
         nodes=digest(nodes),
         made_by=made_by,
+        time=_time_of(model),
+        condition=model.condition.to_dict(),
         settings={key: value for key, value in settings.items() if value is not None},
         versions=versions,
         details=details,
     )
+
+
+def _time_of(model: VectorField) -> str:
+    return model.time if isinstance(model.time, str) else "a function"
 
 
 class LatentRun(Run):

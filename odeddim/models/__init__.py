@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from odeddim.field import VectorField
-from odeddim.models import native
+from odeddim.models import ddim, diffusers_unet, edm, exported, guided, latent_diffusion, native, weights
 from odeddim.types import InputError, pick
 
-DEFAULT = "fashion-mnist"
-FORMATS = (native,)
+DEFAULT, FLOW = "fashion-mnist", "fashion-mnist-flow"
+SUFFIXES = (*weights.SUFFIXES, ".pt2", ".pkl")  # of single files that may be models
+FORMATS = (native, latent_diffusion, guided, edm, exported, ddim, diffusers_unet)
 
 
 def _exact_gaussian() -> VectorField:
@@ -49,6 +50,10 @@ def _exact_samples() -> VectorField:
 
 BUILT_IN: dict[str, tuple[Callable[[], VectorField], str]] = {
     DEFAULT: (lambda: native.read(native.BUILT_IN / DEFAULT), "the U-Net of DDPM, trained on Fashion-MNIST"),
+    FLOW: (
+        lambda: native.read(native.BUILT_IN / FLOW),
+        "the same U-Net as a rectified flow, trained on the same images",
+    ),
     "exact-gaussian": (_exact_gaussian, "exact field: every pixel N(0, 0.5²); closed-form solution"),
     "exact-mixture": (_exact_mixture, "exact field: every pixel from two modes at ±0.6, s = 0.15"),
     "exact-samples": (_exact_samples, "exact denoiser of the 256 sample images: latents of a finite data set"),

@@ -7,8 +7,9 @@ of its checkpoints fits without renaming. One class serves every size: three lev
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,9 +32,13 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """DDPM's 32 groups; fewer where a group would have fewer than the 4 channels that it has in DDPM."""
-    return nn.GroupNorm(math.gcd(32, max(1, channels // 4)), channels, eps=1e-6)
+Norm = Callable[[int], nn.Module]
+"""How the norms of a network are made: norm(channels)."""
+
+
+def group_norm(channels: int, groups: int | None = None, eps: float = 1e-6) -> nn.GroupNorm:
+    """DDPM's 32 groups; if none are given, fewer where one would have fewer than the 4 channels that it has there."""
+    return nn.GroupNorm(math.gcd(32, max(1, channels // 4)) if groups is None else groups, channels, eps=eps)
 
 
 class TimeEmbedding(nn.Module):
@@ -54,12 +59,12 @@ class TimeEmbedding(nn.Module):
 class ResnetBlock(nn.Module):
     """(B, inner, H, W) and time features (B, 4·channels) -> (B, outer, H, W)."""
 
-    def __init__(self, inner: int, outer: int, temb: int, dropout: float) -> None:
+    def __init__(self, inner: int, outer: int, temb: int, dropout: float, norm: Norm) -> None:
         super().__init__()
-        self.norm1 = group_norm(inner)
+        self.norm1 = norm(inner)
         self.conv1 = nn.Conv2d(inner, outer, 3, padding=1)
         self.temb_proj = nn.Linear(temb, outer)
-        self.norm2 = group_norm(outer)
+        self.norm2 = norm(outer)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(outer, outer, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(inner, outer, 1) if inner != outer else None
@@ -74,9 +79,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over the pixels of (B, C, H, W)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = norm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -102,11 +107,11 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """(B, C, H, W) -> (B, C, 2H, 2W): nearest neighbour, then a convolution."""
+    """(B, C, H, W) -> (B, C, 2H, 2W): nearest neighbour, then a convolution if there is one."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, convolves: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if convolves else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         h: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -114,13 +119,23 @@ class Upsample(nn.Module):
 
 
 class Down(nn.Module):
-    """One level on the way down: residual blocks of these input widths, then halving unless it is the last."""
+    """One level on the way down: residual blocks of these input widths, then halving if it is not the last."""
 
-    def __init__(self, inner: list[int], width: int, temb: int, dropout: float, *, attends: bool, last: bool) -> None:
+    def __init__(
+        self,
+        inner: list[int],
+        width: int,
+        temb: int,
+        dropout: float,
+        norm: Norm,
+        *,
+        attends: bool,
+        downsample: nn.Module | None,
+    ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(n, width, temb, dropout) for n in inner)
-        self.attn = nn.ModuleList(AttnBlock(width) for _ in inner if attends)
-        self.downsample = None if last else Downsample(width)
+        self.block = nn.ModuleList(ResnetBlock(n, width, temb, dropout, norm) for n in inner)
+        self.attn = nn.ModuleList(AttnBlock(width, norm) for _ in inner if attends)
+        self.downsample = downsample
 
     def forward(self, h: Tensor, temb: Tensor, skips: list[Tensor]) -> Tensor:
         """h (B, C, H, W) -> (B, width, H/2, W/2); every result on the way is appended to `skips`."""
@@ -136,13 +151,23 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """One level on the way up: each block also takes one of `skips`; then doubling unless it is the last."""
+    """One level on the way up: each block also takes one of `skips`; then doubling if it is not the last."""
 
-    def __init__(self, inner: list[int], width: int, temb: int, dropout: float, *, attends: bool, last: bool) -> None:
+    def __init__(
+        self,
+        inner: list[int],
+        width: int,
+        temb: int,
+        dropout: float,
+        norm: Norm,
+        *,
+        attends: bool,
+        upsample: nn.Module | None,
+    ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(n, width, temb, dropout) for n in inner)
-        self.attn = nn.ModuleList(AttnBlock(width) for _ in inner if attends)
-        self.upsample = None if last else Upsample(width)
+        self.block = nn.ModuleList(ResnetBlock(n, width, temb, dropout, norm) for n in inner)
+        self.attn = nn.ModuleList(AttnBlock(width, norm) for _ in inner if attends)
+        self.upsample = upsample
 
     def forward(self, h: Tensor, temb: Tensor, skips: list[Tensor]) -> Tensor:
         """h (B, C, H, W) -> (B, width, 2H, 2W); takes the last of `skips` off, one per block."""
@@ -156,11 +181,11 @@ class Up(nn.Module):
 class Middle(nn.Module):
     """Two residual blocks round one attention block, at the lowest resolution."""
 
-    def __init__(self, channels: int, temb: int, dropout: float) -> None:
+    def __init__(self, channels: int, temb: int, dropout: float, norm: Norm) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, temb, dropout)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels, temb, dropout)
+        self.block_1 = ResnetBlock(channels, channels, temb, dropout, norm)
+        self.attn_1 = AttnBlock(channels, norm)
+        self.block_2 = ResnetBlock(channels, channels, temb, dropout, norm)
 
     def forward(self, h: Tensor, temb: Tensor) -> Tensor:
         h = self.attn_1(self.block_1(h, temb))
@@ -174,6 +199,8 @@ class UNet(nn.Module):
     in_channels, out_channels: of the image and of ε (None: the same). image_size: height and width it is made for; it
     decides at which levels `attention` (resolutions, in pixels) applies. channels: width of the first level, times
     `multipliers` for each level. blocks: residual blocks per level on the way down (one more on the way up).
+    groups, eps: of every group norm; None: DDPM's 32, fewer in networks narrower than DDPM's. convolves: levels are
+    left through a convolution, as everywhere in DDPM; without, by means of 2×2 pixels and by repeating them.
     `config` holds all of it as JSON-able values: `UNet(**net.config)` is the same network.
     """
 
@@ -188,6 +215,9 @@ class UNet(nn.Module):
         blocks: int = 2,
         attention: Sequence[int] = (7,),
         dropout: float = 0.0,
+        groups: int | None = None,
+        eps: float = 1e-6,
+        convolves: bool = True,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -201,11 +231,14 @@ class UNet(nn.Module):
             "attention": list(attention),
             "dropout": dropout,
         }
+        if (groups, eps, convolves) != (None, 1e-6, True):  # left out elsewhere, so that older odeddim reads it too
+            self.config |= {"groups": groups, "eps": eps, "convolves": convolves}
         _check_config(self.config)
         self.in_channels = in_channels
         self.factor = 2 ** (len(multipliers) - 1)  # what height and width are halved by, all in all
 
         temb = 4 * channels
+        norm = functools.partial(group_norm, groups=groups, eps=eps)
         widths = [channels * m for m in multipliers]
         attends = [image_size // 2**level in attention for level in range(len(widths))]
         coarsest = len(widths) - 1
@@ -218,21 +251,28 @@ class UNet(nn.Module):
         for level, width in enumerate(widths):
             blocks_in = [inner, *[width] * (blocks - 1)]
             last = level == coarsest
-            self.down.append(Down(blocks_in, width, temb, dropout, attends=attends[level], last=last))
+            halved = None if last else Downsample(width) if convolves else nn.AvgPool2d(2)
+            self.down.append(Down(blocks_in, width, temb, dropout, norm, attends=attends[level], downsample=halved))
             inner = width
             skips += [width] * (blocks if last else blocks + 1)
 
-        self.mid = Middle(inner, temb, dropout)
+        self.mid = Middle(inner, temb, dropout, norm)
 
         self.up = nn.ModuleList()  # up[0] is the finest level, as in DDIM's code
         for level, width in reversed(list(enumerate(widths))):
             blocks_in = [n + skips.pop() for n in (inner, *[width] * blocks)]
-            self.up.insert(0, Up(blocks_in, width, temb, dropout, attends=attends[level], last=level == 0))
+            doubled = None if level == 0 else Upsample(width, convolves=convolves)
+            self.up.insert(0, Up(blocks_in, width, temb, dropout, norm, attends=attends[level], upsample=doubled))
             inner = width
 
-        self.norm_out = group_norm(inner)
+        self.norm_out = norm(inner)
         self.conv_out = nn.Conv2d(inner, out_channels, 3, padding=1)
         self._zero_last_layers()
+
+    @property
+    def words(self) -> str:
+        """What it is, for people: "U-Net 128×(1,2,2,2)"."""
+        return f"U-Net {self.config['channels']}×({','.join(map(str, self.config['multipliers']))})"
 
     def _zero_last_layers(self) -> None:
         """As in DDPM: every residual branch starts as the identity, and the network's answer as 0."""
@@ -281,5 +321,10 @@ def _check_config(config: dict[str, Any]) -> None:
             f"images of {config['image_size']} pixels cannot be halved {len(config['multipliers']) - 1} times: "
             f"give fewer multipliers, or images whose size {factor} divides"
         )
+    groups, eps = config.get("groups"), config.get("eps", 1e-6)
+    if groups is not None and (not isinstance(groups, int) or groups < 1 or config["channels"] % groups):
+        raise InputError(f"the U-Net's groups must divide its {config['channels']} channels, not {groups!r}")
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
+        raise InputError(f"the U-Net's eps must be a number between 0 and 1, not {eps!r}")
     if not 0 <= config["dropout"] < 1:
         raise InputError(f"the U-Net's dropout must lie in [0, 1), not {config['dropout']}")

@@ -64,11 +64,20 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], path: Path, *, spare: S
                 f"{path} does not fit the network that it should be: {name} has the shape {tuple(state[name].shape)} "
                 f"where {tuple(has.shape)} is wanted"
             )
+        if not _is_whole(state[name]):
+            raise InputError(f"{path} is damaged: it does not hold all of {name}: copy it again")
     for name in wanted:
         if state[name].is_floating_point() and not bool(torch.isfinite(state[name]).all()):
             raise InputError(f"{path} is damaged: {name} holds NaN or infinite values")
     network.to_empty(device="cpu").load_state_dict({name: state[name] for name in wanted})
     return network.float().eval().requires_grad_(False)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a number is there for each place: a tensor of stride 0 claims any size."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def some(names: Sequence[str]) -> str:

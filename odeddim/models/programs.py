@@ -18,7 +18,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,17 +54,23 @@ REFUSED = "could run code of its own: save the network with torch.export.save or
 
 @dataclass(frozen=True)
 class Program:
-    """A network from a file. batch: so many images it takes at most, or exactly (`fixed`). shape: (C, H, W)."""
+    """A network from a file. batch: so many images it takes at most, or exactly (`fixed`). shape: (C, H, W).
 
-    network: Callable[[Tensor], Any]
+    dtypes: of its inputs, () where the file does not say; channels: of what it gives, None likewise.
+    """
+
+    network: Callable[..., Any]
     batch: int | None = None
     fixed: bool = False
     shape: tuple[int, ...] | None = None
+    dtypes: tuple[torch.dtype, ...] = ()
+    channels: int | None = None
 
 
-def load_program(blob: bytes, device: torch.device) -> Program:
+def load_program(blob: bytes, device: torch.device, *, numbers: Container[int] = (0,)) -> Program:
     """The program in the bytes of a .pt2 or TorchScript file, on a device.
 
+    numbers: how many inputs (B,) it may take after its images (B, C, H, W).
     Errors: InputError in words that go behind the file's name, for what is neither or might run code; anything else
     that PyTorch raises on a damaged file.
     """
@@ -73,7 +79,7 @@ def load_program(blob: bytes, device: torch.device) -> Program:
         raise InputError(f"{kind} {REFUSED if kind.endswith('which') else REFUSED.partition(': ')[2]}")
     parts = _unpacked(blob)
     if _GRAPH in parts:
-        return _exported(parts, device)
+        return _exported(parts, device, numbers)
     if "constants.pkl" in parts and any(name.startswith("code/") for name in parts):
         return _script(parts, device)
     raise InputError(f"holds a pickle, as torch.save writes it, which {REFUSED}")
@@ -101,7 +107,7 @@ def _packed(parts: dict[str, bytes]) -> io.BytesIO:
 # torch.export.
 
 
-def _exported(parts: dict[str, bytes], device: torch.device) -> Program:
+def _exported(parts: dict[str, bytes], device: torch.device, numbers: Container[int]) -> Program:
     for name in parts:
         if not _PARTS.fullmatch(name):
             raise InputError(f"holds {name[:80]!r}, which is no part of an exported network and {REFUSED}")
@@ -122,20 +128,44 @@ def _exported(parts: dict[str, bytes], device: torch.device) -> Program:
         program = torch.export.load(_packed({**parts, _GRAPH: json.dumps({**graph, "guards_code": []}).encode()}))
     finally:
         logging.disable(silent)
-    if device.type != "cpu":
+    nodes = list(program.graph.nodes)
+    if any(value.device.type != device.type for node in nodes if isinstance(value := node.meta.get("val"), Tensor)):
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
-    inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
-    if len(inputs) != 1 or inputs[0].meta["val"].ndim != 4:
-        raise InputError("does not take one tensor of images (B, C, H, W): export it so")
-    batch, *sizes = inputs[0].meta["val"].shape
-    shape = tuple(sizes) if all(isinstance(size, int) for size in sizes) else None
-    if isinstance(batch, int):
-        return Program(program.module(), batch, True, shape)
-    bounds = program.range_constraints.get(batch.node.expr)
+    for node in nodes:
+        if _draws(node):
+            raise InputError(f"draws random numbers ({node.target}): export the network after network.eval()")
+    inputs = [node.meta["val"] for node in nodes if node.name in program.graph_signature.user_inputs]
+    if len(inputs) - 1 not in numbers or [value.ndim for value in inputs] != [4, *[1] * (len(inputs) - 1)]:
+        wanted = (
+            "images (B, C, H, W), labels (B,) and perhaps classes (B,)"
+            if 1 in numbers
+            else "one tensor of images (B, C, H, W)"
+        )
+        raise InputError(f"does not take {wanted}: export it so")
+    batch, *sizes = inputs[0].shape
+    outputs = [node.meta["val"] for node in nodes if node.name in program.graph_signature.user_outputs]
+    bounds = None if isinstance(batch, int) else program.range_constraints.get(batch.node.expr)
     most = None if bounds is None or not bounds.upper.is_Integer else int(bounds.upper)
-    return Program(program.module(), most, False, shape)
+    return Program(
+        program.module(),
+        batch if isinstance(batch, int) else most,
+        isinstance(batch, int),
+        tuple(sizes) if all(isinstance(size, int) for size in sizes) else None,
+        tuple(value.dtype for value in inputs),
+        outputs[0].shape[1] if outputs and outputs[0].ndim > 1 else None,
+    )
+
+
+def _draws(node: torch.fx.Node) -> bool:
+    """Whether this is an operation with chance in it, other than dropout that is off."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    arguments = node.target._schema.arguments  # type: ignore[union-attr]
+    given = {one.name: one.default_value for one in arguments}
+    given |= dict(zip(given, node.args, strict=False)) | node.kwargs
+    return given.get("train") is not False and given.get("dropout_p") != 0
 
 
 def _without_comments(graph: Any) -> Any:

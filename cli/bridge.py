@@ -1,0 +1,158 @@
+"""`odeddim bridge`: images of one model made images of another."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from odeddim.cli import options
+
+
+@click.command("bridge")
+@click.argument("images", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A folder for PNGs, a sheet.png or a file.h5.",
+)
+@click.option("-n", "--count", type=click.IntRange(1), default=None, help="Only the first so many images.")
+@click.option("--to", "target", required=True, metavar="NAME|PATH", help="The model that decodes; --model encodes.")
+@click.option("--to-label", type=click.IntRange(0), default=None, help="Its class.")
+@click.option("--to-prompt", metavar="TEXT", default=None, help="Its prompt.")
+@click.option("--to-guidance", type=float, metavar="W", default=1.0, help="Its guidance.  [default: 1]")
+@click.option("--cycle/--no-cycle", default=True, help="Go back too, for the cycle error: 3 times the evaluations.")
+@options.run
+@options.machine
+@options.network_batch
+@options.overwrite
+def command(
+    images: Path | None,
+    output: Path,
+    count: int | None,
+    target: str,
+    to_label: int | None,
+    to_prompt: str | None,
+    to_guidance: float,
+    cycle: bool,
+    model: str,
+    solver: str | None,
+    steps: int | None,
+    grid: str | None,
+    end: str,
+    device: str | None,
+    dtype: str | None,
+    batch_size: int | None,
+    network_batch: int | None,
+    threads: int | None,
+    overwrite: bool,
+    **settings: Any,
+) -> None:
+    """Encode IMAGES with one model (--model) and decode them with another (--to): a dual diffusion implicit bridge.
+
+    The state x̄ is handed over at the lower of the two σ_T. Both models may be one under two conditions: --label names
+    the source's class and --to-label the target's. A diffusion model and a rectified flow meet as well.
+
+    The cycle error of an image is the rms over its pixels, in [-1, 1], between it and itself there and back; all of
+    them are in cycle.csv in the folder, or in NAME.cycle.csv beside the file. A sheet shows each image, what became of
+    it, and what came back. IMAGES, solvers and resuming are as of `odeddim encode`; the default solver is ab3.
+
+    \b
+    Examples:
+      odeddim bridge -n 16 --to fashion-mnist-flow -o sheet.png
+      odeddim bridge photos/ --model A --to B -o out/ --steps 100
+      odeddim bridge photos/ --model M --label 207 --to M --to-label 281 -o out/
+    """
+    from dataclasses import asdict
+
+    import torch
+
+    from odeddim.bridges import SOLVER, between
+    from odeddim.cli.running import (
+        at_once,
+        details_of,
+        field_on,
+        images_for,
+        in_blocks,
+        lasting,
+        machine,
+        of_all,
+        progress,
+        warn_of_range,
+    )
+    from odeddim.files import check_place
+    from odeddim.images import SAMPLE
+    from odeddim.latents.store import provenance_of
+    from odeddim.outputs import open_output
+
+    if not output.is_dir():
+        check_place(output, images)
+    where = machine(device, dtype)
+    to = {"label": to_label, "prompt": to_prompt, "guidance": to_guidance}
+    source, other = field_on(model, where), field_on(target, where, said=to)
+    over = between(source, other, solver or SOLVER, steps=steps, grid=grid, end=end, **settings)
+    for field in (source, other):
+        in_blocks(field, over.row, where, network_batch, threads)
+    given = images_for(source, images)
+    names = given.names[:count] if count else given.names
+    size = at_once(over.row, batch_size)
+    half = functools.partial(
+        provenance_of, solver=over.row.name, grid=grid or over.row.grid, made_by="bridge",
+        settings=lasting(settings, over.row),
+    )  # fmt: skip
+    details = details_of(other, over.row, where, size) | ({"cycle": True} if cycle else {})
+    details["images"] = {"path": SAMPLE if images is None else str(images), "sha256": given.fingerprint()}
+    details["source"] = asdict(half(source, nodes=over.source_nodes))
+    made = asdict(half(other, nodes=over.target_nodes, **details))
+    is_sheet = output.suffix.lower() == ".png" and not output.is_dir()
+    began, largest, here = time.perf_counter(), 0.0, 0
+    with (
+        open_output(output, names, made, overwrite=overwrite, columns=min(len(names), 4) if is_sheet else None) as out,
+        progress(len(names), "bridging", out.done) as advance,
+    ):
+        errors = output / "cycle.csv" if output.is_dir() else output.with_suffix(".cycle.csv")
+        for start, stop in out.batches(size):
+            x_0 = given[start:stop].to(where.state)
+            found = over.cross(x_0, cycle=cycle)
+            if found.error is not None:  # before the images, which say that these are done
+                _append(errors, zip(names[start:stop], found.error.tolist(), strict=True))
+            row = [x_0.to(found.images), found.images, *([] if found.again is None else [found.again])]
+            out.write(start, stop, torch.cat(row, dim=3) if is_sheet else found.images)
+            largest, here = max(largest, float(found.images.abs().max())), here + stop - start
+            advance(stop - start)
+    warn_of_range(largest)
+    evaluations = f", {(source.rows + other.rows) / here:g} evaluations per image" if here else ""
+    click.echo(
+        f"{len(names)} images in {output}{of_all(out.done, len(names), here)}: {source.name} to {other.name} at "
+        f"σ = {over.sigma:.6g}, {over.row.name}{evaluations}, {time.perf_counter() - began:.1f} s"
+    )
+    if cycle:
+        click.echo(_summary(errors, names))
+
+
+def _append(path: Path, rows: Any) -> None:
+    import csv
+
+    with path.open("a", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        if file.tell() == 0:
+            table.writerow(["name", "cycle_error"])
+        table.writerows(rows)
+
+
+def _summary(path: Path, names: Sequence[str]) -> str:
+    """What cycle.csv says of these images; of one that was done twice, what was said last."""
+    import csv
+    from statistics import median
+
+    with path.open(newline="", encoding="utf-8") as file:
+        found: Mapping[str, float] = {row["name"]: float(row["cycle_error"]) for row in csv.DictReader(file)}
+    known = [(found[name], name) for name in names if name in found]
+    worst, name = max(known)
+    return f"cycle error (rms, images in [-1, 1]): median {median(e for e, _ in known):.3g}, worst {worst:.3g} ({name})"

@@ -1,0 +1,135 @@
+"""Bridges: encode with one model, decode with another (DDIB, arXiv 2203.08382).
+
+Both models move x̄ = x0 + σ·ε, whatever they predict and however they count time; so the state at a noise level that
+both know is handed over as it is. That level is the lower of their two σ_T: what one model calls noise there is a
+state that the other knows, and nothing is rescaled.
+
+The cycle error says how much of an image the way there and back keeps: encoded by the source, decoded and encoded
+again by the target, decoded by the source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from odeddim.api import Grid, Model, check_encodes, integrate, plan, state_dtype, to_data, to_images
+from odeddim.field import VectorField
+from odeddim.models import load
+from odeddim.types import InputError, Solver, State
+
+SOLVER = "ab3"
+"""Unless told otherwise: a state that changes models keeps nothing for the way back, so a reversible row gains none."""
+
+LOWEST_TOP = 5.0
+"""Noise below which an image shines through: its share of x is then more than 1/√(1+5²) = 20%."""
+
+
+@dataclass(frozen=True)
+class Bridged:
+    """images: (B, C, H, W) of the target model. state: where the two models met. again: the images come back, and
+    error: (B,) the rms over pixels, in [-1, 1], between them and what was given; None without the cycle."""
+
+    images: Tensor
+    state: State
+    again: Tensor | None
+    error: Tensor | None
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """A bridge between two models: the row and, for each of them, the nodes (S+1,) up to the level where they meet."""
+
+    source: VectorField
+    target: VectorField
+    row: Solver
+    source_nodes: Tensor
+    target_nodes: Tensor
+
+    @property
+    def sigma(self) -> float:
+        """The noise level where the models meet."""
+        return float(self.source_nodes[-1])
+
+    def cross(self, x_0: Tensor, *, cycle: bool = True) -> Bridged:
+        """Images (B, C, H, W) in [-1, 1] of the source, over the bridge; with `cycle` also back again."""
+        given = state_dtype(x_0)
+        state = self._up(self.source, given, self.source_nodes)
+        images = self._down(self.target, state, self.target_nodes)
+        if not cycle:
+            return Bridged(images, state, None, None)
+        again = self._down(self.source, self._up(self.target, images, self.target_nodes), self.source_nodes)
+        error = (again - given.to(again)).double().square().flatten(1).mean(dim=1).sqrt()
+        return Bridged(images, state, again, error)
+
+    def _up(self, field: VectorField, images: Tensor, nodes: Tensor) -> State:
+        state = integrate(field, State(to_data(field, images), float(nodes[0])), nodes, self.row)
+        return State(state.xbar, state.sigma)  # without what belongs to the way back of this model
+
+    def _down(self, field: VectorField, state: State, nodes: Tensor) -> Tensor:
+        return to_images(field, integrate(field, state, nodes.flip(0), self.row).xbar)
+
+
+def between(
+    source: Model,
+    target: Model,
+    solver: str | Solver = SOLVER,
+    *,
+    steps: int | None = None,
+    grid: Grid = None,
+    end: str = "zero",
+    **settings: Any,
+) -> Bridge:
+    """The bridge between two models; arguments and errors as of `odeddim.solve`, and an InputError where they do not
+    meet: images of other shapes, data of other autoencoders, or no common noise level at which images are noise."""
+    one, other = load(source), load(target)
+    _check_units(one, other)
+    top = min(one.schedule.sigma_max, other.schedule.sigma_max)
+    if top < LOWEST_TOP:
+        raise InputError(
+            f"{one.name!r} and {other.name!r} meet at σ = {top:.4g} at most, where images still show through the "
+            f"noise: a bridge needs σ of {LOWEST_TOP:g} at least"
+        )
+    row, up = plan(one.schedule, solver, steps, grid, end, settings, top=top)
+    down = plan(other.schedule, solver, steps, grid, end, settings, top=top)[1]
+    check_encodes(row)
+    if float(up[-1]) != float(down[-1]):
+        raise InputError(
+            f"the nodes end at σ = {float(up[-1]):.9g} for {one.name!r} and {float(down[-1]):.9g} for {other.name!r}: "
+            "give a grid that ends at one level that both know"
+        )
+    return Bridge(one, other, row, up, down)
+
+
+def bridge(
+    x_0: Tensor,
+    source: Model,
+    target: Model,
+    solver: str | Solver = SOLVER,
+    *,
+    cycle: bool = True,
+    steps: int | None = None,
+    grid: Grid = None,
+    end: str = "zero",
+    **settings: Any,
+) -> Bridged:
+    """Encode images with one model and decode them with another: x_0 (B, C, H, W) in [-1, 1] -> Bridged.
+
+    cycle: also go back, for the error, at thrice the evaluations. The rest and errors as of `between`.
+    """
+    return between(source, target, solver, steps=steps, grid=grid, end=end, **settings).cross(x_0, cycle=cycle)
+
+
+def _check_units(one: VectorField, other: VectorField) -> None:
+    if one.shape is not None and other.shape is not None and one.shape != other.shape:
+        words = ["×".join(map(str, field.shape or ())) for field in (one, other)]
+        raise InputError(
+            f"{one.name!r} moves data of {words[0]} and {other.name!r} of {words[1]}: no bridge joins them"
+        )
+    ours, theirs = ("" if field.codec is None else field.codec.sha256 for field in (one, other))
+    if ours != theirs:
+        raise InputError(
+            f"the data of {one.name!r} and {other.name!r} are not in the same units: they have different autoencoders"
+        )

@@ -1,0 +1,231 @@
+"""The U-Net of Improved DDPM (arXiv 2102.09672) and of *Diffusion Models Beat GANs* (arXiv 2105.05233, ADM).
+
+Sub-modules carry the names of github.com/openai/guided-diffusion (`UNetModel`; improved-diffusion has the same), so
+that the state dicts of both fit without renaming.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odeddim.types import InputError
+
+GROUPS = 32  # of every norm: each width is a multiple of it
+
+Resampling = Literal["convolution", "block", "pooling"]
+"""How a level is left: a convolution (improved-diffusion), a residual block (resblock_updown), or nothing learned."""
+
+
+def time_embedding(t: Tensor, width: int) -> Tensor:
+    """Sinusoids of the real-valued label t (B,): (B, width), cosines first, then sines; 0 last if the width is odd.
+
+    Frequencies fall geometrically from 1 to just above 1/10000 (denominator width/2). In float32 or better.
+    """
+    half = width // 2
+    t = t.to(torch.promote_types(t.dtype, torch.float32))
+    frequencies = torch.exp(torch.arange(half, dtype=t.dtype, device=t.device) * (-math.log(10000.0) / half))
+    angles = t[:, None] * frequencies
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
+
+
+class Upsample(nn.Module):
+    """(B, C, H, W) -> (B, C, 2H, 2W): nearest neighbour, then a convolution if it is learned."""
+
+    def __init__(self, channels: int, *, learned: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if learned else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return h
+
+
+class Downsample(nn.Module):
+    """(B, C, H, W) -> (B, C, H/2, W/2): a convolution if it is learned, else the mean of 2×2 pixels."""
+
+    def __init__(self, channels: int, *, learned: bool) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if learned else nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.op(x)
+        return h
+
+
+class ResBlock(nn.Module):
+    """(B, inner, H, W) and features of label and class (B, features) -> (B, outer, H, W), or `resized`."""
+
+    def __init__(
+        self, inner: int, outer: int, features: int, *, scale_shift: bool, resized: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.resized = nn.Identity() if resized is None else resized
+        self.in_layers = nn.Sequential(nn.GroupNorm(GROUPS, inner), nn.SiLU(), nn.Conv2d(inner, outer, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(features, 2 * outer if scale_shift else outer))
+        # The Identity stands where dropout was in training.
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, outer), nn.SiLU(), nn.Identity(), nn.Conv2d(outer, outer, 3, padding=1)
+        )
+        self.skip_connection = nn.Identity() if inner == outer else nn.Conv2d(inner, outer, 1)
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        norm, activation, conv = self.in_layers
+        h: Tensor = conv(self.resized(activation(norm(x))))
+        told: Tensor = self.emb_layers(features)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = told.chunk(2, dim=1)
+            h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
+        else:
+            h = self.out_layers(h + told)
+        h = h + self.skip_connection(self.resized(x))
+        return h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the pixels of (B, C, H, W), in heads.
+
+    heads_first: the 3·C channels of `qkv` are heads of (q, k, v), the legacy order; else q, k and v, each of heads.
+    """
+
+    def __init__(self, channels: int, heads: int, *, heads_first: bool) -> None:
+        super().__init__()
+        if channels % heads:
+            raise InputError(f"{channels} channels are not divisible among {heads} attention heads")
+        self.heads, self.heads_first = heads, heads_first
+        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        split = (self.heads, 3, -1) if self.heads_first else (3, self.heads, -1)
+        qkv = self.qkv(self.norm(x).flatten(2)).unflatten(1, split)
+        q, k, v = (part.transpose(2, 3) for part in qkv.unbind(2 if self.heads_first else 1))  # (B, heads, HW, C/heads)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2)
+        out: Tensor = x + self.proj_out(h).reshape(x.shape)
+        return out
+
+
+class Stage(nn.ModuleList):
+    """Blocks one after the other; the residual ones take the features too."""
+
+    def forward(self, h: Tensor, features: Tensor) -> Tensor:
+        """h (B, C, H, W), features (B, F)."""
+        for block in self:
+            h = block(h, features) if isinstance(block, ResBlock) else block(h)
+        return h
+
+
+class ADM(nn.Module):
+    """ε(x, t[, label]): x (B, C, H, W), t (B,) real-valued, label (B,) int64 if there are `classes` -> (B, out, H, W).
+
+    channels: of the time features, times 4 inside. widths: of each level, finest first; blocks: residual blocks per
+    level on the way down (one more on the way up); attention: the levels that have it (the middle always has). heads:
+    how many on the way down, up_heads on the way up; head_channels: their width instead, None for `heads`.
+    time_scale: what the label is multiplied by first. `config` holds all of it: `ADM(**net.config)` is the same one.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        channels: int = 128,
+        widths: Sequence[int] = (128, 256, 384, 512),
+        blocks: int = 2,
+        attention: Sequence[int] = (2, 3),
+        heads: int = 4,
+        up_heads: int = 4,
+        head_channels: int | None = None,
+        heads_first: bool = True,
+        scale_shift: bool = True,
+        resampling: Resampling = "convolution",
+        classes: int | None = None,
+        time_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "channels": channels,
+            "widths": list(widths),
+            "blocks": blocks,
+            "attention": list(attention),
+            "heads": heads,
+            "up_heads": up_heads,
+            "head_channels": head_channels,
+            "heads_first": heads_first,
+            "scale_shift": scale_shift,
+            "resampling": resampling,
+            "classes": classes,
+            "time_scale": time_scale,
+        }
+        if any(width % GROUPS for width in widths):
+            raise InputError(f"the widths {', '.join(map(str, widths))} must all be multiples of {GROUPS}")
+        self.channels, self.time_scale = channels, time_scale
+        features = 4 * channels
+        learned = resampling == "convolution"
+
+        def residual(inner: int, outer: int, resized: nn.Module | None = None) -> ResBlock:
+            return ResBlock(inner, outer, features, scale_shift=scale_shift, resized=resized)
+
+        def attending(level: int, count: int) -> AttentionBlock:
+            width = widths[level]
+            if head_channels is not None and width % head_channels:
+                raise InputError(f"{width} channels are not divisible into attention heads of {head_channels}")
+            count = count if head_channels is None else width // head_channels
+            return AttentionBlock(width, count, heads_first=heads_first)
+
+        def stage_of(block: ResBlock, level: int, count: int) -> Stage:
+            return Stage([block, *([attending(level, count)] if level in attention else [])])
+
+        def resampled(width: int, way: type[Downsample] | type[Upsample]) -> nn.Module:
+            if resampling == "block":
+                return residual(width, width, way(width, learned=False))
+            return way(width, learned=learned)
+
+        self.time_embed = nn.Sequential(nn.Linear(channels, features), nn.SiLU(), nn.Linear(features, features))
+        self.label_emb = None if classes is None else nn.Embedding(classes, features)
+        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(in_channels, widths[0], 3, padding=1)])])
+        skips = [inner := widths[0]]  # the widths of what the way up will take back
+        coarsest = len(widths) - 1
+        for level, width in enumerate(widths):
+            for _ in range(blocks):
+                self.input_blocks.append(stage_of(residual(inner, width), level, heads))
+                skips.append(inner := width)
+            if level < coarsest:
+                self.input_blocks.append(Stage([resampled(width, Downsample)]))
+                skips.append(width)
+
+        self.middle_block = Stage([residual(inner, inner), attending(coarsest, heads), residual(inner, inner)])
+
+        self.output_blocks = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(blocks + 1):
+                stage = stage_of(residual(inner + skips.pop(), width), level, up_heads)
+                inner = width
+                if level and i == blocks:
+                    stage.append(resampled(width, Upsample))
+                self.output_blocks.append(stage)
+        self.out = nn.Sequential(nn.GroupNorm(GROUPS, inner), nn.SiLU(), nn.Conv2d(inner, out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), t (B,), label (B,) int64 -> (B, out, H, W)."""
+        embedded = time_embedding(t * self.time_scale, self.channels)
+        features = self.time_embed(embedded.to(next(self.parameters()).dtype))
+        if self.label_emb is not None:
+            features = features + self.label_emb(label)
+        h, skips = x, []
+        for stage in self.input_blocks:
+            skips.append(h := stage(h, features))
+        h = self.middle_block(h, features)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), features)
+        out: Tensor = self.out(h)
+        return out

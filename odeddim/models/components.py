@@ -1,0 +1,132 @@
+"""The parts of a diffusers pipeline's folder: each a config.json, and weights beside it, made into a module.
+
+A part is made by the class that its config names, of diffusers or transformers, from the settings in it; its weights
+are read as tensors and nothing else, and must fit name by name. No code of the folder runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odeddim.models import weights
+from odeddim.types import InputError
+
+CONFIG = "config.json"
+WEIGHTS = tuple(
+    stem + kind
+    for kind in (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
+    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
+)
+"""What weights are called, the best first: those rounded to 16 bits are taken where there are no others."""
+
+_RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Layers of attention as diffusers' older files call them -> as it calls them now."""
+_CLIP = "text_model."
+
+
+def library(name: str) -> ModuleType:
+    """The package diffusers or transformers. Errors: InputError saying how to install it."""
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError:
+        raise InputError(f"this model needs the package {name}: pip install 'odeddim[diffusers]'") from None
+
+
+def config_of(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """The settings in a folder's JSON file. Errors: InputError for a file that is missing or holds no settings."""
+    path = folder / name
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): copy the whole folder of the pipeline") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not readable as JSON ({weights.line(error)}): copy it again") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} must hold settings by name, {{...}}, not {found!r:.50}")
+    return found
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a part's weights: one, or the pieces that an index lists. Errors: InputError if there are none."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = f"{name}.index.json"
+        if (folder / index).is_file():
+            pieces = config_of(folder, index).get("weight_map")
+            if not isinstance(pieces, dict) or not pieces or not all(_is_name(piece) for piece in pieces.values()):
+                raise InputError(f"{folder / index} does not list the files of its weights: copy it again")
+            return [folder / piece for piece in sorted(set(pieces.values()))]
+    raise InputError(f"{folder} holds no weights ({WEIGHTS[0]} or the like): copy the whole folder of the pipeline")
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value not in ("", "..") and Path(value).name == value
+
+
+def state_of(files: Sequence[Path]) -> dict[str, Tensor]:
+    """The tensors in these files, by name. Errors: InputError for a file that holds anything else."""
+    state: dict[str, Tensor] = {}
+    for path in files:
+        found = weights.read(path)
+        if not weights.is_state(found):
+            raise InputError(f"{path} holds no weights by name: copy it again")
+        state |= found
+    return state
+
+
+def made(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
+    """The module that `make` makes of the settings in a folder, with the weights there: float32, frozen, evaluating.
+
+    Errors: InputError where the settings make no module, or the weights do not fit it.
+    """
+    files = files_of(folder)
+    state = state_of(files)
+    try:
+        with torch.device("meta"):  # nothing is reserved for what settings only claim
+            network = make()
+    except Exception as error:  # constructors of other people's: whatever they raise means the same
+        raise InputError(f"{folder / CONFIG} describes no network ({weights.line(error)}): copy it again") from None
+    wanted = network.state_dict()
+    unsaved = [name for name, _ in network.named_buffers() if name not in wanted]
+    known = {*wanted, *unsaved}
+    state = {_today(name, known): part for name, part in state.items()}
+    for names in _tied(network):  # of one tensor under two names, files hold one
+        found = next((name for name in names if name in state), None)
+        state |= {} if found is None else dict.fromkeys(names, state[found])
+    network = weights.fit(network, state, files[0] if len(files) == 1 else folder, spare=unsaved)
+    if unsaved:  # what is computed when a module is made has no value on "meta"
+        whole = dict(make().named_buffers())
+        for name in unsaved:
+            network.get_buffer(name).copy_(whole[name])
+    return network
+
+
+def _tied(network: nn.Module) -> list[list[str]]:
+    """The names of parameters that have several."""
+    names: dict[int, list[str]] = {}
+    for name, part in network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(part), []).append(name)
+    return [several for several in names.values() if len(several) > 1]
+
+
+def _today(name: str, known: Collection[str]) -> str:
+    """A name in a file as the libraries have it today: they have renamed attention and dropped CLIP's prefix."""
+    *path, layer, kind = ["", "", *name.split(".")]
+    others = (".".join([*path[2:], _RENAMED.get(layer, layer), kind]), name.removeprefix(_CLIP), _CLIP + name)
+    return next((other for other in (name, *others) if other in known), name)
+
+
+def size(network: nn.Module) -> str:
+    """How large a network is, for people: "859.5 M parameters"."""
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return f"{count / 1e6:.1f} M parameters" if count >= 1e5 else f"{count} parameters"

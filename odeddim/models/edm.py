@@ -1,0 +1,129 @@
+"""EDM's network pickles (Karras et al. 2022, arXiv 2206.00364; github.com/NVlabs/edm): {"ema": network, ...} in a .pkl.
+
+Reading one runs the code that it holds, and needs EDM's own (`torch_utils`, `dnnlib`) on the PYTHONPATH. The network is
+D(x, σ[, one-hot classes]), the denoised image, whatever is inside: x is x0 + σ·ε, and σ its label. Networks trained for
+other preconditionings (VP, VE, iDDPM) come as the same function, on the narrower of their range and the 0.002 to 80 of
+EDM's sampler; iDDPM's round the σ that they look up to one of their 1000 by themselves.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odeddim.conditions import Classes
+from odeddim.field import VectorField
+from odeddim.models import weights
+from odeddim.schedule import Schedule
+from odeddim.types import InputError
+
+EXPECTS = "a .pkl of EDM, which runs the code in it (allow_pickle)"
+RUNS_CODE = True
+LOWEST, HIGHEST = 0.002, 80.0  # noise levels of EDM's sampler
+
+
+def matches(path: Path) -> bool:
+    """Whether this is named .pkl; it is not opened."""
+    return path.suffix == ".pkl" and path.is_file()
+
+
+def read(path: Path) -> VectorField:
+    """The EMA network of a pickle, in float32 on every device. Runs the code in the file."""
+    network, kind = _network(path)
+    channels, size, classes = (_number(network, name, path) for name in ("img_channels", "img_resolution", "label_dim"))
+    low, high = max(_level(network, "sigma_min", path), LOWEST), min(_level(network, "sigma_max", path), HIGHEST)
+    if channels < 1 or size < 1 or not low < high:
+        raise InputError(
+            f"{path} holds no network of EDM: it says images of {channels}×{size}×{size}, σ {low} to {high}"
+        )
+    network.eval().requires_grad_(False).float()
+    network.use_fp16 = False  # EDM's samplers use float16 on GPUs, which an inversion does not survive
+    # Without dropout of labels in training, a row of zeros is nothing that the network knows.
+    null = classes if classes and getattr(getattr(network, "model", None), "label_dropout", 0) else None
+    words = f"{type(network).__name__}, {channels}×{size}×{size}" + (f", {classes} classes" if classes else "")
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    return VectorField(
+        Denoiser(network, classes, path),
+        Schedule.edm(sigma_min=low, sigma_max=high),
+        predicts="x0",
+        shape=(channels, size, size),
+        name=str(path.resolve()),
+        sha256=weights.hash_of(path),
+        details={
+            "found": f"EDM pickle, {words}, {millions:.1f} M parameters",
+            "weights": kind,
+            "architecture": {"network": type(network).__name__, "label_dim": classes},
+            "assumed": [],
+        },
+        conditions=Classes(classes, null) if classes else None,
+    )
+
+
+class Denoiser(nn.Module):
+    """D(x, σ[, label]): class labels (B,) int64 become EDM's one-hot rows; the label `classes` a row of zeros."""
+
+    def __init__(self, network: nn.Module, classes: int, path: Path) -> None:
+        super().__init__()
+        self.network, self.classes, self.path = network, classes, path
+
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), sigma (B,) -> (B, C, H, W)."""
+        told = None if label is None else F.one_hot(label, self.classes + 1)[:, : self.classes].to(sigma.dtype)
+        try:
+            out = self.network(x, sigma, told)
+        except Exception as error:  # whatever the code in the file raises
+            raise InputError(
+                f"the network in {self.path} fails: {type(error).__name__}: {weights.line(error)}"
+            ) from None
+        if not isinstance(out, Tensor):
+            raise InputError(f"the network in {self.path} gives a {type(out).__name__}, not a denoised image")
+        return out
+
+
+def _network(path: Path) -> tuple[Any, str]:
+    """The network in a pickle, and which weights it has."""
+    try:
+        with path.open("rb") as file:
+            found = pickle.load(file)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{path} needs the module {error.name!r} of the code that wrote it: get github.com/NVlabs/edm (or what "
+            "else it was trained with) and add its folder to PYTHONPATH"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror or weights.line(error)}): check path and rights"
+        ) from None
+    except Exception as error:  # of a damaged file, or of whatever code runs: anything
+        words = f"{type(error).__name__}: {weights.line(error)}"
+        raise InputError(f"{path} cannot be read as a pickle of EDM ({words}): copy it again") from None
+    network, kind = (found["ema"], "ema") if isinstance(found, Mapping) and "ema" in found else (found, "as saved")
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{path} holds no network of EDM under 'ema', but a {type(network).__name__}")
+    return network, kind
+
+
+def _number(network: nn.Module, name: str, path: Path) -> int:
+    value = getattr(network, name, None)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(
+            f"{path} holds a {type(network).__name__}, which is no network of EDM: its {name} is {value!r:.50}"
+        )
+    return value
+
+
+def _level(network: nn.Module, name: str, path: Path) -> float:
+    value = getattr(network, name, None)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise InputError(
+            f"{path} holds a {type(network).__name__}, which is no network of EDM: its {name} is {value!r:.50}"
+        )
+    return float(value)
