@@ -572,6 +572,7 @@ def test_without_a_scheduler(tmp_path: Path) -> None:
     one_sentence(folder, "unknown prediction")
     said.write_text('{"schedule": {"name": "cosine"}, "predicts": "v", "time": "tau"}')
     one_sentence(folder, "unknown time label")
+    said.write_text('{"schedule": {"name": "cosine"}, "predicts": "v", "time": "index"}')
     diffusers.DDIMScheduler().save_pretrained(folder)
     one_sentence(folder, "odeddim.json says schedule, but so does")
 

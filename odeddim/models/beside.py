@@ -12,11 +12,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from odeddim.schedule import Schedule
+from odeddim.predictions import PREDICTIONS
+from odeddim.schedule import TIMES, Schedule
 from odeddim.types import InputError, pick
 
 COMMON = ("schedule", "predicts", "time", "shape", "classes", "null")
 """Keys that every format takes, meant as in `VectorField.from_network`."""
+
+_NAMES = {"predicts": (PREDICTIONS, "prediction"), "time": (TIMES, "time label")}
 
 
 def place(path: Path) -> Path:
@@ -27,7 +30,8 @@ def place(path: Path) -> Path:
 def read(path: Path, known: Collection[str] = ()) -> dict[str, Any]:
     """The settings beside a checkpoint, {} if there is no such file; `known`: keys besides the common ones.
 
-    `schedule` comes as a Schedule, `shape` as a tuple. Errors: InputError for an unreadable file and unknown keys.
+    `schedule` comes as a Schedule, `shape` as a tuple. Errors: InputError for an unreadable file, for unknown keys and
+    for values that none of the common ones can have.
     """
     file = place(path)
     try:
@@ -57,6 +61,8 @@ def _checked(key: str, value: Any) -> Any:
         if not isinstance(value, int) or isinstance(value, bool):
             raise InputError(f"{key} must be a whole number, not {value!r:.50}")
         return value
-    if key in ("predicts", "time") and not isinstance(value, str):
-        raise InputError(f"{key} must be a name, not {value!r:.50}")
+    if key in _NAMES:
+        if not isinstance(value, str):
+            raise InputError(f"{key} must be a name, not {value!r:.50}")
+        return pick(value, *_NAMES[key])
     return value

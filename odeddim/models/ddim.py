@@ -24,8 +24,7 @@ from odeddim.field import Adapted, VectorField
 from odeddim.models import beside, native, weights
 from odeddim.models.components import size
 from odeddim.models.unet import UNet
-from odeddim.predictions import PREDICTIONS
-from odeddim.schedule import TIMES, Schedule
+from odeddim.schedule import Schedule
 from odeddim.types import InputError, pick
 
 EXPECTS = "a checkpoint of DDIM's or DDPM's U-Net (.ckpt, .pth)"
@@ -54,11 +53,6 @@ def read(path: Path) -> VectorField:
     for key in ("classes", "null"):
         if key in said:
             raise InputError(f"{beside.place(path)}: {key} has no meaning for DDIM's network, which knows no classes")
-    try:
-        predicts = pick(said.get("predicts", "eps"), PREDICTIONS, "prediction")
-        time = pick(said["time"], TIMES, "time label") if "time" in said else None
-    except InputError as error:
-        raise InputError(f"{beside.place(path)}: {error}") from None
     which, state = _chosen(weights.read(path), said.get("weights"), path)
     shape, settings = architecture(state, path, said.get("shape"))
     try:
@@ -74,8 +68,8 @@ def read(path: Path) -> VectorField:
     return VectorField(
         Adapted(unet, variances=True) if variances else unet,
         said.get("schedule", Schedule.linear()),
-        predicts=predicts,
-        time=time,
+        predicts=said.get("predicts", "eps"),
+        time=said.get("time"),
         shape=shape,
         name=str(path.resolve()),
         sha256=weights.hash_of(path),

@@ -29,9 +29,7 @@ from odeddim.models import beside, components, schedulers, weights
 from odeddim.models.components import CONFIG
 from odeddim.models.schedulers import Posed
 from odeddim.models.unet import UNet
-from odeddim.predictions import PREDICTIONS
-from odeddim.schedule import TIMES
-from odeddim.types import InputError, pick
+from odeddim.types import InputError
 
 INDEX, UNET, EMA = "model_index.json", "unet", "unet_ema"
 CLASS = "UNet2DModel"
@@ -177,12 +175,7 @@ def _posed(folder: Path, where: Path, said: Mapping[str, Any]) -> Posed:
             f"{folder} has no {schedulers.NAME}, so nothing says what its network was trained on: add that file, or "
             f'{SAID} with {{"schedule": {{"name": "linear"}}, "predicts": "eps"}}, the values being the model\'s'
         )
-    try:
-        predicts = pick(said["predicts"], PREDICTIONS, "prediction")
-        time = pick(said.get("time", "index"), TIMES, "time label")
-    except InputError as error:
-        raise InputError(f"{folder / SAID}: {error}") from None
-    return Posed(said["schedule"], predicts, time, f"schedule of {SAID}")
+    return Posed(said["schedule"], said["predicts"], said.get("time", "index"), f"schedule of {SAID}")
 
 
 def _shape(config: Mapping[str, Any], where: Path, said: Mapping[str, Any], folder: Path) -> tuple[int, int, int]:

@@ -25,9 +25,7 @@ from odeddim.conditions import Classes
 from odeddim.field import Adapted, VectorField
 from odeddim.models import beside, weights
 from odeddim.models.programs import Program, load_program
-from odeddim.predictions import PREDICTIONS
-from odeddim.schedule import TIMES
-from odeddim.types import InputError, pick
+from odeddim.types import InputError
 
 EXPECTS = "a .pt2 of torch.export.save, with a JSON file beside it that says its schedule"
 EXAMPLE = '{"schedule": {"name": "linear", "T": 1000}, "predicts": "eps", "time": "index"}'
@@ -59,8 +57,6 @@ def read(path: Path) -> VectorField:
     program = load(torch.device("cpu"))
     shape = said.get("shape", program.shape)
     try:
-        pick(said["predicts"], PREDICTIONS, "prediction")
-        pick(said["time"], TIMES, "time label")
         if not isinstance(variances, bool):
             raise InputError(f"variances must be true or false, not {variances!r:.50}")
         if program.shape not in (None, shape):

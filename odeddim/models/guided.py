@@ -26,8 +26,7 @@ from odeddim.conditions import Classes
 from odeddim.field import Adapted, VectorField
 from odeddim.models import beside, weights
 from odeddim.models.adm import ADM, Resampling
-from odeddim.predictions import PREDICTIONS
-from odeddim.schedule import TIMES, Schedule
+from odeddim.schedule import Schedule
 from odeddim.types import InputError, pick
 
 EXPECTS = "a .pt of guided-diffusion or improved-diffusion"
@@ -319,9 +318,8 @@ def _diffusion(flags: dict[str, Any]) -> tuple[Schedule, str, str, float]:
         scale = 1000 / max(T, 1)
         betas = {"beta_1": scale * 1e-4, "beta_T": scale * 0.02} if name == "linear" else {}
         schedule = Schedule.from_dict({"name": name, "T": T, **betas})
-    predicts = pick(flags.get("predicts") or ("x0" if flags["predict_xstart"] else "eps"), PREDICTIONS, "prediction")
-    time = pick(flags.get("time", "index"), TIMES, "time label")
-    return schedule, predicts, time, 1000 / schedule.T if flags.get("rescale_timesteps") else 1.0
+    predicts = flags.get("predicts") or ("x0" if flags["predict_xstart"] else "eps")
+    return schedule, predicts, flags.get("time", "index"), 1000 / schedule.T if flags.get("rescale_timesteps") else 1.0
 
 
 def _classes(flags: dict[str, Any], read_off: dict[str, Any]) -> Classes | None:
