@@ -68,6 +68,7 @@ def test_the_cycle_error_is_the_rms_of_what_comes_back() -> None:
     want = (found.again - x_0).double().square().mean(dim=(1, 2, 3)).sqrt()
     assert found.error.tolist() == pytest.approx(want.tolist(), rel=1e-6)
     assert float(found.error.min()) > 1e-4
+    assert torch.equal(found.again, odeddim.bridge(found.images, target, source, steps=10, cycle=False).images)
     once = odeddim.bridge(x_0, source, target, steps=10, cycle=False)
     assert once.again is once.error is None
     assert torch.equal(once.images, found.images)
@@ -88,6 +89,7 @@ def test_every_kind_of_row_meets_at_one_level(solver: str, grid: str | None) -> 
     if not adaptive:
         assert len(over.source_nodes) == len(over.target_nodes) == 8
     found = over.cross(torch.rand(2, 1, 4, 4))
+    assert not found.state.aux  # what belongs to the way back of the source is none of the target's
     assert bool(torch.isfinite(found.images).all())
 
 
