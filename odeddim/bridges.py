@@ -87,19 +87,17 @@ def between(
     one, other = load(source), load(target)
     _check_units(one, other)
     top = min(one.schedule.sigma_max, other.schedule.sigma_max)
-    if top < LOWEST_TOP:
-        raise InputError(
-            f"{one.name!r} and {other.name!r} meet at σ = {top:.4g} at most, where images still show through the "
-            f"noise: a bridge needs σ of {LOWEST_TOP:g} at least"
-        )
     row, up = plan(one.schedule, solver, steps, grid, end, settings, top=top)
     down = plan(other.schedule, solver, steps, grid, end, settings, top=top)[1]
     check_encodes(row)
-    if float(up[-1]) != float(down[-1]):
+    meet = min(float(up[-1]), float(down[-1]))  # of nodes that were given, rounded, each was taken to its own σ_T
+    if meet < LOWEST_TOP:
         raise InputError(
-            f"the nodes end at σ = {float(up[-1]):.9g} for {one.name!r} and {float(down[-1]):.9g} for {other.name!r}: "
-            "give a grid that ends at one level that both know"
+            f"{one.name!r} and {other.name!r} would meet at σ = {meet:.4g}, where images still show through the noise: "
+            f"a bridge needs σ of {LOWEST_TOP:g} at least"
         )
+    for nodes in (up, down):
+        nodes[-1] = meet
     return Bridge(one, other, row, up, down)
 
 

@@ -93,11 +93,20 @@ def test_every_kind_of_row_meets_at_one_level(solver: str, grid: str | None) -> 
     assert bool(torch.isfinite(found.images).all())
 
 
+def test_a_rounded_top_is_one_for_both() -> None:
+    """Of a list of nodes, the last is σ_T where it is that to rounding: of one of the models only."""
+    flow = gaussian(0, 0.3, Schedule.rectified_flow(), "flow")
+    over = between(gaussian(0, 0.3, Schedule.linear()), flow, grid=[0.0, 0.1, 3.0, 157.407])
+    assert float(over.source_nodes[-1]) == float(over.target_nodes[-1]) == pytest.approx(157.407, rel=1e-5)
+
+
 def test_what_does_not_meet_is_refused() -> None:
     linear = gaussian(0, 0.5, Schedule.linear())
     low = gaussian(0, 0.5, Schedule.exploding(sigma_max=3.0), name="low")
-    with pytest.raises(InputError, match="meet at σ = 3"):
+    with pytest.raises(InputError, match="would meet at σ = 3"):
         between(linear, low)
+    with pytest.raises(InputError, match="would meet at σ = 2"):
+        between(linear, linear, grid=[0.0, 1.0, 2.0])
     wide, small = gaussian(0, 0.5, Schedule.linear()), gaussian(0, 0.5, Schedule.linear())
     wide.shape, small.shape = (3, 32, 32), (1, 28, 28)
     with pytest.raises(InputError, match=r"3×32×32 .* 1×28×28"):
