@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from odeddim.api import Grid, Model, check_encodes, integrate, plan, state_dtype, to_data, to_images
@@ -96,8 +97,7 @@ def between(
             f"{one.name!r} and {other.name!r} would meet at σ = {meet:.4g}, where images still show through the noise: "
             f"a bridge needs σ of {LOWEST_TOP:g} at least"
         )
-    for nodes in (up, down):
-        nodes[-1] = meet
+    up, down = (torch.cat([nodes[:-1], nodes.new_tensor([meet])]) for nodes in (up, down))
     return Bridge(one, other, row, up, down)
 
 
