@@ -179,18 +179,18 @@ def test_bad_grid_files_are_refused(tmp_path: Path, content: str, word: str) -> 
 
 
 @pytest.mark.parametrize("name", ["linear", "quadratic", "trailing", "log", "karras", "ays"])
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", grids.ENDS)
 def test_a_grid_can_end_below_the_top(name: str, end: str) -> None:
     schedule = Schedule.linear(T=100)
-    whole = grid(name, schedule, 20, end=end)
-    assert torch.equal(grid(name, schedule, 20, end=end, top=schedule.sigma_max), whole)
+    whole = grids.grid(name, schedule, 20, end=end)
+    assert torch.equal(grids.grid(name, schedule, 20, end=end, top=schedule.sigma_max), whole)
     top = float(schedule.levels[-20:-18].mean())  # between two levels
-    nodes = grid(name, schedule, 20, end=end, top=top)
+    nodes = grids.grid(name, schedule, 20, end=end, top=top)
     assert len(nodes) == 21
     assert float(nodes[-1]) == top
     assert bool((nodes[1:] > nodes[:-1]).all())
-    most = grid("linear", schedule, 100, top=schedule.sigma_max)
+    most = grids.grid("linear", schedule, 100, top=schedule.sigma_max)
     assert torch.equal(most[1:], schedule.levels)
     for wrong in (schedule.sigma_max * 1.01, schedule.sigma_min / 2, float("nan")):
         with pytest.raises(InputError, match="cannot end"):
-            grid(name, schedule, 20, end=end, top=wrong)
+            grids.grid(name, schedule, 20, end=end, top=wrong)
