@@ -28,7 +28,12 @@ from odeddim.cli import options
 @click.option("--to-prompt", metavar="TEXT", default=None, help="Its prompt.")
 @click.option("--to-guidance", type=float, metavar="W", default=1.0, help="Its guidance.  [default: 1]")
 @click.option("--cycle/--no-cycle", default=True, help="Go back too, for the cycle error: 3 times the evaluations.")
-@options.run
+@options.model
+@click.option("--solver", type=options.SolverName(), default=None, help="A row of `odeddim solvers`.  [default: ab3]")
+@options.steps
+@options.grid
+@options.end
+@options.tolerances
 @options.machine
 @options.network_batch
 @options.overwrite

@@ -65,6 +65,7 @@ def command(
         "odeddim grid": "noise levels σ from the image up, of dx̄/dσ = ε(x̄, σ)",
         "model": field.name,
         "sha256": field.sha256,
+        **({"condition": field.condition.words} if field.condition.words else {}),
         "solver": row.name,
         "steps": len(nodes) - 1,
         "end": end,
@@ -74,7 +75,7 @@ def command(
         "latent": f"{found.best.latent:.3e} (on the {row.grid} grid {found.own.latent:.3e})",
     }
     write_nodes(output, found.best.nodes, notes)
-    _print(found, row.grid, f"{field.name}: {row.name}, {len(nodes) - 1} steps, {len(x_0)} images, end at {end}")
+    _print(found, row.grid, f"{field.title}: {row.name}, {len(nodes) - 1} steps, {len(x_0)} images, end at {end}")
     if found.best is found.own:
         click.echo(f"nothing better than the {row.grid} grid was found: the file holds that one", err=True)
     click.echo(

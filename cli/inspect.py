@@ -86,6 +86,8 @@ def _model_facts(name: str) -> dict[str, Any]:
         "time": field.time if isinstance(field.time, str) else "a function of its own",
         "shape": list(field.shape) if field.shape else "any",
         "schedule": repr(field.schedule),
+        **({} if field.codec is None else {"shape of images": list(field.codec.image_shape)}),
+        **({} if field.conditions is None else {"conditions": field.conditions.words}),
     }
     parameters = getattr(field.eps, "parameters", None)
     if parameters is not None:

@@ -293,7 +293,8 @@ tol = click.option(
     "--tol",
     type=Tolerance(0, min_open=True),
     default=None,
-    help="In place of --steps: as few for each image as keep this error, rms over pixels in [-1, 1].",
+    help="In place of --steps: as few for each image as keep this error, rms over pixels in [-1, 1]; of a latent model "
+    "over its data.",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Begin anew, whatever is there.  [default: go on]")
 seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")

@@ -22,7 +22,7 @@ from odeddim.cli.options import EXPLICIT, of_model
 from odeddim.conditions import Condition
 from odeddim.field import VectorField
 from odeddim.files import check_place
-from odeddim.grids import ENDS, NAMES, is_named, read_notes
+from odeddim.grids import ENDS, NAMES, is_named, note_of, read_notes
 from odeddim.hdf5 import SUFFIXES
 from odeddim.images import ImageSource, check_shape, open_images, sample_images
 from odeddim.latents.arithmetic import Readable, check_alike
@@ -86,7 +86,10 @@ def field_on(
     made_under, options = Condition(**(condition or {})), of_model()
     allow_pickle = options.pop("allow_pickle", False)
     field = load(model, device=where.device, dtype=where.dtype, allow_pickle=allow_pickle)
-    field = field.conditioned(**{**made_under.to_dict(), **(options if said is None else said)})
+    told = {**made_under.to_dict(), **(options if said is None else said)}
+    if told.get("guidance", 1) == 1 and "interval" not in options:
+        told.pop("interval", None)  # that of the latents, whose guidance is taken back
+    field = field.conditioned(**told)
     if condition is not None and field.condition != made_under:
         words = [it.words or "no condition" for it in (field.condition, made_under)]
         warn(f"under {words[0]}, where the latents were made under {words[1]}")
@@ -140,6 +143,8 @@ def warn_of_grid(grid: str | None, field: VectorField, row: Solver) -> None:
             f"{grid} was computed for the model {notes.get('model', theirs)!r}, not {field.name!r}: "
             "`odeddim grid` computes one for it"
         )
+    elif theirs and notes.get("condition", "") != note_of(field.condition.words):
+        warn(f"{grid} was computed under {notes.get('condition', 'no condition')}, not {_under(field)}")
     if notes.get("solver", row.name) != row.name:
         warn(f"{grid} was computed for the solver {notes['solver']!r}, not {row.name!r}")
 
@@ -152,6 +157,12 @@ def warn_of_preset(preset: Preset | None, field: VectorField) -> None:
             f"the preset was found for the model {preset.model!r}{weights}, not {field.name!r}: "
             "`odeddim bench work-precision --find` finds one for it"
         )
+    elif preset is not None and preset.condition != field.condition.words:
+        warn(f"the preset was found under {preset.condition or 'no condition'}, not {_under(field)}")
+
+
+def _under(field: VectorField) -> str:
+    return field.condition.words or "without condition"
 
 
 @contextlib.contextmanager

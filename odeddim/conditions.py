@@ -35,13 +35,22 @@ class Condition:
     interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.guidance):
-            raise InputError(f"the guidance must be a finite number, not {self.guidance}")
+        if self.label is not None and not _is_whole(self.label):
+            raise InputError(f"a label is a whole number, not {self.label!r:.50}: one class for all images of a run")
+        for name in ("prompt", "negative_prompt"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise InputError(f"the {name} is a text, not {getattr(self, name)!r:.50}")
+        if not _is_number(self.guidance) or not math.isfinite(self.guidance):
+            raise InputError(f"the guidance must be a finite number, not {self.guidance!r:.50}")
         if self.interval is not None:
-            low, high = self.interval
-            if not 0 <= low < high:
-                raise InputError(f"the guidance interval must be two noise levels 0 <= low < high, not {low}, {high}")
-            object.__setattr__(self, "interval", (float(low), float(high)))
+            two = isinstance(self.interval, (tuple, list)) and len(self.interval) == 2
+            if not two or not all(map(_is_number, self.interval)) or not 0 <= self.interval[0] < self.interval[1]:
+                raise InputError(
+                    f"the guidance interval must be two noise levels 0 <= low < high, not {self.interval!r:.50}"
+                )
+            if self.guidance == 1:
+                raise InputError("an interval is where guidance holds: give a guidance other than 1 with it")
+            object.__setattr__(self, "interval", (float(self.interval[0]), float(self.interval[1])))
 
     @property
     def words(self) -> str:
@@ -65,6 +74,11 @@ class Condition:
 class Conditions(Protocol):
     """What a network can be told."""
 
+    @property
+    def words(self) -> str:
+        """For people: what it can be told."""
+        ...
+
     def given(self, condition: Condition) -> tuple[Given, Given | None]:
         """What the network takes for the condition and for none; the latter None if the network knows no none.
 
@@ -80,6 +94,17 @@ class Classes:
     count: int
     null: int | None = None
 
+    def __post_init__(self) -> None:
+        if not _is_whole(self.count) or self.count < 1:
+            raise InputError(f"classes must be a whole number above 0, not {self.count!r:.50}")
+        if self.null is not None and (not _is_whole(self.null) or self.null < 0):
+            raise InputError(f"null, the label of no class, must be a whole number from 0 on, not {self.null!r:.50}")
+
+    @property
+    def words(self) -> str:
+        """ "10 classes, 10 stands for none"."""
+        return f"{self.count} classes" + ("" if self.null is None else f", {self.null} stands for none")
+
     def given(self, condition: Condition) -> tuple[Given, Given | None]:
         """Labels (1,) int64."""
         if condition.prompt is not None or condition.negative_prompt is not None:
@@ -93,6 +118,14 @@ class Classes:
         return (torch.tensor([label]),), null
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or _is_whole(value)
+
+
 class Prompts:
     """Texts, which `embed` turns into what the network takes: text -> tensors (1, *).
 
@@ -102,6 +135,11 @@ class Prompts:
     def __init__(self, embed: Callable[[str], Given], *, zeros: bool = False) -> None:
         self._embed = functools.lru_cache(maxsize=8)(embed)
         self._zeros = zeros
+
+    @property
+    def words(self) -> str:
+        """ "prompts"."""
+        return "prompts"
 
     def given(self, condition: Condition) -> tuple[Given, Given | None]:
         """What the texts are to the network; none is the negative prompt, or no text."""

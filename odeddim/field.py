@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Protocol
 
@@ -101,18 +102,29 @@ class VectorField:
         if isinstance(eps, torch.nn.Module):
             eps.eval()  # dropout would make every run another one
         parameter = next(eps.parameters(), None) if isinstance(eps, torch.nn.Module) else None
-        self.dtype: torch.dtype | None = None if parameter is None else parameter.dtype  # None: as the state
-        self.device: torch.device | None = None if parameter is None else parameter.device
+        self._place = _Place() if parameter is None else _Place(parameter.device, parameter.dtype)
         self.reset()
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the network; None: as the state."""
+        return self._place.dtype
+
+    @property
+    def device(self) -> torch.device | None:
+        """Of the network; None: as the state."""
+        return self._place.device
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VectorField:
-        """This field with its network and codec moved to a device and, if given, a dtype. Returns itself."""
+        """This field with its network and codec moved to a device and, if given, a dtype. Returns itself.
+
+        The fields of one network move together, whatever their conditions.
+        """
         if isinstance(self.eps, torch.nn.Module):
             self.eps.to(device=device, dtype=dtype)
-            dtype = dtype or self.dtype
         if self.codec is not None:
             self.codec.to(device)
-        self.device, self.dtype = torch.device(device), dtype
+        self._place.device, self._place.dtype = torch.device(device), dtype or self.dtype
         return self
 
     @property
@@ -177,7 +189,7 @@ class VectorField:
             shape=shape,
             name=name,
             sha256=sha256,
-            conditions=None if classes is None else Classes(classes, null),
+            conditions=_classes(classes, null),
         )
 
     @property
@@ -215,16 +227,18 @@ class VectorField:
         Errors: InputError for what the network does not know.
         """
         condition = Condition(label, prompt, negative_prompt, guidance, interval)
+        twin = copy.copy(self)
+        twin.watch = None
+        twin.reset()
         if self.conditions is None:
             if condition != Condition():
                 raise InputError(f"the model {self.name!r} has no conditions: leave out {condition.words}")
-            return self
+            return twin
         given, null = self.conditions.given(condition)
         if guidance != 1 and null is None:
             raise InputError(
                 f"the model {self.name!r} was not trained without condition: guidance has nothing to leave"
             )
-        twin = copy.copy(self)
         twin.condition, twin._given = condition, (given, null)
         return twin
 
@@ -257,10 +271,8 @@ class VectorField:
         else:
             x = xbar * _like_images(self.schedule.scale(sigma), xbar)
             labels = self.schedule.label(sigma, self.time).to(xbar.device, t_dtype)
-        guided = self._guided(sigma)
-        out = self._evaluate(x.to(dtype), labels, guided).to(xbar.dtype)
+        out = self._under_condition(x.to(dtype), labels, sigma).to(xbar.dtype)
         self.nfe += 1
-        self.rows += batch if guided is None else 2 * batch
         if self.watch is not None:
             self.watch(batch)
         if out.shape != xbar.shape:
@@ -282,48 +294,61 @@ class VectorField:
             )
         return out
 
-    def _guided(self, sigma: Tensor) -> Tensor | None:
-        """The guidance (B,) or () at these noise levels; None where it is 1 for all, and the condition alone does."""
-        if self.condition.guidance == 1:
-            return None
-        if self.condition.interval is None:
-            return torch.tensor(self.condition.guidance, dtype=torch.float64)
-        low, high = self.condition.interval
-        within = (sigma >= low) & (sigma <= high)
-        return torch.where(within, self.condition.guidance, 1.0) if bool(within.any()) else None
+    def _under_condition(self, x: Tensor, labels: Tensor, sigma: Tensor) -> Tensor:
+        """What the network answers, guided where the condition says so; x and labels (B, ...), sigma () or (B,)."""
+        guided: Tensor | bool = self.condition.guidance != 1
+        if guided and self.condition.interval is not None:
+            low, high = self.condition.interval
+            within = (sigma >= low) & (sigma <= high)
+            guided = within if within.ndim and bool(within.any() ^ within.all()) else bool(within.any())
+        if isinstance(guided, bool):
+            self.rows += x.shape[0] * (1 + guided)
+            return self._evaluate(x, labels, guided)
+        # An image outside must not see that another is within: its last digits would.
+        rows = guided.to(x.device)
+        self.rows += x.shape[0] + int(rows.sum())
+        inside = self._evaluate(x[rows], labels[rows], True)
+        out = inside.new_empty((x.shape[0], *inside.shape[1:]))
+        out[rows], out[~rows] = inside, self._evaluate(x[~rows], labels[~rows], False).to(out.dtype)
+        return out
 
-    def _evaluate(self, x: Tensor, labels: Tensor, guided: Tensor | None) -> Tensor:
+    def _evaluate(self, x: Tensor, labels: Tensor, guided: bool) -> Tensor:
         size = self.network_batch
         if size is None or size == x.shape[0]:
             return self._network(x, labels, guided)
         blocks = []
         for start in range(0, x.shape[0], size):
             block, its_labels = x[start : start + size].clone(), labels[start : start + size]
-            its_guided = guided[start : start + size] if guided is not None and guided.ndim else guided
             count = block.shape[0]
             if count < size:  # any image will do
                 filling = (size - count, *[-1] * (x.ndim - 1))
                 block = torch.cat([block, block[:1].expand(filling)])
                 its_labels = torch.cat([its_labels, its_labels[:1].expand(size - count)])
-                if its_guided is not None and its_guided.ndim:
-                    its_guided = torch.cat([its_guided, its_guided[:1].expand(size - count)])
-            blocks.append(self._network(block, its_labels, its_guided)[:count])
+            blocks.append(self._network(block, its_labels, guided)[:count])
         return torch.cat(blocks)
 
-    def _network(self, x: Tensor, labels: Tensor, guided: Tensor | None) -> Tensor:
+    def _network(self, x: Tensor, labels: Tensor, guided: bool) -> Tensor:
         if self.conditions is None:
             return self.eps(x, labels)
         if self._given is None:
             self._given = self.conditions.given(self.condition)
         given, null = self._given
-        if guided is None or null is None:
+        if not guided or null is None:
             return self.eps(x, labels, *(_repeated(part, x) for part in given))
         both = [torch.cat([_repeated(part, x), _repeated(none, x)]) for part, none in zip(given, null, strict=True)]
         told, untold = self.eps(torch.cat([x, x]), torch.cat([labels, labels]), *both).chunk(2)
         # In the state's precision at least: the difference is small and the guidance may be large.
         exact = torch.promote_types(told.dtype, torch.float32)
         told, untold = told.to(exact), untold.to(exact)
-        return untold + _like_images(guided, told) * (told - untold)
+        return untold + self.condition.guidance * (told - untold)
+
+
+@dataclass
+class _Place:
+    """Where a network is and in what dtype: one thing for all fields that share it."""
+
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
 
 
 class Adapted(torch.nn.Module):
@@ -343,6 +368,12 @@ class Adapted(torch.nn.Module):
         if self.variances and out.ndim > 1 and out.shape[1] == 2 * x.shape[1]:
             return out[:, : x.shape[1]]
         return out
+
+
+def _classes(count: int | None, null: int | None) -> Classes | None:
+    if count is None and null is not None:
+        raise InputError(f"null = {null} stands for no class: say how many classes there are, classes=N")
+    return None if count is None else Classes(count, null)
 
 
 def _repeated(part: Tensor, x: Tensor) -> Tensor:

@@ -178,9 +178,14 @@ def check_nodes(nodes: Tensor | Sequence[float], where: str = "grid", steps: int
 
 def write_nodes(path: Path, nodes: Tensor, notes: Mapping[str, object]) -> None:
     """A grid file that `read_nodes` reads: a comment "# key: value" for each note, then a node a line."""
-    comments = [f"# {key}: {' '.join(plain_text(str(value)).split())}" for key, value in notes.items()]
+    comments = [f"# {key}: {note_of(value)}" for key, value in notes.items()]
     with replacing(path) as temporary:
         temporary.write_text("\n".join([*comments, *map(repr, nodes.tolist())]) + "\n", encoding="utf-8")
+
+
+def note_of(value: object) -> str:
+    """A note as it stands in a file, in one line."""
+    return " ".join(plain_text(str(value)).split())
 
 
 def read_notes(path: Path) -> dict[str, str]:

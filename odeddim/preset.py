@@ -28,6 +28,7 @@ class Preset:
     settings: Mapping[str, Any]
     error: float
     evaluations: float
+    condition: str = ""  # in words, as of `Condition.words`
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -49,7 +50,9 @@ def load(path: Path) -> Preset:
     wrong = [name for name, kind in _KINDS.items() if not isinstance(content.get(name), kind)]
     wrong += [name for name in ("error", "evaluations") if not isinstance(content.get(name), (int, float))]
     wrong += [name for name in ("solver", "grid", "end") if content.get(name) == ""]
+    wrong += [] if isinstance(content.get("condition", ""), str) else ["condition"]
     if content.get("version") != VERSION or isinstance(content["version"], bool) or wrong or content["steps"] < 1:
         what = f"{wrong[0]} is missing or wrong" if wrong else "it is of another version or has no steps"
         raise InputError(f"{path} is damaged, or a newer odeddim's ({what}): find it anew")
+    content.setdefault("condition", "")  # of a preset from before models had any
     return Preset(**{item.name: content[item.name] for item in fields(Preset)})

@@ -201,12 +201,14 @@ class Schedule:
             return self.label(sigma, "index").round()
         if self.kind == "flow":
             t = sigma / (1 + sigma)
-            return {"index": t * self.T, "unit": t, "reversed": 1 - t}[time]
+            return t if time == "unit" else t * self.T if time == "index" else 1 - t
         below = torch.searchsorted(self.levels, sigma, right=True) - 1
         # At the last level there is none above: log(1) is 0, and any ratio does.
         index = below + torch.log(sigma / self.levels[below]) / self._ratio[below.clamp(max=self.T - 2)]
+        if time == "index":
+            return index
         unit = (index + 1) / self.T
-        return {"index": index, "unit": unit, "reversed": 1 - unit}[time]
+        return unit if time == "unit" else 1 - unit
 
     def sigma(self, t: Tensor) -> Tensor:
         """The noise level of labels, float64, of t's shape: the inverse of `t`."""

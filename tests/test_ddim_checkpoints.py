@@ -225,8 +225,11 @@ def test_what_training_writes(tmp_path: Path) -> None:
     torch.save(states, path := tmp_path / "ckpt.pth")
     x, t = draw(1, 3, 32, 32), torch.tensor([9.0], dtype=torch.float64)
 
+    hashes: list[str] = []
+
     def found() -> tuple[str, Tensor]:
         field = odeddim.load(path, dtype=torch.float64)
+        hashes.append(field.sha256)
         return field.details["weights"], field.eps(x, t)
 
     which, eps = found()
@@ -241,6 +244,7 @@ def test_what_training_writes(tmp_path: Path) -> None:
     which, eps = found()
     assert which == "raw"
     assert ratio(eps, reference(raw, x, t)) < 1e-12
+    assert len(set(hashes)) == 3  # latents of the one are none of the other's
 
 
 def test_every_container(tmp_path: Path) -> None:

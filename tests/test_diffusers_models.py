@@ -523,6 +523,28 @@ def test_classes(tmp_path: Path, config: dict[str, Any]) -> None:
     assert ratio(field(sigma, xbar), want(10)) < 1e-5
 
 
+def test_settings_that_no_weights_tell_make_another_model(tmp_path: Path) -> None:
+    """With the same weights: latents of the one are none of the other's."""
+    folder = saved(tmp_path, network())
+    hashes = {odeddim.load(folder).sha256}
+    for change in ({"norm_eps": 1e-5}, {"flip_sin_to_cos": True}, {"flip_sin_to_cos": True, "freq_shift": 0}):
+        edit(folder / "unet" / "config.json", **change)
+        hashes.add(odeddim.load(folder).sha256)
+    assert len(hashes) == 4
+    edit(folder / "unet" / "config.json", _diffusers_version="0.0.1")
+    assert odeddim.load(folder).sha256 in hashes
+
+
+def test_rescaling_what_ends_at_noise_already_changes_nothing() -> None:
+    betas = {"trained_betas": [0.1, 0.4, 0.9, 1.0], "num_train_timesteps": 4, "prediction_type": "v_prediction"}
+    config = {"_class_name": "DDIMScheduler", **betas}
+    where = Path(schedulers.NAME)
+    found = posed({**config, "rescale_betas_zero_snr": True}, where).schedule
+    assert torch.equal(found.levels, posed(config, where).schedule.levels)
+    theirs = diffusers.DDIMScheduler(**betas, rescale_betas_zero_snr=True).alphas_cumprod[:-1]
+    assert ratio(1 / (1 + found.levels**2), theirs.double()) < 1e-5
+
+
 def test_classes_as_labels_of_their_own(tmp_path: Path) -> None:
     net = network(OTHER, class_embed_type="timestep")
     saved(tmp_path, net)

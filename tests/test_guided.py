@@ -381,7 +381,7 @@ def test_published_checkpoints_by_their_names(name: str, tmp_path: Path, monkeyp
     assert round(sum(parameter.numel() for parameter in net.parameters()) / 1e6) == millions
     monkeypatch.setattr(weights, "read", lambda path: net.state_dict())
     monkeypatch.setattr(weights, "fit", lambda network, state, path: network)
-    monkeypatch.setattr(weights, "hash_of", lambda *paths: "hash")
+    monkeypatch.setattr(weights, "hash_of", lambda *paths, **settings: "hash")
     field = guided.read(tmp_path / name)
     assert field.details["architecture"] == net.config
     assert field.shape == (3, size, size)

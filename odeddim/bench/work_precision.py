@@ -375,8 +375,9 @@ def cheapest(
     assert run.steps is not None
     model = stand.model
     found = Preset(
-        model.name, model.sha256, run.solver.name, run.grid, run.steps, exact.end, run.settings, best[2], best[0]
-    )
+        model.name, model.sha256, run.solver.name, run.grid, run.steps, exact.end, run.settings, best[2], best[0],
+        model.condition.words,
+    )  # fmt: skip
     return dataclasses.replace(table, group=()), found
 
 

@@ -7,7 +7,7 @@ are read as tensors and nothing else, and must fit name by name. No code of the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,6 +53,11 @@ def config_of(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path} must hold settings by name, {{...}}, not {found!r:.50}")
     return found
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config decides what a network answers: all but who wrote it, with which version."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def files_of(folder: Path) -> list[Path]:

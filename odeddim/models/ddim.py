@@ -72,7 +72,7 @@ def read(path: Path) -> VectorField:
         time=said.get("time"),
         shape=shape,
         name=str(path.resolve()),
-        sha256=weights.hash_of(path),
+        sha256=weights.hash_of(path, settings={**unet.config, "weights": which}),
         details={
             "architecture": unet.config,
             "found": f"DDIM checkpoint, {unet.words}, {size(unet)}" + (", its variances left out" if variances else ""),

@@ -131,11 +131,9 @@ def read(path: Path) -> VectorField:
         time=posed.time,
         shape=shape,
         name=str(folder.resolve()),
-        sha256=weights.hash_of(*components.files_of(where)),
+        sha256=weights.hash_of(*components.files_of(where), settings=components.settings_of(config)),
         details={
-            "architecture": {key: value for key, value in config.items() if not key.startswith("_")}
-            if settings is None
-            else network.config,
+            "architecture": components.settings_of(config) if settings is None else network.config,
             "found": f"{by}, {components.size(network)}{left}, {posed.found}",
             "weights": "ema" if where.name == EMA else "as saved",
             "assumed": posed.assumed,

@@ -73,7 +73,7 @@ def read(path: Path) -> VectorField:
         time=said["time"],
         shape=shape,
         name=str(path.resolve()),
-        sha256=weights.hash_of(path),
+        sha256=weights.hash_of(path, settings={"variances": variances}),
         details={"found": f"program, {images}, {batch}", "weights": "as saved", "assumed": []},
         conditions=None if count is None else Classes(count, said.get("null")),
     )

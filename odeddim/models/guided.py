@@ -214,8 +214,7 @@ def read(path: Path) -> VectorField:
         time=time,
         shape=shape,
         name=str(path.resolve()),
-        # The number of heads decides what the weights mean, and no latent file holds it: what says it counts too.
-        sha256=weights.hash_of(path) if published else weights.hash_of(path, beside.place(path)),
+        sha256=weights.hash_of(path, settings=network.config),
         details={
             "architecture": network.config,
             "found": found,

@@ -12,7 +12,6 @@ real-valued labels. Schedule, prediction and labels are what the scheduler's fil
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from odeddim.conditions import Classes, Conditions, Prompts
 from odeddim.field import VectorField
 from odeddim.models import autoencoder, schedulers, text_encoders
-from odeddim.models.components import CONFIG, config_of, files_of, library, made, size
+from odeddim.models.components import CONFIG, config_of, files_of, library, made, settings_of, size
 from odeddim.models.text_encoders import has
 from odeddim.models.weights import hash_of
 from odeddim.types import InputError
@@ -69,7 +68,9 @@ def read(path: Path) -> VectorField:
     told = NETWORKS[kind](Pipeline(folder, index, config, where, codec.image_shape))
     make = getattr(library("diffusers"), told.made_by or kind).from_config
     network = made(lambda: make(config), where)
-    files = [file for part in (where, *told.parts) for file in files_of(part)]
+    parts = (where, *told.parts)
+    files = [*(file for part in parts for file in files_of(part)), *_words(folder, index)]
+    settings = {"codec": codec.sha256, "parts": [settings_of(config_of(part)) for part in parts]}
     return VectorField(
         _Called(network, told.call, shape[0]),
         posed.schedule,
@@ -77,10 +78,9 @@ def read(path: Path) -> VectorField:
         time=posed.time,
         shape=shape,
         name=str(folder.resolve()),
-        # With the codec's, which knows its scale: data in other units are another model's.
-        sha256=hashlib.sha256(f"{hash_of(*files)} {codec.sha256}".encode()).hexdigest(),
+        sha256=hash_of(*files, settings=settings),
         details={
-            "architecture": {key: value for key, value in config.items() if not key.startswith("_")},
+            "architecture": settings_of(config),
             "found": f"{index.get('_class_name', 'pipeline')}, {kind} of {size(network)}, {its_kind}, {posed.found}",
             "weights": "as saved",
             "assumed": [*posed.assumed, *assumed, *told.assumed],
@@ -88,6 +88,12 @@ def read(path: Path) -> VectorField:
         conditions=told.conditions,
         codec=codec,
     )
+
+
+def _words(folder: Path, index: Mapping[str, Any]) -> list[Path]:
+    """The files of the tokenizers, which decide what a text is to the network."""
+    found = [folder / part for part in sorted(index) if part.startswith("tokenizer") and has(index, part)]
+    return sorted(file for part in found for file in part.glob("*") if file.is_file())
 
 
 def _shape(config: Mapping[str, Any], where: Path) -> tuple[int, int, int]:

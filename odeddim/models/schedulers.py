@@ -185,7 +185,7 @@ def _discrete(take: _Settings, predicts: str) -> Schedule:
         betas = _trained(trained, take)
         noise_only = float(betas[-1]) == 1
         schedule = _of_betas(betas[:-1] if noise_only else betas)
-    if take.config.get("rescale_betas_zero_snr"):
+    if take.config.get("rescale_betas_zero_snr") and not noise_only:
         schedule, noise_only = _rescaled(schedule), True
     if noise_only and predicts == "eps":
         raise InputError(

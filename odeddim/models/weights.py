@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,14 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def hash_of(*paths: Path) -> str:
-    """The sha256 of the contents of files, one after the other: what latent files know a model by."""
+def hash_of(*paths: Path, settings: Mapping[str, Any] | None = None) -> str:
+    """What latent files know a model by: the sha256 of the contents of files, one after the other, and of settings.
+
+    settings: what else decides what the network answers, as the number of heads, which no weights tell; JSON-able.
+    """
     found = hashlib.sha256()
+    if settings is not None:
+        found.update(json.dumps(settings, sort_keys=True).encode())
     for path in paths:
         with path.open("rb") as file:
             while piece := file.read(1 << 20):
