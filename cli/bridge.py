@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from odeddim.cli import options
+
+ERROR = "cycle_error"  # the name of the figure in the files
 
 
 @click.command("bridge")
@@ -26,8 +27,13 @@ from odeddim.cli import options
 @click.option("--to", "target", required=True, metavar="NAME|PATH", help="The model that decodes; --model encodes.")
 @click.option("--to-label", type=click.IntRange(0), default=None, help="Its class.")
 @click.option("--to-prompt", metavar="TEXT", default=None, help="Its prompt.")
+@click.option("--to-negative-prompt", metavar="TEXT", default=None, help="What its guidance leads away from.")
 @click.option("--to-guidance", type=float, metavar="W", default=1.0, help="Its guidance.  [default: 1]")
+@click.option(
+    "--to-guidance-interval", type=options.Interval(), metavar="LOW,HIGH", default=None, help="Where that holds."
+)
 @click.option("--cycle/--no-cycle", default=True, help="Go back too, for the cycle error: 3 times the evaluations.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the cycle errors of all images as CSV.")
 @options.model
 @click.option("--solver", type=options.SolverName(), default=None, help="A row of `odeddim solvers`.  [default: ab3]")
 @options.steps
@@ -44,8 +50,11 @@ def command(
     target: str,
     to_label: int | None,
     to_prompt: str | None,
+    to_negative_prompt: str | None,
     to_guidance: float,
+    to_guidance_interval: tuple[float, float] | None,
     cycle: bool,
+    as_csv: bool,
     model: str,
     solver: str | None,
     steps: int | None,
@@ -64,14 +73,15 @@ def command(
     The state x̄ is handed over at the lower of the two σ_T. Both models may be one under two conditions: --label names
     the source's class and --to-label the target's. A diffusion model and a rectified flow meet as well.
 
-    The cycle error of an image is the rms over its pixels, in [-1, 1], between it and itself there and back; all of
-    them are in cycle.csv in the folder, or in NAME.cycle.csv beside the file. A sheet shows each image, what became of
-    it, and what came back. IMAGES, solvers and resuming are as of `odeddim encode`; the default solver is ab3.
+    The cycle error of an image is the rms over its pixels, in [-1, 1], between it and itself there and back. Each PNG
+    and a file.h5 keep it (cycle_error), --csv prints them all. A sheet shows each image, what became of it, and what
+    came back. IMAGES and resuming are as of `odeddim encode`.
 
     \b
     Examples:
       odeddim bridge -n 16 --to fashion-mnist-flow -o sheet.png
       odeddim bridge photos/ --model A --to B -o out/ --steps 100
+      odeddim bridge photos/ --model A --to B -o out/ --steps 100 --csv > errors.csv
       odeddim bridge photos/ --model M --label 207 --to M --to-label 281 -o out/
     """
     from dataclasses import asdict
@@ -99,7 +109,10 @@ def command(
     if not output.is_dir():
         check_place(output, images)
     where = machine(device, dtype)
-    to = {"label": to_label, "prompt": to_prompt, "guidance": to_guidance}
+    to = {
+        "label": to_label, "prompt": to_prompt, "negative_prompt": to_negative_prompt,
+        "guidance": to_guidance, "interval": to_guidance_interval,
+    }  # fmt: skip
     source, other = field_on(model, where), field_on(target, where, said=to)
     over = between(source, other, solver or SOLVER, steps=steps, grid=grid, end=end, **settings)
     for field in (source, other):
@@ -117,47 +130,45 @@ def command(
     made = asdict(half(other, nodes=over.target_nodes, **details))
     is_sheet = output.suffix.lower() == ".png" and not output.is_dir()
     began, largest, here = time.perf_counter(), 0.0, 0
+    drawn: list[tuple[str, float]] = []  # of a sheet, which keeps none
     with (
         open_output(output, names, made, overwrite=overwrite, columns=min(len(names), 4) if is_sheet else None) as out,
         progress(len(names), "bridging", out.done) as advance,
     ):
-        errors = output / "cycle.csv" if output.is_dir() else output.with_suffix(".cycle.csv")
         for start, stop in out.batches(size):
             x_0 = given[start:stop].to(where.state)
             found = over.cross(x_0, cycle=cycle)
-            if found.error is not None:  # before the images, which say that these are done
-                _append(errors, zip(names[start:stop], found.error.tolist(), strict=True))
+            errors = {} if found.error is None else {ERROR: found.error.cpu()}
+            drawn += zip(names[start:stop], errors[ERROR].tolist(), strict=True) if is_sheet and errors else ()
             row = [x_0.to(found.images), found.images, *([] if found.again is None else [found.again])]
-            out.write(start, stop, torch.cat(row, dim=3) if is_sheet else found.images)
+            out.write(start, stop, torch.cat(row, dim=3) if is_sheet else found.images, errors)
             largest, here = max(largest, float(found.images.abs().max())), here + stop - start
             advance(stop - start)
     warn_of_range(largest)
     evaluations = f", {(source.rows + other.rows) / here:g} evaluations per image" if here else ""
     click.echo(
         f"{len(names)} images in {output}{of_all(out.done, len(names), here)}: {source.name} to {other.name} at "
-        f"σ = {over.sigma:.6g}, {over.row.name}{evaluations}, {time.perf_counter() - began:.1f} s"
+        f"σ = {over.sigma:.6g}, {over.row.name}{evaluations}, {time.perf_counter() - began:.1f} s",
+        err=as_csv,
     )
     if cycle:
-        click.echo(_summary(errors, names))
+        _tell(drawn or out.figures(ERROR), len(names), as_csv=as_csv)
 
 
-def _append(path: Path, rows: Any) -> None:
+def _tell(found: list[tuple[str, float]], total: int, *, as_csv: bool) -> None:
+    """The cycle errors, as CSV or in a line."""
     import csv
-
-    with path.open("a", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        if file.tell() == 0:
-            table.writerow(["name", "cycle_error"])
-        table.writerows(rows)
-
-
-def _summary(path: Path, names: Sequence[str]) -> str:
-    """What cycle.csv says of these images; of one that was done twice, what was said last."""
-    import csv
+    import sys
     from statistics import median
 
-    with path.open(newline="", encoding="utf-8") as file:
-        found: Mapping[str, float] = {row["name"]: float(row["cycle_error"]) for row in csv.DictReader(file)}
-    known = [(found[name], name) for name in names if name in found]
-    worst, name = max(known)
-    return f"cycle error (rms, images in [-1, 1]): median {median(e for e, _ in known):.3g}, worst {worst:.3g} ({name})"
+    if as_csv:
+        table = csv.writer(sys.stdout)
+        table.writerow(["name", "cycle_error"])
+        table.writerows(found)
+    elif found:
+        worst, name = max((error, name) for name, error in found)
+        those = "" if len(found) == total else f" of {len(found)} images"
+        click.echo(
+            f"cycle error{those} (rms, images in [-1, 1]): median {median(error for _, error in found):.3g}, "
+            f"worst {worst:.3g} ({name})"
+        )

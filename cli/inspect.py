@@ -24,13 +24,13 @@ def command(file: str, as_json: bool) -> None:
       odeddim inspect fashion-mnist
       odeddim inspect MODEL --json
     """
-    from odeddim.models import BUILT_IN, SUFFIXES
+    from odeddim.models import BUILT_IN, SUFFIXES, format_of
     from odeddim.types import pick
 
     path = Path(file)
     if file not in BUILT_IN and not os.path.exists(path):
         pick(file, BUILT_IN, "model (and there is no such file)")
-    is_model = file in BUILT_IN or os.path.isdir(path) or path.suffix.lower() in SUFFIXES
+    is_model = file in BUILT_IN or os.path.isdir(path) or path.suffix.lower() in SUFFIXES or format_of(path) is not None
     facts = _model_facts(file) if is_model else _latent_facts(path)
     if as_json:
         import json
@@ -87,13 +87,13 @@ def _model_facts(name: str) -> dict[str, Any]:
         "shape": list(field.shape) if field.shape else "any",
         "schedule": repr(field.schedule),
         **({} if field.codec is None else {"shape of images": list(field.codec.image_shape)}),
-        **({} if field.conditions is None else {"conditions": field.conditions.words}),
+        **({} if field.conditions is None else {"takes": field.conditions.words}),
     }
     parameters = getattr(field.eps, "parameters", None)
     if parameters is not None:
         facts["parameters"] = sum(parameter.numel() for parameter in parameters())
         facts["dtype"] = str(field.dtype).removeprefix("torch.")
-    facts.update(field.details)
+    facts.update({key: value for key, value in field.details.items() if value})
     return facts
 
 

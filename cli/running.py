@@ -45,6 +45,7 @@ class Machine:
 
     device: torch.device
     dtype: torch.dtype
+    asked: bool = False  # whether the user named the dtype
 
     @property
     def state(self) -> torch.dtype:
@@ -63,6 +64,7 @@ class Machine:
 
 def machine(device: str | None, dtype: str | None, encoded: LatentFile | None = None) -> Machine:
     """The machine of --device and --dtype; latents that were encoded bring their dtype along."""
+    asked = dtype is not None
     if dtype is None:
         dtype = encoded.provenance.details.get("dtype", "float32") if encoded else "float32"
         dtype = pick(str(dtype), DTYPES, "dtype")
@@ -75,7 +77,7 @@ def machine(device: str | None, dtype: str | None, encoded: LatentFile | None = 
     except (RuntimeError, AssertionError) as error:  # NotImplementedError, of devices without data, is the former
         reason = str(error).split("\n")[0].rstrip(".")
         raise InputError(f"the device {name!r} cannot be used here ({reason}): try --device cpu") from None
-    return Machine(place, getattr(torch, dtype))
+    return Machine(place, getattr(torch, dtype), asked)
 
 
 def field_on(
@@ -85,9 +87,11 @@ def field_on(
     the command line, unless of another model."""
     made_under, options = Condition(**(condition or {})), of_model()
     allow_pickle = options.pop("allow_pickle", False)
-    field = load(model, device=where.device, dtype=where.dtype, allow_pickle=allow_pickle)
+    field = load(model, device=where.device, allow_pickle=allow_pickle)
+    if where.asked or not field.keeps_dtype:
+        field.to(where.device, where.dtype)
     told = {**made_under.to_dict(), **(options if said is None else said)}
-    if told.get("guidance", 1) == 1 and "interval" not in options:
+    if said is None and told.get("guidance", 1) == 1 and "interval" not in options:
         told.pop("interval", None)  # that of the latents, whose guidance is taken back
     field = field.conditioned(**told)
     if condition is not None and field.condition != made_under:

@@ -126,6 +126,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or _is_whole(value)
 
 
+def words_of(conditions: Conditions | None) -> str:
+    """What a network can be told, for people and for its hash: "" if nothing."""
+    return "" if conditions is None else conditions.words
+
+
 class Prompts:
     """Texts, which `embed` turns into what the network takes: text -> tensors (1, *).
 
@@ -138,8 +143,8 @@ class Prompts:
 
     @property
     def words(self) -> str:
-        """ "prompts"."""
-        return "prompts"
+        """ "prompts", and what none is."""
+        return "prompts, none is all zeros" if self._zeros else "prompts"
 
     def given(self, condition: Condition) -> tuple[Given, Given | None]:
         """What the texts are to the network; none is the negative prompt, or no text."""

@@ -115,6 +115,11 @@ class VectorField:
         """Of the network; None: as the state."""
         return self._place.device
 
+    @property
+    def keeps_dtype(self) -> bool:
+        """Whether the network computes in a dtype of its own, which is a part of it, as of exported programs."""
+        return bool(getattr(self.eps, "keeps_dtype", False))
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VectorField:
         """This field with its network and codec moved to a device and, if given, a dtype. Returns itself.
 

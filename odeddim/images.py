@@ -15,7 +15,7 @@ import hashlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -353,9 +353,13 @@ def to_bytes(images: Tensor) -> Tensor:
     return images.detach().cpu().to(torch.float64).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def save_image(image: Tensor, path: str | Path) -> None:
-    """One image (C, H, W) in [-1, 1] as a PNG, C = 1 or 3. What was at `path` is replaced only by the whole file."""
+def save_image(image: Tensor, path: str | Path, notes: Mapping[str, str] | None = None) -> None:
+    """One image (C, H, W) in [-1, 1] as a PNG, C = 1 or 3. What was at `path` is replaced only by the whole file.
+
+    notes: what is known of it, ASCII, which `notes_of` reads.
+    """
     import PIL.Image
+    from PIL.PngImagePlugin import PngInfo
 
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise InputError(
@@ -363,8 +367,22 @@ def save_image(image: Tensor, path: str | Path) -> None:
         )
     content = to_bytes(image).movedim(0, -1)
     pixels = content[:, :, 0] if image.shape[0] == 1 else content
+    info = PngInfo()
+    for key, note in (notes or {}).items():
+        info.add_text(key, note)
     with replacing(Path(path)) as temporary:
-        PIL.Image.fromarray(pixels.contiguous().numpy()).save(temporary, format="PNG")
+        PIL.Image.fromarray(pixels.contiguous().numpy()).save(temporary, format="PNG", pnginfo=info)
+
+
+def notes_of(path: Path) -> dict[str, str]:
+    """The notes that `save_image` wrote into a PNG; none of a file that is no PNG, or not there."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(path) as image:
+            return {key: note for key, note in image.info.items() if isinstance(note, str)}
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        return {}
 
 
 def save_sheet(images: Tensor, path: str | Path, columns: int | None = None) -> None:

@@ -6,6 +6,7 @@ parts, a folder holds the images done, and `odeddim.json` in it says whose they 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from odeddim.files import plain_text
 from odeddim.hdf5 import SUFFIXES, reading, text
-from odeddim.images import save_image, save_sheet
+from odeddim.images import notes_of, save_image, save_sheet
 from odeddim.parts import GO_ON, Claims, Run, Work, begin_together
 from odeddim.rows import text_column, width_of
 from odeddim.types import InputError
@@ -76,14 +77,20 @@ class Folder(Work):
     def is_done(self, start: int, stop: int) -> bool:
         return all((self.folder / name).exists() for name in self._files[start:stop])
 
-    def write(self, start: int, stop: int, images: Tensor) -> None:
-        """Write the images start, ..., stop-1, (B, C, H, W) in [-1, 1]."""
-        for name, image in zip(self._files[start:stop], images.cpu(), strict=True):
+    def write(self, start: int, stop: int, images: Tensor, figures: Mapping[str, Tensor] | None = None) -> None:
+        """Write the images start, ..., stop-1, (B, C, H, W) in [-1, 1], and what is known of each, (B,), into it."""
+        for i, (name, image) in enumerate(zip(self._files[start:stop], images.cpu(), strict=True)):
+            notes = {key: repr(float(values[i])) for key, values in (figures or {}).items()}
             try:
-                save_image(image, self.folder / name)
+                save_image(image, self.folder / name, notes)
             except InputError as error:
                 raise InputError(f"{error}; the images written before stay, and {GO_ON}") from None
         self.leave(start, stop)
+
+    def figures(self, name: str) -> list[tuple[str, float]]:
+        """File and figure of each image that is there and has one."""
+        notes = ((file, notes_of(self.folder / file).get(name)) for file in self._files)
+        return [(file, float(note)) for file, note in notes if note is not None and _is_number(note)]
 
     def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
         if self.done == self.total:
@@ -98,10 +105,21 @@ class Images(Run):
         self._names, self._width = names, width_of(names)
         super().__init__(output, len(names), settings, _head, **more)
 
-    def write(self, start: int, stop: int, images: Tensor) -> None:
-        """Write the images start, ..., stop-1, (B, C, H, W) in [-1, 1]."""
+    def write(self, start: int, stop: int, images: Tensor, figures: Mapping[str, Tensor] | None = None) -> None:
+        """Write the images start, ..., stop-1, (B, C, H, W) in [-1, 1], and what is known of each, (B,)."""
+        known = {key: values.cpu().numpy() for key, values in (figures or {}).items()}
         names = text_column(self._names[start:stop], self._width)
-        self.commit(start, stop, {"images": images.cpu().numpy(), "names": names})
+        self.commit(start, stop, {"images": images.cpu().numpy(), "names": names, **known})
+
+    def figures(self, name: str) -> list[tuple[str, float]]:
+        """Name and figure of each image in the file, when the run has left it; none of a sheet, which keeps pixels."""
+        if self.output.suffix.lower() not in SUFFIXES or not self.output.exists():
+            return []
+        with reading(self.output, "a file of images") as file:
+            if name not in file:
+                return []
+            values = file[name][:].tolist()
+            return list(zip((word.decode() for word in file["names"][:].tolist()), values, strict=True))
 
 
 def open_output(
@@ -143,6 +161,13 @@ def _sheet(columns: int | None) -> Callable[[Run], None]:
         save_sheet(torch.cat(images), run.output, columns=columns)
 
     return draw
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _file_names(names: Sequence[str]) -> Iterator[str]:

@@ -142,8 +142,10 @@ class Schedule:
             raise InputError(f"schedule {name!r} has at most {MOST_LEVELS:,} levels, not T = {T!r:.50}")
         try:
             made = getattr(cls, name)(**parameters)
-        except (TypeError, ZeroDivisionError, IndexError, OverflowError, RuntimeError) as error:
-            raise InputError(f"schedule {name!r} cannot be made from {parameters}: {error}") from None
+        except InputError:
+            raise
+        except (TypeError, ValueError, ZeroDivisionError, IndexError, OverflowError, RuntimeError) as error:
+            raise InputError(f"schedule {name!r} cannot be made from {parameters!r:.200}: {error}") from None
         assert isinstance(made, Schedule)
         return made
 

@@ -255,6 +255,8 @@ def test_every_container(tmp_path: Path) -> None:
     torch.save({**state, "logvar": torch.zeros(1000)}, tmp_path / "bayesian.pth")
     torch.save({name: part.half() for name, part in state.items()}, tmp_path / "half.pth")
     save_file(state, tmp_path / "safe.safetensors")
+    torch.save(state, tmp_path / "CAPITALS.CKPT")
+    save_file(state, tmp_path / "LOUD.SAFETENSORS")
     x, t = draw(1, 3, 32, 32).float(), torch.tensor([77.0])
     want = reference(state, x, t)
     for path in sorted(tmp_path.iterdir()):
@@ -312,6 +314,12 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
             {n: p for n, p in state.items() if n != "up.1.upsample.conv.bias"},
             "lacks up.1.upsample.conv.bias",
         ),
+        "endless": (
+            {**state, "conv_in.weight": torch.ones(1).expand(2**40, 3, 3, 3)}
+            | {f"down.{level}.block.0.conv2.weight": torch.ones(1).expand(2**40, 1, 3, 3) for level in (0, 1)},
+            "describes no network",
+        ),
+        "whole": ({**state, "norm_out.bias": torch.ones(32, dtype=torch.int64)}, "norm_out.bias holds int64"),
         "not finite": ({**state, "norm_out.bias": torch.full((32,), math.nan)}, "norm_out.bias holds NaN"),
     }
     for weights, words in strange.values():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -626,6 +627,11 @@ def told(text: str) -> Change:
         (settings(layers_per_block="1"), "must be a whole number"),
         (settings(norm_num_groups=5), "groups must divide"),
         (settings(norm_eps="small"), "eps must be a number"),
+        (settings(norm_eps=math.nan), "NaN is no setting"),
+        (settings(block_out_channels=[10**9, 2 * 10**9]), "describes no network"),
+        (settings(block_out_channels=[10**9, 2 * 10**9], freq_shift=0), "describes no network"),
+        (settings(sample_size=9), "images of 9×9 cannot be halved 1 times"),
+        (settings(sample_size=[8, 9], freq_shift=0), "images of 8×9 cannot be halved 1 times"),
         (settings(in_channels=1, out_channels=1), "has the shape"),
         (settings(block_out_channels=[32, 64]), "has the shape"),
         (settings(down_block_types=["NoBlock", "DownBlock2D"]), "describes no network"),
@@ -639,6 +645,12 @@ def told(text: str) -> Change:
         (told('{"classes": 3}'), "contradicts"),
         (told('{"weights": "raw"}'), "unknown setting"),
         (lambda folder: (folder / "unet" / "config.json").write_text("[]") and None, "must hold settings"),
+        *(
+            (lambda folder, text=text: (folder / "model_index.json").write_text(text) and None, "model_index.json")
+            for text in ("null", "[", "", "\0")
+        ),
+        (lambda folder: os.truncate(folder / "model_index.json", 20 << 30), "model_index.json has 21,475 MB"),
+        (lambda folder: os.truncate(folder / "scheduler" / schedulers.NAME, 20 << 30), "config.json has 21,475 MB"),
         (lambda folder: (folder / "vae").mkdir(), "give the whole pipeline"),
         (lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "holds no weights"),
         (lambda folder: edit(folder / "scheduler" / schedulers.NAME, _class_name="EDMEulerScheduler"), "EDMEuler"),
@@ -652,6 +664,23 @@ def test_contradictions_of_folders(tmp_path: Path, change: Change, words: str) -
     odeddim.load(tmp_path)
     change(tmp_path)
     one_sentence(tmp_path / "unet" if (tmp_path / "vae").exists() else tmp_path, words)
+
+
+@pytest.mark.parametrize("changed", [{"norm_eps": "x"}, {"freq_shift": "a"}])
+def test_settings_that_no_network_can_run_with(tmp_path: Path, changed: dict[str, Any]) -> None:
+    saved(tmp_path, network(OTHER))
+    edit(tmp_path / "unet" / "config.json", **changed)
+    field = odeddim.load(tmp_path)
+    with pytest.raises(InputError, match=f"{tmp_path} fails on 2×3×8×8") as caught:
+        field(torch.tensor(1.0), draw(2, 3, 8, 8))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_are_named_as_in_their_file(tmp_path: Path) -> None:
+    net = network()
+    net.conv_norm_out.weight.data[0] = math.nan
+    saved(tmp_path, net)
+    one_sentence(tmp_path, "conv_norm_out.weight holds NaN")
 
 
 def test_variances_that_the_scheduler_promises(tmp_path: Path) -> None:

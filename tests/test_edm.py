@@ -238,6 +238,13 @@ def test_a_pickle_under_another_name_never_runs(code: ModuleType, tmp_path: Path
     assert not target.exists()
 
 
+def test_a_name_in_capitals(code: ModuleType, tmp_path: Path) -> None:
+    path = saved(tmp_path, {"ema": make(code)}, "EDM.PKL")
+    with pytest.raises(InputError, match=r"runs whatever code"):
+        odeddim.load(path)
+    odeddim.load(path, allow_pickle=True)
+
+
 def test_missing_code_is_named(code: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path, {"ema": make(code)})
     sys.modules.pop("torch_utils_of_test")

@@ -181,6 +181,8 @@ def test_what_a_program_cannot_say(tmp_path: Path) -> None:
         {"schedule": {"name": "linea"}},
         {"steps": 50},
         {"shape": [3, 8]},
+        {"classes": 10**30},
+        {"classes": 4, "null": 5},
     ]
     for said in wrong:
         place.write_text(json.dumps({**SAID, **said}))
@@ -231,6 +233,22 @@ def test_torchscript_too(tmp_path: Path) -> None:
     assert torch.allclose(field.eps(x, t), net(x, t), atol=1e-6)
     with pytest.raises(InputError, match=r"fails on 1×2×8×8"):
         field.eps(x[:1, :2], t[:1])
+
+
+def test_a_name_in_capitals(tmp_path: Path) -> None:
+    path = saved(tmp_path, drawn(Toy()))
+    assert odeddim.load(path.rename(tmp_path / "network.PT2")).shape == (3, 8, 8)
+
+
+def test_too_little_memory_is_no_fault_of_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    field = odeddim.load(saved(tmp_path, drawn(Toy())))
+
+    def fails(*given: Tensor) -> Tensor:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(field.eps.program, "forward", fails)  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        field(torch.tensor(1.0), draw(1, 3, 8, 8))
 
 
 def test_damage_is_one_sentence(tmp_path: Path) -> None:

@@ -517,8 +517,11 @@ def test_safetensors_and_old_files(tmp_path: Path) -> None:
     expected = net(x, t)[:, :3]
     torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False)
     assert torch.equal(odeddim.load(path).eps(x, t), expected)
-    save_file(net.state_dict(), path.with_suffix(".safetensors"))
-    assert torch.equal(odeddim.load(path.with_suffix(".safetensors")).eps(x, t), expected)
+    for suffix in (".safetensors", ".SAFETENSORS"):
+        save_file(net.state_dict(), path.with_suffix(suffix))
+        assert torch.equal(odeddim.load(path.with_suffix(suffix)).eps(x, t), expected)
+    path.rename(path.with_suffix(".PT"))
+    assert torch.equal(odeddim.load(path.with_suffix(".PT")).eps(x, t), expected)
 
 
 # What cannot be read.

@@ -441,7 +441,7 @@ def test_shift_scale_and_means_of_each_channel(tmp_path: Path) -> None:
     ("changes", "says"),
     [
         ({"scaling_factor": 0}, "not 0"),
-        ({"scaling_factor": float("nan")}, "not nan"),
+        ({"scaling_factor": float("nan")}, "NaN is no setting"),
         ({"scaling_factor": "0.18215"}, "not '0.18215'"),
         ({"shift_factor": [0.1, 0.2]}, r"1 or 4 numbers"),
         ({"latents_mean": [0.0] * 4}, "which holds"),
@@ -534,7 +534,8 @@ def test_what_was_found_is_said(sd: tuple[Path, Any, VectorField]) -> None:
     assert field.name == str(folder.resolve())
     assert len(field.sha256) == 64
     assert field.details["found"].startswith(
-        f"StableDiffusionPipeline, UNet2DConditionModel of {count} parameters, AutoencoderKL, DDIMScheduler"
+        f"StableDiffusionPipeline, UNet2DConditionModel of {count} parameters, AutoencoderKL with data 0.18215·z, "
+        "DDIMScheduler"
     )
     assert (field.details["weights"], field.details["assumed"]) == ("as saved", [])
     assert field.details["architecture"]["cross_attention_dim"] == 16
@@ -621,7 +622,7 @@ def damaged(copy: Path, says: str, *names: str) -> None:
         ("text_encoder", "lacks text_encoder, which its network needs"),
         ("vae", "cannot be read .*copy the whole folder"),
         ("unet", "cannot be read .*copy the whole folder"),
-        ("scheduler", "scheduler_config.json"),
+        ("scheduler", r"scheduler_config.json cannot be read \(No such file or directory\): copy the whole folder"),
         ("unet/config.json", "config.json cannot be read"),
         ("unet/diffusion_pytorch_model.safetensors", "holds no weights"),
         ("vae/diffusion_pytorch_model.safetensors", "holds no weights"),
@@ -688,6 +689,12 @@ def test_json_that_is_none(copy: Path, name: str) -> None:
         ("unet/config.json", {"class_embed_type": "timestep"}, "more than a prompt"),
         ("unet/config.json", {"addition_embed_type": "image"}, "more than a prompt"),
         ("unet/config.json", {"block_out_channels": [7]}, "describes no network"),
+        ("unet/config.json", {"layers_per_block": 3000}, r"3000 layers are more than its weights, \d+ tensors, can"),
+        ("unet/config.json", {"layers_per_block": [1, 10**9]}, "1000000000 layers are more"),
+        ("unet/config.json", {"layers_per_block": 50, "transformer_layers_per_block": [[50]]}, "2500 layers are more"),
+        ("unet/config.json", {"block_out_channels": [8] * 10**4}, "10000 layers are more"),
+        ("vae/config.json", {"layers_per_block": 10**6}, "1000000 layers are more"),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**6}, "1000000 layers are more"),
         ("vae/config.json", {"latent_channels": 5}, "does not fit"),
         ("text_encoder/config.json", {"hidden_size": "wide"}, "describes no network"),
         ("scheduler/scheduler_config.json", {"prediction_type": "guess"}, "prediction_type"),
@@ -696,6 +703,40 @@ def test_json_that_is_none(copy: Path, name: str) -> None:
 def test_settings_that_are_not_known_or_contradict(copy: Path, name: str, changes: dict[str, Any], says: str) -> None:
     edited(copy / name, **changes)
     damaged(copy, says)
+
+
+def test_numbers_of_layers_that_are_none_pass() -> None:
+    config = {"num_layers": 28, "layers_per_block": -1, "depth": None, "blocks": True, "block_out_channels": [2048, 1]}
+    assert components._layers(config) == 28
+    assert components._layers({"layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10]}) == 20
+    assert components._layers({}) == 1
+
+
+def test_a_dit_of_a_million_layers_or_of_endless_images(tmp_path: Path) -> None:
+    dit(tmp_path)
+    config = tmp_path / "model" / "transformer" / "config.json"
+    whole = config.read_text()
+    for changes, says in (
+        ({"num_layers": 10**6}, "1000000 layers are more than"),
+        ({"sample_size": 20000}, "pos_embed.pos_embed would be larger than that of any network"),
+    ):
+        edited(config, **changes)
+        damaged(tmp_path / "model", says, "transformer/config.json")
+        config.write_text(whole)
+
+
+def test_images_that_a_network_cannot_halve(tmp_path: Path) -> None:
+    ldm(tmp_path)
+    for widths in ([8, 16], [8] * 10**5):
+        edited(tmp_path / "model" / "unet" / "config.json", sample_size=9, block_out_channels=widths)
+        damaged(tmp_path / "model", f"images of 9×9 cannot be halved {len(widths) - 1} times", "unet/config.json")
+
+
+def test_a_network_that_fails_names_its_folder(copy: Path) -> None:
+    edited(copy / "unet" / "config.json", freq_shift="a")
+    field = odeddim.load(copy)
+    with pytest.raises(InputError, match=f"{copy} fails on 2×4×8×8"):
+        field(torch.tensor(1.0), noise())
 
 
 def test_an_autoencoder_of_another_network(copy: Path) -> None:

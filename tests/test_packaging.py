@@ -48,7 +48,7 @@ def test_the_wheel_holds_everything(wheel: Path) -> None:
                 assert f"{package}/{path.relative_to(ROOT / folder).as_posix()}" in inside
     top = {name.split("/")[0] for name in inside}
     assert {name for name in top if not name.endswith(".dist-info")} == {"odeddim"}  # no `solvers` in site-packages
-    assert wheel.stat().st_size < 10_000_000
+    assert wheel.stat().st_size < 15_000_000  # two models of 6 MB each
 
 
 def test_the_wheel_works_anywhere(wheel: Path, tmp_path: Path) -> None:

@@ -137,6 +137,12 @@ def test_bad_descriptions_are_refused() -> None:
         Schedule.from_dict({"name": "liner"})
     with pytest.raises(InputError, match="cannot be made"):
         Schedule.from_dict({"name": "linear", "gamma": 3})
+    for alphas in (["a", "b"], [[0.5], [0.3, 0.2]], ["a"] * 10**5):
+        with pytest.raises(InputError, match="'from_alphas' cannot be made") as error:
+            Schedule.from_dict({"name": "from_alphas", "alphas_cumprod": alphas})
+        assert len(str(error.value)) < 500
+    with pytest.raises(InputError, match=r"^betas need T >= 2"):  # its own sentence, as it is
+        Schedule.from_dict({"name": "linear", "T": 1})
     with pytest.raises(InputError, match="t_max"):
         Schedule.rectified_flow(t_max=1.0)
     with pytest.raises(InputError, match="sigma_min"):

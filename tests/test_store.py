@@ -25,8 +25,10 @@ LINEAR = Schedule.linear()
 NODES = grids.grid("karras", LINEAR, 7)
 
 
-def model(name: str = "mine", sha256: str = "ab12" * 16, schedule: Schedule = LINEAR) -> VectorField:
-    return VectorField(Gaussian().network(schedule), schedule, name=name, sha256=sha256)
+def model(
+    name: str = "mine", sha256: str = "ab12" * 16, schedule: Schedule = LINEAR, time: str = "index"
+) -> VectorField:
+    return VectorField(Gaussian().network(schedule), schedule, time=time, name=name, sha256=sha256)
 
 
 def provenance(field: VectorField | None = None) -> Provenance:
@@ -91,10 +93,14 @@ def test_layout_is_what_the_module_says(tmp_path: Path) -> None:
 
 def test_a_latent_of_another_model_is_refused(tmp_path: Path) -> None:
     made = provenance()
-    with pytest.raises(InputError, match=r"z\.h5 holds latents of the model 'mine' .*not of 'mine'"):
+    with pytest.raises(InputError, match=r"'mine' as it was \(ab12.* have been changed since \(cd34"):
         made.check_model(model(sha256="cd34" * 16), "z.h5")
-    with pytest.raises(InputError, match="another schedule"):
+    with pytest.raises(InputError, match=r"schedule name linear, .* now 'mine' has name cosine"):
         made.check_model(model(schedule=Schedule.cosine()), "z.h5")
+    with pytest.raises(InputError, match="time index, but now 'mine' has integer"):
+        made.check_model(model(time="integer"), "z.h5")
+    with pytest.raises(InputError, match="not of 'other'"):
+        made.check_model(model("other", "cd34" * 16), "z.h5")
     exact = provenance(model("exact-gaussian", ""))
     exact.check_model(model("exact-gaussian", ""), "z.h5")
     with pytest.raises(InputError, match="exact-mixture"):

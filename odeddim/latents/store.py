@@ -76,11 +76,21 @@ class Provenance:
     def check_model(self, model: VectorField, where: str) -> None:
         """Raise an InputError unless `model` is the one these latents belong to."""
         if model.sha256 != self.sha256 or (not self.sha256 and model.name != self.model):
+            if model.name == self.model:
+                raise InputError(
+                    f"{where} holds latents of {self.model!r} as it was ({self.sha256[:12]}): its weights or settings "
+                    f"have been changed since ({model.sha256[:12]}); give the model that it was with --model"
+                )
             ours, theirs = _model_words(self.model, self.sha256), _model_words(model.name, model.sha256)
             raise InputError(f"{where} holds latents of the model {ours}, not of {theirs}: give that one with --model")
-        other_time = self.time not in ("", _time_of(model))
-        if self.predicts != model.predicts or other_time or self.schedule != model.schedule.to_dict():
-            raise InputError(f"{where} was made with another schedule or prediction type of the model {self.model!r}")
+        is_now = {"predicts": model.predicts, "time": _time_of(model), "schedule": model.schedule.to_dict()}
+        was = {"predicts": self.predicts, "time": self.time or is_now["time"], "schedule": self.schedule}
+        for key, value in is_now.items():
+            if value != was[key]:
+                raise InputError(
+                    f"{where} was made with {key} {_brief(was[key])}, but now {self.model!r} has {_brief(value)}: "
+                    "change that back in the model's files, or encode again"
+                )
 
 
 def provenance_of(
@@ -343,6 +353,13 @@ def digest(nodes: Tensor) -> str:
 
 def _hash(words: str) -> str:
     return hashlib.sha256(words.encode()).hexdigest()
+
+
+def _brief(value: Any) -> str:
+    """A setting, without the numbers of a long list."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_brief(item)}" for key, item in value.items())
+    return f"of {len(value)} numbers" if isinstance(value, list) else str(value)
 
 
 def _model_words(name: str, sha256: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -61,6 +62,16 @@ BUILT_IN: dict[str, tuple[Callable[[], VectorField], str]] = {
 """Name -> (maker, description): the models inside the package."""
 
 
+def format_of(path: Path) -> ModuleType | None:
+    """The module that reads what lies there, by what it looks like; None if it is of no known format.
+
+    Errors: InputError for what cannot be read, and for pipes and devices, on which a reader might wait for ever.
+    """
+    if not os.path.isdir(path):
+        weights.size_of(path)
+    return next((module for module in FORMATS if module.matches(path)), None)
+
+
 def load(
     model: str | Path | VectorField = DEFAULT,
     *,
@@ -85,9 +96,12 @@ def load(
         path = Path(model)
         if not os.path.exists(path):
             pick(str(model), BUILT_IN, "model (neither a built-in name nor an existing path)")
-        reader = next((module for module in FORMATS if module.matches(path)), None)
+        reader = format_of(path)
         if reader is None:
-            raise InputError(f"{path} is not a model odeddim knows: {'; '.join(m.EXPECTS for m in FORMATS)}")
+            raise InputError(
+                f"{path} is no model that odeddim knows: see the table of formats in the README, or give the network "
+                "itself to VectorField.from_network"
+            )
         if getattr(reader, "RUNS_CODE", False) and not allow_pickle:
             raise InputError(
                 f"{path} is a pickle: reading it runs whatever code is in it; if you trust where it comes from, "

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeddim.models.components import CONFIG, config_of, files_of, library, made
+from odeddim.models.components import CONFIG, config_of, files_of, library, made, settings_of
 from odeddim.models.weights import hash_of
 from odeddim.types import InputError
 
@@ -51,6 +51,14 @@ class Autoencoder:
         self._shift = torch.tensor(shift, dtype=torch.float32).reshape(-1, 1, 1)
         self._scale = scale / torch.tensor(spread, dtype=torch.float32).reshape(-1, 1, 1)
 
+    @property
+    def words(self) -> str:
+        """What is done to z, for people: "0.18215·z"."""
+        if self._shift.numel() > 1 or self._scale.numel() > 1:
+            return "of z, shifted and scaled channel by channel"
+        shift, scale = float(self._shift), float(self._scale)
+        return f"{scale:g}·(z - {shift:g})" if shift else f"{scale:g}·z"
+
     def to(self, device: torch.device | str) -> Autoencoder:
         """This codec, moved to a device."""
         self.network.to(device=device)
@@ -77,7 +85,7 @@ class Autoencoder:
 
 
 def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, list[str]]:
-    """The autoencoder in a folder, for data (c, h, w): codec, its class, and what had to be assumed.
+    """The autoencoder in a folder, for data (c, h, w): codec, what it is in words, and what had to be assumed.
 
     Errors: InputError for another class, and for one whose data have another number of channels.
     """
@@ -105,11 +113,10 @@ def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, l
         scale=_numbers(SCALE if scale is None else scale, 1, 0.0, where)[0],
         shift=_numbers(shift or 0.0 if mean is None else mean, channels, -math.inf, where),
         spread=_numbers(1.0 if spread is None else spread, channels, 0.0, where),
-        sha256=hash_of(*files_of(folder)),
+        sha256=hash_of(*files_of(folder), settings=settings_of(config)),
     )
-    if scale is None:
-        return codec, kind, [f"the autoencoder's scaling factor {SCALE}, which its config does not say"]
-    return codec, kind, []
+    assumed = [] if scale is not None else [f"the autoencoder's scaling factor {SCALE}, which its config does not say"]
+    return codec, f"{kind} with data {codec.words}", assumed
 
 
 def _numbers(value: Any, count: int, above: float, where: Path) -> list[float]:

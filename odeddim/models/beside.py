@@ -7,11 +7,12 @@ The vocabulary is that of odeddim's own model.json; formats add the settings of 
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from odeddim.models import json_files
 from odeddim.predictions import PREDICTIONS
 from odeddim.schedule import TIMES, Schedule
 from odeddim.types import InputError, pick
@@ -19,7 +20,11 @@ from odeddim.types import InputError, pick
 COMMON = ("schedule", "predicts", "time", "shape", "classes", "null")
 """Keys that every format takes, meant as in `VectorField.from_network`."""
 
-_NAMES = {"predicts": (PREDICTIONS, "prediction"), "time": (TIMES, "time label")}
+MOST_CLASSES = 10_000_000
+_NAMES: dict[str, tuple[Collection[str], str]] = {
+    "predicts": (PREDICTIONS, "prediction"),
+    "time": (TIMES, "time label"),
+}
 
 
 def place(path: Path) -> Path:
@@ -34,18 +39,16 @@ def read(path: Path, known: Collection[str] = ()) -> dict[str, Any]:
     for values that none of the common ones can have.
     """
     file = place(path)
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not readable as JSON ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{file} must hold settings by name, {{...}}, not {found!r:.50}")
+    found = json_files.read(file)
     for key in found:
         pick(key, (*COMMON, *known), f"setting in {file}")
     try:
-        return {key: _checked(key, value) for key, value in found.items()}
+        said = {key: _checked(key, value) for key, value in found.items()}
+        if (null := said.get("null", 0)) > (count := said.get("classes", MOST_CLASSES)):
+            raise InputError(f"null, the label of no class, is at most the number of classes, {count}, not {null}")
+        return said
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 
@@ -58,8 +61,9 @@ def _checked(key: str, value: Any) -> Any:
             raise InputError(f"shape must be [channels, height, width], not {value!r:.50}")
         return tuple(value)
     if key in ("classes", "null"):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise InputError(f"{key} must be a whole number, not {value!r:.50}")
+        least = 1 if key == "classes" else 0
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST_CLASSES:
+            raise InputError(f"{key} must be a whole number from {least} to {MOST_CLASSES:,}, not {value!r:.50}")
         return value
     if key in _NAMES:
         if not isinstance(value, str):

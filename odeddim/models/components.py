@@ -6,16 +6,16 @@ are read as tensors and nothing else, and must fit name by name. No code of the 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from odeddim.models import weights
+from odeddim.models import json_files, weights
 from odeddim.types import InputError
 
 CONFIG = "config.json"
@@ -29,6 +29,9 @@ WEIGHTS = tuple(
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Layers of attention as diffusers' older files call them -> as it calls them now."""
 _CLIP = "text_model."
+_LAYERS = re.compile("layers|blocks|depth")
+_PER_BLOCK = "per_block"  # layers of these names are made within each other
+_MOST_UNSAVED = 1 << 28  # numbers that are computed and not read, 1 GB: DiT's table of positions has 2²⁰
 
 
 def library(name: str) -> ModuleType:
@@ -43,16 +46,7 @@ def library(name: str) -> ModuleType:
 
 def config_of(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     """The settings in a folder's JSON file. Errors: InputError for a file that is missing or holds no settings."""
-    path = folder / name
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): copy the whole folder of the pipeline") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable as JSON ({weights.line(error)}): copy it again") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} must hold settings by name, {{...}}, not {found!r:.50}")
-    return found
+    return json_files.read(folder / name, "copy the whole folder of the pipeline")
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,23 +91,42 @@ def made(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
     files = files_of(folder)
     state = state_of(files)
     try:
-        with torch.device("meta"):  # nothing is reserved for what settings only claim
-            network = make()
-    except Exception as error:  # constructors of other people's: whatever they raise means the same
-        raise InputError(f"{folder / CONFIG} describes no network ({weights.line(error)}): copy it again") from None
-    wanted = network.state_dict()
-    unsaved = [name for name, _ in network.named_buffers() if name not in wanted]
+        if (layers := _layers(config_of(folder))) > len(state):
+            raise InputError(f"{layers} layers are more than its weights, {len(state)} tensors, can fill")
+        network = weights.described(make)
+        wanted = network.state_dict()
+        unsaved = {name: part.numel() for name, part in network.named_buffers() if name not in wanted}
+        if sum(unsaved.values()) > _MOST_UNSAVED:
+            raise InputError(f"{max(unsaved, key=unsaved.__getitem__)} would be larger than that of any network")
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
     known = {*wanted, *unsaved}
-    state = {_today(name, known): part for name, part in state.items()}
+    called = {_today(name, known): name for name in state}
+    state = {name: state[its] for name, its in called.items()}
     for names in _tied(network):  # of one tensor under two names, files hold one
         found = next((name for name in names if name in state), None)
         state |= {} if found is None else dict.fromkeys(names, state[found])
-    network = weights.fit(network, state, files[0] if len(files) == 1 else folder, spare=unsaved)
+    place = files[0] if len(files) == 1 else folder
+    network = weights.fit(network, state, place, spare=list(unsaved), called=called)
     if unsaved:  # what is computed when a module is made has no value on "meta"
         whole = dict(make().named_buffers())
         for name in unsaved:
             network.get_buffer(name).copy_(whole[name])
     return network
+
+
+def _layers(config: Mapping[str, Any]) -> int:
+    """How many layers these settings ask for at least, each of which has a tensor of its own."""
+    counts = {key: max(_whole(value), default=0) for key, value in config.items() if _LAYERS.search(key)}
+    lists = [len(value) for value in config.values() if isinstance(value, list)]
+    nested = math.prod(max(count, 1) for key, count in counts.items() if key.endswith(_PER_BLOCK))
+    return max([nested, *counts.values(), *lists])
+
+
+def _whole(value: Any) -> Iterator[int]:
+    """The whole numbers in a setting."""
+    for each in value if isinstance(value, list) else [value]:
+        yield from _whole(each) if isinstance(each, list) else [each] if type(each) is int else []
 
 
 def _tied(network: nn.Module) -> list[list[str]]:
@@ -129,6 +142,17 @@ def _today(name: str, known: Collection[str]) -> str:
     *path, layer, kind = ["", "", *name.split(".")]
     others = (".".join([*path[2:], _RENAMED.get(layer, layer), kind]), name.removeprefix(_CLIP), _CLIP + name)
     return next((other for other in (name, *others) if other in known), name)
+
+
+def check_sides(config: Mapping[str, Any], shape: Sequence[int], where: Path) -> None:
+    """Raise an InputError unless a UNet2DModel with this config can halve images (C, H, W) at each of its levels."""
+    widths = config.get("block_out_channels")
+    levels = len(widths) if isinstance(widths, list) else 4  # the class's default
+    if any(side % 2 ** min(levels - 1, 16) for side in shape[1:]):
+        raise InputError(
+            f"{where / CONFIG}: images of {shape[1]}×{shape[2]} cannot be halved {levels - 1} times, as they are "
+            "between its levels (block_out_channels)"
+        )
 
 
 def size(network: nn.Module) -> str:

@@ -17,17 +17,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from odeddim.field import Adapted, VectorField
 from odeddim.models import beside, native, weights
 from odeddim.models.components import size
+from odeddim.models.loaded import Loaded
 from odeddim.models.unet import UNet
 from odeddim.schedule import Schedule
 from odeddim.types import InputError, pick
 
-EXPECTS = "a checkpoint of DDIM's or DDPM's U-Net (.ckpt, .pth)"
 ATTENDS = 16  # pixels
 GROUPS = 32  # of every norm in DDIM's code, however narrow
 PARALLEL = "module."  # what DataParallel puts before every name
@@ -38,7 +37,7 @@ _BEGINNING = 1 << 22  # bytes, in which torch and safetensors write all names
 
 def matches(path: Path) -> bool:
     """Whether the names in this file are those of DDIM's network; odeddim's own weights, too, have them."""
-    if path.suffix not in weights.SUFFIXES or path.name == native.WEIGHTS:
+    if path.suffix.lower() not in weights.SUFFIXES or path.name == native.WEIGHTS:
         return False
     try:
         with path.open("rb") as file:
@@ -56,8 +55,7 @@ def read(path: Path) -> VectorField:
     which, state = _chosen(weights.read(path), said.get("weights"), path)
     shape, settings = architecture(state, path, said.get("shape"))
     try:
-        with torch.device("meta"):
-            unet = UNet(**settings)
+        unet = weights.described(lambda: UNet(**settings))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     weights.fit(unet, state, path, spare=("logvar",))
@@ -65,13 +63,13 @@ def read(path: Path) -> VectorField:
     assumed = [] if "schedule" in said else ["DDPM's noise levels, β linear from 1e-4 to 0.02 in 1000"]
     assumed += [] if "predicts" in said else ["predicts ε"]
     assumed += [] if "shape" in said else [f"attends at {ATTENDS}×{ATTENDS}, so images of {shape[1]}×{shape[2]}"]
-    return VectorField(
+    return Loaded(
         Adapted(unet, variances=True) if variances else unet,
         said.get("schedule", Schedule.linear()),
         predicts=said.get("predicts", "eps"),
         time=said.get("time"),
         shape=shape,
-        name=str(path.resolve()),
+        name=str(path.absolute()),
         sha256=weights.hash_of(path, settings={**unet.config, "weights": which}),
         details={
             "architecture": unet.config,

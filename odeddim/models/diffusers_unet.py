@@ -15,18 +15,19 @@ is made by diffusers. Both are called with real-valued labels.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from odeddim.conditions import Classes
+from odeddim.conditions import Classes, words_of
 from odeddim.field import Adapted, VectorField
-from odeddim.models import beside, components, schedulers, weights
+from odeddim.models import beside, components, json_files, schedulers, weights
 from odeddim.models.components import CONFIG
+from odeddim.models.loaded import Loaded
 from odeddim.models.schedulers import Posed
 from odeddim.models.unet import UNet
 from odeddim.types import InputError
@@ -34,7 +35,6 @@ from odeddim.types import InputError
 INDEX, UNET, EMA = "model_index.json", "unet", "unet_ema"
 CLASS = "UNet2DModel"
 SAID = "odeddim.json"
-EXPECTS = f"a folder of diffusers with a {CLASS}: a pipeline of pixels, or the model's own"
 MOST = 64  # layers of a level, and levels: a config.json from a stranger must not fill the memory
 _CODECS = ("vae", "vqvae")
 
@@ -95,16 +95,20 @@ _THEIRS = (
 def matches(path: Path) -> bool:
     """Whether this is a folder with a UNet2DModel, or the model_index.json or config.json in it; not of latents."""
     folder = _folder(path)
-    index = _text(folder / INDEX)
+    index = json_files.glance(folder / INDEX)
     if any(f'"{codec}"' in index for codec in _CODECS):
         return False
     said = f'"{CLASS}"'
-    return said in index or any(said in _text(where / CONFIG) for where in (folder, folder / UNET, folder / EMA))
+    return said in index or any(
+        said in json_files.glance(where / CONFIG) for where in (folder, folder / UNET, folder / EMA)
+    )
 
 
 def read(path: Path) -> VectorField:
     """The model of such a folder. Errors: InputError for parts that lack, are damaged, contradict or are not known."""
     folder = _folder(path)
+    if os.path.lexists(folder / INDEX):
+        components.config_of(folder, INDEX)  # damaged, it would have named other parts
     where = next((one for one in (folder / EMA, folder / UNET) if (one / CONFIG).is_file()), folder)
     config = components.config_of(where)
     if config.get("_class_name") != CLASS:
@@ -118,20 +122,23 @@ def read(path: Path) -> VectorField:
     said = beside.read(folder / SAID)
     posed = _posed(folder, where, said)
     shape = _shape(config, where, said, folder)
+    components.check_sides(config, shape, where)
     variances = _variances(config, posed, where)
     conditions = _classes(config, where, said, folder)
     settings = _own(config, shape)
     network = _made(config, where) if settings is None else _converted(settings, where)
     by = f"{CLASS} of diffusers" if settings is None else f"{CLASS}, {network.words}"
     left = ", its variances left out" if variances else ""
-    return VectorField(
+    return Loaded(
         Adapted(network, variances=variances) if settings is None or variances else network,
         posed.schedule,
         predicts=posed.predicts,
         time=posed.time,
         shape=shape,
-        name=str(folder.resolve()),
-        sha256=weights.hash_of(*components.files_of(where), settings=components.settings_of(config)),
+        name=str(folder.absolute()),
+        sha256=weights.hash_of(
+            *components.files_of(where), settings=components.settings_of(config) | {"told": words_of(conditions)}
+        ),
         details={
             "architecture": components.settings_of(config) if settings is None else network.config,
             "found": f"{by}, {components.size(network)}{left}, {posed.found}",
@@ -149,14 +156,6 @@ def _within(value: Any) -> bool:
 
 def _folder(path: Path) -> Path:
     return path.parent if path.name in (INDEX, CONFIG) else path
-
-
-def _text(path: Path) -> str:
-    """What a small file says; "" where there is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
 
 
 def _posed(folder: Path, where: Path, said: Mapping[str, Any]) -> Posed:
@@ -281,20 +280,20 @@ def _converted(settings: Mapping[str, Any], where: Path) -> UNet:
     state, place = components.state_of(files), files[0] if len(files) == 1 else where
     levels = len(settings["multipliers"])
     try:
-        with torch.device("meta"):
-            unet = UNet(**settings)
+        unet = weights.described(lambda: UNet(**settings))
     except InputError as error:
         raise InputError(f"{where / CONFIG}: {error}") from None
     wanted = unet.state_dict()
     theirs = {name: _theirs(name, levels) for name in wanted}
     ours = {its: name for name, its in theirs.items()} | {_once(its): name for name, its in theirs.items()}
-    found = {ours.get(its, its): tensor for its, tensor in state.items()}
+    called = {ours.get(its, its): its for its in state}
+    found = {name: state[its] for name, its in called.items()}
     if lacks := [its for name, its in theirs.items() if name not in found]:
         raise InputError(f"{place} does not fit {where / CONFIG}: it lacks {weights.some(lacks)}; copy both again")
     for name, tensor in wanted.items():
         if tensor.ndim == 4 and found[name].ndim == 2:  # attention's linear layers are 1×1 convolutions here
             found[name] = found[name][:, :, None, None]
-    weights.fit(unet, found, place)
+    weights.fit(unet, found, place, called=called)
     return unet
 
 

@@ -20,17 +20,17 @@ from torch.nn import functional as F
 from odeddim.conditions import Classes
 from odeddim.field import VectorField
 from odeddim.models import weights
+from odeddim.models.loaded import failures_of
 from odeddim.schedule import Schedule
 from odeddim.types import InputError
 
-EXPECTS = "a .pkl of EDM, which runs the code in it (allow_pickle)"
 RUNS_CODE = True
 LOWEST, HIGHEST = 0.002, 80.0  # noise levels of EDM's sampler
 
 
 def matches(path: Path) -> bool:
     """Whether this is named .pkl; it is not opened."""
-    return path.suffix == ".pkl" and path.is_file()
+    return path.suffix.lower() == ".pkl" and path.is_file()
 
 
 def read(path: Path) -> VectorField:
@@ -53,7 +53,7 @@ def read(path: Path) -> VectorField:
         Schedule.edm(sigma_min=low, sigma_max=high),
         predicts="x0",
         shape=(channels, size, size),
-        name=str(path.resolve()),
+        name=str(path.absolute()),
         sha256=weights.hash_of(path),
         details={
             "found": f"EDM pickle, {words}, {millions:.1f} M parameters",
@@ -75,12 +75,8 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), sigma (B,) -> (B, C, H, W)."""
         told = None if label is None else F.one_hot(label, self.classes + 1)[:, : self.classes].to(sigma.dtype)
-        try:
+        with failures_of(self.path, x):
             out = self.network(x, sigma, told)
-        except Exception as error:  # whatever the code in the file raises
-            raise InputError(
-                f"the network in {self.path} fails: {type(error).__name__}: {weights.line(error)}"
-            ) from None
         if not isinstance(out, Tensor):
             raise InputError(f"the network in {self.path} gives a {type(out).__name__}, not a denoised image")
         return out

@@ -21,19 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odeddim.conditions import Classes
+from odeddim.conditions import Classes, words_of
 from odeddim.field import Adapted, VectorField
 from odeddim.models import beside, weights
+from odeddim.models.loaded import failures_of
 from odeddim.models.programs import Program, load_program
 from odeddim.types import InputError
 
-EXPECTS = "a .pt2 of torch.export.save, with a JSON file beside it that says its schedule"
 EXAMPLE = '{"schedule": {"name": "linear", "T": 1000}, "predicts": "eps", "time": "index"}'
 
 
 def matches(path: Path) -> bool:
     """Whether this is named .pt2, or is TorchScript's archive; nothing of it is loaded."""
-    if path.suffix == ".pt2":
+    if path.suffix.lower() == ".pt2":
         return path.is_file()
     try:
         with zipfile.ZipFile(path) as archive:
@@ -64,6 +64,7 @@ def read(path: Path) -> VectorField:
         _check(program, shape, variances=variances, time=said["time"], classes=count)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
+    conditions = None if count is None else Classes(count, said.get("null"))
     images = "×".join(map(str, shape)) if shape else "images of any size"
     batch = "any batch" if program.batch is None else f"batches of {'' if program.fixed else 'up to '}{program.batch}"
     return VectorField(
@@ -72,15 +73,17 @@ def read(path: Path) -> VectorField:
         predicts=said["predicts"],
         time=said["time"],
         shape=shape,
-        name=str(path.resolve()),
-        sha256=weights.hash_of(path, settings={"variances": variances}),
+        name=str(path.absolute()),
+        sha256=weights.hash_of(path, settings={"variances": variances, "told": words_of(conditions)}),
         details={"found": f"program, {images}, {batch}", "weights": "as saved", "assumed": []},
-        conditions=None if count is None else Classes(count, said.get("null")),
+        conditions=conditions,
     )
 
 
 class Exported(nn.Module):
     """A program as a network: inputs in the dtypes and batches that it was exported for."""
+
+    keeps_dtype = True
 
     def __init__(
         self, load: Callable[[torch.device], Program], program: Program, path: Path, *, variances: bool
@@ -104,18 +107,9 @@ class Exported(nn.Module):
             count = len(parts[0])
             if self._fixed and count < size:  # any image will do
                 parts = tuple(torch.cat([part, part[:1].expand(size - count, *part.shape[1:])]) for part in parts)
-            blocks.append(self._run(parts)[:count])
+            with failures_of(self._path, parts[0]):
+                blocks.append(self.program(*parts)[:count])
         return torch.cat(blocks)
-
-    def _run(self, parts: tuple[Tensor, ...]) -> Tensor:
-        try:
-            out: Tensor = self.program(*parts)
-        except InputError:
-            raise
-        except Exception as error:  # PyTorch's for images of another size, and whatever a program raises itself
-            size = "×".join(map(str, parts[0].shape))
-            raise InputError(f"{self._path} fails on {size} (images×channels×height×width): {_last(error)}") from None
-        return out
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Exported:  # type: ignore[override]
         """This program, read again for another device; its dtype is a part of it.
@@ -159,8 +153,3 @@ def _check(program: Program, shape: tuple[int, ...] | None, *, variances: bool, 
         if gives != wanted:
             hint = "; does it predict variances?" if gives == 2 * shape[0] else ""
             raise InputError(f"the program gives {gives} channels, not {wanted}{hint}")
-
-
-def _last(error: Exception) -> str:
-    """The end of what a library said, where the reason stands."""
-    return " ".join(str(error).split())[-200:]

@@ -19,17 +19,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from odeddim.conditions import Classes
+from odeddim.conditions import Classes, words_of
 from odeddim.field import Adapted, VectorField
 from odeddim.models import beside, weights
 from odeddim.models.adm import ADM, Resampling
+from odeddim.models.loaded import Loaded
 from odeddim.schedule import Schedule
 from odeddim.types import InputError, pick
-
-EXPECTS = "a .pt of guided-diffusion or improved-diffusion"
 
 _NAMES = tuple(re.compile(rb"(?<![\w.])" + name) for name in (rb"time_embed\.0\.weight", rb"input_blocks\.0\.0\."))
 _HEAD = 1 << 20  # bytes of a file that hold its names, where it is no archive
@@ -167,7 +165,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 def matches(path: Path) -> bool:
     """Whether names of this U-Net stand where a weights file has its names; nothing is unpickled."""
-    if path.suffix not in weights.SUFFIXES:
+    if path.suffix.lower() not in weights.SUFFIXES:
         return False
     head = _names_in(path)
     return all(name.search(head) for name in _NAMES)
@@ -198,8 +196,7 @@ def read(path: Path) -> VectorField:
         shape = _shape(flags, read_off)
         _check(flags, read_off, shape[1])
         conditions = _classes(flags, read_off)
-        with torch.device("meta"):
-            network = ADM(**read_off, **_heads(flags), time_scale=time_scale)
+        network = weights.described(lambda: ADM(**read_off, **_heads(flags), time_scale=time_scale))
     except InputError as error:
         source = f"{path}, taken for the published checkpoint of this name" if published else beside.place(path)
         raise InputError(f"{source}: {error}") from None
@@ -207,14 +204,14 @@ def read(path: Path) -> VectorField:
     times = ",".join(f"{width / read_off['channels']:g}" for width in read_off["widths"])
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     found = f"guided-diffusion checkpoint, U-Net {read_off['channels']}×({times}), {millions:.1f} M parameters"
-    return VectorField(
+    return Loaded(
         Adapted(network, variances=_learns_variances(read_off)),
         schedule,
         predicts=predicts,
         time=time,
         shape=shape,
-        name=str(path.resolve()),
-        sha256=weights.hash_of(path, settings=network.config),
+        name=str(path.absolute()),
+        sha256=weights.hash_of(path, settings=network.config | {"told": words_of(conditions)}),
         details={
             "architecture": network.config,
             "found": found,

@@ -20,17 +20,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from odeddim.conditions import Classes, Conditions, Prompts
+from odeddim.conditions import Classes, Conditions, Prompts, words_of
 from odeddim.field import VectorField
-from odeddim.models import autoencoder, schedulers, text_encoders
-from odeddim.models.components import CONFIG, config_of, files_of, library, made, settings_of, size
+from odeddim.models import autoencoder, json_files, schedulers, text_encoders
+from odeddim.models.components import CONFIG, check_sides, config_of, files_of, library, made, settings_of, size
+from odeddim.models.loaded import Loaded
 from odeddim.models.text_encoders import has
 from odeddim.models.weights import hash_of
 from odeddim.types import InputError
 
 INDEX = "model_index.json"
 CODECS = ("vae", "vqvae")
-EXPECTS = f"a folder of diffusers with {INDEX} and {CODECS[0]}/: a latent diffusion pipeline"
 
 _OF_OTHERS = ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds", "time_cond_proj_dim")
 """Settings of networks with texts that take more than a text."""
@@ -39,10 +39,9 @@ _OF_OTHERS = ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds", "t
 def matches(path: Path) -> bool:
     """Whether this is the folder of a pipeline with an autoencoder, or the model_index.json in it."""
     index = path if path.name == INDEX else path / INDEX
-    try:
-        text = index.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+    if not os.path.exists(index):
         return False
+    text = json_files.glance(index)
     return any(os.path.isdir(index.parent / part) or f'"{part}"' in text for part in CODECS)
 
 
@@ -70,14 +69,18 @@ def read(path: Path) -> VectorField:
     network = made(lambda: make(config), where)
     parts = (where, *told.parts)
     files = [*(file for part in parts for file in files_of(part)), *_words(folder, index)]
-    settings = {"codec": codec.sha256, "parts": [settings_of(config_of(part)) for part in parts]}
-    return VectorField(
+    settings = {
+        "codec": codec.sha256,
+        "told": words_of(told.conditions),
+        "parts": [settings_of(config_of(part)) for part in parts],
+    }
+    return Loaded(
         _Called(network, told.call, shape[0]),
         posed.schedule,
         predicts=posed.predicts,
         time=posed.time,
         shape=shape,
-        name=str(folder.resolve()),
+        name=str(folder.absolute()),
         sha256=hash_of(*files, settings=settings),
         details={
             "architecture": settings_of(config),
@@ -193,6 +196,7 @@ def _plain(of: Pipeline) -> Told:
     """Latent diffusion without texts: a U-Net that knows classes, or nothing."""
     if of.config.get("class_embed_type") is not None:
         raise of.refuse(f"its network knows classes as {of.config['class_embed_type']!r}, which odeddim does not")
+    check_sides(of.config, _shape(of.config, of.where), of.where)
     count = of.config.get("num_class_embeds")
 
     def call(network: nn.Module, x: Tensor, t: Tensor, label: Tensor | None = None) -> Any:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from odeddim.field import VectorField
+from odeddim.models import json_files
+from odeddim.models.loaded import Loaded
+from odeddim.models.weights import size_of
 from odeddim.schedule import Schedule
 from odeddim.types import InputError
 
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
 FORMAT, VERSION = "odeddim unet", 1
 BUILT_IN = Path(__file__).resolve().parent.parent / "data"
-EXPECTS = f"a folder (or its {WEIGHTS}) as written by `odeddim train`"
 
 
 def matches(path: Path) -> bool:
@@ -28,7 +30,7 @@ def describe(path: Path) -> dict[str, Any]:
     """What model.json says, checked; path is the folder or the weights file inside it."""
     config = (path if path.is_dir() else path.parent) / CONFIG
     try:
-        description = json.loads(config.read_text(encoding="utf-8"))
+        description = json_files.read(config, "copy the whole folder")
         if description["format"] != FORMAT:
             raise InputError(f"{config} describes {description['format']!r}, not {FORMAT!r}")
         if int(description["version"]) > VERSION:
@@ -38,9 +40,8 @@ def describe(path: Path) -> dict[str, Any]:
             raise InputError(f"{config} lacks {', '.join(sorted(missing))}: write it again with `odeddim train`")
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{config} is not a readable model description: {error!r:.300}") from None
-    assert isinstance(description, dict)
     return description
 
 
@@ -55,6 +56,7 @@ def read(path: Path) -> VectorField:
     folder = path if path.is_dir() else path.parent
     description = describe(folder)
     weights = folder / WEIGHTS
+    size_of(weights)
     try:
         blob = weights.read_bytes()
         tensors = load(blob)
@@ -72,6 +74,8 @@ def read(path: Path) -> VectorField:
         wanted = sum(parameter.numel() for parameter in network.parameters())
         if wanted != sum(tensor.numel() for tensor in tensors.values()):
             raise RuntimeError(f"that has {wanted} parameters")
+        if not all(tensor.is_floating_point() for tensor in tensors.values()):
+            raise RuntimeError("it holds numbers of other kinds than floating point")
         network.to_empty(device="cpu").load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(f"{weights} does not fit the architecture in {CONFIG}: {_line(error)}") from None
@@ -82,16 +86,21 @@ def read(path: Path) -> VectorField:
         time = str(description.get("time", schedule.time))
     except (InputError, ValueError, ArithmeticError, AttributeError) as error:
         raise InputError(f"{folder / CONFIG}: {_line(error)}") from None
-    return VectorField(
+    return Loaded(
         network,
         schedule,
         predicts=predicts,
         time=time,
         shape=(network.config["in_channels"], size, size),
-        name=folder.name if folder.parent == BUILT_IN else str(folder.resolve()),
-        sha256=hashlib.sha256(blob).hexdigest(),
+        name=folder.name if folder.parent == BUILT_IN else str(folder.absolute()),
+        sha256=hashlib.sha256(blob + _untold(network.config)).hexdigest(),
         details={key: description[key] for key in ("architecture", "weights", "training") if key in description},
     )
+
+
+def _untold(config: dict[str, Any]) -> bytes:
+    """What of the architecture the shapes of weights do not tell, where it is not as usual: it makes another model."""
+    return json.dumps({key: config[key] for key in ("eps", "groups") if key in config}).encode().removeprefix(b"{}")
 
 
 def _check_size(architecture: Any, tensors: int) -> None:

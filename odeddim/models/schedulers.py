@@ -14,7 +14,6 @@ where the network is first asked. At α = 0 an ε would say nothing about x0: ze
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odeddim.models import json_files
 from odeddim.schedule import MOST_LEVELS, Schedule
 from odeddim.types import InputError, pick
 
@@ -95,18 +95,7 @@ class Posed:
 
 def read(path: Path) -> Posed:
     """What a scheduler_config.json says. Errors: InputError for what is unreadable, unknown or contradicts itself."""
-    return posed(read_config(path), path)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The settings of one of diffusers' JSON files. Errors: InputError if it is none."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable as JSON ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path} must hold settings by name, {{...}}, not {config!r:.50}")
-    return config
+    return posed(json_files.read(path, "copy the whole folder of the pipeline"), path)
 
 
 def posed(config: Mapping[str, Any], where: Path) -> Posed:

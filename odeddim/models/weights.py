@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import stat
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -17,18 +21,39 @@ from odeddim.types import InputError
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 NAMED = 3  # of tensors that lack or are too many
 
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def size_of(path: Path, remedy: str = "check path and rights") -> int:
+    """How many bytes an ordinary file has. remedy: what to do if it cannot be read.
+
+    Errors: InputError for a file that cannot be read, and for a pipe or a device, which might never end.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path} is no file, but a folder, a pipe or a device: {remedy}")
+        if not os.access(path, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): {remedy}") from None
+    return status.st_size
+
 
 def read(path: Path) -> Any:
     """What a weights file holds: safetensors as a dict, or what `torch.save` wrote, tensors and plain values only.
 
     Errors: InputError for files that cannot be read, are damaged, or hold objects that only their own code can make.
     """
+    size_of(path)
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or line(error)}): check path and rights") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are refused, it also warns
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a parser of foreign bytes: whatever it raises means the same
         words = line(error)
         if "weights_only" in words or "Unsupported" in words:
@@ -48,11 +73,34 @@ def is_state(value: Any) -> bool:
     )
 
 
-def fit(network: nn.Module, state: Mapping[str, Tensor], path: Path, *, spare: Sequence[str] = ()) -> nn.Module:
+def described(make: Callable[[], Network]) -> Network:
+    """The network that `make` makes of settings, on the device "meta": nothing is reserved for what they only claim.
+
+    Errors: InputError, in words that go behind the name of the settings' file.
+    """
+    try:
+        with torch.device("meta"):
+            return make()
+    except InputError:
+        raise
+    except Exception as error:  # PyTorch's, or of other people's constructors: whatever they raise means the same
+        raise InputError(f"it describes no network ({line(error)}): copy it again") from None
+
+
+def fit(
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path,
+    *,
+    spare: Sequence[str] = (),
+    called: Mapping[str, str] | None = None,
+) -> nn.Module:
     """The network, made on the device "meta", with these weights: float32, frozen, in evaluation mode.
 
-    spare: names that may be in the file and not in the network. Errors: InputError naming what lacks or is too many.
+    spare: names that may be in the file and not in the network. called: what the file calls the network's tensors,
+    where it is something else. Errors: InputError naming what lacks, is too many or is not as it should be.
     """
+    called = called or {}
     wanted = network.state_dict()
     lacks = [name for name in wanted if name not in state]
     extra = [name for name in state if name not in wanted and name not in spare]
@@ -60,18 +108,30 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], path: Path, *, spare: S
         said = " and ".join([*(["lacks " + some(lacks)] if lacks else []), *(["has " + some(extra)] if extra else [])])
         raise InputError(f"{path} does not fit the network that it should be ({said}): is it the right file?")
     for name, has in wanted.items():
-        if has.shape != state[name].shape:
+        its, tensor = called.get(name, name), state[name]
+        if has.shape != tensor.shape:
             raise InputError(
-                f"{path} does not fit the network that it should be: {name} has the shape {tuple(state[name].shape)} "
+                f"{path} does not fit the network that it should be: {its} has the shape {tuple(tensor.shape)} "
                 f"where {tuple(has.shape)} is wanted"
             )
-        if not _is_whole(state[name]):
-            raise InputError(f"{path} is damaged: it does not hold all of {name}: copy it again")
+        if has.is_floating_point() != tensor.is_floating_point() or tensor.is_complex():
+            raise InputError(
+                f"{path} does not fit the network that it should be: {its} holds {_kind(tensor)} where {_kind(has)} is "
+                "wanted"
+            )
+        if not _is_whole(tensor):
+            raise InputError(f"{path} is damaged: it does not hold all of {its}: copy it again")
     for name in wanted:
-        if state[name].is_floating_point() and not bool(torch.isfinite(state[name]).all()):
-            raise InputError(f"{path} is damaged: {name} holds NaN or infinite values")
+        # In float32, which the network will have: the narrowest dtypes know no isfinite.
+        if state[name].is_floating_point() and not bool(torch.isfinite(state[name].float()).all()):
+            raise InputError(f"{path} is damaged: {called.get(name, name)} holds NaN or infinite values")
     network.to_empty(device="cpu").load_state_dict({name: state[name] for name in wanted})
     return network.float().eval().requires_grad_(False)
+
+
+def _kind(tensor: Tensor) -> str:
+    """Its dtype: "int64"."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _is_whole(tensor: Tensor) -> bool:
