@@ -380,7 +380,7 @@ def notes_of(path: Path) -> dict[str, str]:
 
     try:
         with PIL.Image.open(path) as image:
-            return {key: note for key, note in image.info.items() if isinstance(note, str)}
+            return {str(key): note for key, note in image.info.items() if isinstance(note, str)}
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
         return {}
 

@@ -202,7 +202,8 @@ def test_one_gaussian_is_solved(row: Solver, direction: str) -> None:
 
 def live_states(size: int) -> float:
     """How many states of `size` float64 numbers all living tensors hold together, each storage counted once."""
-    tensors = [thing for thing in gc.get_objects() if type(thing) is Tensor]
+    found = [thing for thing in gc.get_objects() if type(thing) is Tensor]
+    tensors = [tensor for tensor in found if tensor.layout == torch.strided and not tensor.is_meta]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values()) / (8 * size)
 

@@ -148,7 +148,7 @@ def check_sides(config: Mapping[str, Any], shape: Sequence[int], where: Path) ->
     """Raise an InputError unless a UNet2DModel with this config can halve images (C, H, W) at each of its levels."""
     widths = config.get("block_out_channels")
     levels = len(widths) if isinstance(widths, list) else 4  # the class's default
-    if any(side % 2 ** min(levels - 1, 16) for side in shape[1:]):
+    if any(side % 2 ** (levels - 1) for side in shape[1:]):
         raise InputError(
             f"{where / CONFIG}: images of {shape[1]}×{shape[2]} cannot be halved {levels - 1} times, as they are "
             "between its levels (block_out_channels)"
