@@ -81,7 +81,7 @@ def _model_facts(name: str) -> dict[str, Any]:
     field = load(name, allow_pickle=options.of_model().get("allow_pickle", False))
     facts: dict[str, Any] = {
         "model": field.name,
-        "weights' hash": field.sha256 or "none: an exact field",
+        "hash": field.sha256 or "none: an exact field",
         "predicts": field.predicts,
         "time": field.time if isinstance(field.time, str) else "a function of its own",
         "shape": list(field.shape) if field.shape else "any",
