@@ -138,7 +138,7 @@ def command(
         for start, stop in out.batches(size):
             x_0 = given[start:stop].to(where.state)
             found = over.cross(x_0, cycle=cycle)
-            errors = {} if found.error is None else {ERROR: found.error.cpu()}
+            errors = {} if found.error is None else {ERROR: found.error}
             drawn += zip(names[start:stop], errors[ERROR].tolist(), strict=True) if is_sheet and errors else ()
             row = [x_0.to(found.images), found.images, *([] if found.again is None else [found.again])]
             out.write(start, stop, torch.cat(row, dim=3) if is_sheet else found.images, errors)

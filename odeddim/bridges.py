@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from odeddim.api import Grid, Model, check_encodes, integrate, plan, state_dtype, to_data, to_images
+from odeddim.certificate import rms
 from odeddim.field import VectorField
 from odeddim.models import load
 from odeddim.types import InputError, Solver, State
@@ -31,7 +32,8 @@ LOWEST_TOP = 5.0
 @dataclass(frozen=True)
 class Bridged:
     """images: (B, C, H, W) of the target model. state: where the two models met. again: the images come back, and
-    error: (B,) the rms over pixels, in [-1, 1], between them and what was given; None without the cycle."""
+    error: (B,) float64 on the CPU, the rms over pixels, in [-1, 1], between them and what was given; None without the
+    cycle."""
 
     images: Tensor
     state: State
@@ -62,8 +64,7 @@ class Bridge:
         if not cycle:
             return Bridged(images, state, None, None)
         again = self._down(self.source, self._up(self.target, images, self.target_nodes), self.source_nodes)
-        error = (again - given.to(again)).double().square().flatten(1).mean(dim=1).sqrt()
-        return Bridged(images, state, again, error)
+        return Bridged(images, state, again, rms(again - given.to(again)))
 
     def _up(self, field: VectorField, images: Tensor, nodes: Tensor) -> State:
         state = integrate(field, State(to_data(field, images), float(nodes[0])), nodes, self.row)

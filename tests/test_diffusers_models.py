@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from sentences import refused as one_sentence
 from torch import Tensor
 
 import odeddim
@@ -568,16 +569,6 @@ def test_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # What is refused.
-
-
-def one_sentence(path: Path, *words: str) -> None:
-    with pytest.raises(InputError) as caught:
-        odeddim.load(path)
-    message = str(caught.value)
-    assert str(path) in message
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
 
 
 def test_without_a_scheduler(tmp_path: Path) -> None:

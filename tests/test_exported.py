@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from sentences import refused
 from torch import Tensor, nn
 
 import odeddim
@@ -72,16 +73,6 @@ def saved(
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
-
-
-def refused(path: Path, *words: str) -> None:
-    with pytest.raises(InputError) as caught:
-        odeddim.load(path)
-    sentence = str(caught.value)
-    assert str(path.parent / path.stem) in sentence, sentence
-    assert "\n" not in sentence, sentence
-    for word in words:
-        assert word in sentence, sentence
 
 
 @pytest.mark.parametrize("which", ["unet", "adm"])

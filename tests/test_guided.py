@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sentences import refused
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -525,16 +526,6 @@ def test_safetensors_and_old_files(tmp_path: Path) -> None:
 
 
 # What cannot be read.
-
-
-def refused(path: Path, *words: str) -> None:
-    with pytest.raises(InputError) as caught:
-        odeddim.load(path)
-    sentence = str(caught.value)
-    assert str(path.parent / path.stem) in sentence, sentence
-    assert "\n" not in sentence, sentence
-    for word in words:
-        assert word in sentence, sentence
 
 
 def test_what_is_not_said_is_asked_for(tmp_path: Path) -> None:

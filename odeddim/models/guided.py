@@ -23,7 +23,7 @@ from torch import Tensor
 
 from odeddim.conditions import Classes, words_of
 from odeddim.field import Adapted, VectorField
-from odeddim.models import beside, weights
+from odeddim.models import beside, components, weights
 from odeddim.models.adm import ADM, Resampling
 from odeddim.models.loaded import Loaded
 from odeddim.schedule import Schedule
@@ -202,8 +202,7 @@ def read(path: Path) -> VectorField:
         raise InputError(f"{source}: {error}") from None
     weights.fit(network, state, path)
     times = ",".join(f"{width / read_off['channels']:g}" for width in read_off["widths"])
-    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    found = f"guided-diffusion checkpoint, U-Net {read_off['channels']}×({times}), {millions:.1f} M parameters"
+    found = f"guided-diffusion checkpoint, U-Net {read_off['channels']}×({times}), {components.size(network)}"
     return Loaded(
         Adapted(network, variances=_learns_variances(read_off)),
         schedule,
