@@ -76,7 +76,7 @@ def machine(device: str | None, dtype: str | None, encoded: LatentFile | None = 
         torch.zeros(1, device=place).item()
     except (RuntimeError, AssertionError) as error:  # NotImplementedError, of devices without data, is the former
         reason = str(error).split("\n")[0].rstrip(".")
-        raise InputError(f"the device {name!r} cannot be used here ({reason}): try --device cpu") from None
+        raise InputError(f"the device {name!r} cannot be used here ({reason}): try --device cpu") from error
     return Machine(place, getattr(torch, dtype), asked)
 
 

@@ -106,11 +106,11 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
                 command=shlex.join(["odeddim", *sys.argv[1:]]),
                 report=report,
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         held_out = [] if validation is None else ["--validation", str(validation)]
         again = shlex.join(["odeddim", "train", str(data), *held_out, "-o", str(output), "--resume"])
         click.echo(f"Interrupted; the checkpoint is saved. Continue with: {again}", err=True)
-        raise click.exceptions.Exit(130) from None
+        raise click.exceptions.Exit(130) from error
     click.echo(f"{output} holds the model: try `odeddim sample --model {output} -o sheet.png`")
 
 

@@ -138,7 +138,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise
     except Exception as error:  # zipfile, zlib, struct, Pillow's plug-ins and h5py raise nearly anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(f"{path} cannot be read as {kind} ({reason}): copy it again or leave it out") from None
+        raise InputError(f"{path} cannot be read as {kind} ({reason}): copy it again or leave it out") from error
 
 
 # Rows one after the other, behind a header.

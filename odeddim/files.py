@@ -53,7 +53,8 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
         os.replace(temporary, place)
         sync_folder(place.parent)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}); what was there is untouched") from None
+        reason = error.strerror or error
+        raise InputError(f"{path} cannot be written ({reason}); what was there is untouched") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -159,7 +159,7 @@ def read_nodes(path: Path) -> Tensor:
             values = " ".join(line.partition("#")[0] for line in text.splitlines()).replace(",", " ").split()
         return torch.tensor([float(value) for value in values], dtype=torch.float64)
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"the grid file {path} cannot be read as a list of noise levels: {error}") from None
+        raise InputError(f"the grid file {path} cannot be read as a list of noise levels: {error}") from error
 
 
 def check_nodes(nodes: Tensor | Sequence[float], where: str = "grid", steps: int | None = None) -> Tensor:

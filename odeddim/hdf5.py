@@ -110,7 +110,7 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[HDF5Writer]:
             with HDF5Writer(sink, raise_held) as file:
                 yield file
         except _Unwritten as stop:
-            raise stop.error from None
+            raise stop.error from stop
         if sink.error is not None:
             raise sink.error
 
@@ -182,15 +182,15 @@ def reading(path: Path, what: str) -> Iterator[h5py.File]:
         raise InputError(f"{path} does not exist or is no file: give {what}")
     try:
         file = h5py.File(os.path.realpath(path), "r")  # the parts of an index lie beside it, not beside a link to it
-    except OSError:
-        raise InputError(f"{path} is not a readable HDF5 file: it is damaged, cut short or something else") from None
+    except OSError as error:
+        raise InputError(f"{path} is not a readable HDF5 file: it is damaged, cut short or something else") from error
     try:
         with file:
             yield file
     except InputError:
         raise
     except (KeyError, ValueError, TypeError, OSError, AttributeError, RuntimeError, OverflowError) as error:
-        raise InputError(f"{path} is damaged: {short(error)}") from None
+        raise InputError(f"{path} is damaged: {short(error)}") from error
 
 
 def items(group: h5py.Group, depth: int, within: str = "") -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:

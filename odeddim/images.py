@@ -117,7 +117,7 @@ def open_images(path: str | Path, *, channels: int | None = None) -> ImageSource
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror}): give an image, an array file or a folder"
-        ) from None
+        ) from error
     return _files(path.parent, [path.name], channels) if array is None else _array(path, array, channels)
 
 
@@ -250,7 +250,7 @@ def _below(folder: Path) -> Iterator[str]:
                     or (os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file())
                 ]
         except OSError as error:
-            raise InputError(f"the folder {folder / name} cannot be read ({error.strerror}): take it out") from None
+            raise InputError(f"the folder {folder / name} cannot be read ({error.strerror}): take it out") from error
         waiting += sorted(folders_and_images, reverse=True)
 
 

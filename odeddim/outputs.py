@@ -44,7 +44,7 @@ class Folder(Work):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"the folder {folder} cannot be made ({error.strerror})") from None
+            raise InputError(f"the folder {folder} cannot be made ({error.strerror})") from error
         begin_together(lambda: self._make_room(overwrite))
         super().__init__(folder, len(names), settings, folder / NOTE, folder / LOCK)
 
@@ -84,7 +84,7 @@ class Folder(Work):
             try:
                 save_image(image, self.folder / name, notes)
             except InputError as error:
-                raise InputError(f"{error}; the images written before stay, and {GO_ON}") from None
+                raise InputError(f"{error}; the images written before stay, and {GO_ON}") from error
         self.leave(start, stop)
 
     def figures(self, name: str) -> list[tuple[str, float]]:

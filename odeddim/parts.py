@@ -80,7 +80,7 @@ class Claims:
         try:
             self._file = open(path, "a+b")  # noqa: SIM115 - held until `close`
         except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror})") from None
+            raise InputError(f"{path} cannot be written ({error.strerror})") from error
 
     def take(self, start: int, stop: int, *, wait: bool = False) -> bool:
         """Claim the rows start, ..., stop-1; False if another process has some of them."""
@@ -246,7 +246,7 @@ class Run(Work):
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(f"the folder {self.folder} cannot be made ({error.strerror})") from None
+            raise InputError(f"the folder {self.folder} cannot be made ({error.strerror})") from error
         sync_folder(self.folder.parent)
 
     def _settle(self, where: Path) -> None:
@@ -352,7 +352,7 @@ class Run(Work):
                     add_rows(file, key, stop - start, values)[:] = values
                 file.commit()
         except InputError as error:
-            raise InputError(f"{error}; {self.done} of {self.total} rows are done and safe: {GO_ON}") from None
+            raise InputError(f"{error}; {self.done} of {self.total} rows are done and safe: {GO_ON}") from error
         self.leave(start, stop)
         self._committed += 1
         if self._committed % _TOGETHER == 0:
@@ -431,7 +431,7 @@ class Run(Work):
             raise InputError(
                 f"{error}; the parts of all {self.total} rows are in {self.folder}: with room on the disk, and those "
                 f"that are damaged deleted, {GO_ON}"
-            ) from None
+            ) from error
 
     def _temporary(self, name: str) -> Path:
         """A place for a file that is not whole yet: on disks without locks, two processes may be at the same one."""
@@ -524,7 +524,7 @@ def begin_together(action: Callable[[], None]) -> None:
         try:
             torch.distributed.init_process_group("gloo")
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"the {ranks} processes of torchrun do not find each other ({error!s:.100})") from None
+            raise InputError(f"the {ranks} processes of torchrun do not find each other ({error!s:.100})") from error
         atexit.register(torch.distributed.destroy_process_group)
     problem: list[str | None] = [None]
     if here == 0:

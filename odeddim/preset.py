@@ -42,7 +42,7 @@ def load(path: Path) -> Preset:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"the preset {path} cannot be read ({error.strerror})") from None
+        raise InputError(f"the preset {path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

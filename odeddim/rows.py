@@ -110,7 +110,7 @@ def read_rows(
         # the system allows no more open files HDF5 fills in nothing for their rows, without an error.
         rows = {name: np.asarray(file[name][start:stop]) for name in names}
     except (KeyError, OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: rows {start} to {stop - 1} cannot be read: {short(error)}") from None
+        raise InputError(f"{path}: rows {start} to {stop - 1} cannot be read: {short(error)}") from error
     right = rows["crc32"] == checksums(rows)
     if not bool(right.all()):
         raise InputError(

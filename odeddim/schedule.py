@@ -145,7 +145,7 @@ class Schedule:
         except InputError:
             raise
         except (TypeError, ValueError, ZeroDivisionError, IndexError, OverflowError, RuntimeError) as error:
-            raise InputError(f"schedule {name!r} cannot be made from {parameters!r:.200}: {error}") from None
+            raise InputError(f"schedule {name!r} cannot be made from {parameters!r:.200}: {error}") from error
         assert isinstance(made, Schedule)
         return made
 

@@ -442,12 +442,12 @@ def _notes(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as file:
             notes: dict[str, str] = file.metadata() or {}
-    except FileNotFoundError:
-        raise InputError(f"there is no {path}: no run to resume in this folder") from None
+    except FileNotFoundError as error:
+        raise InputError(f"there is no {path}: no run to resume in this folder") from error
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{path} cannot be read as a checkpoint ({error}): start a new run in another folder"
-        ) from None
+        ) from error
     if "settings" not in notes:
         raise InputError(f"{path} is no checkpoint of `odeddim train`: start a new run in another folder")
     return notes

@@ -366,8 +366,8 @@ def _account(made: Course, nodes: Sequence[float], single: bool) -> Growth:
         machine = Machine(made, nodes, single=single)
         there = _gain(made.operations, made.output, machine, single)
         back = _gain([operation.inverse() for operation in reversed(made.operations)], 0, machine, single)
-    except (OverflowError, ZeroDivisionError):
-        raise InputError("the coefficients of this reversible run leave all numbers: settings nearer to 1") from None
+    except (OverflowError, ZeroDivisionError) as error:
+        raise InputError("the coefficients of this reversible run leave all numbers: settings nearer to 1") from error
     (up, at_top), (down, at_clean) = (there, back) if nodes[-1] > nodes[0] else (back, there)
     return Growth(up, down, at_top / math.sqrt(1 + max(nodes) ** 2), at_clean / math.sqrt(1 + min(nodes) ** 2))
 

@@ -157,8 +157,8 @@ def adaptive(
                     "max_step": LONGEST if log else math.inf,
                 },
             )
-    except AssertionError:  # its way to say that the step has become 0
-        raise watch.stopped("cannot make its steps small enough") from None
+    except AssertionError as error:  # its way to say that the step has become 0
+        raise watch.stopped("cannot make its steps small enough") from error
     spent = torch.full((len(state.xbar),), watch.nfe)
     return State(watch.reached.xbar, watch.target, report={"evaluations": spent})
 

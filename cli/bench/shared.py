@@ -133,7 +133,7 @@ class Bench:
         try:
             model, sha256, condition = (load(there).settings.get(key, "") for key in ("model", "sha256", "condition"))
         except InputError as error:
-            raise InputError(f"{error}; --overwrite replaces it") from None
+            raise InputError(f"{error}; --overwrite replaces it") from error
         if (sha256 or model, condition) != (self.field.sha256 or self.field.name, self.field.condition.words):
             under = f" under {condition}" if condition else ""
             raise InputError(

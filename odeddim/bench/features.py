@@ -142,14 +142,14 @@ def _program(path: Path, device: torch.device) -> Features:
         try:
             program = load_program(blob, device)
         except InputError as error:
-            raise InputError(f"{path} {error}") from None
+            raise InputError(f"{path} {error}") from error
 
     def network(images: Tensor) -> Any:
         try:
             return program.network(images)
         except Exception as error:  # PyTorch's for images of another size, and whatever a program raises itself
             size, reason = "×".join(map(str, images.shape[1:])), " ".join(str(error).split())[-200:]
-            raise InputError(f"{path} fails on images of {size} (channels×height×width): {reason}") from None
+            raise InputError(f"{path} fails on images of {size} (channels×height×width): {reason}") from error
 
     block = program.batch if program.fixed else min(BLOCK, program.batch or BLOCK)
     return Features(
@@ -173,8 +173,8 @@ def _inception(path: Path, device: torch.device) -> Features:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         try:
             torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity leaves that to PyTorch's default
-        except pickle.UnpicklingError:
-            raise InputError(f"{path} holds more than weights, which could run code: get it from elsewhere") from None
+        except pickle.UnpicklingError as error:
+            raise InputError(f"{path} holds more than weights, which could run code: get it from elsewhere") from error
         inception = fid.NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     inception.to(device).requires_grad_(False)
 

@@ -94,7 +94,7 @@ def _benches(folder: Path) -> Iterator[_Bench]:
         try:
             yield _Bench(path, load(path))
         except InputError as error:
-            raise InputError(f"{error}; remove it, or have its bench write it again") from None
+            raise InputError(f"{error}; remove it, or have its bench write it again") from error
 
 
 def _place(name: str) -> int:
@@ -159,7 +159,7 @@ def _checked_section(index: int, bench: _Bench) -> str:
         raise InputError(
             f"{bench.path} cannot be shown ({type(error).__name__}: {short(error)}): it is damaged or of another "
             "version of odeddim; remove it, or have its bench write it again"
-        ) from None
+        ) from error
 
 
 def _section(index: int, bench: _Bench) -> str:

@@ -104,7 +104,7 @@ class Stand:
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"the folder {place} cannot be made ({error.strerror}): choose another with -o") from None
+            raise InputError(f"the folder {place} cannot be made ({error.strerror}): choose another with -o") from error
         bench = settings["made_by"].split()[-1]
         its_run = run_of(comparable(rows, settings))
         path = place / f"{bench}-{its_run[:16]}.h5"
@@ -187,7 +187,7 @@ def _whole(path: Path, rows: int, run: str) -> Columns | None:
                 raise InputError(f"{path} does not hold {rows} rows")
             return read_rows(file, columns, 0, rows, path)
     except InputError as error:
-        raise InputError(f"{error}; delete it, and the same command measures it again") from None
+        raise InputError(f"{error}; delete it, and the same command measures it again") from error
 
 
 def error_words(failures: np.ndarray[Any, Any]) -> str:

@@ -393,7 +393,7 @@ def _worth_trying(model: VectorField, entry: Entry, end: str, most: float | None
             plan(model.schedule, row, count, entry.grid, end)
         except InputError as problem:  # a grid of whole labels has room for no more
             if not counts:
-                raise InputError(f"{entry.solver}@{entry.grid}: {problem}") from None
+                raise InputError(f"{entry.solver}@{entry.grid}: {problem}") from problem
             break
         counts.append(count)
     return counts if most is None else counts[-1:]

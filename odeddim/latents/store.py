@@ -187,8 +187,8 @@ class Names(Sequence[str]):
         start, stop, _ = i.indices(self._count)
         try:  # strictly: HDF5's checksum takes two bytes 0xff for two zeros
             return [name.decode() for name in self._read(start, max(start, stop)).tolist()]
-        except UnicodeDecodeError:
-            raise InputError(f"{self._path}: its names are damaged: make it anew") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self._path}: its names are damaged: make it anew") from error
 
 
 class LatentFile:
@@ -342,7 +342,7 @@ class LatentFile:
             for first in range(start, stop, CHUNK):  # opened anew each time, see `read_rows`
                 blocks.append(np.asarray(self._file[name][first : min(first + CHUNK, stop)]))
         except (KeyError, OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"{self.path}: '{name}' cannot be read: {short(error)}") from None
+            raise InputError(f"{self.path}: '{name}' cannot be read: {short(error)}") from error
         return np.concatenate(blocks) if blocks else np.empty(0, self._columns[name].dtype)
 
 

@@ -50,7 +50,7 @@ def read(path: Path, known: Collection[str] = ()) -> dict[str, Any]:
             raise InputError(f"null, the label of no class, is at most the number of classes, {count}, not {null}")
         return said
     except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+        raise InputError(f"{file}: {error}") from error
 
 
 def _checked(key: str, value: Any) -> Any:

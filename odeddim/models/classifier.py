@@ -134,7 +134,7 @@ def read(path: Path = BUILT_IN) -> Trained:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{path} cannot be read as a classifier of odeddim ({reason}): copy or train it again"
-        ) from None
+        ) from error
     network.eval().requires_grad_(False)
     return Trained(network, description, hashlib.sha256(blob).hexdigest())
 
@@ -248,7 +248,7 @@ def main(**options: Any) -> None:
     try:
         _train_file(**options)
     except InputError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(str(error)) from error
 
 
 def _train_file(

@@ -40,8 +40,8 @@ def library(name: str) -> ModuleType:
 
     try:
         return import_module(name)
-    except ImportError:
-        raise InputError(f"this model needs the package {name}: pip install 'odeddim[diffusers]'") from None
+    except ImportError as error:
+        raise InputError(f"this model needs the package {name}: pip install 'odeddim[diffusers]'") from error
 
 
 def config_of(folder: Path, name: str = CONFIG) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def made(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
         if sum(unsaved.values()) > _MOST_UNSAVED:
             raise InputError(f"{max(unsaved, key=unsaved.__getitem__)} would be larger than that of any network")
     except InputError as error:
-        raise InputError(f"{folder / CONFIG}: {error}") from None
+        raise InputError(f"{folder / CONFIG}: {error}") from error
     known = {*wanted, *unsaved}
     called = {_today(name, known): name for name in state}
     state = {name: state[its] for name, its in called.items()}

@@ -57,7 +57,7 @@ def read(path: Path) -> VectorField:
     try:
         unet = weights.described(lambda: UNet(**settings))
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from error
     weights.fit(unet, state, path, spare=("logvar",))
     variances = settings["out_channels"] == 2 * settings["in_channels"]
     assumed = [] if "schedule" in said else ["DDPM's noise levels, β linear from 1e-4 to 0.02 in 1000"]
@@ -136,7 +136,7 @@ def _chosen(held: Any, wanted: Any, path: Path) -> tuple[str, dict[str, Tensor]]
         try:
             pick(str(wanted), ("ema", "raw"), "choice of weights")
         except InputError as error:
-            raise InputError(f"{beside.place(path)}: {error}") from None
+            raise InputError(f"{beside.place(path)}: {error}") from error
     if isinstance(held, (list, tuple)) and held and weights.is_state(held[0]):
         ema = held[-1] if len(held) > 4 and weights.is_state(held[-1]) else None
         if wanted == "ema" and ema is None:

@@ -282,7 +282,7 @@ def _converted(settings: Mapping[str, Any], where: Path) -> UNet:
     try:
         unet = weights.described(lambda: UNet(**settings))
     except InputError as error:
-        raise InputError(f"{where / CONFIG}: {error}") from None
+        raise InputError(f"{where / CONFIG}: {error}") from error
     wanted = unet.state_dict()
     theirs = {name: _theirs(name, levels) for name in wanted}
     ours = {its: name for name, its in theirs.items()} | {_once(its): name for name, its in theirs.items()}

@@ -91,14 +91,14 @@ def _network(path: Path) -> tuple[Any, str]:
         raise InputError(
             f"{path} needs the module {error.name!r} of the code that wrote it: get github.com/NVlabs/edm (or what "
             "else it was trained with) and add its folder to PYTHONPATH"
-        ) from None
+        ) from error
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror or weights.line(error)}): check path and rights"
-        ) from None
+        ) from error
     except Exception as error:  # of a damaged file, or of whatever code runs: anything
         words = f"{type(error).__name__}: {weights.line(error)}"
-        raise InputError(f"{path} cannot be read as a pickle of EDM ({words}): copy it again") from None
+        raise InputError(f"{path} cannot be read as a pickle of EDM ({words}): copy it again") from error
     network, kind = (found["ema"], "ema") if isinstance(found, Mapping) and "ema" in found else (found, "as saved")
     if not isinstance(network, nn.Module):
         raise InputError(f"{path} holds no network of EDM under 'ema', but a {type(network).__name__}")

@@ -63,7 +63,7 @@ def read(path: Path) -> VectorField:
             raise InputError(f"shape is {list(said['shape'])}, but the program takes {list(program.shape or ())}")
         _check(program, shape, variances=variances, time=said["time"], classes=count)
     except InputError as error:
-        raise InputError(f"{place}: {error}") from None
+        raise InputError(f"{place}: {error}") from error
     conditions = None if count is None else Classes(count, said.get("null"))
     images = "×".join(map(str, shape)) if shape else "images of any size"
     batch = "any batch" if program.batch is None else f"batches of {'' if program.fixed else 'up to '}{program.batch}"
@@ -134,11 +134,11 @@ def _load(path: Path, device: torch.device) -> Program:
     try:
         return load_program(path.read_bytes(), device, numbers=(1, 2))
     except InputError as error:
-        raise InputError(f"{path} {error}") from None
+        raise InputError(f"{path} {error}") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): check path and rights") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}): check path and rights") from error
     except Exception as error:  # PyTorch's, of a damaged file: nearly anything
-        raise InputError(f"{path} cannot be read as a program ({weights.line(error)}): export it again") from None
+        raise InputError(f"{path} cannot be read as a program ({weights.line(error)}): export it again") from error
 
 
 def _check(program: Program, shape: tuple[int, ...] | None, *, variances: bool, time: str, classes: int | None) -> None:

@@ -199,7 +199,7 @@ def read(path: Path) -> VectorField:
         network = weights.described(lambda: ADM(**read_off, **_heads(flags), time_scale=time_scale))
     except InputError as error:
         source = f"{path}, taken for the published checkpoint of this name" if published else beside.place(path)
-        raise InputError(f"{source}: {error}") from None
+        raise InputError(f"{source}: {error}") from error
     weights.fit(network, state, path)
     times = ",".join(f"{width / read_off['channels']:g}" for width in read_off["widths"])
     found = f"guided-diffusion checkpoint, U-Net {read_off['channels']}×({times}), {components.size(network)}"
@@ -246,7 +246,7 @@ def _architecture(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         widths = [state[f"{first}.0.in_layers.2.weight"].shape[0] for first in firsts]
         told = state["input_blocks.1.0.emb_layers.1.weight"].shape[0]
     except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"{path} is no whole U-Net of guided-diffusion (it lacks {error}): copy it again") from None
+        raise InputError(f"{path} is no whole U-Net of guided-diffusion (it lacks {error}): copy it again") from error
     if in_channels == 6:
         raise InputError(f"{path} is an upsampler (it takes 6 channels, 3 of them a small image): it has no latents")
     if out_channels not in (in_channels, 2 * in_channels):
@@ -382,5 +382,5 @@ def _check(flags: dict[str, Any], read_off: dict[str, Any], size: int) -> None:
 def _numbers(flags: dict[str, Any], key: str) -> list[float]:
     try:
         return [float(word) for word in flags[key].split(",")]
-    except ValueError:
-        raise InputError(f"{key} must be numbers with commas between them, not {flags[key]!r:.50}") from None
+    except ValueError as error:
+        raise InputError(f"{key} must be numbers with commas between them, not {flags[key]!r:.50}") from error

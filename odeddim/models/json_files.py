@@ -22,7 +22,7 @@ def read(path: Path, remedy: str = "check path and rights") -> dict[str, Any]:
     except InputError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable as JSON ({weights.line(error)}): copy it again") from None
+        raise InputError(f"{path} is not readable as JSON ({weights.line(error)}): copy it again") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} must hold settings by name, {{...}}, not {found!r:.50}")
     return found

@@ -41,4 +41,4 @@ def failures_of(path: str | Path, x: Tensor) -> Iterator[None]:
         words = " ".join(str(error).split())[-200:]  # the end is where PyTorch gives the reason
         raise InputError(
             f"the network of {path} fails on {size} (images×channels×height×width): {type(error).__name__}: {words}"
-        ) from None
+        ) from error

@@ -41,7 +41,7 @@ def describe(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(f"{config} is not a readable model description: {error!r:.300}") from None
+        raise InputError(f"{config} is not a readable model description: {error!r:.300}") from error
     return description
 
 
@@ -61,15 +61,15 @@ def read(path: Path) -> VectorField:
         blob = weights.read_bytes()
         tensors = load(blob)
     except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InputError(f"{weights} cannot be read as safetensors ({_line(error)}): copy it again") from None
+        raise InputError(f"{weights} cannot be read as safetensors ({_line(error)}): copy it again") from error
     try:
         _check_size(description["architecture"], len(tensors))
         with torch.device("meta"):  # nothing is reserved for what a description only claims
             network = UNet(**description["architecture"])
     except InputError as error:
-        raise InputError(f"{folder / CONFIG}: {_line(error)}") from None
+        raise InputError(f"{folder / CONFIG}: {_line(error)}") from error
     except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
-        raise InputError(f"{folder / CONFIG} describes no U-Net of ours: {_line(error)}") from None
+        raise InputError(f"{folder / CONFIG} describes no U-Net of ours: {_line(error)}") from error
     try:
         wanted = sum(parameter.numel() for parameter in network.parameters())
         if wanted != sum(tensor.numel() for tensor in tensors.values()):
@@ -78,14 +78,14 @@ def read(path: Path) -> VectorField:
             raise RuntimeError("it holds numbers of other kinds than floating point")
         network.to_empty(device="cpu").load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(f"{weights} does not fit the architecture in {CONFIG}: {_line(error)}") from None
+        raise InputError(f"{weights} does not fit the architecture in {CONFIG}: {_line(error)}") from error
     network.eval().requires_grad_(False)
     size = network.config["image_size"]
     try:
         schedule, predicts = Schedule.from_dict(description["schedule"]), str(description["predicts"])
         time = str(description.get("time", schedule.time))
     except (InputError, ValueError, ArithmeticError, AttributeError) as error:
-        raise InputError(f"{folder / CONFIG}: {_line(error)}") from None
+        raise InputError(f"{folder / CONFIG}: {_line(error)}") from error
     return Loaded(
         network,
         schedule,

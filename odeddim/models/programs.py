@@ -117,8 +117,8 @@ def _exported(parts: dict[str, bytes], device: torch.device, numbers: Container[
             raise InputError(f"holds {kind} as a pickle, which {REFUSED}")
     try:
         torch.load(io.BytesIO(parts[_SAMPLE]), weights_only=True)  # as PyTorch will: where that fails, it unpickles all
-    except pickle.UnpicklingError:
-        raise InputError(f"holds a sample input that is no tensor and {REFUSED}") from None
+    except pickle.UnpicklingError as error:
+        raise InputError(f"holds a sample input that is no tensor and {REFUSED}") from error
     graph = _without_comments(json.loads(parts[_GRAPH]))
     for word in _suspicious(graph, ""):
         raise InputError(f"holds {word[:80]!r}, which is no plain network's and {REFUSED}")

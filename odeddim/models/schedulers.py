@@ -103,7 +103,7 @@ def posed(config: Mapping[str, Any], where: Path) -> Posed:
     try:
         return _posed(config)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{where}: {error}") from error
 
 
 def _posed(config: Mapping[str, Any]) -> Posed:

@@ -152,4 +152,4 @@ def _tokenizer(folder: Path, index: Mapping[str, Any], part: str) -> Any:
     try:
         return getattr(transformers, kind).from_pretrained(str(folder / part), local_files_only=True)
     except Exception as error:  # a parser of foreign files: whatever it raises means the same
-        raise InputError(f"{folder / part} holds no readable tokenizer ({line(error)}): copy it again") from None
+        raise InputError(f"{folder / part} holds no readable tokenizer ({line(error)}): copy it again") from error

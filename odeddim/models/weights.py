@@ -38,7 +38,7 @@ def size_of(path: Path, remedy: str = "check path and rights") -> int:
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): {remedy}") from None
+        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): {remedy}") from error
     return status.st_size
 
 
@@ -60,8 +60,8 @@ def read(path: Path) -> Any:
             raise InputError(
                 f"{path} holds more than tensors and plain values, or is damaged: save its state_dict by itself "
                 "(torch.save(model.state_dict(), ...)), or copy it again"
-            ) from None
-        raise InputError(f"{path} cannot be read as weights ({words}): copy it again") from None
+            ) from error
+        raise InputError(f"{path} cannot be read as weights ({words}): copy it again") from error
 
 
 def is_state(value: Any) -> bool:
@@ -84,7 +84,7 @@ def described(make: Callable[[], Network]) -> Network:
     except InputError:
         raise
     except Exception as error:  # PyTorch's, or of other people's constructors: whatever they raise means the same
-        raise InputError(f"it describes no network ({line(error)}): copy it again") from None
+        raise InputError(f"it describes no network ({line(error)}): copy it again") from error
 
 
 def fit(
