@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from odeddim import defaults
 from odeddim.cli import options
 
 ERROR = "cycle_error"  # the name of the figure in the files
@@ -35,7 +36,7 @@ ERROR = "cycle_error"  # the name of the figure in the files
 @click.option("--cycle/--no-cycle", default=True, help="Go back too, for the cycle error: 3 times the evaluations.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the cycle errors of all images as CSV.")
 @options.model
-@click.option("--solver", type=options.SolverName(), default=None, help="A row of `odeddim solvers`.  [default: ab3]")
+@options.solver(defaults.BRIDGE)
 @options.steps
 @options.grid
 @options.end
@@ -88,7 +89,7 @@ def command(
 
     import torch
 
-    from odeddim.bridges import SOLVER, between
+    from odeddim.bridges import between
     from odeddim.cli.running import (
         at_once,
         details_of,
@@ -114,7 +115,7 @@ def command(
         "guidance": to_guidance, "interval": to_guidance_interval,
     }  # fmt: skip
     source, other = field_on(model, where), field_on(target, where, said=to)
-    over = between(source, other, solver or SOLVER, steps=steps, grid=grid, end=end, **settings)
+    over = between(source, other, solver or defaults.BRIDGE, steps=steps, grid=grid, end=end, **settings)
     for field in (source, other):
         in_blocks(field, over.row, where, network_batch, threads)
     given = images_for(source, images)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from odeddim import defaults
 from odeddim.cli import options
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("images", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The latent file, z.h5.")
 @click.option("-n", "--count", type=click.IntRange(1), default=None, help="Only the first so many images.")
-@options.run
+@options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}")
 @options.preset
 @options.machine
 @options.network_batch
@@ -113,11 +114,11 @@ def command(
     field = field_on(model, where)
     rungs: list[tuple[int, Tensor]] = []
     if tol is None:
-        row, nodes = plan(field.schedule, solver or options.SOLVER, steps, grid, end, settings)
+        row, nodes = plan(field.schedule, solver or defaults.ENCODE, steps, grid, end, settings)
     else:
         if click.get_current_context().get_parameter_source("end") is ParameterSource.DEFAULT:
             end = "sigma_min"
-        row, rungs = rungs_of(field.schedule, solver or options.EXPLICIT, steps, grid, end, settings)
+        row, rungs = rungs_of(field.schedule, solver or defaults.TOLERANCE, steps, grid, end, settings)
         nodes = rungs[-1][1]
     warn_of_grid(grid, field, row)
     warn_of_preset(preset, field)

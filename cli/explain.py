@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
+from odeddim import defaults
 from odeddim.cli import options
 
 
 @click.command("explain")
-@options.run
+@options.run(defaults.ENCODE)
 @click.option(
     "--direction",
     type=click.Choice(["encode", "decode"]),
@@ -41,7 +42,7 @@ def command(model: str, solver: str | None, as_json: bool, **given: Any) -> None
     from odeddim.cli.running import field_on, machine
     from odeddim.explanation import explain
 
-    made = explain(solver or options.SOLVER, model=field_on(model, machine("cpu", None)), **given)
+    made = explain(solver or defaults.ENCODE, model=field_on(model, machine("cpu", None)), **given)
     if as_json:
         click.echo(made.to_json())
         return

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from odeddim import defaults
 from odeddim.cli import options
 
 SUFFIXES = (".txt",)
@@ -18,7 +19,7 @@ SUFFIXES = (".txt",)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The grid file, grid.txt.")
 @click.option("-n", "--count", type=click.IntRange(1), default=16, show_default=True, help="How many images.")
 @options.model
-@options.solver
+@options.solver(defaults.ENCODE)
 @options.steps
 @options.end
 @options.machine
@@ -55,7 +56,7 @@ def command(
     check_place(output, images, suffixes=SUFFIXES)
     where = machine(device, dtype)
     field = field_on(model, where)
-    row, nodes = own_grid(field, solver or options.SOLVER, steps or STEPS, end)
+    row, nodes = own_grid(field, solver or defaults.ENCODE, steps or STEPS, end)
     source = images_for(field, images)
     x_0 = source[max(0, len(source) - count) : len(source)].to(where.state)
     began = time.perf_counter()

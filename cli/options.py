@@ -16,13 +16,6 @@ from odeddim.types import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Chosen by `odeddim bench` on the built-in model, see the README's table.
-SOLVER = "belm"
-# For what a solver that comes back exactly cannot do: tolerances, where of the others this takes the fewest steps to a
-# round trip of 1e-3 and 1e-4; and latents between others, to whom what was kept for the way back belongs: at 50 steps
-# their images are 0.03 off (rms) with belm and 0.001 with this.
-EXPLICIT = "ab3"
-
 
 class SolverName(click.ParamType[str]):
     """A name of the solver table, with its neighbours when it is not one."""
@@ -149,9 +142,15 @@ model = together(
     ),
     told,
 )
-solver = click.option(
-    "--solver", type=SolverName(), default=None, help=f"A row of `odeddim solvers`.  [default: {SOLVER}]"
-)
+
+
+def solver(default: str) -> Callable[[F], F]:
+    """--solver NAME. default: what a command takes without it, in words."""
+    return click.option(
+        "--solver", type=SolverName(), default=None, help=f"A row of `odeddim solvers`.  [default: {default}]"
+    )
+
+
 steps = click.option("--steps", type=click.IntRange(1), default=None, help="Steps of the solver.  [default: 50]")
 grid = click.option(
     "--grid",
@@ -251,7 +250,13 @@ tolerances = together(
     click.option("--atol", type=Tolerance(0, min_open=True), default=None, help="Adaptive: absolute tolerance."),
     click.option("--max-nfe", type=click.IntRange(1), default=None, help="Adaptive: most evaluations per run."),
 )
-run = together(model, solver, steps, grid, end, tolerances)
+
+
+def run(default: str) -> Callable[[F], F]:
+    """The options that say how a model is run. default: as of `solver`."""
+    return together(model, solver(default), steps, grid, end, tolerances)
+
+
 place = together(
     click.option("--device", default=None, metavar="cpu|cuda|...", help="Where to run.  [default: a GPU if any]"),
     click.option(

@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from odeddim import solvers
+from odeddim import defaults, solvers
 from odeddim.api import decode, plan, to_data, to_images
 from odeddim.certificate import LADDER, Rung, rms
-from odeddim.cli.options import EXPLICIT, of_model
+from odeddim.cli.options import of_model
 from odeddim.conditions import Condition
 from odeddim.field import VectorField
 from odeddim.files import check_place
@@ -429,7 +429,7 @@ def decoding_plan(
     if tol is not None:
         _check_end(file)
         if solver is None:  # what comes back exactly does so over the nodes of the file only
-            solver = EXPLICIT if named.to_zero or named.adaptive else made.solver
+            solver = defaults.TOLERANCE if named.to_zero or named.adaptive else made.solver
         if grid is None and solver == made.solver and its_grid is not None and is_named(its_grid):
             grid = its_grid
         row, rungs = rungs_of(field.schedule, solver, steps, grid, made.end, settings)
@@ -442,7 +442,7 @@ def decoding_plan(
     if solver in (None, made.solver):
         settings = {**made.settings, **{key: value for key, value in settings.items() if value is not None}}
     if solver is None and named.reversible and (made_by or made.made_by) in COMBINED:
-        solver, settings = EXPLICIT, {}
+        solver, settings = defaults.COMBINED, {}
     row = solvers.get(solver or made.solver)
     if steps is None and grid is None and (row.adaptive or its_grid is not None):
         grid = made.grid

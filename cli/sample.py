@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from odeddim import defaults
 from odeddim.cli import options
 
 
@@ -25,7 +26,7 @@ from odeddim.cli import options
     "--eta", type=click.FloatRange(0), default=None, help="DDIM's η, of euler (0: the ODE) and ddim-eta (0.5)."
 )
 @options.size
-@options.run
+@options.run(f"{defaults.SAMPLE}; with --eta {defaults.SAMPLE_WITH_ETA}")
 @options.preset
 @options.machine
 @options.network_batch
@@ -83,7 +84,7 @@ def command(
 
     where = machine(device, dtype)
     field = field_on(model, where)
-    name = solver or ("euler" if eta else options.SOLVER)
+    name = solver or defaults.for_sampling(eta)
     shape = shape_for(field, size)
     row, nodes = plan(field.schedule, name, steps, grid, end, settings)
     warn_of_grid(grid, field, row)

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from odeddim import grids, solvers
+from odeddim import defaults, grids, solvers
 from odeddim.field import VectorField
 from odeddim.latents.interpolate import interpolate as interpolate
 from odeddim.models import DEFAULT, load
@@ -35,7 +35,7 @@ LOWEST = 1e-6  # of σ_1: nodes below would only add rounding
 
 def solve(
     x_T: Tensor,
-    solver: str | Solver = "euler",
+    solver: str | Solver = defaults.SOLVE,
     *,
     model: Model = DEFAULT,
     steps: int | None = None,
@@ -58,7 +58,7 @@ def solve(
 
 def encode(
     x_0: Tensor,
-    solver: str | Solver = "euler",
+    solver: str | Solver = defaults.ENCODE,
     *,
     model: Model = DEFAULT,
     steps: int | None = None,
@@ -80,7 +80,7 @@ def encode(
 
 def decode(
     state: State,
-    solver: str | Solver = "euler",
+    solver: str | Solver = defaults.DECODE,
     *,
     model: Model = DEFAULT,
     steps: int | None = None,
@@ -108,7 +108,7 @@ def decode(
 
 def sample(
     n: int,
-    solver: str | Solver = "euler",
+    solver: str | Solver | None = None,
     *,
     seed: int = 0,
     eta: float | None = None,
@@ -122,14 +122,15 @@ def sample(
 ) -> Tensor:
     """n images (n, C, H, W) from noise of (seed, image index): image i is the same whatever n or the batch.
 
-    eta: DDIM's η (eq. 16), of "euler", whose stochastic form is "ddim-eta"; 0 is the ODE, None the solver's own.
+    solver: as `odeddim.defaults.for_sampling` has it unless given. eta: DDIM's η (eq. 16), of "euler", whose stochastic
+    form is "ddim-eta"; 0 is the ODE, None the solver's own.
     start: the index of the first image. shape: (C, H, W) of the noise, for models that take any. Otherwise as `solve`.
     """
     field = load(model)
     shape = shape or field.shape
     if shape is None:
         raise InputError(f"the model {field.name!r} takes any shape: say which one to sample, shape=(C, H, W)")
-    row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
+    row, nodes = plan(field.schedule, solver or defaults.for_sampling(eta), steps, grid, end, settings)
     row = with_noise(row, eta=eta, seed=seed, start=start)
     state = _at_the_top(field.schedule, nodes, noise(n, shape, seed=seed, start=start))
     return to_images(field, integrate(field, state, nodes.flip(0), row).xbar)

@@ -16,14 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odeddim import defaults
 from odeddim.api import Grid, Model, check_encodes, integrate, plan, state_dtype, to_data, to_images
 from odeddim.certificate import rms
 from odeddim.field import VectorField
 from odeddim.models import load
 from odeddim.types import InputError, Solver, State
-
-SOLVER = "ab3"
-"""Unless told otherwise: a state that changes models keeps nothing for the way back, so a reversible row gains none."""
 
 LOWEST_TOP = 5.0
 """Noise below which an image shines through: its share of x is then more than 1/√(1+5²) = 20%."""
@@ -77,7 +75,7 @@ class Bridge:
 def between(
     source: Model,
     target: Model,
-    solver: str | Solver = SOLVER,
+    solver: str | Solver = defaults.BRIDGE,
     *,
     steps: int | None = None,
     grid: Grid = None,
@@ -106,7 +104,7 @@ def bridge(
     x_0: Tensor,
     source: Model,
     target: Model,
-    solver: str | Solver = SOLVER,
+    solver: str | Solver = defaults.BRIDGE,
     *,
     cycle: bool = True,
     steps: int | None = None,

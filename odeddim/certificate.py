@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from odeddim import defaults
 from odeddim.api import Grid, Model, check_encodes, integrate, plan, state_dtype, to_data
 from odeddim.field import VectorField
 from odeddim.latents.quality import FIGURES, richardson, statistics
@@ -56,7 +57,7 @@ _COARSER = 8.0  # by how much tolerances are loosened in place of half the steps
 
 def certify(
     x_0: Tensor,
-    solver: str | Solver = "euler",
+    solver: str | Solver = defaults.ENCODE,
     *,
     model: Model = DEFAULT,
     steps: int | None = None,

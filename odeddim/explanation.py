@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odeddim import defaults
 from odeddim.analytic import Gaussian
 from odeddim.api import Grid, Model, check_encodes, integrate, plan
 from odeddim.models import DEFAULT, load
@@ -51,7 +52,7 @@ class Explanation:
 
 
 def explain(
-    solver: str | Solver = "euler",
+    solver: str | Solver = defaults.ENCODE,
     *,
     direction: str = "encode",
     model: Model = DEFAULT,

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up: a core module may import those before it (or inside its own package), and never one behind it.
 CORE = (
     "odeddim.types",
+    "odeddim.defaults",
     "odeddim.files",
     "odeddim.preset",
     "odeddim.hdf5",

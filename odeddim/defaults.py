@@ -1,0 +1,33 @@
+"""The solver of each job where none is named, the same in Python and on the command line, and why.
+
+They were chosen by `python benchmarks/defaults.py measure` (its figures are in benchmarks/defaults.csv) on 64 held-out
+images and 64 noises of both built-in models. It imports nothing: `odeddim --help` shows these names.
+"""
+
+ENCODE = "belm"
+"""Encoding, and decoding what was encoded: the way back is exact, bit for bit. MEASURED"""
+
+DECODE = ENCODE
+"""The inverse of `encode`. Latent files are decoded by what encoded them."""
+
+SOLVE = "unipc-2"
+"""Decoding noise: `solve` and `sample`. MEASURED"""
+
+SAMPLE = SOLVE
+
+SAMPLE_WITH_ETA = "ddim-eta"
+"""Sampling with DDIM's η above 0, which only this family has."""
+
+BRIDGE = SOLVE
+"""A state that changes models keeps nothing for the way back, so a solver that comes back exactly gains nothing."""
+
+COMBINED = SOLVE
+"""Latents made of others (interpolation, shifts): what was kept for an exact way back belongs to those others."""
+
+TOLERANCE = SOLVE
+"""Tolerances in place of steps, which say nothing about a solver that comes back exactly with any number of steps."""
+
+
+def for_sampling(eta: float | None) -> str:
+    """The solver that samples where none is named, with DDIM's η or without."""
+    return SAMPLE_WITH_ETA if eta else SAMPLE
