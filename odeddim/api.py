@@ -80,7 +80,7 @@ def encode(
 
 def decode(
     state: State,
-    solver: str | Solver = defaults.DECODE,
+    solver: str | Solver | None = None,
     *,
     model: Model = DEFAULT,
     steps: int | None = None,
@@ -91,6 +91,7 @@ def decode(
     """Decode a State to images x_0 (B, C, H, W): the inverse direction of `encode`, with any solver.
 
     Arguments and errors as of `solve`; the grid must end at the state's σ, and `end` be the one it was encoded with.
+    Unless a solver is named it is the one that kept the state's way back, if one did, and `solve`'s otherwise.
     With the reversible solver, the nodes and the batch that encoded, the images are those encoded, bit for bit.
     """
     if not isinstance(state, State):
@@ -98,6 +99,7 @@ def decode(
             f"decode takes a State, as encode gives it, not {type(state).__name__}; solve takes x_T itself"
         )
     field = load(model)
+    solver = solver or defaults.for_decoding(state.kept, state.combined)
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
     if not math.isclose(state.sigma, float(nodes[-1]), rel_tol=1e-12):
         raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {float(nodes[-1]):.9g}")

@@ -5,10 +5,7 @@ images and 64 noises of both built-in models. It imports nothing: `odeddim --hel
 """
 
 ENCODE = "belm"
-"""Encoding, and decoding what was encoded: the way back is exact, bit for bit. MEASURED"""
-
-DECODE = ENCODE
-"""The inverse of `encode`. Latent files are decoded by what encoded them."""
+"""Encoding: the way back is exact, bit for bit. MEASURED"""
 
 SOLVE = "unipc-2"
 """Decoding noise: `solve` and `sample`. MEASURED"""
@@ -31,3 +28,13 @@ TOLERANCE = SOLVE
 def for_sampling(eta: float | None) -> str:
     """The solver that samples where none is named, with DDIM's η or without."""
     return SAMPLE_WITH_ETA if eta else SAMPLE
+
+
+def for_decoding(kept: str, combined: bool) -> str:
+    """The solver that decodes a state: the one that kept its way back (`State.kept` begins with its name), else SOLVE.
+
+    combined: the state was made of others, to which the way back belongs. A latent file says what encoded it.
+    """
+    if combined:
+        return COMBINED
+    return kept.split()[0] if kept else SOLVE

@@ -53,6 +53,7 @@ class State:
     xbar: (B, *), x̄ = x/√α, float32 or float64. sigma: the noise level σ.
     aux: what a reversible method keeps besides x̄, each shaped like xbar; kept: which method, on which nodes. Another
     method, or the same one on other nodes, starts from x̄ alone.
+    combined: whether it was made of other latents (interpolation, means, shifts): the way back that is kept is theirs.
     report: what the run that led here says of each image, name -> (B,): "evaluations", "accepted", "rejected" of
     adaptive rows, "residual" of those that iterate.
     """
@@ -62,6 +63,7 @@ class State:
     aux: tuple[Tensor, ...] = ()
     kept: str = ""
     report: Mapping[str, Tensor] = field(default_factory=dict)
+    combined: bool = False
 
     @property
     def x(self) -> Tensor:

@@ -225,9 +225,9 @@ def test_interpolate_is_decodable() -> None:
     state = odeddim.encode(images(2), model=mixture(), steps=20)
     a, b = (odeddim.State(state.xbar[i : i + 1], state.sigma) for i in (0, 1))
     path = odeddim.interpolate(a, b, 5)
-    decoded = odeddim.decode(path, model=mixture(), steps=20)
+    decoded = odeddim.decode(path, "ab3", model=mixture(), steps=20)
     assert decoded.shape == (5, 1, 4, 4)
-    both = odeddim.decode(state, model=mixture(), steps=20)
+    both = odeddim.decode(state, "ab3", model=mixture(), steps=20)
     assert torch.allclose(decoded[[0, -1]], both, atol=1e-9)
 
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from odeddim import defaults
 from odeddim.cli import COMMANDS
 from odeddim.images import sample_images
 from odeddim.latents.store import LatentFile
@@ -269,7 +270,7 @@ def test_sample(run) -> None:  # type: ignore[no-untyped-def]
     assert run("sample", "-n", 2, "-o", "b.h5", "--steps", 3)[0] == 0
     with h5py.File("a.h5") as a, h5py.File("b.h5") as b:
         made = json.loads(a["provenance"].asstr()[()])  # the settings lie beside the samples
-        assert (made["solver"], made["steps"], made["details"]["seed"]) == ("belm", 3, 0)
+        assert (made["solver"], made["steps"], made["details"]["seed"]) == (defaults.SAMPLE, 3, 0)
         assert np.allclose(a["images"][:2], b["images"][:], atol=1e-4)
     assert run("sample", "-n", 2, "-o", "c.png", "--steps", 3, "--eta", 1)[0] == 0
     assert run("sample", "-n", 2, "-o", "d.png", "--steps", 3, "--model", "exact-mixture", "--size", "3,8,8")[0] == 0

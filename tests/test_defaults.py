@@ -35,7 +35,6 @@ def table(benchmark: dict[str, Any]) -> list[dict[str, str]]:
     ("function", "default"),
     [
         (odeddim.encode, defaults.ENCODE),
-        (odeddim.decode, defaults.DECODE),
         (odeddim.certify, defaults.ENCODE),
         (odeddim.explain, defaults.ENCODE),
         (odeddim.solve, defaults.SOLVE),
@@ -85,3 +84,26 @@ def test_sampling_with_eta_takes_the_stochastic_family() -> None:
     assert torch.equal(odeddim.sample(2, eta=0.5, **options), odeddim.sample(2, "ddim-eta", eta=0.5, **options))
     assert torch.equal(odeddim.sample(2, **options), odeddim.sample(2, defaults.SAMPLE, **options))
     assert torch.equal(odeddim.sample(2, eta=0.0, **options), odeddim.sample(2, defaults.SAMPLE, **options))
+
+
+def test_a_state_is_decoded_by_what_kept_its_way_back() -> None:
+    options: dict[str, Any] = {"model": load(MODEL), "steps": 6}
+    images = torch.linspace(-1, 1, 2 * 16, dtype=torch.float64).reshape(2, 1, 4, 4)
+    for solver in ("bdia", "belm", "exact-euler"):
+        state = odeddim.encode(images, solver, **options)
+        assert torch.equal(odeddim.decode(state, **options), odeddim.decode(state, solver, **options)), solver
+    plain = odeddim.encode(images, "ab3", **options)
+    assert torch.equal(odeddim.decode(plain, **options), odeddim.decode(plain, defaults.SOLVE, **options))
+
+
+def test_a_line_between_two_latents_is_decoded_by_the_default_of_combined_ones() -> None:
+    """Its points carry what was kept for the way back of its ends."""
+    options: dict[str, Any] = {"model": load(MODEL), "steps": 6}
+    state = odeddim.encode(torch.linspace(-1, 1, 2 * 16, dtype=torch.float64).reshape(2, 1, 4, 4), **options)
+    ends = [
+        odeddim.State(state.xbar[i : i + 1], state.sigma, tuple(part[i : i + 1] for part in state.aux), state.kept)
+        for i in (0, 1)
+    ]
+    path = odeddim.interpolate(*ends, 5)
+    assert path.kept == state.kept
+    assert torch.equal(odeddim.decode(path, **options), odeddim.decode(path, defaults.COMBINED, **options))

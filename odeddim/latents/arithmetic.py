@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -53,7 +53,7 @@ def mean(batches: Iterable[State]) -> State:
     if first is None or count == 0:
         raise InputError("there are no latents to take the mean of: give at least one")
     means = (total / count).unsqueeze(1)  # x̄'s and each auxiliary state's, (1, *)
-    return State(means[0], first.sigma, tuple(means[1:]), first.kept)
+    return State(means[0], first.sigma, tuple(means[1:]), first.kept, combined=True)
 
 
 def direction(from_mean: State, to_mean: State) -> State:
@@ -89,7 +89,7 @@ def shift(state: State, direction: State, by: float, keep_norm: bool = True) -> 
         factors = (before / after).reshape(-1, *[1] * (state.xbar.ndim - 1))
         moved = State(moved.xbar * factors, moved.sigma, tuple(part * factors for part in moved.aux), moved.kept)
     aux = tuple(part.to(state.xbar.dtype) for part in moved.aux)
-    return State(moved.xbar.to(state.xbar.dtype), moved.sigma, aux, moved.kept)
+    return State(moved.xbar.to(state.xbar.dtype), moved.sigma, aux, moved.kept, combined=True)
 
 
 class Readable(Protocol):
@@ -142,12 +142,13 @@ def join(states: Sequence[State]) -> State:
     for state in states:
         check_alike(first, state)
     aux = tuple(torch.cat(parts) for parts in zip(*(state.aux for state in states), strict=True))
-    return State(torch.cat([state.xbar for state in states]), first.sigma, aux, first.kept)
+    combined = any(state.combined for state in states)
+    return State(torch.cat([state.xbar for state in states]), first.sigma, aux, first.kept, combined=combined)
 
 
 def rounded(state: State, dtype: torch.dtype) -> State:
     """A state in this dtype, its auxiliary states too."""
-    return State(state.xbar.to(dtype), state.sigma, tuple(part.to(dtype) for part in state.aux), state.kept)
+    return replace(state, xbar=state.xbar.to(dtype), aux=tuple(part.to(dtype) for part in state.aux))
 
 
 def rms(state: State) -> Tensor:

@@ -73,7 +73,8 @@ class LatentPath:
             return total.to(corners.dtype)
 
         corners = self.corners
-        return State(points(corners.xbar), corners.sigma, tuple(points(part) for part in corners.aux), corners.kept)
+        aux = tuple(points(part) for part in corners.aux)
+        return State(points(corners.xbar), corners.sigma, aux, corners.kept, combined=True)
 
 
 def interpolate(a: State, b: State, n: int) -> State:
