@@ -170,7 +170,9 @@ def check_nodes(nodes: Tensor | Sequence[float], where: str = "grid", steps: int
     if not bool(torch.isfinite(nodes).all()) or float(nodes[0]) < 0:
         raise InputError(f"{where}: noise levels must be finite and not negative")
     if not bool((nodes[1:] > nodes[:-1]).all()):
-        raise InputError(f"{where}: noise levels must rise strictly (decoding walks the same list downwards)")
+        raise InputError(
+            f"{where}: noise levels must rise strictly (decoding walks the list downwards): leave out repeated ones"
+        )
     if steps is not None and len(nodes) != steps + 1:
         raise InputError(f"{where}: it has {len(nodes) - 1} steps, but {steps} were asked for")
     return nodes
