@@ -450,6 +450,10 @@ BAD = {
     "eta with another solver": (["sample", "-o", "s.png", "--eta", "1", "--solver", "ab2"], "euler"),
     "bench of nothing": (["bench", "--solvers", "euler,nope"], "nope"),
     "tolerances for a grid": (["encode", "-o", "y.h5", "--solver", "dopri5", "--grid", "log"], "chooses its own steps"),
+    "a tolerance on tops of their own": (
+        ["encode", "-o", "y.h5", "--tol", "1", "--grid", "leading"],
+        "another noise level",
+    ),
     "latents without .h5": (["encode", "-o", "y.png"], "NAME.h5"),
     "zero-length steps": (["encode", "-o", "y.h5", "--grid", "karras:inf"], "karras:5"),
     "grid parameter missing": (["encode", "-o", "y.h5", "--grid", "karras:"], "karras:5"),
