@@ -156,8 +156,8 @@ grid = click.option(
     "--grid",
     default=None,
     metavar="NAME|FILE",
-    help="linear, quadratic, trailing, log, karras, karras:RHO, edm, ays, ays:LIST, or a file of noise levels "
-    "(`odeddim grid` computes one).  [default: the solver's]",
+    help="linear, quadratic, trailing, leading, linspace, log, karras, karras:RHO, edm, ays, ays:LIST, or a file of "
+    "noise levels (`odeddim grid` computes one).  [default: the solver's]",
 )
 end = click.option(
     "--end",

@@ -211,6 +211,11 @@ def rungs_of(
     for count in LADDER[1:]:
         with contextlib.suppress(InputError):  # grids of whole labels have no room for more than the model has
             rungs.append((count, plan(schedule, row, count, grid, end)[1]))
+    if len({float(nodes[-1]) for _, nodes in rungs}) > 1:
+        raise InputError(
+            f"--tol compares numbers of steps, and the grid {grid!r} ends at another noise level for each of them: "
+            "take trailing or linear"
+        )
     return row, rungs
 
 

@@ -31,6 +31,8 @@ from odeddim.types import Field, InputError, Solver, State, pick
 Model: TypeAlias = str | Path | VectorField
 Grid: TypeAlias = str | Path | Tensor | Sequence[float] | None
 LOWEST = 1e-6  # of σ_1: nodes below would only add rounding
+LOWEST_TOP = 5.0
+"""Noise below which an image shines through: its share of x is then more than 1/√(1+5²) = 20%."""
 
 
 def solve(
@@ -46,7 +48,8 @@ def solve(
     """Decode latents to images: x_T (B, C, H, W) of unit variance -> x_0 (B, C, H, W).
 
     solver: a name of `odeddim.solvers.names()` or a row of one's own. steps: 50 unless given. grid: a name of
-    `odeddim.grids.NAMES`, a file, the nodes themselves (rising σ), or None for the solver's own.
+    `odeddim.grids.NAMES`, a file, the nodes themselves (rising σ), or None for the solver's own. x_T lies at its last
+    node, which may be below σ_T, as in DDIM's own quadratic list, but not below σ = 5, where images show through.
     end: "zero" or "sigma_min" (see `odeddim.grids`). settings: the solver's own (`Solver.settings`), as rtol or gamma.
     Errors: InputError for what cannot be used, BudgetExceeded (with the best so far) when max_nfe is reached.
     """
@@ -263,12 +266,15 @@ def _on_schedule(nodes: Tensor, schedule: Schedule, *, adaptive: bool) -> Tensor
 def _at_the_top(schedule: Schedule, nodes: Tensor, x_T: Tensor) -> State:
     """x_T of unit variance as a State at the top of the grid, which must be high enough for noise to be all there is.
 
-    Grids that stop short of σ_T, like the "leading" spacing of other code, are let through; far below it, x_T is none.
+    Other code's lists stop short of σ_T (DDIM's quadratic one at 0.8·T), and published figures were made with them: the
+    noise is taken to lie where they end. The limit is the bridges': below it an image is seen, and noise is none.
     """
-    sigma = float(nodes[-1])
-    if sigma < schedule.sigma_max / 4:
+    sigma, least = float(nodes[-1]), min(LOWEST_TOP, schedule.sigma_max)
+    if sigma < least:
         raise InputError(
-            f"a run from x_T begins near σ_T = {schedule.sigma_max:.6g}, but the grid ends at σ = {sigma:.6g}"
+            f"a run from x_T begins with noise, but the grid ends at σ = {sigma:.6g}, where images still show through "
+            f"it: end the grid at σ = {least:.6g} at least (the model's σ_T is {schedule.sigma_max:.6g}), or decode a "
+            "State of that noise level"
         )
     return State(x_T * math.sqrt(1 + sigma**2), sigma)
 

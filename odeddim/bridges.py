@@ -17,14 +17,21 @@ import torch
 from torch import Tensor
 
 from odeddim import defaults
-from odeddim.api import Grid, Model, check_encodes, integrate, plan, state_dtype, to_data, to_images
+from odeddim.api import (
+    LOWEST_TOP,
+    Grid,
+    Model,
+    check_encodes,
+    integrate,
+    plan,
+    state_dtype,
+    to_data,
+    to_images,
+)
 from odeddim.certificate import rms
 from odeddim.field import VectorField
 from odeddim.models import load
 from odeddim.types import InputError, Solver, State
-
-LOWEST_TOP = 5.0
-"""Noise below which an image shines through: its share of x is then more than 1/√(1+5²) = 20%."""
 
 
 @dataclass(frozen=True)

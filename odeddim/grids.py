@@ -36,11 +36,12 @@ _TAU: dict[str, Callable[[Fraction, int], int]] = {
     "quadratic": lambda u, T: math.floor(u * u * T),
     "trailing": lambda u, T: round(u * T),
 }
+_DIFFUSERS = ("leading", "linspace")
 _CONTINUOUS = ("log", "karras", "edm", "ays")
 
 _WITH_PARAMETER = ("karras", "ays")
 
-NAMES = (*_TAU, *_CONTINUOUS)
+NAMES = (*_TAU, *_DIFFUSERS, *_CONTINUOUS)
 
 EDM_RANGE = (0.002, 80.0)  # σ of arXiv 2206.00364, table 1
 
@@ -59,15 +60,22 @@ def grid(
 
     name: "linear" and "quadratic", the paper's τ_i = ⌊c·i⌋ and ⌊c·i²⌋ with c such that the last is T (appendix D.2);
     "trailing", rounded where "linear" takes the floor, so counted from T downwards (arXiv 2305.08891);
+    "leading" and "linspace", where diffusers' DDIMScheduler evaluates with these names for its timestep_spacing, at the
+    labels i·(T//S) and round(i·(T-1)/(S-1)), 0 <= i < S; end="zero" is its default (steps_offset=0, set_alpha_to_one=
+    True). With end="sigma_min" "leading" is at i·(T//S) + 1 and ends at the label 0 (steps_offset=1, set_alpha_to_one=
+    False, as of Stable Diffusion), and "linspace" at the S+1 labels round(i·(T-1)/S). "leading" begins T//S levels or
+    more below σ_T. Every step of DDIMScheduler is T//S labels long, whatever its spacing, so with "linspace" its steps
+    do not end where the next one begins unless S = T; such runs cannot be reproduced, and here each step ends there;
     "log", even in log σ; "karras" or "karras:RHO", even in σ^(1/ρ), ρ = 7 unless given (arXiv 2206.00364, eq. 5),
     over the model's own levels σ_1 to σ_T; "edm", the same with ρ = 7 over EDM's levels 0.002 to 80, of which those
-    that the model knows are kept: where its σ_T is above 80, latents lie at σ = 80;
+    that the model knows are kept: where its σ_T is above 80, latents lie at σ = 80; of networks that look σ up among
+    their levels each node is the nearest level, as in EDM's sampler, and none is taken twice;
     "ays" or "ays:LIST", the lists of Align Your Steps (arXiv 2404.14507, table 3), "sd15" unless given, "sdxl" or
     "deepfloyd-if", made for 10 steps: log σ is interpolated to other numbers, as its authors do, and stretched to the
     model's levels; or the path of a file with the nodes themselves, see `read_nodes`.
     end: "zero" or "sigma_min", see the module. top: where the last node lies in place of σ_T, below it.
     Errors: an unknown name, more steps than a grid over the training levels can have (T; one less with
-    end="sigma_min"), or a file that begins at σ = 0 with end="sigma_min".
+    end="sigma_min"), a top for "leading", or a file that begins at σ = 0 with end="sigma_min".
     """
     pick(end, ENDS, "end")
     if not is_named(name):
@@ -85,7 +93,7 @@ def grid(
     family, colon, parameter = name.partition(":")
     if top is not None and not schedule.sigma_min < top <= schedule.sigma_max:
         raise InputError(f"a grid of {schedule!r} cannot end at σ = {top:.6g}")
-    if family in _TAU:
+    if family in (*_TAU, *_DIFFUSERS):
         return _over_levels(family, schedule, steps, end, top)
     count = steps if end == "zero" else steps + 1
     low, high = schedule.sigma_min, schedule.sigma_max if top is None else top
@@ -104,6 +112,8 @@ def grid(
         nodes = (low ** (1 / rho) + u * (high ** (1 / rho) - low ** (1 / rho))) ** rho
     nodes[0] = low  # exactly, so that the label there is exactly the network's lowest
     nodes[-1] = high  # and last: where there is one node only, it is the top
+    if family == "edm" and schedule.discrete:
+        nodes = _among(nodes, schedule.levels)
     return torch.cat([torch.zeros(1, dtype=torch.float64), nodes]) if end == "zero" else nodes
 
 
@@ -142,11 +152,39 @@ def _over_levels(family: str, schedule: Schedule, steps: int, end: str, top: flo
     if steps > most:
         raise InputError(f"the grid {family!r} with end {end!r} has at most {most} steps on {T} levels, not {steps}")
     first = 0 if end == "zero" else 1  # the first node: level 0 is σ = 0, level 1 is σ_1
-    tau = [first]
-    for i in range(1, steps + 1):
-        level = first + _TAU[family](Fraction(i, steps), T - first)
-        tau.append(max(level, tau[-1] + 1))  # never a node twice: it would be a step of length 0
+    if family in _DIFFUSERS:
+        if family == "leading" and top is not None:
+            raise InputError(
+                "the grid 'leading' ends where its spacing does, at no given σ: take 'trailing' or 'linear'"
+            )
+        tau = _as_diffusers(family, T, steps, first)
+    else:
+        tau = [first]
+        for i in range(1, steps + 1):
+            level = first + _TAU[family](Fraction(i, steps), T - first)
+            tau.append(max(level, tau[-1] + 1))  # never a node twice: it would be a step of length 0
     return torch.cat([torch.zeros(1, dtype=torch.float64), levels])[tau]
+
+
+def _as_diffusers(family: str, T: int, steps: int, first: int) -> list[int]:
+    """The levels of `grid`'s "leading" and "linspace", the label t being the level t + 1; the first of them given."""
+    if family == "leading":
+        return [first, *(1 + first + i * (T // steps) for i in range(steps))]
+    labels = np.linspace(0, T - 1, steps + first).round()  # in float64, which decides where a label lies halfway
+    return [*range(1 - first), *(1 + int(label) for label in labels)]
+
+
+def _among(nodes: Tensor, levels: Tensor) -> Tensor:
+    """The level nearest to each of the nodes, none of them twice; nodes (N,) and levels (T,) rise."""
+    place = torch.bucketize(nodes, (levels[1:] + levels[:-1]) / 2)
+    count, first, last = len(place), int(place[0]), int(place[-1])
+    if last - first + 1 < count:
+        raise InputError(
+            f"the grid 'edm' has at most {last - first + 1} levels on this model, which knows no others: fewer steps"
+        )
+    order = torch.arange(count)
+    upwards = torch.cummax(place - order, 0).values + order
+    return levels[torch.minimum(upwards, last - order.flip(0))]
 
 
 def read_nodes(path: Path) -> Tensor:
@@ -170,7 +208,9 @@ def check_nodes(nodes: Tensor | Sequence[float], where: str = "grid", steps: int
     if not bool(torch.isfinite(nodes).all()) or float(nodes[0]) < 0:
         raise InputError(f"{where}: noise levels must be finite and not negative")
     if not bool((nodes[1:] > nodes[:-1]).all()):
-        raise InputError(f"{where}: noise levels must rise strictly (decoding walks the same list downwards)")
+        raise InputError(
+            f"{where}: noise levels must rise strictly (decoding walks the list downwards): leave out repeated ones"
+        )
     if steps is not None and len(nodes) != steps + 1:
         raise InputError(f"{where}: it has {len(nodes) - 1} steps, but {steps} were asked for")
     return nodes

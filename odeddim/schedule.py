@@ -35,17 +35,21 @@ TIMES = {
 }
 
 MOST_LEVELS = 1_000_000  # of a description: one from a stranger must not fill the memory
-_MADE_BY = ("linear", "scaled_linear", "cosine", "from_alphas", "rectified_flow", "exploding", "edm")
+_MADE_BY = ("linear", "scaled_linear", "cosine", "from_alphas", "rectified_flow", "exploding", "edm", "from_sigmas")
 
 
 class Schedule:
     """Noise levels σ_1 < ... < σ_T of a network, its labels for them, and the units of its input.
 
     levels: (T,) float64 on the CPU, rising; levels[i] is the paper's t = i+1 and the label i of a DDPM network.
-    Make one with `linear`, `scaled_linear`, `cosine`, `from_alphas`, `rectified_flow`, `exploding` or `edm`.
+    discrete: whether the network knows these levels only, and takes the nearest one for any other.
+    Make one with `linear`, `scaled_linear`, `cosine`, `from_alphas`, `rectified_flow`, `exploding`, `edm` or
+    `from_sigmas`.
     """
 
-    def __init__(self, levels: Tensor, kind: Kind, made_by: str, parameters: dict[str, Any]) -> None:
+    def __init__(
+        self, levels: Tensor, kind: Kind, made_by: str, parameters: dict[str, Any], *, discrete: bool = False
+    ) -> None:
         levels = levels.detach().to("cpu", torch.float64)
         good = levels.ndim == 1 and len(levels) >= 2 and bool(torch.isfinite(levels).all())
         if not good or not bool((levels[1:] > levels[:-1]).all()) or not float(levels[0]) > 0:
@@ -56,6 +60,7 @@ class Schedule:
         self.levels = levels
         self.kind: Kind = kind
         self.name = made_by
+        self.discrete = discrete
         self._parameters = parameters
         self._ratio = torch.log(levels[1:] / levels[:-1])  # log σ_{i+1}/σ_i, what t is linear in
 
@@ -116,6 +121,12 @@ class Schedule:
     def edm(cls, T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
         """EDM's range of noise levels, label σ (Karras et al. 2022, arXiv 2206.00364, table 1)."""
         return cls._geometric("edm", T, sigma_min, sigma_max)
+
+    @classmethod
+    def from_sigmas(cls, sigmas: Tensor | list[float]) -> Schedule:
+        """x = x0 + σ·ε, label σ, of a network that looks σ up among these levels, (T,) rising: EDM's iDDPM networks."""
+        levels = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
+        return cls(levels, "exploding", "from_sigmas", {"sigmas": levels.tolist()}, discrete=True)
 
     @classmethod
     def _geometric(cls, made_by: str, T: int, sigma_min: float, sigma_max: float) -> Schedule:

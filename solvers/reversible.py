@@ -17,7 +17,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ UNSTABLE = (
 
 @dataclass(frozen=True)
 class Kick:
-    """One register += sign·weight·ε(σ, the other), or the increment of a one-step solver's step from σ to `end`."""
+    """One register += sign·weight·ε(σ, ratio·other), or the increment of a one-step solver's step from σ to `end`."""
 
     register: int
     sigma: float
@@ -52,6 +52,7 @@ class Kick:
     base: Solver | None = None
     end: float = 0.0
     sign: float = 1.0
+    ratio: float = 1.0
 
     @property
     def size(self) -> float:
@@ -60,17 +61,18 @@ class Kick:
 
     def inverse(self) -> Kick:
         """What takes it back."""
-        return Kick(self.register, self.sigma, self.weight, self.base, self.end, -self.sign)
+        return replace(self, sign=-self.sign)
 
     def key(self) -> tuple[object, ...]:
         """All that makes it what it is."""
-        return self.register, self.sigma, self.weight, self.end, self.sign, self.base and self.base.name
+        ratio = () if self.ratio == 1 else (self.ratio,)  # states of the other methods, kept before it was, stay theirs
+        return self.register, self.sigma, self.weight, self.end, self.sign, self.base and self.base.name, *ratio
 
     def words(self, place: int) -> str:
         """u = u + c·ε(v)."""
         to, source = NAMES[self.register], NAMES[1 - self.register]
         if self.base is None:
-            what = f"ε({source}, σ = {self.sigma:.6g})"
+            what = f"ε({weighted_sum([(self.ratio, source)])}, σ = {self.sigma:.6g})"
         else:
             what = f"{self.base.name}'s increment of {source} from σ = {self.sigma:.6g} to {self.end:.6g}"
         return f"{to} = {weighted_sum([(1.0, to), (self.sign * self.weight, what)])}"
@@ -161,9 +163,12 @@ def bdia_course(nodes: Sequence[float], *, gamma: float = 1.0) -> Course:
 def edict(nodes: Sequence[float], *, p: float | None = None) -> Course:
     """EDICT (Wallace et al. 2022, arXiv 2211.12446): two states that take DDIM's steps by each other's ε.
 
-    Two evaluations a step. After each step downwards the two are mixed with the weight p, 0.93 in the paper at its 50
-    steps. Unless given it is 0.93^(50/N) at N steps, so that what the mixtures amplify upwards, p^(-2N), is the same
-    for every N. The states take turns in going first. Upwards it is the inverse.
+    Two evaluations a step, both with the label of its upper level. The second one is made at a state that is at the
+    lower level already, and the network takes it in the units of that level, x = x̄/√(1+σ_{n+1}²), so the field at σ_n
+    gets x̄·√(1+σ_n²)/√(1+σ_{n+1}²). After each step downwards the two are mixed with the weight p, first x and then y;
+    p is 0.93 in the paper at its 50 steps. Unless given it is 0.93^(50/N) at N steps, so that what the mixtures
+    amplify upwards, p^(-2N), is the same for every N. The states take turns in being moved first, as in the authors'
+    code. Upwards it is the inverse. x is DDIM's, of unit variance at σ_T, whatever the model's own units are.
     """
     falling = list(nodes) if nodes[-1] < nodes[0] else list(nodes)[::-1]
     steps = len(falling) - 1
@@ -172,11 +177,12 @@ def edict(nodes: Sequence[float], *, p: float | None = None) -> Course:
         raise InputError(f"edict: p must be above 0 and at most 1, not {p}")
     operations: list[Operation] = []
     for n in range(steps):
-        h = falling[n + 1] - falling[n]
-        first, second = (0, 1) if n % 2 == 0 else (1, 0)
-        operations += [Kick(first, falling[n], h), Kick(second, falling[n], h)]
-        for to in (first, second) if p != 1 else ():
-            operations.append(Mix(((p, 1 - p), (0.0, 1.0)) if to == 0 else ((1.0, 0.0), (1 - p, p))))
+        here, there = falling[n], falling[n + 1]
+        first = n % 2
+        units = math.hypot(1, here) / math.hypot(1, there)
+        operations += [Kick(first, here, there - here), Kick(1 - first, here, there - here, ratio=units)]
+        if p != 1:
+            operations += [Mix(((p, 1 - p), (0.0, 1.0))), Mix(((1.0, 0.0), (1 - p, p)))]
     if nodes[-1] > nodes[0]:
         operations = [operation.inverse() for operation in reversed(operations)]
     return Course(tuple(operations))
@@ -302,10 +308,12 @@ class Machine:
     def _answer(self, field: Field, push: Push, registers: list[Tensor], asked: Asked) -> Tensor:
         """ε, or the increment of the kick's solver, of the other register."""
         kick, place = push.kick, 1 - push.register
-        source = registers[place].double() * (push.scale * self.quantum)
+        source = registers[place].double() * (push.scale * self.quantum * kick.ratio)
         if kick.base is not None:
             nodes = source.new_tensor([kick.sigma, kick.end], device="cpu")
             return kick.base.run(field, State(source, kick.sigma), nodes).xbar - source
+        if kick.ratio != 1:  # not what the register holds: nothing to keep
+            return field(source.new_tensor(kick.sigma, device="cpu"), source)
         return _ask(field, asked, place, kick.sigma, source)
 
     def _check(self, values: Tensor) -> None:

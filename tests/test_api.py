@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -133,6 +135,46 @@ def test_grids_given_as_nodes() -> None:
         odeddim.encode(images(), model=field, grid=nodes[::-1])
     with pytest.raises(odeddim.InputError, match="3 steps, but 5"):
         odeddim.encode(images(), model=field, grid=nodes, steps=5)
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_ddims_own_quadratic_list(steps: int, tmp_path: Path) -> None:
+    """--skip_type quad of DDIM's code ends at the label 0.8·T, σ = 25.7: unit noise is taken to lie there.
+
+    With 50 steps it has a label twice; the step between the two has no length, so the list without it is the same run.
+    """
+    labels = [int(root**2) for root in np.linspace(0, np.sqrt(1000 * 0.8), steps)]
+    assert max(labels) in (799, 800)
+    bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    field, x_T = mixture(), odeddim.noise(3, (1, 4, 4), seed=1).double()
+    x = x_T
+    for label, before in zip(reversed(labels), reversed([-1, *labels[:-1]]), strict=True):
+        now, then = bar[label], bar[before] if before >= 0 else 1.0
+        eps = field.eps(x, torch.full((3,), float(label), dtype=torch.float64))
+        x = math.sqrt(then) * (x - eps * math.sqrt(1 - now)) / math.sqrt(now) + math.sqrt(1 - then) * eps
+    nodes = [0.0, *(math.sqrt((1 - bar[label]) / bar[label]) for label in sorted(set(labels)))]
+    assert nodes[-1] == pytest.approx(25.7, rel=0.01)
+    assert torch.allclose(odeddim.solve(x_T, model=field, grid=nodes), x, rtol=0, atol=1e-10)
+    file = tmp_path / "quad.txt"
+    file.write_text("\n".join(map(repr, map(float, nodes))))
+    assert torch.allclose(odeddim.solve(x_T, model=field, grid=file), x, rtol=0, atol=1e-10)
+    sampled = odeddim.sample(3, model=field, seed=1, grid=file, shape=(1, 4, 4))
+    assert torch.allclose(sampled, x.float(), rtol=0, atol=1e-5)
+
+
+def test_noise_is_not_taken_to_lie_where_images_show_through() -> None:
+    x_T = odeddim.noise(2, (1, 4, 4))
+    with pytest.raises(odeddim.InputError, match=r"ends at σ = 4\.9, where images still .* at σ = 5 at least .* 157"):
+        odeddim.solve(x_T, model=mixture(), grid=[0.0, 1.0, 4.9])
+    with pytest.raises(odeddim.InputError, match=r"ends at σ = 4\.9"):
+        odeddim.sample(2, model=mixture(), grid=[0.0, 1.0, 4.9], shape=(1, 4, 4))
+    odeddim.solve(x_T, model=mixture(), grid=[0.0, 1.0, 5.0])
+    # A model that knows less noise than that begins at its top.
+    schedule = odeddim.Schedule.exploding(sigma_min=0.1, sigma_max=2.0)
+    model = odeddim.VectorField(Gaussian(0.0, 0.5).network(schedule), schedule)
+    odeddim.solve(x_T, model=model, grid="log", steps=3)
+    with pytest.raises(odeddim.InputError, match=r"ends at σ = 1\.9, where .* at σ = 2 at least"):
+        odeddim.solve(x_T, model=model, grid=[0.0, 1.0, 1.9])
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,27 @@ CODE = """
             x, sigma = x.to(torch.float32), sigma.to(torch.float32).reshape(-1, 1, 1, 1)
             return x + sigma * self.model(x, (0.5 * sigma).log().flatten(), class_labels)
 
+    class iDDPMPrecond(EDMPrecond):
+        # ε of improved DDPM: cosine schedule, β at most 1 - C_1; it is told the label of the nearest of 1000 levels
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            angle = torch.arange(1001, dtype=torch.float64) / 1000 / 1.008 * torch.pi / 2
+            ratio = (angle[:-1].sin() / angle[1:].sin()).square().clamp(min=0.001)  # ᾱ of level j over that of j+1
+            u = (1 / ratio.flip(0).cumprod(0) - 1).sqrt().flip(0)
+            self.register_buffer("u", torch.cat([u, torch.zeros(1)]).float())
+            self.sigma_min, self.sigma_max = float(self.u[999]), float(self.u[0])
+
+        def index(self, sigma):
+            return (sigma.float().reshape(-1, 1) - self.u).abs().argmin(1)
+
+        def round_sigma(self, sigma):
+            return self.u[self.index(sigma)].to(sigma.dtype).reshape(sigma.shape)
+
+        def forward(self, x, sigma, class_labels=None, force_fp32=False):
+            x, sigma = x.to(torch.float32), sigma.to(torch.float32).reshape(-1, 1, 1, 1)
+            label = 999 - self.index(sigma).float()
+            return x - sigma * self.model(x / (sigma**2 + 1).sqrt(), label, class_labels)
+
     class Failing(EDMPrecond):
         def forward(self, *args):
             raise ArithmeticError("no luck")
@@ -115,10 +136,12 @@ def draw(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def edm_sampler(denoise: Any, noise: Tensor, steps: int, low: float, high: float) -> tuple[Tensor, Tensor]:
+def edm_sampler(
+    denoise: Any, noise: Tensor, steps: int, low: float, high: float, rounded: Any = torch.as_tensor
+) -> tuple[Tensor, Tensor]:
     """Algorithm 1 of the paper, with its grid (ρ = 7): the image, and the nodes with the 0 at their end."""
     step = torch.arange(steps, dtype=torch.float64) / (steps - 1)
-    t = (high ** (1 / 7) + step * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+    t = rounded((high ** (1 / 7) + step * (low ** (1 / 7) - high ** (1 / 7))) ** 7)
     t = torch.cat([t, torch.zeros(1, dtype=torch.float64)])
     x = noise * t[0]
     for here, there in itertools.pairwise(t):
@@ -137,7 +160,8 @@ def test_edms_own_sampler(kind: str, code: ModuleType, tmp_path: Path) -> None:
     path = saved(tmp_path, {"ema": net, "loss_fn": None, "augment_pipe": None, "dataset_kwargs": {"path": "x"}})
     field = odeddim.load(path, allow_pickle=True)
     low, high = (0.02, 80.0) if kind == "VEPrecond" else (0.002, 80.0)
-    assert (field.schedule.sigma_min, field.schedule.sigma_max) == (low, high)
+    known = 100.0 if kind == "VEPrecond" else 80.0  # a network's own range, where it has one
+    assert (field.schedule.sigma_min, field.schedule.sigma_max) == (low, known)
     assert (field.shape, field.predicts, field.time) == ((3, 8, 8), "x0", "sigma")
     assert field.details["weights"] == "ema"
     assert f"{kind}, 3×8×8, 0.0 M" in field.details["found"]
@@ -153,6 +177,31 @@ def test_edms_own_sampler(kind: str, code: ModuleType, tmp_path: Path) -> None:
     for sigma in (0.0021, 0.3, 17.0, 79.0):
         given, level = noise.float(), torch.full((2,), sigma)
         assert torch.equal(field.eps(given, level), net(given, level))
+
+
+@pytest.mark.parametrize("steps", [5, 18, 40])
+def test_edms_own_sampler_of_an_iddpm_network(steps: int, code: ModuleType, tmp_path: Path) -> None:
+    """It rounds its nodes to the levels that the network knows: it begins at 80.2, not at 80."""
+    net = make(code, "iDDPMPrecond")
+    field = odeddim.load(saved(tmp_path, {"ema": net}), allow_pickle=True)
+    assert field.schedule == odeddim.Schedule.from_sigmas(net.u[:-1].flip(0))
+    assert field.schedule.sigma_max == pytest.approx(odeddim.Schedule.cosine().sigma_max, rel=1e-3)
+    net.use_fp16 = False
+    noise = draw(2, 3, 8, 8)
+    with torch.no_grad():
+        image, nodes = edm_sampler(
+            lambda x, s: net(x, s).double(), noise, steps, net.sigma_min, 80.0, rounded=net.round_sigma
+        )
+    assert float(nodes[0]) == pytest.approx(80.2037, abs=1e-4)
+    assert torch.equal(odeddim.grid("edm", field.schedule, steps).flip(0), nodes)
+    state = State(noise * nodes[0], float(nodes[0]))
+    ours = odeddim.decode(state, "heun", model=field, grid="edm", steps=steps)
+    assert float((ours - image).abs().max() / image.abs().max()) < 1e-6
+    assert field.nfe == 2 * steps - 1
+    odeddim.solve(noise, "heun", model=field, grid="edm", steps=steps)  # from below its σ_T = 20,291
+    net.u[3] = net.u[2]
+    with pytest.raises(InputError, match=r"network-snapshot.*rise strictly"):
+        odeddim.load(saved(tmp_path, {"ema": net}), allow_pickle=True)
 
 
 def test_up_again(code: ModuleType, tmp_path: Path) -> None:
@@ -276,7 +325,7 @@ def test_what_is_no_network_is_one_sentence(code: ModuleType, tmp_path: Path) ->
         net = make(code)
         setattr(net, name, value)
         refused({"ema": net}, f"its {name} is")
-    refused({"ema": make(code, sigma_min=90)}, "no network of EDM")
+    refused({"ema": make(code, sigma_min=90)}, "no network of EDM: it says noise levels σ from 90.* to 80")
     whole = pickle.dumps({"ema": make(code)})
     for size in (0, 1, len(whole) // 3, len(whole) - 1):
         path = tmp_path / "cut.pkl"

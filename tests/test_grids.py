@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +16,7 @@ from odeddim.schedule import Schedule
 from odeddim.types import InputError
 
 LINEAR = Schedule.linear()
-OVER_LEVELS = ("linear", "quadratic", "trailing")
+OVER_LEVELS = ("linear", "quadratic", "trailing", "leading", "linspace")
 
 
 @pytest.mark.parametrize("end", grids.ENDS)
@@ -28,10 +29,19 @@ def test_S_steps_are_S_steps_for_every_S(name: str, end: str) -> None:
         assert nodes.dtype == torch.float64
         assert bool((nodes.diff() > 0).all()), (name, steps)
         assert float(nodes[0]) == (0 if end == "zero" else LINEAR.sigma_min)
-        assert float(nodes[-1]) == (80 if name == "edm" else LINEAR.sigma_max)
+        assert float(nodes[-1]) == top_of(name, steps, end)
         if name in OVER_LEVELS:
             labels = LINEAR.t(nodes[1:])
             assert torch.equal(labels, labels.round()), (name, steps)
+
+
+def top_of(name: str, steps: int, end: str) -> float:
+    """Where a grid ends on the linear schedule: at σ_T, but for EDM's and for two of diffusers'."""
+    if name == "leading":
+        return float(LINEAR.levels[(steps - 1) * (1000 // steps) + (end == "sigma_min")])
+    if (name, steps, end) == ("linspace", 1, "zero"):
+        return LINEAR.sigma_min
+    return 80 if name == "edm" else LINEAR.sigma_max
 
 
 @given(st.integers(2, 300), st.data())
@@ -58,8 +68,6 @@ def test_linear_and_quadratic_are_the_papers_tau(steps: int) -> None:
 
 
 def test_trailing_is_diffusers_rounding() -> None:
-    import numpy as np
-
     for steps in (1, 3, 7, 10, 25, 30, 50):
         timesteps = np.round(np.arange(1000, 0, -1000 / steps)) - 1
         assert LINEAR.t(grids.grid("trailing", LINEAR, steps)[1:]).tolist() == sorted(timesteps.tolist())
@@ -96,6 +104,31 @@ def test_edm_is_karras_on_edms_own_levels() -> None:
     assert float(grids.grid("edm", LINEAR, 10)[-1]) == 80 < LINEAR.sigma_max
     with pytest.raises(InputError, match="try 'karras'"):
         grids.grid("edm", Schedule.exploding(sigma_min=100.0, sigma_max=200.0), 10)
+
+
+@pytest.mark.parametrize("end", grids.ENDS)
+def test_edm_keeps_to_the_levels_of_a_network_that_knows_no_others(end: str) -> None:
+    """The nearest ones, as EDM's round_sigma gives; moved apart where several nodes are nearest to one."""
+    levels = torch.tensor([0.01, 0.02, 0.5, 1, 2, 4, 8, 16, 32, 60, 80.25, 110, 900], dtype=torch.float64)
+    schedule = Schedule.from_sigmas(levels)
+    assert (schedule.discrete, LINEAR.discrete) == (True, False)
+    low, high, most = 0.01, 80.0, 11
+    for steps in range(1, most + (end == "zero")):
+        count = steps + (end == "sigma_min")
+        nodes = grids.grid("edm", schedule, steps, end=end)[-count:]
+        assert set(nodes.tolist()) <= set(levels.tolist())
+        assert bool((nodes.diff() > 0).all())
+        assert float(nodes[-1]) == 80.25
+        assert count == 1 or float(nodes[0]) == low
+        u = np.linspace(0, 1, count)
+        even = (low ** (1 / 7) + u * (high ** (1 / 7) - low ** (1 / 7))) ** 7
+        nearest = [min(levels.tolist(), key=lambda level, node=node: abs(level - node)) for node in even]
+        if count > 1 and len(set(nearest)) == count:
+            assert nodes.tolist() == nearest
+    assert grids.grid("edm", schedule, 11)[1:].tolist() == levels[:11].tolist()
+    with pytest.raises(InputError, match="'edm' has at most 11 levels"):
+        grids.grid("edm", schedule, 12 if end == "zero" else 11, end=end)
+    assert float(grids.grid("karras", schedule, 5, end=end)[-1]) == 900
 
 
 def test_ays_are_the_published_lists() -> None:
@@ -178,7 +211,7 @@ def test_bad_grid_files_are_refused(tmp_path: Path, content: str, word: str) -> 
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["linear", "quadratic", "trailing", "log", "karras", "ays"])
+@pytest.mark.parametrize("name", ["linear", "quadratic", "trailing", "linspace", "log", "karras", "ays"])
 @pytest.mark.parametrize("end", grids.ENDS)
 def test_a_grid_can_end_below_the_top(name: str, end: str) -> None:
     schedule = Schedule.linear(T=100)
@@ -194,3 +227,5 @@ def test_a_grid_can_end_below_the_top(name: str, end: str) -> None:
     for wrong in (schedule.sigma_max * 1.01, schedule.sigma_min / 2, float("nan")):
         with pytest.raises(InputError, match="cannot end"):
             grids.grid(name, schedule, 20, end=end, top=wrong)
+    with pytest.raises(InputError, match="take 'trailing' or 'linear'"):
+        grids.grid("leading", schedule, 20, end=end, top=top)

@@ -533,12 +533,55 @@ def test_what_is_not_said_is_asked_for(tmp_path: Path) -> None:
     path.with_suffix(".json").unlink()
     refused(path, *FLAGS, "num_heads", "use_new_attention_order", str(path.with_suffix(".json")), '{"image_size": 64,')
     said = flags_of(network("improved"))
-    for key in (*FLAGS, "num_heads", "use_new_attention_order"):
+    for key in (*FLAGS, "num_heads"):
         path.with_suffix(".json").write_text(json.dumps({name: said[name] for name in said if name != key}))
         refused(path, f"does not say {key} of its network", f'{{"{key}": ')
     # The very example makes it whole, if it is true.
     path.with_suffix(".json").write_text(json.dumps(said))
     odeddim.load(path)
+
+
+def test_the_flags_of_improved_diffusion_suffice(tmp_path: Path) -> None:
+    """All that its scripts have (script_util.py's defaults): its attention has one order, the old one, and no flag."""
+    net = network("improved")
+    path = saved(tmp_path, net)
+    flags = {
+        "image_size": 8,
+        "num_channels": 64,
+        "num_res_blocks": 1,
+        "num_heads": 4,
+        "num_heads_upsample": 2,
+        "attention_resolutions": "4,2",
+        "dropout": 0.0,
+        "learn_sigma": True,
+        "sigma_small": False,
+        "class_cond": False,
+        "diffusion_steps": 4000,
+        "noise_schedule": "cosine",
+        "timestep_respacing": "",
+        "use_kl": False,
+        "predict_xstart": False,
+        "rescale_timesteps": True,
+        "rescale_learned_sigmas": True,
+        "use_checkpoint": False,
+        "use_scale_shift_norm": True,
+    }
+    path.with_suffix(".json").write_text(json.dumps(flags))
+    field = odeddim.load(path)
+    assert field.schedule == Schedule.cosine(4000)
+    assert field.details["assumed"] == ["use_new_attention_order false, as in improved-diffusion"]
+    x, t = draw(2, 3, 8, 8), torch.tensor([12.0, 1234.0])
+    close(field.eps(x, t).double(), reference(net, x.double(), t / 4)[:, :3])  # rescaled to 0...1000
+    # guided-diffusion has two orders, so a network that is its own must say which one.
+    for more in ({"resblock_updown": False}, {"channel_mult": ""}, {"num_head_channels": -1}):
+        path.with_suffix(".json").write_text(json.dumps({**flags, **more}))
+        refused(path, "does not say use_new_attention_order of its network")
+    path = saved(tmp_path, network("guided"), num_heads=1)
+    said = json.loads(path.with_suffix(".json").read_text())
+    for name in ("num_head_channels", "use_new_attention_order"):
+        del said[name]
+    path.with_suffix(".json").write_text(json.dumps(said))
+    refused(path, "does not say use_new_attention_order of its network")
 
 
 def test_flags_against_the_weights(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ SCHEDULES = {
     "rectified_flow": Schedule.rectified_flow(),
     "exploding": Schedule.exploding(),
     "edm": Schedule.edm(),
+    "from_sigmas": Schedule.from_sigmas([0.01, 0.2, 3.0, 80.2]),
 }
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 

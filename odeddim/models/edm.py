@@ -2,8 +2,9 @@
 
 Reading one runs the code that it holds, and needs EDM's own (`torch_utils`, `dnnlib`) on the PYTHONPATH. The network is
 D(x, σ[, one-hot classes]), the denoised image, whatever is inside: x is x0 + σ·ε, and σ its label. Networks trained for
-other preconditionings (VP, VE, iDDPM) come as the same function, on the narrower of their range and the 0.002 to 80 of
-EDM's sampler; iDDPM's round the σ that they look up to one of their 1000 by themselves.
+other preconditionings (VP, VE, iDDPM) come as the same function. The noise levels are those that a network says it
+supports; where it says 0 or ∞ (EDM's own), 0.002 or 80, those of EDM's sampler. iDDPM's networks look σ up among their
+1000 levels and take the nearest one: these are the levels of the schedule, and the grid "edm" keeps to them.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from torch.nn import functional as F
 
 from odeddim.conditions import Classes
 from odeddim.field import VectorField
+from odeddim.grids import EDM_RANGE
 from odeddim.models import weights
 from odeddim.models.loaded import failures_of
 from odeddim.schedule import Schedule
 from odeddim.types import InputError
 
 RUNS_CODE = True
-LOWEST, HIGHEST = 0.002, 80.0  # noise levels of EDM's sampler
 
 
 def matches(path: Path) -> bool:
@@ -37,11 +38,9 @@ def read(path: Path) -> VectorField:
     """The EMA network of a pickle, in float32 on every device. Runs the code in the file."""
     network, kind = _network(path)
     channels, size, classes = (_number(network, name, path) for name in ("img_channels", "img_resolution", "label_dim"))
-    low, high = max(_level(network, "sigma_min", path), LOWEST), min(_level(network, "sigma_max", path), HIGHEST)
-    if channels < 1 or size < 1 or not low < high:
-        raise InputError(
-            f"{path} holds no network of EDM: it says images of {channels}×{size}×{size}, σ {low} to {high}"
-        )
+    schedule = _schedule(network, path)
+    if channels < 1 or size < 1:
+        raise InputError(f"{path} holds no network of EDM: it says images of {channels}×{size}×{size}")
     network.eval().requires_grad_(False).float()
     network.use_fp16 = False  # EDM's samplers use float16 on GPUs, which an inversion does not survive
     # Without dropout of labels in training, a row of zeros is nothing that the network knows.
@@ -50,7 +49,7 @@ def read(path: Path) -> VectorField:
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     return VectorField(
         Denoiser(network, classes, path),
-        Schedule.edm(sigma_min=low, sigma_max=high),
+        schedule,
         predicts="x0",
         shape=(channels, size, size),
         name=str(path.absolute()),
@@ -103,6 +102,21 @@ def _network(path: Path) -> tuple[Any, str]:
     if not isinstance(network, nn.Module):
         raise InputError(f"{path} holds no network of EDM under 'ema', but a {type(network).__name__}")
     return network, kind
+
+
+def _schedule(network: nn.Module, path: Path) -> Schedule:
+    """The noise levels that a network supports: a range, or the levels `u` of an iDDPM network, which fall to a 0."""
+    levels = getattr(network, "u", None)
+    if isinstance(levels, Tensor) and levels.ndim == 1 and len(levels) > 2 and float(levels[-1]) == 0:
+        try:
+            return Schedule.from_sigmas(levels[:-1].flip(0))
+        except InputError as error:
+            raise InputError(f"{path}: the noise levels u of its network: {error}") from error
+    low, high = _level(network, "sigma_min", path), _level(network, "sigma_max", path)
+    low, high = low or EDM_RANGE[0], EDM_RANGE[1] if high == math.inf else high
+    if not 0 < low < high:
+        raise InputError(f"{path} holds no network of EDM: it says noise levels σ from {low} to {high}")
+    return Schedule.edm(sigma_min=low, sigma_max=high)
 
 
 def _number(network: nn.Module, name: str, path: Path) -> int:

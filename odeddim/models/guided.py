@@ -7,7 +7,8 @@ file beside the checkpoint, NAME.json for NAME.pt, in the names of guided-diffus
      "diffusion_steps": 1000, "predict_xstart": false, "rescale_timesteps": false}
 
 or, for the checkpoints that OpenAI published, known by the file's name, with the flags of the two READMEs. All other
-flags may be in the file too and must agree with the weights.
+flags may be in the file too and must agree with the weights. improved-diffusion has no use_new_attention_order: its
+attention is the old order, which is assumed where nothing says that the network is guided-diffusion's.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ _OF_TRAINING = (
     "rescale_learned_sigmas",
 )
 """Flags that change nothing here: respacing chooses nodes, and nodes are chosen by `grid` and `steps`."""
+_OF_GUIDED = ("num_head_channels", "resblock_updown", "channel_mult", "use_new_attention_order")
+"""Flags that improved-diffusion does not have."""
 
 _COMMON = {"learn_sigma": True, "predict_xstart": False}
 _GUIDED = {
@@ -190,7 +193,7 @@ def read(path: Path) -> VectorField:
     if not weights.is_state(state):
         raise InputError(f"{path} is no state dict of guided-diffusion's U-Net: save the model's state_dict by itself")
     read_off = _architecture(state, path)
-    flags, published = _flags(path)
+    flags, published = _flags(path, read_off)
     try:
         schedule, predicts, time, time_scale = _diffusion(flags)
         shape = _shape(flags, read_off)
@@ -215,7 +218,7 @@ def read(path: Path) -> VectorField:
             "architecture": network.config,
             "found": found,
             "weights": "ema" if path.name.startswith("ema") else "as saved",
-            "assumed": [f"the settings of the published {path.name}, for its name"] if published else [],
+            "assumed": _assumed(path, flags, published),
         },
         conditions=conditions,
     )
@@ -281,7 +284,7 @@ def _halvings(state: Mapping[str, Tensor], inputs: set[int], outputs: set[int]) 
 # What is said beside them.
 
 
-def _flags(path: Path) -> tuple[dict[str, Any], bool]:
+def _flags(path: Path, read_off: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Settings of the JSON file, or, if there is none, of a published checkpoint; and whether it was the latter."""
     file = beside.place(path)
     flags = beside.read(path, (*_KINDS, *_OF_TRAINING))
@@ -291,9 +294,12 @@ def _flags(path: Path) -> tuple[dict[str, Any], bool]:
         kind = _KINDS.get(key)
         if kind and type(value) is not kind:
             raise InputError(f"{file}: {key} must be {_WORDS[kind]}, not {value!r:.50}")
+    guided = read_off["resampling"] == "block" or any(key in flags for key in _OF_GUIDED)
     if flags.get("num_head_channels") == -1:  # guided-diffusion's default: num_heads counts
         del flags["num_head_channels"]
     missing = {key: example for key, (other, example) in _NEEDED.items() if key not in flags and other not in flags}
+    if "num_heads" in flags and not guided:
+        del missing["use_new_attention_order"]
     if missing:
         raise InputError(
             f"{path} does not say {', '.join(missing)} of its network: write them into {file}, for example "
@@ -303,6 +309,13 @@ def _flags(path: Path) -> tuple[dict[str, Any], bool]:
         if key in flags and other in flags and key != "num_heads":
             raise InputError(f"{file}: {key} and {other} say the same thing: leave one of them out")
     return flags, False
+
+
+def _assumed(path: Path, flags: dict[str, Any], published: bool) -> list[str]:
+    """What neither the weights nor the JSON file say."""
+    if published:
+        return [f"the settings of the published {path.name}, for its name"]
+    return [] if "use_new_attention_order" in flags else ["use_new_attention_order false, as in improved-diffusion"]
 
 
 def _diffusion(flags: dict[str, Any]) -> tuple[Schedule, str, str, float]:
@@ -335,7 +348,7 @@ def _heads(flags: dict[str, Any]) -> dict[str, Any]:
         "heads": heads,
         "up_heads": up_heads,
         "head_channels": width,
-        "heads_first": not flags["use_new_attention_order"],
+        "heads_first": not flags.get("use_new_attention_order", False),
     }
 
 
