@@ -89,7 +89,7 @@ def _print(found: Any, own: str, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    caption = "round trip: MSE per dimension on [0, 1]; latent: rms distance to the true latent / σ_T"
+    caption = "round trip: rms over pixels in [-1, 1]; latent: rms distance to the true latent / σ_T"
     shown = Table(title=title, caption=caption)
     for name in ("grid", "round trip", "latent"):
         shown.add_column(name, justify="left" if name == "grid" else "right")

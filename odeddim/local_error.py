@@ -51,7 +51,7 @@ WORSE = 3.0  # how much more a figure counts where it is worse than the own grid
 class Measured:
     """A grid, nodes (N+1,) float64, and what a round trip on it did to the images.
 
-    round_trip: mean squared error per dimension on [0, 1]; latent: rms distance to the true latent, over σ_T.
+    round_trip: rms over pixels in [-1, 1]; latent: rms distance to the true latent, over σ_T; both over all the images.
     """
 
     nodes: Tensor
@@ -313,7 +313,7 @@ class _Bench:
         if self.level is None:
             self.level = level
         objective = float((level + (WORSE - 1) * (level - self.level).clamp(min=0)).sum())
-        trial = _Trial(Measured(nodes, round_trip, math.sqrt(distance)), errors, squares, objective)
+        trial = _Trial(Measured(nodes, 2 * math.sqrt(round_trip), math.sqrt(distance)), errors, squares, objective)
         self.trials.append(trial)
         return trial
 

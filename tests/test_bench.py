@@ -34,8 +34,8 @@ def eps_of_mixture(x: np.ndarray[Any, Any], alpha: float) -> np.ndarray[Any, Any
     return math.sqrt(1 - alpha) * (x - mean * (2 * high - 1)) / spread
 
 
-def table_2(images: np.ndarray[Any, Any], steps: int, target: bool = False) -> float:
-    """DDIM there and back with eq. 12 (η = 0) and nothing of odeddim's; images in [-1, 1]; MSE on [0, 1]."""
+def table_2(images: np.ndarray[Any, Any], steps: int, target: bool = False) -> list[float]:
+    """DDIM there and back with eq. 12 (η = 0) and nothing of odeddim's; images in [-1, 1]; MSE of each on [0, 1]."""
     alphas = np.concatenate([[1.0], np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))])  # of t = 0, ..., 1000
     tau = [0, *(math.floor(1000 * i / steps) for i in range(1, steps + 1))]
 
@@ -48,22 +48,88 @@ def table_2(images: np.ndarray[Any, Any], steps: int, target: bool = False) -> f
         x = step(x, here, there, there if target else here)
     for here, there in itertools.pairwise(tau[::-1]):
         x = step(x, here, there, here)
-    return float(((x - images) ** 2).mean()) / 4
+    return [float(((a - b) ** 2).mean()) / 4 for a, b in zip(x, images, strict=True)]
+
+
+def colour_images(count: int) -> np.ndarray[Any, Any]:
+    """Images of CIFAR-10's shape, (N, 32, 32, 3) uint8, each of another contrast."""
+    made = np.random.default_rng(0).integers(-127, 128, (count, 32, 32, 3))
+    return (127 + made * np.linspace(0.2, 1, count).reshape(-1, 1, 1, 1)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("steps", [10, 50])
-def test_table_2_as_a_script_of_its_own_computes_it(run, steps: int) -> None:  # type: ignore[no-untyped-def]
-    images = sample_images()[0:3].double().numpy()
+def test_table_2_as_a_script_of_its_own_computes_it(run, here: Path, steps: int) -> None:  # type: ignore[no-untyped-def]
+    """The mean squared error of the paper, and from the same figures of each image the rms that the tool reports."""
+    pixels = colour_images(11)
+    np.save(here / "images.npy", pixels)
+    images = pixels.transpose(0, 3, 1, 2) / 127.5 - 1
     code, out, err = run(
-        "bench", "reconstruction", "-n", 3, "--solvers", "euler@linear", "--steps", steps, "--dtype", "float64",
-        "--labels", "source,target", "--json", *MIXTURE,
+        "bench", "reconstruction", "images.npy", "-n", 11, "--solvers", "euler@linear", "--steps", steps, "--dtype",
+        "float64", "--labels", "source,target", "--paper", "--json", *MIXTURE,
     )  # fmt: skip
     assert code == 0, err
     rows = json.loads(out)["rows"]
     assert [row["evaluations"] for row in rows] == [steps, steps]
-    source, target = (row["round_trip"] for row in rows)
-    assert source == pytest.approx(table_2(images, steps), rel=1e-6)
-    assert target == pytest.approx(table_2(images, steps, target=True), rel=1e-6)
+    for row, target in zip(rows, (False, True), strict=True):
+        each = table_2(images, steps, target)
+        assert row["mean_square"] == pytest.approx(sum(each) / 11, rel=1e-6)
+        rms = sorted(2 * math.sqrt(one) for one in each)  # on [0, 1] a difference is half of that on [-1, 1]
+        found = [row["round_trip_10"], row["round_trip"], row["round_trip_90"]]
+        assert found == pytest.approx([rms[1], rms[5], rms[9]], rel=1e-6)  # of 11: the 2nd, 6th and 10th
+
+
+def test_the_papers_column_is_for_the_papers_setting(run, here: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Only where the user says so, where shape, schedule and end agree, and for the paper's method and grids."""
+    command = ("bench", "-n", 2, "--steps", 10, "--json", "--solvers", "euler@linear,euler@quadratic,euler@log,ab3")
+    np.save(here / "cifar.npy", colour_images(2))
+    code, out, err = run(*command, *MIXTURE)
+    assert code == 0, err
+    assert not {"paper", "mean_square"} & set(json.loads(out)["rows"][0])
+    code, out, err = run(*command, "cifar.npy", *MIXTURE)  # one's own photographs have that shape too
+    assert code == 0, err
+    assert not {"paper", "mean_square"} & set(json.loads(out)["rows"][0])
+    code, out, err = run(*command, "cifar.npy", *MIXTURE, "--paper", "--labels", "source,target")
+    assert code == 0, err
+    assert [row["paper"] for row in json.loads(out)["rows"]] == [0.014, 0.014, None, None, None, None, None]
+    code, out, err = run(*command, *MIXTURE, "--paper")
+    assert code == 2
+    assert (
+        "figures of cifar10 do not belong beside these: the images are 1×28×28, not 3×32×32; leave out --paper" in err
+    )
+    code, out, err = run(*command, "cifar.npy", *MIXTURE, "--paper", "--end", "sigma_min")
+    assert code == 2
+    assert "the end is sigma_min, not zero" in err
+    for schedule in (odeddim.Schedule.cosine(), odeddim.Schedule.linear(T=500)):
+        place = Stand(odeddim.VectorField(lambda x, t: x * 0.5, schedule, name="mine"), tmp_path / "other")
+        runs = planned(place.model, [Entry("euler", "linear")], (4,), "zero", {})
+        with pytest.raises(InputError, match="schedule of 'mine' is not the linear one with T = 1000"):
+            bench.reconstruction(place, lambda start, stop: torch.zeros(2, 3, 32, 32)[start:stop], 2, runs, paper=True)
+
+
+def test_one_image_does_not_rule_a_row(tmp_path: Path) -> None:
+    """A mean over ten images, one of them a hundred times as bright, is that image's; the median is not."""
+    place = stand(tmp_path)
+    runs = planned(place.model, [Entry("euler", "linear")], (10,), "zero", {})
+    plain = sample_images()[0:10].double()
+    bright = plain.clone()
+    bright[3] *= 100
+    rows = [
+        bench.reconstruction(place, lambda start, stop, x=x: x[start:stop], 10, runs).rows[0] for x in (plain, bright)
+    ]
+    for name in ("round_trip", "latent"):
+        assert rows[1][name] == pytest.approx(rows[0][name], rel=0.5)
+        assert rows[0][f"{name}_10"] < rows[0][name] < rows[0][f"{name}_90"]
+
+
+def test_what_is_printed_names_its_figures(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = run("bench", "-n", 3, "--solvers", "euler", "--steps", 3, *MIXTURE)
+    assert code == 0, err
+    told = " ".join(out.split())
+    assert "round trip: rms over the pixels of an image in [-1, 1], median over the images" in told
+    assert "over σ_T or the σ where the grid ends, median over the images" in told
+    assert told.count("90 %: nine images in ten have no more than this") == 1
+    code, out, err = run("bench", "-n", 3, "--solvers", "euler", "--steps", 3, *MIXTURE, "--csv")
+    assert "round_trip,round_trip_10,round_trip_90,latent,latent_10,latent_90" in out
 
 
 def stand(folder: Path, model: str | odeddim.VectorField = "exact-mixture", **more: Any) -> Stand:
@@ -233,7 +299,6 @@ def test_the_error_of_the_built_in_model_falls_with_steps(run) -> None:  # type:
         errors = [(row["round_trip"], row["latent"]) for row in rows]
         assert errors == sorted(errors, reverse=True), key
         assert [e[1] for e in errors] == sorted((e[1] for e in errors), reverse=True), key
-    assert [row["paper"] for row in table["rows"][:3]] == [0.014, 0.0065, 0.0023]
     # The other convention comes back from latents that are much further from the ODE's.
     source, target = ([row["latent"] for row in table["rows"] if row["labels"] == where] for where in bench.LABELS)
     assert all(b > 1.5 * a for a, b in zip(source, target, strict=True))

@@ -55,9 +55,10 @@ class Eta(click.ParamType[str]):
 @click.option(
     "--paper",
     type=click.Choice(["cifar10", "celeba", "bedroom", "church"]),
-    default="cifar10",
-    show_default=True,
-    help="Which of the paper's columns stands beside.",
+    default=None,
+    help="Say that the model and --reference are the paper's own of this data set: its FIDs stand beside the rows on "
+    "linear and quadratic grids. Refused for another shape of images, another schedule, and features that are not the "
+    "FID's.",
 )
 @options.seed
 @options.size
@@ -73,7 +74,7 @@ def command(
     steps: list[int],
     reference: Path | None,
     features: str | None,
-    paper: str,
+    paper: str | None,
     seed: int,
     size: str | None,
     end: str,

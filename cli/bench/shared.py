@@ -192,14 +192,14 @@ class Bench:
     def deliver(self, table: Table, floor: float | None = None) -> None:
         """Print a table and leave it with its figures in the folder; of several processes, the first does.
 
-        floor: what a latent model's autoencoder alone loses of the images, rms over pixels in [-1, 1].
+        floor: what a latent model's autoencoder alone loses of the images, rms over pixels in [-1, 1], their median.
         """
         from odeddim.bench import figures
 
         if not first():
             return
         if self.whole.codec is not None and self.field.codec is None:
-            lost = "" if floor is None else f"; its autoencoder alone loses {floor:.3g} of the images (rms)"
+            lost = "" if floor is None else f"; its autoencoder alone loses {floor:.3g} of the images (rms, median)"
             table = replace(table, notes=(*table.notes, f"all of the latent model's data in place of images{lost}"))
         paths = table.save(self.output)
         if self.as_json:
@@ -259,7 +259,8 @@ def show(table: Table) -> None:
     from rich.table import Table as RichTable
 
     shown = [column for column in table.columns if column.name != "remark"]
-    caption = "; ".join([f"{c.heading}: {c.meaning}" for c in shown if c.meaning] + list(table.notes))
+    meanings = dict.fromkeys(f"{column.heading}: {column.meaning}" for column in shown if column.meaning)
+    caption = "; ".join([*meanings, *table.notes])
     printed = RichTable(title=table.title, caption=caption)
     for column in shown:
         printed.add_column(column.heading, justify="left" if column.words else "right", no_wrap=True)

@@ -228,8 +228,8 @@ def reconstruction(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
     """Error against evaluations: round trip and latent."""
     figure, (left, right) = panels(2)
     for axes, name, title, label in (
-        (left, "round_trip", "Round trip", "mean squared error on [0, 1]"),
-        (right, "latent", "Latent", "distance to the true latent, rms / σ"),
+        (left, "round_trip", "Round trip", "rms over pixels in [-1, 1], median"),
+        (right, "latent", "Latent", "distance to the true latent, rms / σ_T, median"),
     ):
         drawn = lines(axes, table, theme, "evaluations", name)
         log_scale(axes, "y")
@@ -255,8 +255,8 @@ def work_precision(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
 
     figure = Figure(figsize=(11.6, 8.4), layout="constrained")
     grid = figure.subplots(2, 2, sharey="row")
-    ways = (("decode", "Decoding", "distance to the ODE's image, rms"),
-            ("encode", "Encoding", "distance to the ODE's latent, rms / σ_T"))  # fmt: skip
+    ways = (("decode", "Decoding", "distance to the ODE's image, rms, median"),
+            ("encode", "Encoding", "distance to the ODE's latent, rms / σ_T, median"))  # fmt: skip
     for across, (way, title, label) in zip(grid, ways, strict=True):
         for axes, work, unit in zip(
             across, ("evaluations", "seconds"), ("network evaluations", "seconds per image"), strict=True
@@ -275,18 +275,16 @@ def work_precision(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
 
 
 def cheapest(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
-    """What each solver on each grid errs, the larger of both ways, beside the error that is to be kept."""
+    """What each solver on each grid errs on the first set, beside the error that is to be kept."""
     from matplotlib.figure import Figure
 
-    found = [
-        (max(row["decode_error"], row["encode_error"]), row)
-        for row in table.rows
-        if row["decode_error"] is not None and row["encode_error"] is not None
-    ]
-    found.sort(key=lambda pair: (pair[1]["found"] != "yes", pair[0]))
+    found = [(row["error"], row) for row in table.rows if row["error"] is not None]
+    found.sort(key=lambda pair: (("yes", "first", "more").index(pair[1]["found"]), pair[0]))
     figure = Figure(figsize=(9, 1.4 + 0.26 * max(len(found), 2)), layout="constrained")
     axes = figure.subplots()
-    for kept, label, i in (("yes", "keeps it", 2), ("more", "not with fewer evaluations than the best so far", 4)):
+    for kept, label, i in (
+        ("yes", "keeps it on both sets", 2), ("first", "on the first set", 3), ("more", "not with fewer evaluations", 4)
+    ):  # fmt: skip
         these = [(place, error) for place, (error, row) in enumerate(found) if row["found"] == kept]
         axes.plot(
             [error for _, error in these], [place for place, _ in these], linestyle="none", label=label,
@@ -299,17 +297,18 @@ def cheapest(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
         axes.axvline(table.settings["error"], color=theme.muted, linestyle=(0, (1, 3)))
     axes.grid(axis="x")
     axes.set(
-        title=table.title, xlabel="the larger error of decoding and encoding; behind the names: evaluations of both"
+        title=table.title,
+        xlabel="the larger error of decoding and encoding, nine images in ten; behind the names: evaluations of both",
     )
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return {table.bench: (figure, f"{table.title}: what each solver and grid errs with about as many evaluations")}
 
 
 def consistency(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
     """The distance to the reference's image of the same x_T over steps, and the one between different x_T."""
-    kinds = [("pixels", "Pixels", "rms distance to the reference")]
+    kinds = [("pixels", "Pixels", "rms distance to the reference, median")]
     if any(column.name == "features" for column in table.columns):
-        kinds.append(("features", "Features", "rms distance in features"))
+        kinds.append(("features", "Features", "rms distance in features, median"))
     figure, all_axes = panels(len(kinds))
     for axes, (name, title, label) in zip(all_axes, kinds, strict=True):
         drawn = lines(axes, table, theme, "evaluations", name)

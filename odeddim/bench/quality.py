@@ -20,6 +20,7 @@ from torch import Tensor
 from odeddim.api import sample
 from odeddim.bench.distances import frechet, kid, precision_recall
 from odeddim.bench.features import Features
+from odeddim.bench.paper import TAU, check_setting
 from odeddim.bench.reconstruction import Images
 from odeddim.bench.stand import Planned, Stand, error_words, failure_column, hash_of
 from odeddim.bench.tables import Column, Sheet, Table, sheet, telling
@@ -57,7 +58,7 @@ PAPER = {
 """DDIM (arXiv 2010.02502), FID by η and steps: Table 1 (CIFAR-10, CelebA) and Table 3 (LSUN), where DDPM is η = 1."""
 
 
-def _columns(measure: str, paper: str) -> tuple[Column, ...]:
+def _columns(measure: str, paper: str | None) -> tuple[Column, ...]:
     return (
         Column("eta", "η", "DDIM's η, 0 the ODE and 1 DDPM; hat: DDPM with the larger variance σ̂ (appendix D.3)", "s"),
         Column("solver", "solver", form="s"),
@@ -69,7 +70,7 @@ def _columns(measure: str, paper: str) -> tuple[Column, ...]:
         Column("kid_std", "±", "its standard deviation over subsets; of up to 1000 samples all are in each", ".4f"),
         Column("precision", "precision", f"share of samples among real images, by {_NEIGHBOURS} neighbours", ".3f"),
         Column("recall", "recall", f"share of real images among samples, by {_NEIGHBOURS} neighbours", ".3f"),
-        Column("paper", "paper", f"the paper's FID, its model of {paper}: to compare the course, not the figures", "g"),
+        Column("paper", "paper", f"the paper's FID of {paper}", "g"),
         Column("seconds", "seconds", "of sampling, all images", ".1f"),
         Column("remark", "remark", form="s"),
     )
@@ -94,16 +95,24 @@ def quality(
     *,
     seed: int = 0,
     end: str = "zero",
-    paper: str = "cifar10",
+    paper: str | None = None,
     source: Mapping[str, Any] | None = None,
     others: tuple[Images, int] | None = None,
 ) -> Table:
     """The table of these lines, `count` samples (C, H, W) each, against `references` images.
 
-    source: what is noted of the reference. others: more real images, and how many: as many as there are samples are
-    measured like samples, which is what a perfect sampler would get.
-    Errors: InputError for too few images to compare.
+    source: what is noted of the reference. paper: the data set of the paper, if model and reference are its own, so
+    that its figures stand beside. others: more real images, and how many: as many as there are samples are measured
+    like samples, which is what a perfect sampler would get.
+    Errors: InputError for too few images to compare, and for `paper` where its setting is another.
     """
+    if paper:
+        check_setting(paper, stand.model, shape, end)
+        if features.measure != "FID":
+            raise InputError(
+                f"the paper's figures are FIDs, these are distances of {features.name}: leave out --paper, or give "
+                "Inception's weights (--features inception:WEIGHTS.pth)"
+            )
     if min(count, references) <= _NEIGHBOURS:
         raise InputError(f"{count} samples and {references} reference images: {_NEIGHBOURS + 1} of each are needed")
     real = of_images(stand, features, reference, references)
@@ -117,7 +126,8 @@ def quality(
             sheets.append((line, shown(stand, line.run, min(SHOWN, count), shape, seed)))
         rows.append({
             "eta": line.eta, **line.run.label, "evaluations": float(cell["evaluations"].mean()), **found,
-            "paper": PAPER[paper].get((line.eta, line.run.steps or 0)), "seconds": float(cell["seconds"].sum()),
+            "paper": PAPER[paper].get((line.eta, line.run.steps or 0)) if paper and line.run.grid in TAU else None,
+            "seconds": float(cell["seconds"].sum()),
             "remark": failure,
         })  # fmt: skip
     best: dict[str, Any] = {}
