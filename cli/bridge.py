@@ -93,6 +93,7 @@ def command(
     from odeddim.cli.running import (
         at_once,
         details_of,
+        evaluated,
         field_on,
         images_for,
         in_blocks,
@@ -120,7 +121,7 @@ def command(
         in_blocks(field, over.row, where, network_batch, threads)
     given = images_for(source, images)
     names = given.names[:count] if count else given.names
-    size = at_once(over.row, batch_size)
+    size = at_once(other, over.row, batch_size)
     half = functools.partial(
         provenance_of, solver=over.row.name, grid=grid or over.row.grid, made_by="bridge",
         settings=lasting(settings, over.row),
@@ -146,10 +147,9 @@ def command(
             largest, here = max(largest, float(found.images.abs().max())), here + stop - start
             advance(stop - start)
     warn_of_range(largest)
-    evaluations = f", {(source.rows + other.rows) / here:g} evaluations per image" if here else ""
     click.echo(
         f"{len(names)} images in {output}{of_all(out.done, len(names), here)}: {source.name} to {other.name} at "
-        f"σ = {over.sigma:.6g}, {over.row.name}{evaluations}, {time.perf_counter() - began:.1f} s",
+        f"σ = {over.sigma:.6g}, {over.row.name}, {evaluated(here, source, other)}, {time.perf_counter() - began:.1f} s",
         err=as_csv,
     )
     if cycle:

@@ -75,6 +75,7 @@ def command(
         at_once,
         decoding_plan,
         details_of,
+        evaluated,
         field_of,
         in_blocks,
         machine,
@@ -101,7 +102,7 @@ def command(
         ode = field.on_data()
         if len(file) < file.total:
             warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")
-        total, size = len(file), at_once(row, batch_size, file, queued=bool(how.rungs))
+        total, size = len(file), at_once(field, row, batch_size, file, queued=bool(how.rungs))
         made = how.provenance(
             file, field, **({} if tol is None else {"tol": tol}), **details_of(field, row, where, size)
         )
@@ -130,8 +131,7 @@ def command(
                 advance(stop - start)
     warn_of_range(largest)
     taken_steps = tally.tell() if tol is not None and here else how.steps
-    each = f"{ode.rows / here:g} evaluations per image" if here else "nothing left to do"
     click.echo(
         f"{total} images in {output}{of_all(out.done, total, here)}: {row.name}, {taken_steps}, "
-        f"{each}, {time.perf_counter() - began:.1f} s"
+        f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s"
     )

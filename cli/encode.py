@@ -127,7 +127,7 @@ def command(
     ode = field.on_data()
     source = images_for(field, images)
     names = source.names[:count] if count else source.names
-    total, size = len(names), at_once(row, batch_size, queued=tol is not None)
+    total, size = len(names), at_once(field, row, batch_size, queued=tol is not None)
     provenance = provenance_of(
         field,
         solver=row.name,
@@ -166,7 +166,7 @@ def command(
     reports.warn(end)
     steps_taken = f", {tally.tell()}" if tol is not None and reports.images else ""
     warn_of_range(rms, "the latents x_T have rms {:.3g} where 1 is expected")
-    spent = f"{reports.evaluations(ode.rows)}, {time.perf_counter() - began:.1f} s"
+    spent = f"{reports.evaluations(ode)}, {time.perf_counter() - began:.1f} s"
     click.echo(
         f"{total} latents at σ = {float(nodes[-1]):.6g} in {output}{of_all(run.done, total, reports.images)}: "
         f"{row.name}, {provenance.grid} grid{steps_taken}{reports.floor()}, {spent}"

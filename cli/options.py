@@ -261,9 +261,10 @@ place = together(
     click.option("--device", default=None, metavar="cpu|cuda|...", help="Where to run.  [default: a GPU if any]"),
     click.option(
         "--dtype",
-        type=click.Choice(["float32", "float64", "bfloat16"]),
+        type=click.Choice(["float32", "float64", "bfloat16", "tf32"]),
         default=None,
-        help="Of the network; the state is float32, or float64 with it. bfloat16 is for previews.  "
+        help="Of the network; the state is float32, or float64 with it. bfloat16 is for previews, as is tf32: "
+        "float32 whose products CUDA makes of numbers rounded to 10 bits.  "
         "[default: float32; to decode, as encoded]",
     ),
 )
@@ -273,7 +274,8 @@ machine = together(
         "--batch-size",
         type=click.IntRange(1),
         default=None,
-        help="Images in work at once: memory and speed, not the result.  [default: 32]",
+        help="Images in work at once: memory and speed, not the result.  [default: about 32, or as many as the network "
+        "sees at once if that is more]",
     ),
 )
 network_batch = together(

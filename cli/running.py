@@ -20,6 +20,7 @@ from odeddim.api import decode, plan, to_data, to_images
 from odeddim.certificate import LADDER, Rung, rms
 from odeddim.cli.options import of_model
 from odeddim.conditions import Condition
+from odeddim.devices import DTYPES, device_of, dtype_of, set_tf32
 from odeddim.field import VectorField
 from odeddim.files import check_place
 from odeddim.grids import ENDS, NAMES, is_named, note_of, read_notes
@@ -34,7 +35,6 @@ from odeddim.preset import Preset
 from odeddim.schedule import Schedule
 from odeddim.types import InputError, Solver, State, pick
 
-DTYPES = ("float32", "float64", "bfloat16")
 NAMED = 8  # of images that did not converge, in a warning
 errors = Console(stderr=True)
 
@@ -46,6 +46,7 @@ class Machine:
     device: torch.device
     dtype: torch.dtype
     asked: bool = False  # whether the user named the dtype
+    tf32: bool = False
 
     @property
     def state(self) -> torch.dtype:
@@ -55,7 +56,7 @@ class Machine:
     @property
     def dtype_name(self) -> str:
         """The network's dtype, as --dtype has it."""
-        return str(self.dtype).removeprefix("torch.")
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
 
     def cast(self, state: State) -> State:
         """A State in this machine's state dtype."""
@@ -64,20 +65,27 @@ class Machine:
 
 def machine(device: str | None, dtype: str | None, encoded: LatentFile | None = None) -> Machine:
     """The machine of --device and --dtype; latents that were encoded bring their dtype along."""
+    place = _place(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     asked = dtype is not None
     if dtype is None:
-        dtype = encoded.provenance.details.get("dtype", "float32") if encoded else "float32"
-        dtype = pick(str(dtype), DTYPES, "dtype")
-    # Of several processes on one machine each takes its own GPU, as long as there are enough.
-    local = int(os.environ.get("LOCAL_RANK", 0)) % max(torch.cuda.device_count(), 1)
-    name = device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(name)
-        torch.zeros(1, device=place).item()
-    except (RuntimeError, AssertionError) as error:  # NotImplementedError, of devices without data, is the former
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise InputError(f"the device {name!r} cannot be used here ({reason}): try --device cpu") from error
-    return Machine(place, getattr(torch, dtype), asked)
+        dtype = pick(str(encoded.provenance.details.get("dtype", "float32") if encoded else "float32"), DTYPES, "dtype")
+        if dtype == "tf32" and place.type != "cuda":
+            dtype = "float32"
+    kind, tf32 = dtype_of(dtype)
+    return Machine(place, kind, asked, tf32)
+
+
+def _place(name: str) -> torch.device:
+    """The device of this name, and torch set up for it: for the same digits from the same run."""
+    if name == "cuda":  # of several processes on one machine each takes its own GPU, as long as there are enough
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % max(torch.cuda.device_count(), 1)}"
+    if name.startswith("cuda"):
+        # Not torch.use_deterministic_algorithms: that refuses networks in the middle of a run for operations which some
+        # of them have (cumsum of positions), and what it would change in those that run is their backward passes.
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA begins, a moment later
+        set_tf32(False)  # also for what is no VectorField: features of images, training
+    return device_of(name)
 
 
 def field_on(
@@ -88,8 +96,8 @@ def field_on(
     made_under, options = Condition(**(condition or {})), of_model()
     allow_pickle = options.pop("allow_pickle", False)
     field = load(model, device=where.device, allow_pickle=allow_pickle)
-    if where.asked or not field.keeps_dtype:
-        field.to(where.device, where.dtype)
+    if where.asked or where.tf32 or not field.keeps_dtype:
+        field.to(where.device, where.dtype_name)
     told = {**made_under.to_dict(), **(options if said is None else said)}
     if said is None and told.get("guidance", 1) == 1 and "interval" not in options:
         told.pop("interval", None)  # that of the latents, whose guidance is taken back
@@ -189,7 +197,7 @@ def progress(total: int, unit: str, done: int = 0, *, still: bool = False) -> It
         yield lambda count: bars.update(task, advance=count, refresh=still)
 
 
-BATCH = 32  # images in work at once, unless given
+BATCH = 32  # images in work at once, unless given or the network sees more
 COMBINED = ("interpolate", "shift")  # what makes new latents of others
 WILD = 3.0  # |x| that no image has
 QUEUE = 8  # batches at once where images leave a run one by one, to keep its evaluations full
@@ -253,14 +261,26 @@ def shares_steps(row: Solver) -> bool:
 
 
 def at_once(
-    row: Solver, batch_size: int | None = None, encoded: LatentFile | None = None, *, queued: bool = False
+    field: VectorField,
+    row: Solver,
+    batch_size: int | None = None,
+    encoded: LatentFile | None = None,
+    *,
+    queued: bool = False,
 ) -> int:
-    """How many images to work on together: memory and speed, not the result, unless the row gives them common steps."""
+    """How many images to work on together: memory and speed, not the result, unless the row gives them common steps.
+
+    Whole batches of the field's network, so that none has to be filled up but the last.
+    """
     size = batch_size
     if size is None and encoded is not None and shares_steps(row):
-        kept = encoded.provenance.details.get("batch_size")
-        size = kept if isinstance(kept, int) and kept > 0 else None
-    return (size or BATCH) * (QUEUE if queued or "batch" in row.settings else 1)
+        size = _positive(encoded.provenance.details.get("batch_size"))
+    return (size or in_work(field.network_batch or 1)) * (QUEUE if queued or "batch" in row.settings else 1)
+
+
+def in_work(network_batch: int) -> int:
+    """How many images to work on together with a network that sees so many at once: whole batches, of about BATCH."""
+    return network_batch * max(1, BATCH // network_batch)
 
 
 def in_blocks(
@@ -278,8 +298,13 @@ def in_blocks(
         torch.set_num_threads(threads or _positive(kept.get("threads")) or 1)
     if network_batch is None and row.family == "scipy":
         network_batch = 1  # these go image by image
-    field.network_batch = network_batch or NETWORK_BATCH.get(where.device.type, NETWORK_BATCH_ELSEWHERE)
+    field.network_batch = network_batch or network_batch_on(where)
     return field
+
+
+def network_batch_on(where: Machine) -> int:
+    """How many images the network sees at once, unless given."""
+    return NETWORK_BATCH.get(where.device.type, NETWORK_BATCH_ELSEWHERE)
 
 
 def _positive(value: Any) -> int | None:
@@ -291,6 +316,8 @@ def details_of(field: VectorField, row: Solver, where: Machine, size: int) -> di
     details = {"dtype": where.dtype_name, "device": where.device.type, "network_batch": field.network_batch}
     if where.device.type == "cpu":
         details["threads"] = torch.get_num_threads()
+    if where.device.type == "cuda":
+        details |= {"gpu": torch.cuda.get_device_name(where.device), "cudnn": torch.backends.cudnn.version()}
     if shares_steps(row):
         details["batch_size"] = size
     return details
@@ -326,6 +353,18 @@ def warn_of_range(largest: float, what: str = "the images reach ±{:.3g} where d
         warn(f"{what.format(largest)}: {advice}")
 
 
+def evaluated(images: int, *fields: VectorField) -> str:
+    """What the last line says of the evaluations that these fields have made for so many images."""
+    if not images:
+        return "nothing left to do"
+    rows, filled = sum(field.rows for field in fields), sum(field.filled for field in fields)
+    return f"{rows / images:g} evaluations per image{_filling(filled, images)}"
+
+
+def _filling(filled: int, images: int) -> str:
+    return f", {filled / images:.4g} more to fill batches" if filled > 0 else ""
+
+
 class Reports:
     """What the batches of a run say of their images, summed up to be told at the end of it."""
 
@@ -353,16 +392,13 @@ class Reports:
             self._failed += len(failed)
             self._residual = max(self._residual, float(residual[~converged].max()))
 
-    def evaluations(self, rows: int) -> str:
-        """How many evaluations an image took, of `rows` in all."""
-        if not self.images:
-            return "nothing left to do"
+    def evaluations(self, field: VectorField) -> str:
+        """How many evaluations an image took, of all that this field has made."""
         if not self._reported:
-            return f"{rows / self.images:g} evaluations per image"
+            return evaluated(self.images, field)
         mean = self._evaluations / self._reported
         text = f"{mean:.4g} evaluations per image ({self._fewest} to {self._most})"
-        filling = rows - self._evaluations
-        return text + (f", {filling / self.images:.4g} more to fill batches" if filling > 0 else "")
+        return text + _filling(field.rows + field.filled - self._evaluations, self.images)
 
     def floor(self) -> str:
         """What a latent model's autoencoder alone lost of an image, on average; "" of other models."""
@@ -484,7 +520,7 @@ def draw(
     how = decoding_plan(file, field, made_by=made.made_by)
     nodes = combined(file, made)[1]
     in_blocks(field, how.row, where, network_batch, threads, file)
-    size = at_once(how.row, batch_size, file)
+    size = at_once(field, how.row, batch_size, file)
     settings = {**asdict(made), "drawn": details_of(field, how.row, where, size)}
     largest = 0.0
     with (

@@ -68,6 +68,7 @@ def command(
         Numbered,
         at_once,
         details_of,
+        evaluated,
         field_on,
         in_blocks,
         lasting,
@@ -91,7 +92,7 @@ def command(
     warn_of_preset(preset, field)
     row = with_noise(row, eta=eta, seed=seed)
     in_blocks(field, row, where, network_batch, threads)
-    size_at_once = at_once(row, batch_size)
+    size_at_once = at_once(field, row, batch_size)
     made = provenance_of(
         field,
         solver=row.name,
@@ -115,8 +116,7 @@ def command(
             largest, here = max(largest, float(images.abs().max())), here + stop - start
             advance(stop - start)
     warn_of_range(largest)
-    each = f"{field.rows / here:g} evaluations per image" if here else "nothing left to do"
     click.echo(
-        f"{count} images in {output}{of_all(out.done, count, here)}: {row.name}, seed {seed}, {each}, "
-        f"{time.perf_counter() - began:.1f} s"
+        f"{count} images in {output}{of_all(out.done, count, here)}: {row.name}, seed {seed}, "
+        f"{evaluated(here, field)}, {time.perf_counter() - began:.1f} s"
     )

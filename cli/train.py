@@ -80,6 +80,11 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
     import sys
     from dataclasses import fields, replace
 
+    from odeddim.parts import rank
+
+    if rank()[1] > 1:
+        raise click.UsageError("several processes would write one model's folder: run `odeddim train` without torchrun")
+
     import torch
 
     from odeddim.cli.running import machine

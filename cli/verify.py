@@ -190,7 +190,7 @@ def _certify(file: LatentFile, source: ImageSource, field: VectorField, where: M
             f"{file.path} is unfinished, {len(file)} of {file.total} latents are there: encode the others first"
         )
     how = decoding_plan(file, field)
-    size = at_once(how.row, batch_size, file, queued=bool(how.rungs))
+    size = at_once(field, how.row, batch_size, file, queued=bool(how.rungs))
     details = {**file.provenance.details, "certified": True}
     made = replace(file.provenance, details=details)
     spent = evaluations(how.row, how.nodes)

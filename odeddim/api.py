@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from odeddim import defaults, grids, solvers
+from odeddim.devices import products
 from odeddim.field import VectorField
 from odeddim.latents.interpolate import interpolate as interpolate
 from odeddim.models import DEFAULT, load
@@ -149,12 +150,14 @@ def to_data(field: VectorField, images: Tensor) -> Tensor:
     if field.codec is None:
         return images
     field.check(images, field.codec.image_shape)
-    return field.codec.encode(images)
+    with products(field.device):
+        return field.codec.encode(images)
 
 
 def to_images(field: VectorField, data: Tensor) -> Tensor:
     """The images (B, C, H, W) of what the ODE of a model ends at: the inverse direction of `to_data`."""
-    return data if field.codec is None else field.codec.decode(data)
+    with products(field.device):
+        return data if field.codec is None else field.codec.decode(data)
 
 
 def with_noise(row: Solver, *, eta: float | None = None, seed: int = 0, start: int = 0) -> Solver:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VARIABLES = ("sigma", "log-sigma")
+BATCH = 16  # images at once, of a field that does not say
 SHORTEST = 1e-12  # a step in log σ: of a shorter one the stages would be one and the same noise level
 
 
@@ -269,7 +270,7 @@ def per_image(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_nfe: int = 10_000,
-    batch: int = 16,
+    batch: int | None = None,
 ) -> State:
     """A row of FORMULAS from sigmas[0] to sigmas[-1], every image in steps of its own; nodes between are not used.
 
@@ -278,6 +279,7 @@ def per_image(
     the network sees it, the same at σ = 0.01 and 157, where |x| is about 1. max_nfe: evaluations of one image; a step
     is begun only if they suffice for it. batch: rows of every call, field(sigma (batch,), xbar (batch, *)), whether
     there are so many images or not, so that each always meets the same kernels; for a single image, 1 is the fastest.
+    Without it as many as the field's network always sees at once (`network_batch`), where it has such a number, or 16.
     variable: "sigma" or "log-sigma", in which the stages lie and ε is integrated (not for exponential formulas).
 
     The result's report has "evaluations", "accepted" and "rejected", (B,) int64. Errors: BudgetExceeded with the last
@@ -286,6 +288,7 @@ def per_image(
     import torch
 
     check_settings(rtol, atol, max_nfe)
+    batch = batch if batch is not None else getattr(field, "network_batch", None) or BATCH
     if batch < 1:
         raise InputError(f"batch, the images evaluated at once, must be positive, not {batch}")
     formula = FORMULAS[name](pick(variable, VARIABLES, "variable"))

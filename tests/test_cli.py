@@ -419,7 +419,7 @@ BAD = {
     "unknown solver": (["encode", "-o", "y.h5", "--solver", "heunn"], "did you mean heun"),
     "unknown grid": (["encode", "-o", "y.h5", "--grid", "kerras"], "did you mean karras"),
     "unknown model": (["encode", "-o", "y.h5", "--model", "fashion-mist"], "did you mean fashion-mnist"),
-    "unknown device": (["encode", "-o", "y.h5", "--device", "cuda:99"], "--device cpu"),
+    "unknown device": (["encode", "-o", "y.h5", "--device", "cuda:99"], "use cpu"),
     "no output": (["encode"], "--output"),
     "zero steps": (["encode", "-o", "y.h5", "--steps", "0"], "--steps"),
     "too many steps": (
@@ -464,7 +464,7 @@ BAD = {
     "grid above the model": (["encode", "-o", "y.h5", "--grid", "high.txt"], "above the model's"),
     "grid far below the model": (["sample", "-o", "s.png", "--grid", "low.txt"], "images still show through"),
     "grid at nothing": (["encode", "-o", "y.h5", "--grid", "tiny.txt"], "too close to 0"),
-    "device without data": (["encode", "-o", "y.h5", "--device", "meta"], "--device cpu"),
+    "device without data": (["encode", "-o", "y.h5", "--device", "meta"], "use cpu"),
     "superscript size": (["sample", "-o", "s.png", "--model", "exact-mixture", "--size", "²,8,8"], "3,32,32"),
     "folder for a wrong grid": (["sample", "-o", "newdir", "--grid", "nosuch"], "unknown grid"),
     "inspect unknown": (["inspect", "fashion-mnst"], "did you mean fashion-mnist"),

@@ -26,6 +26,7 @@ CORE = (
     "odeddim.grids",
     "odeddim.predictions",
     "odeddim.conditions",
+    "odeddim.devices",
     "odeddim.field",
     "odeddim.analytic",
     "odeddim.images",

@@ -173,21 +173,21 @@ class Bench:
         bar is drawn between two runs only, and not by a thread beside what is timed.
         """
         from odeddim.bench.stand import Stand
-        from odeddim.cli.running import BATCH, at_once, details_of, in_blocks, progress
+        from odeddim.cli.running import at_once, details_of, in_blocks, in_work, network_batch_on, progress
         from odeddim.parts import rank
+
+        size = self.batch_size or in_work(self.network_batch or network_batch_on(self.machine))
 
         def fit(row: Solver) -> dict[str, Any]:
             in_blocks(self.field, row, self.machine, self.network_batch, self.threads)
             if self.network_batch is None and images is not None:
                 self.field.network_batch = min(self.field.network_batch or images, images)
-            return details_of(self.field, row, self.machine, at_once(row, self.batch_size))
+            return details_of(self.field, row, self.machine, at_once(self.field, row, size))
 
         if self.overwrite and rank()[1] > 1:
             raise click.UsageError("--overwrite with several processes: each would begin anew; run it with one first")
         with progress(int(total), unit, still=still) as advance:
-            yield Stand(
-                self.field, self.output, self.machine.state, self.batch_size or BATCH, fit, advance, self.overwrite
-            )
+            yield Stand(self.field, self.output, self.machine.state, size, fit, advance, self.overwrite)
 
     def deliver(self, table: Table, floor: float | None = None) -> None:
         """Print a table and leave it with its figures in the folder; of several processes, the first does.

@@ -76,15 +76,17 @@ def load(
     model: str | Path | VectorField = DEFAULT,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     allow_pickle: bool = False,
 ) -> VectorField:
     """A model as a VectorField, ready to integrate: weights frozen, in evaluation mode.
 
     model: a built-in name (`BUILT_IN`), or the path of a model folder or file. device: where the network runs
-    (torch's default device if not given). dtype: of the network (as stored if not given); the state has its own.
+    (torch's default device if not given). dtype: of the network (as stored if not given), see `VectorField.to`: on a
+    GPU float32 is float32, and "tf32" is what torch would do by default; the state has its own.
     allow_pickle: also read files that run the code in them, with your rights (EDM's .pkl): only if you trust them.
-    Errors: InputError for an unknown name (with its nearest neighbours) and for what is no readable model.
+    Errors: InputError for an unknown name (with its nearest neighbours), for what is no readable model, for a device
+    that is not there and for what is no dtype.
     """
     if isinstance(model, VectorField):
         return model if device is None and dtype is None else model.to(device or model.device or "cpu", dtype)
