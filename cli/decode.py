@@ -55,7 +55,8 @@ def command(
     one that encoded: its weights' hash is compared. A run that was stopped goes on with the same command.
 
     Latents that were encoded with --tol are decoded with the steps of each. --tol here doubles the steps for each image
-    until that changes it by no more than the tolerance; of a latent model it is not the image but its data that count.
+    until it is no further (rms) than the tolerance from the image of a more accurate run, of 1.75 times the
+    evaluations; of a latent model it is not the image but its data that count.
 
     \b
     Examples:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @options.machine
 @options.network_batch
 @options.tol
-@click.option("--certify", is_flag=True, help="Store with each latent how good it is; 2.75 times the evaluations.")
+@click.option("--certify", is_flag=True, help="Store with each latent how good it is; 3.75 times the evaluations.")
 @options.overwrite
 def command(
     images: Path | None,
@@ -51,8 +51,8 @@ def command(
     IMAGES is a folder, an image file, .npz, .npy, IDX (MNIST's format, gzip or not) or HDF5, or - for a list of image
     files on standard input; without it, the 256 sample images of the package. The file holds all that decoding needs.
 
-    --certify decodes each image again and runs it with half and a quarter of the steps: round trip and distance to the
-    ODE's latent, besides statistics of the latent, are stored with it (`odeddim verify`). --tol finds the steps that
+    --certify decodes each image again and encodes it by a more accurate run: round trip and distance to the ODE's
+    latent, besides statistics of the latent, are stored with it (`odeddim verify`). --tol finds the steps that
     each image needs; unless told otherwise, images then lie at σ_1: the step at 0 has an error that no steps reduce.
 
     Of a latent model, images go through its autoencoder first. What that loses of each image, whatever the solver, is

@@ -1,17 +1,16 @@
 """How good each latent is, by figures of its own, and as many steps for each image as a tolerance asks for.
 
-A certificate is made of runs, not of promises: the image is decoded again, and the same run with half and a quarter of
-its steps tells how far the latent is from the ODE's. Two different things: a method may come back exactly from a latent
-that is wrong.
+A certificate is made of runs, not of promises: the image is decoded again, and encoded again by a more accurate run,
+whose latent tells how far this one is from the ODE's. Two different things: a method may come back exactly from a
+latent that is wrong.
 
 But for `certify`, images are here what the ODE moves: of latent models the data that `odeddim.api.to_data` gives.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from odeddim import defaults
 from odeddim.api import Grid, Model, check_encodes, integrate, plan, state_dtype, to_data
 from odeddim.field import VectorField
-from odeddim.latents.quality import FIGURES, richardson, statistics
+from odeddim.latents.quality import FIGURES, statistics
 from odeddim.models import DEFAULT, load
 from odeddim.types import InputError, Solver, State, pick
 
@@ -31,9 +30,8 @@ CERTIFICATE = ("round_trip", "latent_error", "evaluations", *FIGURES)
 
 round_trip: rms over pixels of the image decoded again minus the image, images in [-1, 1]; of latent models over their
 data, which have a variance of about 1. latent_error: an estimate of the rms distance of x_T to the ODE's
-(`odeddim.latents.quality.richardson`), NaN where a run has too few steps for one. evaluations: of the network, to
-encode, NaN where a solver does not tell them of each image. The others are statistics of x_T
-(`odeddim.latents.quality.statistics`).
+(`latent_error`). evaluations: of the network, to encode, NaN where a solver does not tell them of each image. The
+others are statistics of x_T (`odeddim.latents.quality.statistics`).
 """
 
 BADNESS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -52,7 +50,14 @@ BADNESS: Mapping[str, Callable[[Tensor], Tensor]] = {
 LADDER = (10, 20, 40, 80, 160, 320, 640)
 """The numbers of steps that a tolerance tries, one after the other."""
 
-_COARSER = 8.0  # by how much tolerances are loosened in place of half the steps: errors follow them about in proportion
+REFERENCE = "unipc-3"
+"""The row that others are compared with, over even steps in log σ: its error has little in common with theirs."""
+
+MORE = 1.75
+"""The evaluations of that run over those of the one it judges. Twice as many even steps would share its nodes."""
+
+LEAST = 40
+"""The fewest evaluations of that run: with less it is no better than what it judges."""
 
 
 def certify(
@@ -68,7 +73,8 @@ def certify(
     """Encode images and say how good each latent is: x_0 (B, C, H, W) in [-1, 1] -> State, figures (B,) by name.
 
     Arguments and errors as of `odeddim.encode`; the figures are those of `CERTIFICATE`, of a latent model in the units
-    of its data: what its autoencoder loses is not in them. It takes 2.75 times the evaluations of encoding.
+    of its data: what its autoencoder loses is not in them. It takes 3.75 times the evaluations of encoding, more where
+    those are few or each image has its own (`latent_error`).
     """
     field = load(model)
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
@@ -87,19 +93,45 @@ def certificate(
     x_0: the images (B, C, H, W) in the state's dtype; state: what `row` over `nodes` made of them, `evaluations` (B,).
     """
     again = integrate(field, state, nodes.flip(0), row).xbar
-    start = State(x_0, float(nodes[0]))
-    coarse = [
-        integrate(field, start, its_nodes, its_row).x
-        for its_row, its_nodes in coarser(row, nodes, field.schedule.sigma_min)
-    ]
-    x_T = state.x
-    unknown = torch.full((len(x_0),), torch.nan, dtype=torch.float64)
     return {
         "round_trip": rms(again - x_0.to(again.device)),
-        "latent_error": richardson(x_T, coarse[0], coarse[1], _ratio(row)) if coarse else unknown,
+        "latent_error": latent_error(x_0, state, row, nodes, field, evaluations),
         "evaluations": evaluations.to("cpu", torch.float64),
-        **statistics(x_T),
+        **statistics(state.x),
     }
+
+
+def latent_error(
+    x_0: Tensor, state: State, row: Solver, nodes: Tensor, field: VectorField, evaluations: Tensor
+) -> Tensor:
+    """An estimate of how far each latent is from the ODE's: rms over x_T of their difference, (B,) float64 on the CPU.
+
+    It is the distance to the latent of another run from the same image, `reference`, with `MORE` times the evaluations
+    of a run of `row` over `nodes`, and not fewer than `LEAST`. Of rows that choose their evaluations image by image it
+    has the next larger number of `LADDER`, at most its last. The arguments are those of `certificate`.
+    """
+    error = torch.empty(len(x_0), dtype=torch.float64)
+    for count, rows in _groups(_more(row, nodes, evaluations)):
+        x_T = reference(State(x_0[rows], float(nodes[0])), nodes, count, field).x
+        error[rows] = rms(state.x[rows.to(state.xbar.device)].to(x_T.device) - x_T)
+    return error
+
+
+def reference(start: State, nodes: Tensor, count: int, field: VectorField) -> State:
+    """Where a run that others are judged by leads: `REFERENCE` over even steps in log σ, `count` evaluations.
+
+    start: at the first of `nodes`, (N+1,) float64 rising or falling; the run goes to the last of them. Next to 0 it
+    has the node σ_1, whatever they have: a longer Euler step there, as on the grid "linear", has an error to be seen.
+    """
+    row, _ = plan(field.schedule, REFERENCE)
+    low, high = sorted(nodes[[0, -1]].tolist())
+    ends = [0.0] if low == 0 else []
+    lowest = low or min(field.schedule.sigma_min, float(nodes[nodes > 0].min()))
+    steps = count - sum(row.warmup) - len(ends)
+    inner = lowest * (high / lowest) ** torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    inner[-1] = high  # exactly
+    rising = torch.cat([nodes.new_tensor(ends), inner])
+    return integrate(field, start, rising if float(nodes[0]) == low else rising.flip(0), row)
 
 
 def certificate_of_rungs(
@@ -108,8 +140,7 @@ def certificate_of_rungs(
     """The same for latents that `encode_to` made, each over as many steps as its `report` says."""
     steps = state.report["steps"]
     whole = {name: torch.full((len(steps),), torch.nan, dtype=torch.float64) for name in CERTIFICATE}
-    for count in sorted(set(steps.tolist())):
-        rows = (steps == count).nonzero()[:, 0]
+    for count, rows in _groups(steps):
         some = State(state.xbar[rows.to(state.xbar.device)], state.sigma)
         spent = state.report["evaluations"][rows]
         for name, values in certificate(x_0[rows], some, row, nodes_of(count), field, spent).items():
@@ -118,8 +149,9 @@ def certificate_of_rungs(
 
 
 def evaluations(row: Solver, nodes: Tensor) -> float:
-    """How many evaluations an image takes to encode, NaN if that depends on the image."""
-    if row.adaptive or row.evaluations(1) is None:
+    """How many evaluations an image takes over these nodes, rising or falling; NaN if that depends on the image."""
+    rising = float(nodes[0]) < float(nodes[-1])
+    if row.adaptive or (rising and row.nfe is None):  # falling, rows that iterate do not
         return math.nan
     calls = 0
 
@@ -138,27 +170,19 @@ def worst(figures: Mapping[str, Tensor], by: str) -> Tensor:
     return torch.argsort(badness.nan_to_num(torch.inf), descending=True, stable=True)
 
 
-def coarser(row: Solver, nodes: Tensor, lowest: float) -> list[tuple[Solver, Tensor]]:
-    """The same run with half and a quarter of its steps, or looser tolerances; none where it has too few.
-
-    The nodes are every second and every fourth one, the ends among them. lowest: the model's σ_1. A first step from 0
-    that ends there is the same in every run; one that goes on beyond has an error to be seen, as on the grid "linear".
-    """
-    if row.adaptive:
-        defaults = inspect.signature(row.run).parameters
-        loose = [{name: defaults[name].default * _COARSER**k for name in ("rtol", "atol")} for k in (1, 2)]
-        return [(row.with_settings(**tolerances), nodes) for tolerances in loose]
-    fixed = 1 if float(nodes[0]) == 0 and float(nodes[1]) <= lowest * (1 + 1e-9) else 0
-    steps = len(nodes) - 1 - fixed
-    if steps < 4:
-        return []
-    kept = [torch.linspace(fixed, len(nodes) - 1, steps // part + 1).round().long() for part in (2, 4)]
-    return [(row, torch.cat([nodes[:fixed], nodes[rows]])) for rows in kept]
+def _more(row: Solver, nodes: Tensor, spent: Tensor) -> Tensor:
+    """How many evaluations the reference has for each image, (B,) int64. spent: of the image, (B,)."""
+    own = evaluations(row, nodes)
+    if not math.isnan(own):
+        return torch.full((len(spent),), max(LEAST, math.ceil(MORE * own)))
+    rungs = torch.tensor([count for count in LADDER if count >= LEAST])  # few different ones: batches stay together
+    return rungs[torch.searchsorted(rungs, MORE * spent.to("cpu", torch.float64)).clamp(max=len(rungs) - 1)]
 
 
-def _ratio(row: Solver) -> int:
-    """log2 of the factor by which errors fall from one of `coarser`'s runs to the next, at best."""
-    return 3 if row.adaptive else row.order
+def _groups(counts: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The images that have the same count, (B,): each count with their places, (b,) int64."""
+    for count in sorted(set(counts.tolist())):
+        yield count, (counts == count).nonzero()[:, 0]
 
 
 def rms(difference: Tensor) -> Tensor:
@@ -212,33 +236,34 @@ def encode_to(
 def decode_to(
     tolerance: float, state: State, row: Solver, rungs: Sequence[Rung], field: VectorField
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Decode each latent with the fewest steps that change its image by the tolerance at most, against the rung before.
+    """Decode each latent with the fewest steps whose image is as near to the ODE's as the tolerance, by an estimate.
 
-    Returns the images (B, C, H, W), the steps (B,), and by how much (rms over pixels, (B,)) the last doubling of them
-    changed the image: above the tolerance for those that do not keep it with any of the rungs.
+    The estimate is that of `latent_error`, downwards: the distance to the image of the `reference`, rms over pixels.
+    Not to that of half the steps: their nodes are among those of the whole, and of a network whose answer oscillates
+    in its label both then make the same error.
+    Returns the images (B, C, H, W), the steps (B,), and the estimates (B,): above the tolerance for those that do not
+    keep it with any of the rungs.
     """
     plain = replace(state, aux=(), kept="", report={})  # what an exact way back needs belongs to one list of nodes
     left = torch.arange(len(state.xbar))
     images = torch.empty_like(state.xbar, device=field.device)
-    steps, change = torch.zeros(len(left), dtype=torch.int64), torch.full((len(left),), torch.inf, dtype=torch.float64)
-    for k, (count, nodes) in enumerate(rungs):
-        some = replace(plain, xbar=plain.xbar[left.to(plain.xbar.device)])
-        now, place = integrate(field, some, nodes.flip(0), row).xbar, left.to(images.device)
-        if k:
-            change[left] = rms(now - images[place])
-        images[place], steps[left] = now, count
-        left = left[~(change[left] <= tolerance)]
+    steps, error = torch.zeros(len(left), dtype=torch.int64), torch.full((len(left),), torch.inf, dtype=torch.float64)
+    for count, nodes in rungs:
+        some, down = replace(plain, xbar=plain.xbar[left.to(plain.xbar.device)]), nodes.flip(0)
+        now = integrate(field, some, down, row).xbar
+        more = max(LEAST, math.ceil(MORE * evaluations(row, down)))
+        error[left] = rms(now - reference(some, down, more, field).xbar)
+        images[left.to(images.device)], steps[left] = now, count
+        left = left[~(error[left] <= tolerance)]
         if not len(left):
             break
-    return images, steps, change
+    return images, steps, error
 
 
 def decode_as_encoded(state: State, row: Solver, nodes_of: Callable[[int], Tensor], field: VectorField) -> Tensor:
     """Decode latents that `encode_to` made, each over as many steps as its `report` says; (B, C, H, W)."""
     images = torch.empty_like(state.xbar, device=field.device)
-    steps = state.report["steps"]
-    for count in sorted(set(steps.tolist())):
-        rows = (steps == count).nonzero()[:, 0].to(state.xbar.device)
-        some = State(state.xbar[rows], state.sigma)
+    for count, rows in _groups(state.report["steps"]):
+        some = State(state.xbar[rows.to(state.xbar.device)], state.sigma)
         images[rows.to(images.device)] = integrate(field, some, nodes_of(count).flip(0), row).xbar
     return images

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import math
 from collections.abc import Sequence
 
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,11 +26,11 @@ from odeddim.certificate import (
     certificate,
     certificate_of_rungs,
     certify,
-    coarser,
     decode_as_encoded,
     decode_to,
     encode_to,
     evaluations,
+    reference,
     rms,
     worst,
 )
@@ -116,7 +116,7 @@ def test_figures_are_what_they_say(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("end", ["zero", "sigma_min"])
 @pytest.mark.parametrize("name", ENCODING)
 def test_every_row_of_the_table(name: str, end: str) -> None:
-    """Also with looser tolerances than its own, 64 times over: none refuses them."""
+    """Each has all its figures, and evaluations that are true."""
     small = name in ("scipy-radau", "scipy-bdf", "scipy-lsoda")
     x_0 = images(2, 1, 1, 2).float() if small else images(2, 1, 2, 3).float()
     how = LOOSE if solvers.get(name).adaptive else {"steps": 8}
@@ -136,43 +136,75 @@ def test_every_row_of_the_table(name: str, end: str) -> None:
         assert figures["round_trip"].tolist() == [0.0, 0.0]
 
 
-RUNS = [
-    *(
-        (name, {"steps": steps})
-        for name in ("euler", "heun", "ab2", "ab3", "dpmpp-2m", "belm")
-        for steps in (16, 32, 64)
-    ),
-    *((name, {"steps": steps}) for name in ("exact-euler", "exact-ab2", "rk4", "unipc-2") for steps in (32, 64)),
-    *(
-        (name, {"rtol": tol, "atol": tol})
-        for name in ("tsit5-per-image", "dpm-solver-23", "bosh3-per-image", "dopri5", "bosh3", "scipy-rk45")
-        for tol in (1e-3, 1e-4, 1e-5)
-    ),
-]
+# How far a latent is from the ODE's.
+
+JUDGED = ("belm", "ab3", "unipc-2", "dpmpp-2m", "euler")
+PROBLEMS = {
+    "pixels": (GaussianMixture(torch.tensor([-0.6, 0.6]), 0.15), (24, 1, 4, 4)),
+    "images": (GaussianMixture((noise(8, 1, 6, 6, seed=1) * 0.6).clamp(-0.6, 0.6), 0.2), (24,)),
+    "narrow": (GaussianMixture((noise(40, 1, 8, 8, seed=2) * 0.5).clamp(-1, 1), 0.05), (24,)),
+}
+SCHEDULES = {"linear": Schedule.linear(), "cosine": Schedule.cosine()}
 
 
+@functools.cache
+def problem(name: str, schedule: str) -> tuple[VectorField, Tensor, Tensor]:
+    """An exact field, images (24, ...) of its distribution, and their true latents: 400 steps of order 4."""
+    mixed, drawn = PROBLEMS[name]
+    chosen = torch.randint(len(mixed.means), drawn, generator=torch.Generator().manual_seed(0))
+    x_0 = mixed.means[chosen]
+    x_0 = x_0 + mixed.std * noise(*x_0.shape, seed=3)
+    field = VectorField(mixed.network(SCHEDULES[schedule]), SCHEDULES[schedule])
+    return field, x_0, encode(x_0, "rk4", model=field, steps=400, grid="log").x
+
+
+@pytest.mark.parametrize("steps", [20, 50])
+@pytest.mark.parametrize("name", JUDGED)
+def test_latent_errors_are_estimates_and_rank(name: str, steps: int) -> None:
+    """Of six exact fields: nine in ten within 0.75 to 1.4 of the truth, and the images in its order.
+
+    `pytest -s` prints both.
+    """
+    for grid in dict.fromkeys(("log", solvers.get(name).grid)):
+        ratios, ranks = [], []
+        for mixed in PROBLEMS:
+            for schedule in SCHEDULES:
+                field, x_0, exact = problem(mixed, schedule)
+                state, figures = certify(x_0, name, model=field, steps=steps, grid=grid)
+                true = torch.tensor(distance(state.x, exact), dtype=torch.float64)
+                assert float(true.min()) > 1e-5  # far above the truth's own error
+                ratios.append(figures["latent_error"] / true)
+                ranks.append(scipy.stats.spearmanr(figures["latent_error"], true).statistic)
+        ratio = torch.cat(ratios)
+        within = float(((ratio > 0.75) & (ratio < 1.4)).double().mean())
+        print(f"\n{name} {grid} {steps}: {within:.3f} within 0.75 to 1.4, rank correlations {sorted(ranks)}")
+        assert within >= 0.9, grid
+        assert sorted(ranks)[1] >= 0.75, grid  # of six problems of 24 images one may fall out
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("heun", {"steps": 30}),
+        ("rk4", {"steps": 20}),
+        ("exact-euler", {"steps": 20}),
+        ("exact-ab2", {"steps": 32}),
+        ("unipc-3", {"steps": 50}),  # by itself over more steps
+        *(
+            (name, {"rtol": tol, "atol": tol})
+            for name in ("tsit5-per-image", "dopri5", "scipy-rk45")
+            for tol in (1e-3, 1e-5)
+        ),
+    ],
+)
 @pytest.mark.parametrize("end", ["zero", "sigma_min"])
-def test_latent_errors_of_every_family_against_the_truth(end: str) -> None:
-    """`pytest -s` prints the quantiles of estimate over true error: an order of magnitude, rather high than low."""
+def test_latent_errors_of_other_families(name: str, how: dict[str, float], end: str) -> None:
     shape, seed = (8, 1, 2, 4), 3
-    exact = truth(shape, seed, end)
-    ratios: dict[str, list[Tensor]] = {}
-    for name, how in RUNS:
-        state, figures = certify(images(*shape, seed=seed), name, model=mixture(), end=end, **how)
-        true = torch.tensor(distance(state.x, exact), dtype=torch.float64)
-        assert float(true.min()) > 1e-8  # above the reference's own error
-        ratios.setdefault(solvers.get(name).family, []).append(figures["latent_error"] / true)
-    every = {family: torch.cat(parts) for family, parts in ratios.items()}
-    levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
-    print(f"\nend {end}: estimate / true error, quantiles {levels.tolist()} and the share below 0.5")
-    for family, values in (*every.items(), ("all", torch.cat(list(every.values())))):
-        quantiles = values.quantile(levels)
-        low = float((values < 0.5).double().mean())
-        print(f"{family:20s} {'  '.join(f'{value:6.2f}' for value in quantiles.tolist())}   {low:.3f}")
-        assert 0.6 < float(quantiles[2]) < 40, family
-        assert float(quantiles[0]) > 0.3, family
-        assert low < 0.12, family
-    assert float(torch.cat(list(every.values())).median()) < 4
+    state, figures = certify(images(*shape, seed=seed), name, model=mixture(), end=end, **how)
+    true = torch.tensor(distance(state.x, truth(shape, seed, end)), dtype=torch.float64)
+    ratio = figures["latent_error"] / true
+    print(f"\n{name} {how} {end}: true {float(true.median()):.1e}, estimates over it {ratio.tolist()}")
+    assert 0.6 < float(ratio.median()) < 1.6
 
 
 @pytest.mark.parametrize("grid", ["linear", "trailing", "quadratic", "karras"])
@@ -184,65 +216,96 @@ def test_a_long_first_step_is_part_of_the_error(name: str, grid: str) -> None:
         state, figures = certify(images(*shape, seed=seed), name, model=mixture(), steps=steps, grid=grid)
         true = distance(state.x, truth(shape, seed, "zero"))
         for found, right in zip(figures["latent_error"].tolist(), true, strict=True):
-            assert 0.4 * right < found < 60 * right, (steps, found, right)
+            assert 0.6 * right < found < 1.7 * right, (steps, found, right)
 
 
-# The coarser runs.
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+@pytest.mark.parametrize("name", JUDGED)
+def test_few_steps_have_an_estimate_too(name: str, steps: int) -> None:
+    shape, seed = (8, 1, 2, 4), 3
+    state, figures = certify(images(*shape, seed=seed), name, model=mixture(), steps=steps, grid="log")
+    ratio = figures["latent_error"] / torch.tensor(distance(state.x, truth(shape, seed, "zero")), dtype=torch.float64)
+    assert 0.75 < float(ratio.median()) < 1.4
 
 
-@settings(max_examples=100, deadline=None)
-@given(count=st.integers(1, 90), grid=st.sampled_from(["log", "karras", "linear", "quadratic"]), zero=st.booleans())
-def test_coarser_nodes(count: int, grid: str, zero: bool) -> None:
-    """Half and a quarter of the steps, some of the nodes, with both ends, and σ_1 where it is behind 0."""
-    schedule = Schedule.linear()
-    row, nodes = plan(schedule, "euler", count, grid, "zero" if zero else "sigma_min")
-    fixed = int(zero and float(nodes[1]) == schedule.sigma_min)
-    found = coarser(row, nodes, schedule.sigma_min)
-    if count - fixed < 4:
-        assert found == []
-        return
-    for part, (its_row, its_nodes) in zip((2, 4), found, strict=True):
-        assert its_row is row
-        assert set(its_nodes.tolist()) <= set(nodes.tolist())
-        assert its_nodes[[0, -1]].tolist() == nodes[[0, -1]].tolist()
-        assert bool((its_nodes.diff() > 0).all())
-        if fixed:
-            assert float(its_nodes[1]) == schedule.sigma_min
-        assert len(its_nodes) - 1 == fixed + (count - fixed) // part
-        if (count - fixed) % part == 0:
-            assert its_nodes[fixed:].tolist() == nodes[fixed::part].tolist()
+# The run that others are judged by.
 
 
-def test_coarser_nodes_of_one_s_own() -> None:
-    own = torch.tensor([0.0, 0.05, 0.2, 0.9, 4.0, 30.0, SIGMA_T], dtype=torch.float64)
-    row = solvers.get("euler")
-    assert [nodes.tolist() for _, nodes in coarser(row, own, SIGMA_1)] == [own[::2].tolist(), [0.0, SIGMA_T]]
-    assert [nodes[:2].tolist() for _, nodes in coarser(row, own, 0.05)] == [[0.0, 0.05]] * 2
-    below = torch.tensor([SIGMA_1 / 2, 1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
-    assert [nodes.tolist() for _, nodes in coarser(row, below, SIGMA_1)] == [below[::2].tolist(), below[::4].tolist()]
+def asked(field: VectorField) -> list[float]:
+    """The noise levels where a field is asked from now on, as they come: the labels say which."""
+    levels, eps = [], field.eps
+
+    def noted(x: Tensor, t: Tensor) -> Tensor:
+        levels.append(float(field.schedule.sigma(t[0])))
+        return eps(x, t)
+
+    field.eps = noted
+    return levels
 
 
-@pytest.mark.parametrize("name", ["euler", "belm", "exact-euler", "ab3"])
+@pytest.mark.parametrize("count", [40, 75, 88])
 @pytest.mark.parametrize(
-    ("steps", "end", "known"), [(3, "sigma_min", False), (4, "sigma_min", True), (4, "zero", False), (5, "zero", True)]
+    "nodes",
+    [
+        [0.0, SIGMA_1, 1.0, SIGMA_T],
+        [0.0, 0.05, 1.0, SIGMA_T],  # a long first step, as on "linear"
+        [0.0, SIGMA_1 / 4, 1.0, SIGMA_T],
+        [SIGMA_1, 2.0, SIGMA_T],
+        [0.5, 2.0, 80.0],
+    ],
 )
-def test_too_few_steps_for_an_error(name: str, steps: int, end: str, known: bool) -> None:
-    _, figures = certify(images(2, 1, 2, 3), name, model=mixture(), steps=steps, grid="log", end=end)
-    assert bool(figures["latent_error"].isfinite().all()) == known
-    assert bool(figures["latent_error"].isnan().any()) != known
-    assert bool(figures["round_trip"].isfinite().all())
+@pytest.mark.parametrize("falling", [False, True])
+def test_the_reference_walks_evenly_between_the_same_ends(nodes: list[float], count: int, falling: bool) -> None:
+    """So many evaluations; the highest and the lowest level; even in log σ; σ_1 behind 0, or below where the run is."""
+    field = mixture()
+    walked = torch.tensor(nodes[::-1] if falling else nodes, dtype=torch.float64)
+    levels = asked(field)
+    found = reference(State(images(2, 1, 2, 3), float(walked[0])), walked, count, field)
+    assert found.sigma == float(walked[-1])
+    assert len(levels) == field.nfe == count
+    lowest = min(SIGMA_1, nodes[1]) if nodes[0] == 0 else nodes[0]
+    zero = nodes[0] == 0
+    steps = count - 2 - zero  # unipc-3 begins with two evaluations more
+    even = [lowest * (nodes[-1] / lowest) ** (i / steps) for i in range(steps + 1)]
+    inside = [max(level, SIGMA_1) for level in (even[1:] if falling else even[:-1])]  # the label is held below σ_1
+    for level in inside[:-1] if falling and not zero else inside:
+        assert min(abs(math.log(level / at)) for at in levels) < 1e-9, level
+    assert min(levels) >= max(lowest, SIGMA_1) * (1 - 1e-9)
+    assert max(levels) <= nodes[-1] * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("name", ADAPTIVE)
-def test_adaptive_rows_are_loosened_from_what_was_given(name: str) -> None:
-    """And everything else that was given stays."""
-    given = {"rtol": 3e-4, "max_nfe": 9000}
-    row, nodes = plan(Schedule.linear(), name, settings=given)
-    atol = inspect.signature(solvers.get(name).run).parameters["atol"].default
-    for factor, (its_row, its_nodes) in zip((8, 64), coarser(row, nodes, SIGMA_1), strict=True):
-        now = {key: value.default for key, value in inspect.signature(its_row.run).parameters.items()}
-        assert (now["rtol"], now["atol"], now["max_nfe"]) == (3e-4 * factor, atol * factor, 9000)
-        assert torch.equal(its_nodes, nodes)
+@pytest.mark.parametrize(("name", "steps"), [("euler", 50), ("unipc-2", 60), ("ab3", 40), ("belm", 100), ("heun", 30)])
+def test_what_a_certificate_costs(name: str, steps: int) -> None:
+    """3.75 times the evaluations of encoding, as --help and README say: once there, once back, 1.75 times to judge."""
+    field, x_0 = mixture(), images(2, 1, 2, 3)
+    encode(x_0, name, model=field, steps=steps)
+    alone = field.rows
+    field.reset()
+    certify(x_0, name, model=field, steps=steps)
+    assert 3.75 * alone - 3 <= field.rows <= 3.75 * alone + 3
+
+
+def test_short_runs_are_judged_by_forty_evaluations() -> None:
+    field = mixture()
+    certify(images(1, 1, 2, 3), "euler", model=field, steps=10)
+    assert field.rows == 10 + 10 + 40
+
+
+def test_rows_with_steps_of_their_own_are_judged_by_rungs_of_the_ladder() -> None:
+    """Each image by the next number of evaluations above 1.75 times its own: alone as in company."""
+    field, x_0 = mixture(), images(6, 1, 2, 3)
+    state = encode(x_0, "tsit5-per-image", model=field, rtol=1e-4, atol=1e-4)
+    spent = state.report["evaluations"]
+    row, nodes = plan(field.schedule, "tsit5-per-image", settings={"rtol": 1e-4, "atol": 1e-4})
+    figures = certificate(x_0, state, row, nodes, field, spent)
+    for i, count in enumerate(spent.tolist()):
+        rung = min([rung for rung in LADDER if rung >= 1.75 * count], default=640)
+        other = reference(State(x_0[i : i + 1], 0.0), nodes, rung, field)
+        (apart,) = distance(state.x[i : i + 1], other.x)
+        assert float(figures["latent_error"][i]) == pytest.approx(apart, rel=1e-9)
+    huge = certificate(x_0, state, row, nodes, field, torch.full((6,), 1e6))  # no reference has more than 640
+    other = reference(State(x_0, 0.0), nodes, 640, field)
+    assert huge["latent_error"].tolist() == pytest.approx(distance(state.x, other.x), rel=1e-9)
 
 
 def test_a_budget_that_is_used_up_is_told() -> None:
@@ -413,39 +476,59 @@ def test_a_tolerance_says_nothing_of_rows_that_come_back_exactly(name: str, end:
     tolerance=st.floats(-4.0, 0.0).map(lambda power: 10.0**power),
     seed=st.integers(0, 50),
 )
-def test_decoding_to_a_tolerance_doubles_until_little_changes(name: str, tolerance: float, seed: int) -> None:
-    """By hand, image by image, as above: the first rung whose image is near that of the rung before, or the last."""
+def test_decoding_to_a_tolerance_takes_the_fewest_steps(name: str, tolerance: float, seed: int) -> None:
+    """By hand, image by image, as above: the first rung whose image is near that of the reference, or the last."""
     row, rungs = rungs_of(name, (3, 6, 12, 24))
     field = mixture(4)
     state = encode(images(3, 1, 2, 3, seed=seed), "rk4", model=field, steps=40, end="sigma_min")
-    found, steps, change = decode_to(tolerance, state, row, rungs, field)
+    found, steps, error = decode_to(tolerance, state, row, rungs, field)
     for i in range(3):
-        before, apart = None, math.inf
+        alone = State(state.xbar[i : i + 1], state.sigma)
         for count, nodes in rungs:  # noqa: B007 - the last one is compared
-            now = integrate(field, State(state.xbar[i : i + 1], state.sigma), nodes.flip(0), row).xbar
-            if before is not None:
-                (apart,) = distance(now, before)
-            before = now
+            field.reset()
+            now = integrate(field, alone, nodes.flip(0), row).xbar
+            more = max(40, math.ceil(1.75 * field.nfe))
+            (apart,) = distance(now, reference(alone, nodes.flip(0), more, field).xbar)
             if apart <= tolerance:
                 break
         assert int(steps[i]) == count
-        assert float(change[i]) == pytest.approx(apart, rel=1e-9)
+        assert float(error[i]) == pytest.approx(apart, rel=1e-9)
         assert torch.equal(found[i : i + 1], now)
-    assert bool((change[steps < 24] <= tolerance).all())
+    assert bool((error[steps < 24] <= tolerance).all())
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3])
+@pytest.mark.parametrize("name", ["unipc-2", "ab3", "dpmpp-2m", "euler"])
+def test_decoding_keeps_its_tolerance(name: str, tolerance: float) -> None:
+    """For nine in ten latents, against the true images: 400 steps of order 4."""
+    row, rungs = rungs_of(name, LADDER, "zero")
+    kept = []
+    for mixed in PROBLEMS:
+        field, _, _ = problem(mixed, "linear")
+        x_T = noise(24, *problem(mixed, "linear")[1].shape[1:], seed=7)
+        state = State(x_T * math.hypot(1, SIGMA_T), SIGMA_T)
+        exact = decode(state, "rk4", model=field, steps=400, grid="log")
+        found, _, error = decode_to(tolerance, state, row, rungs, field)
+        true = torch.tensor(distance(found, exact), dtype=torch.float64)
+        kept.append(true[error <= tolerance] <= tolerance)
+    every = torch.cat(kept)
+    assert len(every) >= 60
+    assert float(every.double().mean()) >= 0.9
 
 
 def test_decoding_to_a_tolerance_starts_from_the_latent_alone() -> None:
-    """What an exact way back keeps belongs to one list of nodes; one rung alone has nothing to be compared with."""
+    """What an exact way back keeps belongs to one list of nodes; one rung alone is judged as well."""
     field, x_0 = mixture(), images(2, 1, 2, 3)
     state = encode(x_0, "belm", model=field, steps=20)
     row, rungs = rungs_of("belm", (10, 20), "zero")
-    found, steps, change = decode_to(1e-12, state, row, rungs, field)
+    found, steps, error = decode_to(1e-12, state, row, rungs, field)
     plain = State(state.xbar, state.sigma)
     assert torch.equal(found, decode(plain, "belm", model=field, steps=20))
     assert steps.tolist() == [20, 20]
     assert min(distance(found, x_0)) > 1e-9
-    found, steps, change = decode_to(1e9, state, row, rungs[:1], field)
-    assert (steps.tolist(), change.tolist()) == ([10, 10], [math.inf] * 2)
+    found, steps, error = decode_to(1e9, state, row, rungs[:1], field)
+    assert steps.tolist() == [10, 10]
+    assert bool(((error > 0) & (error < 1)).all())
 
 
 def test_another_model() -> None:
@@ -458,8 +541,8 @@ def test_another_model() -> None:
     for name in ("ab2", "belm", "heun"):
         state, figures = certify(x_0, name, model=field, steps=32)
         ratios = figures["latent_error"] / torch.tensor(distance(state.x, exact), dtype=torch.float64)
-        assert float(ratios.min()) > 0.5, name
-        assert float(ratios.max()) < 60, name
+        assert float(ratios.min()) > 0.7, name
+        assert float(ratios.max()) < 1.5, name
     rungs = [(count, plan(schedule, "ab3", count, None, "sigma_min")[1]) for count in LADDER]
     state, figures = encode_to(1e-3, x_0, solvers.get("ab3"), rungs, field)
     assert bool((figures["round_trip"] <= 1e-3).all())

@@ -1,4 +1,4 @@
-"""What latents are worth: whether they look like noise, and how far the run that made them is from the ODE's truth."""
+"""Whether latents look like noise. How far they are from the ODE's is in `odeddim.certificate`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import kolmogorov, ndtr
 from torch import Tensor
 
-from odeddim.types import InputError
-
 FIGURES = ("norm", "mean", "variance", "kurtosis", "autocorrelation", "normality")
-# Runs whose differences fall by less than this do not converge yet, and 1/(r - 1) could be any number. On the exact
-# problems of tests/test_quality.py, 1.1 would blow up overestimates and 1.4 make underestimates of slow Euler runs.
-FLATTEST = 1.25
 
 
 def statistics(x_T: Tensor) -> dict[str, Tensor]:
@@ -41,26 +36,6 @@ def statistics(x_T: Tensor) -> dict[str, Tensor]:
     """
     figures = np.array([_figures(_double(row)) for row in x_T], np.float64).reshape(-1, len(FIGURES))
     return {name: torch.from_numpy(column.copy()) for name, column in zip(FIGURES, figures.T, strict=True)}
-
-
-def richardson(fine: Tensor, half: Tensor, quarter: Tensor, order: int) -> Tensor:
-    """How far is a run from the truth? Results (B, *) of S, S/2 and S/4 steps -> rms distance of `fine`, (B,) float64.
-
-    order: the solver's, 1 or more. Errors that fall by a factor r each time the steps double leave d1/(r - 1), where
-    d1 and d2 are the rms distances fine - half and half - quarter, and r = d2/d1 (Aitken, Richardson): as observed,
-    since few steps do not show the nominal order. Errors in their asymptotic regime also keep their direction, so
-    that of an r above 2, an Euler run's, only the part is believed that does: of d2 the component along d1. r is held
-    between FLATTEST and 2**order. An order of magnitude, rather high than low: of latents with known errors, by 16 to
-    64 steps of six solvers, nine in ten estimates are 0.8 to 18 times the truth, half of them at most 2.1 times, and
-    1.5 % less than half of it (`pytest -s tests/test_quality.py -k known`).
-    Errors: InputError for results of different shapes.
-    """
-    if not fine.shape == half.shape == quarter.shape:
-        shapes = ", ".join(str(tuple(run.shape)) for run in (fine, half, quarter))
-        raise InputError(f"an error is estimated from three runs on the same images, not from shapes {shapes}")
-    runs = zip(fine, half, quarter, strict=True)
-    distances = [_distance(_double(a), _double(b), _double(c), order) for a, b, c in runs]
-    return torch.tensor(distances, dtype=torch.float64)
 
 
 def _double(row: Tensor) -> NDArray[np.float64]:
@@ -90,12 +65,3 @@ def _figures(x: NDArray[np.float64]) -> tuple[float, ...]:
         sum(products.sum() for products in pairs) / count * (size / squares),
         kolmogorov(apart * (math.sqrt(size) + 0.12 + 0.11 / math.sqrt(size))),
     )
-
-
-def _distance(fine: NDArray[np.float64], half: NDArray[np.float64], quarter: NDArray[np.float64], order: int) -> float:
-    first, second = fine - half, half - quarter
-    d1, d2 = (math.sqrt((part**2).mean()) for part in (first, second))
-    if d1 == 0:
-        return 0.0
-    along = float((first * second).mean()) / d1**2
-    return d1 / (min(max(along, min(d2 / d1, 2.0), FLATTEST), 2.0**order) - 1)
