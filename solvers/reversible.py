@@ -557,7 +557,7 @@ ROWS = (
     reversible_row(
         "belm", functools.partial(two_step, neighbour=belm), 2, 1, f"{BELM}, weighted by the ratio of steps"
     ),
-    reversible_row("obelm", functools.partial(two_step, neighbour=obelm), 2, 1, f"{BELM} (O-BELM)", "karras"),
+    reversible_row("obelm", functools.partial(two_step, neighbour=obelm), 2, 1, f"{BELM} (O-BELM)"),
     reversible_row(
         "leapfrog", functools.partial(two_step, neighbour=leapfrog), 2, 1, "Gragg 1965, explicit midpoint rule"
     ),

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from odeddim import defaults
+from odeddim import defaults, solvers
 from odeddim.certificate import BADNESS, CERTIFICATE, LADDER, worst
 from odeddim.images import sample_images
 from odeddim.latents.store import LatentFile, LatentRun
@@ -349,7 +349,7 @@ def test_encoding_to_a_tolerance(run: Run, here: Path) -> None:
     assert made.end == "sigma_min"
     assert (made.details["tol"], made.details["ladder"]) == (3e-3, list(LADDER))
     tally = ", ".join(f"{steps} steps for {taken.count(steps)}" for steps in sorted(set(taken)))
-    assert f"ab3, karras grid, {tally}, " in out
+    assert f"ab3, {solvers.get('ab3').grid} grid, {tally}, " in out
     spent = rows("z.h5")["report/evaluations"]
     assert re.search(r"([\d.]+) evaluations per image \((\d+) to (\d+)\)", out).groups() == (  # type: ignore[union-attr]
         f"{spent.mean():.4g}",
