@@ -131,7 +131,7 @@ def command(
     warn_of_range(largest)
     taken_steps = tally.tell() if tol is not None and here else how.steps
     each = f"{ode.rows / here:g} evaluations per image" if here else "nothing left to do"
-    click.echo(
+    options.echo(
         f"{total} images in {output}{of_all(out.done, total, here)}: {row.name}, {taken_steps}, "
         f"{each}, {time.perf_counter() - began:.1f} s"
     )

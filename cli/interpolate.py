@@ -79,7 +79,7 @@ def command(
         made = dataclasses.replace(file.provenance, made_by="interpolate", details=details)
         if output is not None:
             write_latents(output, path, names, *combined(file, made), batch_size, overwrite)
-            click.echo(f"{len(path)} latents between {', '.join(labels)} in {output}")
+            options.echo(f"{len(path)} latents between {', '.join(labels)} in {output}")
         if sheet is not None and field is not None:
             draw(sheet, path, names, file, field, where, made, batch_size, network_batch, threads, columns=count)
-            click.echo(f"{len(path)} images in {sheet}")
+            options.echo(f"{len(path)} images in {sheet}")

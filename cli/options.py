@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from odeddim import solvers
+from odeddim.files import is_hidden, printable
 from odeddim.types import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,6 +67,16 @@ class Tolerance(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is no tolerance", param, ctx)
         return number
+
+
+def echo(line: str = "", *, err: bool = False) -> None:
+    """Print one line. Names of files in it must not move the cursor, nor pretend to be a line of ours."""
+    click.echo(printable(line), err=err)
+
+
+def echo_json(text: str) -> None:
+    """Print JSON, with escapes of its own for what a terminal would not show as it is."""
+    click.echo("".join(f"\\u{ord(c):04x}" if c != "\n" and is_hidden(c) else c for c in text))
 
 
 def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from odeddim import solvers
 from odeddim.api import decode, plan, to_data, to_images
 from odeddim.certificate import LADDER, Rung, rms
-from odeddim.cli.options import EXPLICIT, of_model
+from odeddim.cli.options import EXPLICIT, echo, of_model
 from odeddim.conditions import Condition
 from odeddim.field import VectorField
 from odeddim.files import check_place
@@ -98,7 +98,7 @@ def field_on(
         words = [it.words or "no condition" for it in (field.condition, made_under)]
         warn(f"under {words[0]}, where the latents were made under {words[1]}")
     if model not in BUILT_IN and rank()[0] == 0:
-        click.echo(f"{model}: {field.describe()}", err=True)
+        echo(f"{model}: {field.describe()}", err=True)
     return field
 
 
@@ -135,7 +135,7 @@ def data_and_floor(field: VectorField, images: torch.Tensor) -> tuple[torch.Tens
 
 def warn(message: str) -> None:
     """A warning on stderr, in one line."""
-    click.echo(f"warning: {message}", err=True)
+    echo(f"warning: {message}", err=True)
 
 
 def warn_of_grid(grid: str | None, field: VectorField, row: Solver) -> None:

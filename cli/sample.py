@@ -115,7 +115,7 @@ def command(
             advance(stop - start)
     warn_of_range(largest)
     each = f"{field.rows / here:g} evaluations per image" if here else "nothing left to do"
-    click.echo(
+    options.echo(
         f"{count} images in {output}{of_all(out.done, count, here)}: {row.name}, seed {seed}, {each}, "
         f"{time.perf_counter() - began:.1f} s"
     )

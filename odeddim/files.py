@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 from odeddim.types import InputError
 
 _numbers = itertools.count()
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def check_place(path: Path, *inputs: Path | None, suffixes: tuple[str, ...] = ()) -> None:
@@ -34,6 +36,16 @@ def check_place(path: Path, *inputs: Path | None, suffixes: tuple[str, ...] = ()
 def plain_text(name: str) -> str:
     """A name that can be written as UTF-8: file names may hold other bytes, which become question marks."""
     return name.encode("utf-8", "replace").decode("utf-8")
+
+
+def printable(words: str) -> str:
+    """Words on one line as a terminal shows them: what would move its cursor, break the line or turn it is escaped."""
+    return "".join(c.encode("unicode_escape").decode() if is_hidden(c) else c for c in words)
+
+
+def is_hidden(character: str) -> bool:
+    """Whether a character is a control code, a line break, half of one, or turns the direction of writing."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNING
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ def command(
     run.deliver(table)
     if find is not None and shared.first():
         preset.save(run.output / PRESET)
-        click.echo(
+        options.echo(
             f"{preset.solver} on {preset.grid} with {preset.steps} steps: {preset.evaluations:g} evaluations to encode "
             f"and decode, errors up to {preset.error:.2e}; --preset {run.output / PRESET}",
             err=run.as_csv or run.as_json,
