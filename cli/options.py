@@ -25,6 +25,14 @@ SOLVER = "belm"
 EXPLICIT = "ab3"
 
 
+# Beyond these no run ends: they are a slip of the hand, and better told at once than after hours.
+MOST_STEPS = 1_000_000
+MOST_AT_ONCE = 65_536  # images
+MOST_THREADS = 1024
+MOST_NEW = 10_000_000  # images or latents
+MOST_SEED = 2**63 - 1
+
+
 class SolverName(click.ParamType[str]):
     """A name of the solver table, with its neighbours when it is not one."""
 
@@ -163,7 +171,9 @@ model = together(
 solver = click.option(
     "--solver", type=SolverName(), default=None, help=f"A row of `odeddim solvers`.  [default: {SOLVER}]"
 )
-steps = click.option("--steps", type=click.IntRange(1), default=None, help="Steps of the solver.  [default: 50]")
+steps = click.option(
+    "--steps", type=click.IntRange(1, MOST_STEPS), default=None, help="Steps of the solver.  [default: 50]"
+)
 grid = click.option(
     "--grid",
     default=None,
@@ -277,7 +287,7 @@ machine = together(
     place,
     click.option(
         "--batch-size",
-        type=click.IntRange(1),
+        type=click.IntRange(1, MOST_AT_ONCE),
         default=None,
         help="Images in work at once: memory and speed, not the result.  [default: 32]",
     ),
@@ -285,14 +295,14 @@ machine = together(
 network_batch = together(
     click.option(
         "--network-batch",
-        type=click.IntRange(1),
+        type=click.IntRange(1, MOST_AT_ONCE),
         default=None,
         help="Images that the network always sees at once, filled up if need be; its last digits depend on it and on "
         "no neighbour.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
     ),
     click.option(
         "--threads",
-        type=click.IntRange(1),
+        type=click.IntRange(1, MOST_THREADS),
         default=None,
         help="Of a CPU; its last digits depend on them too. Several processes are faster, and change nothing: "
         "`torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
@@ -308,7 +318,7 @@ tol = click.option(
     "over its data.",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Begin anew, whatever is there.  [default: go on]")
-seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
+seed = click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="Of the noise.")
 size = click.option("--size", default=None, metavar="C,H,W", help="Shape of the images, for models that take any.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 for_sheet = together(

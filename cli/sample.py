@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from odeddim.cli import options
 
 
 @click.command("sample")
-@click.option("-n", "--count", type=click.IntRange(1), default=64, show_default=True, help="How many images.")
+@click.option(
+    "-n", "--count", type=click.IntRange(1, options.MOST_NEW), default=64, show_default=True, help="How many images."
+)
 @click.option(
     "-o",
     "--output",
@@ -66,6 +69,7 @@ def command(
     from odeddim.cli.running import (
         Numbered,
         at_once,
+        check_amount,
         details_of,
         field_on,
         in_blocks,
@@ -85,6 +89,7 @@ def command(
     field = field_on(model, where)
     name = solver or ("euler" if eta else options.SOLVER)
     shape = shape_for(field, size)
+    check_amount(output, count, 4 * math.prod(shape if field.codec is None else field.codec.image_shape), "images")
     row, nodes = plan(field.schedule, name, steps, grid, end, settings)
     warn_of_grid(grid, field, row)
     warn_of_preset(preset, field)

@@ -27,14 +27,18 @@ if TYPE_CHECKING:
     help="eps: DDPM's noise, linear schedule. flow: rectified flow's velocity.  [default: eps]",
 )
 @click.option("--steps", type=click.IntRange(1), default=None, help="Steps in all.  [default: 20000]")
-@click.option("--batch-size", type=click.IntRange(1, 65_536), default=None, help="Images per step.  [default: 64]")
+@click.option(
+    "--batch-size", type=click.IntRange(1, options.MOST_AT_ONCE), default=None, help="Images per step.  [default: 64]"
+)
 @click.option(
     "--learning-rate", type=click.FloatRange(0, min_open=True), default=None, help="Of Adam.  [default: 0.001]"
 )
 @click.option(
     "--ema", type=click.FloatRange(0, 1, max_open=True), default=None, help="Of the weights.  [default: 0.999]"
 )
-@click.option("--seed", type=click.IntRange(0), default=None, help="Of weights, order and noise.  [default: 0]")
+@click.option(
+    "--seed", type=click.IntRange(0, options.MOST_SEED), default=None, help="Of weights, order and noise.  [default: 0]"
+)
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),

@@ -52,7 +52,7 @@ def steps(default: str) -> Callable[[options.F], options.F]:
     """--steps LIST."""
     return click.option(
         "--steps",
-        type=options.Items(click.IntRange(1)),
+        type=options.Items(click.IntRange(1, options.MOST_STEPS)),
         default=default,
         show_default=True,
         metavar="LIST",
@@ -247,7 +247,9 @@ common_but_batches = gathered(
     options.together(
         options.model,
         options.place,
-        click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of a CPU."),
+        click.option(
+            "--threads", type=click.IntRange(1, options.MOST_THREADS), default=1, show_default=True, help="Of a CPU."
+        ),
         _to_folder,
     )
 )

@@ -16,7 +16,9 @@ CANDIDATES = ("dpmpp-3m", "unipc-2", "ab3", "dpmpp-2m", "ab2", "unipc-1", "belm"
 
 
 @click.command("work-precision")
-@click.option("-n", "--count", type=click.IntRange(1), default=8, show_default=True, help="How many solutions.")
+@click.option(
+    "-n", "--count", type=click.IntRange(1, 100_000), default=8, show_default=True, help="How many solutions."
+)
 @shared.solvers(None, f"  [default: {', '.join(SOLVERS)}; with --find {', '.join(CANDIDATES)}]")
 @shared.steps("5,10,20,40,80,160")
 @click.option(
