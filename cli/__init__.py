@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import re
 import sys
 import warnings
 from typing import Any
@@ -21,6 +23,7 @@ import click
 
 from odeddim import __version__
 from odeddim.cli.lazy import LazyGroup
+from odeddim.files import printable
 from odeddim.types import BudgetExceeded, InputError
 
 _SHOWWARNING = warnings.showwarning
@@ -44,12 +47,17 @@ COMMANDS = {
 }
 
 
+# Commands that leave nothing when they are stopped; every other one goes on from what is finished.
+WHOLE_OR_NOTHING = ("merge", "grid", "solvers", "explain", "inspect", "bench report")
+
+
 @click.group(
     cls=LazyGroup,
     package=__name__,
     commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Every command works without arguments on the built-in model and sample images: try `odeddim bench`.",
+    epilog="bench, solvers, explain and inspect work without arguments: try `odeddim bench`. Without --model and "
+    "images, commands take the built-in model and the sample images.",
 )
 @click.version_option(__version__, prog_name="odeddim")
 def group() -> None:
@@ -72,18 +80,33 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        sys.exit(group.main(standalone_mode=False) or 0)
+        code = group.main(standalone_mode=False) or 0
+        sys.stdout.flush()
+        sys.exit(code)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
-        error.show()
+        _show(error)
         sys.exit(error.exit_code)
     except InputError as error:
         _fail(str(error), 2)
     except BudgetExceeded as stop:
         _fail(str(stop), 1)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; what was finished is safe, and the same command goes on from there", 130)
+        begun = {" ".join(sys.argv[1:2]), " ".join(sys.argv[1:3])}
+        _fail(
+            "interrupted; nothing was changed"
+            if begun & {*WHOLE_OR_NOTHING}
+            else "interrupted; what was finished is safe, and the same command goes on from there",
+            130,
+        )
+    except OSError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # what is left of it would be tried again, and fail again, when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = "" if error.filename is None else f"{error.filename}: "
+        _fail(f"{where}the system cannot read or write this ({error.strerror or error})", 1)
     except (MemoryError, RuntimeError) as error:
         # torch's own error by its name, for torch is not loaded here; its CPU allocator has only words.
         if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and "allocate memory" not in str(error):
@@ -94,12 +117,25 @@ def main() -> None:
 def _warn(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """The package's own warnings as one line each; others as Python shows them."""
     if category is UserWarning:
-        click.echo(f"warning: {message}", err=True)
+        click.echo(printable(f"warning: {message}"), err=True)
     else:
         _SHOWWARNING(message, category, *place, **more)
 
 
 def _fail(message: str, code: int) -> None:
     rank = os.environ.get("RANK", "0")  # of several processes, as torchrun starts them
-    click.echo(f"Error: {message if rank == '0' else f'(process {rank}) {message}'}", err=True)
+    with contextlib.suppress(OSError):  # a full disk may take no words either
+        click.echo(printable(f"Error: {message if rank == '0' else f'(process {rank}) {message}'}"), err=True)
     sys.exit(code)
+
+
+def _show(error: click.ClickException) -> None:
+    """What is wrong with the words of a command, and where something is missing, an example of what to give."""
+    missing = isinstance(error, click.MissingParameter)
+    if not missing:  # of choices that are missing, click makes a list
+        error.message = printable(error.message)
+    error.show()
+    if missing and isinstance(error, click.UsageError) and error.ctx is not None:
+        example = re.search(r"^ *(odeddim .*?)( {2,}.*)?$", error.ctx.command.help or "", re.MULTILINE)
+        if example:
+            click.echo(f"For example: {example[1]}", err=True)

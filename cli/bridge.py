@@ -147,7 +147,7 @@ def command(
             largest, here = max(largest, float(found.images.abs().max())), here + stop - start
             advance(stop - start)
     warn_of_range(largest)
-    click.echo(
+    options.echo(
         f"{len(names)} images in {output}{of_all(out.done, len(names), here)}: {source.name} to {other.name} at "
         f"σ = {over.sigma:.6g}, {over.row.name}, {evaluated(here, source, other)}, {time.perf_counter() - began:.1f} s",
         err=as_csv,
@@ -169,7 +169,7 @@ def _tell(found: list[tuple[str, float]], total: int, *, as_csv: bool) -> None:
     elif found:
         worst, name = max((error, name) for name, error in found)
         those = "" if len(found) == total else f" of {len(found)} images"
-        click.echo(
+        options.echo(
             f"cycle error{those} (rms, images in [-1, 1]): median {median(error for _, error in found):.3g}, "
             f"worst {worst:.3g} ({name})"
         )

@@ -22,11 +22,16 @@ from odeddim.cli import options
 )
 @options.its_model
 @click.option("--solver", type=options.SolverName(), default=None, help="[default: the one that encoded]")
-@click.option("--steps", type=click.IntRange(1), default=None, help="[default: as encoded]")
+@click.option("--steps", type=click.IntRange(1, options.MOST_STEPS), default=None, help="[default: as encoded]")
 @click.option("--grid", default=None, metavar="NAME|FILE", help="[default: the nodes of the file]")
 @options.tolerances
 @options.preset
-@click.option("--seed", type=click.IntRange(0), default=None, help="Of stochastic solvers' noise.  [default: 0]")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, options.MOST_SEED),
+    default=None,
+    help="Of stochastic solvers' noise.  [default: 0]",
+)
 @click.option("--eta", type=click.FloatRange(0), default=None, help="DDIM's η, of ddim-eta.  [default: 0.5]")
 @options.machine
 @options.network_batch
@@ -132,7 +137,7 @@ def command(
                 advance(stop - start)
     warn_of_range(largest)
     taken_steps = tally.tell() if tol is not None and here else how.steps
-    click.echo(
+    options.echo(
         f"{total} images in {output}{of_all(out.done, total, here)}: {row.name}, {taken_steps}, "
         f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s"
     )

@@ -167,7 +167,7 @@ def command(
     steps_taken = f", {tally.tell()}" if tol is not None and reports.images else ""
     warn_of_range(rms, "the latents x_T have rms {:.3g} where 1 is expected")
     spent = f"{reports.evaluations(ode)}, {time.perf_counter() - began:.1f} s"
-    click.echo(
+    options.echo(
         f"{total} latents at σ = {float(nodes[-1]):.6g} in {output}{of_all(run.done, total, reports.images)}: "
         f"{row.name}, {provenance.grid} grid{steps_taken}{reports.floor()}, {spent}"
     )

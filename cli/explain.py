@@ -44,30 +44,32 @@ def command(model: str, solver: str | None, as_json: bool, **given: Any) -> None
 
     made = explain(solver or defaults.ENCODE, model=field_on(model, machine("cpu", None)), **given)
     if as_json:
-        click.echo(made.to_json())
+        options.echo_json(made.to_json())
         return
-    click.echo(f"{made.solver}: {made.family}, order {made.order}. {made.reference}")
+    options.echo(f"{made.solver}: {made.family}, order {made.order}. {made.reference}")
     count = "evaluations as the data need them" if made.evaluations is None else f"{made.evaluations} evaluations"
-    click.echo(
-        f"{made.model}, end at {made.end}: {made.direction}s in {len(made.nodes) - 1} steps, {count} per image\n"
+    options.echo(
+        f"{made.model}, end at {made.end}: {made.direction}s in {len(made.nodes) - 1} steps, {count} per image"
     )
-    click.echo(f"{'node':>5}  {'σ':>14}  {'label t':>10}")
+    options.echo()
+    options.echo(f"{'node':>5}  {'σ':>14}  {'label t':>10}")
     for n, (sigma, label) in enumerate(zip(made.nodes, made.labels, strict=True)):
-        click.echo(f"{n:>5}  {sigma:>14.9g}  {label:>10.3f}")
-    click.echo()
+        options.echo(f"{n:>5}  {sigma:>14.9g}  {label:>10.3f}")
+    options.echo()
     for line in made.instructions:
-        click.echo(line)
+        options.echo(line)
     if not made.instructions:
-        click.echo("No list of coefficients: they depend on the data or on noise, or another library holds them.")
+        options.echo("No list of coefficients: they depend on the data or on noise, or another library holds them.")
     if made.instructions and made.family == "reversible" and made.direction == "decode":
-        click.echo("(A run begun afresh. The way back of an encoding undoes that one's list instead.)")
+        options.echo("(A run begun afresh. The way back of an encoding undoes that one's list instead.)")
     if made.growth is not None:
         grows = made.growth
-        click.echo(
-            f"\nRounding errors ({made.dtype}) grow by at most {grows.encode:.3g} on the way up and {grows.decode:.3g} "
+        options.echo()
+        options.echo(
+            f"Rounding errors ({made.dtype}) grow by at most {grows.encode:.3g} on the way up and {grows.decode:.3g} "
             f"on the way down: {grows.latent:.1e} of the latents' scale, {grows.image:.1e} of the images'."
         )
     if made.gaussian is not None:
-        click.echo(f"Begun afresh on Gaussian data (0 ± 0.5), such a run ends {made.gaussian:.2g} of its value off.")
+        options.echo(f"Begun afresh on Gaussian data (0 ± 0.5), such a run ends {made.gaussian:.2g} of its value off.")
     if made.refused:
-        click.echo(f"Such a run is refused: {made.refused}")
+        options.echo(f"Such a run is refused: {made.refused}")

@@ -78,8 +78,8 @@ def command(
     write_nodes(output, found.best.nodes, notes)
     _print(found, row.grid, f"{field.title}: {row.name}, {len(nodes) - 1} steps, {len(x_0)} images, end at {end}")
     if found.best is found.own:
-        click.echo(f"nothing better than the {row.grid} grid was found: the file holds that one", err=True)
-    click.echo(
+        options.echo(f"nothing better than the {row.grid} grid was found: the file holds that one", err=True)
+    options.echo(
         f"grid of {len(nodes) - 1} steps in {output}: {found.evaluations} evaluations per image, "
         f"{time.perf_counter() - began:.1f} s"
     )
@@ -88,9 +88,12 @@ def command(
 def _print(found: Any, own: str, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from odeddim.files import printable
 
     caption = "round trip: rms over pixels in [-1, 1]; latent: rms distance to the true latent / σ_T"
-    shown = Table(title=title, caption=caption)
+    shown = Table(title=Text(printable(title)), caption=caption)
     for name in ("grid", "round trip", "latent"):
         shown.add_column(name, justify="left" if name == "grid" else "right")
     for name, measured in ((own, found.own), ("computed", found.best)):

@@ -12,11 +12,11 @@ from odeddim.cli import options
 
 
 @click.command("inspect")
-@click.argument("file", metavar="FILE|MODEL")
+@click.argument("file", metavar="[FILE|MODEL]", default="fashion-mnist")
 @options.allow_pickle
 @options.as_json
 def command(file: str, as_json: bool) -> None:
-    """Show what a latent file (z.h5) or a model (a built-in name or a path) holds.
+    """Show what a latent file (z.h5) or a model (a built-in name or a path) holds; without one, the built-in model.
 
     \b
     Examples:
@@ -35,11 +35,11 @@ def command(file: str, as_json: bool) -> None:
     if as_json:
         import json
 
-        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        options.echo_json(json.dumps(facts, indent=1, ensure_ascii=False))
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        click.echo(f"{name.ljust(width)}  {_text(value)}")
+        options.echo(f"{name.ljust(width)}  {_text(value)}")
 
 
 def _latent_facts(path: Path) -> dict[str, Any]:

@@ -17,7 +17,12 @@ from odeddim.cli import options
     "--loop", type=options.Items(click.INT), default=None, metavar="A,B,...", help="Latents: through all and back."
 )
 @click.option(
-    "-n", "--count", type=click.IntRange(1), default=11, show_default=True, help="Points per line, or leg of a loop."
+    "-n",
+    "--count",
+    type=click.IntRange(1, options.MOST_NEW),
+    default=11,
+    show_default=True,
+    help="Points per line, or leg of a loop.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="Latent file of the path, path.h5.")
 @click.option("--sheet", type=click.Path(path_type=Path), default=None, help="Decode the path and draw it, path.png.")
@@ -51,7 +56,16 @@ def command(
     """
     import dataclasses
 
-    from odeddim.cli.running import Numbered, check_places, combined, draw, field_of, machine, write_latents
+    from odeddim.cli.running import (
+        Numbered,
+        check_amount,
+        check_places,
+        combined,
+        draw,
+        field_of,
+        machine,
+        write_latents,
+    )
     from odeddim.latents.interpolate import LatentPath
     from odeddim.latents.store import LatentFile
 
@@ -67,6 +81,8 @@ def command(
         where = machine(device, dtype, file)
         states = [where.cast(file.pick(index)) for index in ends]
         labels = [file.names[index] for index in ends]
+        points = count if pair else count * (count if corners else len(ends))
+        check_amount(output or Path(), points, sum(part.nbytes for part in (states[0].xbar, *states[0].aux)), "latents")
         if pair:
             path = LatentPath.line(states[0], states[1], count)
         else:
@@ -79,7 +95,7 @@ def command(
         made = dataclasses.replace(file.provenance, made_by="interpolate", details=details)
         if output is not None:
             write_latents(output, path, names, *combined(file, made), batch_size, overwrite)
-            click.echo(f"{len(path)} latents between {', '.join(labels)} in {output}")
+            options.echo(f"{len(path)} latents between {', '.join(labels)} in {output}")
         if sheet is not None and field is not None:
             draw(sheet, path, names, file, field, where, made, batch_size, network_batch, threads, columns=count)
-            click.echo(f"{len(path)} images in {sheet}")
+            options.echo(f"{len(path)} images in {sheet}")

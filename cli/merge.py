@@ -35,7 +35,7 @@ def command(files: tuple[Path, ...], output: Path | None, overwrite: bool) -> No
     if output is None:
         if len(files) > 1:
             raise click.UsageError("give -o z.h5: several files are not made one in place")
-        click.echo(f"{finish(files[0])} rows in {files[0]}")
+        options.echo(f"{finish(files[0])} rows in {files[0]}")
         return
     check_place(output, *files, suffixes=SUFFIXES)
     if output.exists() and not overwrite:
@@ -47,4 +47,4 @@ def command(files: tuple[Path, ...], output: Path | None, overwrite: bool) -> No
             total += len(file["crc32"]) if "crc32" in columns_of(file) else 0
     with progress(total, "merging") as advance:
         make_real(files, output, joined(files, settings, total), advance=advance)
-    click.echo(f"{total} rows in {output}")
+    options.echo(f"{total} rows in {output}")

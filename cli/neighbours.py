@@ -138,10 +138,10 @@ def command(
         )
         if output is not None:
             write_latents(output, places, names, *combined(file, made), batch_size, overwrite)
-            click.echo(f"{len(places)} latents in {output}", err=True)
+            options.echo(f"{len(places)} latents in {output}", err=True)
         if sheet is not None and field is not None:
             draw(sheet, places, names, file, field, where, made, batch_size, network_batch, threads, columns=count + 1)
-            click.echo(f"{len(places)} images in {sheet}", err=True)
+            options.echo(f"{len(places)} images in {sheet}", err=True)
 
 
 def _search(file: LatentFile, spans: Spans, pool: LatentFile, count: int) -> list[list[Place]]:
@@ -182,14 +182,16 @@ def _print(rows: list[list[Place]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from odeddim.files import printable
+
     table = Table(caption="rms, in units of x_T; independent noise: √2 = 1.414")
     for name in ("latent", "name", "neighbour", "its name", "distance"):
         table.add_column(name, justify="left" if "name" in name else "right", overflow="fold")
     for query, *near in rows:
         table.add_section()
         for i, place in enumerate(near):
-            first = ("", "") if i else (str(query.row), Text(query.name))
-            table.add_row(*first, str(place.row), Text(place.name), f"{place.distance:.4f}")
+            first = ("", "") if i else (str(query.row), Text(printable(query.name)))
+            table.add_row(*first, str(place.row), Text(printable(place.name)), f"{place.distance:.4f}")
     Console().print(table)
 
 
@@ -204,4 +206,4 @@ def _print_json(rows: list[list[Place]]) -> None:
         }
         for query, *near in rows
     ]
-    click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    options.echo_json(json.dumps(found, indent=1, ensure_ascii=False))

@@ -12,9 +12,18 @@ from typing import Any, TypeVar
 import click
 
 from odeddim import solvers
+from odeddim.files import is_hidden, printable
 from odeddim.types import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+# Beyond these no run ends: they are a slip of the hand, and better told at once than after hours.
+MOST_STEPS = 1_000_000
+MOST_AT_ONCE = 65_536  # images
+MOST_THREADS = 1024
+MOST_NEW = 10_000_000  # images or latents
+MOST_SEED = 2**63 - 1
 
 
 class SolverName(click.ParamType[str]):
@@ -59,6 +68,16 @@ class Tolerance(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is no tolerance", param, ctx)
         return number
+
+
+def echo(line: str = "", *, err: bool = False) -> None:
+    """Print one line. Names of files in it must not move the cursor, nor pretend to be a line of ours."""
+    click.echo(printable(line), err=err)
+
+
+def echo_json(text: str) -> None:
+    """Print JSON, with escapes of its own for what a terminal would not show as it is."""
+    click.echo("".join(f"\\u{ord(c):04x}" if c != "\n" and is_hidden(c) else c for c in text))
 
 
 def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -151,7 +170,9 @@ def solver(default: str) -> Callable[[F], F]:
     )
 
 
-steps = click.option("--steps", type=click.IntRange(1), default=None, help="Steps of the solver.  [default: 50]")
+steps = click.option(
+    "--steps", type=click.IntRange(1, MOST_STEPS), default=None, help="Steps of the solver.  [default: 50]"
+)
 grid = click.option(
     "--grid",
     default=None,
@@ -272,7 +293,7 @@ machine = together(
     place,
     click.option(
         "--batch-size",
-        type=click.IntRange(1),
+        type=click.IntRange(1, MOST_AT_ONCE),
         default=None,
         help="Images in work at once: memory and speed, not the result.  [default: about 32, or as many as the network "
         "sees at once if that is more]",
@@ -281,14 +302,14 @@ machine = together(
 network_batch = together(
     click.option(
         "--network-batch",
-        type=click.IntRange(1),
+        type=click.IntRange(1, MOST_AT_ONCE),
         default=None,
         help="Images that the network always sees at once, filled up if need be; its last digits depend on it and on "
         "no neighbour.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
     ),
     click.option(
         "--threads",
-        type=click.IntRange(1),
+        type=click.IntRange(1, MOST_THREADS),
         default=None,
         help="Of a CPU; its last digits depend on them too. Several processes are faster, and change nothing: "
         "`torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
@@ -304,7 +325,7 @@ tol = click.option(
     "over its data.",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Begin anew, whatever is there.  [default: go on]")
-seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
+seed = click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="Of the noise.")
 size = click.option("--size", default=None, metavar="C,H,W", help="Shape of the images, for models that take any.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 for_sheet = together(

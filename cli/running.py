@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from odeddim import defaults, solvers
 from odeddim.api import decode, plan, to_data, to_images
 from odeddim.certificate import LADDER, Rung, rms
-from odeddim.cli.options import of_model
+from odeddim.cli.options import MOST_NEW, echo, of_model
 from odeddim.conditions import Condition
 from odeddim.devices import DTYPES, device_of, dtype_of, set_tf32
 from odeddim.field import VectorField
@@ -27,7 +29,7 @@ from odeddim.grids import ENDS, NAMES, is_named, note_of, read_notes
 from odeddim.hdf5 import SUFFIXES
 from odeddim.images import ImageSource, check_shape, open_images, sample_images
 from odeddim.latents.arithmetic import Readable, check_alike
-from odeddim.latents.store import LatentFile, LatentRun, Provenance, digest, provenance_of
+from odeddim.latents.store import MOST_ROW, LatentFile, LatentRun, Provenance, digest, provenance_of
 from odeddim.models import BUILT_IN, load
 from odeddim.outputs import open_output
 from odeddim.parts import rank
@@ -104,9 +106,9 @@ def field_on(
     field = field.conditioned(**told)
     if condition is not None and field.condition != made_under:
         words = [it.words or "no condition" for it in (field.condition, made_under)]
-        warn(f"under {words[0]}, where the latents were made under {words[1]}")
+        warn(f"under {words[0]}, where the latents were made under {words[1]}: other images than those encoded")
     if model not in BUILT_IN and rank()[0] == 0:
-        click.echo(f"{model}: {field.describe()}", err=True)
+        echo(f"{model}: {field.describe()}", err=True)
     return field
 
 
@@ -143,7 +145,7 @@ def data_and_floor(field: VectorField, images: torch.Tensor) -> tuple[torch.Tens
 
 def warn(message: str) -> None:
     """A warning on stderr, in one line."""
-    click.echo(f"warning: {message}", err=True)
+    echo(f"warning: {message}", err=True)
 
 
 def warn_of_grid(grid: str | None, field: VectorField, row: Solver) -> None:
@@ -299,12 +301,43 @@ def in_blocks(
     if network_batch is None and row.family == "scipy":
         network_batch = 1  # these go image by image
     field.network_batch = network_batch or network_batch_on(where)
+    if encoded is not None:
+        warn_of_exactness(encoded, field, row, where)
     return field
 
 
 def network_batch_on(where: Machine) -> int:
     """How many images the network sees at once, unless given."""
     return NETWORK_BATCH.get(where.device.type, NETWORK_BATCH_ELSEWHERE)
+
+
+def warn_of_exactness(file: LatentFile, field: VectorField, row: Solver, where: Machine) -> None:
+    """Say on stderr where images do not come back exactly, for the network does not answer as it did, and how far off.
+
+    Of another solver, other nodes and settings and another dtype of the state, the run itself warns.
+    """
+    made = file.provenance
+    if not row.reversible or row.name != made.solver or made.made_by in COMBINED:
+        return
+    then = {**made.details, "PyTorch": made.versions.get("torch")}
+    now = {**details_of(field, row, where, 0), "PyTorch": str(torch.__version__)}
+    differ = [key for key, value in now.items() if then.get(key, value) != value]
+    if differ:
+        told = ", ".join(f"{key.replace('_', ' ')} {now[key]} where it was {then[key]}" for key in differ)
+        warn(
+            f"{file.path} does not come back exactly by {row.name}, for the network does not answer as when it was "
+            f"encoded ({told}){_off(row, file.nodes, str(then.get('dtype')), where.dtype_name)}"
+        )
+
+
+def _off(row: Solver, nodes: torch.Tensor, *dtypes: str) -> str:
+    """How far off images are by what the network rounds, to its coarser dtype, as the row's coefficients carry it."""
+    levels = [sigma for sigma in nodes.tolist() if sigma > 0]
+    if row.growth is None or len(levels) < 2:
+        return ""
+    unit = max(2**-10 if name == "tf32" else torch.finfo(DTYPES[name]).eps for name in dtypes if name in DTYPES)
+    off = row.growth(levels, True).image * unit / torch.finfo(torch.float32).eps
+    return f": expect images to be {off:.0e} off (rms, in [-1, 1]), and single pixels ten times that"
 
 
 def _positive(value: Any) -> int | None:
@@ -555,11 +588,25 @@ class Numbered(Sequence[str]):
 
 def image_shape(text: str) -> tuple[int, int, int]:
     """(C, H, W) from "C,H,W"."""
-    parts = text.replace("x", ",").split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"--size {text!r}: give channels, height and width, as in 3,32,32")
-    channels, height, width = (int(part) for part in parts)
+    parts = [part.strip() for part in text.replace("x", ",").split(",")]
+    if len(parts) != 3 or not all(part.isdecimal() and part.strip("0") for part in parts):
+        raise InputError(f"--size {text!r:.80}: give channels, height and width, as in 3,32,32")
+    if any(len(part) > 9 for part in parts) or 4 * math.prod(map(int, parts)) > MOST_ROW:
+        raise InputError(f"--size {text!r:.80}: an image has at most {MOST_ROW // 4:,} values: give less")
+    channels, height, width = map(int, parts)
     return channels, height, width
+
+
+def check_amount(output: Path, count: int, size: int, what: str) -> None:
+    """Refuse so many images or latents of so many bytes as no run ends with, before the first is made."""
+    if count > MOST_NEW:
+        raise InputError(f"{count:,} {what} are too many for one run: ask for {MOST_NEW:,} at most")
+    room = shutil.disk_usage(output.parent).total if output.suffix.lower() in SUFFIXES and output.parent.is_dir() else 0
+    if room and count * size > room:
+        raise InputError(
+            f"{count:,} {what} take {count * size / 1e9:,.3g} GB, and all of the disk of {output} is "
+            f"{room / 1e9:,.3g} GB: ask for fewer"
+        )
 
 
 def shape_for(field: VectorField, size: str | None) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from odeddim.cli import options
 
 
 @click.command("sample")
-@click.option("-n", "--count", type=click.IntRange(1), default=64, show_default=True, help="How many images.")
+@click.option(
+    "-n", "--count", type=click.IntRange(1, options.MOST_NEW), default=64, show_default=True, help="How many images."
+)
 @click.option(
     "-o",
     "--output",
@@ -67,6 +70,7 @@ def command(
     from odeddim.cli.running import (
         Numbered,
         at_once,
+        check_amount,
         details_of,
         evaluated,
         field_on,
@@ -87,6 +91,7 @@ def command(
     field = field_on(model, where)
     name = solver or defaults.for_sampling(eta)
     shape = shape_for(field, size)
+    check_amount(output, count, 4 * math.prod(shape if field.codec is None else field.codec.image_shape), "images")
     row, nodes = plan(field.schedule, name, steps, grid, end, settings)
     warn_of_grid(grid, field, row)
     warn_of_preset(preset, field)
@@ -116,7 +121,7 @@ def command(
             largest, here = max(largest, float(images.abs().max())), here + stop - start
             advance(stop - start)
     warn_of_range(largest)
-    click.echo(
+    options.echo(
         f"{count} images in {output}{of_all(out.done, count, here)}: {row.name}, seed {seed}, "
         f"{evaluated(here, field)}, {time.perf_counter() - began:.1f} s"
     )

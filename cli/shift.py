@@ -171,7 +171,7 @@ def command(
             check_combinable(file, stored)
             way = stored.pick(2)
             through: dict[str, Any] = {"along": {"path": str(along), "sha256": stored.fingerprint}}
-            click.echo(f"the direction is {float(rms(way)):.4g} long (rms, in units of x_T)")
+            options.echo(f"the direction is {float(rms(way)):.4g} long (rms, in units of x_T)")
         else:
             assert start is not None
             assert goal is not None
@@ -191,15 +191,15 @@ def command(
             with LatentRun(kept, MEANS, provenance("direction"), file.nodes, overwrite=overwrite) as run:
                 for first, last in run.batches(len(MEANS)):
                     run.write(first, last, join(rows))
-            click.echo(f"both means and their difference in {kept}")
+            options.echo(f"both means and their difference in {kept}")
         names = ShiftedNames([name for span in moved for name in file.names[slice(*span)]], by)
         made = provenance("shift", indices=words(moved), by=by)
         if output is not None:
             write_latents(output, shifted, names, *combined(file, made), batch_size, overwrite)
-            click.echo(f"{len(shifted)} latents in {output}")
+            options.echo(f"{len(shifted)} latents in {output}")
         if sheet is not None and field is not None:
             draw(sheet, shifted, names, file, field, where, made, batch_size, network_batch, threads, columns=len(by))
-            click.echo(f"{len(shifted)} images in {sheet}")
+            options.echo(f"{len(shifted)} images in {sheet}")
 
 
 def _means(file: LatentFile, start: Spans, goal: Spans) -> list[State]:
@@ -218,7 +218,7 @@ def _means(file: LatentFile, start: Spans, goal: Spans) -> list[State]:
     # Rounded as it is stored, so that --along does the same.
     rows = [rounded(state, getattr(torch, file.dtype)) for state in (*means, direction(*means))]
     chance, spread = apart_by_chance(len(first), len(second), len(first & second), rows[2].xbar.numel())
-    click.echo(
+    options.echo(
         f"the means of {len(first)} and {len(second)} latents are {float(rms(rows[2])):.4g} apart, "
         f"those of such groups of noise would be {chance:.4g} ± {spread:.1g} (rms, in units of x_T)"
     )

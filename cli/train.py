@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The model's folder, MODEL.")
 @click.option("--validation", default=None, type=click.Path(path_type=Path), help="Held-out images, for their loss.")
-@click.option("--resume", is_flag=True, help="Continue the run in MODEL: give the same DATA; --steps may change.")
+@click.option("--resume", is_flag=True, hidden=True)  # of earlier versions; refuses where there is no run
 @click.option(
     "--predicts",
     type=click.Choice(["eps", "flow"]),
@@ -27,14 +27,18 @@ if TYPE_CHECKING:
     help="eps: DDPM's noise, linear schedule. flow: rectified flow's velocity.  [default: eps]",
 )
 @click.option("--steps", type=click.IntRange(1), default=None, help="Steps in all.  [default: 20000]")
-@click.option("--batch-size", type=click.IntRange(1), default=None, help="Images per step.  [default: 64]")
+@click.option(
+    "--batch-size", type=click.IntRange(1, options.MOST_AT_ONCE), default=None, help="Images per step.  [default: 64]"
+)
 @click.option(
     "--learning-rate", type=click.FloatRange(0, min_open=True), default=None, help="Of Adam.  [default: 0.001]"
 )
 @click.option(
     "--ema", type=click.FloatRange(0, 1, max_open=True), default=None, help="Of the weights.  [default: 0.999]"
 )
-@click.option("--seed", type=click.IntRange(0), default=None, help="Of weights, order and noise.  [default: 0]")
+@click.option(
+    "--seed", type=click.IntRange(0, options.MOST_SEED), default=None, help="Of weights, order and noise.  [default: 0]"
+)
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
@@ -66,15 +70,15 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
 
     DATA is a folder, .npz, .npy, IDX (MNIST's format, gzip or not) or HDF5; all images of one square size. MODEL gets
     the model, a checkpoint every so many steps, log.csv and sample sheets; `--model MODEL` uses it at any time.
-    Ctrl-C saves a checkpoint.
+    A run that was stopped, by whatever, goes on with the same command; so does a complete one with a larger --steps.
+    Other settings than those it was begun with are refused; those left out are taken from it.
 
     \b
     Examples:
       odeddim train train-images-idx3-ubyte.gz --validation t10k-images-idx3-ubyte.gz -o MODEL
       odeddim train photos32/ -o MODEL --multipliers 1,2,2 --attention 16 --steps 100000
       odeddim train photos32/ -o FLOW --predicts flow
-      odeddim train photos32/ -o MODEL --resume
-      odeddim train photos32/ -o MODEL --resume --steps 150000
+      odeddim train photos32/ -o MODEL --steps 150000             more steps of the run in MODEL
     """
     import shlex
     import sys
@@ -89,34 +93,34 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
 
     from odeddim.cli.running import machine
     from odeddim.images import open_images
-    from odeddim.train import Settings, saved_settings, train
+    from odeddim.train import CHECKPOINT, Settings, saved_settings, saved_step, train
 
     place = machine(device, "float32").device
     given = {name: value for name, value in given.items() if value is not None}
     names = {field.name for field in fields(Settings)}
     fast = place.type == "cuda" and torch.cuda.is_bf16_supported()
-    base = saved_settings(output) if resume else Settings(precision="bfloat16" if fast else "float32")
+    begun = resume or (output / CHECKPOINT).exists()
+    base = saved_settings(output) if begun else Settings(precision="bfloat16" if fast else "float32")
     settings = replace(base, **{name: value for name, value in given.items() if name in names})
     architecture = {name: value for name, value in given.items() if name not in names}
-    try:
-        with _reporter(settings.steps) as report:
-            train(
-                open_images(data),
-                output,
-                validation=None if validation is None else open_images(validation),
-                architecture=architecture,
-                settings=settings,
-                device=place,
-                resume=resume,
-                command=shlex.join(["odeddim", *sys.argv[1:]]),
-                report=report,
-            )
-    except KeyboardInterrupt as error:
-        held_out = [] if validation is None else ["--validation", str(validation)]
-        again = shlex.join(["odeddim", "train", str(data), *held_out, "-o", str(output), "--resume"])
-        click.echo(f"Interrupted; the checkpoint is saved. Continue with: {again}", err=True)
-        raise click.exceptions.Exit(130) from error
-    click.echo(f"{output} holds the model: try `odeddim sample --model {output} -o sheet.png`")
+    made = saved_step(output) if begun else 0
+    if 0 < made < settings.steps:
+        options.echo(f"{output}: going on from step {made}", err=True)
+    with _reporter(settings.steps) as report:
+        train(
+            open_images(data),
+            output,
+            validation=None if validation is None else open_images(validation),
+            architecture=architecture,
+            settings=settings,
+            device=place,
+            command=shlex.join(["odeddim", *sys.argv[1:]]),
+            report=report,
+        )
+    if made >= settings.steps:
+        options.echo(f"{output} is complete, with {made} steps: a larger --steps goes on")
+    else:
+        options.echo(f"{output} holds the model: try `odeddim sample --model {output} -o sheet.png`")
 
 
 @contextlib.contextmanager
@@ -138,7 +142,7 @@ def _reporter(steps: int) -> Iterator[Callable[[Progress], None]]:
 
         def line(progress: Progress) -> None:
             if progress.logged:
-                click.echo(f"step {progress.step}: {words(progress)}", err=True)
+                options.echo(f"step {progress.step}: {words(progress)}", err=True)
 
         yield line
         return

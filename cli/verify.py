@@ -39,7 +39,7 @@ from odeddim.cli.running import (
     warn,
 )
 from odeddim.field import VectorField
-from odeddim.files import check_place, plain_text
+from odeddim.files import check_place, plain_text, printable
 from odeddim.hdf5 import CHUNK
 from odeddim.images import SAMPLE, ImageSource, save_sheet
 from odeddim.latents.store import LatentFile, LatentRun
@@ -133,7 +133,7 @@ def command(
             _certify(file, source, field, where, batch_size)
     with LatentFile(latents) as file:
         if not set(CERTIFICATE) <= set(file.figures()):
-            click.echo(f"{latents}: others are at work on the rest of its certificates, or run it again", err=True)
+            options.echo(f"{latents}: others are at work on the rest of its certificates, or run it again", err=True)
             # torchrun would end the others for a process that fails.
             sys.exit(0 if rank()[1] > 1 else 1)
         figures = {name: file.figures()[name] for name in CERTIFICATE}
@@ -143,7 +143,7 @@ def command(
         else:
             _show(file, figures, rows[:worst], by)
             if (floors := file.figures("report").get("floor")) is not None:
-                click.echo(
+                options.echo(
                     "all in the units of the latent model's data; its autoencoder alone loses "
                     f"{float(floors.median()):.3g} of an image (rms, the median), {float(floors.max()):.3g} at most"
                 )
@@ -217,22 +217,25 @@ def _print(file: LatentFile, figures: dict[str, torch.Tensor], rows: torch.Tenso
     )
     if as_json:
         known = [{key: None if value != value else value for key, value in line.items()} for line in lines]  # no NaN
-        click.echo(json.dumps({"file": str(file.path), "latents": known}, indent=1, ensure_ascii=False))
+        options.echo_json(json.dumps({"file": str(file.path), "latents": known}, indent=1, ensure_ascii=False))
         return
     table = csv.DictWriter(sys.stdout, ["index", "name", *figures])
     table.writeheader()
-    table.writerows(lines)
+    table.writerows({**line, "name": printable(line["name"])} for line in lines)
 
 
 def _show(file: LatentFile, figures: dict[str, torch.Tensor], rows: torch.Tensor, by: str) -> None:
-    title = Text(f"{file.path}: {len(file)} latents, the worst by {by} first")  # brackets in names are no markup
+    # Brackets in names are no markup.
+    title = Text(printable(f"{file.path}: {len(file)} latents, the worst by {by} first"))
     table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("name", no_wrap=True)
     for name in figures:
         table.add_column(HEADINGS.get(name, name), justify="right", no_wrap=True, min_width=7)
     for i in rows.tolist():
-        table.add_row(str(i), Text(file.names[i][-NAME:]), *(f"{float(values[i]):.3g}" for values in figures.values()))
+        table.add_row(
+            str(i), Text(printable(file.names[i])[-NAME:]), *(f"{float(values[i]):.3g}" for values in figures.values())
+        )
     table.add_section()
     known = {name: values[~values.isnan()] for name, values in figures.items()}
     middle = {name: float(torch.median(values)) for name, values in known.items() if len(values)}
@@ -270,4 +273,4 @@ def _draw(
         x_0 = source.read([i]).to(again.dtype)
         cells += [x_0, again, ((again - x_0) * ENLARGED).clamp(-1, 1)]
     save_sheet(torch.cat(cells), sheet, columns=1 if source is None else 3)
-    click.echo(f"{len(rows)} images in {sheet}", err=True)
+    options.echo(f"{len(rows)} images in {sheet}", err=True)

@@ -11,6 +11,7 @@ and latents have the data's shape. `integrate` is the bare ODE, and `field.on_da
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +97,9 @@ def decode(
 
     Arguments and errors as of `solve`; the grid must end at the state's σ, and `end` be the one it was encoded with.
     Unless a solver is named it is the one that kept the state's way back, if one did, and `solve`'s otherwise.
-    With the reversible solver, the nodes and the batch that encoded, the images are those encoded, bit for bit.
+    With the reversible solver, the nodes and the batch that encoded, the images are those encoded, bit for bit. Warns
+    where another solver, other nodes, settings or another dtype of the state make that impossible; a network that
+    answers otherwise than it did (its dtype, device or batch, threads, another PyTorch) is not seen here.
     """
     if not isinstance(state, State):
         raise InputError(
@@ -107,6 +110,13 @@ def decode(
     row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
     if not math.isclose(state.sigma, float(nodes[-1]), rel_tol=1e-12):
         raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {float(nodes[-1]):.9g}")
+    kept_by = state.kept.partition(" ")[0]
+    if kept_by not in ("", row.name):
+        warnings.warn(
+            f"the latents were kept by {kept_by!r} for its way back, and {row.name!r} starts from x̄ alone: the images "
+            f"do not come back exactly; decode with {kept_by!r} for that",
+            stacklevel=2,
+        )
     aux = tuple(state_dtype(part) for part in state.aux)
     state = replace(state, xbar=state_dtype(state.xbar), aux=aux)
     return to_images(field, integrate(field, state, nodes.flip(0), row).xbar)

@@ -31,6 +31,7 @@ from typing import IO, Any, overload
 import h5py
 import numpy as np
 
+from odeddim.files import is_ours
 from odeddim.hdf5 import items, unescaped
 from odeddim.types import InputError
 
@@ -137,6 +138,8 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib, struct, Pillow's plug-ins and h5py raise nearly anything
+        if is_ours(error):
+            raise
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(f"{path} cannot be read as {kind} ({reason}): copy it again or leave it out") from error
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 from odeddim.types import InputError
 
+_MISTAKES = (TypeError, AttributeError, NameError, AssertionError, ImportError, NotImplementedError)
 _numbers = itertools.count()
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def check_place(path: Path, *inputs: Path | None, suffixes: tuple[str, ...] = ()) -> None:
@@ -34,6 +37,28 @@ def check_place(path: Path, *inputs: Path | None, suffixes: tuple[str, ...] = ()
 def plain_text(name: str) -> str:
     """A name that can be written as UTF-8: file names may hold other bytes, which become question marks."""
     return name.encode("utf-8", "replace").decode("utf-8")
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether an error that was raised while a file was read is a mistake of the program, and says nothing of the file.
+
+    Such kinds of it, raised by a line of this package: what a file holds is looked at before it is used.
+    """
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    where = "" if last is None else str(last.tb_frame.f_globals.get("__name__", ""))
+    return isinstance(error, _MISTAKES) and where.partition(".")[0] == "odeddim"
+
+
+def printable(words: str) -> str:
+    """Words on one line as a terminal shows them: what would move its cursor, break the line or turn it is escaped."""
+    return "".join(c.encode("unicode_escape").decode() if is_hidden(c) else c for c in words)
+
+
+def is_hidden(character: str) -> bool:
+    """Whether a character is a control code, a line break, half of one, or turns the direction of writing."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNING
 
 
 @contextlib.contextmanager

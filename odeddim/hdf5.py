@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from odeddim.files import replacing
+from odeddim.files import is_ours, replacing
 from odeddim.types import InputError
 
 SUFFIXES = (".h5", ".hdf5")
@@ -190,6 +190,8 @@ def reading(path: Path, what: str) -> Iterator[h5py.File]:
     except InputError:
         raise
     except (KeyError, ValueError, TypeError, OSError, AttributeError, RuntimeError, OverflowError) as error:
+        if is_ours(error):
+            raise
         raise InputError(f"{path} is damaged: {short(error)}") from error
 
 

@@ -12,6 +12,7 @@ from odeddim.files import replacing
 from odeddim.types import InputError
 
 FORMAT, VERSION = "odeddim preset", 1
+_LARGEST = 1 << 20  # letters
 _KINDS = {"model": str, "sha256": str, "solver": str, "grid": str, "steps": int, "end": str, "settings": dict}
 
 
@@ -45,7 +46,8 @@ class Preset:
 def load(path: Path) -> Preset:
     """The preset of a file; an InputError for anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            content = json.loads(file.read(_LARGEST))  # a device would never end
     except OSError as error:
         raise InputError(f"the preset {path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError):

@@ -14,8 +14,9 @@ A run is a folder:
     log.csv                  step, loss, validation_loss, seconds
     samples-XXXXXX.png       what the averaged model draws at that step: DDIM, 50 steps, always from the same noise
 
-Batches, labels and noise are functions of (seed, step) alone. So a run that was interrupted and is resumed continues,
-on the CPU with as many threads as before, bit for bit as if nothing had happened.
+Batches, labels and noise are functions of (seed, step) alone. So a run that was stopped and is continued goes on, on
+the CPU with as many threads as before, bit for bit as if nothing had happened. The first checkpoint is that of step 0,
+and of all files of a step the checkpoint is written last: whenever a run is killed, the same call continues it.
 """
 
 from __future__ import annotations
@@ -48,11 +49,14 @@ from odeddim.files import replacing
 from odeddim.images import ImageSource, check_shape, save_sheet
 from odeddim.models import native
 from odeddim.models.unet import UNet
+from odeddim.parts import Claims
 from odeddim.schedule import Schedule
 from odeddim.types import InputError, pick
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CHECKPOINT = "checkpoint.safetensors"
+MOST_BATCH = 65_536  # images per step: more are not drawn, let alone held, in any sensible time
+CHECKPOINT, LOG, LOCK = "checkpoint.safetensors", "log.csv", ".odeddim.lock"
+LOGGED = ("step", "loss", "validation_loss", "seconds")
 VALIDATION_IMAGES = 1024
 SHEET_IMAGES = 36
 
@@ -88,6 +92,8 @@ class Settings:
         for name in ("steps", "batch_size", "checkpoint_every", "samples_every", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.batch_size > MOST_BATCH:
+            raise InputError(f"batch_size must be at most {MOST_BATCH:,} images per step, not {self.batch_size:,}")
         good = self.learning_rate > 0 and self.clip > 0 and self.warmup >= 0
         if not good or not 0 <= self.decay <= 1 or not 0 <= self.ema < 1:
             raise InputError(
@@ -97,7 +103,7 @@ class Settings:
 
 
 CHANGEABLE = ("steps", "checkpoint_every", "samples_every", "log_every")
-"""The settings that a resumed run may change."""
+"""The settings that a continued run may change."""
 
 
 @dataclass(frozen=True)
@@ -121,45 +127,48 @@ def train(
     architecture: Mapping[str, Any] | None = None,
     settings: Settings | None = None,
     device: str | torch.device | None = None,
-    resume: bool = False,
     command: str = "",
     report: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Train a U-Net on images (N, C, H, H) with DDPM's linear schedule; returns the folder, which `odeddim.load` reads.
 
-    folder: of the run; made if need be, refused if it holds a run already, unless `resume` continues that.
+    folder: of the run; made if need be. A run that it holds is continued, on the same images: architecture and settings
+    may then be left out, those of CHANGEABLE may change, others must be what they were. A complete run is left alone.
     validation: held-out images for `validation_loss` at every checkpoint. architecture: settings of `UNet` besides
     in_channels and image_size, which the images decide. device: a GPU if there is one, unless given.
     command: written into model.json. report: called about once a second and at every row of the log.
-    Ctrl-C (in the main thread) finishes the step, saves a checkpoint and raises KeyboardInterrupt.
-    Errors: InputError for images that do not fit, a folder in use, a resumption that contradicts the run, and for a
+    Ctrl-C, SIGTERM and SIGHUP (in the main thread) arrive when the step that is being made is saved.
+    Errors: InputError for images that do not fit, a folder in use, settings that contradict the run, and for a
     loss that is no longer finite (the checkpoint then is the last one before).
     """
     folder = Path(folder)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with torch.random.fork_rng([place] if place.type == "cuda" else []):
-        if resume:
+    wanted = _architecture(architecture or {}, images)
+    if validation is not None:
+        check_shape(validation, images.shape, "the validation set")
+    with _postponed() as interrupted, _alone(folder), torch.random.fork_rng([place] if place.type == "cuda" else []):
+        if (folder / CHECKPOINT).exists():
             run = Run.load(folder, place)
             run.adapt(settings, architecture, images)
-            _forget_after(folder / "log.csv", run.step)
+            _forget_after(folder / LOG, run.step)
         else:
-            if (folder / CHECKPOINT).exists() or (folder / native.CONFIG).exists():
-                raise InputError(f"{folder} holds a model already: resume it, or train in another folder")
-            run = Run(_architecture(architecture or {}, images), settings or Settings(), len(images), place)
-            folder.mkdir(parents=True, exist_ok=True)
-            _append(folder / "log.csv", ["step", "loss", "validation_loss", "seconds"])
-        if validation is not None:
-            check_shape(validation, images.shape, "the validation set")
-        if command:
-            run.commands.append(command)
-        with _postponed_interrupt() as interrupted:
+            run = Run(wanted, settings or Settings(), len(images), place)
+            _begin(folder)
+            run.save_checkpoint(folder)
+        if run.step < run.settings.steps:
+            run.commands += [command] if command else []
             _loop(run, images, validation, folder, interrupted, report or (lambda progress: None))
     return folder
 
 
 def saved_settings(folder: str | Path) -> Settings:
-    """The settings of the run in a folder: what `resume` starts from. InputError if there is none."""
+    """The settings of the run in a folder. InputError if there is none."""
     return Settings(**json.loads(_notes(Path(folder) / CHECKPOINT)["settings"]))
+
+
+def saved_step(folder: str | Path) -> int:
+    """How many steps the run in a folder has made. InputError if there is none."""
+    return int(json.loads(_notes(Path(folder) / CHECKPOINT)["step"]))
 
 
 class Run:
@@ -214,25 +223,13 @@ class Run:
         )
 
     def save(self, folder: Path, losses: Mapping[str, float]) -> None:
-        """Checkpoint and model, each replaced whole."""
-        state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        state |= {f"average.{name}": value for name, value in self.average.module.state_dict().items()}
-        for name, parameter in self.network.named_parameters():
-            state |= {f"optimizer.{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
-        notes = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "images": self.images,
-            "commands": self.commands,
-            "settings": asdict(self.settings),
-            "architecture": self.network.config,
-        }
-        with replacing(folder / CHECKPOINT) as path:
-            path.write_bytes(save(_on_cpu(state), {key: json.dumps(value) for key, value in notes.items()}))
-        with replacing(folder / native.WEIGHTS) as path:
+        """Model and checkpoint, each replaced whole; the checkpoint last: a complete run has all its files."""
+        with _replacing(folder / native.WEIGHTS) as path:
             path.write_bytes(save(_on_cpu(self.average.module.state_dict())))
         training = {
-            **{key: notes[key] for key in ("commands", "step", "images")},
+            "commands": self.commands,
+            "step": self.step,
+            "images": self.images,
             "seconds": round(self.seconds),
             **losses,
             **asdict(self.settings),
@@ -248,8 +245,26 @@ class Run:
             "weights": "ema",
             "training": training,
         }
-        with replacing(folder / native.CONFIG) as path:
+        with _replacing(folder / native.CONFIG) as path:
             path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        self.save_checkpoint(folder)
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """All that `load` needs."""
+        state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        state |= {f"average.{name}": value for name, value in self.average.module.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            state |= {f"optimizer.{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
+        notes = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "images": self.images,
+            "commands": self.commands,
+            "settings": asdict(self.settings),
+            "architecture": self.network.config,
+        }
+        with _replacing(folder / CHECKPOINT) as path:
+            path.write_bytes(save(_on_cpu(state), {key: json.dumps(value) for key, value in notes.items()}))
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Run:
@@ -272,13 +287,13 @@ class Run:
         return run
 
     def adapt(self, settings: Settings | None, architecture: Mapping[str, Any] | None, images: ImageSource) -> None:
-        """Take the settings that may change in a resumed run; refuse the rest, and other images."""
+        """Take the settings that may change in a continued run; refuse the rest, and other images."""
         if settings is not None:
             before, after = asdict(self.settings), asdict(settings)
             for name in before:
                 if before[name] != after[name] and name not in CHANGEABLE:
                     raise InputError(
-                        f"the run has {name} {before[name]}, not {after[name]}: leave it, or start a new run"
+                        f"the run has {name} {before[name]}, not {after[name]}: leave it, or train in another folder"
                     )
             self.settings = settings
         wanted = _architecture(architecture or {}, images)
@@ -287,8 +302,6 @@ class Run:
                 raise InputError(f"the run's network has {name} {self.network.config.get(name)}, not {wanted[name]}")
         if len(images) != self.images:
             raise InputError(f"the run was started with {self.images} images, not {len(images)}: give it the same")
-        if self.step >= self.settings.steps:
-            raise InputError(f"the run is complete, at step {self.step}: ask for more steps to continue it")
 
 
 def _loop(
@@ -321,18 +334,18 @@ def _loop(
             )
         run.seconds = earlier + now - began
         validated = validation_loss(run.field(), validation) if saves and validation is not None else None
-        if saves:
-            run.save(folder, {"loss": loss} if validated is None else {"loss": loss, "validation_loss": validated})
         if logs:
             row = ["" if value is None else f"{value:.6f}" for value in (loss, validated)]
-            _append(folder / "log.csv", [str(run.step), *row, f"{run.seconds:.0f}"])
+            _append(folder / LOG, [str(run.step), *row, f"{run.seconds:.0f}"])
             losses = []
         if run.step % settings.samples_every == 0 or run.step == settings.steps:
             sheet = sample(SHEET_IMAGES, "euler", grid="linear", steps=50, model=run.field())
             save_sheet(sheet, folder / f"samples-{run.step:06d}.png")
+        if saves:
+            run.save(folder, {"loss": loss} if validated is None else {"loss": loss, "validation_loss": validated})
         report(Progress(run.step, settings.steps, loss, (run.step - first) / (now - began), validated, logs))
         if stop:
-            raise KeyboardInterrupt
+            return
 
 
 # The parts of a step, each a function of its arguments.
@@ -443,7 +456,7 @@ def _notes(path: Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             notes: dict[str, str] = file.metadata() or {}
     except FileNotFoundError as error:
-        raise InputError(f"there is no {path}: no run to resume in this folder") from error
+        raise InputError(f"there is no {path}: no run to continue in this folder") from error
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{path} cannot be read as a checkpoint ({error}): start a new run in another folder"
@@ -457,34 +470,83 @@ def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
+def _replacing(path: Path) -> contextlib.AbstractContextManager[Path]:
+    """As `odeddim.files.replacing`; what a kill leaves behind is replaced by the next."""
+    return replacing(path, path.with_name(f".{path.name}.tmp"))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The run's folder, made if need be, for one process at a time."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be made ({error.strerror})") from error
+    with contextlib.closing(Claims(folder / LOCK)) as claims:
+        if not claims.take(0, 1):
+            raise InputError(f"another process is training in {folder}: wait for it, or train in another folder")
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+
+
+def _begin(folder: Path) -> None:
+    """The log of a new run. InputError where a folder holds something else of the same names."""
+    if (folder / native.CONFIG).exists():
+        raise InputError(f"{folder} holds a model already, and no run to continue: train in another folder")
+    if (folder / LOG).exists() and _rows(folder / LOG) not in ([], [list(LOGGED)]):
+        raise InputError(f"{folder / LOG} is there already, and belongs to no run: train in another folder")
+    with _replacing(folder / LOG) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow(LOGGED)
+
+
 def _append(path: Path, row: list[str]) -> None:
-    with path.open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow(row)
+    try:
+        with path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(row)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); the last checkpoint is safe") from error
 
 
 def _forget_after(path: Path, step: int) -> None:
     """Drop the log's rows of steps after the checkpoint: they are about to be made again."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row and (not row[0].isdigit() or int(row[0]) <= step)]
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    rows = [row for row in _rows(path) if row and (not row[0].isdigit() or int(row[0]) <= step)]
+    with _replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
 
 
-@contextlib.contextmanager
-def _postponed_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C in here only sets a flag, so that no step is torn; a second one interrupts at once."""
-    asked = threading.Event()
-
-    def handler(signal_number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may install handlers
-        yield asked.is_set
-        return
-    previous = signal.signal(signal.SIGINT, handler)
+def _rows(path: Path) -> list[list[str]]:
     try:
-        yield asked.is_set
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.reader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}): it is not the log of this run") from error
+
+
+@contextlib.contextmanager
+def _postponed() -> Iterator[Callable[[], bool]]:
+    """What asks a process to end only sets a flag in here, so that no step is torn, and arrives when the block ends.
+
+    A second one arrives at once. Only the main thread can see to that.
+    """
+    asked: list[int] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            signal.signal(number, previous.get(number, signal.SIG_DFL))
+            signal.raise_signal(number)
+
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")):
+            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):  # as under nohup
+                previous[number] = signal.signal(number, handler)
+    try:
+        yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, old in previous.items():
+            signal.signal(number, old)
+        if asked:
+            signal.raise_signal(asked[0])

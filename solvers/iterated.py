@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import warnings
 from typing import TYPE_CHECKING
 
 from odeddim.solvers import multistep, onestep
@@ -59,6 +60,12 @@ def iterated(
     kept = f"exact-{base.name} on {hashlib.sha256(str(sorted(sigmas.tolist())).encode()).hexdigest()[:16]}"
     zero, positive = 0 in sigmas, sigmas[sigmas > 0]
     if not rising:
+        if state.kept != kept and state.kept.startswith(f"exact-{base.name} "):
+            warnings.warn(
+                f"the latents were kept by {state.kept!r}, not by this run: it starts from x̄ alone and does not come "
+                "back exactly (other nodes)",
+                stacklevel=2,
+            )
         end = base.run(field, state, positive) if len(positive) > 1 else state
         if zero:
             end = EULER.run(field, end, sigmas[-2:])

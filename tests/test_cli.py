@@ -63,7 +63,8 @@ def test_encode_and_decode_the_sample_images(here: Path) -> None:
 def test_other_outputs_and_another_solver(run, here: Path) -> None:  # type: ignore[no-untyped-def]
     assert run("encode", "-o", "z.h5", *FAST)[0] == 0
     code, out, err = run("decode", "z.h5", "-o", "sheet.png", "--solver", "euler", "--grid", "quadratic", "--steps", 5)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.startswith("warning: the latents were kept by 'belm'")
     assert "euler, 5 steps, 5 evaluations" in out
     assert Image.open("sheet.png").size == (2 * 28, 2 * 28)
     assert run("decode", "z.h5", "-o", "images.h5")[0] == 0
@@ -101,7 +102,8 @@ def test_decoding_keeps_to_the_file(run, here: Path) -> None:  # type: ignore[no
     ):
         code, out, err = run("decode", *arguments, "-o", "out.h5", "--overwrite")
         assert code == 0, arguments
-        assert ("starts from x̄ alone" in err) == ("--steps" in arguments and "belm" in words), arguments
+        other = arguments[0] in ("named.h5", "own.h5") and len(arguments) > 1  # solver or steps than encoded it
+        assert ("starts from x̄ alone" in err) == other, arguments
         assert words in out, arguments
     with h5py.File("out.h5") as file:  # the images say how they were really decoded
         made = json.loads(file["provenance"][()])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
 import re
 import signal
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import Tensor
 
+import odeddim.parts
 import odeddim.train
 from odeddim.field import VectorField
 from odeddim.images import ImageSource
@@ -32,6 +36,7 @@ from odeddim.train import (
     Settings,
     batch_rows,
     learning_rate,
+    saved_step,
     stratified,
     train,
     validation_loss,
@@ -79,7 +84,7 @@ def test_n_steps_and_n_more_are_2n_steps(tmp_path: Path) -> None:
     train(bars(), tmp_path / "whole", validation=bars(), architecture=TINY, settings=settings)
     train(bars(), tmp_path / "parts", validation=bars(), architecture=TINY, settings=replace(settings, steps=3))
     assert not same(state(tmp_path / "whole"), state(tmp_path / "parts"))
-    train(bars(), tmp_path / "parts", validation=bars(), resume=True, settings=settings)
+    train(bars(), tmp_path / "parts", validation=bars(), settings=settings)
     assert same(state(tmp_path / "whole"), state(tmp_path / "parts"))
     assert same(load_file(tmp_path / "whole/model.safetensors"), load_file(tmp_path / "parts/model.safetensors"))
 
@@ -102,7 +107,7 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_happened(tmp_path: Path, p
     with pytest.raises(KeyboardInterrupt):
         train(bars(), tmp_path / "parts", validation=bars(), architecture=TINY, settings=settings, report=Stop(2))
     assert not same(state(tmp_path / "whole"), state(tmp_path / "parts"))
-    train(bars(), tmp_path / "parts", validation=bars(), resume=True)
+    train(bars(), tmp_path / "parts", validation=bars())
     assert same(state(tmp_path / "whole"), state(tmp_path / "parts"))
     validated = [(row[0], row[2]) for row in log(tmp_path / "parts") if row[0] != "3"]  # where it was interrupted
     assert validated == [(row[0], row[2]) for row in log(tmp_path / "whole")]
@@ -118,10 +123,107 @@ def test_a_killed_run_repeats_what_came_after_its_checkpoint(tmp_path: Path) -> 
     with pytest.raises(RuntimeError, match="killed"):
         train(bars(), tmp_path / "parts", architecture=TINY, settings=settings, report=die)
     assert [row[0] for row in log(tmp_path / "parts")] == ["step", "2", "4", "6"]
-    train(bars(), tmp_path / "parts", resume=True)
+    train(bars(), tmp_path / "parts")
     train(bars(), tmp_path / "whole", architecture=TINY, settings=settings)
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
     assert same(state(tmp_path / "whole"), state(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("at", range(9))
+def test_killed_at_any_write_the_same_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Whatever is written when the process dies, all that is there is whole, and no step is lost that was saved."""
+    settings = replace(SETTINGS, steps=2, log_every=1, checkpoint_every=1)
+    train(bars(), tmp_path / "whole", architecture=TINY, settings=settings)
+    writes = 0
+
+    class Killed(BaseException):
+        """What nothing in the project catches."""
+
+    def dying(old: Path, new: Path) -> None:
+        nonlocal writes
+        writes += 1
+        if writes > at:
+            raise Killed
+        os.rename(old, new)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", dying)
+        with pytest.raises(Killed):
+            train(bars(), tmp_path / "parts", architecture=TINY, settings=settings)
+    train(bars(), tmp_path / "parts", architecture=TINY, settings=settings)
+    assert same(state(tmp_path / "whole"), state(tmp_path / "parts"))
+    assert log(tmp_path / "whole") == log(tmp_path / "parts")
+    names = [sorted(os.listdir(tmp_path / folder)) for folder in ("whole", "parts")]
+    assert (
+        names[0]
+        == names[1]
+        == sorted(["checkpoint.safetensors", "log.csv", "model.json", "model.safetensors", "samples-000002.png"])
+    )
+    assert same(load_file(tmp_path / "whole/model.safetensors"), load_file(tmp_path / "parts/model.safetensors"))
+
+
+def test_a_run_saves_a_checkpoint_before_its_first_step(tmp_path: Path) -> None:
+    images, seen = bars(), []
+
+    def read(rows: Any) -> Tensor:
+        seen.append(saved_step(tmp_path))
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(ImageSource(images.shape, images.names, read), tmp_path, architecture=TINY, settings=SETTINGS)
+    assert seen == [0]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint.safetensors", "log.csv"]
+
+
+def test_a_complete_run_is_left_as_it_is_and_goes_on_with_more_steps(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=2, decay=0.0)
+    train(bars(), tmp_path, architecture=TINY, settings=settings)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    train(bars(), tmp_path, architecture=TINY, settings=settings)
+    train(bars(), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    train(bars(), tmp_path, settings=replace(settings, steps=3))
+    assert saved_step(tmp_path) == 3
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_arrives_when_the_step_is_saved_and_nothing_else_is_left(tmp_path: Path, name: str) -> None:
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_train import TINY, SETTINGS, bars, train
+train(bars(), {str(tmp_path / "m")!r}, architecture=TINY, settings=SETTINGS,
+      report=lambda progress: progress.step == 2 and os.kill(os.getpid(), signal.{name}))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == -getattr(signal, name), ended.stderr
+    assert ("KeyboardInterrupt" in ended.stderr) == (name == "SIGINT")
+    assert sorted(os.listdir(tmp_path / "m")) == [
+        "checkpoint.safetensors",
+        "log.csv",
+        "model.json",
+        "model.safetensors",
+    ]
+    assert saved_step(tmp_path / "m") == 3
+    train(bars(), tmp_path / "m")
+    train(bars(), tmp_path / "whole", architecture=TINY, settings=SETTINGS)
+    assert same(state(tmp_path / "whole"), state(tmp_path / "m"))
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    script = (
+        "import sys; from pathlib import Path; from odeddim.parts import Claims; c = Claims(Path(sys.argv[1])); "
+        "print(c.take(0, 1), flush=True); input()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "m" / ".odeddim.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        with pytest.raises(InputError, match="another process is training in"):
+            train(bars(), tmp_path / "m", architecture=TINY, settings=SETTINGS)
+        other.communicate("\n")
+    train(bars(), tmp_path / "m", architecture=TINY, settings=replace(SETTINGS, steps=1))
 
 
 def test_training_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
@@ -313,25 +415,37 @@ def test_refusals(tmp_path: Path) -> None:
             train(images or bars(), folder, **arguments)
 
     more = replace(settings, steps=5)
-    refused("holds a model already: resume it")
-    refused("complete, at step 1", resume=True)
-    refused("seed 0, not 1", resume=True, settings=replace(more, seed=1))
-    refused("channels 8, not 16", resume=True, settings=more, architecture={"channels": 16})
-    refused("with 10 images, not 11", bars(11), resume=True, settings=more)
-    refused("image_size 8, not 16", source(torch.zeros(10, 1, 16, 16)), resume=True, settings=more)
+    refused("seed 0, not 1", settings=replace(more, seed=1))
+    refused("batch_size 4, not 8", settings=replace(settings, batch_size=8))  # of a complete run too
+    refused("channels 8, not 16", settings=more, architecture={"channels": 16})
+    refused("with 10 images, not 11", bars(11), settings=more)
+    refused("image_size 8, not 16", source(torch.zeros(10, 1, 16, 16)), settings=more)
     refused("made for squares", source(torch.zeros(10, 1, 8, 16)), tmp_path / "new")
     refused("halved 4 times", folder=tmp_path / "new", architecture={"multipliers": [1] * 5})
-    refused("no run to resume", folder=tmp_path / "new", resume=True)
     refused(r"validation set are 1×16×16", folder=tmp_path / "new", validation=source(torch.zeros(2, 1, 16, 16)))
     (run / "checkpoint.safetensors").write_bytes((run / "checkpoint.safetensors").read_bytes()[:-100])
-    refused("cannot be read as a checkpoint", resume=True, settings=more)
+    refused("cannot be read as a checkpoint", settings=more)
     (run / "checkpoint.safetensors").write_bytes((run / "model.safetensors").read_bytes())
-    refused("no checkpoint of `odeddim train`", resume=True, settings=more)
+    refused("no checkpoint of `odeddim train`", settings=more)
+    (run / "checkpoint.safetensors").unlink()
+    refused("holds a model already, and no run to continue")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/log.csv").write_text("my,own\n")
+    refused("log.csv is there already, and belongs to no run", folder=tmp_path / "theirs")
+    assert os.listdir(tmp_path / "theirs") == ["log.csv"]
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"ema": 1.0}, {"decay": 1.5}, {"precision": "float8"}],
+    [
+        {"steps": 0},
+        {"batch_size": 0},
+        {"batch_size": 10**8},
+        {"learning_rate": 0.0},
+        {"ema": 1.0},
+        {"decay": 1.5},
+        {"precision": "float8"},
+    ],
 )
 def test_impossible_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
@@ -357,23 +471,49 @@ def test_the_command_trains_and_resumes(tmp_path: Path) -> None:
     assert "validation" in result.output
     assert str(model) in result.output.splitlines()[-1]
     assert load(model).details["training"]["batch_size"] == 4
-    result = invoke(data, "-o", model, "--resume", "--steps", 3)
+    result = invoke(data, "-o", model, *small, "--steps", 2, "--validation", data, "--device", "cpu")
+    assert (result.exit_code, result.output) == (0, f"{model} is complete, with 2 steps: a larger --steps goes on\n")
+    result = invoke(data, "-o", model, "--steps", 3)  # what is left out is as it was
     assert result.exit_code == 0, result.output
+    assert "going on from step 2" in result.output
     assert load(model).details["training"]["step"] == 3
-    assert isinstance(invoke(data, "-o", model, "--resume", "--steps", 4, "--seed", 7).exception, InputError)
+    other = invoke(data, "-o", model, "--steps", 4, "--seed", 7).exception
+    assert isinstance(other, InputError)
+    assert "seed 0, not 7" in str(other)
+    assert invoke(data, "-o", model, "--resume").exit_code == 0  # as it was once asked for
+    assert "no run to continue" in str(invoke(data, "-o", tmp_path / "new", "--resume").exception)
 
 
-def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    np.save(tmp_path / "x.npy", np.zeros((4, 8, 8), np.uint8))
+def test_an_interrupted_command_says_how_to_go_on(run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    np.save("x.npy", np.zeros((4, 8, 8), np.uint8))
 
     def interrupted(*arguments: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(odeddim.train, "train", interrupted)
-    data = tmp_path / "x.npy"
-    result = invoke(data, "-o", tmp_path / "m", "--validation", data)
-    assert result.exit_code == 130
-    assert f"odeddim train {data} --validation {data} -o {tmp_path / 'm'} --resume" in result.output
+    code, out, err = run("train", "x.npy", "-o", "m")
+    assert code == 130
+    assert "the same command goes on" in err
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_disk_that_takes_nothing_is_one_sentence(
+    run, here: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:  # type: ignore[no-untyped-def]
+    np.save("x.npy", np.zeros((4, 8, 8), np.uint8))
+    if there:
+        Path("m").mkdir()
+
+    def refuse(*arguments: Any, **more: Any) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(odeddim.parts, "open", refuse, raising=False)
+    if not there:
+        monkeypatch.setattr(Path, "mkdir", refuse)
+    code, out, err = run("train", "x.npy", "-o", "m", "--device", "cpu")
+    assert code == 2
+    assert "Read-only file system" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_help_states_the_real_defaults() -> None:

@@ -11,7 +11,7 @@ from odeddim.cli.bench import shared
 
 
 @click.command("consistency")
-@click.option("-n", "--count", type=click.IntRange(2), default=16, show_default=True, help="How many x_T.")
+@click.option("-n", "--count", type=click.IntRange(2, 100_000), default=16, show_default=True, help="How many x_T.")
 @shared.solvers("euler@linear,dpmpp-2m,ab3,belm")
 @shared.steps("10,20,50,100")
 @shared.features

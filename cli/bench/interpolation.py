@@ -11,11 +11,15 @@ from odeddim.cli.bench import shared
 
 
 @click.command("interpolation")
-@click.option("--pairs", type=click.IntRange(1), default=4, show_default=True, help="Lines, each between two latents.")
-@click.option("-n", "--points", type=click.IntRange(3), default=11, show_default=True, help="Images on each line.")
+@click.option(
+    "--pairs", type=click.IntRange(1, 1000), default=4, show_default=True, help="Lines, each between two latents."
+)
+@click.option(
+    "-n", "--points", type=click.IntRange(3, 1000), default=11, show_default=True, help="Images on each line."
+)
 @click.option(
     "--side",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 64),  # as many as a sheet holds
     default=6,
     show_default=True,
     help="Images along each side of the grid between four latents, of the first solver; 0: no grid.",

@@ -32,7 +32,14 @@ class Eta(click.ParamType[str]):
 
 
 @click.command("quality")
-@click.option("-n", "--count", type=click.IntRange(4), default=160, show_default=True, help="How many samples of each.")
+@click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(4, options.MOST_NEW),
+    default=160,
+    show_default=True,
+    help="How many samples of each.",
+)
 @click.option(
     "--eta",
     "etas",

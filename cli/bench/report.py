@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from odeddim.cli import options
 from odeddim.cli.bench import shared
 
 
@@ -35,4 +36,4 @@ def command(folder: Path, output: Path) -> None:
     from odeddim.bench.report import report
 
     names = report(folder, output)
-    click.echo(f"{output}: {', '.join(names)} (open it in a browser)")
+    options.echo(f"{output}: {', '.join(names)} (open it in a browser)")

@@ -52,7 +52,7 @@ def steps(default: str) -> Callable[[options.F], options.F]:
     """--steps LIST."""
     return click.option(
         "--steps",
-        type=options.Items(click.IntRange(1)),
+        type=options.Items(click.IntRange(1, options.MOST_STEPS)),
         default=default,
         show_default=True,
         metavar="LIST",
@@ -203,7 +203,7 @@ class Bench:
             table = replace(table, notes=(*table.notes, f"all of the latent model's data in place of images{lost}"))
         paths = table.save(self.output)
         if self.as_json:
-            click.echo(table.to_json())
+            options.echo_json(table.to_json())
         elif self.as_csv:
             click.echo(table.to_csv(), nl=False)
         else:
@@ -213,7 +213,7 @@ class Bench:
         for path in paths:
             names.setdefault(path.stem, []).append(path.suffix)
         told = ", ".join(f"{stem}{' '.join(kinds)}" for stem, kinds in names.items())
-        click.echo(f"in {self.output}: {told}", err=True)
+        options.echo(f"in {self.output}: {told}", err=True)
 
 
 def first() -> bool:
@@ -247,7 +247,9 @@ common_but_batches = gathered(
     options.together(
         options.model,
         options.place,
-        click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of a CPU."),
+        click.option(
+            "--threads", type=click.IntRange(1, options.MOST_THREADS), default=1, show_default=True, help="Of a CPU."
+        ),
         _to_folder,
     )
 )
@@ -257,11 +259,14 @@ def show(table: Table) -> None:
     """Print a table."""
     from rich.console import Console
     from rich.table import Table as RichTable
+    from rich.text import Text
+
+    from odeddim.files import printable
 
     shown = [column for column in table.columns if column.name != "remark"]
     meanings = dict.fromkeys(f"{column.heading}: {column.meaning}" for column in shown if column.meaning)
     caption = "; ".join([*meanings, *table.notes])
-    printed = RichTable(title=table.title, caption=caption)
+    printed = RichTable(title=Text(printable(table.title)), caption=Text(printable(caption)))
     for column in shown:
         printed.add_column(column.heading, justify="left" if column.words else "right", no_wrap=True)
     last = None
@@ -270,7 +275,7 @@ def show(table: Table) -> None:
         if last not in (None, group):
             printed.add_section()
         last = group
-        printed.add_row(*(column.show(row[column.name]) for column in shown))
+        printed.add_row(*(Text(printable(column.show(row[column.name]))) for column in shown))
     console = Console()
     # Figures are never cut short: a table wider than the terminal runs over its edge.
     width = Console(width=1000).measure(printed).maximum
@@ -280,4 +285,4 @@ def show(table: Table) -> None:
         if row.get("remark"):
             which = [row.get(name) for name in ("eta", "solver", "grid", "labels", "batch", "steps")]
             words = ", ".join(str(value) for value in which if value not in (None, "", "-"))
-            console.print(f"{words}: {row['remark']}", highlight=False, markup=False)
+            console.print(printable(f"{words}: {row['remark']}"), highlight=False, markup=False)

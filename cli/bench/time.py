@@ -15,13 +15,15 @@ from odeddim.cli.bench import shared
 @shared.steps("10,20,50,100")
 @click.option(
     "--batches",
-    type=options.Items(click.IntRange(1)),
+    type=options.Items(click.IntRange(1, options.MOST_AT_ONCE)),
     default="1,4,16",
     show_default=True,
     metavar="LIST",
     help="How many images to decode together, comma-separated. The network sees them as one batch.",
 )
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Times that each run is timed.")
+@click.option(
+    "--repeats", type=click.IntRange(1, 10_000), default=5, show_default=True, help="Times that each run is timed."
+)
 @options.seed
 @options.size
 @options.end

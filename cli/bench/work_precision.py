@@ -19,7 +19,7 @@ CANDIDATES = ("dpmpp-3m", "unipc-2", "ab3", "dpmpp-2m", "ab2", "unipc-1", "belm"
 @click.option(
     "-n",
     "--count",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 100_000),
     default=16,
     show_default=True,
     help="How many solutions; with --find as many in each of two sets.",
@@ -112,7 +112,7 @@ def command(
     run.deliver(table)
     if find is not None and shared.first():
         preset.save(run.output / PRESET)
-        click.echo(
+        options.echo(
             f"{preset.solver} on {preset.grid} with {preset.steps} steps, {preset.evaluations:g} evaluations to encode "
             f"and decode: {preset.kept}; --preset {run.output / PRESET}",
             err=run.as_csv or run.as_json,

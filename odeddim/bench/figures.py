@@ -1,13 +1,14 @@
 """Figures of tables, drawn with matplotlib for light and dark pages, in colours that colour-blind people tell apart.
 
 One function for each bench: table -> figures by name. Lines differ in colour, marker and dash, so that no one of the
-three is needed; legends stand beside the axes, never on the data.
+three is needed; legends stand below the axes, never on the data.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,14 +52,14 @@ THEMES = (LIGHT, DARK)
 
 
 def draw(table: Table, theme: Theme = LIGHT) -> dict[str, tuple[bytes, str]]:
-    """The figures of a table: name -> (its SVG, what it shows in words)."""
-    return {name: (_bytes(figure, "svg"), words) for name, figure, words in _figures(table, theme)}
+    """The figures of a table for a page that says its title: name -> (its SVG, what it shows in words)."""
+    return {name: (_bytes(figure, "svg"), words) for name, figure, words in _figures(table, theme, titled=False)}
 
 
 def save(table: Table, folder: Path) -> list[Path]:
     """Write the figures of a table into a folder as NAME.svg and NAME.png, light; their paths."""
     paths = []
-    for name, figure, _ in _figures(table, LIGHT):
+    for name, figure, _ in _figures(table, LIGHT, titled=True):
         for kind in ("svg", "png"):
             path = folder / f"{name}.{kind}"
             with replacing(path) as temporary:
@@ -77,14 +78,32 @@ def _bytes(figure: Figure, kind: str) -> bytes:
     return out.getvalue()
 
 
-def _figures(table: Table, theme: Theme) -> Iterator[tuple[str, Figure, str]]:
+def _figures(table: Table, theme: Theme, *, titled: bool) -> Iterator[tuple[str, Figure, str]]:
+    captions = [sheet.title for sheet in table.sheets]
     table = _without_mathematics(table)
+    if not titled:
+        table = replace(table, title="", sheets=tuple(replace(sheet, title="") for sheet in table.sheets))
     with _themed(theme):
         if table.bench in DRAWN:
             for name, (figure, words) in DRAWN[table.bench](table, theme).items():
+                _typeset(figure)
                 yield name, figure, words
-        for i, sheet in enumerate(table.sheets):
-            yield f"{table.bench}-sheet{i + 1 if len(table.sheets) > 1 else ''}", draw_sheet(sheet), sheet.title
+        for i, (sheet, words) in enumerate(zip(table.sheets, captions, strict=True)):
+            yield f"{table.bench}-sheet{i + 1 if len(table.sheets) > 1 else ''}", draw_sheet(sheet), words
+
+
+def _typeset(figure: Figure) -> None:
+    """Set x_T and σ_T as formulas in all words of a figure but its ticks."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(formulas(text.get_text()))
+
+
+def formulas(words: str) -> str:
+    """Words in which x_T and σ_T are formulas of matplotlib."""
+    return re.sub(r"\b([xσ])_T\b", r"$\1_T$", words)
 
 
 def _without_mathematics(table: Table) -> Table:
@@ -120,7 +139,7 @@ def panels(count: int, width: float = 5.0, height: float = 4.4) -> tuple[Figure,
     """A figure with so many axes side by side."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * count + 1.6, height), layout="constrained")
+    figure = Figure(figsize=(width * count + 0.4, height), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
     return figure, list(axes)
 
@@ -144,7 +163,7 @@ def label_of(key: Sequence[Any]) -> str:
 
 
 def legend(figure: Figure, *axes: Axes) -> None:
-    """The names of the lines that are drawn in some axes, beside all of them."""
+    """The names of the lines that are drawn in some axes, below all of them, where a narrow window begins to look."""
     import numpy as np
 
     named = {
@@ -155,8 +174,13 @@ def legend(figure: Figure, *axes: Axes) -> None:
     }
     order = [str(line.get_label()) for line in axes[0].get_lines() if line.get_label() in named]
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, max(height, 0.9 + 0.22 * sum(name.count("\n") + 1 for name in order)))
-    figure.legend([named[name] for name in order], order, loc="outside right center", frameon=False)
+    longest = max((len(line) for name in order for line in name.split("\n")), default=1)
+    columns = max(1, min(len(order), int(0.7 * width / (0.09 * longest + 0.7))))
+    rows = math.ceil(len(order) / columns) * max((name.count("\n") + 1 for name in order), default=1)
+    figure.set_size_inches(width, height + 0.22 * rows)
+    figure.legend(
+        [named[name] for name in order], order, loc="outside lower left", ncols=columns, frameon=False,
+    )  # fmt: skip
 
 
 def log_scale(axes: Axes, which: str) -> bool:
@@ -193,13 +217,14 @@ def note(axes: Axes, words: str, theme: Theme) -> None:
     )
 
 
-def floor(axes: Axes, value: float | None, words: str, theme: Theme) -> None:
-    """A line below which figures mean nothing."""
-    if value and value > 0 and axes.get_yscale() == "log":
+def floor(axes: Axes, value: float | None, words: str, theme: Theme, *, scale: str = "log") -> None:
+    """A line below which figures mean nothing, on an axes of that scale. Its words hide the grid, but no data."""
+    if value is not None and (value > 0 or scale == "linear") and axes.get_yscale() == scale:
         axes.axhline(value, color=theme.muted, linestyle=(0, (1, 3)), linewidth=1)
         axes.annotate(
-            words, (0.99, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8,
-            color=theme.muted,
+            words, (0.99, value), xytext=(0, 2.5), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", va="bottom", fontsize=8, color=theme.muted, zorder=1.8,
+            bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1},
         )  # fmt: skip
 
 
@@ -246,7 +271,7 @@ def reconstruction(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
     floor(right, table.settings.get("reference_error"), "how far the true latent is known", theme)
     legend(figure, left, right)
     figure.suptitle(table.title, fontsize=11)
-    return {table.bench: (figure, f"{table.title}: error against evaluations, one line per solver and grid")}
+    return {table.bench: (figure, "Error against evaluations, one line per solver and grid")}
 
 
 def work_precision(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
@@ -271,7 +296,7 @@ def work_precision(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
             floor(axes, table.settings.get(f"{way}_floor"), "how far the solution is known", theme)
     legend(figure, *grid[0], *grid[1])
     figure.suptitle(table.title, fontsize=11)
-    return {table.bench: (figure, f"{table.title}: error against evaluations and seconds, a line per solver and grid")}
+    return {table.bench: (figure, "Error against evaluations and seconds, a line per solver and grid")}
 
 
 def cheapest(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
@@ -300,8 +325,8 @@ def cheapest(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
         title=table.title,
         xlabel="the larger error of decoding and encoding, nine images in ten; behind the names: evaluations of both",
     )
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    return {table.bench: (figure, f"{table.title}: what each solver and grid errs with about as many evaluations")}
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return {table.bench: (figure, "What each solver and grid errs with about as many evaluations")}
 
 
 def consistency(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
@@ -320,7 +345,7 @@ def consistency(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
     floor(all_axes[0], table.settings.get("reference_error"), "how far the reference is known", theme)
     legend(figure, *all_axes)
     figure.suptitle(table.title, fontsize=11)
-    return {table.bench: (figure, f"{table.title}: distance to the reference's image over evaluations")}
+    return {table.bench: (figure, "Distance to the reference's image over evaluations")}
 
 
 def quality(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
@@ -336,9 +361,10 @@ def quality(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
         panel.grid(which="major")
     log_axis(axes[0], [row["frechet"] for row in table.rows if row["frechet"]] or [1.0], "y")
     floor(axes[0], table.settings.get("frechet of real images"), "as many real images", theme)
+    floor(axes[1], table.settings.get("kid of real images"), "as many real images", theme, scale="linear")
     legend(figure, *axes)
     figure.suptitle(table.title, fontsize=11)
-    return {table.bench: (figure, f"{table.title}: {measure} and KID over evaluations, one line per η or solver")}
+    return {table.bench: (figure, f"{measure} and KID over evaluations, one line per η or solver")}
 
 
 def _eta_label(key: Sequence[Any]) -> str:
@@ -353,7 +379,10 @@ def draw_sheet(sheet: Sheet) -> Figure:
 
     down, across, height, width = sheet.images.shape[:4]
     scale = 0.62 * max(1.0, math.sqrt(max(height, width) / 64))
-    figure = Figure(figsize=(scale * across + 1.9, scale * down * height / width + 0.75), layout="constrained")
+    across_inches = scale * across + 1.9
+    title = textwrap.fill(sheet.title, max(16, int(across_inches / 0.085)))  # letters of 10 points
+    lines = 0.17 * title.count("\n")
+    figure = Figure(figsize=(across_inches, scale * down * height / width + 0.75 + lines), layout="constrained")
     axes = figure.subplots(1, 1)
     gap = max(1, width // 14)
     canvas = np.zeros((down * (height + gap) - gap, across * (width + gap) - gap, 4), np.uint8)  # gaps are transparent
@@ -363,12 +392,12 @@ def draw_sheet(sheet: Sheet) -> Figure:
             place[:height, :width, :3] = sheet.images[i, j]
             place[:height, :width, 3] = 255
     axes.imshow(canvas, interpolation="nearest")
-    axes.set_xticks([j * (width + gap) + width / 2 for j in range(across)], sheet.columns, fontsize=8)
-    axes.set_yticks([i * (height + gap) + height / 2 for i in range(down)], sheet.rows, fontsize=8)
+    axes.set_xticks([j * (width + gap) + width / 2 for j in range(across)], map(formulas, sheet.columns), fontsize=8)
+    axes.set_yticks([i * (height + gap) + height / 2 for i in range(down)], map(formulas, sheet.rows), fontsize=8)
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    figure.suptitle(sheet.title, fontsize=10)
+    figure.suptitle(formulas(title), fontsize=10)
     return figure
 
 

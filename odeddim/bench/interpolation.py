@@ -274,4 +274,4 @@ def figure(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
         axes.grid(which="major")
     figures.legend(drawing, left)
     drawing.suptitle(table.title, fontsize=11)
-    return {table.bench: (drawing, f"{table.title}: distances of neighbours, and from the first image, along the way")}
+    return {table.bench: (drawing, "Distances of neighbours, and from the first image, along the way")}

@@ -111,10 +111,7 @@ def _page(benches: list[_Bench]) -> str:
         light=_variables(LIGHT),
         dark=_variables(DARK),
         models=_models(benches),
-        contents="\n".join(
-            f'<li><a href="#{bench.place}">{escape(bench.name)}</a>: {escape(bench.table.title)}</li>'
-            for bench in benches
-        ),
+        contents="\n".join(f'<li><a href="#{bench.place}">{escape(bench.name)}</a></li>' for bench in benches),
         sections="\n".join(_checked_section(i, bench) for i, bench in enumerate(benches)),
         odeddim=escape(__version__),
         torch=escape(version("torch")),  # without loading it
@@ -168,7 +165,7 @@ def _section(index: int, bench: _Bench) -> str:
     return (
         f'<section id="{bench.place}" aria-labelledby="{heading}">\n'
         f'<h2 id="{heading}">{escape(table.title)}</h2>\n'
-        f"{_figures(index, table)}{notes}{_table(table)}{_meanings(table)}"
+        f"{_figures(index, table)}{notes}{_table(table, bench.name)}{_meanings(table)}"
         f"<details>\n<summary>How it was measured</summary>\n{_value(table.settings)}\n</details>\n"
         "</section>"
     )
@@ -222,7 +219,7 @@ def _local(name: str) -> str:
     return name.rpartition("}")[2]
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, called: str) -> str:
     heads = "".join(
         f'<th scope="col"{_class(column)}{_title(column)}>{escape(column.heading)}</th>' for column in table.columns
     )
@@ -232,7 +229,7 @@ def _table(table: Table) -> str:
         first = ' class="first"' if table.group and group != last else ""
         last = group
         rows.append(f"<tr{first}>{''.join(_cell(column, row[column.name]) for column in table.columns)}</tr>")
-    name = escape(f"Table: {table.title}")
+    name = escape(f"Table: {called}")
     return (
         f'<div class="table scroll" role="region" tabindex="0" aria-label="{name}">\n<table>\n'
         f"<thead>\n<tr>{heads}</tr>\n</thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table>\n</div>\n"

@@ -340,7 +340,7 @@ def figure(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
     figures.note(right, "of the longest run; hollow: outside the network", theme)
     figures.legend(drawing, left)
     drawing.suptitle(table.title, fontsize=11)
-    return {table.bench: (drawing, f"{table.title}: seconds over steps, and milliseconds over the batch size")}
+    return {table.bench: (drawing, "Seconds over steps, and milliseconds over the batch size")}
 
 
 def _label(key: Sequence[Any], row: Mapping[str, Any]) -> str:
