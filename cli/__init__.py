@@ -133,7 +133,7 @@ def _show(error: click.ClickException) -> None:
     """What is wrong with the words of a command, and where something is missing, an example of what to give."""
     missing = isinstance(error, click.MissingParameter)
     if not missing:  # of choices that are missing, click makes a list
-        error.message = printable(error.message)
+        error.message = printable(error.message)  # type: ignore[misc]  # what it shows is made of this
     error.show()
     if missing and isinstance(error, click.UsageError) and error.ctx is not None:
         example = re.search(r"^ *(odeddim .*?)( {2,}.*)?$", error.ctx.command.help or "", re.MULTILINE)

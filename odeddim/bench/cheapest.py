@@ -92,9 +92,9 @@ class _Search:
         cell = measured(self.stand, run, solutions)
         each = cell["decode_error"], cell["encode_error"]
         failure = error_words(cell["failure"])
-        errors = [math.inf if failure else quantile(of, KEPT) for of in (*each, np.maximum(*each))]
+        decoded, encoded, error = (math.inf if failure else quantile(of, KEPT) for of in (*each, np.maximum(*each)))
         spent = float((cell["decode_evaluations"] + cell["encode_evaluations"]).mean())
-        return Tried(entry, run, steps, spent, *errors, failure)
+        return Tried(entry, run, steps, spent, decoded, encoded, error, failure)
 
     def fewest(self, entry: Entry, most: float | None) -> Tried | None:
         """The fewest steps that keep the error on the first set, or else the most that were tried.

@@ -72,8 +72,8 @@ def consistency(
         cell = decoded(stand, run, count, shape, seed)
         failure, images = error_words(cell["failure"]), torch.from_numpy(cell["images"])
         seen = spread("pixels", None if failure else _rms(images - goal))
-        unknown = failure or features is None or goal_features is None
-        felt = spread("features", None if unknown else _rms(features(images) - goal_features))
+        known = features is not None and goal_features is not None and not failure
+        felt = spread("features", _rms(features(images) - goal_features) if known else None)
         rows.append({
             **run.label, "evaluations": float(cell["evaluations"].mean()),
             **seen, "pixel_share": _share(seen["pixels"], apart[0]),
