@@ -154,14 +154,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     about = {"format": "odeddim unet", "version": 1, "architecture": settings, "predicts": "eps"}
     about["schedule"] = Schedule.linear().to_dict()
     (folder / "model" / "model.json").write_text(json.dumps(about))
-    np.save(folder / "x.npy", np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8))
+    for name, size in (("x.npy", 8), ("y.npy", 28)):
+        np.save(folder / name, np.random.default_rng(0).integers(0, 256, (5, size, size), dtype=np.uint8))
     return folder
 
 
 @pytest.fixture
 def on_device(run: Command, place: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """A command on the double, beside the model and the images; it must end well."""
-    for name in ("model", "x.npy"):
+    for name in ("model", "x.npy", "y.npy"):
         Path(name).symlink_to(place / name)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
 
@@ -176,13 +177,15 @@ def on_device(run: Command, place: Path, monkeypatch: pytest.MonkeyPatch) -> Com
 
 FEW = ("--network-batch", 2)
 ENCODE = ("encode", "x.npy", "--model", "model", "-n", 3, *FEW)
+SMALL = ("--model", "exact-gaussian", "--steps", 4, *FEW)  # for what takes a thousand evaluations
+NOISE = ("--size", "1,4,4", *SMALL)
 BENCHES: dict[str, tuple[Any, ...]] = {
-    "reconstruction": ("reconstruction", "x.npy", "-n", 2, "--solvers", "euler,belm", *FEW),
-    "consistency": ("consistency", "-n", 2, "--solvers", "euler", *FEW),
-    "interpolation": ("interpolation", "--pairs", 1, "-n", 3, "--solvers", "euler,ddpm", *FEW),
-    "quality": ("quality", "-n", 4, "--eta", "0,hat", "--reference", "x.npy", *FEW),
-    "time": ("time", "--solvers", "euler", "--batches", 2, "--repeats", 1),
-    "work-precision": ("work-precision", "-n", 2, "--solvers", "euler,dpm-solver-12", *FEW),
+    "reconstruction": ("x.npy", "-n", 2, "--solvers", "euler,belm", *SMALL),
+    "consistency": ("-n", 2, "--solvers", "euler", *NOISE),
+    "interpolation": ("--pairs", 1, "-n", 3, "--solvers", "euler,ddpm", *NOISE),
+    "quality": ("-n", 4, "--eta", "0,hat", "--reference", "y.npy", "--steps", 2, *FEW),
+    "time": ("--solvers", "euler", "--batches", 2, "--repeats", 1, "--model", "model", "--steps", 3),
+    "work-precision": ("-n", 2, "--solvers", "euler,dpm-solver-12", *NOISE),
 }
 
 
@@ -229,16 +232,12 @@ def test_commands_that_begin_with_images_or_noise(on_device: Command) -> None:
     on_device("bridge", "x.npy", "--model", "model", "--to", "model", "--steps", 2, "-n", 2, *FEW, "-o", "bridged/")
 
 
-@pytest.mark.slow
 def test_grid(on_device: Command) -> None:
-    on_device("grid", "x.npy", "--model", "model", "--solver", "euler", "--steps", 4, "-n", 2, "-o", "grid.txt")
+    on_device("grid", "x.npy", *SMALL[:4], "--solver", "euler", "-n", 2, "-o", "grid.txt")
     assert Path("grid.txt").exists()
 
 
-SLOW = ("reconstruction", "consistency", "work-precision")  # their reference takes 800 steps
-
-
-@pytest.mark.parametrize("bench", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in BENCHES])
+@pytest.mark.parametrize("bench", BENCHES)
 def test_benches(on_device: Command, bench: str) -> None:
-    on_device("bench", *BENCHES[bench], "--model", "model", "--steps", 4)
+    on_device("bench", bench, *BENCHES[bench])
     assert Path("bench", f"{bench}.csv").exists()

@@ -151,10 +151,10 @@ def round_trip(model: VectorField, x_0: Tensor, run: Planned, truth: Tensor, lab
     began = time.perf_counter()
     try:
         state = encode(x_0, run.solver, model=up, grid=run.nodes)
-        latent = mean_square(state.xbar - truth).sqrt() / state.sigma
+        latent = mean_square(state.xbar.cpu() - truth.cpu()).sqrt() / state.sigma
         if "converged" in state.report:
             residual = torch.where(state.report["converged"], 0.0, state.report["residual"].double()).cpu()
-        back = mean_square(decode(state, run.solver, model=model, grid=run.nodes) - x_0) / 4  # on [0, 1]
+        back = mean_square(decode(state, run.solver, model=model, grid=run.nodes).cpu() - x_0.cpu()) / 4  # on [0, 1]
     except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
         failure = str(error)
     seconds = (time.perf_counter() - began) / count
