@@ -80,7 +80,7 @@ def test_another_condition_is_said(here: Path, tmp_path: Path) -> None:
     z = tmp_path / "z.h5"
     run("encode", here / "images", "-o", z, "--model", here / "told.pt2", "--steps", "5", "--label", "0")
     said = run("decode", z, "-o", tmp_path / "out", "--label", "2", "--solver", "ab2", "--steps", "20")
-    assert "under class 2, where the latents were made under class 0" in said
+    assert "under class 2, where the latents were made under class 0: other images than those encoded" in said
     first, other = (Image.open(folder / "0.png").getpixel((0, 0)) for folder in (here / "images", tmp_path / "out"))
     assert isinstance(first, int)
     assert isinstance(other, int)

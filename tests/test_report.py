@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import pytest
 
-from odeddim.bench import figures
+from odeddim.bench import figures, quality
 from odeddim.bench.report import inline_svg, report
 from odeddim.bench.tables import Column, Sheet, Table
 from odeddim.types import InputError
@@ -517,6 +517,18 @@ def test_nothing_is_wider_than_the_window(browser: Browser, width: int) -> None:
         "each.scrollWidth > each.clientWidth)"
     )
     assert (figure, table) == (width < 500, width < 500)
+
+
+@in_a_browser
+def test_the_widest_table_fits_a_window_of_1280_pixels(browser: Browser, tmp_path: Path) -> None:
+    columns = quality._columns("Fréchet distance", "cifar10")[:-1]
+    values = ("hat", "ddpm-sigma-hat", "linear", 1000, 1000.0, 13.172, 0.7130, 0.1229, 0.794, 0.367, 367.43, 1234.5)
+    row = dict(zip([column.name for column in columns], values, strict=True))
+    Table("quality", "Quality", MODEL, columns, (row,)).save(tmp_path)
+    report(tmp_path, tmp_path / "report.html")
+    browser.driver.get((tmp_path / "report.html").as_uri())
+    wide, room = browser.js("const it = document.querySelector('.table'); return [it.scrollWidth, it.clientWidth]")
+    assert wide <= room
 
 
 @in_a_browser

@@ -161,14 +161,19 @@ def _checked_section(index: int, bench: _Bench) -> str:
 
 def _section(index: int, bench: _Bench) -> str:
     table, heading = bench.table, f"{bench.place}-title"
-    notes = "".join(f"<p>{escape(note)}</p>\n" for note in table.notes)
+    notes = "".join(f"<p>{_html(note)}</p>\n" for note in table.notes)
     return (
         f'<section id="{bench.place}" aria-labelledby="{heading}">\n'
-        f'<h2 id="{heading}">{escape(table.title)}</h2>\n'
+        f'<h2 id="{heading}">{_html(table.title)}</h2>\n'
         f"{_figures(index, table)}{notes}{_table(table, bench.name)}{_meanings(table)}"
         f"<details>\n<summary>How it was measured</summary>\n{_value(table.settings)}\n</details>\n"
         "</section>"
     )
+
+
+def _html(words: str) -> str:
+    """Words of a table on a page, x_T and σ_T with a real subscript."""
+    return re.sub(r"\b([xσ])_T\b", r"\1<sub>T</sub>", escape(words))
 
 
 def _figures(index: int, table: Table) -> str:
@@ -183,7 +188,7 @@ def _figures(index: int, table: Table) -> str:
         parts.append(
             f'<figure>\n<div class="scroll" role="group" tabindex="0" aria-label="{escape(name)}">\n'
             + "\n".join(shown)
-            + f'\n</div>\n<figcaption id="{caption}">{escape(words)}</figcaption>\n</figure>\n'
+            + f'\n</div>\n<figcaption id="{caption}">{_html(words)}</figcaption>\n</figure>\n'
         )
     return f'<div class="figures">\n{"".join(parts)}</div>\n' if parts else ""
 
@@ -261,7 +266,7 @@ def _meanings(table: Table) -> str:
     for column in table.columns:
         if column.meaning:
             key = f" <code>{escape(column.name)}</code>" if headings.count(column.heading) > 1 else ""
-            told.append(f"<dt>{escape(column.heading)}{key}</dt><dd>{escape(column.meaning)}</dd>")
+            told.append(f"<dt>{escape(column.heading)}{key}</dt><dd>{_html(column.meaning)}</dd>")
     return f'<h3>Columns</h3>\n<dl class="pairs">\n{chr(10).join(told)}\n</dl>\n' if told else ""
 
 
