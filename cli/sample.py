@@ -74,6 +74,7 @@ def command(
         of_all,
         progress,
         shape_for,
+        so_far,
         warn_of_grid,
         warn_of_preset,
         warn_of_range,
@@ -116,6 +117,6 @@ def command(
     warn_of_range(largest)
     each = f"{field.rows / here:g} evaluations per image" if here else "nothing left to do"
     click.echo(
-        f"{count} images in {output}{of_all(out.done, count, here)}: {row.name}, seed {seed}, {each}, "
-        f"{time.perf_counter() - began:.1f} s"
+        f"{so_far(out.done, count)} images in {output}{of_all(out.done, count, here)}: {row.name}, seed {seed}, "
+        f"{each}, {time.perf_counter() - began:.1f} s"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from odeddim.cli import options
 from odeddim.cli.bench import shared
 
 
@@ -20,7 +21,8 @@ from odeddim.cli.bench import shared
     metavar="FILE.html",
     help="The page.",
 )
-def command(folder: Path, output: Path) -> None:
+@options.replace
+def command(folder: Path, output: Path, overwrite: bool) -> None:
     """Make one page of all tables and figures in FOLDER, where the other benches left them.  [default: bench]
 
     The page needs nothing but itself: it opens offline, in a light or a dark window, on a phone and on paper. A click
@@ -34,5 +36,5 @@ def command(folder: Path, output: Path) -> None:
     """
     from odeddim.bench.report import report
 
-    names = report(folder, output)
+    names = report(folder, output, overwrite=overwrite)
     click.echo(f"{output}: {', '.join(names)} (open it in a browser)")
