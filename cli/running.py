@@ -575,9 +575,10 @@ def check_same_model(file: LatentFile, other: LatentFile) -> None:
         raise InputError(
             f"{other.path} holds latents of the model {words[0]}, {file.path} of {words[1]}: give files of one model"
         )
-    for name in ("predicts", "time", "schedule", "condition"):
+    told = {"predicts": "prediction", "time": "time labels", "schedule": "schedule", "condition": "condition"}
+    for name, called in told.items():
         if getattr(file.provenance, name) != getattr(other.provenance, name):
-            raise InputError(f"{other.path} was made with another {name} of the model {ours[0]!r} than {file.path}")
+            raise InputError(f"{other.path} was made with another {called} of the model {ours[0]!r} than {file.path}")
 
 
 def check_combinable(file: LatentFile, other: LatentFile) -> None:

@@ -431,7 +431,7 @@ def is_whole(path: Path, mark: str) -> bool:
         end = at + 8 + int.from_bytes(content[at : at + 4], "big")
         if zlib.crc32(content[at + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
             return False
-        if content[at + 4 : at + 8] == b"IEND":
+        if bytes(content[at + 4 : at + 8]) == b"IEND":
             return True
         at = end + 4
     return False

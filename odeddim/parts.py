@@ -285,10 +285,10 @@ class Run(Work):
                         self.place.unlink()
         try:
             self.folder.mkdir(exist_ok=True)
+            if overwrite:  # also when the run goes on without it
+                (self.folder / _REPLACES).touch()
         except OSError as error:
             raise InputError(f"the folder {self.folder} cannot be made ({error.strerror})") from error
-        if overwrite:  # also when the run goes on without it
-            (self.folder / _REPLACES).touch()
         sync_folder(self.folder.parent)
 
     def _settle(self, where: Path) -> None:

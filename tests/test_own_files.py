@@ -61,7 +61,7 @@ LONG = (
     "bench/reconstruction",
     "bench/consistency",
     "bench/preset",
-)  # seconds each: one of them is enough for most days
+)  # seconds each: one of them is run every day
 SHORT = "bench/reconstruction.csv"
 KINDS = {
     ".png": "a picture", ".h5": "data", ".html": "<p>a page</p>", ".txt": "0 1 2\n", ".csv": "a,b\n", ".json": "{}",

@@ -140,9 +140,12 @@ def check_files(folder: Path, bench: str, also: Sequence[str] = ()) -> None:
 
     also: names of files besides those of the table and its figures.
     """
-    known = _written(folder / f"{bench}.h5")
+    written = _written(folder / f"{bench}.h5")
+    if written is None or not folder.is_dir():
+        return
+    known = written
     names = re.compile(rf"{re.escape(bench)}(\.(json|csv)|(-sheet\d*)?\.(svg|png))")
-    for path in sorted(folder.iterdir()) if folder.is_dir() and known is not None else ():
+    for path in sorted(folder.iterdir()):
         if names.fullmatch(path.name) or path.name in also:
             check_own(path, lambda path: _hash_of(path) in known.get(path.name, ()))
 
