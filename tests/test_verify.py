@@ -431,6 +431,6 @@ def test_a_tolerance_run_goes_on_where_it_was_stopped(run: Run, here: Path, monk
     assert "(12 now, the rest was there already)" in out
     assert same(rows("z.h5"), rows("whole.h5"))
     assert "20 latents" in whole
-    assert "other settings (details tol: 0.003 then, 0.002 now)" in refused(
+    assert "other settings (tol: 0.003 then, 0.002 now)" in refused(
         run, "encode", "photos", *TOL, "--tol", 2e-3, "--certify", "-o", "z.h5"
     )

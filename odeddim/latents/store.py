@@ -214,9 +214,10 @@ class LatentFile:
         details = dict(stated.get("details", {}))
         self._fingerprint = str(details.get("fingerprint", ""))
         # Certificates have no part in what latents are, nor in what is made of them.
-        stated["details"] = {key: value for key, value in details.items() if key not in OF_CERTIFICATES}
+        details = {key: value for key, value in details.items() if key not in OF_CERTIFICATES}
         known = {item.name for item in fields(Provenance)}
-        self.provenance = Provenance(**{key: value for key, value in stated.items() if key in known})
+        its_own = {key: value for key, value in stated.items() if key in known}
+        self.provenance = Provenance(**{**its_own, "details": details})
         Schedule.from_dict(self.provenance.schedule)
         self._columns = look_at(file, path)
         if is_index(file):
