@@ -9,7 +9,9 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from typing import Any
 
@@ -76,6 +78,8 @@ def group() -> None:
 def main() -> None:
     """Run the command line; what the user got wrong is one sentence and exit code 2, never a traceback."""
     warnings.showwarning = _warn
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):  # a terminal without σ must not cost a run its last line
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -112,6 +116,12 @@ def main() -> None:
         if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and "allocate memory" not in str(error):
             raise
         _fail("out of memory: try a smaller --batch-size or --network-batch, smaller images or fewer steps", 1)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """SIGTERM is as Ctrl-C, whose handler knows where it is safe to stop: no temporary file stays behind."""
+    handler = signal.getsignal(signal.SIGINT)
+    (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
 
 
 def _warn(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

@@ -95,16 +95,17 @@ def command(
         details_of,
         evaluated,
         field_on,
+        first_names,
         images_for,
         in_blocks,
         lasting,
         machine,
         of_all,
         progress,
+        so_far,
         warn_of_range,
     )
     from odeddim.files import check_place
-    from odeddim.images import SAMPLE
     from odeddim.latents.store import provenance_of
     from odeddim.outputs import open_output
 
@@ -120,14 +121,14 @@ def command(
     for field in (source, other):
         in_blocks(field, over.row, where, network_batch, threads)
     given = images_for(source, images)
-    names = given.names[:count] if count else given.names
+    names = first_names(given, count, images)
     size = at_once(other, over.row, batch_size)
     half = functools.partial(
         provenance_of, solver=over.row.name, grid=grid or over.row.grid, made_by="bridge",
         settings=lasting(settings, over.row),
     )  # fmt: skip
     details = details_of(other, over.row, where, size) | ({"cycle": True} if cycle else {})
-    details["images"] = {"path": SAMPLE if images is None else str(images), "sha256": given.fingerprint()}
+    details["images"] = given.identity(images, len(names))
     details["source"] = asdict(half(source, nodes=over.source_nodes))
     made = asdict(half(other, nodes=over.target_nodes, **details))
     is_sheet = output.suffix.lower() == ".png" and not output.is_dir()
@@ -147,8 +148,9 @@ def command(
             largest, here = max(largest, float(found.images.abs().max())), here + stop - start
             advance(stop - start)
     warn_of_range(largest)
+    done, total = out.done, len(names)
     options.echo(
-        f"{len(names)} images in {output}{of_all(out.done, len(names), here)}: {source.name} to {other.name} at "
+        f"{so_far(done, total)} images in {output}{of_all(done, total, here)}: {source.name} to {other.name} at "
         f"σ = {over.sigma:.6g}, {over.row.name}, {evaluated(here, source, other)}, {time.perf_counter() - began:.1f} s",
         err=as_csv,
     )

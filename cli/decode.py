@@ -56,8 +56,12 @@ def command(
 ) -> None:
     """Decode LATENTS to images by integrating the ODE from σ_T down, with the solver that encoded or another.
 
+    A folder gets a PNG for each image, out/cat/1.png of photos/cat/1.jpg. No file is replaced that the same command has
+    not written, unless --overwrite says so.
+
     Without options the noise levels of the file are walked in reverse, by the same solver. The model must be the
-    one that encoded: its weights' hash is compared. A run that was stopped goes on with the same command.
+    one that encoded: its weights' hash is compared. A run that was stopped goes on with the same command; a PNG that is
+    damaged, or another than it has written, it names.
 
     Latents that were encoded with --tol are decoded with the steps of each. --tol here doubles the steps for each image
     until it is no further (rms) than the tolerance from the image of a more accurate run, of 1.75 times the
@@ -87,6 +91,7 @@ def command(
         machine,
         of_all,
         progress,
+        so_far,
         warn,
         warn_of_grid,
         warn_of_preset,
@@ -138,6 +143,6 @@ def command(
     warn_of_range(largest)
     taken_steps = tally.tell() if tol is not None and here else how.steps
     options.echo(
-        f"{total} images in {output}{of_all(out.done, total, here)}: {row.name}, {taken_steps}, "
+        f"{so_far(out.done, total)} images in {output}{of_all(out.done, total, here)}: {row.name}, {taken_steps}, "
         f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s"
     )

@@ -58,9 +58,12 @@ def command(
     Of a latent model, images go through its autoencoder first. What that loses of each image, whatever the solver, is
     stored as report/floor (rms over pixels); all other errors are of the data that it makes, in their units.
 
-    A run that was stopped, by whatever, goes on with the same command; images count as the same by their names and
-    sizes, so do not edit them meanwhile. Several processes share the work: start the
-    command under torchrun, or as often as you like.
+    A run that was stopped, by whatever, goes on with the same command, as long as the images have the same names and
+    every byte of them is the same. Several processes share the work: start the command under torchrun, or as often as
+    you like.
+
+    What is transparent in an image is laid on white, and of a file with several pictures, an animation say, the first
+    is taken; a warning says of how many images that is true.
 
     \b
     Examples:
@@ -89,6 +92,7 @@ def command(
         data_and_floor,
         details_of,
         field_on,
+        first_names,
         images_for,
         in_blocks,
         lasting,
@@ -96,13 +100,13 @@ def command(
         of_all,
         progress,
         rungs_of,
+        so_far,
         warn_of_grid,
         warn_of_preset,
         warn_of_range,
     )
     from odeddim.files import check_place
     from odeddim.hdf5 import SUFFIXES
-    from odeddim.images import SAMPLE
     from odeddim.latents.store import LatentRun, provenance_of
     from odeddim.parts import rank
     from odeddim.reading import ahead
@@ -126,7 +130,7 @@ def command(
     in_blocks(field, row, where, network_batch, threads)
     ode = field.on_data()
     source = images_for(field, images)
-    names = source.names[:count] if count else source.names
+    names = first_names(source, count, images)
     total, size = len(names), at_once(field, row, batch_size, queued=tol is not None)
     provenance = provenance_of(
         field,
@@ -135,7 +139,7 @@ def command(
         nodes=nodes,
         made_by="encode",
         settings=lasting(settings, row),
-        images={"path": SAMPLE if images is None else str(images), "sha256": source.fingerprint()},
+        images=source.identity(images, total),
         **({} if tol is None else {"tol": tol, "ladder": [count for count, _ in rungs]}),
         **({"certified": True} if certify else {}),
         **details_of(field, row, where, size),
@@ -168,6 +172,7 @@ def command(
     warn_of_range(rms, "the latents x_T have rms {:.3g} where 1 is expected")
     spent = f"{reports.evaluations(ode)}, {time.perf_counter() - began:.1f} s"
     options.echo(
-        f"{total} latents at σ = {float(nodes[-1]):.6g} in {output}{of_all(run.done, total, reports.images)}: "
-        f"{row.name}, {provenance.grid} grid{steps_taken}{reports.floor()}, {spent}"
+        f"{so_far(run.done, total)} latents at σ = {float(nodes[-1]):.6g} in {output}"
+        f"{of_all(run.done, total, reports.images)}: {row.name}, {provenance.grid} grid{steps_taken}"
+        f"{reports.floor()}, {spent}"
     )

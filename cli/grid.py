@@ -23,6 +23,7 @@ SUFFIXES = (".txt",)
 @options.steps
 @options.end
 @options.machine
+@options.replace
 def command(
     images: Path | None,
     output: Path,
@@ -34,6 +35,7 @@ def command(
     device: str | None,
     dtype: str | None,
     batch_size: int | None,
+    overwrite: bool,
 ) -> None:
     """Compute the noise levels on which a solver with so many steps errs least, and write them to a file.
 
@@ -48,8 +50,8 @@ def command(
       odeddim encode -o z.h5 --solver dpmpp-2m --grid grid.txt
       odeddim bench --solvers dpmpp-2m,dpmpp-2m@grid.txt --steps 20
     """
-    from odeddim.cli.running import BATCH, field_on, images_for, machine, progress
-    from odeddim.files import check_place
+    from odeddim.cli.running import BATCH, field_on, images_for, machine, progress, warn_of_count
+    from odeddim.files import check_own, check_place, has_mark, mark_of
     from odeddim.grids import STEPS, write_nodes
     from odeddim.local_error import compute, most_evaluations, own_grid
 
@@ -59,10 +61,8 @@ def command(
     row, nodes = own_grid(field, solver or defaults.ENCODE, steps or STEPS, end)
     source = images_for(field, images)
     x_0 = source[max(0, len(source) - count) : len(source)].to(where.state)
-    began = time.perf_counter()
-    with progress(most_evaluations(row, nodes), "evaluations") as advance:
-        found = compute(field, x_0, row, len(nodes) - 1, end=end, batch_size=batch_size or BATCH, advance=advance)
-    notes = {
+    warn_of_count(count, len(source), images)
+    notes: dict[str, Any] = {
         "odeddim grid": "noise levels σ from the image up, of dx̄/dσ = ε(x̄, σ)",
         "model": field.name,
         "sha256": field.sha256,
@@ -71,6 +71,13 @@ def command(
         "steps": len(nodes) - 1,
         "end": end,
         "images": f"the last {len(x_0)} of {images or 'the sample images'}",
+    }
+    notes["run"] = mark = mark_of(notes)
+    check_own(output, lambda path: has_mark(path, mark), overwrite=overwrite)
+    began = time.perf_counter()
+    with progress(most_evaluations(row, nodes), "evaluations") as advance:
+        found = compute(field, x_0, row, len(nodes) - 1, end=end, batch_size=batch_size or BATCH, advance=advance)
+    notes |= {
         "made by": f"local errors of {row.name} on these images, refined by round trips (odeddim grid)",
         "round trip": f"{found.best.round_trip:.3e} (on the {row.grid} grid {found.own.round_trip:.3e})",
         "latent": f"{found.best.latent:.3e} (on the {row.grid} grid {found.own.latent:.3e})",

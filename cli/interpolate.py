@@ -97,5 +97,8 @@ def command(
             write_latents(output, path, names, *combined(file, made), batch_size, overwrite)
             options.echo(f"{len(path)} latents between {', '.join(labels)} in {output}")
         if sheet is not None and field is not None:
-            draw(sheet, path, names, file, field, where, made, batch_size, network_batch, threads, columns=count)
+            draw(
+                sheet, path, names, file, field, where, made, batch_size, network_batch, threads,
+                columns=count, overwrite=overwrite,
+            )  # fmt: skip
             options.echo(f"{len(path)} images in {sheet}")

@@ -37,6 +37,9 @@ def command(files: tuple[Path, ...], output: Path | None, overwrite: bool) -> No
             raise click.UsageError("give -o z.h5: several files are not made one in place")
         options.echo(f"{finish(files[0])} rows in {files[0]}")
         return
+    for i, path in enumerate(files):
+        if any(path.exists() and other.exists() and path.samefile(other) for other in files[:i]):
+            raise click.UsageError(f"{path} is given twice: its rows would be there twice")
     check_place(output, *files, suffixes=SUFFIXES)
     if output.exists() and not overwrite:
         raise click.UsageError(f"{output} is there already: give another name, or --overwrite")

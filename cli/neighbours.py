@@ -140,7 +140,10 @@ def command(
             write_latents(output, places, names, *combined(file, made), batch_size, overwrite)
             options.echo(f"{len(places)} latents in {output}", err=True)
         if sheet is not None and field is not None:
-            draw(sheet, places, names, file, field, where, made, batch_size, network_batch, threads, columns=count + 1)
+            draw(
+                sheet, places, names, file, field, where, made, batch_size, network_batch, threads,
+                columns=count + 1, overwrite=overwrite,
+            )  # fmt: skip
             options.echo(f"{len(places)} images in {sheet}", err=True)
 
 

@@ -325,6 +325,9 @@ tol = click.option(
     "over its data.",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Begin anew, whatever is there.  [default: go on]")
+replace = click.option(
+    "--overwrite", is_flag=True, help="Replace what is there under the output's name, whatever it is."
+)
 seed = click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="Of the noise.")
 size = click.option("--size", default=None, metavar="C,H,W", help="Shape of the images, for models that take any.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

@@ -14,6 +14,7 @@ from typing import Any, overload
 
 import click
 import torch
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -27,7 +28,7 @@ from odeddim.field import VectorField
 from odeddim.files import check_place
 from odeddim.grids import ENDS, NAMES, is_named, note_of, read_notes
 from odeddim.hdf5 import SUFFIXES
-from odeddim.images import ImageSource, check_shape, open_images, sample_images
+from odeddim.images import SAMPLE, ImageSource, check_shape, open_images, sample_images
 from odeddim.latents.arithmetic import Readable, check_alike
 from odeddim.latents.store import MOST_ROW, LatentFile, LatentRun, Provenance, digest, provenance_of
 from odeddim.models import BUILT_IN, load
@@ -373,11 +374,34 @@ def combined(file: LatentFile, made: Provenance) -> tuple[Provenance, torch.Tens
     return replace(made, steps=steps, nodes=digest(nodes), details=details), nodes
 
 
+def so_far(done: int, total: int) -> str:
+    """How many images there are, as the last line begins."""
+    return f"{total}" if done == total else f"{done} of {total}"
+
+
 def of_all(done: int, total: int, here: int) -> str:
     """What the last line says of the images that this process has not made itself."""
     if done < total:
-        return f" ({here} by this process, {done} of {total} so far: others are at work on the rest, or run it again)"
+        return (
+            f" so far, {here} by this process (another process is at work on the other {total - done}, and goes on; "
+            "if it is stopped, the same command makes them)"
+        )
     return f" ({here} now, the rest was there already)" if here < total else ""
+
+
+def first_names(source: ImageSource, count: int | None, path: Path | None) -> Sequence[str]:
+    """The names of the first `count` images of a path, or of all without it."""
+    if count is None:
+        return source.names
+    warn_of_count(count, len(source), path)
+    return source.names[:count]
+
+
+def warn_of_count(count: int, there: int, path: Path | None) -> None:
+    """Say on stderr where -n asks for more images than there are; without a word where -n is not given."""
+    given = click.get_current_context().get_parameter_source("count") is not ParameterSource.DEFAULT
+    if given and count > there:
+        warn(f"-n {count}: {path or SAMPLE} holds {there} images, and all of them are taken")
 
 
 def warn_of_range(largest: float, what: str = "the images reach ±{:.3g} where data lie within ±1") -> None:
@@ -549,6 +573,7 @@ def draw(
     network_batch: int | None = None,
     threads: int | None = None,
     columns: int | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Decode latents as those of `file` are, and draw them on a sheet, sheet.png. made: how the latents came about."""
     how = decoding_plan(file, field, made_by=made.made_by)
@@ -558,7 +583,7 @@ def draw(
     settings = {**asdict(made), "drawn": details_of(field, how.row, where, size)}
     largest = 0.0
     with (
-        open_output(sheet, names, settings, columns=columns) as out,
+        open_output(sheet, names, settings, overwrite=overwrite, columns=columns) as out,
         progress(len(names), "decoding", out.done) as advance,
     ):
         for start, stop in out.batches(size):
@@ -642,9 +667,10 @@ def check_same_model(file: LatentFile, other: LatentFile) -> None:
         raise InputError(
             f"{other.path} holds latents of the model {words[0]}, {file.path} of {words[1]}: give files of one model"
         )
-    for name in ("predicts", "time", "schedule", "condition"):
+    told = {"predicts": "prediction", "time": "time labels", "schedule": "schedule", "condition": "condition"}
+    for name, called in told.items():
         if getattr(file.provenance, name) != getattr(other.provenance, name):
-            raise InputError(f"{other.path} was made with another {name} of the model {ours[0]!r} than {file.path}")
+            raise InputError(f"{other.path} was made with another {called} of the model {ours[0]!r} than {file.path}")
 
 
 def check_combinable(file: LatentFile, other: LatentFile) -> None:

@@ -80,6 +80,7 @@ def command(
         of_all,
         progress,
         shape_for,
+        so_far,
         warn_of_grid,
         warn_of_preset,
         warn_of_range,
@@ -122,6 +123,6 @@ def command(
             advance(stop - start)
     warn_of_range(largest)
     options.echo(
-        f"{count} images in {output}{of_all(out.done, count, here)}: {row.name}, seed {seed}, "
+        f"{so_far(out.done, count)} images in {output}{of_all(out.done, count, here)}: {row.name}, seed {seed}, "
         f"{evaluated(here, field)}, {time.perf_counter() - began:.1f} s"
     )

@@ -198,7 +198,10 @@ def command(
             write_latents(output, shifted, names, *combined(file, made), batch_size, overwrite)
             options.echo(f"{len(shifted)} latents in {output}")
         if sheet is not None and field is not None:
-            draw(sheet, shifted, names, file, field, where, made, batch_size, network_batch, threads, columns=len(by))
+            draw(
+                sheet, shifted, names, file, field, where, made, batch_size, network_batch, threads,
+                columns=len(by), overwrite=overwrite,
+            )  # fmt: skip
             options.echo(f"{len(shifted)} images in {sheet}")
 
 

@@ -39,9 +39,9 @@ from odeddim.cli.running import (
     warn,
 )
 from odeddim.field import VectorField
-from odeddim.files import check_place, plain_text, printable
+from odeddim.files import check_own, check_place, has_mark, mark_of, plain_text, printable
 from odeddim.hdf5 import CHUNK
-from odeddim.images import SAMPLE, ImageSource, save_sheet
+from odeddim.images import MARK, SAMPLE, ImageSource, save_sheet
 from odeddim.latents.store import LatentFile, LatentRun
 from odeddim.parts import finish, rank
 from odeddim.reading import ahead
@@ -74,6 +74,7 @@ HEADINGS = {
 @options.its_model
 @options.machine
 @options.network_batch
+@options.replace
 def command(
     latents: Path,
     images: Path | None,
@@ -88,6 +89,7 @@ def command(
     batch_size: int | None,
     network_batch: int | None,
     threads: int | None,
+    overwrite: bool,
 ) -> None:
     """Check every latent of a file against its checksum, and show how good each one is, the worst first.
 
@@ -118,6 +120,9 @@ def command(
             raise click.UsageError(f"--sheet {sheet}: a sheet is a PNG, name it worst.png")
         check_place(sheet, latents, images)
     with LatentFile(latents) as file:
+        mark = mark_of("verify", file.fingerprint, by, worst)
+        if sheet is not None:
+            check_own(sheet, lambda path: has_mark(path, mark), overwrite=overwrite)
         certified = set(CERTIFICATE) <= set(file.figures())
         if certified:
             _check(file)
@@ -148,7 +153,7 @@ def command(
                     f"{float(floors.median()):.3g} of an image (rms, the median), {float(floors.max()):.3g} at most"
                 )
         if sheet is not None:
-            _draw(sheet, file, rows[:worst].tolist(), field, where, source or images)
+            _draw(sheet, file, rows[:worst].tolist(), field, where, source or images, mark)
 
 
 def _check(file: LatentFile) -> None:
@@ -177,8 +182,8 @@ def _originals(file: LatentFile, field: VectorField, images: Path | None) -> Ima
         stop = min(start + CHUNK, len(file))
         if file.names[start:stop] != [plain_text(name) for name in source.names[start:stop]]:
             raise InputError(f"{images or SAMPLE} does not hold the images of {file.path}, from number {start} on")
-    # Images of an array are only numbered: others would have the same names.
-    if named.get("sha256") not in (None, source.fingerprint()) and all(name.isdecimal() for name in file.names[:CHUNK]):
+    # Others may have the same names. Files from before there was "of" have a hash that tells less.
+    if "of" in named and named.get("sha256") != source.fingerprint(file.total):
         raise InputError(f"{images or SAMPLE} does not hold the images of {file.path}: it was made of others")
     return source
 
@@ -191,7 +196,7 @@ def _certify(file: LatentFile, source: ImageSource, field: VectorField, where: M
         )
     how = decoding_plan(file, field)
     size = at_once(field, how.row, batch_size, file, queued=bool(how.rungs))
-    details = {**file.provenance.details, "certified": True}
+    details = {**file.provenance.details, "certified": True, "fingerprint": file.fingerprint}
     made = replace(file.provenance, details=details)
     spent = evaluations(how.row, how.nodes)
     with (
@@ -252,6 +257,7 @@ def _draw(
     field: VectorField,
     where: Machine,
     images: ImageSource | Path | None,
+    mark: str,
 ) -> None:
     """The worst images, side by side: as they were, decoded again, and the difference."""
     try:
@@ -272,5 +278,5 @@ def _draw(
             continue
         x_0 = source.read([i]).to(again.dtype)
         cells += [x_0, again, ((again - x_0) * ENLARGED).clamp(-1, 1)]
-    save_sheet(torch.cat(cells), sheet, columns=1 if source is None else 3)
+    save_sheet(torch.cat(cells), sheet, 1 if source is None else 3, {MARK: mark})
     options.echo(f"{len(rows)} images in {sheet}", err=True)

@@ -1,18 +1,29 @@
-"""Files that are never half-written: everything is written beside its place and renamed into it when whole."""
+"""Files that are never half-written: everything is written beside its place and renamed into it when whole.
+
+No file is replaced that the same command has not written itself: see `check_own`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
+import json
 import os
+import re
+import socket
+import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from odeddim.types import InputError
 
 _MISTAKES = (TypeError, AttributeError, NameError, AssertionError, ImportError, NotImplementedError)
 _numbers = itertools.count()
+_TEMPORARY = re.compile(r"\.odeddim-(.+)-([0-9]{1,9})-[0-9]+\.tmp")
+_ABANDONED = 86_400.0  # seconds after which a temporary file of another machine belongs to nobody
+_HEAD = 1 << 16  # bytes in which a mark stands
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
@@ -32,6 +43,32 @@ def check_place(path: Path, *inputs: Path | None, suffixes: tuple[str, ...] = ()
     for source in inputs:
         if source is not None and os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
             raise InputError(f"{path} is what is being read: give the output another name")
+
+
+def mark_of(*what: object) -> str:
+    """A mark that a file carries, by which a later run knows it as its own. what: tells it from others, JSON-able."""
+    return f"odeddim-{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]}"
+
+
+def has_mark(path: Path, mark: str) -> bool:
+    """Whether a mark stands in the first 64 KiB of a file; False of one that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return mark.encode() in file.read(_HEAD)
+    except OSError:
+        return False
+
+
+def check_own(path: Path, own: Callable[[Path], bool], *, overwrite: bool = False) -> None:
+    """Raise an InputError where a file lies at `path` that is not the command's own: told before a run.
+
+    own: whether a file is one that the same command has written, by a mark in it or by what is noted elsewhere.
+    """
+    if not overwrite and os.path.exists(path) and not own(path):
+        raise InputError(
+            f"{path} is there already, and this command with these settings has not written it: "
+            "give another name, or --overwrite to replace it"
+        )
 
 
 def plain_text(name: str) -> str:
@@ -65,12 +102,15 @@ def is_hidden(character: str) -> bool:
 def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     """A temporary path beside `path`; on success it is synced and renamed to `path`, otherwise removed.
 
-    After a kill -9 the temporary file stays behind; `path` itself is the old file or the new one, never a part.
+    After a kill -9 the temporary file stays behind, until something is replaced in the same folder again; `path` itself
+    is the old file or the new one, never a part.
     temporary: another place for it, on the same disk, where somebody looks after what is left behind.
     """
     check_place(path)
     place = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
-    temporary = temporary or place.with_name(f".odeddim-{os.getpid()}-{next(_numbers)}.tmp")
+    if temporary is None:
+        sweep(place.parent)
+        temporary = temporary_beside(place)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -83,6 +123,35 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def temporary_beside(path: Path) -> Path:
+    """A place for a file that is not whole yet; its name says which process of which machine writes it."""
+    return path.with_name(f".odeddim-{socket.gethostname()}-{os.getpid()}-{next(_numbers)}.tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Delete the temporary files in a folder that killed processes have left there."""
+    with contextlib.suppress(OSError), os.scandir(folder) as items:
+        for item in items:
+            match = _TEMPORARY.fullmatch(item.name)
+            if match and _is_abandoned(item, match[1], int(match[2])):
+                with contextlib.suppress(OSError):
+                    os.unlink(item.path)
+
+
+def _is_abandoned(item: os.DirEntry[str], host: str, process: int) -> bool:
+    if host == socket.gethostname() and os.name != "nt":  # where a signal 0 would end the process
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            pass  # it is somebody else's
+    try:
+        return time.time() - item.stat().st_mtime > _ABANDONED
+    except OSError:
+        return False
 
 
 def sync_folder(folder: Path) -> None:

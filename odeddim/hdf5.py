@@ -2,7 +2,7 @@
 
 The HDF5 library keeps data back and writes it when objects are closed; when such a write fails it prints tracebacks
 and ends in a segmentation fault. So it is given a file that never fails: errors are remembered and raised by `commit`.
-A Ctrl-C that arrives while the library writes would be printed and lost, so it waits for `commit` as well.
+A signal that arrives while the library writes would be printed and lost, so it waits for `commit` as well.
 
 Everything odeddim writes is in version 1.10 of the format, whose metadata carry checksums, and holds no text of
 variable length, whose heap carries none. A killed writer leaves such a file unreadable; none of ours is read before it
@@ -18,6 +18,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, BinaryIO
 
 import h5py
@@ -117,26 +118,31 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[HDF5Writer]:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[Callable[[], None]]:
-    """Ctrl-C is kept until the block ends, or until the function given is called."""
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or previous is not signal.default_int_handler:
+    """Ctrl-C and SIGTERM are kept from their handlers until the block ends, or until the function given is called."""
+    if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    held = False
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held: list[int] = []
 
-    def hold(*_: object) -> None:
-        nonlocal held
-        held = True
+    def hold(number: int, _: FrameType | None) -> None:
+        held.append(number)
 
     def raise_held() -> None:
-        if held:
-            raise KeyboardInterrupt
+        while held:
+            handler = handlers[signal.Signals(held.pop())]
+            assert callable(handler)
+            handler(signal.SIGINT, None)
 
-    signal.signal(signal.SIGINT, hold)
+    for number, handler in handlers.items():
+        if callable(handler):  # what is ignored stays so, and what ends the process does
+            signal.signal(number, hold)
     try:
         yield raise_held
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, handler)
     raise_held()
 
 

@@ -15,6 +15,8 @@ import hashlib
 import math
 import os
 import sys
+import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -39,7 +41,11 @@ _PHOTOS = ("JPEG", "MPO")
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")  # of others Pillow may start other programs
 _BLOCK = 1 << 24  # bytes of images looked at together when an array is checked
 _LONGEST_PATH = 1 << 16  # bytes; systems allow some 4096
-_END = 1 << 16  # bytes at either end of a file that its fingerprint reads
+_PIECE = 1 << 20  # bytes of a file that its fingerprint reads at a time
+_PNG = b"\x89PNG\r\n\x1a\n"
+_NOTES = 1 << 16  # bytes of a PNG in which its notes stand
+MARK = "odeddim"
+"""The note of a PNG that says which run it is of."""
 
 
 class ImageSource:
@@ -53,13 +59,14 @@ class ImageSource:
         shape: tuple[int, int, int],
         names: Sequence[str],
         read: Callable[[Sequence[int]], Tensor],
-        marks: Callable[[], Iterable[bytes]] | None = None,
+        marks: Callable[[int], Iterable[bytes]] | None = None,
     ) -> None:
-        """read(rows): (n, C, H, W) float32 of n >= 1 images. marks: what tells this source from another; the names."""
+        """read(rows): (n, C, H, W) float32 of n >= 1 images. marks(count): what tells the first so many images from
+        others; their names."""
         self.shape = shape
         self.names = names
         self._read = read
-        self._marks = marks or (lambda: (_bytes(name) for name in names))
+        self._marks = marks or (lambda count: (_bytes(name) for name in names[:count]))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -76,16 +83,22 @@ class ImageSource:
         rows = every if rows is None else rows if isinstance(rows, range) else [every[i] for i in rows]
         return self._read(rows) if len(rows) else torch.empty(0, *self.shape)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, count: int | None = None) -> str:
         """A SHA-256 in hex that is the same for the same source, at another time and on another machine.
 
-        No pixel is decoded. It covers number and shape of the images; of files their names and sizes; of an array file
-        its size, type and axes and what it begins and ends with.
+        No pixel is decoded, but every byte is read. It covers number and shape of the images; of files their names and
+        contents, of the first `count` only if that is given; of an array file its shape and type and all of its bytes.
         """
-        digest = hashlib.sha256(repr((len(self), self.shape)).encode())
-        for mark in self._marks():
+        count = min(count or len(self), len(self))
+        digest = hashlib.sha256(repr((count, self.shape)).encode())
+        for mark in self._marks(count):
             digest.update(len(mark).to_bytes(8, "big") + mark)
         return digest.hexdigest()
+
+    def identity(self, path: Path | None, count: int | None = None) -> dict[str, str]:
+        """What a provenance says of the first `count` images, or all: the path that was given, None for the package's
+        sample, and the fingerprint."""
+        return {"path": SAMPLE if path is None else str(path), "sha256": self.fingerprint(count), "of": "contents"}
 
 
 def open_images(path: str | Path, *, channels: int | None = None) -> ImageSource:
@@ -95,7 +108,8 @@ def open_images(path: str | Path, *, channels: int | None = None) -> ImageSource
     absolute counts from the current folder.
     channels: 1 turns colour into gray (ITU-R 601-2), 3 gray into colour; None takes them as they are.
     npz and HDF5: the array `images`, or the only one with three or four axes. Axes may be (N, H, W), (N, H, W, C) or
-    (N, C, H, W) with C = 1 or 3. Transparency is dropped; photos are turned as their EXIF orientation says.
+    (N, C, H, W) with C = 1 or 3. What is transparent is laid on white, and of several pictures in a file the first is
+    taken; a warning says so. Photos are turned as their EXIF orientation says.
     Memory does not grow with the number of images, but for the bytes of their names.
     Errors: InputError naming the file, for anything that cannot be used.
     """
@@ -173,13 +187,10 @@ def _array(path: Path, array: Array, channels: int | None) -> ImageSource:
             x = x * 2 - 1
         return _with_channels(x.to(torch.float32), channels).contiguous()
 
-    def marks() -> Iterator[bytes]:
+    def marks(_: int) -> Iterator[bytes]:
         yield repr((array.shape, str(array.dtype))).encode()
-        with reading(path, "images"), open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            for start in (0, max(0, size - _END)):
-                file.seek(start)
-                yield str(size).encode() + file.read(_END)
+        with reading(path, "images"):
+            yield _content_hash(path)
 
     return ImageSource((channels or has, h, w), array.names or Names.numbers(n), read, marks)
 
@@ -300,15 +311,43 @@ def _files(folder: Path, names: Sequence[str], channels: int | None) -> ImageSou
     def read(rows: Sequence[int]) -> Tensor:
         return _from_bytes(torch.stack([decode(names[i]) for i in rows]))
 
-    def marks() -> Iterator[bytes]:
-        for name in names:
-            with reading(folder / name, "an image"):
-                yield _bytes(name) + b"\0%d" % os.stat(folder / name).st_size
+    def marks(count: int) -> Iterator[bytes]:
+        for i in range(count):
+            with reading(folder / names[i], "an image"):
+                yield _bytes(names[i]) + b"\0" + _content_hash(folder / names[i])
 
+    transparent = moving = 0
     for name in names:
         with _opened(folder / name) as image:
             check(name, image)
+            transparent += _may_be_transparent(image)
+            moving += _has_more(image)
+    of = f"of {len(names)} images"
+    if transparent:
+        warnings.warn(f"{transparent} {of} may be transparent in parts: they are laid on white", stacklevel=3)
+    if moving:
+        warnings.warn(f"{moving} {of} hold several pictures: the first of each is taken", stacklevel=3)
     return ImageSource(shape, names, read, marks)
+
+
+def _content_hash(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.digest()
+
+
+def _may_be_transparent(image: Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+
+
+def _has_more(image: Image) -> bool:
+    """Whether there is more than one picture in a file, as far as it can be read: what follows the first is not."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # of broken files, Pillow raises nearly anything
+        return False
 
 
 def _bytes(name: str) -> bytes:
@@ -336,9 +375,12 @@ def _shape(image: Image, channels: int | None) -> tuple[int, int, int]:
 
 def _decode(image: Image, shape: tuple[int, int, int]) -> Tensor:
     """One image as uint8 (C, H, W)."""
+    import PIL.Image
     import PIL.ImageOps
 
     upright = PIL.ImageOps.exif_transpose(image) if image.format in _PHOTOS else image
+    if _may_be_transparent(upright):
+        upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
     content = np.array(upright.convert("L" if shape[0] == 1 else "RGB"))
     return torch.from_numpy(content).reshape(*shape[1:], shape[0]).movedim(-1, 0)
 
@@ -353,10 +395,12 @@ def to_bytes(images: Tensor) -> Tensor:
     return images.detach().cpu().to(torch.float64).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def save_image(image: Tensor, path: str | Path, notes: Mapping[str, str] | None = None) -> None:
+def save_image(
+    image: Tensor, path: str | Path, notes: Mapping[str, str] | None = None, temporary: Path | None = None
+) -> None:
     """One image (C, H, W) in [-1, 1] as a PNG, C = 1 or 3. What was at `path` is replaced only by the whole file.
 
-    notes: what is known of it, ASCII, which `notes_of` reads.
+    notes: what is known of it, ASCII, which `notes_of` reads. temporary: see `odeddim.files.replacing`.
     """
     import PIL.Image
     from PIL.PngImagePlugin import PngInfo
@@ -370,8 +414,27 @@ def save_image(image: Tensor, path: str | Path, notes: Mapping[str, str] | None 
     info = PngInfo()
     for key, note in (notes or {}).items():
         info.add_text(key, note)
-    with replacing(Path(path)) as temporary:
-        PIL.Image.fromarray(pixels.contiguous().numpy()).save(temporary, format="PNG", pnginfo=info)
+    with replacing(Path(path), temporary) as place:
+        PIL.Image.fromarray(pixels.contiguous().numpy()).save(place, format="PNG", pnginfo=info)
+
+
+def is_whole(path: Path, mark: str) -> bool:
+    """Whether a file is a PNG with this mark among its notes, to its end and with every checksum right."""
+    try:
+        content = memoryview(path.read_bytes())
+    except OSError:
+        return False
+    at = len(_PNG)
+    if content[:at] != _PNG or mark.encode() not in bytes(content[:_NOTES]):
+        return False
+    while at + 12 <= len(content):  # a chunk: length, kind, content, CRC-32 of the last two
+        end = at + 8 + int.from_bytes(content[at : at + 4], "big")
+        if zlib.crc32(content[at + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            return False
+        if bytes(content[at + 4 : at + 8]) == b"IEND":
+            return True
+        at = end + 4
+    return False
 
 
 def notes_of(path: Path) -> dict[str, str]:
@@ -385,10 +448,16 @@ def notes_of(path: Path) -> dict[str, str]:
         return {}
 
 
-def save_sheet(images: Tensor, path: str | Path, columns: int | None = None) -> None:
+def save_sheet(
+    images: Tensor,
+    path: str | Path,
+    columns: int | None = None,
+    notes: Mapping[str, str] | None = None,
+    temporary: Path | None = None,
+) -> None:
     """Images (n, C, H, W) in [-1, 1] side by side in one PNG, row by row; as square as can be without `columns`.
 
-    The last row is filled up with black.
+    The last row is filled up with black. notes, temporary: as of `save_image`.
     """
     n, c, h, w = images.shape
     if n == 0:
@@ -397,4 +466,5 @@ def save_sheet(images: Tensor, path: str | Path, columns: int | None = None) -> 
     rows = -(-n // columns)
     cells = torch.full((rows * columns, c, h, w), -1.0)
     cells[:n] = images.detach().cpu()
-    save_image(cells.reshape(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w), path)
+    sheet = cells.reshape(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
+    save_image(sheet, path, notes, temporary)

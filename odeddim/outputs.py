@@ -6,8 +6,11 @@ parts, a folder holds the images done, and `odeddim.json` in it says whose they 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path, PurePath
@@ -18,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odeddim.files import plain_text
+from odeddim.arrays import Names
+from odeddim.files import has_mark, plain_text, sweep, temporary_beside
 from odeddim.hdf5 import SUFFIXES, reading, text
-from odeddim.images import notes_of, save_image, save_sheet
+from odeddim.images import MARK, is_whole, notes_of, save_image, save_sheet
 from odeddim.parts import GO_ON, Claims, Run, Work, begin_together
 from odeddim.rows import text_column, width_of
 from odeddim.types import InputError
@@ -28,25 +32,50 @@ from odeddim.types import InputError
 MOST_ON_A_SHEET = 4096
 FORMAT = "odeddim images"
 NOTE, LOCK = "odeddim.json", ".odeddim.lock"
+_WINDOWS = os.name == "nt"
+_ODD = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*]' if _WINDOWS else r"[\x00-\x1f\x7f-\x9f]")
+_LONGEST_STEP = 200  # bytes of a file's or a folder's name; disks allow 255
 
 
 class Folder(Work):
-    """Images that become PNGs in a folder, each whole or not there, named after what they come from.
+    """Images that become PNGs in a folder and folders in it, each whole or not there, named after what they come from.
 
-    Errors: InputError where other files have these names, unless `overwrite`.
+    Errors: InputError where other files have these names, or one that the run has written is damaged, unless
+    `overwrite`.
     """
 
     def __init__(
         self, folder: Path, names: Sequence[str], settings: Mapping[str, Any], *, overwrite: bool = False
     ) -> None:
         self.folder = folder
-        self._files = list(_file_names(names))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"the folder {folder} cannot be made ({error.strerror})") from error
+        self._files = Names.packed(file_names(names))
+        self._places = sorted({folder, *(folder / above for name in self._files if (above := os.path.dirname(name)))})
+        _make(folder)
         begin_together(lambda: self._make_room(overwrite))
+        for place in self._places:
+            _make(place)
         super().__init__(folder, len(names), settings, folder / NOTE, folder / LOCK)
+        try:
+            self._check()
+        except BaseException:
+            self._claims.close()
+            raise
+
+    def _check(self) -> None:
+        """Refuse what a killed or another program has left of images that count as done."""
+        for place in self._places:
+            sweep(place)
+        for start, stop in self.spans():
+            for i in range(start, stop):
+                path = self.folder / self._files[i]
+                if not is_whole(path, self._mark_of(i)) and path.exists():
+                    raise InputError(
+                        f"{path} is damaged, or another file than this run has written there: move it away, and the "
+                        "same command makes it again; or --overwrite to begin anew"
+                    )
+
+    def _mark_of(self, i: int) -> str:
+        return f"{self.mark}-{i:09d}"
 
     def _make_room(self, overwrite: bool) -> None:
         begun = (self.folder / NOTE).exists()
@@ -66,7 +95,11 @@ class Folder(Work):
         (self.folder / NOTE).unlink(missing_ok=True)
 
     def spans(self) -> list[tuple[int, int]]:
-        there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
+        there: set[str] = set()
+        for place in self._places:
+            above = "" if place == self.folder else f"{place.relative_to(self.folder).as_posix()}/"
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                there.update(above + name for name in os.listdir(place))
         found: list[tuple[int, int]] = []
         for i, name in enumerate(self._files):
             if name in there:
@@ -80,9 +113,10 @@ class Folder(Work):
     def write(self, start: int, stop: int, images: Tensor, figures: Mapping[str, Tensor] | None = None) -> None:
         """Write the images start, ..., stop-1, (B, C, H, W) in [-1, 1], and what is known of each, (B,), into it."""
         for i, (name, image) in enumerate(zip(self._files[start:stop], images.cpu(), strict=True)):
-            notes = {key: repr(float(values[i])) for key, values in (figures or {}).items()}
+            path = self.folder / name
+            known = {key: repr(float(values[i])) for key, values in (figures or {}).items()}
             try:
-                save_image(image, self.folder / name, notes)
+                save_image(image, path, {MARK: self._mark_of(start + i), **known}, temporary_beside(path))
             except InputError as error:
                 raise InputError(f"{error}; the images written before stay, and {GO_ON}") from error
         self.leave(start, stop)
@@ -94,6 +128,8 @@ class Folder(Work):
 
     def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
         if self.done == self.total:
+            for place in self._places:
+                sweep(place)  # of another process, killed while this one went on
             (self.folder / LOCK).unlink(missing_ok=True)
         super().__exit__(kind, *more)
 
@@ -140,7 +176,8 @@ def open_output(
             raise InputError(
                 f"{len(names)} images are too many for one sheet (at most {MOST_ON_A_SHEET}): give a folder"
             )
-        return Images(path, names, settings, overwrite=overwrite, index=False, finish=_sheet(columns))
+        own = lambda run: has_mark(run.output, run.mark)  # noqa: E731
+        return Images(path, names, settings, overwrite=overwrite, index=False, own=own, finish=_sheet(columns))
     if suffix in SUFFIXES:
         return Images(path, names, settings, overwrite=overwrite)
     if suffix:
@@ -158,7 +195,7 @@ def _sheet(columns: int | None) -> Callable[[Run], None]:
         for part in run.parts():
             with reading(part.path, "a part") as file:
                 images.append(torch.from_numpy(np.asarray(file["images"][:])))
-        save_sheet(torch.cat(images), run.output, columns=columns)
+        save_sheet(torch.cat(images), run.output, columns, {MARK: run.mark}, run.temporary("sheet"))
 
     return draw
 
@@ -170,13 +207,43 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _file_names(names: Sequence[str]) -> Iterator[str]:
-    """A file name for each image: a/cat.png and b/cat.png become cat.png and cat-1.png."""
-    taken: set[str] = set()
-    for name in names:
-        stem = base = plain_text(PurePath(name.replace("\\", "/")).stem).replace("\0", "")[:80] or "image"
-        number = 1
-        while stem.casefold() in taken:  # some disks take Cat.png for cat.png
-            stem, number = f"{base}-{number}", number + 1
-        taken.add(stem.casefold())
-        yield f"{stem}.png"
+def file_names(names: Sequence[str]) -> Iterator[str]:
+    """The path below a folder of each image's PNG: cat/1.jpg becomes cat/1.png, and /data/1.png data/1.png.
+
+    No path leaves the folder, whatever the name. What would be another's path, also on disks that take Cat.png for
+    cat.png, gets a number: cat/1-1.png.
+    """
+    folders = {_key("/".join(above[:depth])) for above, _ in map(_steps, names) for depth in range(1, len(above) + 1)}
+    taken: dict[str, int] = {}  # how many have wanted a path
+    for above, stem in map(_steps, names):
+        wanted = path = "/".join([*above, stem])
+        number = taken.get(_key(wanted), 0)
+        while _key(path) in taken or _key(f"{path}.png") in folders:
+            number += 1
+            path = f"{wanted}-{number}"
+        taken[_key(wanted)] = number
+        taken.setdefault(_key(path), 0)
+        yield f"{path}.png"
+
+
+def _steps(name: str) -> tuple[list[str], str]:
+    """The folders on the way to an image below the output's folder, and the stem of its file; nothing leads upwards."""
+    steps = [_ODD.sub("_", plain_text(step)) for step in name.replace("\\", "/").split("/")]
+    *above, last = [step.rstrip(" .") if _WINDOWS else step for step in steps if step.strip(" .")] or ["image"]
+    return [_cut(step) + "_" * (step.casefold() in (NOTE, LOCK)) for step in above], _cut(PurePath(last).stem)
+
+
+def _cut(step: str) -> str:
+    return step.encode()[:_LONGEST_STEP].decode(errors="ignore")
+
+
+def _key(path: str) -> str:
+    """The same for paths that some disks take for the same."""
+    return unicodedata.normalize("NFC", path.casefold())
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be made ({error.strerror}): give another folder") from error

@@ -4,6 +4,7 @@
     z.h5.parts/run.json                  what the run is: model, settings, images; the parts of another are not touched
     z.h5.parts/000000032-000000064.h5    rows 32, ..., 63: written beside, synced, renamed into place, never changed
     z.h5.parts/lock                      who works on what: byte i stands for row i
+    z.h5.parts/overwrite                 there if the run may replace what somebody else has put at z.h5
 
 A batch counts as done when its part has its name, and not before. What is missing is found by listing the folder, so
 the same command goes on where it was stopped, with any batch size and any number of processes: they share the rows
@@ -28,9 +29,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import h5py
 
-from odeddim.files import check_place, plain_text, replacing, sync_folder
-from odeddim.hdf5 import add_rows, escaped, nothing, reading, text, words, writing
+from odeddim.files import check_own, check_place, mark_of, plain_text, replacing, sync_folder
+from odeddim.hdf5 import CHUNK, add_rows, escaped, nothing, reading, text, words, writing
 from odeddim.rows import (
+    OF_CERTIFICATES,
     Columns,
     check_part,
     check_same,
@@ -39,8 +41,10 @@ from odeddim.rows import (
     comparable,
     copy_head,
     is_index,
+    look_at,
     make_real,
     note_settings,
+    read_rows,
     run_of,
     settings_of,
 )
@@ -55,6 +59,7 @@ Head = Callable[[h5py.File, Mapping[str, Any]], None]
 """head(file, notes): writes all that a file holds besides its rows; notes: those given with every part."""
 
 _PART = re.compile(r"(\d{9,})-(\d{9,})\.h5")
+_REPLACES = "overwrite"  # the name of a file that is there where the run may replace what is no run's
 _SETUP, _OUTPUT = (2**62 + i for i in range(2))  # bytes of the lock file that stand for no row
 _TOGETHER = 16  # parts side by side become one,
 _LARGEST = 1 << 30  # as long as it has no more bytes than this
@@ -117,12 +122,14 @@ class Work:
     """Rows 0, ..., total-1 of which some are done, shared out among processes: what `Run` and folders have in common.
 
     settings: what the run is, JSON-able; note: the file that says so; lock: the lock file. Use as a context manager.
+    mark: what a file that is no HDF5 carries if it is the run's.
     Errors: InputError if the note is of another run, naming the differences. where: what the user named.
     """
 
     def __init__(self, where: Path, total: int, settings: Mapping[str, Any], note: Path, lock: Path) -> None:
         self.total = total
         self.settings = comparable(total, settings)
+        self.mark = mark_of(run_of(self.settings))
         self._note = note
         self._claims = Claims(lock)
         self._rank, self._ranks = rank()
@@ -197,11 +204,12 @@ class Run(Work):
     """Rows that become one HDF5 file, or whatever `finish` makes of them.
 
     output: what the user named. head: writes what the file holds besides rows. overwrite: begin anew, whatever is
-    there. index: whether `output` shows what is done so far. finish: what makes the parts one, once all are there.
-    together: whether the processes of torchrun begin it at the same time, as they must with `overwrite`.
+    there. index: whether `output` shows what is done so far. own: whether an output that shows nothing is this run's.
+    finish: what makes the parts one, once all are there. together: whether the processes of torchrun begin it at the
+    same time, as they must with `overwrite`.
 
     An output that is there already is left alone: if it holds this run's rows `done` is `total`, otherwise, and without
-    `overwrite`, it is an InputError with what is different.
+    `overwrite`, it is an InputError with what is different. So is a part that is damaged.
     """
 
     def __init__(
@@ -213,6 +221,7 @@ class Run(Work):
         *,
         overwrite: bool = False,
         index: bool = True,
+        own: Callable[[Run], bool] = lambda run: True,
         finish: Callable[[Run], None] | None = None,
         together: bool = True,
     ) -> None:
@@ -222,12 +231,43 @@ class Run(Work):
         if index and plain_text(self.place.name) != self.place.name:
             raise InputError(f"{plain_text(str(output))}: HDF5 cannot show the parts of a file whose name is not UTF-8")
         self._head, self._index, self._finish = head, index, finish or Run.make_one
-        self._next_index, self._committed, self._whole, self._overwrite = 0.0, 0, False, overwrite
+        self._next_index, self._committed, self._whole, self._own = 0.0, 0, False, own
         if together:
             begin_together(lambda: self._make_room(overwrite))
         else:
             self._make_room(overwrite)
+        self._overwrite = overwrite or (self.folder / _REPLACES).exists()
         super().__init__(output, total, settings, self.folder / "run.json", self.folder / "lock")
+        try:
+            self._check()
+        except BaseException:
+            self._claims.close()
+            raise
+
+    def _check(self) -> None:
+        """Refuse a damaged part of a run that goes on, if nobody else is at it: they have looked at what they found."""
+        if self._whole or not self._claims.take(0, self.total):
+            return
+        self.leave(0, self.total)
+        with self._claims.waiting_for(_OUTPUT):  # nobody makes one of several meanwhile
+            for part in self.parts():
+                self._check_part(part)
+
+    def _check_part(self, part: Part) -> None:
+        try:
+            check_part(part.path, run_of(self.settings))
+            with reading(part.path, "a part") as file:
+                columns = look_at(file, part.path)
+                if any(column.shape[0] != part.stop - part.start for column in columns.values()):
+                    raise InputError(f"it does not hold {part.stop - part.start} rows")
+                for start, stop in cut([(0, part.stop - part.start)], CHUNK):
+                    read_rows(file, columns, start, stop, part.path)
+        except InputError as error:
+            reason = str(error).removeprefix(f"{part.path}: ").removeprefix(f"{part.path} ")
+            raise InputError(
+                f"{part.path} is damaged ({reason}): delete that file, and what makes {self.output} makes its rows "
+                f"{part.start} to {part.stop - 1} again; nothing else is lost"
+            ) from error
 
     def _make_room(self, overwrite: bool) -> None:
         if self.folder.exists():
@@ -245,6 +285,8 @@ class Run(Work):
                         self.place.unlink()
         try:
             self.folder.mkdir(exist_ok=True)
+            if overwrite:  # also when the run goes on without it
+                (self.folder / _REPLACES).touch()
         except OSError as error:
             raise InputError(f"the folder {self.folder} cannot be made ({error.strerror})") from error
         sync_folder(self.folder.parent)
@@ -254,32 +296,48 @@ class Run(Work):
             if self._index and self._is_there():  # killed while it deleted the parts of what was whole
                 return
             raise InputError(f"{self._note} is gone, but not what was done under it: --overwrite starts anew")
-        # A picture, or a file that the run itself reads, is replaced without a question: it says nothing of the run.
+        if not self._index:
+            try:
+                check_own(self.output, lambda _: self._own(self), overwrite=self._overwrite)
+            except InputError:
+                self._leave_nothing()
+                raise
         if self._overwrite or not self._index or not self._is_there():
             super()._settle(where)
 
     def _is_there(self) -> bool:
-        """Whether the output is this run's, and whole. Another's is an InputError, unless this one has begun since."""
+        """Whether the output is this run's, and whole. Another's is an InputError, unless it may be replaced."""
         if not self.place.exists():
             return False
-        begun = self._note.exists()
         try:
-            with reading(self.output, "a file that odeddim wrote") as file:
-                there, shown = settings_of(file, self.output), is_index(file)
-            if shown and not begun:
-                raise InputError(f"{self.output} shows parts that are gone: --overwrite starts anew")
-            if not shown:
-                if not self.settings.get("details", {}).get("certified"):  # `odeddim verify` may have been there since
-                    there.get("details", {}).pop("certified", None)
-                check_same(there, self.settings, f"{self.output} is there already and was made")
+            shown = self._look()
         except InputError:
-            if begun:  # --overwrite has said that it may be replaced
+            if self._overwrite:
                 return False
-            if not self.parts():
-                _remove(self.folder)
+            self._leave_nothing()
             raise
         self._whole = not shown
         return self._whole
+
+    def _look(self) -> bool:
+        """Whether the output only shows parts. Errors: InputError if it is another's."""
+        try:
+            with reading(self.output, "a file that odeddim wrote") as file:
+                there, shown = settings_of(file, self.output), is_index(file)
+        except InputError as error:
+            raise InputError(f"{error}: give another name, or --overwrite to replace it") from error
+        if shown and not self._note.exists():
+            raise InputError(f"{self.output} shows parts that are gone: --overwrite starts anew")
+        if not shown:
+            for key in OF_CERTIFICATES:  # `odeddim verify` may have been there since
+                if key not in self.settings.get("details", {}):
+                    there.get("details", {}).pop(key, None)
+            check_same(there, self.settings, f"{self.output} is there already and was made")
+        return shown
+
+    def _leave_nothing(self) -> None:
+        if not self.parts():
+            _remove(self.folder)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         finished = False
@@ -344,7 +402,7 @@ class Run(Work):
         """Write rows; notes: what is true of all of them, the same in every part."""
         name = f"{start:09d}-{stop:09d}"
         try:
-            with writing(self.folder / f"{name}.h5", self._temporary(name)) as file:
+            with writing(self.folder / f"{name}.h5", self.temporary(name)) as file:
                 # Parts that were mixed up would fit their checksums: each says of which run it is, and which rows.
                 for key, value in {**notes, "run": run_of(self.settings), "rows": name}.items():
                     file.attrs[key] = text(value) if isinstance(value, str) else value
@@ -364,20 +422,23 @@ class Run(Work):
         """Make one part of 16 wherever so many of about one size lie side by side, if nobody else is at it."""
         if not self._claims.take(_OUTPUT, _OUTPUT + 1):
             return
+        group: list[Part] = []
         try:
             while self._note.exists() and (group := _side_by_side(self.parts())):
                 start, stop = group[0].start, group[-1].stop
                 name = f"{start:09d}-{stop:09d}"
                 paths = [part.path for part in group]
                 make_real(
-                    paths, self.folder / f"{name}.h5", None, temporary=self._temporary(name), head=_head_of_part(name)
+                    paths, self.folder / f"{name}.h5", None, temporary=self.temporary(name), head=_head_of_part(name)
                 )
                 if self._index:
                     self.write_index()  # before what the one there is now shows is gone
                 for path in paths:
                     path.unlink(missing_ok=True)
         except InputError:
-            pass  # on a full disk, say: the parts are as good as they were
+            for part in group:
+                self._check_part(part)
+            # Otherwise the disk is full, say: the parts are as good as they were.
         finally:
             self._claims.leave(_OUTPUT, _OUTPUT + 1)
 
@@ -398,7 +459,7 @@ class Run(Work):
         parts = self.parts()
         if not parts:
             return
-        with writing(self.place, self._temporary("index")) as file, reading(parts[0].path, "a part") as first:
+        with writing(self.place, self.temporary("index")) as file, reading(parts[0].path, "a part") as first:
             note_settings(file, self.settings)
             count = sum(part.stop - part.start for part in parts)
             for name in columns_of(first):
@@ -421,7 +482,7 @@ class Run(Work):
                 paths,
                 self.place,
                 self.settings,
-                temporary=self._temporary("whole"),
+                temporary=self.temporary("whole"),
                 head=lambda first, target: self._head(target, _notes(first)),
             )
         except InputError as error:
@@ -433,7 +494,7 @@ class Run(Work):
                 f"that are damaged deleted, {GO_ON}"
             ) from error
 
-    def _temporary(self, name: str) -> Path:
+    def temporary(self, name: str) -> Path:
         """A place for a file that is not whole yet: on disks without locks, two processes may be at the same one."""
         return self.folder / f"{name}.{socket.gethostname()}-{os.getpid()}.tmp"
 
@@ -539,7 +600,7 @@ def begin_together(action: Callable[[], None]) -> None:
 
 def _is_ours(name: str) -> bool:
     """Whether a file of this name, in a folder of parts, is one that a run makes there."""
-    return bool(_PART.fullmatch(name)) or name.endswith(".tmp") or name in ("run.json", "lock")
+    return bool(_PART.fullmatch(name)) or name.endswith(".tmp") or name in ("run.json", "lock", _REPLACES)
 
 
 def _remove(folder: Path, *, whole: bool = False) -> None:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from odeddim.files import replacing
 from odeddim.types import InputError
 
 FORMAT, VERSION = "odeddim preset", 1
@@ -36,11 +35,10 @@ class Preset:
     condition: str = ""  # in words, as of `Condition.words`
     kept: str = ""
 
-    def save(self, path: Path) -> None:
-        """Write it as JSON."""
+    def to_json(self) -> str:
+        """The content of its file, which `load` reads."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def load(path: Path) -> Preset:

@@ -26,8 +26,23 @@ Columns = Mapping[str, "np.ndarray[Any, Any]"]
 """The rows of a batch: dataset name -> (B, *); text as bytes of a fixed length."""
 
 _HEAD = ("provenance", "nodes")  # the datasets that have no row for each image
+OF_CERTIFICATES = ("certified", "fingerprint")  # the details that say something of certificates, not of the rows
 _MOST_SETTINGS = 4_000_000  # bytes; a schedule of 10,000 levels takes 0.2 MB
 _SHOWN = 5  # differences told
+_OTHERS = {
+    "sha256": "other weights or settings of the model",
+    "schedule": "another schedule of the model",
+    "nodes": "other noise levels",
+    "images": "other images",
+    "latents": "other latents",
+    "encoded": "latents encoded in another way",
+    "source": "another model or other noise levels to encode",
+    "of": "made of other latents",
+    "ladder": "other steps for --tol to try",
+}
+"""What is said of settings whose values would tell a user nothing."""
+_CALLED = {"total": "number of images", "made_by": "command", "certified": "certify"}
+"""Settings by the names that users know, where that is another."""
 
 
 def make_real(
@@ -78,7 +93,7 @@ def make_real(
 
 def joined(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]], total: int) -> dict[str, Any]:
     """The settings of files put together: what they have in common, which must be all but what they were made of."""
-    of_their_own = ("images", "latents", "merged")  # in the details
+    of_their_own = ("images", "latents", "fingerprint", "merged")  # in the details
     shared = []
     for one in settings:
         details = {key: value for key, value in one.get("details", {}).items() if key not in of_their_own}
@@ -224,8 +239,8 @@ def check_same(
 ) -> None:
     """Raise an InputError that names the settings which are not what they were; what: "z.h5 was begun"."""
     differences = list(_differences(before, now))
-    # The hash of the nodes tells nobody anything, as long as something else does.
-    differences = [words for words in differences if not words.startswith("nodes:")] or differences
+    # Other noise levels follow from whatever else is another.
+    differences = [words for words in differences if words != _OTHERS["nodes"]] or differences
     if differences:
         shown = ", ".join(differences[:_SHOWN]) + (
             f" and {len(differences) - _SHOWN} more" if differences[_SHOWN:] else ""
@@ -233,12 +248,20 @@ def check_same(
         raise InputError(f"{what} with other settings ({shown}){advice}")
 
 
-def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted({*before, *now} - (_passing(before) & _passing(now))):
-            yield from _differences(before.get(key), now.get(key), f"{name} {key}".strip())
-    elif before != now:
-        yield f"{name}: {_brief(before)} then, {_brief(now)} now"
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """In words, each setting that is not what it was."""
+    for key in sorted({*before, *now} - (_passing(before) & _passing(now))):
+        was, becomes = before.get(key), now.get(key)
+        if _essence(was) == _essence(becomes):
+            continue
+        if key == "sha256" and before.get("model") != now.get("model"):  # its name tells more
+            key, was, becomes = "model", before.get("model"), now.get("model")
+        if key in _OTHERS:
+            yield _OTHERS[key]
+        elif isinstance(was, dict) or isinstance(becomes, dict):
+            yield from _differences(*(value if isinstance(value, dict) else {} for value in (was, becomes)))
+        else:
+            yield f"{_CALLED.get(key, key.replace('_', '-'))}: {_brief(was)} then, {_brief(becomes)} now"
 
 
 def _brief(value: Any) -> str:

@@ -236,7 +236,7 @@ def test_images_with_common_steps_keep_their_batch(run: Run, monkeypatch: pytest
     whole = encoded(run, *arguments, "--batch-size", 2)
     code, out, err = run("encode", "-o", "z.h5", *arguments, "--batch-size", 3)
     assert code == 2
-    assert "batch_size: 2 then, 3 now" in err
+    assert "batch-size: 2 then, 3 now" in err
     assert "Traceback" not in err
     done = []
     write = LatentRun.write
@@ -251,7 +251,7 @@ def test_images_with_common_steps_keep_their_batch(run: Run, monkeypatch: pytest
     monkeypatch.setattr(LatentRun, "write", write)
     code, out, err = run("encode", "-o", "y.h5", *arguments, "--batch-size", 4)
     assert code == 2
-    assert "y.h5 was begun with other settings (details batch_size: 2 then, 4 now)" in err
+    assert "y.h5 was begun with other settings (batch-size: 2 then, 4 now)" in err
     assert run("encode", "-o", "y.h5", *arguments, "--batch-size", 2)[0] == 0
     with LatentFile(Path("y.h5")) as file:
         assert same(whole, dict(file.rows(0, 5)))
@@ -285,7 +285,7 @@ def test_another_network_batch_changes_the_last_digits_only(run: Run) -> None:
         assert 0 < worst < bound
         code, out, err = run("encode", "-o", "z.h5", *arguments)
         assert code == 2
-        assert "network_batch: 3 then, 8 now" in err
+        assert "network-batch: 3 then, 8 now" in err
 
 
 def test_decoding_depends_on_no_neighbour() -> None:

@@ -134,7 +134,7 @@ def test_another_run_is_refused_with_the_difference(tmp_path: Path) -> None:
         InputError, match=r"z\.h5 was begun with other settings \(grid: none then, log now, steps: 5 then, 6"
     ):
         run(path, settings=other)
-    with pytest.raises(InputError, match="total: 10 then, 11 now"):
+    with pytest.raises(InputError, match="number of images: 10 then, 11 now"):
         run(path, total=11)
     check(path, [(0, 4)])
     moved = {**SETTINGS, "details": {"images": {"path": "elsewhere", "sha256": "ab"}}}
@@ -202,17 +202,63 @@ def test_a_damaged_part_is_found(tmp_path: Path) -> None:
     good = part.read_bytes()
     with h5py.File(part, "r+") as file:
         file["values"][2] = 7
+    for broken in (part.read_bytes(), good[: len(good) // 2], b""):
+        part.write_bytes(broken)
+        # Told when the run begins again, and not when all the rest has been computed.
+        with pytest.raises(InputError, match=r"000000004-000000008\.h5 is damaged .*delete that file, .*rows 4 to 7"):
+            run(path)
+    part.write_bytes((tmp_path / "z.h5.parts" / "000000000-000000004.h5").read_bytes())
+    with pytest.raises(InputError, match=r"000000004-000000008\.h5 is damaged \(is of another run or other rows"):
+        run(path)
+    part.unlink()  # as advised
+    stop_after(path, 1)
+    check(path, [(0, 4), (4, 8)])
 
     def rest() -> None:
         with run(path) as work:
             (batch,) = work.batches(4)
+            with h5py.File(part, "r+") as file:  # while it runs
+                file["values"][2] = 7
             work.commit(*batch, rows(*batch))
 
-    with pytest.raises(InputError, match=r"000000004-000000008\.h5: row 2 was changed.*damaged deleted"):
+    with pytest.raises(InputError, match=r"row 2 was changed.*damaged deleted"):
         rest()
     part.write_bytes(good)
     assert finish(path) == 10
     check(path, [(0, 10)])
+
+
+def test_a_damaged_part_is_found_where_parts_are_made_one(tmp_path: Path) -> None:
+    path = tmp_path / "z.h5"
+
+    def sixteen() -> None:
+        with run(path, total=40) as work:
+            for start, stop in work.batches(1):
+                work.commit(start, stop, rows(start, stop))
+                if start == 9:
+                    part = tmp_path / "z.h5.parts" / "000000003-000000004.h5"
+                    part.write_bytes(part.read_bytes()[:-9])
+
+    with pytest.raises(InputError, match=r"000000003-000000004\.h5 is damaged .*rows 3 to 3 again"):
+        sixteen()
+    assert len(list((tmp_path / "z.h5.parts").glob("*.h5"))) == 16  # and none of the others is lost
+
+
+def test_what_was_put_in_the_place_of_a_run_that_stopped(tmp_path: Path) -> None:
+    """It is another's, unless the run was begun to replace whatever is there."""
+    path = tmp_path / "z.h5"
+    stop_after(path, 1)
+    path.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"z\.h5 is not a readable HDF5 file.*--overwrite"):
+        run(path)
+    assert path.read_bytes() == b"mine"
+    stop_after(path, 1, overwrite=True)
+    path.write_bytes(b"mine")
+    with run(path) as work:  # goes on without the option
+        for start, stop in work.batches(4):
+            work.commit(start, stop, rows(start, stop))
+    check(path, [(0, 10)])
+    assert [item.name for item in tmp_path.iterdir()] == ["z.h5"]
 
 
 def test_an_unfinished_file_is_not_made_one(tmp_path: Path) -> None:
@@ -321,8 +367,10 @@ def test_settings_that_moved_are_the_same() -> None:
     check_same({"versions": {"python": "3.10"}}, {"versions": {"python": "3.11"}}, "z")
     with pytest.raises(InputError, match="model: a then, b now"):
         check_same({"model": "a", "sha256": ""}, {"model": "b", "sha256": ""}, "z")
-    with pytest.raises(InputError, match=r"sha256: 1 then, 2 now\)"):
+    with pytest.raises(InputError, match=r"\(model: a then, b now\)"):
         check_same({"model": "a", "sha256": "1"}, {"model": "b", "sha256": "2"}, "z")
+    with pytest.raises(InputError, match=r"\(other weights or settings of the model\)"):
+        check_same({"model": "a", "sha256": "1"}, {"model": "a", "sha256": "2"}, "z")
     many = {str(i): i for i in range(9)}
     with pytest.raises(InputError, match="and 4 more"):
         check_same(many, {}, "z")

@@ -250,7 +250,7 @@ def test_a_preset_is_found_and_encodes(run, here: Path) -> None:  # type: ignore
     ],
 )
 def test_a_preset_that_is_none(run, here: Path, change: dict[str, Any], words: str) -> None:  # type: ignore[no-untyped-def]
-    preset.Preset("m", "", "ab2", "log", 5, "zero", {}, 0.1, 10).save(here / "p.json")
+    (here / "p.json").write_text(preset.Preset("m", "", "ab2", "log", 5, "zero", {}, 0.1, 10).to_json())
     content = {**json.loads((here / "p.json").read_text()), **change}
     (here / "p.json").write_text(json.dumps(content))
     code, out, err = run("encode", "-n", 1, "-o", "z.h5", "--model", "exact-mixture", "--preset", "p.json")

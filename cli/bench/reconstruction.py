@@ -65,11 +65,12 @@ def command(
 
     from odeddim.api import to_data
     from odeddim.bench import reconstruction as bench
-    from odeddim.cli.running import data_and_floor, images_for
+    from odeddim.cli.running import data_and_floor, images_for, warn_of_count
 
     run.check_folder("reconstruction")
     source = images_for(run.whole, images)
     run.measure_data()
+    warn_of_count(count, len(source), images)
     count = min(count, len(source))
     runs = run.runs(solvers, steps, end, settings)
     with run.stand(count * bench.expected_evaluations(runs, labels), count) as stand:

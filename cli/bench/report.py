@@ -21,7 +21,8 @@ from odeddim.cli.bench import shared
     metavar="FILE.html",
     help="The page.",
 )
-def command(folder: Path, output: Path) -> None:
+@options.replace
+def command(folder: Path, output: Path, overwrite: bool) -> None:
     """Make one page of all tables and figures in FOLDER, where the other benches left them.  [default: bench]
 
     The page needs nothing but itself: it opens offline, in a light or a dark window, on a phone and on paper. A click
@@ -35,5 +36,5 @@ def command(folder: Path, output: Path) -> None:
     """
     from odeddim.bench.report import report
 
-    names = report(folder, output)
+    names = report(folder, output, overwrite=overwrite)
     options.echo(f"{output}: {', '.join(names)} (open it in a browser)")

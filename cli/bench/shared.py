@@ -79,7 +79,11 @@ folder = click.option(
 printed = options.together(
     click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table."), options.as_json
 )
-overwrite = click.option("--overwrite", is_flag=True, help="Measure everything anew.  [default: what is missing]")
+overwrite = click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Measure everything anew, and replace what is there.  [default: measure what is missing]",
+)
 
 
 @dataclass
@@ -120,15 +124,21 @@ class Bench:
         """Measure the ODE alone, of a latent model on its data; the table will say so."""
         self.field = self.whole.on_data()
 
-    def check_folder(self, name: str) -> None:
-        """Refuse a folder that cannot be one, or has a table of another model under this name, before it is long."""
-        from odeddim.bench.tables import load
+    def check_folder(self, name: str, also: Sequence[str] = ()) -> None:
+        """Refuse a folder that cannot be one, or has a table of another model under this name, before it is long.
+
+        Or where somebody else's files are in the place of the table's, or of `also`.
+        """
+        from odeddim.bench.tables import check_files, load
         from odeddim.types import InputError
 
         if self.output.exists() and not self.output.is_dir():
             raise InputError(f"{self.output} is a file: give a folder with -o")
         there = self.output / f"{name}.h5"
-        if self.overwrite or not there.exists():
+        if self.overwrite:
+            return
+        check_files(self.output, name, also)
+        if not there.exists():
             return
         try:
             model, sha256, condition = (load(there).settings.get(key, "") for key in ("model", "sha256", "condition"))
@@ -189,10 +199,11 @@ class Bench:
         with progress(int(total), unit, still=still) as advance:
             yield Stand(self.field, self.output, self.machine.state, size, fit, advance, self.overwrite)
 
-    def deliver(self, table: Table, floor: float | None = None) -> None:
+    def deliver(self, table: Table, floor: float | None = None, beside: Mapping[str, bytes] | None = None) -> None:
         """Print a table and leave it with its figures in the folder; of several processes, the first does.
 
         floor: what a latent model's autoencoder alone loses of the images, rms over pixels in [-1, 1], their median.
+        beside: other files that belong to it, name -> content.
         """
         from odeddim.bench import figures
 
@@ -201,14 +212,13 @@ class Bench:
         if self.whole.codec is not None and self.field.codec is None:
             lost = "" if floor is None else f"; its autoencoder alone loses {floor:.3g} of the images (rms, median)"
             table = replace(table, notes=(*table.notes, f"all of the latent model's data in place of images{lost}"))
-        paths = table.save(self.output)
+        paths = table.save(self.output, {**figures.files(table), **(beside or {})})
         if self.as_json:
             options.echo_json(table.to_json())
         elif self.as_csv:
             click.echo(table.to_csv(), nl=False)
         else:
             show(table)
-        paths += figures.save(table, self.output)
         names: dict[str, list[str]] = {}
         for path in paths:
             names.setdefault(path.stem, []).append(path.suffix)

@@ -85,7 +85,7 @@ def command(
     from odeddim.bench.stand import Entry
     from odeddim.cli.running import shape_for
 
-    run.check_folder("work-precision" if find is None else "cheapest")
+    run.check_folder("work-precision" if find is None else "cheapest", [] if find is None else [PRESET])
     shape = shape_for(run.whole, size)
     run.measure_data()
     given = {key: value for key, value in settings.items() if value is not None}
@@ -109,9 +109,8 @@ def command(
                 sets.append(bench.truth_for(stand, find, count, shape, seed=its_seed, end=end))
                 done(1)
             table, preset = search.cheapest(stand, find, entries, *sets, settings=given, advance=done)
-    run.deliver(table)
+    run.deliver(table, beside={} if find is None else {PRESET: preset.to_json().encode()})
     if find is not None and shared.first():
-        preset.save(run.output / PRESET)
         options.echo(
             f"{preset.solver} on {preset.grid} with {preset.steps} steps, {preset.evaluations:g} evaluations to encode "
             f"and decode: {preset.kept}; --preset {run.output / PRESET}",

@@ -13,11 +13,9 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odeddim.bench.tables import Sheet, Table
-from odeddim.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,16 +54,13 @@ def draw(table: Table, theme: Theme = LIGHT) -> dict[str, tuple[bytes, str]]:
     return {name: (_bytes(figure, "svg"), words) for name, figure, words in _figures(table, theme, titled=False)}
 
 
-def save(table: Table, folder: Path) -> list[Path]:
-    """Write the figures of a table into a folder as NAME.svg and NAME.png, light; their paths."""
-    paths = []
-    for name, figure, _ in _figures(table, LIGHT, titled=True):
-        for kind in ("svg", "png"):
-            path = folder / f"{name}.{kind}"
-            with replacing(path) as temporary:
-                temporary.write_bytes(_bytes(figure, kind))
-            paths.append(path)
-    return paths
+def files(table: Table) -> dict[str, bytes]:
+    """The figures of a table as files, NAME.svg and NAME.png, light: name -> content."""
+    return {
+        f"{name}.{kind}": _bytes(figure, kind)
+        for name, figure, _ in _figures(table, LIGHT, titled=True)
+        for kind in ("svg", "png")
+    }
 
 
 def _bytes(figure: Figure, kind: str) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from xml.etree import ElementTree
 from odeddim import __version__
 from odeddim.bench.figures import DARK, LIGHT, THEMES, Theme, draw
 from odeddim.bench.tables import Column, Table, load
-from odeddim.files import check_place, plain_text, replacing
+from odeddim.files import check_own, check_place, has_mark, mark_of, plain_text, replacing
 from odeddim.hdf5 import short
 from odeddim.types import InputError
 
@@ -68,15 +69,18 @@ class _Bench:
         return str(name or ""), str(sha256 or "")
 
 
-def report(folder: Path, output: Path) -> list[str]:
+def report(folder: Path, output: Path, *, overwrite: bool = False) -> list[str]:
     """Write one page with every table FOLDER/NAME.h5 and its figures; the names, in the page's order.
 
     Errors: InputError for a folder that is none or holds no table, for a table that is damaged or no table at all, and
-    for a place that cannot be written to. What was there before stays then.
+    for a place that cannot be written to, or where something else is than a page of this folder, unless `overwrite`.
+    What was there before stays then.
     """
     check_place(output, suffixes=SUFFIXES)
+    mark = mark_of("bench report", plain_text(os.path.realpath(folder)))
+    check_own(output, lambda path: has_mark(path, mark), overwrite=overwrite)
     benches = list(_benches(folder))
-    page = plain_text(_page(benches))
+    page = plain_text(_page(benches, mark))
     with replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
     return [bench.name for bench in benches]
@@ -101,7 +105,7 @@ def _place(name: str) -> int:
     return ORDER.index(name) if name in ORDER else len(ORDER)
 
 
-def _page(benches: list[_Bench]) -> str:
+def _page(benches: list[_Bench], mark: str) -> str:
     template = (resources.files("odeddim.data") / "report.html").read_text(encoding="utf-8")
     (script,) = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
     names = list(dict.fromkeys(name for bench in benches if (name := bench.model[0])))
@@ -114,6 +118,7 @@ def _page(benches: list[_Bench]) -> str:
         contents="\n".join(f'<li><a href="#{bench.place}">{escape(bench.name)}</a></li>' for bench in benches),
         sections="\n".join(_checked_section(i, bench) for i, bench in enumerate(benches)),
         odeddim=escape(__version__),
+        mark=mark,
         torch=escape(version("torch")),  # without loading it
         matplotlib=escape(version("matplotlib")),
     )

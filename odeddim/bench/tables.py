@@ -1,15 +1,18 @@
 """Tables of measurements: columns with a meaning and a unit, rows, the conventions they were made under, and sheets.
 
-NAME.h5     everything: /rows, a compound; /sheets; /table, what NAME.json has. `load` reads it
+NAME.h5     everything: /rows, a compound; /sheets; /table, what NAME.json has. `load` reads it. Its attribute `files`
+            has the hashes of what is written beside it, by which a later run knows these files as its own
 NAME.json   all but the sheets; NAME.csv: the rows
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +21,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from odeddim.files import replacing
+from odeddim.files import check_own, replacing
 from odeddim.hdf5 import dataset, reading, text, words, writing
 from odeddim.images import to_bytes
 from odeddim.types import InputError
@@ -104,11 +107,18 @@ class Table:
         writer.writerows(self.rows)
         return out.getvalue()
 
-    def save(self, folder: Path) -> list[Path]:
-        """Write NAME.h5, NAME.json and NAME.csv into a folder; their paths."""
-        paths = [folder / f"{self.bench}.{kind}" for kind in ("h5", "json", "csv")]
-        with writing(paths[0]) as file:
-            file.attrs["format"] = text(FORMAT)
+    def save(self, folder: Path, beside: Mapping[str, bytes] | None = None) -> list[Path]:
+        """Write NAME.h5, NAME.json, NAME.csv and what else belongs to it into a folder; their paths.
+
+        beside: file name -> its content. What was there under these names is replaced: see `check_files`.
+        """
+        path, written = folder / f"{self.bench}.h5", {f"{self.bench}.json": f"{self.to_json()}\n".encode()}
+        written |= {f"{self.bench}.csv": self.to_csv().encode(), **(beside or {})}
+        hashes = {name: [_hash(content)] for name, content in written.items()}
+        for name, known in (_written(path) or {}).items():  # killed now, they are still what was written before
+            hashes[name] = [*hashes.get(name, []), *(one for one in known if one == _hash_of(folder / name))]
+        with writing(path) as file:
+            file.attrs["format"], file.attrs["files"] = text(FORMAT), text(json.dumps(hashes))
             file.create_dataset("table", data=text(self.to_json()))
             kinds = [(column.name, _kind([row[column.name] for row in self.rows])) for column in self.columns]
             values = [tuple(_filled(row[name], kind) for name, kind in kinds) for row in self.rows]
@@ -119,10 +129,44 @@ class Table:
                 data = file.create_dataset(f"sheets/{i}", data=sheet.images, fletcher32=True, chunks=sheet.images.shape)
                 data.attrs["labels"] = text(json.dumps([sheet.title, sheet.rows, sheet.columns], ensure_ascii=False))
             file.commit()
-        for path, content in zip(paths[1:], (self.to_json() + "\n", self.to_csv()), strict=True):
-            with replacing(path) as temporary:
-                temporary.write_text(content, encoding="utf-8")
-        return paths
+        for name, content in written.items():
+            with replacing(folder / name) as temporary:
+                temporary.write_bytes(content)
+        return [path, *(folder / name for name in written)]
+
+
+def check_files(folder: Path, bench: str, also: Sequence[str] = ()) -> None:
+    """Raise an InputError where a file that `Table.save` would replace is not what it has written with NAME.h5.
+
+    also: names of files besides those of the table and its figures.
+    """
+    written = _written(folder / f"{bench}.h5")
+    if written is None or not folder.is_dir():
+        return
+    known = written
+    names = re.compile(rf"{re.escape(bench)}(\.(json|csv)|(-sheet\d*)?\.(svg|png))")
+    for path in sorted(folder.iterdir()):
+        if names.fullmatch(path.name) or path.name in also:
+            check_own(path, lambda path: _hash_of(path) in known.get(path.name, ()))
+
+
+def _written(path: Path) -> dict[str, list[str]] | None:
+    """The hashes of what was written beside a NAME.h5: those that each file may have; None where it notes none."""
+    try:
+        with reading(path, "a table") as file:
+            if words(file.attrs.get("format", "")) != FORMAT:
+                return {}
+            return dict(json.loads(words(file.attrs["files"]))) if "files" in file.attrs else None
+    except InputError:
+        return {}
+
+
+def _hash_of(path: Path) -> str:
+    return _hash(path.read_bytes()) if path.is_file() else ""
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def telling(

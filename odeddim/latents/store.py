@@ -35,6 +35,7 @@ from odeddim.files import check_place
 from odeddim.hdf5 import CHUNK, SUFFIXES, dataset, reading, short, text, words
 from odeddim.parts import Run
 from odeddim.rows import (
+    OF_CERTIFICATES,
     Columns,
     check_parts,
     is_index,
@@ -210,8 +211,13 @@ class LatentFile:
             raise InputError(f"{path} was written by a newer odeddim (file version {file.attrs['version']}): upgrade")
         stated = settings_of(file, path)
         self.total = int(stated["total"])
+        details = dict(stated.get("details", {}))
+        self._fingerprint = str(details.get("fingerprint", ""))
+        # Certificates have no part in what latents are, nor in what is made of them.
+        details = {key: value for key, value in details.items() if key not in OF_CERTIFICATES}
         known = {item.name for item in fields(Provenance)}
-        self.provenance = Provenance(**{key: value for key, value in stated.items() if key in known})
+        its_own = {key: value for key, value in stated.items() if key in known}
+        self.provenance = Provenance(**{**its_own, "details": details})
         Schedule.from_dict(self.provenance.schedule)
         self._columns = look_at(file, path)
         if is_index(file):
@@ -297,7 +303,9 @@ class LatentFile:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all latents, by their checksums."""
+        """A hash of all latents, by their checksums: those that they had before `odeddim verify` added certificates."""
+        if self._fingerprint:
+            return self._fingerprint
         return hashlib.sha256(np.ascontiguousarray(self._column("crc32", 0, len(self))).tobytes()).hexdigest()
 
     def rows(self, start: int, stop: int) -> Columns:
