@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def run(
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["odeddim", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
+        # A process of its own would say each warning, and not only the first of its words.
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
             main()
         out, err = capsys.readouterr()
         assert isinstance(stop.value.code, int)
