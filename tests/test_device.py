@@ -114,6 +114,30 @@ def test_images_that_fail_and_arrive_at_different_times(name: str) -> None:
     assert double.waits.total() <= WAITS["per image"] * model.nfe + BESIDES, double.waits.most_common(5)
 
 
+def test_float32_is_float32_while_a_network_is_evaluated() -> None:
+    """Whatever torch is set to: by default convolutions round what they multiply to TF32."""
+    seen = []
+
+    def eps(x: Tensor, t: Tensor) -> Tensor:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return x
+
+    kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with Double():
+            model = VectorField(eps, Schedule.linear()).to("cuda:0")
+            odeddim.encode(IMAGES, "euler", model=model, steps=2)
+            assert seen == [(False, False)] * 2
+            odeddim.encode(IMAGES, "euler", model=model.to("cuda:0", "tf32"), steps=1)
+            assert (seen.pop(), model.dtype, model.tf32) == ((True, True), torch.float32, True)
+            odeddim.encode(IMAGES, "euler", model=model.to("cuda:0", "float32"), steps=1)
+            assert (seen.pop(), model.tf32) == ((False, False), False)
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (True, True)
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
+
+
 def test_the_double_refuses_what_cuda_refuses() -> None:
     with Double():
         there = torch.zeros(2, 3, device="cuda:0")
@@ -237,7 +261,10 @@ def test_grid(on_device: Command) -> None:
     assert Path("grid.txt").exists()
 
 
-@pytest.mark.parametrize("bench", BENCHES)
+LONG = ("reconstruction", "consistency", "interpolation", "work-precision")  # references of a thousand evaluations
+
+
+@pytest.mark.parametrize("bench", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in BENCHES])
 def test_benches(on_device: Command, bench: str) -> None:
     on_device("bench", bench, *BENCHES[bench])
     assert Path("bench", f"{bench}.csv").exists()
