@@ -188,7 +188,7 @@ def test_latent_errors_are_estimates_and_rank(name: str, steps: int) -> None:
 
 @pytest.mark.slow
 def test_latent_errors_of_the_built_in_model(tmp_path: Path) -> None:
-    """On 16 held-out images: the benchmark, whose truth is written there; at 50 steps 16 errors are too alike to sort."""
+    """On 16 held-out images, by the benchmark and its own truth; at 50 steps 16 errors are too alike to be sorted."""
     script, output = Path(__file__).parent.parent / "benchmarks" / "certificate.py", tmp_path / "figures.csv"
     command = [sys.executable, script, "fashion-mnist", "--images", "1100:1116", "-o", output]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -305,7 +305,7 @@ def test_what_a_certificate_costs(name: str, steps: int) -> None:
     alone = field.rows
     field.reset()
     certify(x_0, name, model=field, steps=steps)
-    assert field.rows == pytest.approx(4 * alone, abs=1)  # belm has one less on its way back
+    assert field.rows == pytest.approx(4 * alone, abs=2)  # belm has one an image less on its way back
 
 
 def test_short_runs_are_judged_by_forty_evaluations() -> None:
