@@ -98,7 +98,7 @@ def measure(field: VectorField, x_0: Tensor) -> Iterator[dict[str, Any]]:
     for solver, grid, steps in RUNS:
         row, nodes = plan(field.schedule, solver, steps, grid)
         x_T = integrate(field, start, nodes, row).x
-        estimate = rms(x_T - judge(max(LEAST, math.ceil(MORE * evaluations(row, nodes)))))
+        estimate = rms(x_T - judge(max(LEAST, int(MORE * evaluations(row, nodes)))))
         figures = {"true": rms(x_T - exact), "estimate": estimate, "known": known}
         yield {"solver": solver, "grid": grid, "steps": steps, **figures}
 

@@ -64,7 +64,7 @@ def command(
     damaged, or another than it has written, it names.
 
     Latents that were encoded with --tol are decoded with the steps of each. --tol here doubles the steps for each image
-    until it is no further (rms) than the tolerance from the image of a more accurate run, of 1.75 times the
+    until it is no further (rms) than the tolerance from the image of a more accurate run, of twice the
     evaluations; of a latent model it is not the image but its data that count.
 
     \b

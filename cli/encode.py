@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @options.machine
 @options.network_batch
 @options.tol
-@click.option("--certify", is_flag=True, help="Store with each latent how good it is; 3.75 times the evaluations.")
+@click.option("--certify", is_flag=True, help="Store with each latent how good it is; 4 times the evaluations.")
 @options.overwrite
 def command(
     images: Path | None,

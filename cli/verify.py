@@ -94,12 +94,12 @@ def command(
     """Check every latent of a file against its checksum, and show how good each one is, the worst first.
 
     What `odeddim encode --certify` has stored is shown; of a file without it, it is computed and stored, which takes
-    the IMAGES that were encoded (by default those at the path that the file names) and 2.75 times the evaluations
+    the IMAGES that were encoded (by default those at the path that the file names) and three times the evaluations
     of encoding. Stopped, it goes on with the same command.
 
     round_trip is the rms over pixels of the image decoded again minus the image, in [-1, 1]. latent_error estimates
-    how far x_T is from the ODE's: the distance (rms) to the x_T that unipc-3 finds with 1.75 times the evaluations, 40
-    at least, over even steps in log σ. norm, mean, variance, kurtosis, autocorrelation and normality (the p-value of
+    how far x_T is from the ODE's: the distance (rms) to the x_T that unipc-3 finds with twice the evaluations, 40 at
+    least, over even steps in log σ. norm, mean, variance, kurtosis, autocorrelation and normality (the p-value of
     Kolmogorov's and Smirnov's test) say whether x_T is white noise, of which they are 1, 0, 1, 3, 0 and anything above
     0.001. Of a latent model, "the image" is what its autoencoder makes of it, and what
     that loses is said apart.

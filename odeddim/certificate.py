@@ -53,8 +53,8 @@ LADDER = (10, 20, 40, 80, 160, 320, 640)
 REFERENCE = "unipc-3"
 """The row that others are compared with, over even steps in log σ: its error has little in common with theirs."""
 
-MORE = 1.75
-"""The evaluations of that run over those of the one it judges. Twice as many even steps would share its nodes."""
+MORE = 2
+"""The evaluations of that run over those of the one it judges."""
 
 LEAST = 40
 """The fewest evaluations of that run: with less it is no better than what it judges."""
@@ -73,7 +73,7 @@ def certify(
     """Encode images and say how good each latent is: x_0 (B, C, H, W) in [-1, 1] -> State, figures (B,) by name.
 
     Arguments and errors as of `odeddim.encode`; the figures are those of `CERTIFICATE`, of a latent model in the units
-    of its data: what its autoencoder loses is not in them. It takes 3.75 times the evaluations of encoding, more where
+    of its data: what its autoencoder loses is not in them. It takes 4 times the evaluations of encoding, more where
     those are few or each image has its own (`latent_error`).
     """
     field = load(model)
@@ -174,7 +174,7 @@ def _more(row: Solver, nodes: Tensor, spent: Tensor) -> Tensor:
     """How many evaluations the reference has for each image, (B,) int64. spent: of the image, (B,)."""
     own = evaluations(row, nodes)
     if not math.isnan(own):
-        return torch.full((len(spent),), max(LEAST, math.ceil(MORE * own)))
+        return torch.full((len(spent),), max(LEAST, int(MORE * own)))
     rungs = torch.tensor([count for count in LADDER if count >= LEAST])  # few different ones: batches stay together
     return rungs[torch.searchsorted(rungs, MORE * spent.to("cpu", torch.float64)).clamp(max=len(rungs) - 1)]
 
@@ -251,7 +251,7 @@ def decode_to(
     for count, nodes in rungs:
         some, down = replace(plain, xbar=plain.xbar[left.to(plain.xbar.device)]), nodes.flip(0)
         now = integrate(field, some, down, row).xbar
-        more = max(LEAST, math.ceil(MORE * evaluations(row, down)))
+        more = max(LEAST, int(MORE * evaluations(row, down)))
         error[left] = rms(now - reference(some, down, more, field).xbar)
         images[left.to(images.device)], steps[left] = now, count
         left = left[~(error[left] <= tolerance)]

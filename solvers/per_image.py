@@ -10,6 +10,9 @@ Same image, same latent: everything that is decided about an image is decided in
 every call has the same number of rows, filled up where images are too few: networks round differently in batches of
 different sizes. For other sizes or machines the controller is a continuous function of what it sees: where a rounding
 decides whether a step is rejected, both ways lead to nearly the same next point (see `Control`).
+
+The price: fewer images than `batch` cost as much as that many. At batch = 16, four images take 320 rows each where
+sixteen take 80. And for the same error `unipc-2` takes less than a quarter of the evaluations.
 """
 
 from __future__ import annotations

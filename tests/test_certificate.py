@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import scipy.stats
@@ -182,6 +186,25 @@ def test_latent_errors_are_estimates_and_rank(name: str, steps: int) -> None:
         assert sorted(ranks)[1] >= 0.75, grid  # of six problems of 24 images one may fall out
 
 
+@pytest.mark.slow
+def test_latent_errors_of_the_built_in_model(tmp_path: Path) -> None:
+    """On 16 held-out images, by the benchmark and its own truth; at 50 steps 16 errors are too alike to be sorted."""
+    script, output = Path(__file__).parent.parent / "benchmarks" / "certificate.py", tmp_path / "figures.csv"
+    command = [sys.executable, script, "fashion-mnist", "--images", "1100:1116", "-o", output]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    runs: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    with output.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            key = (row["solver"], row["grid"], row["steps"])
+            runs.setdefault(key, []).append((float(row["estimate"]), float(row["true"])))
+    assert {key[0] for key in runs} == set(JUDGED)
+    for key, figures in runs.items():
+        assert len(figures) == 16
+        assert sum(0.75 < estimate / true < 1.4 for estimate, true in figures) >= 14, key
+        if key[2] == "20":
+            assert scipy.stats.spearmanr(figures).statistic >= 0.75, key
+
+
 @pytest.mark.parametrize(
     ("name", "how"),
     [
@@ -243,7 +266,7 @@ def asked(field: VectorField) -> list[float]:
     return levels
 
 
-@pytest.mark.parametrize("count", [40, 75, 88])
+@pytest.mark.parametrize("count", [40, 75, 100])
 @pytest.mark.parametrize(
     "nodes",
     [
@@ -276,13 +299,13 @@ def test_the_reference_walks_evenly_between_the_same_ends(nodes: list[float], co
 
 @pytest.mark.parametrize(("name", "steps"), [("euler", 50), ("unipc-2", 60), ("ab3", 40), ("belm", 100), ("heun", 30)])
 def test_what_a_certificate_costs(name: str, steps: int) -> None:
-    """3.75 times the evaluations of encoding, as --help and README say: once there, once back, 1.75 times to judge."""
+    """Four times the evaluations of encoding, as --help and README say: once there, once back, twice to judge."""
     field, x_0 = mixture(), images(2, 1, 2, 3)
     encode(x_0, name, model=field, steps=steps)
     alone = field.rows
     field.reset()
     certify(x_0, name, model=field, steps=steps)
-    assert 3.75 * alone - 3 <= field.rows <= 3.75 * alone + 3
+    assert field.rows == pytest.approx(4 * alone, abs=2)  # belm has one an image less on its way back
 
 
 def test_short_runs_are_judged_by_forty_evaluations() -> None:
@@ -292,14 +315,14 @@ def test_short_runs_are_judged_by_forty_evaluations() -> None:
 
 
 def test_rows_with_steps_of_their_own_are_judged_by_rungs_of_the_ladder() -> None:
-    """Each image by the next number of evaluations above 1.75 times its own: alone as in company."""
+    """Each image by the next number of evaluations above twice its own: alone as in company."""
     field, x_0 = mixture(), images(6, 1, 2, 3)
     state = encode(x_0, "tsit5-per-image", model=field, rtol=1e-4, atol=1e-4)
     spent = state.report["evaluations"]
     row, nodes = plan(field.schedule, "tsit5-per-image", settings={"rtol": 1e-4, "atol": 1e-4})
     figures = certificate(x_0, state, row, nodes, field, spent)
     for i, count in enumerate(spent.tolist()):
-        rung = min([rung for rung in LADDER if rung >= 1.75 * count], default=640)
+        rung = min([rung for rung in LADDER if rung >= 2 * count], default=640)
         other = reference(State(x_0[i : i + 1], 0.0), nodes, rung, field)
         (apart,) = distance(state.x[i : i + 1], other.x)
         assert float(figures["latent_error"][i]) == pytest.approx(apart, rel=1e-9)
@@ -487,7 +510,7 @@ def test_decoding_to_a_tolerance_takes_the_fewest_steps(name: str, tolerance: fl
         for count, nodes in rungs:  # noqa: B007 - the last one is compared
             field.reset()
             now = integrate(field, alone, nodes.flip(0), row).xbar
-            more = max(40, math.ceil(1.75 * field.nfe))
+            more = max(40, 2 * field.nfe)
             (apart,) = distance(now, reference(alone, nodes.flip(0), more, field).xbar)
             if apart <= tolerance:
                 break
