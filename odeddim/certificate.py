@@ -211,7 +211,7 @@ def encode_to(
     if row.reversible:
         raise InputError(
             f"solver {row.name!r} comes back exactly with any number of steps, from a latent that may be wrong: "
-            "a tolerance of the round trip needs another one, as ab3"
+            f"a tolerance of the round trip needs another one, as {defaults.TOLERANCE}"
         )
     x_0 = state_dtype(x_0)
     found = torch.empty_like(x_0, device=field.device)
