@@ -312,7 +312,8 @@ def details_of(field: VectorField, row: Solver, where: Machine, size: int) -> di
     if where.device.type == "cpu":
         details["threads"] = torch.get_num_threads()
     if where.device.type == "cuda":
-        details |= {"gpu": torch.cuda.get_device_name(where.device), "cudnn": torch.backends.cudnn.version()}
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        details |= {"gpu": torch.cuda.get_device_name(where.device), "cudnn": cudnn}
     if shares_steps(row):
         details["batch_size"] = size
     return details
