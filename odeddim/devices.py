@@ -77,7 +77,7 @@ def set_tf32(allowed: bool) -> None:
 
 def _operations() -> tuple[Any, ...]:
     """What has a precision of its own: nothing before torch 2.9, which has allow_tf32 only."""
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     return (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul) if hasattr(cudnn, "conv") else ()
 
 
