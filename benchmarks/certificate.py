@@ -4,7 +4,7 @@
 
 measures the built-in models (both unless named) on the test images FIRST, ..., END-1 of the package, which no model
 was trained on, and prints a table. Each block of images is appended to certificate.csv beside this file, a row for
-each image and run; blocks that are there are skipped, so the same command goes on after an interruption. --table only
+each image and run; images that are there are skipped, so the same command goes on after an interruption. --table only
 prints.
 
 The truth is the Adams-Bashforth method of order 4 in log σ, written here, over 640 even steps behind Euler's step from
@@ -53,10 +53,10 @@ CSV = Path(__file__).with_suffix(".csv")
 COLUMNS = ("model", "image", "solver", "grid", "steps", "true", "estimate", "known")
 
 
-def held_out(start: int, stop: int) -> Tensor:
-    """The test images start, ..., stop-1: (B, 1, 28, 28) in [-1, 1]."""
+def held_out(images: list[int]) -> Tensor:
+    """The test images of these numbers: (B, 1, 28, 28) in [-1, 1]."""
     with np.load(Path(odeddim.__file__).parent / "data" / "fashion-mnist-reference.npz") as file:
-        return torch.from_numpy(file["images"][start:stop]).float()[:, None] / 127.5 - 1
+        return torch.from_numpy(file["images"][images]).float()[:, None] / 127.5 - 1
 
 
 @torch.no_grad()
@@ -150,13 +150,12 @@ def main() -> None:
     first, end = map(int, given.images.split(":"))
     for model in [] if given.table else given.models:
         field = odeddim.load(model)
-        for start in range(first, end, given.block):
-            images = range(start, min(start + given.block, end))
-            there = {(row["model"], int(row["image"])) for row in rows_of(given.output)}
-            if all((model, image) in there for image in images):
-                continue
+        there = {int(row["image"]) for row in rows_of(given.output) if row["model"] == model}
+        left = [image for image in range(first, end) if image not in there]
+        for start in range(0, len(left), given.block):
+            images = left[start : start + given.block]
             new = not given.output.exists()
-            found = list(measure(field, held_out(images.start, images.stop)))  # whole blocks are written, or none
+            found = list(measure(field, held_out(images)))  # whole blocks are written, or none
             with given.output.open("a", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)
                 if new:
@@ -165,7 +164,7 @@ def main() -> None:
                     for run in found:
                         figures = {name: f"{float(run[name][i]):.6e}" for name in ("true", "estimate", "known")}
                         writer.writerow({"model": model, "image": image, **run, **figures})
-            print(f"{model}: images {images.start} to {images.stop - 1}", flush=True)
+            print(f"{model}: images {images[0]} to {images[-1]}", flush=True)
     chosen = [row for row in rows_of(given.output) if first <= int(row["image"]) < end]
     print(table(chosen))
 
