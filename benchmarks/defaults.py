@@ -262,8 +262,27 @@ def grids_of(table: list[Line], solver: str) -> list[tuple[float, str]]:
     )
 
 
+def overall(table: list[Line], errors: tuple[str, ...]) -> list[tuple[float, str, str]]:
+    """(error, solver, grid) of the runs that every model and budget has, the best first.
+
+    The error is the geometric mean of the medians of these errors over models and budgets; of 10 evaluations and more,
+    for with 5 no row is far from another.
+    """
+    runs: dict[tuple[str, str], list[Line]] = {}
+    for line in table:
+        if not line["as"] and int(line["budget"]) >= 10:
+            runs.setdefault((line["solver"], line["grid"]), []).append(line)
+    every = len(MODELS) * sum(budget >= 10 for budget in BUDGETS)
+    found = []
+    for (solver, grid), lines in runs.items():
+        values = [float(line[f"{error}_median"]) for line in lines for error in errors]
+        if len(lines) == every and min(values) > 0:
+            found.append((math.exp(float(np.mean(np.log(values)))), solver, grid))
+    return sorted(found)
+
+
 def show(path: Path, count: int) -> None:
-    """Print the best rows of each budget by each error, and the better grid of each row."""
+    """Print the best rows of each budget by each error and of all, and the better grid of each row."""
     table = read(path)
     for model in MODELS:
         for budget in sorted(BUDGETS):
@@ -274,6 +293,10 @@ def show(path: Path, count: int) -> None:
                 for line in lines[:count]:
                     spread = f"{line[f'{error}_p10']} to {line[f'{error}_p90']}"
                     print(f"  {line['solver']}@{line['grid']:10s} {line[f'{error}_median']:>10s} ({spread})")
+    for errors in (("latent",), ("decoded",), BOTH):
+        print(f"\n{' and '.join(errors)}: geometric mean of the medians over models and budgets from 10")
+        for error, solver, grid in overall(table, errors)[:count]:
+            print(f"  {solver}@{grid:10s} {error:.3g}")
     print("\nGrids by the geometric mean of latent and decoded:")
     for name in dict.fromkeys(line["solver"] for line in table):
         ordered = grids_of(table, name)

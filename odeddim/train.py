@@ -44,6 +44,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from odeddim.api import sample
+from odeddim.devices import device_of
 from odeddim.field import VectorField
 from odeddim.files import replacing
 from odeddim.images import ImageSource, check_shape, save_sheet
@@ -142,7 +143,7 @@ def train(
     loss that is no longer finite (the checkpoint then is the last one before).
     """
     folder = Path(folder)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = device_of(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     wanted = _architecture(architecture or {}, images)
     if validation is not None:
         check_shape(validation, images.shape, "the validation set")

@@ -31,6 +31,24 @@ def table(benchmark: dict[str, Any]) -> list[dict[str, str]]:
     return lines
 
 
+def test_each_row_has_the_grid_that_was_measured_best(benchmark: dict[str, Any], table: list[dict[str, str]]) -> None:
+    """But `euler`, which is DDIM as its paper has it, on linear τ."""
+    measured = {name: benchmark["grids_of"](table, name) for name in {line["solver"] for line in table} - {"euler"}}
+    assert {"unipc-2", "belm", "ab3", "dpmpp-2m"} <= set(measured)
+    assert {name: grids[0][1] for name, grids in measured.items() if grids} == {
+        name: solvers.get(name).grid for name, grids in measured.items() if grids
+    }
+
+
+def test_the_defaults_are_the_best_that_was_measured(benchmark: dict[str, Any], table: list[dict[str, str]]) -> None:
+    """Of all rows for latents and images together, and of those that come back exactly for latents."""
+    ((_, solver, grid), *_) = benchmark["overall"](table, ("latent", "decoded"))
+    assert (solver, grid) == (defaults.SOLVE, solvers.get(defaults.SOLVE).grid)
+    latents = benchmark["overall"](table, ("latent",))
+    solver, grid = next((solver, grid) for _, solver, grid in latents if solvers.get(solver).reversible)
+    assert (solver, grid) == (defaults.ENCODE, solvers.get(defaults.ENCODE).grid)
+
+
 @pytest.mark.parametrize(
     ("function", "default"),
     [

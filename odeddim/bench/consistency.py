@@ -72,8 +72,10 @@ def consistency(
         cell = decoded(stand, run, count, shape, seed)
         failure, images = error_words(cell["failure"]), torch.from_numpy(cell["images"])
         seen = spread("pixels", None if failure else _rms(images - goal))
-        known = features is not None and goal_features is not None and not failure
-        felt = spread("features", _rms(features(images) - goal_features) if known else None)
+        compared = None
+        if features is not None and goal_features is not None and not failure:
+            compared = _rms(features(images) - goal_features)
+        felt = spread("features", compared)
         rows.append({
             **run.label, "evaluations": float(cell["evaluations"].mean()),
             **seen, "pixel_share": _share(seen["pixels"], apart[0]),
