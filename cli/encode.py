@@ -170,7 +170,7 @@ def command(
     reports.warn(end)
     steps_taken = f", {tally.tell()}" if tol is not None and reports.images else ""
     warn_of_range(rms, "the latents x_T have rms {:.3g} where 1 is expected")
-    spent = f"{reports.evaluations(ode)}, {time.perf_counter() - began:.1f} s"
+    spent = f"{reports.evaluations(ode, certified=certify)}, {time.perf_counter() - began:.1f} s"
     options.echo(
         f"{so_far(run.done, total)} latents at σ = {float(nodes[-1]):.6g} in {output}"
         f"{of_all(run.done, total, reports.images)}: {row.name}, {provenance.grid} grid{steps_taken}"

@@ -419,8 +419,8 @@ def evaluated(images: int, *fields: VectorField) -> str:
     return f"{rows / images:g} evaluations per image{_filling(filled, images)}"
 
 
-def _filling(filled: int, images: int) -> str:
-    return f", {filled / images:.4g} more to fill batches" if filled > 0 else ""
+def _filling(filled: int, images: int, what: str = "to fill batches") -> str:
+    return f", {filled / images:.4g} more {what}" if filled > 0 else ""
 
 
 class Reports:
@@ -450,13 +450,14 @@ class Reports:
             self._failed += len(failed)
             self._residual = max(self._residual, float(residual[~converged].max()))
 
-    def evaluations(self, field: VectorField) -> str:
-        """How many evaluations an image took, of all that this field has made."""
+    def evaluations(self, field: VectorField, *, certified: bool = False) -> str:
+        """How many evaluations an image took, of all that this field has made, those of certificates among them."""
         if not self._reported:
             return evaluated(self.images, field)
         mean = self._evaluations / self._reported
         text = f"{mean:.4g} evaluations per image ({self._fewest} to {self._most})"
-        return text + _filling(field.rows + field.filled - self._evaluations, self.images)
+        what = "for certificates and to fill batches" if certified else "to fill batches"
+        return text + _filling(field.rows + field.filled - self._evaluations, self.images, what)
 
     def floor(self) -> str:
         """What a latent model's autoencoder alone lost of an image, on average; "" of other models."""
