@@ -30,7 +30,7 @@ from odeddim.grids import ENDS, NAMES, is_named, note_of, read_notes
 from odeddim.hdf5 import SUFFIXES
 from odeddim.images import SAMPLE, ImageSource, check_shape, open_images, sample_images
 from odeddim.latents.arithmetic import Readable, check_alike
-from odeddim.latents.store import MOST_ROW, LatentFile, LatentRun, Provenance, digest, provenance_of
+from odeddim.latents.store import COMBINED, MOST_ROW, LatentFile, LatentRun, Provenance, digest, provenance_of
 from odeddim.models import BUILT_IN, load
 from odeddim.outputs import open_output
 from odeddim.parts import rank
@@ -201,7 +201,6 @@ def progress(total: int, unit: str, done: int = 0, *, still: bool = False) -> It
 
 
 BATCH = 32  # images in work at once, unless given or the network sees more
-COMBINED = ("interpolate", "shift")  # what makes new latents of others
 WILD = 3.0  # |x| that no image has
 QUEUE = 8  # batches at once where images leave a run one by one, to keep its evaluations full
 NETWORK_BATCH = {"cpu": 8}  # images that the network sees at once: fewer cost more each, more gain nothing here

@@ -111,7 +111,7 @@ def decode(
     if not math.isclose(state.sigma, float(nodes[-1]), rel_tol=1e-12):
         raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {float(nodes[-1]):.9g}")
     kept_by = state.kept.partition(" ")[0]
-    if kept_by not in ("", row.name) and not state.combined:
+    if kept_by not in ("", row.name) and not (state.combined or row.stochastic):
         warnings.warn(
             f"the latents were kept by {kept_by!r} for its way back, and {row.name!r} starts from x̄ alone: the images "
             f"do not come back exactly; decode with {kept_by!r} for that",

@@ -154,10 +154,10 @@ def test_ddims_own_quadratic_list(steps: int, tmp_path: Path) -> None:
         x = math.sqrt(then) * (x - eps * math.sqrt(1 - now)) / math.sqrt(now) + math.sqrt(1 - then) * eps
     nodes = [0.0, *(math.sqrt((1 - bar[label]) / bar[label]) for label in sorted(set(labels)))]
     assert nodes[-1] == pytest.approx(25.7, rel=0.01)
-    assert torch.allclose(odeddim.solve(x_T, model=field, grid=nodes), x, rtol=0, atol=1e-10)
+    assert torch.allclose(odeddim.solve(x_T, "euler", model=field, grid=nodes), x, rtol=0, atol=1e-10)
     file = tmp_path / "quad.txt"
     file.write_text("\n".join(map(repr, map(float, nodes))))
-    assert torch.allclose(odeddim.solve(x_T, model=field, grid=file), x, rtol=0, atol=1e-10)
+    assert torch.allclose(odeddim.solve(x_T, "euler", model=field, grid=file), x, rtol=0, atol=1e-10)
     sampled = odeddim.sample(3, model=field, seed=1, grid=file, shape=(1, 4, 4))
     assert torch.allclose(sampled, x.float(), rtol=0, atol=1e-5)
 

@@ -233,7 +233,7 @@ def test_the_figure_has_a_line_for_each_solver(theme: figures.Theme) -> None:
         ((drawing, words),) = interpolation.figure(table, theme).values()
     left, right = drawing.axes
     assert left.get_legend_handles_labels()[1] == [
-        *(f"{name}, {steps} steps" for name in ("euler, linear", "ab3, karras", "ddpm, linear") for steps in (3, 4)),
+        *(f"{name}, {steps} steps" for name in ("euler, linear", "ab3, log", "ddpm, linear") for steps in (3, 4)),
         "cross-fade",
     ]
     assert [len(line.get_xdata()) for line in left.lines] == [4] * 7

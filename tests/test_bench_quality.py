@@ -58,7 +58,9 @@ def test_exactly_these_samples_are_measured(tmp_path: Path, batch_size: int) -> 
     table = measured(stand(tmp_path, batch_size=batch_size), ("0", "0.5"), 13, seed=4)
     reference = real(0, 24).flatten(1)
     for row, eta in zip(table.rows, (0.0, 0.5), strict=True):
-        images = odeddim.sample(13, seed=4, eta=eta, model="exact-mixture", steps=4, grid="linear", shape=SHAPE)
+        images = odeddim.sample(
+            13, "euler", seed=4, eta=eta, model="exact-mixture", steps=4, grid="linear", shape=SHAPE
+        )
         fake = (to_bytes(images).float() / 127.5 - 1).flatten(1)
         assert row["frechet"] == pytest.approx(frechet(reference, fake), rel=1e-9)
         assert (row["kid"], row["kid_std"]) == pytest.approx(kid(reference, fake, seed=4), rel=1e-9)
@@ -76,7 +78,6 @@ def test_more_samples_and_other_seeds_are_other_figures(tmp_path: Path) -> None:
     assert measured(place, ("1",), 8, seed=1).rows[0]["frechet"] != first.rows[0]["frechet"]
     again = measured(stand(tmp_path / "other"), ("1", "hat"), 8)
     assert [row["frechet"] for row in again.rows] == [row["frechet"] for row in first.rows]
-    assert [row["paper"] for row in measured(place, ("0", "hat"), 8, steps=(10,)).rows] == [13.36, 367.43]
 
 
 def test_as_many_other_real_images_are_the_floor(tmp_path: Path) -> None:

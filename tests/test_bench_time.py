@@ -309,7 +309,7 @@ def test_the_figure_has_a_line_for_each_solver_and_batch(clock: Clock, theme: fi
     assert "10 ms/step, R² 1.00000" in labels[0]
     assert left.get_xlabel() == "steps"
     assert right.get_ylabel() == "milliseconds per image and evaluation"
-    assert "seconds over steps" in words
+    assert "Seconds over steps" in words
 
 
 def test_the_machine_is_named() -> None:

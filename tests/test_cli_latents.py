@@ -95,8 +95,7 @@ def test_a_shift_is_what_the_arithmetic_says(run: Run, here: Path, name: str, dt
         }
         assert f"{float(rms(way)):.4g} apart" in out
     code, _, err = run("decode", "shifted.h5", "-o", "out")
-    assert (code, err.count("warning")) == (0, 1)
-    assert "'ab3' starts from x̄ alone: the images do not come back exactly" in err
+    assert (code, err) == (0, "")  # nothing to come back to
     assert (here / "out" / "000006+1.5.png").exists()
 
 

@@ -267,7 +267,7 @@ def test_another_gpu_does_not_go_on_with_a_run(run: Command, monkeypatch: pytest
     gpu["gpu"] = "B"
     code, _, err = run(*arguments)
     assert code == 2
-    assert "z.h5 was begun with other settings (details gpu: A then, B now)" in err
+    assert "z.h5 was begun with other settings (gpu: A then, B now)" in err
     gpu["gpu"] = "A"
     assert run(*arguments)[0] == 0
     with LatentFile(Path("z.h5")) as file:

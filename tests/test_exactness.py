@@ -66,17 +66,19 @@ def test_nothing_is_said_where_nothing_is_lost(run: Command, here: Path) -> None
     run("encode", "-n", 2, "-o", "z.h5", *MIXTURE, "--steps", 4, "--solver", "ab3")
     assert run("decode", "z.h5", "-o", "x.h5", "--network-batch", 4)[::2] == (0, "")
     assert run("decode", "z.h5", "-o", "y.h5", "--solver", "euler")[::2] == (0, "")
+    # Combined latents were never encoded: what was kept is their ends' way back.
+    run("encode", "-n", 2, "-o", "ends.h5", *MIXTURE, "--steps", 4)
+    run("interpolate", "ends.h5", "--pair", 0, 1, "-n", 3, "-o", "path.h5")
+    assert run("decode", "path.h5", "-o", "path")[::2] == (0, "")
 
 
 def test_another_run_is_said(run: Command, here: Path) -> None:
     run("encode", "-n", 2, "-o", "z.h5", *MIXTURE, "--steps", 4)
     run("encode", "-n", 2, "-o", "y.h5", *MIXTURE, "--steps", 5)  # a process says the same words once
-    run("interpolate", "z.h5", "--pair", 0, 1, "-n", 3, "-o", "path.h5")
     for arguments, says in (
         (("z.h5", "--solver", "ab2"), "kept by 'belm' for its way back, and 'ab2' starts from x̄ alone"),
         (("z.h5", "--steps", 7), "starts from x̄ alone"),
         (("y.h5", "--grid", "karras"), "starts from x̄ alone"),
-        (("path.h5",), "and 'ab3' starts from x̄ alone: the images do not come back exactly"),
     ):
         code, out, err = run("decode", *arguments, "-o", "x.h5", "--overwrite")
         assert code == 0, arguments

@@ -268,10 +268,10 @@ def test_sds_trajectory_is_the_pipelines(sd: tuple[Path, Any, VectorField], guid
     field = field.conditioned(prompt="a cat", guidance=guidance, **negative)
     nodes = nodes_of(field, pipeline, None)
     assert len(nodes) == STEPS + 1
-    ours = odeddim.solve(noise(), model=field.on_data(), grid=nodes, end="sigma_min")
+    ours = odeddim.solve(noise(), "euler", model=field.on_data(), grid=nodes, end="sigma_min")
     scale = float(pipeline.scheduler.alphas_cumprod[0].sqrt())  # where set_alpha_to_one=False ends
     assert off(scale * ours, theirs) < 1e-5
-    whole = odeddim.solve(noise(), model=field, grid=nodes, end="sigma_min")
+    whole = odeddim.solve(noise(), "euler", model=field, grid=nodes, end="sigma_min")
     assert off(whole, pipeline.vae.decode(ours / pipeline.vae.config.scaling_factor).sample) < 1e-5
 
 
@@ -310,7 +310,7 @@ def test_sdxl(tmp_path: Path) -> None:
             num_inference_steps=STEPS, latents=noise(), output_type="latent",
         ).images  # fmt: skip
         told = field.conditioned(prompt="cat", negative_prompt=negative, guidance=4).on_data()
-        ours = odeddim.solve(noise(), model=told, grid=nodes_of(field, pipeline, None), end="sigma_min")
+        ours = odeddim.solve(noise(), "euler", model=told, grid=nodes_of(field, pipeline, None), end="sigma_min")
         assert off(ours * float(pipeline.scheduler.alphas_cumprod[0].sqrt()), theirs) < 1e-5
     sigma, scale = at(field, 300)
     x = noise()
@@ -334,7 +334,7 @@ def test_sd3_with_and_without_its_third_encoder(tmp_path: Path, third: Callable[
     t = pipeline.scheduler.sigmas.double()
     nodes = (t / (1 - t)).flip(0)
     begin = noise() / float(1 - t[0])
-    ours = odeddim.decode(State(begin, float(nodes[-1])), model=field.on_data(), grid=nodes)
+    ours = odeddim.decode(State(begin, float(nodes[-1])), "euler", model=field.on_data(), grid=nodes)
     assert off(ours, theirs) < 1e-5
     z = pipeline.vae.encode(images()).latent_dist.mean
     assert off(to_data(field, images()), (z - 0.0609) * 1.5305) < 1e-5
@@ -352,7 +352,7 @@ def test_dit_with_classes_none_and_learned_variances(tmp_path: Path) -> None:
         ).images  # fmt: skip
         x_T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7))
         told = field.conditioned(207, guidance=guidance)
-        ours = odeddim.solve(x_T, model=told, grid=nodes_of(field, pipeline, 0.0))
+        ours = odeddim.solve(x_T, "euler", model=told, grid=nodes_of(field, pipeline, 0.0))
         assert off((ours / 2 + 0.5).clamp(0, 1), torch.as_tensor(theirs)) < 1e-5
     with pytest.raises(InputError, match="knows classes 0 to 999, not 1001"):
         field.conditioned(1001)
@@ -372,7 +372,7 @@ def test_latent_diffusion_without_condition_on_a_vq_model(tmp_path: Path) -> Non
         batch_size=2, num_inference_steps=STEPS, output_type="np", generator=torch.Generator().manual_seed(7)
     ).images
     x_T = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(7))
-    ours = odeddim.solve(x_T, model=field, grid=nodes_of(field, pipeline, 0.0))
+    ours = odeddim.solve(x_T, "euler", model=field, grid=nodes_of(field, pipeline, 0.0))
     assert off((ours / 2 + 0.5).clamp(0, 1), torch.from_numpy(theirs).movedim(-1, 1)) < 1e-5
     assert off(to_data(field, images()), 0.7 * pipeline.vqvae.encode(images()).latents) < 1e-5
     assert field.conditions is None

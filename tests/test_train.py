@@ -189,7 +189,8 @@ def test_a_complete_run_is_left_as_it_is_and_goes_on_with_more_steps(tmp_path: P
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_arrives_when_the_step_is_saved_and_nothing_else_is_left(tmp_path: Path, name: str) -> None:
     script = f"""
-import os, signal, sys
+import os, signal, sys, torch
+torch.set_num_threads(1)  # as this process
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_train import TINY, SETTINGS, bars, train
 train(bars(), {str(tmp_path / "m")!r}, architecture=TINY, settings=SETTINGS,

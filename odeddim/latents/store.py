@@ -52,6 +52,8 @@ FORMAT, VERSION = "odeddim latents", 1
 UNIT = "xbar = x/sqrt(alpha), alpha cumulative as in DDIM; x_T = xbar/sqrt(1+sigma^2) has unit variance"
 ENDS_BY_SIGMA = {0.0: "zero", 1.0: "sigma_min"}  # by σ over σ_1; "nodes": where a list of one's own begins
 MOST_ROW = 1 << 30  # bytes of one latent
+COMBINED = ("interpolate", "shift")
+"""What makes new latents of others (`Provenance.made_by`)."""
 
 
 @dataclass(frozen=True)
@@ -211,13 +213,18 @@ class LatentFile:
             raise InputError(f"{path} was written by a newer odeddim (file version {file.attrs['version']}): upgrade")
         stated = settings_of(file, path)
         self.total = int(stated["total"])
-        details = dict(stated.get("details", {}))
+        details = stated.get("details", {})
+        if not isinstance(details, dict):
+            raise InputError(f"{path} is damaged: its details are {details!r:.50}, not settings by name")
         self._fingerprint = str(details.get("fingerprint", ""))
         # Certificates have no part in what latents are, nor in what is made of them.
         details = {key: value for key, value in details.items() if key not in OF_CERTIFICATES}
         known = {item.name for item in fields(Provenance)}
         its_own = {key: value for key, value in stated.items() if key in known}
-        self.provenance = Provenance(**{**its_own, "details": details})
+        try:
+            self.provenance = Provenance(**{**its_own, "details": details})
+        except TypeError as error:
+            raise InputError(f"{path} is damaged: {short(error)}") from error
         Schedule.from_dict(self.provenance.schedule)
         self._columns = look_at(file, path)
         if is_index(file):
@@ -324,7 +331,8 @@ class LatentFile:
             for name, values in rows.items()
             if name.startswith("report/")
         }
-        return State(parts[0], self.sigma, tuple(parts[1:]), self.kept, report)
+        combined = self.provenance.made_by in COMBINED
+        return State(parts[0], self.sigma, tuple(parts[1:]), self.kept, report, combined)
 
     def figures(self, kind: str = "certificate") -> dict[str, Tensor]:
         """All that is known of each latent: (N,) by name, of a kind, "certificate" or "report"."""
