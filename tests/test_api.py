@@ -158,7 +158,7 @@ def test_ddims_own_quadratic_list(steps: int, tmp_path: Path) -> None:
     file = tmp_path / "quad.txt"
     file.write_text("\n".join(map(repr, map(float, nodes))))
     assert torch.allclose(odeddim.solve(x_T, "euler", model=field, grid=file), x, rtol=0, atol=1e-10)
-    sampled = odeddim.sample(3, model=field, seed=1, grid=file, shape=(1, 4, 4))
+    sampled = odeddim.sample(3, "euler", model=field, seed=1, grid=file, shape=(1, 4, 4))
     assert torch.allclose(sampled, x.float(), rtol=0, atol=1e-5)
 
 

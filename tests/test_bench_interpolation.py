@@ -240,7 +240,7 @@ def test_the_figure_has_a_line_for_each_solver(theme: figures.Theme) -> None:
     assert [line.get_ydata()[0] for line in right.lines] == [0] * 7
     drawn = left.lines[0].get_ydata()
     assert np.mean(drawn) == pytest.approx(table.rows[0]["step"])
-    assert "distances of neighbours" in words
+    assert "Distances of neighbours" in words
 
 
 def test_what_fails_leaves_a_remark_and_the_others_their_figures() -> None:
