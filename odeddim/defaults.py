@@ -1,14 +1,17 @@
 """The solver of each job where none is named, the same in Python and on the command line, and why.
 
-They were chosen by `python benchmarks/defaults.py measure` (its figures are in benchmarks/defaults.csv) on 64 held-out
-images and 64 noises of both built-in models. It imports nothing: `odeddim --help` shows these names.
+They were chosen by what `python benchmarks/defaults.py measure` found on 64 held-out images and 64 noises of the
+built-in models (benchmarks/defaults.csv; errors are rms, medians with the 10-90% range). This module imports nothing,
+for `odeddim --help` shows these names.
 """
 
 ENCODE = "belm"
-"""Encoding: the way back is exact, bit for bit. MEASURED"""
+"""Encoding: the way back is exact, bit for bit. Its latents are 0.0095 (0.0066 to 0.012) off the ODE's with 20
+evaluations on `fashion-mnist`, the most accurate solver's 0.0063; with 10 evaluations 0.043, which no other row has."""
 
 SOLVE = "unipc-2"
-"""Decoding noise: `solve` and `sample`. MEASURED"""
+"""Decoding noise: `solve` and `sample`. Its images are 0.0093 (0.0041 to 0.024) off the ODE's with 20 evaluations on
+`fashion-mnist`, and 0.056 with 10: the smallest of all rows measured."""
 
 SAMPLE = SOLVE
 
