@@ -263,7 +263,7 @@ def grids_of(table: list[Line], solver: str) -> list[tuple[float, str]]:
 
 
 def overall(table: list[Line], errors: tuple[str, ...]) -> list[tuple[float, str, str]]:
-    """(error, solver, grid) of the runs that every model and budget has, the best first.
+    """(error, solver, grid) of the runs that were measured with every model and budget of the table, the best first.
 
     The error is the geometric mean of the medians of these errors over models and budgets; of 10 evaluations and more,
     for with 5 no row is far from another.
@@ -272,7 +272,7 @@ def overall(table: list[Line], errors: tuple[str, ...]) -> list[tuple[float, str
     for line in table:
         if not line["as"] and int(line["budget"]) >= 10:
             runs.setdefault((line["solver"], line["grid"]), []).append(line)
-    every = len(MODELS) * sum(budget >= 10 for budget in BUDGETS)
+    every = len({(line["model"], line["budget"]) for lines in runs.values() for line in lines})
     found = []
     for (solver, grid), lines in runs.items():
         values = [float(line[f"{error}_median"]) for line in lines for error in errors]
