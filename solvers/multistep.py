@@ -219,7 +219,10 @@ def _unipc_row(p: int, b: str) -> Solver:
 DEIS = "Zhang & Chen 2022, arXiv 2204.13902"
 ROWS = (
     *(_adams_row(f"ab{k}", k, f"{DEIS} (DEIS), ε extrapolated in log σ") for k in INNER),
-    *(_adams_row(f"deis-tab{k - 1}", k, f"{DEIS}, tAB{k - 1}, ε in the time t", variable=in_time) for k in INNER),
+    *(
+        _adams_row(f"deis-tab{k - 1}", k, f"{DEIS}, tAB{k - 1}, ε in the time t", "quadratic", variable=in_time)
+        for k in INNER
+    ),
     *(_adams_row(f"deis-rhoab{k - 1}", k, f"{DEIS}, ρAB{k - 1}, ε in σ", variable=in_sigma) for k in INNER),
     _adams_row("lms", 4, "k-diffusion's linear multistep method, ε in σ: `deis-rhoab3`", variable=in_sigma),
     _row("dpmpp-2m", dpmpp_2m, 2, "Lu et al. 2022, arXiv 2211.01095, Algorithm 2 (DPM-Solver++ 2M)"),
