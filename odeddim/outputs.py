@@ -55,11 +55,6 @@ class Folder(Work):
         for place in self._places:
             _make(place)
         super().__init__(folder, len(names), settings, folder / NOTE, folder / LOCK)
-        try:
-            self._check()
-        except BaseException:
-            self._claims.close()
-            raise
 
     def _check(self) -> None:
         """Refuse what a killed or another program has left of images that count as done."""

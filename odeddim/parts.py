@@ -138,9 +138,13 @@ class Work:
         try:
             with self._claims.waiting_for(_SETUP):
                 self._settle(where)
+            self._check()
         except BaseException:
             self._claims.close()
             raise
+
+    def _check(self) -> None:
+        """Refuse what counts as done and is not whole, or not this run's."""
 
     def _settle(self, where: Path) -> None:
         if not self._note.exists():
@@ -238,11 +242,6 @@ class Run(Work):
             self._make_room(overwrite)
         self._overwrite = overwrite or (self.folder / _REPLACES).exists()
         super().__init__(output, total, settings, self.folder / "run.json", self.folder / "lock")
-        try:
-            self._check()
-        except BaseException:
-            self._claims.close()
-            raise
 
     def _check(self) -> None:
         """Refuse a damaged part of a run that goes on, if nobody else is at it: they have looked at what they found."""
