@@ -1,6 +1,6 @@
 """Runs that are killed, interrupted, or meet a full disk: nothing acknowledged is lost, and the same command goes on.
 
-`pytest -s tests/test_crash.py -m "slow or not slow" -k kills` prints how 100 kills went; a run of all tests does 10.
+`pytest -s tests/test_crash.py -m "slow or not slow" -k kills` prints how 100 kills went; a run of all tests does 5.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def test_ctrl_c_while_hdf5_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_kills_at_random_moments(tmp_path: Path, whole: Path, kills: int) -> None:
     """Encode, decode and merge are killed in turn; every file that is there can be read, and nothing done is lost."""
     chance = random.Random(kills)
