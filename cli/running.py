@@ -587,10 +587,7 @@ def draw(
         progress(len(names), "decoding", out.done) as advance,
     ):
         for start, stop in out.batches(size):
-            state = where.cast(latents.read(start, stop))
-            if how.row.name != made.solver:  # of what was combined for a picture, nothing is to come back
-                state = replace(state, aux=(), kept="")
-            x_0 = decode(state, how.row, model=field, grid=nodes)
+            x_0 = decode(where.cast(latents.read(start, stop)), how.row, model=field, grid=nodes)
             out.write(start, stop, x_0)
             largest = max(largest, float(x_0.abs().max()))
             advance(stop - start)
