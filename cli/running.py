@@ -30,7 +30,7 @@ from odeddim.grids import ENDS, NAMES, is_named, note_of, read_notes
 from odeddim.hdf5 import SUFFIXES
 from odeddim.images import SAMPLE, ImageSource, check_shape, open_images, sample_images
 from odeddim.latents.arithmetic import Readable, check_alike
-from odeddim.latents.store import COMBINED, MOST_ROW, LatentFile, LatentRun, Provenance, digest, provenance_of
+from odeddim.latents.store import MADE_OF_OTHERS, MOST_ROW, LatentFile, LatentRun, Provenance, digest, provenance_of
 from odeddim.models import BUILT_IN, load
 from odeddim.outputs import open_output
 from odeddim.parts import rank
@@ -317,7 +317,7 @@ def warn_of_exactness(file: LatentFile, field: VectorField, row: Solver, where: 
     Of another solver, other nodes and settings and another dtype of the state, the run itself warns.
     """
     made = file.provenance
-    if not row.reversible or row.name != made.solver or made.made_by in COMBINED:
+    if not row.reversible or row.name != made.solver or made.made_by in MADE_OF_OTHERS:
         return
     then = {**made.details, "PyTorch": made.versions.get("torch")}
     now = {**details_of(field, row, where, 0), "PyTorch": str(torch.__version__)}
@@ -540,7 +540,7 @@ def decoding_plan(
         return Decoding(row, file.nodes, made.grid, made.settings, rungs)
     if solver in (None, made.solver):
         settings = {**made.settings, **{key: value for key, value in settings.items() if value is not None}}
-    if solver is None and named.reversible and (made_by or made.made_by) in COMBINED:
+    if solver is None and named.reversible and (made_by or made.made_by) in MADE_OF_OTHERS:
         solver, settings = defaults.COMBINED, {}
     row = solvers.get(solver or made.solver)
     if steps is None and grid is None and (row.adaptive or its_grid is not None):

@@ -52,7 +52,7 @@ FORMAT, VERSION = "odeddim latents", 1
 UNIT = "xbar = x/sqrt(alpha), alpha cumulative as in DDIM; x_T = xbar/sqrt(1+sigma^2) has unit variance"
 ENDS_BY_SIGMA = {0.0: "zero", 1.0: "sigma_min"}  # by σ over σ_1; "nodes": where a list of one's own begins
 MOST_ROW = 1 << 30  # bytes of one latent
-COMBINED = ("interpolate", "shift")
+MADE_OF_OTHERS = ("interpolate", "shift")
 """What makes new latents of others (`Provenance.made_by`)."""
 
 
@@ -331,7 +331,7 @@ class LatentFile:
             for name, values in rows.items()
             if name.startswith("report/")
         }
-        combined = self.provenance.made_by in COMBINED
+        combined = self.provenance.made_by in MADE_OF_OTHERS
         return State(parts[0], self.sigma, tuple(parts[1:]), self.kept, report, combined)
 
     def figures(self, kind: str = "certificate") -> dict[str, Tensor]:
