@@ -32,8 +32,9 @@ from torch import Tensor
 
 import odeddim
 from odeddim.api import integrate, plan
-from odeddim.certificate import LEAST, MORE, evaluations, reference, rms
-from odeddim.field import VectorField
+from odeddim.checks.certificate import LEAST, MORE, evaluations, reference
+from odeddim.latents.arithmetic import rms
+from odeddim.ode.field import VectorField
 from odeddim.types import State
 
 MODELS = ("fashion-mnist", "fashion-mnist-flow")

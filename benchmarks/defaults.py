@@ -35,9 +35,10 @@ from torch import Tensor
 
 import odeddim
 from odeddim import solvers
-from odeddim.analytic import GaussianMixture
 from odeddim.api import integrate, plan
-from odeddim.certificate import evaluations, rms
+from odeddim.checks.certificate import evaluations
+from odeddim.latents.arithmetic import rms
+from odeddim.ode.analytic import GaussianMixture
 from odeddim.types import Field, InputError, Solver, State
 
 HERE = Path(__file__).resolve().parent
@@ -207,7 +208,7 @@ def errors(
     for at in range(0, len(x_0), AT_ONCE):
         some = slice(at, at + AT_ONCE)
         state = integrate(field, State(x_0[some], float(nodes[0])), nodes, row)
-        # What comes back bit for bit is a test of its own for every such row (tests/test_reversible.py).
+        # What comes back bit for bit is a test of its own for every such row (tests/solvers/test_reversible.py).
         again = x_0[some] if row.reversible else integrate(field, state, nodes.flip(0), row).xbar
         down = integrate(field, State(x_T[some] * math.sqrt(1 + top**2), top), nodes.flip(0), row).xbar
         for error, value in zip(ERRORS, (state.x, again, down), strict=True):

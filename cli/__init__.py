@@ -25,7 +25,7 @@ import click
 
 from odeddim import __version__
 from odeddim.cli.lazy import LazyGroup
-from odeddim.files import printable
+from odeddim.storage.atomic import printable
 from odeddim.types import BudgetExceeded, InputError
 
 _SHOWWARNING = warnings.showwarning

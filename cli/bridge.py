@@ -105,9 +105,9 @@ def command(
         so_far,
         warn_of_range,
     )
-    from odeddim.files import check_place
-    from odeddim.latents.store import provenance_of
-    from odeddim.outputs import open_output
+    from odeddim.latents.latent_file import provenance_of
+    from odeddim.storage.atomic import check_place
+    from odeddim.storage.outputs import open_output
 
     if not output.is_dir():
         check_place(output, images)

@@ -79,7 +79,7 @@ def command(
     from dataclasses import asdict
 
     from odeddim.api import decode, to_images
-    from odeddim.certificate import decode_as_encoded, decode_to
+    from odeddim.checks.certificate import decode_as_encoded, decode_to
     from odeddim.cli.running import (
         Tally,
         at_once,
@@ -97,10 +97,10 @@ def command(
         warn_of_preset,
         warn_of_range,
     )
-    from odeddim.files import check_place
-    from odeddim.latents.store import LatentFile
-    from odeddim.outputs import open_output
-    from odeddim.reading import ahead
+    from odeddim.latents.latent_file import LatentFile
+    from odeddim.storage.atomic import check_place
+    from odeddim.storage.outputs import open_output
+    from odeddim.storage.prefetch import ahead
 
     with LatentFile(latents) as file:
         where = machine(device, dtype, file)

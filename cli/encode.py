@@ -83,8 +83,8 @@ def command(
     from click.core import ParameterSource
 
     from odeddim.api import check_encodes, encode, plan
-    from odeddim.certificate import certificate_of_rungs, encode_to
-    from odeddim.certificate import certify as certify_batch
+    from odeddim.checks.certificate import certificate_of_rungs, encode_to
+    from odeddim.checks.certificate import certify as certify_batch
     from odeddim.cli.running import (
         Reports,
         Tally,
@@ -105,11 +105,11 @@ def command(
         warn_of_preset,
         warn_of_range,
     )
-    from odeddim.files import check_place
-    from odeddim.hdf5 import SUFFIXES
-    from odeddim.latents.store import LatentRun, provenance_of
-    from odeddim.parts import rank
-    from odeddim.reading import ahead
+    from odeddim.latents.latent_file import LatentRun, provenance_of
+    from odeddim.storage.atomic import check_place
+    from odeddim.storage.hdf5 import SUFFIXES
+    from odeddim.storage.prefetch import ahead
+    from odeddim.storage.resumable import rank
 
     check_place(output, images, suffixes=SUFFIXES)
     if images == Path("-") and rank()[1] > 1:

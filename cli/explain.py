@@ -39,8 +39,8 @@ def command(model: str, solver: str | None, as_json: bool, **given: Any) -> None
       odeddim explain --solver bdia --grid linear --steps 100 --set gamma=0.5
       odeddim explain --solver dpmpp-2m --steps 20 --direction decode --json
     """
+    from odeddim.checks.explanation import explain
     from odeddim.cli.running import field_on, machine
-    from odeddim.explanation import explain
 
     made = explain(solver or defaults.ENCODE, model=field_on(model, machine("cpu", None)), **given)
     if as_json:

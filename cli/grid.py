@@ -51,9 +51,9 @@ def command(
       odeddim bench --solvers dpmpp-2m,dpmpp-2m@grid.txt --steps 20
     """
     from odeddim.cli.running import BATCH, field_on, images_for, machine, progress, warn_of_count
-    from odeddim.files import check_own, check_place, has_mark, mark_of
-    from odeddim.grids import STEPS, write_nodes
-    from odeddim.local_error import compute, most_evaluations, own_grid
+    from odeddim.fitting.grid_search import compute, most_evaluations, own_grid
+    from odeddim.ode.grids import STEPS, write_nodes
+    from odeddim.storage.atomic import check_own, check_place, has_mark, mark_of
 
     check_place(output, images, suffixes=SUFFIXES)
     where = machine(device, dtype)
@@ -97,7 +97,7 @@ def _print(found: Any, own: str, title: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from odeddim.files import printable
+    from odeddim.storage.atomic import printable
 
     caption = "round trip: rms over pixels in [-1, 1]; latent: rms distance to the true latent / σ_T"
     shown = Table(title=Text(printable(title)), caption=caption)

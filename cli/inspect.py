@@ -45,7 +45,7 @@ def command(file: str, as_json: bool) -> None:
 def _latent_facts(path: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from odeddim.latents.store import UNIT, LatentFile
+    from odeddim.latents.latent_file import UNIT, LatentFile
 
     with LatentFile(path) as file:
         state = file.read(0, min(len(file), 256))

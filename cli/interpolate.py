@@ -67,7 +67,7 @@ def command(
         write_latents,
     )
     from odeddim.latents.interpolate import LatentPath
-    from odeddim.latents.store import LatentFile
+    from odeddim.latents.latent_file import LatentFile
 
     if sum(given is not None for given in (pair, corners, loop)) != 1:
         raise click.UsageError("give --pair A B for a line, --corners A B C D for a grid or --loop A,B,... for a loop")

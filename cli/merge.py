@@ -27,10 +27,10 @@ def command(files: tuple[Path, ...], output: Path | None, overwrite: bool) -> No
       odeddim merge monday.h5 tuesday.h5 -o z.h5
     """
     from odeddim.cli.running import progress
-    from odeddim.files import check_place
-    from odeddim.hdf5 import SUFFIXES, reading
-    from odeddim.parts import finish
-    from odeddim.rows import columns_of, joined, make_real, settings_of
+    from odeddim.storage.atomic import check_place
+    from odeddim.storage.hdf5 import SUFFIXES, reading
+    from odeddim.storage.resumable import finish
+    from odeddim.storage.row_files import columns_of, joined, make_real, settings_of
 
     if output is None:
         if len(files) > 1:

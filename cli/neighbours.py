@@ -14,7 +14,7 @@ from odeddim.cli import options
 from odeddim.cli.shift import Group, Spans, indices, words
 
 if TYPE_CHECKING:
-    from odeddim.latents.store import LatentFile
+    from odeddim.latents.latent_file import LatentFile
     from odeddim.types import State
 
 QUERIES = 8  # unless given
@@ -104,7 +104,7 @@ def command(
         machine,
         write_latents,
     )
-    from odeddim.latents.store import LatentFile
+    from odeddim.latents.latent_file import LatentFile
     from odeddim.types import InputError
 
     check_places(output, sheet, latents, among)
@@ -150,9 +150,9 @@ def command(
 def _search(file: LatentFile, spans: Spans, pool: LatentFile, count: int) -> list[list[Place]]:
     """For each latent itself, and then its nearest in the pool, but not itself once more."""
     from odeddim.cli.running import progress
-    from odeddim.hdf5 import CHUNK
     from odeddim.latents.arithmetic import join, nearest
-    from odeddim.parts import cut
+    from odeddim.storage.hdf5 import CHUNK
+    from odeddim.storage.resumable import cut
     from odeddim.types import InputError
 
     queries = indices(file, spans)
@@ -185,7 +185,7 @@ def _print(rows: list[list[Place]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from odeddim.files import printable
+    from odeddim.storage.atomic import printable
 
     table = Table(caption="rms, in units of x_T; independent noise: √2 = 1.414")
     for name in ("latent", "name", "neighbour", "its name", "distance"):

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from odeddim import solvers
-from odeddim.files import is_hidden, printable
+from odeddim.storage.atomic import is_hidden, printable
 from odeddim.types import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -198,7 +198,7 @@ def preset(function: F) -> F:
             return function(*args, **given, preset=None)
         from click.core import ParameterSource
 
-        from odeddim.preset import load
+        from odeddim.fitting.preset import load
 
         ctx, found = click.get_current_context(), load(preset)
         says = {"solver": found.solver, "grid": found.grid, "steps": found.steps, "tol": None}

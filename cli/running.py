@@ -20,22 +20,30 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from odeddim import defaults, solvers
 from odeddim.api import decode, plan, to_data, to_images
-from odeddim.certificate import LADDER, Rung, rms
+from odeddim.checks.certificate import LADDER, Rung
 from odeddim.cli.options import MOST_NEW, echo, of_model
-from odeddim.conditions import Condition
-from odeddim.devices import DTYPES, device_of, dtype_of, set_tf32
-from odeddim.field import VectorField
-from odeddim.files import check_place
-from odeddim.grids import ENDS, NAMES, is_named, note_of, read_notes
-from odeddim.hdf5 import SUFFIXES
-from odeddim.images import SAMPLE, ImageSource, check_shape, open_images, sample_images
-from odeddim.latents.arithmetic import Readable, check_alike
-from odeddim.latents.store import MADE_OF_OTHERS, MOST_ROW, LatentFile, LatentRun, Provenance, digest, provenance_of
+from odeddim.fitting.preset import Preset
+from odeddim.latents.arithmetic import Readable, check_alike, rms
+from odeddim.latents.latent_file import (
+    MADE_OF_OTHERS,
+    MOST_ROW,
+    LatentFile,
+    LatentRun,
+    Provenance,
+    digest,
+    provenance_of,
+)
 from odeddim.models import BUILT_IN, load
-from odeddim.outputs import open_output
-from odeddim.parts import rank
-from odeddim.preset import Preset
-from odeddim.schedule import Schedule
+from odeddim.ode.conditions import Condition
+from odeddim.ode.devices import DTYPES, device_of, dtype_of, set_tf32
+from odeddim.ode.field import VectorField
+from odeddim.ode.grids import ENDS, NAMES, is_named, note_of, read_notes
+from odeddim.ode.schedule import Schedule
+from odeddim.storage.atomic import check_place
+from odeddim.storage.hdf5 import SUFFIXES
+from odeddim.storage.images import SAMPLE, ImageSource, check_shape, open_images, sample_images
+from odeddim.storage.outputs import open_output
+from odeddim.storage.resumable import rank
 from odeddim.types import InputError, Solver, State, pick
 
 NAMED = 8  # of images that did not converge, in a warning

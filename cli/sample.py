@@ -85,8 +85,8 @@ def command(
         warn_of_preset,
         warn_of_range,
     )
-    from odeddim.latents.store import provenance_of
-    from odeddim.outputs import open_output
+    from odeddim.latents.latent_file import provenance_of
+    from odeddim.storage.outputs import open_output
 
     where = machine(device, dtype)
     field = field_on(model, where)

@@ -15,7 +15,7 @@ import click
 from odeddim.cli import options
 
 if TYPE_CHECKING:
-    from odeddim.latents.store import LatentFile, Provenance
+    from odeddim.latents.latent_file import LatentFile, Provenance
     from odeddim.types import State
 
 Spans = list[tuple[int, int]]
@@ -147,7 +147,7 @@ def command(
 
     from odeddim.cli.running import check_combinable, check_places, combined, draw, field_of, machine, write_latents
     from odeddim.latents.arithmetic import Shifted, join, rms
-    from odeddim.latents.store import LatentFile, LatentRun
+    from odeddim.latents.latent_file import LatentFile, LatentRun
     from odeddim.types import InputError
 
     if (start is None, goal is None) != (along is not None, along is not None):
@@ -171,7 +171,7 @@ def command(
             check_combinable(file, stored)
             way = stored.pick(2)
             through: dict[str, Any] = {"along": {"path": str(along), "sha256": stored.fingerprint}}
-            options.echo(f"the direction is {float(rms(way)):.4g} long (rms, in units of x_T)")
+            options.echo(f"the direction is {float(rms(way.x)):.4g} long (rms, in units of x_T)")
         else:
             assert start is not None
             assert goal is not None
@@ -209,9 +209,9 @@ def _means(file: LatentFile, start: Spans, goal: Spans) -> list[State]:
     """The means of two groups and their difference, in the file's dtype; says how long that is."""
     import torch
 
-    from odeddim.hdf5 import CHUNK
     from odeddim.latents.arithmetic import apart_by_chance, direction, mean, rms, rounded
-    from odeddim.parts import cut
+    from odeddim.storage.hdf5 import CHUNK
+    from odeddim.storage.resumable import cut
     from odeddim.types import InputError
 
     first, second = (set(indices(file, spans)) for spans in (start, goal))
@@ -222,7 +222,7 @@ def _means(file: LatentFile, start: Spans, goal: Spans) -> list[State]:
     rows = [rounded(state, getattr(torch, file.dtype)) for state in (*means, direction(*means))]
     chance, spread = apart_by_chance(len(first), len(second), len(first & second), rows[2].xbar.numel())
     options.echo(
-        f"the means of {len(first)} and {len(second)} latents are {float(rms(rows[2])):.4g} apart, "
+        f"the means of {len(first)} and {len(second)} latents are {float(rms(rows[2].x)):.4g} apart, "
         f"those of such groups of noise would be {chance:.4g} ± {spread:.1g} (rms, in units of x_T)"
     )
     return rows

@@ -12,7 +12,7 @@ import click
 from odeddim.cli import options
 
 if TYPE_CHECKING:
-    from odeddim.train import Progress
+    from odeddim.train.run import Progress
 
 
 @click.command("train")
@@ -84,7 +84,7 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
     import sys
     from dataclasses import fields, replace
 
-    from odeddim.parts import rank
+    from odeddim.storage.resumable import rank
 
     if rank()[1] > 1:
         raise click.UsageError("several processes would write one model's folder: run `odeddim train` without torchrun")
@@ -92,8 +92,8 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
     import torch
 
     from odeddim.cli.running import machine
-    from odeddim.images import open_images
-    from odeddim.train import CHECKPOINT, Settings, saved_settings, saved_step, train
+    from odeddim.storage.images import open_images
+    from odeddim.train.run import CHECKPOINT, Settings, saved_settings, saved_step, train
 
     place = machine(device, "float32").device
     given = {name: value for name, value in given.items() if value is not None}

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from odeddim.api import decode, to_data, to_images
-from odeddim.certificate import (
+from odeddim.checks.certificate import (
     BADNESS,
     CERTIFICATE,
     certificate,
@@ -25,7 +25,7 @@ from odeddim.certificate import (
     decode_as_encoded,
     evaluations,
 )
-from odeddim.certificate import worst as in_order
+from odeddim.checks.certificate import worst as in_order
 from odeddim.cli import options
 from odeddim.cli.running import (
     Machine,
@@ -38,13 +38,13 @@ from odeddim.cli.running import (
     progress,
     warn,
 )
-from odeddim.field import VectorField
-from odeddim.files import check_own, check_place, has_mark, mark_of, plain_text, printable
-from odeddim.hdf5 import CHUNK
-from odeddim.images import MARK, SAMPLE, ImageSource, save_sheet
-from odeddim.latents.store import LatentFile, LatentRun
-from odeddim.parts import finish, rank
-from odeddim.reading import ahead
+from odeddim.latents.latent_file import LatentFile, LatentRun
+from odeddim.ode.field import VectorField
+from odeddim.storage.atomic import check_own, check_place, has_mark, mark_of, plain_text, printable
+from odeddim.storage.hdf5 import CHUNK
+from odeddim.storage.images import MARK, SAMPLE, ImageSource, save_sheet
+from odeddim.storage.prefetch import ahead
+from odeddim.storage.resumable import finish, rank
 from odeddim.types import InputError, pick
 
 ENLARGED = 10  # times, the difference on the sheet

@@ -20,12 +20,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from odeddim import defaults, grids, solvers
-from odeddim.devices import products
-from odeddim.field import VectorField
+from odeddim import defaults, solvers
 from odeddim.latents.interpolate import interpolate as interpolate
 from odeddim.models import DEFAULT, load
-from odeddim.schedule import Schedule
+from odeddim.ode import grids
+from odeddim.ode.devices import products
+from odeddim.ode.field import VectorField
+from odeddim.ode.schedule import Schedule
 from odeddim.solvers.stochastic import ONLY_DECODES
 from odeddim.solvers.stochastic import noise as noise
 from odeddim.types import Field, InputError, Solver, State, pick
@@ -50,9 +51,9 @@ def solve(
     """Decode latents to images: x_T (B, C, H, W) of unit variance -> x_0 (B, C, H, W).
 
     solver: a name of `odeddim.solvers.names()` or a row of one's own. steps: 50 unless given. grid: a name of
-    `odeddim.grids.NAMES`, a file, the nodes themselves (rising σ), or None for the solver's own. x_T lies at its last
-    node, which may be below σ_T, as in DDIM's own quadratic list, but not below σ = 5, where images show through.
-    end: "zero" or "sigma_min" (see `odeddim.grids`). settings: the solver's own (`Solver.settings`), as rtol or gamma.
+    `odeddim.ode.grids.NAMES`, a file, the nodes themselves (rising σ), or None for the solver's own. x_T lies at its
+    last node, which may be below σ_T, as in DDIM's own quadratic list, but not below σ = 5, where images show through.
+    end: "zero" or "sigma_min" (see `odeddim.ode.grids`). settings: the solver's own (`Solver.settings`), such as rtol.
     Errors: InputError for what cannot be used, BudgetExceeded (with the best so far) when max_nfe is reached.
     """
     field = load(model)

@@ -28,9 +28,9 @@ from odeddim.api import (
     to_data,
     to_images,
 )
-from odeddim.certificate import rms
-from odeddim.field import VectorField
+from odeddim.latents.arithmetic import rms
 from odeddim.models import load
+from odeddim.ode.field import VectorField
 from odeddim.types import InputError, Solver, State
 
 

@@ -17,6 +17,13 @@ from odeddim.cli import main
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What lies under tests/system is marked so: `pytest -m "not system"` is the quick part."""
+    for item in items:
+        if "system" in item.path.relative_to(Path(__file__).parent).parts:
+            item.add_marker("system")
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of its own, which is the current one."""

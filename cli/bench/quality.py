@@ -103,9 +103,9 @@ def command(
     """
     from odeddim.bench import quality as bench
     from odeddim.cli.running import images_for, shape_for
-    from odeddim.images import check_shape, sample_images
     from odeddim.models import BUILT_IN
-    from odeddim.models.classifier import REFERENCE
+    from odeddim.models.networks.classifier import REFERENCE
+    from odeddim.storage.images import check_shape, sample_images
 
     run.check_folder("quality")
     shape = shape_for(run.field, size)

@@ -15,10 +15,10 @@ from odeddim.cli import options
 
 if TYPE_CHECKING:
     from odeddim.bench.features import Features
-    from odeddim.bench.stand import Planned, Stand
+    from odeddim.bench.harness import Planned, Stand
     from odeddim.bench.tables import Table
     from odeddim.cli.running import Machine
-    from odeddim.field import VectorField
+    from odeddim.ode.field import VectorField
     from odeddim.types import Solver
 
 FOLDER = "bench"
@@ -153,7 +153,7 @@ class Bench:
 
     def runs(self, names: Sequence[str], steps: Sequence[int], end: str, settings: Mapping[str, Any]) -> list[Planned]:
         """What SOLVER[@GRID]s run, with tolerances that make a comparison fair where none are given."""
-        from odeddim.bench.stand import Entry, planned
+        from odeddim.bench.harness import Entry, planned
         from odeddim.cli.running import warn_of_grid
 
         given = {key: value for key, value in settings.items() if value is not None}
@@ -182,9 +182,9 @@ class Bench:
         images: how many there are. The network sees no more at once: filling up would cost the same again. still: the
         bar is drawn between two runs only, and not by a thread beside what is timed.
         """
-        from odeddim.bench.stand import Stand
+        from odeddim.bench.harness import Stand
         from odeddim.cli.running import at_once, details_of, in_blocks, in_work, network_batch_on, progress
-        from odeddim.parts import rank
+        from odeddim.storage.resumable import rank
 
         size = self.batch_size or in_work(self.network_batch or network_batch_on(self.machine))
 
@@ -228,7 +228,7 @@ class Bench:
 
 def first() -> bool:
     """Whether this is the process that tells, of several under torchrun."""
-    from odeddim.parts import rank
+    from odeddim.storage.resumable import rank
 
     return rank()[0] == 0
 
@@ -271,7 +271,7 @@ def show(table: Table) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    from odeddim.files import printable
+    from odeddim.storage.atomic import printable
 
     shown = [column for column in table.columns if column.name != "remark"]
     meanings = dict.fromkeys(f"{column.heading}: {column.meaning}" for column in shown if column.meaning)

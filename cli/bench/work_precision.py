@@ -82,7 +82,7 @@ def command(
 
     from odeddim.bench import cheapest as search
     from odeddim.bench import work_precision as bench
-    from odeddim.bench.stand import Entry
+    from odeddim.bench.harness import Entry
     from odeddim.cli.running import shape_for
 
     run.check_folder("work-precision" if find is None else "cheapest", [] if find is None else [PRESET])

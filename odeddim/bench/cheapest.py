@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from odeddim import grids, solvers
+from odeddim import solvers
 from odeddim.api import check_encodes, plan
+from odeddim.bench.harness import Entry, Planned, Stand, check_settings, error_words
 from odeddim.bench.spread import quantile
-from odeddim.bench.stand import Entry, Planned, Stand, check_settings, error_words
 from odeddim.bench.tables import Column, Table, counted
 from odeddim.bench.work_precision import Truth, measured, table_of
-from odeddim.preset import Preset
+from odeddim.fitting.preset import Preset
+from odeddim.ode import grids
 from odeddim.types import InputError
 
 GRIDS = ("log", "karras", "quadratic")  # and each solver's own

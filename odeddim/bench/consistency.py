@@ -17,12 +17,12 @@ from torch import Tensor
 
 from odeddim.api import sample
 from odeddim.bench.features import Features
+from odeddim.bench.harness import Planned, Stand, error_words, failure_column
 from odeddim.bench.reconstruction import mean_square
 from odeddim.bench.spread import quantile, spread, spread_columns
-from odeddim.bench.stand import Planned, Stand, error_words, failure_column
 from odeddim.bench.tables import Column, Table, sheet, telling
 from odeddim.bench.work_precision import references
-from odeddim.rows import Columns
+from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError
 
 SHOWN = 8  # images on a sheet

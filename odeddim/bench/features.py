@@ -2,7 +2,7 @@
 
     which                      what                                               measure
     fashion-mnist              odeddim's classifier of Fashion-MNIST, 64          Fréchet distance
-    FILE.safetensors           another one, of `odeddim.models.classifier`        Fréchet distance
+    FILE.safetensors           another one (`train_classifier.py`)            Fréchet distance
     inception:WEIGHTS.pth      the Inception network of the FID, 2048             FID
     FILE.pt2                   a torch.export program                             Fréchet distance
     FILE.pt, FILE.pts          a TorchScript program                              Fréchet distance
@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeddim.arrays import reading
-from odeddim.images import to_bytes
-from odeddim.models import classifier
+from odeddim.models.networks import classifier
 from odeddim.models.programs import load_program
+from odeddim.storage.arrays import reading
+from odeddim.storage.images import to_bytes
 from odeddim.types import InputError, pick
 
 DEFAULT = "fashion-mnist"

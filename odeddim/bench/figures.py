@@ -1,52 +1,41 @@
 """Figures of tables, drawn with matplotlib for light and dark pages, in colours that colour-blind people tell apart.
 
-One function for each bench: table -> figures by name. Lines differ in colour, marker and dash, so that no one of the
-three is needed; legends stand below the axes, never on the data.
+One function for each bench: table -> figures by name. What they are drawn with is in
+`odeddim.bench.drawing`.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from odeddim.bench.drawing import (
+    LIGHT,
+    MARKERS,
+    Theme,
+    floor,
+    formulas,
+    label_of,
+    legend,
+    lines,
+    log_axis,
+    log_scale,
+    note,
+    panels,
+    styles,
+)
+from odeddim.bench.interpolation import CROSS_FADE
 from odeddim.bench.tables import Sheet, Table
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MARKERS = "osD^vP*X"
-DASHES = ("-", "--", ":")
 _DPI = 150
-
-
-@dataclass(frozen=True)
-class Theme:
-    """ink, muted: of words and of what stays behind; paper: the page; colours: of lines, after Okabe & Ito."""
-
-    name: str
-    ink: str
-    muted: str
-    paper: str
-    colours: tuple[str, ...]
-
-
-# Okabe & Ito's palette without its yellow, which is too faint on white; on black its black and its blue are too dark.
-LIGHT = Theme(
-    "light", "#1a1a1a", "#666666", "#ffffff",
-    ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"),
-)  # fmt: skip
-DARK = Theme(
-    "dark", "#e8e8e8", "#a0a0a0", "#16181c",
-    ("#ffffff", "#E69F00", "#4C9BE8", "#00B98A", "#FF7A33", "#A6DBFF", "#E58FBF"),
-)  # fmt: skip
-THEMES = (LIGHT, DARK)
 
 
 def draw(table: Table, theme: Theme = LIGHT) -> dict[str, tuple[bytes, str]]:
@@ -96,11 +85,6 @@ def _typeset(figure: Figure) -> None:
         text.set_text(formulas(text.get_text()))
 
 
-def formulas(words: str) -> str:
-    """Words in which x_T and σ_T are formulas of matplotlib."""
-    return re.sub(r"\b([xσ])_T\b", r"$\1_T$", words)
-
-
 def _without_mathematics(table: Table) -> Table:
     """The table with words that matplotlib takes as they are: what stands between two $ would be a formula."""
 
@@ -128,120 +112,6 @@ def _themed(theme: Theme) -> Iterator[None]:
     }  # fmt: skip
     with matplotlib.rc_context(style):
         yield
-
-
-def panels(count: int, width: float = 5.0, height: float = 4.4) -> tuple[Figure, list[Axes]]:
-    """A figure with so many axes side by side."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * count + 0.4, height), layout="constrained")
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    return figure, list(axes)
-
-
-def styles(theme: Theme, count: int) -> list[dict[str, Any]]:
-    """How each of so many lines looks."""
-    colours = theme.colours
-    return [
-        {
-            "color": colours[i % len(colours)],
-            "marker": MARKERS[i % len(MARKERS)],
-            "linestyle": DASHES[i // len(colours) % len(DASHES)],
-        }
-        for i in range(count)
-    ]
-
-
-def label_of(key: Sequence[Any]) -> str:
-    """A line's name in the legend: "euler, linear"."""
-    return ", ".join(str(part) for part in key if part not in ("-", "", None))
-
-
-def legend(figure: Figure, *axes: Axes) -> None:
-    """The names of the lines that are drawn in some axes, below all of them, where a narrow window begins to look."""
-    import numpy as np
-
-    named = {
-        line.get_label(): line
-        for one in reversed(axes)
-        for line in one.get_lines()
-        if np.size(line.get_xdata()) and not str(line.get_label()).startswith("_")
-    }
-    order = [str(line.get_label()) for line in axes[0].get_lines() if line.get_label() in named]
-    width, height = figure.get_size_inches()
-    longest = max((len(line) for name in order for line in name.split("\n")), default=1)
-    columns = max(1, min(len(order), int(0.7 * width / (0.09 * longest + 0.7))))
-    rows = math.ceil(len(order) / columns) * max((name.count("\n") + 1 for name in order), default=1)
-    figure.set_size_inches(width, height + 0.22 * rows)
-    figure.legend(
-        [named[name] for name in order], order, loc="outside lower left", ncols=columns, frameon=False,
-    )  # fmt: skip
-
-
-def log_scale(axes: Axes, which: str) -> bool:
-    """Make an axis logarithmic, unless nothing is drawn that such an axis has a place for; whether it is."""
-    import numpy as np
-
-    drawn = [line.get_xdata() if which == "x" else line.get_ydata() for line in axes.get_lines()]
-    if not any(bool((np.asarray(values, float) > 0).any()) for values in drawn):
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.annotate("nothing to draw", (0.5, 0.5), xycoords="axes fraction", ha="center")
-        return False
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    return True
-
-
-def log_axis(axes: Axes, values: Sequence[float], which: str = "x") -> None:
-    """A logarithmic axis with ticks at 1, 2, 5, 10, ..., written out."""
-    from matplotlib.ticker import NullFormatter
-
-    if not log_scale(axes, which):
-        return
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = min(values), max(values)
-    ticks = [m * 10.0**k for k in range(-6, 7) for m in (1, 2, 5) if low / 1.3 <= m * 10.0**k <= high * 1.3]
-    axis.set_ticks(ticks, [f"{tick:,g}" for tick in ticks])
-    axis.set_minor_formatter(NullFormatter())
-
-
-def note(axes: Axes, words: str, theme: Theme) -> None:
-    """A remark below an axes, small."""
-    axes.annotate(
-        words, (0, -0.2), xycoords="axes fraction", fontsize=8, color=theme.muted, va="top", annotation_clip=False
-    )
-
-
-def floor(axes: Axes, value: float | None, words: str, theme: Theme, *, scale: str = "log") -> None:
-    """A line below which figures mean nothing, on an axes of that scale. Its words hide the grid, but no data."""
-    if value is not None and (value > 0 or scale == "linear") and axes.get_yscale() == scale:
-        axes.axhline(value, color=theme.muted, linestyle=(0, (1, 3)), linewidth=1)
-        axes.annotate(
-            words, (0.99, value), xytext=(0, 2.5), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", va="bottom", fontsize=8, color=theme.muted, zorder=1.8,
-            bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1},
-        )  # fmt: skip
-
-
-def lines(
-    axes: Axes,
-    table: Table,
-    theme: Theme,
-    x: str,
-    y: str,
-    *,
-    label: Callable[[Sequence[Any]], str] = label_of,
-    positive: bool = True,
-) -> list[float]:
-    """A line of y over x for each group of rows, where both are there; all x drawn. positive: leave out other y."""
-    groups = table.lines()
-    drawn: list[float] = []
-    for (key, rows), style in zip(groups.items(), styles(theme, len(groups)), strict=True):
-        points = [(row[x], row[y]) for row in rows if row[x] and row[y] is not None]  # in the order of steps
-        points = [(a, b) for a, b in points if b > 0 or not positive]
-        axes.plot([a for a, _ in points], [b for _, b in points], label=label(key), **style)
-        drawn += [a for a, _ in points]
-    return drawn or [1.0, 10.0]
 
 
 def reconstruction(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
@@ -396,16 +266,86 @@ def draw_sheet(sheet: Sheet) -> Figure:
     return figure
 
 
-def _time(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
-    from odeddim.bench import timing  # it draws with what is here
+def timing(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+    """Seconds over steps with their lines; milliseconds per image and evaluation over the batch size."""
+    import numpy as np
+    from matplotlib.ticker import NullLocator
 
-    return timing.figure(table, theme)
+    drawing, (left, right) = panels(2)
+    groups = table.lines()
+    found: dict[tuple[Any, ...], list[tuple[int, float, float]]] = {}  # of each solver: batch, whole, own
+    for (key, rows), style in zip(groups.items(), styles(theme, len(groups)), strict=True):
+        done = [row for row in rows if row["seconds"] is not None]
+        points = sorted((row["steps"], row["seconds"], row["fastest"], row["slowest"]) for row in done if row["steps"])
+        mark: dict[str, Any] = {"color": style["color"], "marker": style["marker"], "linestyle": "none"}
+        left.plot([p[0] for p in points], [p[1] for p in points], label=_label_with_rate(key, rows[0]), **mark)
+        left.vlines([p[0] for p in points], [p[2] for p in points], [p[3] for p in points], color=style["color"])
+        if points and rows[0]["per_step"] is not None:
+            steps = np.geomspace(points[0][0], points[-1][0], 100)
+            line = (rows[0]["intercept"] + rows[0]["per_step"] * steps) / 1e3
+            left.plot(steps[line > 0], line[line > 0], color=style["color"], linestyle=style["linestyle"], linewidth=1)
+        if done:
+            longest = max(done, key=lambda row: row["steps"] or 0)
+            whole, own = longest["per_evaluation"], longest["per_evaluation"] * longest["own_share"] / 100
+            right.plot([key[-1]], [whole], **mark)
+            right.plot([key[-1]], [own], **{**mark, "markerfacecolor": "none"})
+            found.setdefault(key[:-1], []).append((key[-1], whole, own))
+    for these in found.values():
+        for i in (1, 2):
+            batches = sorted((one[0], one[i]) for one in these)
+            right.plot(*zip(*batches, strict=True), color=theme.muted, linewidth=0.8, zorder=0)
+    log_axis(left, [row["steps"] for row in table.rows if row["steps"]] or [1.0, 10.0])
+    log_scale(right, "x")
+    sizes = sorted({row["batch"] for row in table.rows})
+    if found:
+        right.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        right.xaxis.set_minor_locator(NullLocator())
+    left.set(title="A run", xlabel="steps", ylabel="seconds")
+    right.set(title="An evaluation", xlabel="images in the batch", ylabel="milliseconds per image and evaluation")
+    for axes in (left, right):
+        if log_scale(axes, "y"):
+            axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(which="major")
+        axes.margins(x=0.08)
+    note(left, "marks: medians, with their range; lines: a + b·steps", theme)
+    note(right, "of the longest run; hollow: outside the network", theme)
+    legend(drawing, left)
+    drawing.suptitle(table.title, fontsize=11)
+    return {table.bench: (drawing, "Seconds over steps, and milliseconds over the batch size")}
 
 
-def _interpolation(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
-    from odeddim.bench import interpolation  # it draws with what is here
+def _label_with_rate(key: Sequence[Any], row: Mapping[str, Any]) -> str:
+    """A line's name and what was found: "euler, linear, batch 8", "21.3 ms/step, R² 0.9999"."""
+    name = f"{label_of(key[:-1])}, batch {key[-1]}"
+    if row["per_step"] is None:
+        return name
+    fit = "" if row["r2"] is None else f", R² {row['r2']:.5f}"
+    return f"{name}\n{row['per_step']:.3g} ms/step{fit}"
 
-    return interpolation.figure(table, theme)
+
+def interpolation(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+    """Along the lines: how far neighbours are from each other, and each image from the first."""
+    drawing, (left, right) = panels(2)
+    profiles = table.settings["profiles"]
+    several = len({profile["steps"] for profile in profiles if profile["steps"]}) > 1
+    faint: dict[str, Any] = {"color": theme.muted, "linestyle": (0, (1, 2))}
+    for profile, its_own in zip(profiles, styles(theme, len(profiles)), strict=True):
+        style: dict[str, Any] = faint if profile["solver"] == CROSS_FADE else {**its_own}
+        count = len(profile["lengths"])
+        steps = [f"{profile['steps']} steps"] if several and profile["steps"] else []
+        name = label_of([profile["solver"], profile["grid"], *steps])
+        left.plot([(i + 0.5) / count for i in range(count)], profile["lengths"], label=name, **style)
+        right.plot([i / count for i in range(count + 1)], profile["distances"], **style)
+    left.set_title("From one image to the next")
+    right.set_title("From the first image")
+    for axes in (left, right):
+        axes.set(xlabel="fraction of the way between two latents", xlim=(-0.02, 1.02))
+        axes.set_ylabel("rms over pixels in [-1, 1], mean over the lines")
+        axes.set_ylim(bottom=0)
+        axes.grid(which="major")
+    legend(drawing, left)
+    drawing.suptitle(table.title, fontsize=11)
+    return {table.bench: (drawing, "Distances of neighbours, and from the first image, along the way")}
 
 
 DRAWN: dict[str, Callable[[Table, Theme], dict[str, tuple[Figure, str]]]] = {
@@ -414,7 +354,7 @@ DRAWN: dict[str, Callable[[Table, Theme], dict[str, tuple[Figure, str]]]] = {
     "cheapest": cheapest,
     "consistency": consistency,
     "quality": quality,
-    "time": _time,
-    "interpolation": _interpolation,
+    "time": timing,
+    "interpolation": interpolation,
 }
 """bench -> its figures: name -> (figure, what it shows in words)."""

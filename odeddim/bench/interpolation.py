@@ -18,17 +18,16 @@ import numpy as np
 import torch
 
 from odeddim.api import noise, solve, with_noise
-from odeddim.bench.stand import Planned, Stand, error_words, failure_column
+from odeddim.bench.harness import Planned, Stand, error_words, failure_column
 from odeddim.bench.tables import Column, Sheet, Table, telling
-from odeddim.images import to_bytes
 from odeddim.latents.interpolate import LatentPath
-from odeddim.rows import Columns
+from odeddim.storage.images import to_bytes
+from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError, State
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
-    from odeddim.bench.figures import Theme
 
 PAIRS = 4
 POINTS = 11
@@ -248,30 +247,3 @@ def _pixels(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _fractions(count: int) -> tuple[str, ...]:
     return tuple(f"{i / (count - 1):.2g}" for i in range(count))
-
-
-def figure(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
-    """Along the lines: how far neighbours are from each other, and each image from the first."""
-    from odeddim.bench import figures  # which lists this function
-
-    drawing, (left, right) = figures.panels(2)
-    profiles = table.settings["profiles"]
-    several = len({profile["steps"] for profile in profiles if profile["steps"]}) > 1
-    faint: dict[str, Any] = {"color": theme.muted, "linestyle": (0, (1, 2))}
-    for profile, its_own in zip(profiles, figures.styles(theme, len(profiles)), strict=True):
-        style: dict[str, Any] = faint if profile["solver"] == CROSS_FADE else {**its_own}
-        count = len(profile["lengths"])
-        steps = [f"{profile['steps']} steps"] if several and profile["steps"] else []
-        name = figures.label_of([profile["solver"], profile["grid"], *steps])
-        left.plot([(i + 0.5) / count for i in range(count)], profile["lengths"], label=name, **style)
-        right.plot([i / count for i in range(count + 1)], profile["distances"], **style)
-    left.set_title("From one image to the next")
-    right.set_title("From the first image")
-    for axes in (left, right):
-        axes.set(xlabel="fraction of the way between two latents", xlim=(-0.02, 1.02))
-        axes.set_ylabel("rms over pixels in [-1, 1], mean over the lines")
-        axes.set_ylim(bottom=0)
-        axes.grid(which="major")
-    figures.legend(drawing, left)
-    drawing.suptitle(table.title, fontsize=11)
-    return {table.bench: (drawing, "Distances of neighbours, and from the first image, along the way")}

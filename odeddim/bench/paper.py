@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from odeddim.field import VectorField
-from odeddim.schedule import Schedule
+from odeddim.ode.field import VectorField
+from odeddim.ode.schedule import Schedule
 from odeddim.types import InputError
 
 RECONSTRUCTION = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}

@@ -20,12 +20,12 @@ from torch import Tensor
 from odeddim.api import sample
 from odeddim.bench.distances import frechet, kid, precision_recall
 from odeddim.bench.features import Features
+from odeddim.bench.harness import Planned, Stand, error_words, failure_column, hash_of
 from odeddim.bench.paper import TAU, check_setting
 from odeddim.bench.reconstruction import Images
-from odeddim.bench.stand import Planned, Stand, error_words, failure_column, hash_of
 from odeddim.bench.tables import Column, Sheet, Table, sheet, telling
-from odeddim.images import to_bytes
-from odeddim.rows import Columns
+from odeddim.storage.images import to_bytes
+from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError
 
 HAT = "hat"

@@ -21,15 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odeddim import grids, solvers
+from odeddim import solvers
 from odeddim.api import check_encodes, decode, encode, integrate
+from odeddim.bench.harness import Planned, Stand, error_words, failure_column, hash_of
 from odeddim.bench.paper import RECONSTRUCTION, TAU, check_setting
 from odeddim.bench.spread import quantile, spread, spread_columns
-from odeddim.bench.stand import Planned, Stand, error_words, failure_column, hash_of
 from odeddim.bench.tables import Column, Table, counted, telling
-from odeddim.field import VectorField
-from odeddim.local_error import REFERENCE
-from odeddim.rows import Columns
+from odeddim.fitting.grid_search import REFERENCE
+from odeddim.ode import grids
+from odeddim.ode.field import VectorField
+from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError, State
 
 LABELS = ("source", "target")

@@ -23,10 +23,11 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from odeddim import __version__
-from odeddim.bench.figures import DARK, LIGHT, THEMES, Theme, draw
+from odeddim.bench.drawing import DARK, LIGHT, THEMES, Theme
+from odeddim.bench.figures import draw
 from odeddim.bench.tables import Column, Table, load
-from odeddim.files import check_own, check_place, has_mark, mark_of, plain_text, replacing
-from odeddim.hdf5 import short
+from odeddim.storage.atomic import check_own, check_place, has_mark, mark_of, plain_text, replacing
+from odeddim.storage.hdf5 import short
 from odeddim.types import InputError
 
 ORDER = ("work-precision", "cheapest", "reconstruction", "quality", "consistency", "interpolation", "time")

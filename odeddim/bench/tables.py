@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from odeddim.files import check_own, replacing
-from odeddim.hdf5 import dataset, reading, text, words, writing
-from odeddim.images import to_bytes
+from odeddim.storage.atomic import check_own, replacing
+from odeddim.storage.hdf5 import dataset, reading, text, words, writing
+from odeddim.storage.images import to_bytes
 from odeddim.types import InputError
 
 FORMAT = "odeddim bench"

@@ -27,16 +27,15 @@ import torch
 from torch import Tensor
 
 from odeddim.api import noise, solve, with_noise
-from odeddim.bench.stand import Planned, Stand, error_words, failure_column
+from odeddim.bench.harness import Planned, Stand, error_words, failure_column
 from odeddim.bench.tables import Column, Table, telling
-from odeddim.field import VectorField
-from odeddim.rows import Columns
+from odeddim.ode.field import VectorField
+from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
-    from odeddim.bench.figures import Theme
 
 BATCHES = (1, 4, 16)
 REPEATS = 5
@@ -292,63 +291,3 @@ def _disturbed(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     worst = max((row["slowest"] / row["fastest"] for row in rows if row["fastest"]), default=1.0)
     if worst > QUIET:
         yield f"the same run took up to {worst:.1f} times as long as at its fastest: the machine had other work to do"
-
-
-def figure(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
-    """Seconds over steps with their lines; milliseconds per image and evaluation over the batch size."""
-    from matplotlib.ticker import NullLocator
-
-    from odeddim.bench import figures  # which lists this function
-
-    drawing, (left, right) = figures.panels(2)
-    groups = table.lines()
-    found: dict[tuple[Any, ...], list[tuple[int, float, float]]] = {}  # of each solver: batch, whole, own
-    for (key, rows), style in zip(groups.items(), figures.styles(theme, len(groups)), strict=True):
-        done = [row for row in rows if row["seconds"] is not None]
-        points = sorted((row["steps"], row["seconds"], row["fastest"], row["slowest"]) for row in done if row["steps"])
-        mark: dict[str, Any] = {"color": style["color"], "marker": style["marker"], "linestyle": "none"}
-        left.plot([p[0] for p in points], [p[1] for p in points], label=_label(key, rows[0]), **mark)
-        left.vlines([p[0] for p in points], [p[2] for p in points], [p[3] for p in points], color=style["color"])
-        if points and rows[0]["per_step"] is not None:
-            steps = np.geomspace(points[0][0], points[-1][0], 100)
-            line = (rows[0]["intercept"] + rows[0]["per_step"] * steps) / 1e3
-            left.plot(steps[line > 0], line[line > 0], color=style["color"], linestyle=style["linestyle"], linewidth=1)
-        if done:
-            longest = max(done, key=lambda row: row["steps"] or 0)
-            whole, own = longest["per_evaluation"], longest["per_evaluation"] * longest["own_share"] / 100
-            right.plot([key[-1]], [whole], **mark)
-            right.plot([key[-1]], [own], **{**mark, "markerfacecolor": "none"})
-            found.setdefault(key[:-1], []).append((key[-1], whole, own))
-    for these in found.values():
-        for i in (1, 2):
-            batches = sorted((one[0], one[i]) for one in these)
-            right.plot(*zip(*batches, strict=True), color=theme.muted, linewidth=0.8, zorder=0)
-    figures.log_axis(left, [row["steps"] for row in table.rows if row["steps"]] or [1.0, 10.0])
-    figures.log_scale(right, "x")
-    sizes = sorted({row["batch"] for row in table.rows})
-    if found:
-        right.set_xticks(sizes, [f"{size:,}" for size in sizes])
-        right.xaxis.set_minor_locator(NullLocator())
-    left.set(title="A run", xlabel="steps", ylabel="seconds")
-    right.set(title="An evaluation", xlabel="images in the batch", ylabel="milliseconds per image and evaluation")
-    for axes in (left, right):
-        if figures.log_scale(axes, "y"):
-            axes.yaxis.set_major_formatter("{x:g}")
-        axes.grid(which="major")
-        axes.margins(x=0.08)
-    figures.note(left, "marks: medians, with their range; lines: a + b·steps", theme)
-    figures.note(right, "of the longest run; hollow: outside the network", theme)
-    figures.legend(drawing, left)
-    drawing.suptitle(table.title, fontsize=11)
-    return {table.bench: (drawing, "Seconds over steps, and milliseconds over the batch size")}
-
-
-def _label(key: Sequence[Any], row: Mapping[str, Any]) -> str:
-    """A line's name and what was found: "euler, linear, batch 8", "21.3 ms/step, R² 0.9999"."""
-    from odeddim.bench.figures import label_of
-
-    name = f"{label_of(key[:-1])}, batch {key[-1]}"
-    if row["per_step"] is None:
-        return name
-    fit = "" if row["r2"] is None else f", R² {row['r2']:.5f}"
-    return f"{name}\n{row['per_step']:.3g} ms/step{fit}"

@@ -4,7 +4,7 @@ No images are needed: noise x_T is decoded by a tight run, the images that come 
 what others are measured by. How far the tight run itself is known, by one with half its steps, is the floor of the
 figures. Decoding: rms distance to the tight run's image, per pixel of [-1, 1]. Encoding, of those images: rms distance
 to the tight run's latent, over σ_T. Both are medians over the images, with their spread (`odeddim.bench.spread`). All
-runs end as the tight one does (`odeddim.grids`), and take its step at σ = 0.
+runs end as the tight one does (`odeddim.ode.grids`), and take its step at σ = 0.
 
 `odeddim.bench.cheapest` turns the question round: how many steps does each solver need to keep an error both ways?
 """
@@ -20,15 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odeddim import grids, solvers
+from odeddim import solvers
 from odeddim.api import check_encodes, integrate, noise
+from odeddim.bench.harness import Entry, Planned, Stand, check_settings, error_words, failure_column, planned
 from odeddim.bench.reconstruction import mean_square
 from odeddim.bench.spread import quantile, spread, spread_columns
-from odeddim.bench.stand import Entry, Planned, Stand, check_settings, error_words, failure_column, planned
 from odeddim.bench.tables import Column, Table, counted, telling
 from odeddim.bench.timing import described, now
-from odeddim.field import VectorField
-from odeddim.rows import Columns
+from odeddim.ode import grids
+from odeddim.ode.field import VectorField
+from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError, Solver, State
 
 REFERENCE = ("ab4", "log", 800)

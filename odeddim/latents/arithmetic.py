@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -151,9 +152,13 @@ def rounded(state: State, dtype: torch.dtype) -> State:
     return replace(state, xbar=state.xbar.to(dtype), aux=tuple(part.to(dtype) for part in state.aux))
 
 
-def rms(state: State) -> Tensor:
-    """‖x_T‖/√D of each latent of state (B, *), or of a direction: (B,) float64. 1 of white noise."""
-    return _norms(state.xbar) / math.sqrt(state.xbar[0].numel() * (1 + state.sigma**2))
+def rms(difference: Tensor) -> Tensor:
+    """Root mean square of each image, (B, *) -> (B,) float64 on the CPU.
+
+    One by one in numpy: torch's order of summation depends on batch and threads.
+    """
+    rows = (np.ascontiguousarray(row.to("cpu", torch.float64).numpy()) for row in difference.detach())
+    return torch.tensor([math.sqrt(np.square(row).mean()) for row in rows], dtype=torch.float64)
 
 
 def apart_by_chance(first: int, second: int, shared: int, size: int) -> tuple[float, float]:

@@ -12,8 +12,9 @@ from types import ModuleType
 
 import torch
 
-from odeddim.field import VectorField
-from odeddim.models import ddim, diffusers_unet, edm, exported, guided, latent_diffusion, native, weights
+from odeddim.models import weights
+from odeddim.models.formats import ddim, diffusers_unet, edm, exported, guided, latent_diffusion, native
+from odeddim.ode.field import VectorField
 from odeddim.types import InputError, pick
 
 DEFAULT, FLOW = "fashion-mnist", "fashion-mnist-flow"
@@ -22,16 +23,16 @@ FORMATS = (native, latent_diffusion, guided, edm, exported, ddim, diffusers_unet
 
 
 def _exact_gaussian() -> VectorField:
-    from odeddim.analytic import Gaussian
-    from odeddim.schedule import Schedule
+    from odeddim.ode.analytic import Gaussian
+    from odeddim.ode.schedule import Schedule
 
     schedule = Schedule.linear()
     return VectorField(Gaussian(0.0, 0.5).network(schedule), schedule, name="exact-gaussian")
 
 
 def _exact_mixture() -> VectorField:
-    from odeddim.analytic import GaussianMixture
-    from odeddim.schedule import Schedule
+    from odeddim.ode.analytic import GaussianMixture
+    from odeddim.ode.schedule import Schedule
 
     schedule = Schedule.linear()
     field = GaussianMixture(torch.tensor([-0.6, 0.6]), std=0.15)
@@ -39,9 +40,9 @@ def _exact_mixture() -> VectorField:
 
 
 def _exact_samples() -> VectorField:
-    from odeddim.analytic import GaussianMixture
-    from odeddim.images import sample_images
-    from odeddim.schedule import Schedule
+    from odeddim.ode.analytic import GaussianMixture
+    from odeddim.ode.schedule import Schedule
+    from odeddim.storage.images import sample_images
 
     schedule = Schedule.linear()
     images = sample_images().read()

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from odeddim.models import json_files
-from odeddim.schedule import MOST_LEVELS, Schedule
+from odeddim.ode.schedule import MOST_LEVELS, Schedule
 from odeddim.types import InputError, pick
 
 NAME = "scheduler_config.json"
@@ -36,7 +36,7 @@ PREDICTS = {
     "v_prediction": "v",
     "flow_prediction": "flow",
 }
-"""prediction_type -> the name in `odeddim.predictions`."""
+"""prediction_type -> the name in `odeddim.ode.predictions`."""
 
 _DDPM = {
     "prediction_type": "epsilon",

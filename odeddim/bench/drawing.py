@@ -1,0 +1,164 @@
+"""What figures are drawn with: colours that colour-blind people tell apart, lines, axes, legends.
+
+Lines differ in colour, marker and dash, so that no one of the three is needed; legends stand below the axes, never on
+the data.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from odeddim.bench.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MARKERS = "osD^vP*X"
+DASHES = ("-", "--", ":")
+
+
+@dataclass(frozen=True)
+class Theme:
+    """ink, muted: of words and of what stays behind; paper: the page; colours: of lines, after Okabe & Ito."""
+
+    name: str
+    ink: str
+    muted: str
+    paper: str
+    colours: tuple[str, ...]
+
+
+# Okabe & Ito's palette without its yellow, which is too faint on white; on black its black and its blue are too dark.
+LIGHT = Theme(
+    "light", "#1a1a1a", "#666666", "#ffffff",
+    ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"),
+)  # fmt: skip
+DARK = Theme(
+    "dark", "#e8e8e8", "#a0a0a0", "#16181c",
+    ("#ffffff", "#E69F00", "#4C9BE8", "#00B98A", "#FF7A33", "#A6DBFF", "#E58FBF"),
+)  # fmt: skip
+THEMES = (LIGHT, DARK)
+
+
+def formulas(words: str) -> str:
+    """Words in which x_T and σ_T are formulas of matplotlib."""
+    return re.sub(r"\b([xσ])_T\b", r"$\1_T$", words)
+
+
+def panels(count: int, width: float = 5.0, height: float = 4.4) -> tuple[Figure, list[Axes]]:
+    """A figure with so many axes side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * count + 0.4, height), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def styles(theme: Theme, count: int) -> list[dict[str, Any]]:
+    """How each of so many lines looks."""
+    colours = theme.colours
+    return [
+        {
+            "color": colours[i % len(colours)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": DASHES[i // len(colours) % len(DASHES)],
+        }
+        for i in range(count)
+    ]
+
+
+def label_of(key: Sequence[Any]) -> str:
+    """A line's name in the legend: "euler, linear"."""
+    return ", ".join(str(part) for part in key if part not in ("-", "", None))
+
+
+def legend(figure: Figure, *axes: Axes) -> None:
+    """The names of the lines that are drawn in some axes, below all of them, where a narrow window begins to look."""
+    import numpy as np
+
+    named = {
+        line.get_label(): line
+        for one in reversed(axes)
+        for line in one.get_lines()
+        if np.size(line.get_xdata()) and not str(line.get_label()).startswith("_")
+    }
+    order = [str(line.get_label()) for line in axes[0].get_lines() if line.get_label() in named]
+    width, height = figure.get_size_inches()
+    longest = max((len(line) for name in order for line in name.split("\n")), default=1)
+    columns = max(1, min(len(order), int(0.7 * width / (0.09 * longest + 0.7))))
+    rows = math.ceil(len(order) / columns) * max((name.count("\n") + 1 for name in order), default=1)
+    figure.set_size_inches(width, height + 0.22 * rows)
+    figure.legend(
+        [named[name] for name in order], order, loc="outside lower left", ncols=columns, frameon=False,
+    )  # fmt: skip
+
+
+def log_scale(axes: Axes, which: str) -> bool:
+    """Make an axis logarithmic, unless nothing is drawn that such an axis has a place for; whether it is."""
+    import numpy as np
+
+    drawn = [line.get_xdata() if which == "x" else line.get_ydata() for line in axes.get_lines()]
+    if not any(bool((np.asarray(values, float) > 0).any()) for values in drawn):
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.annotate("nothing to draw", (0.5, 0.5), xycoords="axes fraction", ha="center")
+        return False
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    return True
+
+
+def log_axis(axes: Axes, values: Sequence[float], which: str = "x") -> None:
+    """A logarithmic axis with ticks at 1, 2, 5, 10, ..., written out."""
+    from matplotlib.ticker import NullFormatter
+
+    if not log_scale(axes, which):
+        return
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = min(values), max(values)
+    ticks = [m * 10.0**k for k in range(-6, 7) for m in (1, 2, 5) if low / 1.3 <= m * 10.0**k <= high * 1.3]
+    axis.set_ticks(ticks, [f"{tick:,g}" for tick in ticks])
+    axis.set_minor_formatter(NullFormatter())
+
+
+def note(axes: Axes, words: str, theme: Theme) -> None:
+    """A remark below an axes, small."""
+    axes.annotate(
+        words, (0, -0.2), xycoords="axes fraction", fontsize=8, color=theme.muted, va="top", annotation_clip=False
+    )
+
+
+def floor(axes: Axes, value: float | None, words: str, theme: Theme, *, scale: str = "log") -> None:
+    """A line below which figures mean nothing, on an axes of that scale. Its words hide the grid, but no data."""
+    if value is not None and (value > 0 or scale == "linear") and axes.get_yscale() == scale:
+        axes.axhline(value, color=theme.muted, linestyle=(0, (1, 3)), linewidth=1)
+        axes.annotate(
+            words, (0.99, value), xytext=(0, 2.5), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", va="bottom", fontsize=8, color=theme.muted, zorder=1.8,
+            bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+
+
+def lines(
+    axes: Axes,
+    table: Table,
+    theme: Theme,
+    x: str,
+    y: str,
+    *,
+    label: Callable[[Sequence[Any]], str] = label_of,
+    positive: bool = True,
+) -> list[float]:
+    """A line of y over x for each group of rows, where both are there; all x drawn. positive: leave out other y."""
+    groups = table.lines()
+    drawn: list[float] = []
+    for (key, rows), style in zip(groups.items(), styles(theme, len(groups)), strict=True):
+        points = [(row[x], row[y]) for row in rows if row[x] and row[y] is not None]  # in the order of steps
+        points = [(a, b) for a, b in points if b > 0 or not positive]
+        axes.plot([a for a, _ in points], [b for _, b in points], label=label(key), **style)
+        drawn += [a for a, _ in points]
+    return drawn or [1.0, 10.0]

@@ -1,0 +1,1 @@
+"""How good a latent is, and what a run will do."""

@@ -1,0 +1,147 @@
+"""What a run will do, before it does it: nodes, labels, evaluations, coefficients, the growth of rounding errors."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odeddim import defaults
+from odeddim.api import Grid, Model, check_encodes, integrate, plan
+from odeddim.models import DEFAULT, load
+from odeddim.ode.analytic import Gaussian
+from odeddim.types import Growth, InputError, Solver, State, pick
+
+DIRECTIONS = ("encode", "decode")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a run will do.
+
+    nodes (N+1,): its noise levels as they are walked; labels: the network's t at each. evaluations: per image, None
+    where they depend on the data. instructions: the arithmetic in words, empty where it is another library's or depends
+    on the data. growth: of rounding errors, None where it is not known. refused: why such a run is refused, if it is.
+    gaussian: how far such a run, begun afresh, ends from where images N(0, 0.5²) should, relative; None where the
+    evaluations are. Far from 0 the solver is inaccurate there, above 1 unstable.
+    """
+
+    solver: str
+    family: str
+    order: int
+    reference: str
+    direction: str
+    model: str
+    end: str
+    dtype: str
+    nodes: tuple[float, ...]
+    labels: tuple[float, ...]
+    evaluations: int | None
+    instructions: tuple[str, ...]
+    growth: Growth | None
+    refused: str
+    gaussian: float | None
+
+    def to_json(self) -> str:
+        """All of it as JSON; what is no finite number is null."""
+        return json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def explain(
+    solver: str | Solver = defaults.ENCODE,
+    *,
+    direction: str = "encode",
+    model: Model = DEFAULT,
+    steps: int | None = None,
+    grid: Grid = None,
+    end: str = "zero",
+    dtype: str = "float32",
+    **settings: object,
+) -> Explanation:
+    """What `encode` or `decode` with the same arguments will do. dtype: of the state, "float32" or "float64".
+
+    Errors: InputError for what cannot be used, as in `encode`.
+    """
+    field = load(model)
+    pick(direction, DIRECTIONS, "direction")
+    pick(dtype, ("float32", "float64"), "dtype")
+    row, rising = plan(field.schedule, solver, steps, grid, end, dict(settings))
+    if direction == "encode":
+        check_encodes(row)
+    nodes = rising if direction == "encode" else rising.flip(0)
+    evaluations, gaussian, refused = _dry_run(row, nodes, getattr(torch, dtype), direction)
+    levels = [sigma for sigma in nodes.tolist() if sigma > 0]
+    return Explanation(
+        solver=row.name,
+        family=row.family,
+        order=row.order,
+        reference=row.reference,
+        direction=direction,
+        model=field.name,
+        end="zero" if float(rising[0]) == 0 else "sigma_min",
+        dtype=dtype,
+        nodes=tuple(nodes.tolist()),
+        labels=tuple(float(field.schedule.label(sigma, field.time)) for sigma in nodes),
+        evaluations=evaluations,
+        instructions=_instructions(row, levels, zero=float(rising[0]) == 0, direction=direction),
+        growth=_growth(row, levels, dtype == "float32"),
+        refused=refused,
+        gaussian=gaussian,
+    )
+
+
+def _growth(row: Solver, levels: list[float], single: bool) -> Growth | None:
+    """None where there is no step, where it is not known, and where it is no number: such a run is refused."""
+    if row.growth is None or len(levels) < 2:
+        return None
+    try:
+        return row.growth(levels, single)
+    except InputError:
+        return None
+
+
+def _dry_run(row: Solver, nodes: Tensor, dtype: torch.dtype, direction: str) -> tuple[int | None, float | None, str]:
+    """Evaluations and error of a run over one number of Gaussian data, whose solution is known; why there is no run."""
+    # Encoding, a row whose evaluations depend on the data iterates; decoding, it does not.
+    if row.adaptive or (row.nfe is None and direction == "encode"):
+        return None, None, ""
+    calls, data = 0, Gaussian(0.0, 0.5)
+
+    def field(sigma: Tensor, xbar: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return data(sigma, xbar)
+
+    begin, end = float(nodes[0]), float(nodes[-1])
+    xbar = data.flow(torch.ones(1, 1, dtype=dtype), 0.0, begin)
+    try:
+        found = integrate(field, State(xbar, begin), nodes, row).xbar
+    except InputError as error:
+        return None, None, str(error)
+    truth = data.flow(xbar, begin, end)
+    return calls, None if row.stochastic else float((found / truth - 1).abs()), ""
+
+
+def _finite(value: Any) -> Any:
+    """The same with None in the place of numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _instructions(row: Solver, levels: list[float], *, zero: bool, direction: str) -> tuple[str, ...]:
+    if row.plan is None or len(levels) < 2:
+        return ()
+    lines = [instruction.words(place) for place, instruction in enumerate(row.plan(levels))]
+    clean = min(levels)
+    if zero and direction == "encode":
+        lines.insert(0, f"x̄ = x̄ + {clean:.6g}·ε(x̄, σ = 0), Euler from σ = 0")
+    elif zero:
+        lines.append(f"x̄ = x̄ - {clean:.6g}·ε(x̄, σ = {clean:.6g}), Euler to σ = 0")
+    return tuple(lines)

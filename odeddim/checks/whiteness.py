@@ -1,0 +1,67 @@
+"""Whether latents look like noise. How far they are from the ODE's is in `odeddim.checks.certificate`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import kolmogorov, ndtr
+from torch import Tensor
+
+FIGURES = ("norm", "mean", "variance", "kurtosis", "autocorrelation", "normality")
+
+
+def statistics(x_T: Tensor) -> dict[str, Tensor]:
+    """Is each latent white noise? x_T (B, *) of unit variance -> figures by name, (B,) float64 each, on the CPU.
+
+    Of a latent of D values x_i with mean m and d_i = x_i - m, in float64, the same bits in any batch:
+
+        name             formula                               white noise   its standard deviation
+        norm             ‖x‖/√D                                1             1/√(2D)
+        mean             m = Σ x_i/D                           0             1/√D
+        variance         Σ d_i²/(D-1)                          1             √(2/(D-1))
+        kurtosis         D·Σ d_i⁴/(Σ d_i²)²                    3             √(24/D)
+        autocorrelation  (D/P)·Σ d_i·d_j/Σ d_i²                0             1/√P
+        normality        p-value, x_i against N(0, 1)          1/2           1/√12, evenly between 0 and 1
+
+    The expected norm, kurtosis and autocorrelation are lower by 1/(4D), 6/(D+1) and 1/(D-1). autocorrelation is
+    Moran's I (Biometrika 37, 1950), the correlation of direct neighbours: its sum is over the P pairs of them, below
+    and beside each other in latents (C, H, W), along the last axis in others. normality is Kolmogorov's and Smirnov's
+    test: the limiting law at √D + 0.12 + 0.11/√D times the greatest distance between the two distribution functions
+    (M. A. Stephens, J. R. Stat. Soc. B 32, 1970); from D = 4 the p-value is within 0.03 of the exact one, and within
+    0.003 of one below 0.1. Figures that a latent does not have are NaN: variance of one value, kurtosis and
+    autocorrelation of a constant, autocorrelation without neighbours.
+    """
+    figures = np.array([_figures(_double(row)) for row in x_T], np.float64).reshape(-1, len(FIGURES))
+    return {name: torch.from_numpy(column.copy()) for name, column in zip(FIGURES, figures.T, strict=True)}
+
+
+def _double(row: Tensor) -> NDArray[np.float64]:
+    """One latent by itself in numpy, one axis or more: torch's order of summation depends on batch and threads."""
+    return np.ascontiguousarray(row.detach().to("cpu", torch.float64).numpy())
+
+
+@np.errstate(divide="ignore", invalid="ignore")
+def _figures(x: NDArray[np.float64]) -> tuple[float, ...]:
+    size = x.size
+    first = x.flat[0]
+    offset = (x - first).mean()
+    d = x - first - offset  # the first goes first: of a constant, x - x.mean() would leave rounding errors, not 0
+    squares = (d**2).sum()
+    pairs = [d[..., 1:] * d[..., :-1]]
+    if x.ndim == 3:
+        pairs.append(d[:, 1:] * d[:, :-1])
+    count = np.float64(sum(products.size for products in pairs))
+    steps = np.arange(size + 1) / size
+    below = ndtr(np.sort(x, axis=None))
+    apart = max((steps[1:] - below).max(), (below - steps[:-1]).max())
+    return (
+        np.sqrt((x**2).sum() / size),
+        first + offset,
+        squares / np.float64(size - 1),
+        size * (d**4).sum() / squares**2,
+        sum(products.sum() for products in pairs) / count * (size / squares),
+        kolmogorov(apart * (math.sqrt(size) + 0.12 + 0.11 / math.sqrt(size))),
+    )

@@ -1,0 +1,1 @@
+"""Nodes and settings found for a model."""

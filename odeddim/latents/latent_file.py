@@ -1,0 +1,382 @@
+"""Latent files: HDF5 with the latents, their unit and noise level, and everything that decoding needs.
+
+    /xbar          (N, C, H, W) float32 or float64; attributes `unit` and `sigma`. x̄ and not x: it is what the ODE
+                   moves, so nothing is rounded on the way through the file. x_T = x̄/√(1+σ²) has unit variance.
+    /aux/0, ...    like xbar: what a reversible solver keeps besides; the group's attribute `kept` says which solver's
+    /report/...    (N,) each: evaluations per image and the like, of solvers that tell
+    /certificate/  (N,) each: how good each latent is, see `odeddim.latents.certificate`
+    /names         (N,) where each latent comes from
+    /crc32         (N,) of each row's bytes in all of these together: whether they still belong together
+    /nodes         (S+1,) float64, the noise levels walked, rising; the first is where images lie
+    /provenance    JSON: model and hash of its weights, schedule, prediction, solver and settings, grid, end, versions
+
+Chunks of 64 images, no compression (noise does not compress), a checksum on every chunk. A file whose rows are still
+being computed shows those that are done (see `odeddim.storage.resumable`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, overload
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from odeddim.ode.field import VectorField
+from odeddim.ode.schedule import Schedule
+from odeddim.storage.atomic import check_place
+from odeddim.storage.hdf5 import CHUNK, SUFFIXES, dataset, reading, short, text, words
+from odeddim.storage.resumable import Run
+from odeddim.storage.row_files import (
+    OF_CERTIFICATES,
+    Columns,
+    check_parts,
+    is_index,
+    look_at,
+    read_rows,
+    settings_of,
+    text_column,
+    width_of,
+)
+from odeddim.types import InputError, State
+
+FORMAT, VERSION = "odeddim latents", 1
+UNIT = "xbar = x/sqrt(alpha), alpha cumulative as in DDIM; x_T = xbar/sqrt(1+sigma^2) has unit variance"
+ENDS_BY_SIGMA = {0.0: "zero", 1.0: "sigma_min"}  # by σ over σ_1; "nodes": where a list of one's own begins
+MOST_ROW = 1 << 30  # bytes of one latent
+MADE_OF_OTHERS = ("interpolate", "shift")
+"""What makes new latents of others (`Provenance.made_by`)."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How latents came about, and so how to decode them. nodes: the hash of the (S+1,) noise levels walked."""
+
+    model: str
+    sha256: str
+    predicts: str
+    schedule: dict[str, Any]
+    solver: str
+    grid: str
+    end: str
+    steps: int
+    nodes: str
+    made_by: str  # the command: "encode", "interpolate", "shift", ...; of images "sample" or "decode"
+    time: str = ""  # the network's labels, see `odeddim.ode.schedule.TIMES`; "" in files from before there was a choice
+    condition: dict[str, Any] = field(default_factory=dict)  # of `VectorField.conditioned`
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def check_model(self, model: VectorField, where: str) -> None:
+        """Raise an InputError unless `model` is the one these latents belong to."""
+        if model.sha256 != self.sha256 or (not self.sha256 and model.name != self.model):
+            if model.name == self.model:
+                raise InputError(
+                    f"{where} holds latents of {self.model!r} as it was ({self.sha256[:12]}): its weights or settings "
+                    f"have been changed since ({model.sha256[:12]}); give the model that it was with --model"
+                )
+            ours, theirs = _model_words(self.model, self.sha256), _model_words(model.name, model.sha256)
+            raise InputError(f"{where} holds latents of the model {ours}, not of {theirs}: give that one with --model")
+        is_now = {"predicts": model.predicts, "time": _time_of(model), "schedule": model.schedule.to_dict()}
+        was = {"predicts": self.predicts, "time": self.time or is_now["time"], "schedule": self.schedule}
+        for key, value in is_now.items():
+            if value != was[key]:
+                raise InputError(
+                    f"{where} was made with {key} {_brief(was[key])}, but now {self.model!r} has {_brief(value)}: "
+                    "change that back in the model's files, or encode again"
+                )
+
+
+def provenance_of(
+    model: VectorField, *, solver: str, grid: str, nodes: Tensor, made_by: str, settings: dict[str, Any], **details: Any
+) -> Provenance:
+    """The provenance of latents of this model that a run over these nodes makes."""
+    import platform
+
+    import odeddim
+
+    versions = {"odeddim": odeddim.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return Provenance(
+        model=model.name,
+        sha256=model.sha256,
+        predicts=model.predicts,
+        schedule=model.schedule.to_dict(),
+        solver=solver,
+        grid=grid,
+        end=ENDS_BY_SIGMA.get(float(nodes[0]) / model.schedule.sigma_min, "nodes"),
+        steps=len(nodes) - 1,
+        nodes=digest(nodes),
+        made_by=made_by,
+        time=_time_of(model),
+        condition=model.condition.to_dict(),
+        settings={key: value for key, value in settings.items() if value is not None},
+        versions=versions,
+        details=details,
+    )
+
+
+def _time_of(model: VectorField) -> str:
+    return model.time if isinstance(model.time, str) else "a function"
+
+
+class LatentRun(Run):
+    """The run that makes a latent file, NAME.h5: `write` each batch of `batches`. See `odeddim.storage.resumable.Run`.
+
+    names: where each latent comes from. nodes: (S+1,) rising, as `odeddim.grid` makes them. replace: `path` is a latent
+    file that stays what it is until the run is whole.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        names: Sequence[str],
+        provenance: Provenance,
+        nodes: Tensor,
+        *,
+        overwrite: bool = False,
+        replace: bool = False,
+    ) -> None:
+        check_place(path, suffixes=SUFFIXES)
+        self._names, self._width, self._nodes = names, width_of(names), nodes
+        super().__init__(path, len(names), asdict(provenance), self._write_head, overwrite=overwrite, index=not replace)
+
+    def _write_head(self, file: h5py.File, notes: Mapping[str, Any]) -> None:
+        file.attrs["format"], file.attrs["version"] = text(FORMAT), VERSION
+        file.create_dataset("nodes", data=self._nodes.numpy(), chunks=self._nodes.shape, fletcher32=True)
+        for name in ("xbar", *(f"aux/{k}" for k in range(len(file.get("aux", ()))))):
+            file[name].attrs["unit"], file[name].attrs["sigma"] = text(UNIT), notes["sigma"]
+        if "aux" in file:
+            file["aux"].attrs["kept"] = text(notes["kept"])
+            # Changed, it would only look like another method's.
+            file["aux"].attrs["sha256"] = text(_hash(notes["kept"]))
+
+    def write(self, start: int, stop: int, state: State, certificate: Mapping[str, Tensor] | None = None) -> None:
+        """Write the latents start, ..., stop-1, xbar (B, *), with what is known of each: name -> (B,)."""
+        columns = {"xbar": state.xbar, **{f"aux/{k}": part for k, part in enumerate(state.aux)}}
+        columns |= {f"report/{key}": values for key, values in state.report.items()}
+        columns |= {f"certificate/{key}": values for key, values in (certificate or {}).items()}
+        arrays = {name: values.cpu().numpy() for name, values in columns.items()}
+        arrays["names"] = text_column(self._names[start:stop], self._width)
+        notes = {"sigma": state.sigma, "kept": state.kept}
+        self.commit(start, stop, arrays, **notes)
+
+
+class Names(Sequence[str]):
+    """The names in a file, read as they are asked for."""
+
+    def __init__(self, read: Callable[[int, int], np.ndarray[Any, Any]], count: int, path: Path) -> None:
+        self._read, self._count, self._path = read, count, path
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, int):
+            row = range(self._count)[i]
+            return self[row : row + 1][0]
+        start, stop, _ = i.indices(self._count)
+        try:  # strictly: HDF5's checksum takes two bytes 0xff for two zeros
+            return [name.decode() for name in self._read(start, max(start, stop)).tolist()]
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self._path}: its names are damaged: make it anew") from error
+
+
+class LatentFile:
+    """An open latent file, checked: rows are read as they are asked for. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._closing = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self._file = stack.enter_context(reading(self.path, "a latent file, as `odeddim encode` writes"))
+            self._check()
+            self._closing = stack.pop_all()
+
+    def _check(self) -> None:
+        path, file = self.path, self._file
+        if "format" not in file.attrs or words(file.attrs["format"]) != FORMAT:
+            raise InputError(f"{path} is an HDF5 file, but holds no odeddim latents: make one with `odeddim encode`")
+        if int(file.attrs["version"]) > VERSION:
+            raise InputError(f"{path} was written by a newer odeddim (file version {file.attrs['version']}): upgrade")
+        stated = settings_of(file, path)
+        self.total = int(stated["total"])
+        details = stated.get("details", {})
+        if not isinstance(details, dict):
+            raise InputError(f"{path} is damaged: its details are {details!r:.50}, not settings by name")
+        self._fingerprint = str(details.get("fingerprint", ""))
+        # Certificates have no part in what latents are, nor in what is made of them.
+        details = {key: value for key, value in details.items() if key not in OF_CERTIFICATES}
+        known = {item.name for item in fields(Provenance)}
+        its_own = {key: value for key, value in stated.items() if key in known}
+        try:
+            self.provenance = Provenance(**{**its_own, "details": details})
+        except TypeError as error:
+            raise InputError(f"{path} is damaged: {short(error)}") from error
+        Schedule.from_dict(self.provenance.schedule)
+        self._columns = look_at(file, path)
+        if is_index(file):
+            check_parts(file, path, stated)
+        self._check_rows()
+        self._check_nodes()
+
+    def _check_rows(self) -> None:
+        path, columns = self.path, self._columns
+        for name in ("xbar", "names", "crc32"):
+            if name not in columns:
+                raise InputError(
+                    f"{path}: the dataset '{name}' is missing: it is damaged or was written by something else"
+                )
+        xbar = columns["xbar"]
+        if len(xbar.shape) < 2 or xbar.dtype not in (np.float32, np.float64) or 0 in xbar.shape:
+            raise InputError(f"{path}: 'xbar' must be float32 or float64 (N, *), not {xbar.dtype} {xbar.shape}")
+        if xbar.dtype.itemsize * math.prod(xbar.shape[1:]) > MOST_ROW:
+            raise InputError(
+                f"{path}: a latent of shape {xbar.shape[1:]} is larger than any that odeddim can work with"
+            )
+        self.sigma = float(self._file["xbar"].attrs["sigma"])
+        self._aux = [f"aux/{k}" for k in range(sum(name.startswith("aux/") for name in columns))]
+        for name, column in columns.items():
+            per_image = name in ("names", "crc32") or name.startswith(("report/", "certificate/"))
+            fits = column.shape == xbar.shape[:1] and column.dtype.kind == {"names": "S", "crc32": "u"}.get(name, "")
+            if per_image and name not in ("names", "crc32"):
+                known = column.dtype.kind in "ifb" and column.dtype.itemsize <= 8 and column.dtype.isnative  # to torch
+                fits = column.shape == xbar.shape[:1] and known
+            if not per_image:
+                fits = name in ("xbar", *self._aux) and (column.shape, column.dtype) == (xbar.shape, xbar.dtype)
+            if not fits:
+                raise InputError(
+                    f"{path}: '{name}' {column.dtype} {column.shape} does not belong to {len(self)} latents"
+                )
+        self.kept = words(self._file["aux"].attrs["kept"]) if self._aux else ""
+        if self._aux and words(self._file["aux"].attrs["sha256"]) != _hash(self.kept):
+            raise InputError(f"{path}: what its auxiliary states belong to is damaged: its checksum does not fit")
+
+    def _check_nodes(self) -> None:
+        path = self.path
+        nodes = dataset(self._file, "nodes", path)
+        if nodes.ndim != 1 or not 2 <= nodes.shape[0] <= 1_000_001 or nodes.dtype != np.float64:
+            raise InputError(f"{path}: 'nodes' must be a row of 2 to 1,000,001 noise levels, not {nodes.shape}")
+        from odeddim.ode.grids import check_nodes
+
+        self.nodes = check_nodes(torch.from_numpy(np.asarray(nodes[:])), where=str(path))
+        if digest(self.nodes) != self.provenance.nodes:
+            raise InputError(f"{path}: its nodes are damaged or were edited: their checksum does not fit")
+        if not math.isclose(self.sigma, float(self.nodes[-1]), rel_tol=1e-12):
+            raise InputError(
+                f"{path}: its latents lie at σ = {self.sigma}, but its grid ends at {float(self.nodes[-1])}"
+            )
+
+    def __enter__(self) -> LatentFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def __len__(self) -> int:
+        return int(self._columns["xbar"].shape[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one latent."""
+        return tuple(int(size) for size in self._columns["xbar"].shape[1:])
+
+    @property
+    def dtype(self) -> str:
+        """ "float32" or "float64"."""
+        return str(self._columns["xbar"].dtype)
+
+    @property
+    def aux_count(self) -> int:
+        """How many auxiliary states each latent has."""
+        return len(self._aux)
+
+    @property
+    def is_index(self) -> bool:
+        """Whether the rows lie in parts beside the file, as long as it is being made."""
+        return is_index(self._file)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all latents, by their checksums: those that they had before `odeddim verify` added certificates."""
+        if self._fingerprint:
+            return self._fingerprint
+        return hashlib.sha256(np.ascontiguousarray(self._column("crc32", 0, len(self))).tobytes()).hexdigest()
+
+    def rows(self, start: int, stop: int) -> Columns:
+        """The rows start, ..., stop-1 of all columns as they are in the file, each against its checksum."""
+        return read_rows(self._file, self._columns, start, stop, self.path)
+
+    def read(self, start: int, stop: int) -> State:
+        """Latents start, ..., stop-1 as a State, xbar (stop-start, *)."""
+        rows = self.rows(start, stop)
+        parts = [torch.from_numpy(rows[name]) for name in ("xbar", *self._aux)]
+        for part in parts:
+            if not bool(torch.isfinite(part).all()):
+                raise InputError(f"{self.path}: latents {start} to {stop - 1} hold NaN or infinite values")
+        report = {
+            name.removeprefix("report/"): torch.from_numpy(values)
+            for name, values in rows.items()
+            if name.startswith("report/")
+        }
+        combined = self.provenance.made_by in MADE_OF_OTHERS
+        return State(parts[0], self.sigma, tuple(parts[1:]), self.kept, report, combined)
+
+    def figures(self, kind: str = "certificate") -> dict[str, Tensor]:
+        """All that is known of each latent: (N,) by name, of a kind, "certificate" or "report"."""
+        prefix = f"{kind}/"
+        names = [name for name in self._columns if name.startswith(prefix)]
+        return {name.removeprefix(prefix): torch.from_numpy(self._column(name, 0, len(self))) for name in names}
+
+    def pick(self, index: int) -> State:
+        """One latent, xbar (1, *)."""
+        if not 0 <= index < len(self):
+            raise InputError(f"{self.path} holds latents 0 to {len(self) - 1}: there is no {index}")
+        return self.read(index, index + 1)
+
+    @property
+    def names(self) -> Names:
+        """Where each latent comes from: a sequence of N words."""
+        return Names(functools.partial(self._column, "names"), len(self), self.path)
+
+    def _column(self, name: str, start: int, stop: int) -> np.ndarray[Any, Any]:
+        """Rows of one column, unchecked."""
+        blocks = []
+        try:
+            for first in range(start, stop, CHUNK):  # opened anew each time, see `read_rows`
+                blocks.append(np.asarray(self._file[name][first : min(first + CHUNK, stop)]))
+        except (KeyError, OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"{self.path}: '{name}' cannot be read: {short(error)}") from error
+        return np.concatenate(blocks) if blocks else np.empty(0, self._columns[name].dtype)
+
+
+def digest(nodes: Tensor) -> str:
+    """The hash of a list of noise levels."""
+    return _hash(str(nodes.tolist()))
+
+
+def _hash(words: str) -> str:
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+def _brief(value: Any) -> str:
+    """A setting, without the numbers of a long list."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_brief(item)}" for key, item in value.items())
+    return f"of {len(value)} numbers" if isinstance(value, list) else str(value)
+
+
+def _model_words(name: str, sha256: str) -> str:
+    return f"{name!r} (weights {sha256[:12]})" if sha256 else repr(name)

@@ -1,0 +1,139 @@
+"""EDM's network pickles (Karras et al. 2022, arXiv 2206.00364; github.com/NVlabs/edm): {"ema": network, ...} in a .pkl.
+
+Reading one runs the code that it holds, and needs EDM's own (`torch_utils`, `dnnlib`) on the PYTHONPATH. The network is
+D(x, σ[, one-hot classes]), the denoised image, whatever is inside: x is x0 + σ·ε, and σ its label. Networks trained for
+other preconditionings (VP, VE, iDDPM) come as the same function. The noise levels are those that a network says it
+supports; where it says 0 or ∞ (EDM's own), 0.002 or 80, those of EDM's sampler. iDDPM's networks look σ up among their
+1000 levels and take the nearest one: these are the levels of the schedule, and the grid "edm" keeps to them.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odeddim.models import weights
+from odeddim.models.guarded import failures_of
+from odeddim.ode.conditions import Classes
+from odeddim.ode.field import VectorField
+from odeddim.ode.grids import EDM_RANGE
+from odeddim.ode.schedule import Schedule
+from odeddim.types import InputError
+
+RUNS_CODE = True
+
+
+def matches(path: Path) -> bool:
+    """Whether this is named .pkl; it is not opened."""
+    return path.suffix.lower() == ".pkl" and path.is_file()
+
+
+def read(path: Path) -> VectorField:
+    """The EMA network of a pickle, in float32 on every device. Runs the code in the file."""
+    network, kind = _network(path)
+    channels, size, classes = (_number(network, name, path) for name in ("img_channels", "img_resolution", "label_dim"))
+    schedule = _schedule(network, path)
+    if channels < 1 or size < 1:
+        raise InputError(f"{path} holds no network of EDM: it says images of {channels}×{size}×{size}")
+    network.eval().requires_grad_(False).float()
+    network.use_fp16 = False  # EDM's samplers use float16 on GPUs, which an inversion does not survive
+    # Without dropout of labels in training, a row of zeros is nothing that the network knows.
+    null = classes if classes and getattr(getattr(network, "model", None), "label_dropout", 0) else None
+    words = f"{type(network).__name__}, {channels}×{size}×{size}" + (f", {classes} classes" if classes else "")
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    return VectorField(
+        Denoiser(network, classes, path),
+        schedule,
+        predicts="x0",
+        shape=(channels, size, size),
+        name=str(path.absolute()),
+        sha256=weights.hash_of(path),
+        details={
+            "found": f"EDM pickle, {words}, {millions:.1f} M parameters",
+            "weights": kind,
+            "architecture": {"network": type(network).__name__, "label_dim": classes},
+            "assumed": [],
+        },
+        conditions=Classes(classes, null) if classes else None,
+    )
+
+
+class Denoiser(nn.Module):
+    """D(x, σ[, label]): class labels (B,) int64 become EDM's one-hot rows; the label `classes` a row of zeros."""
+
+    def __init__(self, network: nn.Module, classes: int, path: Path) -> None:
+        super().__init__()
+        self.network, self.classes, self.path = network, classes, path
+
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), sigma (B,) -> (B, C, H, W)."""
+        told = None if label is None else F.one_hot(label, self.classes + 1)[:, : self.classes].to(sigma.dtype)
+        with failures_of(self.path, x):
+            out = self.network(x, sigma, told)
+        if not isinstance(out, Tensor):
+            raise InputError(f"the network in {self.path} gives a {type(out).__name__}, not a denoised image")
+        return out
+
+
+def _network(path: Path) -> tuple[Any, str]:
+    """The network in a pickle, and which weights it has."""
+    try:
+        with path.open("rb") as file:
+            found = pickle.load(file)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{path} needs the module {error.name!r} of the code that wrote it: get github.com/NVlabs/edm (or what "
+            "else it was trained with) and add its folder to PYTHONPATH"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror or weights.line(error)}): check path and rights"
+        ) from error
+    except Exception as error:  # of a damaged file, or of whatever code runs: anything
+        words = f"{type(error).__name__}: {weights.line(error)}"
+        raise InputError(f"{path} cannot be read as a pickle of EDM ({words}): copy it again") from error
+    network, kind = (found["ema"], "ema") if isinstance(found, Mapping) and "ema" in found else (found, "as saved")
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{path} holds no network of EDM under 'ema', but a {type(network).__name__}")
+    return network, kind
+
+
+def _schedule(network: nn.Module, path: Path) -> Schedule:
+    """The noise levels that a network supports: a range, or the levels `u` of an iDDPM network, which fall to a 0."""
+    levels = getattr(network, "u", None)
+    if isinstance(levels, Tensor) and levels.ndim == 1 and len(levels) > 2 and float(levels[-1]) == 0:
+        try:
+            return Schedule.from_sigmas(levels[:-1].flip(0))
+        except InputError as error:
+            raise InputError(f"{path}: the noise levels u of its network: {error}") from error
+    low, high = _level(network, "sigma_min", path), _level(network, "sigma_max", path)
+    low, high = low or EDM_RANGE[0], EDM_RANGE[1] if high == math.inf else high
+    if not 0 < low < high:
+        raise InputError(f"{path} holds no network of EDM: it says noise levels σ from {low} to {high}")
+    return Schedule.edm(sigma_min=low, sigma_max=high)
+
+
+def _number(network: nn.Module, name: str, path: Path) -> int:
+    value = getattr(network, name, None)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(
+            f"{path} holds a {type(network).__name__}, which is no network of EDM: its {name} is {value!r:.50}"
+        )
+    return value
+
+
+def _level(network: nn.Module, name: str, path: Path) -> float:
+    value = getattr(network, name, None)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise InputError(
+            f"{path} holds a {type(network).__name__}, which is no network of EDM: its {name} is {value!r:.50}"
+        )
+    return float(value)

@@ -1,0 +1,44 @@
+"""Networks made of files: whatever one of them raises when it is evaluated is a sentence that names its file.
+
+Not every setting that a network can be made with is one that it can run with, and not every program runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from odeddim.ode.field import VectorField
+from odeddim.types import InputError
+
+
+class Loaded(VectorField):
+    """The field of a network that was made of the file or folder `name`."""
+
+    def _network(self, x: Tensor, labels: Tensor, guided: bool) -> Tensor:
+        with failures_of(self.name, x):
+            return super()._network(x, labels, guided)
+
+
+@contextlib.contextmanager
+def failures_of(path: str | Path, x: Tensor) -> Iterator[None]:
+    """Within it, errors of the network at `path` on images x (B, C, H, W) are InputErrors.
+
+    Those of too little memory stay as they are, for no file is to blame.
+    """
+    try:
+        yield
+    except (InputError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # PyTorch's, or of other people's code: anything
+        if "allocate memory" in str(error):  # the CPU's allocator has only words
+            raise
+        size = "×".join(map(str, x.shape))
+        words = " ".join(str(error).split())[-200:]  # the end is where PyTorch gives the reason
+        raise InputError(
+            f"the network of {path} fails on {size} (images×channels×height×width): {type(error).__name__}: {words}"
+        ) from error

@@ -1,0 +1,155 @@
+"""Texts as what networks of diffusers' pipelines take for them: tokenizers and text encoders, through transformers.
+
+    Stable Diffusion 1, 2   CLIP's last hidden states
+    SDXL (2307.01952)       the last but one of two CLIPs side by side; the second's projected summary; six sizes
+    SD3 (2403.03206)        the same two, widened with zeros, and T5's after them; both projected summaries
+
+Encoders run in float32 on the CPU: once for a text, however many images there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from odeddim.models.components import config_of, library, made
+from odeddim.models.weights import line
+from odeddim.ode.conditions import Given
+from odeddim.types import InputError
+
+Embed = Callable[[str], Given]
+
+ENCODERS = {
+    "CLIPTextModel": "CLIPTextConfig",
+    "CLIPTextModelWithProjection": "CLIPTextConfig",
+    "T5EncoderModel": "T5Config",
+}
+"""Class -> the class of its settings."""
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+"""The files of a tokenizer, any of these. Without them transformers would make one that knows no words."""
+T5_TOKENS = 256  # of a text, as SD3 was trained to read and its pipeline gives
+
+
+class TextEncoder:
+    """A tokenizer and its encoder, from two parts of a pipeline. `width`: of its hidden states."""
+
+    def __init__(self, folder: Path, index: Mapping[str, Any], number: str = "") -> None:
+        """number: "", "_2" or "_3", which of the pipeline's. Errors: InputError for parts that are missing."""
+        self._tokenizer = _tokenizer(folder, index, f"tokenizer{number}")
+        tokens = len(self._tokenizer)
+        self.folder = folder / f"text_encoder{number}"
+        kind = _named(folder, index, self.folder.name, tuple(ENCODERS))
+        transformers, config = library("transformers"), config_of(self.folder)
+        settings = getattr(transformers, ENCODERS[kind])
+        self._encoder = made(lambda: getattr(transformers, kind)(settings.from_dict(config)), self.folder)
+        its: Any = self._encoder.config
+        if tokens > its.vocab_size:
+            raise InputError(
+                f"{folder / f'tokenizer{number}'} knows {tokens} tokens, but {self.folder} {its.vocab_size}: "
+                "they do not belong together"
+            )
+        self.width: int = its.hidden_size
+        self.summarizes = kind == "CLIPTextModelWithProjection"
+        positions = getattr(its, "max_position_embeddings", T5_TOKENS)
+        self._longest = min(self._tokenizer.model_max_length, positions)
+        self._masked = bool(config.get("use_attention_mask"))
+
+    def __call__(self, text: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The last hidden states (1, n, width), those before, and the projected summary (1, d) if it makes one.
+
+        Errors: InputError for a text that is too long.
+        """
+        tokens = self._tokenizer(text, return_tensors="pt")
+        if tokens.input_ids.shape[1] > self._longest:
+            raise InputError(
+                f"the prompt {text[:40] + '...'!r} is {tokens.input_ids.shape[1]} tokens long, its ends among them, "
+                f"but this model reads {self._longest}: make it shorter"
+            )
+        tokens = self._tokenizer(text, padding="max_length", max_length=self._longest, return_tensors="pt")
+        mask = tokens.attention_mask if self._masked else None
+        with torch.no_grad():
+            found = self._encoder(tokens.input_ids, attention_mask=mask, output_hidden_states=True)
+        return found.last_hidden_state, found.hidden_states[-2], getattr(found, "text_embeds", None)
+
+
+def one(folder: Path, index: Mapping[str, Any]) -> tuple[Embed, list[TextEncoder]]:
+    """Stable Diffusion's: a text -> hidden states (1, n, width)."""
+    encoder = TextEncoder(folder, index)
+    return lambda text: (encoder(text)[0],), [encoder]
+
+
+def two(folder: Path, index: Mapping[str, Any], sizes: tuple[int, ...]) -> tuple[Embed, list[TextEncoder]]:
+    """SDXL's: a text -> hidden states (1, n, widths), summary (1, d), and the sizes (1, 6) int64 that it is told.
+
+    sizes: height and width as it was, top and left of what was cropped, height and width as it is.
+    """
+    first, second = TextEncoder(folder, index), _summarizing(folder, index, "_2")
+
+    def embed(text: str) -> Given:
+        (_, states, _), (_, more, summary) = first(text), second(text)
+        assert summary is not None
+        return torch.cat([states, more], dim=2), summary, torch.tensor([sizes])
+
+    return embed, [first, second]
+
+
+def three(folder: Path, index: Mapping[str, Any], width: int) -> tuple[Embed, list[TextEncoder]]:
+    """SD3's: a text -> hidden states (1, n, width) and summaries (1, d). Without a T5 its states are zeros."""
+    first, second = _summarizing(folder, index, ""), _summarizing(folder, index, "_2")
+    third = TextEncoder(folder, index, "_3") if has(index, "text_encoder_3") else None
+    widths = [first.width + second.width, *([third.width] if third else [])]
+    if widths[0] > width or any(last != width for last in widths[1:]):
+        gives = " and ".join(map(str, widths))
+        raise InputError(f"{folder}: its network takes texts of width {width}, but its text encoders give {gives}")
+
+    def embed(text: str) -> Given:
+        (_, states, summary), (_, more, another) = first(text), second(text)
+        assert summary is not None
+        assert another is not None
+        both = torch.cat([states, more], dim=2)
+        last = third(text)[0] if third else both.new_zeros(1, T5_TOKENS, width)
+        states = torch.cat([pad(both, (0, width - both.shape[2])), last], dim=1)
+        return states, torch.cat([summary, another], dim=1)
+
+    return embed, [first, second, *([third] if third else [])]
+
+
+def has(index: Mapping[str, Any], part: str) -> bool:
+    """Whether a pipeline has this part: model_index.json lists those it has not as [null, null]."""
+    named = index.get(part)
+    return isinstance(named, list) and len(named) == 2 and isinstance(named[1], str)
+
+
+def _summarizing(folder: Path, index: Mapping[str, Any], number: str) -> TextEncoder:
+    encoder = TextEncoder(folder, index, number)
+    if not encoder.summarizes:
+        raise InputError(f"{encoder.folder} must be a CLIPTextModelWithProjection: this pipeline takes its summary")
+    return encoder
+
+
+def _named(folder: Path, index: Mapping[str, Any], part: str, known: tuple[str, ...]) -> str:
+    """The class of a part. Errors: InputError where it is missing, or none of those known."""
+    if not has(index, part) or not (folder / part).is_dir():
+        raise InputError(f"{folder} lacks {part}, which its network needs to know of prompts: copy the whole folder")
+    kind = str(index[part][1])
+    if kind not in known:
+        raise InputError(f"{folder} names a {kind} as its {part}: odeddim reads {', '.join(known)}")
+    return kind
+
+
+def _tokenizer(folder: Path, index: Mapping[str, Any], part: str) -> Any:
+    kind = _named(folder, index, part, TOKENIZERS)
+    if not any(all((folder / part / name).is_file() for name in names) for names in VOCABULARIES):
+        known = ", or ".join(" and ".join(names) for names in VOCABULARIES)
+        raise InputError(f"{folder / part} lacks its vocabulary ({known}): copy the whole folder")
+    transformers = library("transformers")
+    try:
+        return getattr(transformers, kind).from_pretrained(str(folder / part), local_files_only=True)
+    except Exception as error:  # a parser of foreign files: whatever it raises means the same
+        raise InputError(f"{folder / part} holds no readable tokenizer ({line(error)}): copy it again") from error

@@ -1,0 +1,72 @@
+"""What a checkpoint does not say of itself: a JSON file beside it, NAME.json for NAME.pt.
+
+    {"schedule": {"name": "cosine", "T": 4000}, "predicts": "eps", "time": "index", ...}
+
+The vocabulary is that of odeddim's own model.json; formats add the settings of their own software.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from odeddim.models import json_files
+from odeddim.ode.predictions import PREDICTIONS
+from odeddim.ode.schedule import TIMES, Schedule
+from odeddim.types import InputError, pick
+
+COMMON = ("schedule", "predicts", "time", "shape", "classes", "null")
+"""Keys that every format takes, meant as in `VectorField.from_network`."""
+
+MOST_CLASSES = 10_000_000
+_NAMES: dict[str, tuple[Collection[str], str]] = {
+    "predicts": (PREDICTIONS, "prediction"),
+    "time": (TIMES, "time label"),
+}
+
+
+def place(path: Path) -> Path:
+    """Where the JSON file of a checkpoint would lie."""
+    return path.with_suffix(".json")
+
+
+def read(path: Path, known: Collection[str] = ()) -> dict[str, Any]:
+    """The settings beside a checkpoint, {} if there is no such file; `known`: keys besides the common ones.
+
+    `schedule` comes as a Schedule, `shape` as a tuple. Errors: InputError for an unreadable file, for unknown keys and
+    for values that none of the common ones can have.
+    """
+    file = place(path)
+    if not os.path.lexists(file):
+        return {}
+    found = json_files.read(file)
+    for key in found:
+        pick(key, (*COMMON, *known), f"setting in {file}")
+    try:
+        said = {key: _checked(key, value) for key, value in found.items()}
+        if (null := said.get("null", 0)) > (count := said.get("classes", MOST_CLASSES)):
+            raise InputError(f"null, the label of no class, is at most the number of classes, {count}, not {null}")
+        return said
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+
+
+def _checked(key: str, value: Any) -> Any:
+    if key == "schedule":
+        return Schedule.from_dict(value)
+    if key == "shape":
+        if not isinstance(value, list) or not value or not all(isinstance(n, int) and n > 0 for n in value):
+            raise InputError(f"shape must be [channels, height, width], not {value!r:.50}")
+        return tuple(value)
+    if key in ("classes", "null"):
+        least = 1 if key == "classes" else 0
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST_CLASSES:
+            raise InputError(f"{key} must be a whole number from {least} to {MOST_CLASSES:,}, not {value!r:.50}")
+        return value
+    if key in _NAMES:
+        if not isinstance(value, str):
+            raise InputError(f"{key} must be a name, not {value!r:.50}")
+        return pick(value, *_NAMES[key])
+    return value

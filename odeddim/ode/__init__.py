@@ -1,0 +1,1 @@
+"""What the ODE is: noise levels, grids, predictions, conditions, the field itself."""

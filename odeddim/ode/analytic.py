@@ -1,0 +1,78 @@
+"""Exact fields: distributions whose ε is known in closed form. The tests' oracles, and models without training.
+
+For data x0 ~ p and x̄ = x0 + σ·z, the ideal network predicts ε(x̄, σ) = (x̄ - E[x0 | x̄])/σ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from odeddim.ode.schedule import Schedule
+from odeddim.types import InputError
+
+
+class GaussianMixture:
+    """ε of a mixture of K isotropic Gaussians, Σ_k w_k·N(m_k, s²): a Field, exact at every σ (std > 0: at 0 too).
+
+    means: (K, *) float64, the m_k as whole images; or (K,): every pixel is an independent draw from the same mixture
+    of K numbers. std: s >= 0, in image units; 0 is a finite data set (`finite`). weights: (K,), equal if not given.
+    """
+
+    def __init__(self, means: Tensor, std: float, weights: Tensor | None = None) -> None:
+        means = torch.as_tensor(means, dtype=torch.float64)
+        count = means.shape[0] if means.ndim else 0
+        weights = torch.full((count,), 1.0) if weights is None else torch.as_tensor(weights)
+        if count == 0 or std < 0 or weights.shape != (count,) or not bool((weights > 0).all()):
+            raise InputError("a mixture needs means (K, *), std >= 0 and K positive weights")
+        self.means = means
+        self.std = float(std)
+        self.weights = weights.to(torch.float64) / weights.sum()
+
+    @classmethod
+    def finite(cls, images: Tensor) -> GaussianMixture:
+        """The exact denoiser's ε for a finite data set, images (K, *): a mixture of points. Needs σ > 0."""
+        return cls(images, std=0.0)
+
+    def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
+        """ε, like xbar (B, *); sigma () or (B,)."""
+        sigma = torch.as_tensor(sigma, dtype=xbar.dtype, device=xbar.device)
+        means = self.means.to(xbar)
+        if means.ndim == 1:  # one pixel is one point: (B·D, 1) against (K, 1)
+            points, centres = xbar.reshape(-1, 1), means.reshape(-1, 1)
+        else:
+            points, centres = xbar.flatten(1), means.flatten(1)
+        per_image = sigma.expand(xbar.shape[0]).repeat_interleave(points.shape[0] // xbar.shape[0]).unsqueeze(1)
+        variance = self.std**2 + per_image**2
+        # Differences first: |x|² - 2x·m + |m|² would cancel where x is close to m, which is where it matters.
+        distance = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+        log_weights = torch.log(self.weights).to(xbar)
+        share = torch.softmax(log_weights - distance / (2 * variance), dim=1)  # P(k | x̄)
+        return ((points - share @ centres) * (per_image / variance)).reshape(xbar.shape)
+
+    def network(self, schedule: Schedule) -> Callable[[Tensor, Tensor], Tensor]:
+        """eps(x (B, *), t (B,)), as a network trained with this schedule would be called."""
+
+        def eps(x: Tensor, t: Tensor) -> Tensor:
+            # Half precisions have no distances, and an exact field in them would be none.
+            exact = x.to(torch.promote_types(x.dtype, torch.float32))
+            sigma = schedule.sigma(t).to(exact)
+            scale = schedule.scale(sigma)
+            return self(sigma, exact / scale.reshape(-1, *[1] * (x.ndim - 1))).to(x.dtype)
+
+        return eps
+
+
+class Gaussian(GaussianMixture):
+    """ε of one Gaussian N(mean, std²): ε = σ·(x̄ - mean)/(std² + σ²), whose ODE has a closed-form solution."""
+
+    def __init__(self, mean: float | Tensor = 0.0, std: float = 1.0) -> None:
+        super().__init__(torch.as_tensor(mean, dtype=torch.float64).unsqueeze(0), std)
+
+    def flow(self, xbar: Tensor, sigma_from: float, sigma_to: float) -> Tensor:
+        """The exact solution: (x̄ - mean) grows with √(std² + σ²). xbar (B, *) at sigma_from -> (B, *) at sigma_to."""
+        mean = self.means[0].to(xbar)
+        ratio: float = ((self.std**2 + sigma_to**2) / (self.std**2 + sigma_from**2)) ** 0.5
+        return mean + (xbar - mean) * ratio

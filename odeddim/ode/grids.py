@@ -1,0 +1,238 @@
+"""Grids: the rising lists of noise levels that a solver walks, by name.
+
+A grid of S steps has S+1 nodes. Where the image sits is the `end`:
+
+    "zero"       the first node is σ = 0, as in the paper (α_0 := 1): one Euler step between 0 and the second node
+    "sigma_min"  the first node is σ_1, and the image is taken as x̄ there: no step
+
+In both, S steps are S steps, for every S: grids over the training levels hold no duplicates.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odeddim.ode.schedule import Schedule
+from odeddim.storage.atomic import plain_text, replacing
+from odeddim.types import InputError, pick
+
+ENDS = ("zero", "sigma_min")
+STEPS = 50
+MOST_STEPS = 1_000_000
+MOST_RHO = 1000  # beyond, the grid is "log" to rounding
+
+# Over the training levels: the share of T at the fraction i/S of the steps, rounded to a whole level.
+_TAU: dict[str, Callable[[Fraction, int], int]] = {
+    "linear": lambda u, T: math.floor(u * T),
+    "quadratic": lambda u, T: math.floor(u * u * T),
+    "trailing": lambda u, T: round(u * T),
+}
+_DIFFUSERS = ("leading", "linspace")
+_CONTINUOUS = ("log", "karras", "edm", "ays")
+
+_WITH_PARAMETER = ("karras", "ays")
+
+NAMES = (*_TAU, *_DIFFUSERS, *_CONTINUOUS)
+
+EDM_RANGE = (0.002, 80.0)  # σ of arXiv 2206.00364, table 1
+
+# Align Your Steps, arXiv 2404.14507, table 3: σ of the optimised grids of 10 steps, from the image upwards.
+AYS = {
+    "sd15": (0.029, 0.152, 0.399, 0.652, 0.963, 1.396, 1.886, 2.697, 3.861, 6.475, 14.615),
+    "sdxl": (0.029, 0.113, 0.234, 0.380, 0.555, 0.862, 1.342, 2.181, 3.771, 6.315, 14.615),
+    "deepfloyd-if": (0.006, 0.030, 0.186, 0.293, 0.553, 0.785, 1.207, 1.885, 3.315, 8.081, 160.41),
+}
+
+
+def grid(
+    name: str, schedule: Schedule, steps: int | None = None, *, end: str = "zero", top: float | None = None
+) -> Tensor:
+    """The nodes of a named grid, (steps+1,) float64, rising; 50 steps unless given, or as many as a file has.
+
+    name: "linear" and "quadratic", the paper's τ_i = ⌊c·i⌋ and ⌊c·i²⌋ with c such that the last is T (appendix D.2);
+    "trailing", rounded where "linear" takes the floor, so counted from T downwards (arXiv 2305.08891);
+    "leading" and "linspace", where diffusers' DDIMScheduler evaluates with these names for its timestep_spacing, at the
+    labels i·(T//S) and round(i·(T-1)/(S-1)), 0 <= i < S; end="zero" is its default (steps_offset=0, set_alpha_to_one=
+    True). With end="sigma_min" "leading" is at i·(T//S) + 1 and ends at the label 0 (steps_offset=1, set_alpha_to_one=
+    False, as of Stable Diffusion), and "linspace" at the S+1 labels round(i·(T-1)/S). "leading" begins T//S levels or
+    more below σ_T. Every step of DDIMScheduler is T//S labels long, whatever its spacing, so with "linspace" its steps
+    do not end where the next one begins unless S = T; such runs cannot be reproduced, and here each step ends there;
+    "log", even in log σ; "karras" or "karras:RHO", even in σ^(1/ρ), ρ = 7 unless given (arXiv 2206.00364, eq. 5),
+    over the model's own levels σ_1 to σ_T; "edm", the same with ρ = 7 over EDM's levels 0.002 to 80, of which those
+    that the model knows are kept: where its σ_T is above 80, latents lie at σ = 80; of networks that look σ up among
+    their levels each node is the nearest level, as in EDM's sampler, and none is taken twice;
+    "ays" or "ays:LIST", the lists of Align Your Steps (arXiv 2404.14507, table 3), "sd15" unless given, "sdxl" or
+    "deepfloyd-if", made for 10 steps: log σ is interpolated to other numbers, as its authors do, and stretched to the
+    model's levels; or the path of a file with the nodes themselves, see `read_nodes`.
+    end: "zero" or "sigma_min", see the module. top: where the last node lies in place of σ_T, below it.
+    Errors: an unknown name, more steps than a grid over the training levels can have (T; one less with
+    end="sigma_min"), a top for "leading", or a file that begins at σ = 0 with end="sigma_min".
+    """
+    pick(end, ENDS, "end")
+    if not is_named(name):
+        if os.path.isfile(name):
+            nodes = check_nodes(read_nodes(Path(name)), where=name, steps=steps)
+            if end == "sigma_min" and float(nodes[0]) == 0:
+                raise InputError(f"{name}: its nodes begin at σ = 0, which is end 'zero', not 'sigma_min'")
+            if top is not None and not math.isclose(float(nodes[-1]), top, rel_tol=1e-5):
+                raise InputError(f"{name}: its nodes end at σ = {float(nodes[-1]):.9g}, not at {top:.9g}")
+            return nodes
+        pick(name, NAMES, "grid (or grid file)")
+    steps = STEPS if steps is None else steps
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
+        raise InputError(f"steps must be a whole number, at least 1 and at most {MOST_STEPS}, not {steps!r}")
+    family, colon, parameter = name.partition(":")
+    if top is not None and not schedule.sigma_min < top <= schedule.sigma_max:
+        raise InputError(f"a grid of {schedule!r} cannot end at σ = {top:.6g}")
+    if family in (*_TAU, *_DIFFUSERS):
+        return _over_levels(family, schedule, steps, end, top)
+    count = steps if end == "zero" else steps + 1
+    low, high = schedule.sigma_min, schedule.sigma_max if top is None else top
+    if family == "edm":
+        low, high = max(low, EDM_RANGE[0]), min(high, EDM_RANGE[1])
+        if low >= high:
+            has = f"{schedule.sigma_min:.6g} to {schedule.sigma_max:.6g}"
+            raise InputError(f"the grid 'edm' lies between σ = 0.002 and 80, the model's levels at {has}: try 'karras'")
+    u = torch.linspace(0, 1, count, dtype=torch.float64)
+    if family == "log":
+        nodes = torch.exp(math.log(low) + u * (math.log(high) - math.log(low)))
+    elif family == "ays":
+        nodes = torch.exp(math.log(low) + _ays(name, parameter if colon else "sd15", u) * math.log(high / low))
+    else:
+        rho = _rho(name, parameter) if colon else 7.0
+        nodes = (low ** (1 / rho) + u * (high ** (1 / rho) - low ** (1 / rho))) ** rho
+    nodes[0] = low  # exactly, so that the label there is exactly the network's lowest
+    nodes[-1] = high  # and last: where there is one node only, it is the top
+    if family == "edm" and schedule.discrete:
+        nodes = _among(nodes, schedule.levels)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), nodes]) if end == "zero" else nodes
+
+
+def is_named(name: str) -> bool:
+    """Whether a grid is made by name, for any number of steps; a file has its own."""
+    family, colon, _ = name.partition(":")
+    return family in (_WITH_PARAMETER if colon else NAMES)
+
+
+def _rho(name: str, parameter: str) -> float:
+    try:
+        rho = float(parameter)
+    except ValueError:
+        rho = math.nan
+    if not 1 <= rho <= MOST_RHO:
+        raise InputError(f"the grid {name!r} needs a number ρ from 1 to {MOST_RHO} after its colon: 'karras:5'")
+    return rho
+
+
+def _ays(name: str, which: str, u: Tensor) -> Tensor:
+    """Where in log σ, from 0 to 1, the published list is at the share u of its steps."""
+    if which not in AYS:
+        raise InputError(f"the grid {name!r} needs a list after its colon: {', '.join(f'ays:{key}' for key in AYS)}")
+    levels = np.log(AYS[which])
+    place = (levels - levels[0]) / (levels[-1] - levels[0])
+    return torch.from_numpy(np.interp(u.numpy(), np.linspace(0, 1, len(place)), place))
+
+
+def _over_levels(family: str, schedule: Schedule, steps: int, end: str, top: float | None) -> Tensor:
+    """Grids over the training levels: the paper's sub-sequences τ of 1, ..., T; or up to the top, the last of them."""
+    levels = schedule.levels
+    if top is not None:
+        levels = torch.cat([levels[levels < top], levels.new_tensor([top])])
+    T = len(levels)
+    most = T if end == "zero" else T - 1
+    if steps > most:
+        raise InputError(f"the grid {family!r} with end {end!r} has at most {most} steps on {T} levels, not {steps}")
+    first = 0 if end == "zero" else 1  # the first node: level 0 is σ = 0, level 1 is σ_1
+    if family in _DIFFUSERS:
+        if family == "leading" and top is not None:
+            raise InputError(
+                "the grid 'leading' ends where its spacing does, at no given σ: take 'trailing' or 'linear'"
+            )
+        tau = _as_diffusers(family, T, steps, first)
+    else:
+        tau = [first]
+        for i in range(1, steps + 1):
+            level = first + _TAU[family](Fraction(i, steps), T - first)
+            tau.append(max(level, tau[-1] + 1))  # never a node twice: it would be a step of length 0
+    return torch.cat([torch.zeros(1, dtype=torch.float64), levels])[tau]
+
+
+def _as_diffusers(family: str, T: int, steps: int, first: int) -> list[int]:
+    """The levels of `grid`'s "leading" and "linspace", the label t being the level t + 1; the first of them given."""
+    if family == "leading":
+        return [first, *(1 + first + i * (T // steps) for i in range(steps))]
+    labels = np.linspace(0, T - 1, steps + first).round()  # in float64, which decides where a label lies halfway
+    return [*range(1 - first), *(1 + int(label) for label in labels)]
+
+
+def _among(nodes: Tensor, levels: Tensor) -> Tensor:
+    """The level nearest to each of the nodes, none of them twice; nodes (N,) and levels (T,) rise."""
+    place = torch.bucketize(nodes, (levels[1:] + levels[:-1]) / 2)
+    count, first, last = len(place), int(place[0]), int(place[-1])
+    if last - first + 1 < count:
+        raise InputError(
+            f"the grid 'edm' has at most {last - first + 1} levels on this model, which knows no others: fewer steps"
+        )
+    order = torch.arange(count)
+    upwards = torch.cummax(place - order, 0).values + order
+    return levels[torch.minimum(upwards, last - order.flip(0))]
+
+
+def read_nodes(path: Path) -> Tensor:
+    """Nodes from a file, float64: numbers separated by white space or commas, '#' starts a comment; or a JSON list."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if text.lstrip().startswith("["):
+            values = json.loads(text)
+        else:
+            values = " ".join(line.partition("#")[0] for line in text.splitlines()).replace(",", " ").split()
+        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"the grid file {path} cannot be read as a list of noise levels: {error}") from error
+
+
+def check_nodes(nodes: Tensor | Sequence[float], where: str = "grid", steps: int | None = None) -> Tensor:
+    """Nodes that the user gave, as (N+1,) float64 on the CPU, or an InputError that says what is wrong with them."""
+    nodes = torch.as_tensor(nodes, dtype=torch.float64).detach().cpu()
+    if nodes.ndim != 1 or len(nodes) < 2:
+        raise InputError(f"{where}: a grid is one row of at least two noise levels, not of shape {tuple(nodes.shape)}")
+    if not bool(torch.isfinite(nodes).all()) or float(nodes[0]) < 0:
+        raise InputError(f"{where}: noise levels must be finite and not negative")
+    if not bool((nodes[1:] > nodes[:-1]).all()):
+        raise InputError(
+            f"{where}: noise levels must rise strictly (decoding walks the list downwards): leave out repeated ones"
+        )
+    if steps is not None and len(nodes) != steps + 1:
+        raise InputError(f"{where}: it has {len(nodes) - 1} steps, but {steps} were asked for")
+    return nodes
+
+
+def write_nodes(path: Path, nodes: Tensor, notes: Mapping[str, object]) -> None:
+    """A grid file that `read_nodes` reads: a comment "# key: value" for each note, then a node a line."""
+    comments = [f"# {key}: {note_of(value)}" for key, value in notes.items()]
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join([*comments, *map(repr, nodes.tolist())]) + "\n", encoding="utf-8")
+
+
+def note_of(value: object) -> str:
+    """A note as it stands in a file, in one line."""
+    return " ".join(plain_text(str(value)).split())
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """The notes of a grid file, those of `write_nodes`; empty for files that have none or cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return {}
+    found = (line[1:].partition(":") for line in lines if line.startswith("#"))
+    return {key.strip(): value.strip() for key, colon, value in found if colon}

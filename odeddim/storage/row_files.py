@@ -1,0 +1,304 @@
+"""Files with a row for each image: columns of one length, a checksum of each row over all of them, and how it was made.
+
+/NAME          (N, *) a column; text as UTF-8 of a fixed length
+/crc32         (N,) uint32, of each row's bytes in all columns: whether they still belong together
+/provenance    JSON with its checksum: what the rows are and how they came about; `total` rows there are to be
+/nodes         what else has no row for each image
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from odeddim.storage.atomic import plain_text
+from odeddim.storage.hdf5 import CHUNK, add_rows, dataset, items, reading, short, text, unescaped, words, writing
+from odeddim.types import InputError
+
+Columns = Mapping[str, "np.ndarray[Any, Any]"]
+"""The rows of a batch: dataset name -> (B, *); text as bytes of a fixed length."""
+
+_HEAD = ("provenance", "nodes")  # the datasets that have no row for each image
+OF_CERTIFICATES = ("certified", "fingerprint")  # the details that say something of certificates, not of the rows
+_MOST_SETTINGS = 4_000_000  # bytes; a schedule of 10,000 levels takes 0.2 MB
+_SHOWN = 5  # differences told
+_OTHERS = {
+    "sha256": "other weights or settings of the model",
+    "schedule": "another schedule of the model",
+    "nodes": "other noise levels",
+    "images": "other images",
+    "latents": "other latents",
+    "encoded": "latents encoded in another way",
+    "source": "another model or other noise levels to encode",
+    "of": "made of other latents",
+    "ladder": "other steps for --tol to try",
+}
+"""What is said of settings whose values would tell a user nothing."""
+_CALLED = {"total": "number of images", "made_by": "command", "certified": "certify"}
+"""Settings by the names that users know, where that is another."""
+
+
+def make_real(
+    sources: Sequence[Path],
+    place: Path,
+    settings: Mapping[str, Any] | None,
+    *,
+    temporary: Path | None = None,
+    head: Callable[[h5py.File, h5py.File], None] | None = None,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> None:
+    """Copy the rows of files, one after the other, into one real file, each row against its checksum.
+
+    settings: noted in the file, if any. head(source, target): writes everything else, as the first source has it
+    unless told otherwise. advance: told how many rows have been copied. One source is open at a time.
+    Errors: InputError for files whose rows are not of one kind.
+    """
+    kinds, counts, columns = [], [], []
+    for path in sources:
+        with reading(path, "a file that odeddim wrote") as file:
+            kinds.append(_kind(file))
+            columns.append(look_at(file, path))
+            counts.append(columns[-1]["crc32"].shape[0])
+            if is_index(file):
+                check_parts(file, path, settings_of(file, path))
+        if kinds[-1] != kinds[0]:
+            raise InputError(f"{path} holds rows of another kind than {sources[0]}: they do not go into one file")
+    names = list(columns[0])
+    with writing(place, temporary) as target:
+        if settings is not None:
+            note_settings(target, settings)
+        for name in names:
+            dtype = max((column[name].dtype for column in columns), key=lambda dtype: dtype.itemsize)
+            add_rows(target, name, sum(counts), np.empty((0, *columns[0][name].shape[1:]), dtype))
+        with reading(sources[0], "a file that odeddim wrote") as file:
+            (head or copy_head)(file, target)
+        at = 0
+        for path, count in zip(sources, counts, strict=True):
+            with reading(path, "a file that odeddim wrote") as file:
+                for start in range(0, count, CHUNK):
+                    stop = min(start + CHUNK, count)
+                    for name, values in read_rows(file, names, start, stop, path).items():
+                        target[name][at : at + stop - start] = values
+                    target.commit()
+                    at += stop - start
+                    advance(stop - start)
+
+
+def joined(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]], total: int) -> dict[str, Any]:
+    """The settings of files put together: what they have in common, which must be all but what they were made of."""
+    of_their_own = ("images", "latents", "fingerprint", "merged")  # in the details
+    shared = []
+    for one in settings:
+        details = {key: value for key, value in one.get("details", {}).items() if key not in of_their_own}
+        shared.append({**one, "total": total, "details": details})
+    for path, other in zip(paths, shared, strict=True):
+        check_same(shared[0], other, f"{path} cannot follow {paths[0]}, which was made", advice="")
+    return {**shared[0], "details": {**shared[0]["details"], "merged": [str(path) for path in paths]}}
+
+
+class Column(NamedTuple):
+    """What a column is: its shape (N, *) and its type."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def look_at(file: h5py.File, path: Path) -> dict[str, Column]:
+    """The columns of a file, each of which can be read."""
+    found = {name: dataset(file, name, path) for name in columns_of(file)}
+    return {name: Column(data.shape, data.dtype) for name, data in found.items()}
+
+
+def read_rows(
+    file: h5py.File, names: Iterable[str], start: int, stop: int, path: Path
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The rows start, ..., stop-1 of all columns of a file; an InputError if they do not fit their checksums."""
+    try:
+        # Opened anew each time: while a virtual dataset is open so are all the parts that have been read, and when
+        # the system allows no more open files HDF5 fills in nothing for their rows, without an error.
+        rows = {name: np.asarray(file[name][start:stop]) for name in names}
+    except (KeyError, OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: rows {start} to {stop - 1} cannot be read: {short(error)}") from error
+    right = rows["crc32"] == checksums(rows)
+    if not bool(right.all()):
+        raise InputError(
+            f"{path}: row {start + int(right.argmin())} was changed, or has lost what was kept with it: make it anew"
+        )
+    return rows
+
+
+def columns_of(file: h5py.File) -> list[str]:
+    """The names of the datasets that have a row for each image, in the order of their names."""
+    return [name for name, item in items(file, depth=2) if isinstance(item, h5py.Dataset) and name not in _HEAD]
+
+
+def checksums(columns: Columns) -> np.ndarray[Any, Any]:
+    """The CRC-32 of each row over all columns, in the order of their names; (B,) uint32."""
+    names = sorted(set(columns) - {"crc32"})
+    sums = np.zeros(len(columns[names[0]]), np.uint32)
+    for name in names:
+        values = np.ascontiguousarray(columns[name])
+        for i, value in enumerate(values):  # text without what fills it up: its width may change
+            sums[i] = zlib.crc32(bytes(value) + b"\0" if values.dtype.kind == "S" else value.tobytes(), int(sums[i]))
+    return sums
+
+
+def text_column(names: Sequence[str], width: int) -> np.ndarray[Any, Any]:
+    """Names as (B,) bytes of a fixed width, in UTF-8."""
+    return np.array([plain_text(name).encode() for name in names], f"S{max(width, 1)}")
+
+
+def width_of(names: Sequence[str]) -> int:
+    """The bytes of the longest of many names, looked at in slices."""
+    starts = range(0, len(names), 4096)
+    return max((len(plain_text(name).encode()) for i in starts for name in names[i : i + 4096]), default=1)
+
+
+def note_settings(file: h5py.File, settings: Mapping[str, Any]) -> None:
+    """Write what a file's rows are and how they came about."""
+    written = text(json.dumps(settings, indent=1, ensure_ascii=False))
+    file.create_dataset("provenance", data=written).attrs["sha256"] = text(_digest(written.tobytes()))
+
+
+def settings_of(file: h5py.File, path: Path) -> dict[str, Any]:
+    """What `note_settings` wrote; an InputError if it was not written, or changed since."""
+    if "provenance" not in file:
+        raise InputError(f"{path} is an HDF5 file, but odeddim did not write it")
+    data = dataset(file, "provenance", path)
+    if data.shape != () or data.dtype.itemsize > _MOST_SETTINGS:
+        raise InputError(f"{path}: 'provenance' is no JSON text of a sensible size")
+    written = np.asarray(data[()])
+    if _digest(written.tobytes()) != words(data.attrs["sha256"]):  # HDF5 has no checksum for a single text
+        raise InputError(f"{path}: its provenance is damaged or was edited: its checksum does not fit")
+    settings = json.loads(words(written))
+    if not isinstance(settings, dict) or not isinstance(settings.get("total"), int):
+        raise InputError(f"{path}: its provenance is not one that odeddim writes")
+    return settings
+
+
+def is_index(file: h5py.File) -> bool:
+    """Whether a file only shows what lies in parts."""
+    return any(file[name].is_virtual for name in columns_of(file))
+
+
+def run_of(settings: Mapping[str, Any]) -> str:
+    """A hash of settings, the same for those between which `check_same` finds no difference."""
+    return _digest(json.dumps(_essence(comparable(settings["total"], settings)), sort_keys=True).encode())
+
+
+def _essence(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    passing = _passing(value)
+    return {key: _essence(item) for key, item in value.items() if key not in passing and item is not None}
+
+
+def _passing(value: Mapping[str, Any]) -> set[str]:
+    """What may change: Python's version, and names of what a checksum says."""
+    return {"python", "model", "path"} if value.get("sha256") else {"python"}
+
+
+def check_parts(file: h5py.File, path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise an InputError unless the parts that an index shows are of its run, and those that their names say."""
+    run = run_of(settings)
+    for source in sorted({source.file_name for name in columns_of(file) for source in file[name].virtual_sources()}):
+        check_part(path.resolve().parent / unescaped(source), run)
+
+
+def check_part(path: Path, run: str) -> None:
+    """Raise an InputError unless a file is a part of this run, the one that its name says, and holds its own rows.
+
+    The checksum of a row says none of that: parts that were mixed up would fit.
+    """
+    with reading(path, "the part of that name, or --overwrite to start anew") as part:
+        if [words(part.attrs.get(key, "")) for key in ("run", "rows")] != [run, path.stem]:
+            raise InputError(f"{path} is of another run or other rows than its name says: delete it and go on")
+        look_at(part, path)
+        if is_index(part):
+            raise InputError(f"{path} holds no rows of its own: delete it and go on")
+
+
+def comparable(total: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the number of rows, as they come back from a file."""
+    loaded: dict[str, Any] = json.loads(json.dumps({**settings, "total": total}))
+    return loaded
+
+
+def check_same(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    what: str,
+    advice: str = ": give those, another name, or --overwrite to start anew",
+) -> None:
+    """Raise an InputError that names the settings which are not what they were; what: "z.h5 was begun"."""
+    differences = list(_differences(before, now))
+    # Other noise levels follow from whatever else is another.
+    differences = [words for words in differences if words != _OTHERS["nodes"]] or differences
+    if differences:
+        shown = ", ".join(differences[:_SHOWN]) + (
+            f" and {len(differences) - _SHOWN} more" if differences[_SHOWN:] else ""
+        )
+        raise InputError(f"{what} with other settings ({shown}){advice}")
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """In words, each setting that is not what it was."""
+    for key in sorted({*before, *now} - (_passing(before) & _passing(now))):
+        was, becomes = before.get(key), now.get(key)
+        if _essence(was) == _essence(becomes):
+            continue
+        if key == "sha256" and before.get("model") != now.get("model"):  # its name tells more
+            key, was, becomes = "model", before.get("model"), now.get("model")
+        if key in _OTHERS:
+            yield _OTHERS[key]
+        elif isinstance(was, dict) or isinstance(becomes, dict):
+            yield from _differences(*(value if isinstance(value, dict) else {} for value in (was, becomes)))
+        else:
+            yield f"{_CALLED.get(key, key.replace('_', '-'))}: {_brief(was)} then, {_brief(becomes)} now"
+
+
+def _brief(value: Any) -> str:
+    words = "none" if value is None else str(value)
+    return words if len(words) <= 40 else f"{words[:12]}..."
+
+
+def _kind(file: h5py.File) -> dict[str, Any]:
+    """What files must have in common for their rows to go together: columns, shapes, types and attributes."""
+    kind: dict[str, Any] = {"/": {key: value for key, value in _attributes(file).items() if key != "rows"}}
+    for name, item in items(file, depth=2):
+        if name not in _HEAD:
+            data = isinstance(item, h5py.Dataset)
+            like = (item.shape[1:], "text" if item.dtype.kind == "S" else item.dtype.str) if data else None
+            kind[name] = (_attributes(item), like)
+    return kind
+
+
+def _attributes(item: h5py.Group | h5py.Dataset) -> dict[str, str]:
+    return {key: repr(value) for key, value in item.attrs.items()}
+
+
+def copy_head(source: h5py.File, target: h5py.File) -> None:
+    """Everything but rows and settings, with the attributes of all."""
+    for name in _HEAD:
+        if name in source and name not in target:
+            source.copy(name, target)
+
+    def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        for key, value in item.attrs.items():
+            target[name].attrs[key] = value
+
+    copy("/", source)
+    for name, item in items(source, depth=2):
+        if name not in _HEAD:
+            copy(name, item)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,299 @@
+"""Same image, same latent: whatever the batch size, the neighbours and their order, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import odeddim
+from odeddim import solvers
+from odeddim.api import decode, encode
+from odeddim.latents.latent_file import LatentFile, LatentRun
+from odeddim.models.networks.unet import UNet
+from odeddim.ode.field import VectorField
+from odeddim.ode.schedule import Schedule
+from odeddim.storage.images import sample_images
+from odeddim.types import State
+
+Run = Callable[..., tuple[int, str, str]]
+LOOSE = {"rtol": 0.1, "atol": 0.1}
+ROWS = [name for name in solvers.names() if not solvers.get(name).stochastic]
+IMPLICIT = ("scipy-lsoda", "scipy-radau", "scipy-bdf")  # as many evaluations as numbers for each Jacobian
+ALONE = [name for name in ROWS if solvers.get(name).family != "torchdiffeq adaptive" and name not in IMPLICIT]
+
+
+def encoded(run: Run, *arguments: object) -> dict[str, np.ndarray[Any, Any]]:
+    """All columns of the latent file that `odeddim encode` makes."""
+    code, out, err = run("encode", "-o", "z.h5", "--device", "cpu", "--overwrite", *arguments)
+    assert code == 0, err
+    with LatentFile(Path("z.h5")) as file:
+        return dict(file.rows(0, len(file)))
+
+
+def same(a: dict[str, np.ndarray[Any, Any]], b: dict[str, np.ndarray[Any, Any]]) -> bool:
+    assert a.keys() == b.keys()
+    return all(a[key].tobytes() == b[key].tobytes() for key in a)
+
+
+COARSE = ("--rtol", 0.1, "--atol", 0.1)
+NETWORK = {
+    "belm": ("-n", 9, "--steps", 3),
+    "ab3": ("-n", 9, "--steps", 3, "--network-batch", 2),
+    "heun": ("-n", 9, "--steps", 2, "--network-batch", 2),
+    "unipc-2": ("-n", 9, "--steps", 3, "--network-batch", 2),
+    "mf-heun": ("-n", 9, "--steps", 2, "--network-batch", 2),
+    "exact-euler": ("-n", 2, "--steps", 3, "--network-batch", 2, "--max-nfe", 30),
+    "dpm-solver-12": ("-n", 2, *COARSE, "--set", "batch=2"),
+    "scipy-rk45": ("-n", 2, *COARSE),
+    "euler": ("-n", 9, "--steps", 3, "--network-batch", 2, "--certify"),
+}
+
+
+@pytest.mark.parametrize("solver", NETWORK)
+def test_batch_sizes_of_the_built_in_network(run: Run, solver: str) -> None:
+    """Latents, auxiliary states, reports, certificates and checksums."""
+    first, *others = (encoded(run, "--solver", solver, *NETWORK[solver], "--batch-size", size) for size in (1, 7, 64))
+    for other in others:
+        assert same(first, other)
+    assert ("aux/0" in first) == (solver in ("belm", "mf-heun", "exact-euler"))
+
+
+FIELDS = {
+    "tsit5-per-image": (*COARSE, "--set", "batch=4"),
+    "bosh3-per-image": (*COARSE,),
+    "scipy-bdf": (*COARSE, "--end", "sigma_min"),
+    "euler": ("--tol", 0.03),
+    "ab3": ("--tol", 0.1, "--end", "zero", "--certify"),
+    "edict": ("--steps", 5, "--dtype", "float64"),
+}
+
+
+@pytest.mark.parametrize("solver", FIELDS)
+def test_batch_sizes_of_an_exact_field(run: Run, tmp_path: Path, solver: str) -> None:
+    """Images of 3×5×7, whose numbers are no multiple of a vector register: the last ones are computed otherwise."""
+    count = 2 if solver == "scipy-bdf" else 9
+    side = (3, 2) if solver == "scipy-bdf" else (5, 7, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (count, *side), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
+    arguments = ("x.npy", "--model", "exact-mixture", "--solver", solver, *FIELDS[solver])
+    first, *others = (encoded(run, *arguments, "--batch-size", size) for size in (1, 7, 64))
+    for other in others:
+        assert same(first, other)
+    if "--tol" in FIELDS[solver]:
+        assert len(set(first["report/steps"].tolist())) > 1  # some leave the batch before others
+    # Other company and another order: row 4 + i is what row 8 - i was.
+    np.save(tmp_path / "x.npy", pixels[::-1][: count // 2 + 1])
+    other = encoded(run, *arguments)
+    for key in set(first) - {"names", "crc32"}:
+        assert other[key].tobytes() == first[key][::-1][: count // 2 + 1].tobytes(), key
+
+
+class Rounded(torch.nn.Module):
+    """A network of operations that IEEE 754 rounds correctly: on no machine can it depend on neighbours by itself."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(0.75, dtype=dtype))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        near = torch.roll(x, 1, dims=-1) * 0.25 - torch.roll(x, 1, dims=-2) * 0.125
+        bent = (x + near) * self.weight
+        return bent / (bent.abs() + 1) + bent * (t / 2000).to(x).reshape(-1, 1, 1, 1)
+
+
+def fields(dtype: torch.dtype) -> dict[str, VectorField]:
+    return {
+        "mixture": odeddim.load("exact-mixture"),
+        "network": VectorField(Rounded(dtype), Schedule.linear()),
+    }
+
+
+def pictures(count: int, dtype: torch.dtype, *shape: int) -> Tensor:
+    return (torch.rand(count, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1).to(
+        dtype
+    )
+
+
+def columns(state: State) -> dict[str, Tensor]:
+    return {"xbar": state.xbar, **{f"aux/{k}": part for k, part in enumerate(state.aux)}, **state.report}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ALONE)
+def test_no_row_of_the_table_mixes_images(name: str, dtype: torch.dtype) -> None:
+    """Alone, in sevens, all together and in another order, by shapes whose ends are odd ends of vectors."""
+    row = solvers.get(name)
+    for field in fields(dtype).values():
+        x_0 = pictures(4 if row.family == "scipy" else 9, dtype, 3, 5, 7)
+        field.network_batch = 4
+        how: dict[str, Any] = dict(LOOSE) if row.adaptive else {"steps": 4}
+        if row.family == "iterated":
+            how["max_nfe"] = 40
+        if row.family == "per image":
+            how["batch"] = 4
+        whole = columns(encode(x_0, name, model=field, **how))
+        for size in (1, 7):
+            parts = [columns(encode(x_0[i : i + size], name, model=field, **how)) for i in range(0, len(x_0), size)]
+            for key, values in whole.items():
+                assert torch.equal(values, torch.cat([part[key] for part in parts])), (key, size)
+        order = torch.randperm(len(x_0), generator=torch.Generator().manual_seed(2))
+        turned = columns(encode(x_0[order], name, model=field, **how))
+        for key, values in whole.items():
+            assert torch.equal(values[order], turned[key]), (key, "in another order")
+
+
+def unet() -> VectorField:
+    torch.manual_seed(0)
+    network = UNet(in_channels=3, image_size=8, channels=16, multipliers=(1, 2), blocks=1, attention=(4,))
+    return VectorField(network.requires_grad_(False), Schedule.linear())
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    cuts=st.lists(st.integers(1, 4), min_size=1, max_size=9),
+    block=st.integers(1, 5),
+    seed=st.integers(0, 100),
+    name=st.sampled_from(["ab3", "belm", "dpmpp-2m", "implicit-adams"]),
+)
+def test_any_company_of_a_unet(cuts: list[int], block: int, seed: int, name: str) -> None:
+    """A U-Net of one's own: images in any order, cut into any batches, by any block."""
+    field = unet()
+    field.network_batch = block
+    x_0 = pictures(6, torch.float32, 3, 8, 8)
+    whole = columns(encode(x_0, name, model=field, steps=3))
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
+    found, at = [], 0
+    for size in (*cuts, 6):
+        if at < 6:
+            found.append(columns(encode(x_0[order[at : at + size]], name, model=field, steps=3)))
+            at += size
+    for key, values in whole.items():
+        assert torch.equal(values[order], torch.cat([part[key] for part in found])), key
+
+
+def test_one_at_a_time_no_network_depends_on_others() -> None:
+    """Also one whose rows begin at odd places in memory, which matrix products see."""
+    torch.manual_seed(0)
+
+    class Dense(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.Linear(105, 105), torch.nn.SiLU(), torch.nn.Linear(105, 105))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            out: Tensor = self.layers(x.flatten(1)).reshape(x.shape)
+            return out
+
+    field = VectorField(Dense().requires_grad_(False), Schedule.linear())
+    field.network_batch = 1
+    x = pictures(13, torch.float32, 3, 5, 7)
+    sigma = torch.tensor(1.5, dtype=torch.float64)
+    whole = field(sigma, x)
+    for i in range(13):
+        assert torch.equal(field(sigma, x[i : i + 1]), whole[i : i + 1])
+
+
+@pytest.mark.parametrize("block", [None, 1, 3, 4, 8, 50])
+@pytest.mark.parametrize("count", [1, 3, 7, 8])
+def test_filling_up_is_not_counted(count: int, block: int | None) -> None:
+    """The network sees blocks of one size only; what comes back, and what is counted, are the images asked for."""
+    seen: list[int] = []
+
+    def eps(x: Tensor, t: Tensor) -> Tensor:
+        assert len(x) == len(t)
+        seen.append(len(x))
+        return x * (1 + t.reshape(-1, 1, 1, 1) / 1000)
+
+    field = VectorField(eps, Schedule.linear())
+    x = pictures(count, torch.float64, 2, 3, 3)
+    sigma = torch.linspace(0.1, 50, count, dtype=torch.float64)
+    expected = field(sigma, x)
+    field.reset()
+    field.network_batch, seen[:] = block, []
+    assert torch.equal(field(sigma, x), expected)
+    assert (field.nfe, field.rows) == (1, count)
+    assert seen == ([count] if block is None else [block] * -(-count // block))
+    state = encode(x, "heun", model=field, steps=5)
+    assert (field.nfe, field.rows) == (1 + 9, count * (1 + 9))
+    assert state.xbar.shape == x.shape
+
+
+# What is not the same, and says so.
+
+
+def test_images_with_common_steps_keep_their_batch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchdiffeq's adaptive rows choose one step for the batch, so that its size belongs to the run's settings."""
+    arguments = ("-n", 5, "--model", "exact-mixture", "--solver", "dopri5", *COARSE)
+    whole = encoded(run, *arguments, "--batch-size", 2)
+    code, out, err = run("encode", "-o", "z.h5", *arguments, "--batch-size", 3)
+    assert code == 2
+    assert "batch-size: 2 then, 3 now" in err
+    assert "Traceback" not in err
+    done = []
+    write = LatentRun.write
+
+    def stop(self: LatentRun, *given: Any, **more: Any) -> None:
+        if done:
+            raise KeyboardInterrupt
+        done.append(write(self, *given, **more))
+
+    monkeypatch.setattr(LatentRun, "write", stop)
+    assert run("encode", "-o", "y.h5", *arguments, "--batch-size", 2)[0] == 130
+    monkeypatch.setattr(LatentRun, "write", write)
+    code, out, err = run("encode", "-o", "y.h5", *arguments, "--batch-size", 4)
+    assert code == 2
+    assert "y.h5 was begun with other settings (batch-size: 2 then, 4 now)" in err
+    assert run("encode", "-o", "y.h5", *arguments, "--batch-size", 2)[0] == 0
+    with LatentFile(Path("y.h5")) as file:
+        assert same(whole, dict(file.rows(0, 5)))
+
+
+def test_reversible_images_come_back_whatever_the_batch(run: Run) -> None:
+    """Bit for bit, also where the file was made with another --network-batch than the default: it is kept."""
+    originals = sample_images()[0:4].numpy()
+    for more in ((), ("--network-batch", 3)):
+        encoded(run, "-n", 4, "--steps", 3, *more)
+        for size in (1, 2, 64):
+            code, out, err = run("decode", "z.h5", "-o", "x.h5", "--batch-size", size, "--overwrite")
+            assert (code, err) == (0, "")
+            with h5py.File("x.h5") as file:
+                assert np.array_equal(file["images"][:], originals), (more, size)
+
+
+def test_another_network_batch_changes_the_last_digits_only(run: Run) -> None:
+    """The network rounds otherwise, and latents show it as much as any rounding: a few 1e-6 in float32."""
+    for solver, dtype, bound in (("belm", "float32", 2e-5), ("ab3", "float32", 2e-5), ("ab3", "float64", 1e-12)):
+        arguments = ("-n", 4, "--steps", 3, "--solver", solver, "--dtype", dtype)
+        eight, three = encoded(run, *arguments), encoded(run, *arguments, "--network-batch", 3)
+        assert all(
+            same(three, encoded(run, *arguments, "--network-batch", 3, "--batch-size", size)) for size in (1, 64)
+        )
+        with LatentFile(Path("z.h5")) as file:
+            apart = (three["xbar"] - eight["xbar"]).astype(np.float64) / np.sqrt(1 + file.sigma**2)
+            assert file.provenance.details["network_batch"] == 3
+        worst = float(np.sqrt(np.square(apart).mean(axis=(1, 2, 3))).max())
+        print(f"\n{solver}, {dtype}: --network-batch 8 and 3 apart by {worst:.1e} rms in x_T at most")
+        assert 0 < worst < bound
+        code, out, err = run("encode", "-o", "z.h5", *arguments)
+        assert code == 2
+        assert "network-batch: 3 then, 8 now" in err
+
+
+def test_decoding_depends_on_no_neighbour() -> None:
+    field = unet()
+    field.network_batch = 4
+    x_0 = pictures(6, torch.float32, 3, 8, 8)
+    state = encode(x_0, "ab3", model=field, steps=4)
+    whole = decode(state, "ab3", model=field, steps=4)
+    for i in range(6):
+        alone = State(state.xbar[i : i + 1], state.sigma)
+        assert torch.equal(decode(alone, "ab3", model=field, steps=4), whole[i : i + 1])

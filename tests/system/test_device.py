@@ -1,0 +1,272 @@
+"""Every solver and every command on a stand-in for a GPU (`device_double`): nothing here has seen a real one.
+
+Tensors meet on one device, the bits are the CPU's, and the host waits no more often than it is known to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from device_double import NAME, TORCH, Double, OnDevice
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import odeddim
+from odeddim import solvers
+from odeddim.api import plan
+from odeddim.latents.latent_file import LatentFile
+from odeddim.models.networks.unet import UNet
+from odeddim.ode.field import VectorField
+from odeddim.ode.schedule import Schedule
+from odeddim.types import State
+
+Command = Callable[..., tuple[int, str, str]]
+
+pytestmark = pytest.mark.skipif(
+    not torch.__version__.startswith(TORCH),
+    reason=f"the stand-in for a GPU is made of private parts of torch {TORCH}*, and this is {torch.__version__}",
+)
+
+# How often the host may wait in an evaluation, by family: as often as it does, and no more.
+WAITS = {
+    "one-step": 1.3,
+    "exponential": 1.3,
+    "multistep": 1.4,
+    "reversible": 13,
+    "torchdiffeq": 8,
+    "torchdiffeq adaptive": 25,
+    "iterated": 30,
+    "per image": 6,
+    "scipy": 6,
+    "stochastic": 2.5,
+}
+BESIDES = 12  # waits of a run
+IMAGES = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+class Network(nn.Module):
+    """harsh: bent so sharply that steps fail, in some images and not in others."""
+
+    def __init__(self, harsh: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+        self.size, self.bend = (3, 20) if harsh else (0.1, 1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return 0.7 * x + self.size * torch.tanh(self.bend * self.conv(x)) * torch.cos(t / 1000)[:, None, None, None]
+
+
+def field(*, harsh: bool = False) -> VectorField:
+    return VectorField(Network(harsh).requires_grad_(False), Schedule.linear(), shape=(1, 4, 4))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", solvers.names())
+def test_every_row_runs_on_one_device_and_gives_the_same_bits(name: str) -> None:
+    row = solvers.get(name)
+    row = row.with_settings(rtol=0.1, atol=0.1) if row.adaptive else row
+    row, nodes = plan(Schedule.linear(), row, None if row.adaptive else 8)
+    grid = None if row.adaptive else nodes
+    start = State(IMAGES * 157, float(nodes[-1])) if row.stochastic else None
+    latent = start or odeddim.encode(IMAGES, row, model=field(), grid=grid)
+    image = odeddim.decode(latent, row, model=field(), grid=grid)
+    with Double() as double:
+        model = field().to("cuda:0")
+        double.waits.clear()
+        there = start or odeddim.encode(IMAGES, row, model=model, grid=grid)
+        back = odeddim.decode(there, row, model=model, grid=grid)
+    assert isinstance(back, OnDevice)
+    assert torch.equal(back.inner, image)
+    if not row.stochastic:
+        assert torch.equal(there.xbar.inner, latent.xbar)
+        assert [part.inner.tolist() for part in there.aux] == [part.tolist() for part in latent.aux]
+    assert double.waits.total() <= WAITS[row.family] * model.nfe + BESIDES, double.waits.most_common(5)
+
+
+@pytest.mark.parametrize("name", [name for name in solvers.names() if solvers.get(name).family == "per image"])
+def test_images_that_fail_and_arrive_at_different_times(name: str) -> None:
+    """More images than places, some of whose steps are accepted while others' are not."""
+    pixels = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    images = pixels * torch.tensor([0.1, 0.5, 1, 2, 4]).reshape(-1, 1, 1, 1)
+    tolerance = 0.003 if name == "dopri5-per-image" else 0.03  # which goes through this field without a failure
+    row, ends = solvers.get(name).with_settings(rtol=tolerance, atol=tolerance, batch=2), [0.1, 10.0]
+    there = odeddim.encode(images, row, model=field(harsh=True), grid=ends)
+    accepted, rejected = there.report["accepted"], there.report["rejected"]
+    assert len(set((accepted + rejected).tolist())) > 1
+    assert len(set(rejected.tolist())) > 1
+    back = odeddim.decode(there, row, model=field(harsh=True), grid=ends)
+    with Double() as double:
+        model = field(harsh=True).to("cuda:0")
+        double.waits.clear()
+        state = odeddim.encode(images, row, model=model, grid=ends)
+        again = odeddim.decode(state, row, model=model, grid=ends)
+    assert torch.equal(state.xbar.inner, there.xbar)
+    assert torch.equal(again.inner, back)
+    assert all(torch.equal(state.report[key], value) for key, value in there.report.items())
+    assert double.waits.total() <= WAITS["per image"] * model.nfe + BESIDES, double.waits.most_common(5)
+
+
+def test_float32_is_float32_while_a_network_is_evaluated() -> None:
+    """Whatever torch is set to: by default convolutions round what they multiply to TF32."""
+    seen = []
+
+    def eps(x: Tensor, t: Tensor) -> Tensor:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return x
+
+    kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with Double():
+            model = VectorField(eps, Schedule.linear()).to("cuda:0")
+            odeddim.encode(IMAGES, "euler", model=model, steps=2)
+            assert seen == [(False, False)] * 2
+            odeddim.encode(IMAGES, "euler", model=model.to("cuda:0", "tf32"), steps=1)
+            assert (seen.pop(), model.dtype, model.tf32) == ((True, True), torch.float32, True)
+            odeddim.encode(IMAGES, "euler", model=model.to("cuda:0", "float32"), steps=1)
+            assert (seen.pop(), model.tf32) == ((False, False), False)
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (True, True)
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
+
+
+def test_the_double_refuses_what_cuda_refuses() -> None:
+    with Double():
+        there = torch.zeros(2, 3, device="cuda:0")
+        with pytest.raises(RuntimeError, match="cuda:0 and cpu"):
+            there + torch.zeros(2, 3)
+        with pytest.raises(RuntimeError, match="cuda:0"):
+            torch.zeros(2)[torch.zeros(1, dtype=torch.int64, device="cuda:0")]
+        assert isinstance(there + torch.tensor(1.0), OnDevice)
+
+
+def test_the_double_counts_what_the_host_waits_for() -> None:
+    with Double() as double:
+        there = torch.zeros(2, 3).to("cuda:0")
+        there += 1
+        assert there.sum() == 6
+        there.cpu()
+        there[there > 0] = 2.0
+        there[there > 0]
+    assert Counter(what for what, *_ in double.waits.elements()) == {
+        "copy to cuda": 1,
+        "bool": 1,
+        "copy to cpu": 1,
+        "index by a mask": 1,
+    }
+
+
+# The command line.
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small model and images."""
+    folder = tmp_path_factory.mktemp("device")
+    (folder / "model").mkdir()
+    settings = {"in_channels": 1, "image_size": 8, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]}
+    torch.manual_seed(0)
+    save_file(UNet(**settings).state_dict(), folder / "model" / "model.safetensors")
+    about = {"format": "odeddim unet", "version": 1, "architecture": settings, "predicts": "eps"}
+    about["schedule"] = Schedule.linear().to_dict()
+    (folder / "model" / "model.json").write_text(json.dumps(about))
+    for name, size in (("x.npy", 8), ("y.npy", 28)):
+        np.save(folder / name, np.random.default_rng(0).integers(0, 256, (5, size, size), dtype=np.uint8))
+    return folder
+
+
+@pytest.fixture
+def on_device(run: Command, place: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """A command on the double, beside the model and the images; it must end well."""
+    for name in ("model", "x.npy", "y.npy"):
+        Path(name).symlink_to(place / name)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with Double():
+            code, out, err = run(*arguments, "--device", "cuda")
+        assert code == 0, err
+        return code, out, err
+
+    return call
+
+
+FEW = ("--network-batch", 2)
+ENCODE = ("encode", "x.npy", "--model", "model", "-n", 3, *FEW)
+SMALL = ("--model", "exact-gaussian", "--steps", 4, *FEW)  # for what takes a thousand evaluations
+NOISE = ("--size", "1,4,4", *SMALL)
+BENCHES: dict[str, tuple[Any, ...]] = {
+    "reconstruction": ("x.npy", "-n", 2, "--solvers", "euler,belm", *SMALL),
+    "consistency": ("-n", 2, "--solvers", "euler", *NOISE),
+    "interpolation": ("--pairs", 1, "-n", 3, "--solvers", "euler,ddpm", *NOISE),
+    "quality": ("-n", 4, "--eta", "0,hat", "--reference", "y.npy", "--steps", 2, *FEW),
+    "time": ("--solvers", "euler", "--batches", 2, "--repeats", 1, "--model", "model", "--steps", 3),
+    "work-precision": ("-n", 2, "--solvers", "euler,dpm-solver-12", *NOISE),
+}
+
+
+def columns(path: str) -> dict[str, bytes]:
+    with LatentFile(Path(path)) as file:
+        return {name: values.tobytes() for name, values in file.rows(0, len(file)).items()}
+
+
+HOW: dict[str, tuple[Any, ...]] = {
+    "plain": ("--steps", 3),
+    "certified": ("--steps", 5, "--certify"),
+    "to a tolerance": ("--solver", "ab3", "--tol", 0.3),
+    "per image": ("--solver", "dpm-solver-12", "--rtol", 0.1, "--atol", 0.1),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_latents_are_those_of_the_cpu(run: Command, on_device: Command, how: str) -> None:
+    on_device(*ENCODE, *HOW[how], "-o", "z.h5")
+    assert run(*ENCODE, *HOW[how], "-o", "cpu.h5", "--device", "cpu")[0] == 0
+    assert columns("z.h5") == columns("cpu.h5")
+    with LatentFile(Path("z.h5")) as file:
+        details = file.provenance.details
+    assert {key: details[key] for key in ("device", "gpu", "cudnn", "dtype")} == {
+        "device": "cuda", "gpu": NAME, "cudnn": 91002, "dtype": "float32",
+    }  # fmt: skip
+    on_device("decode", "z.h5", "-o", "gpu.png")
+    assert run("decode", "cpu.h5", "-o", "cpu.png", "--device", "cpu")[0] == 0
+    sheets = [np.asarray(Image.open(name)) for name in ("gpu.png", "cpu.png")]
+    assert np.array_equal(*sheets)  # their notes differ: of which run they are
+
+
+def test_commands_on_latents(on_device: Command) -> None:
+    on_device(*ENCODE, "--steps", 3, "-o", "z.h5")
+    on_device("interpolate", "z.h5", "--pair", 0, 1, "-n", 3, "--sheet", "path.png")
+    on_device("shift", "z.h5", "--from", "0", "--to", "1", "--by", "0,1", "--sheet", "shifted.png")
+    on_device("neighbours", "z.h5", "-k", 1, "--sheet", "near.png")
+    on_device("verify", "z.h5", "--sheet", "worst.png")
+    for name in ("path", "shifted", "near", "worst"):
+        assert Path(f"{name}.png").exists()
+
+
+def test_commands_that_begin_with_images_or_noise(on_device: Command) -> None:
+    on_device("sample", "--model", "model", "-n", 3, "--steps", 2, "--eta", 0.5, *FEW, "-o", "noise.png")
+    on_device("bridge", "x.npy", "--model", "model", "--to", "model", "--steps", 2, "-n", 2, *FEW, "-o", "bridged/")
+
+
+def test_grid(on_device: Command) -> None:
+    on_device("grid", "x.npy", *SMALL[:4], "--solver", "euler", "-n", 2, "-o", "grid.txt")
+    assert Path("grid.txt").exists()
+
+
+LONG = ("reconstruction", "consistency", "interpolation", "work-precision")  # references of a thousand evaluations
+
+
+@pytest.mark.parametrize("bench", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in BENCHES])
+def test_benches(on_device: Command, bench: str) -> None:
+    on_device("bench", bench, *BENCHES[bench])
+    assert Path("bench", f"{bench}.csv").exists()

@@ -1,0 +1,147 @@
+"""Who may import whom: the drawing of CONTRIBUTING.md, and no circle anywhere."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# From the ground up, a floor a line: a module may import those of the floors below it and of its own room.
+FLOORS = (
+    ("types",),
+    ("storage", "solvers"),
+    ("ode",),
+    ("plan",),
+    ("models",),
+    ("latents",),
+    ("api",),
+    ("bench", "train", "checks", "fitting"),
+    ("jobs",),
+    ("cli",),
+)
+LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
+ROOM = {"defaults": "types", "bridges": "api"}  # modules at the top that belong to a room of another name
+ANYWHERE = {
+    "odeddim",
+    "odeddim._checkout",
+    "odeddim.__main__",
+}  # the package itself: its version, where its folders lie
+BESIDE = {("bench", "fitting")}  # what is found for a model is what a bench finds
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, as installed: solvers/ is odeddim.solvers and cli/ is odeddim.cli."""
+    found = {}
+    for folder, package in (("odeddim", "odeddim"), ("solvers", "odeddim.solvers"), ("cli", "odeddim.cli")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join([package, *parts]).removesuffix(".__init__")] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Every odeddim module that a file imports, anywhere in it; relative imports are refused."""
+    found = set()
+    known = modules()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: absolute imports only"
+            assert node.module is not None
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in known else node.module)
+    return {name for name in found if name.split(".")[0] == "odeddim"}
+
+
+def room(name: str) -> str:
+    """The room of a module: "odeddim.storage.hdf5" is in "storage"."""
+    top = name.split(".")[1]
+    return ROOM.get(top, top)
+
+
+def forbidden(name: str, imported: str) -> bool:
+    """Whether this arrow is one that the drawing does not have."""
+    if imported in ANYWHERE:
+        return False
+    if name in ANYWHERE:
+        return name == "odeddim" and imported != "odeddim._checkout"
+    here, there = room(name), room(imported)
+    if here == there or (here, there) in BESIDE:
+        return False
+    return LEVEL[there] >= LEVEL[here]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_go_downwards(name: str) -> None:
+    for imported in imports(modules()[name]):
+        assert not forbidden(name, imported), f"{name} imports {imported}"
+
+
+def test_every_module_has_a_room() -> None:
+    for name in modules():
+        assert name in ANYWHERE or room(name) in LEVEL, name
+
+
+def test_no_module_is_on_a_circle() -> None:
+    arrows = {name: imports(path) & set(modules()) - {name} for name, path in modules().items()}
+    left = dict(arrows)
+    while ends := [name for name, there in left.items() if not there & set(left)]:
+        for name in ends:
+            del left[name]
+    assert not left, f"circles among {sorted(left)}"
+
+
+def test_few_modules_at_the_top() -> None:
+    assert len(list((ROOT / "odeddim").glob("*.py"))) <= 10
+
+
+def test_a_wrong_arrow_is_seen() -> None:
+    assert forbidden("odeddim.solvers.onestep", "odeddim.ode.schedule")
+    assert forbidden("odeddim.ode.field", "odeddim.plan")
+    assert forbidden("odeddim.storage.hdf5", "odeddim.solvers")
+    assert forbidden("odeddim.latents.latent_file", "odeddim.api")
+    assert forbidden("odeddim.checks.certificate", "odeddim.bench.harness")
+    assert forbidden("odeddim.api", "odeddim.cli.encode")
+    assert not forbidden("odeddim.api", "odeddim.solvers")
+    assert not forbidden("odeddim.cli.encode", "odeddim.api")
+
+
+@pytest.mark.parametrize("folder", ["solvers", "cli"])
+def test_the_bare_folders_refuse_to_be_imported(folder: str) -> None:
+    result = subprocess.run([sys.executable, "-c", f"import {folder}"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert f"odeddim.{folder}" in result.stderr
+    assert "ImportError" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["solvers"],
+        ["encode", "--help"],
+        ["bench", "--help"],
+        ["encode"],
+        ["nonsense"],
+        *(["bench", name, "--help"] for name in ("reconstruction", "quality", "work-precision", "report")),
+    ],
+)
+def test_light_commands_load_nothing_heavy(arguments: list[str]) -> None:
+    heavy = ("torch", "numpy", "scipy", "h5py", "matplotlib", "torchdiffeq", "PIL", "rich", "safetensors")
+    code = (
+        "import sys, atexit\n"
+        f"atexit.register(lambda: print('LOADED', [m for m in {heavy!r} if m in sys.modules]))\n"
+        f"sys.argv = ['odeddim', *{arguments!r}]\n"
+        "from odeddim.cli import main\nmain()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in result.stderr, result.stderr
+    assert result.stdout.rstrip().endswith("LOADED []"), result.stdout[-200:]
