@@ -1,4 +1,4 @@
-"""solve, encode, decode, sample: integrations of the one ODE. The only core module that sees solvers.
+"""solve, encode, decode, sample: integrations of the one ODE.
 
 Shapes: images and latents are (B, C, H, W), images in [-1, 1]. A latent `x_T` has unit variance, x_T = x̄/√(1+σ_T²),
 which for DDPM's networks is the network's input; a `State` holds x̄ = x/√α at its σ. Results lie on the model's device,
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,17 +23,14 @@ from torch import Tensor
 from odeddim import defaults, solvers
 from odeddim.latents.interpolate import interpolate as interpolate
 from odeddim.models import DEFAULT, load
-from odeddim.ode import grids
 from odeddim.ode.devices import products
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
-from odeddim.solvers.stochastic import ONLY_DECODES
+from odeddim.plans import Grid, Plan, check_encodes, integrate
 from odeddim.solvers.stochastic import noise as noise
-from odeddim.types import Field, InputError, Solver, State, pick
+from odeddim.types import InputError, Solver, State
 
 Model: TypeAlias = str | Path | VectorField
-Grid: TypeAlias = str | Path | Tensor | Sequence[float] | None
-LOWEST = 1e-6  # of σ_1: nodes below would only add rounding
 LOWEST_TOP = 5.0
 """Noise below which an image shines through: its share of x is then more than 1/√(1+5²) = 20%."""
 
@@ -46,6 +43,7 @@ def solve(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
+    plan: Plan | None = None,
     **settings: Any,
 ) -> Tensor:
     """Decode latents to images: x_T (B, C, H, W) of unit variance -> x_0 (B, C, H, W).
@@ -57,9 +55,9 @@ def solve(
     Errors: InputError for what cannot be used, BudgetExceeded (with the best so far) when max_nfe is reached.
     """
     field = load(model)
-    row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
-    state = _at_the_top(field.schedule, nodes, state_dtype(x_T))
-    return to_images(field, integrate(field, state, nodes.flip(0), row).xbar)
+    plan = _planned(field, plan, solver, defaults.SOLVE, steps, grid, end, settings)
+    state = _at_the_top(field.schedule, plan, state_dtype(x_T))
+    return to_images(field, integrate(field, state, plan).xbar)
 
 
 def encode(
@@ -70,6 +68,7 @@ def encode(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
+    plan: Plan | None = None,
     **settings: Any,
 ) -> State:
     """Encode images to their latents: x_0 (B, C, H, W) in [-1, 1] -> State at σ_T; its `.x` has unit variance.
@@ -79,9 +78,9 @@ def encode(
     reversible solver's state keeps in `aux` what its way back needs; `report` is what a solver says of each image.
     """
     field = load(model)
-    row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
-    check_encodes(row)
-    return integrate(field, State(to_data(field, x_0), float(nodes[0])), nodes, row)
+    plan = _planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings)
+    check_encodes(plan.solver)
+    return integrate(field, State(to_data(field, x_0), float(plan.nodes[0])), plan)
 
 
 def decode(
@@ -92,6 +91,7 @@ def decode(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
+    plan: Plan | None = None,
     **settings: Any,
 ) -> Tensor:
     """Decode a State to images x_0 (B, C, H, W): the inverse direction of `encode`, with any solver.
@@ -107,10 +107,11 @@ def decode(
             f"decode takes a State, as encode gives it, not {type(state).__name__}; solve takes x_T itself"
         )
     field = load(model)
-    solver = solver or defaults.for_decoding(state.kept, state.combined)
-    row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
-    if not math.isclose(state.sigma, float(nodes[-1]), rel_tol=1e-12):
-        raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {float(nodes[-1]):.9g}")
+    usual = defaults.for_decoding(state.kept, state.combined)
+    plan = _planned(field, plan, solver or usual, usual, steps, grid, end, settings)
+    row = plan.solver
+    if not math.isclose(state.sigma, plan.top, rel_tol=1e-12):
+        raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {plan.top:.9g}")
     kept_by = state.kept.partition(" ")[0]
     if kept_by not in ("", row.name) and not (state.combined or row.stochastic):
         warnings.warn(
@@ -120,7 +121,7 @@ def decode(
         )
     aux = tuple(state_dtype(part) for part in state.aux)
     state = replace(state, xbar=state_dtype(state.xbar), aux=aux)
-    return to_images(field, integrate(field, state, nodes.flip(0), row).xbar)
+    return to_images(field, integrate(field, state, plan).xbar)
 
 
 def sample(
@@ -135,6 +136,7 @@ def sample(
     end: str = "zero",
     shape: tuple[int, ...] | None = None,
     start: int = 0,
+    plan: Plan | None = None,
     **settings: Any,
 ) -> Tensor:
     """n images (n, C, H, W) from noise of (seed, image index): image i is the same whatever n or the batch.
@@ -147,10 +149,11 @@ def sample(
     shape = shape or field.shape
     if shape is None:
         raise InputError(f"the model {field.name!r} takes any shape: say which one to sample, shape=(C, H, W)")
-    row, nodes = plan(field.schedule, solver or defaults.for_sampling(eta), steps, grid, end, settings)
-    row = with_noise(row, eta=eta, seed=seed, start=start)
-    state = _at_the_top(field.schedule, nodes, noise(n, shape, seed=seed, start=start))
-    return to_images(field, integrate(field, state, nodes.flip(0), row).xbar)
+    usual = defaults.for_sampling(eta)
+    plan = _planned(field, plan, solver or usual, usual, steps, grid, end, settings)
+    plan = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed, start=start))
+    state = _at_the_top(field.schedule, plan, noise(n, shape, seed=seed, start=start))
+    return to_images(field, integrate(field, state, plan).xbar)
 
 
 def to_data(field: VectorField, images: Tensor) -> Tensor:
@@ -185,105 +188,68 @@ def with_noise(row: Solver, *, eta: float | None = None, seed: int = 0, start: i
     return row
 
 
-def check_encodes(row: Solver) -> None:
-    """Raises InputError for a solver that only decodes."""
-    if row.stochastic:
-        raise InputError(f"solver {row.name!r} {ONLY_DECODES}")
-
-
 def plan(
-    schedule: Schedule,
-    solver: str | Solver,
+    model: Model = DEFAULT,
+    solver: str | Solver = defaults.SOLVE,
+    *,
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
-    settings: dict[str, Any] | None = None,
-    *,
-    top: float | None = None,
-) -> tuple[Solver, Tensor]:
-    """What a run will do: the solver's row with its settings, and the nodes (N+1,) float64, rising.
+    **settings: Any,
+) -> Plan:
+    """What a run will do, decided before it runs: for `plan=` of `solve`, `encode`, `decode` and `sample`, and a file.
 
-    Of nodes given to an adaptive solver, which chooses its own, only the ends are kept. top: where a named grid ends
-    in place of σ_T.
+    Args:
+        model: As of `load`; its noise levels bound the nodes.
+        solver: A name of `odeddim.solvers.names()`, or a row of one's own.
+        steps: The number of steps; 50 unless given.
+        grid: A name of `odeddim.ode.grids.NAMES`, a file, the nodes themselves, or None for the solver's own.
+        end: "zero" or "sigma_min" (see `odeddim.ode.grids`).
+        **settings: The solver's own, such as rtol.
+
+    Returns:
+        The plan: `print(plan)` says it in words, `plan.save("plan.json")` keeps it.
+
+    Raises:
+        InputError: For what cannot be used.
+
+    Example:
+        >>> import odeddim
+        >>> print(odeddim.plan(solver="dpmpp-2m", steps=20))
+        dpmpp-2m, log grid, 20 steps, end zero
     """
-    pick(end, grids.ENDS, "end")
-    row = solvers.get(solver) if isinstance(solver, str) else solver
-    if not isinstance(row, Solver):
-        raise InputError(f"a solver is a name or a row of the table (odeddim.Solver), not {row!r}")
-    row = row.with_settings(**(settings or {}))
-    named = grid is None or isinstance(grid, (str, Path))
-    if row.adaptive and (steps is not None or (named and grid is not None)):
-        raise InputError(f"solver {row.name!r} chooses its own steps: leave out steps and grid, and give rtol and atol")
-    if row.adaptive and named:
-        ends = [0.0 if end == "zero" else schedule.sigma_min, top or schedule.sigma_max]
-        nodes = torch.tensor(ends, dtype=torch.float64)
-    elif named:
-        nodes = grids.grid(str(grid or row.grid), schedule, steps, end=end, top=top)
-    else:
-        nodes = grids.check_nodes(grid, steps=steps)  # type: ignore[arg-type]
-        if end == "sigma_min" and float(nodes[0]) == 0:
-            raise InputError("the nodes given begin at σ = 0, which is end 'zero', not 'sigma_min'")
-    return row, _on_schedule(nodes, schedule, adaptive=row.adaptive)
+    return Plan.of(load(model).schedule, solver, steps, grid, end, settings)
 
 
-def integrate(field: VectorField | Field, state: State, sigmas: Tensor, solver: Solver) -> State:
-    """Walk a state along nodes, rising or falling, (N+1,) float64. The only place that knows the end at σ = 0.
-
-    Between 0 and its neighbour lies one Euler step, as in the paper: x̄ + σ·ε with ε from the step's source. The
-    solver gets the other nodes, all positive; one that goes to 0 itself gets them all. Gradients are off.
-    """
-    field, state = _ready(field, replace(state, report={}))
-    with torch.no_grad():
-        if solver.to_zero:
-            return solver.run(field, state, sigmas)
-        leaves_zero = float(sigmas[0]) == 0
-        if leaves_zero:
-            state = _euler(field, state, sigmas[0], sigmas[1])
-            sigmas = sigmas[1:]
-        lands_on_zero = float(sigmas[-1]) == 0
-        inner = sigmas[:-1] if lands_on_zero else sigmas
-        if len(inner) > 1:
-            state = solver.run(field, state, inner)
-        if lands_on_zero:
-            state = _euler(field, state, sigmas[-2], sigmas[-1])
-    if "evaluations" in state.report and leaves_zero + lands_on_zero:
-        spent = state.report["evaluations"] + leaves_zero + lands_on_zero
-        state = replace(state, report={**state.report, "evaluations": spent})
-    return state
+def _planned(
+    field: VectorField,
+    plan: Plan | None,
+    solver: str | Solver,
+    usual: str,
+    steps: int | None,
+    grid: Grid,
+    end: str,
+    settings: Mapping[str, Any],
+) -> Plan:
+    """The plan given, checked for this model, or that of the other arguments; an InputError for both at once."""
+    if plan is None:
+        return Plan.of(field.schedule, solver, steps, grid, end, settings)
+    said = {"solver": solver != usual, "steps": steps is not None, "grid": grid is not None, "end": end != "zero"}
+    said |= dict.fromkeys(settings, True)
+    if named := [name for name, given in said.items() if given]:
+        raise InputError(f"plan= says how to run: leave out {named[0]}=, or make another plan with it")
+    if not isinstance(plan, Plan):
+        raise InputError(f"plan= takes a Plan, as odeddim.plan makes it, not {type(plan).__name__}")
+    return plan.on(field.schedule)
 
 
-def _euler(field: Field, state: State, source: Tensor, target: Tensor) -> State:
-    eps = field(source, state.xbar)
-    return replace(state, xbar=torch.add(state.xbar, eps, alpha=float(target - source)), sigma=float(target))
-
-
-def _on_schedule(nodes: Tensor, schedule: Schedule, *, adaptive: bool) -> Tensor:
-    """Nodes within the model's range: a top within a rounded figure of σ_T is σ_T; above it the model knows nothing."""
-    top = schedule.sigma_max
-    if float(nodes[-1]) > top * (1 + 1e-5):
-        raise InputError(
-            f"the grid ends at σ = {float(nodes[-1]):.9g}, above the model's σ_T = {top:.9g}: end it there"
-        )
-    if math.isclose(float(nodes[-1]), top, rel_tol=1e-5):
-        nodes = torch.cat([nodes[:-1], nodes.new_tensor([top])])
-    first = nodes[1] if float(nodes[0]) == 0 else nodes[0]
-    if float(first) < schedule.sigma_min * LOWEST:
-        raise InputError(
-            f"the grid's node σ = {float(first):.3g} is too close to 0: put it at 0, or {LOWEST}·σ_1 or more"
-        )
-    if adaptive and float(nodes[0]) == 0:
-        # The step from 0 is Euler's and nobody controls its error: it must be the shortest that the model knows.
-        return nodes.new_tensor([0.0, min(schedule.sigma_min, float(first)), float(nodes[-1])])
-    return nodes[[0, -1]] if adaptive else nodes
-
-
-def _at_the_top(schedule: Schedule, nodes: Tensor, x_T: Tensor) -> State:
-    """x_T of unit variance as a State at the top of the grid, which must be high enough for noise to be all there is.
+def _at_the_top(schedule: Schedule, plan: Plan, x_T: Tensor) -> State:
+    """x_T of unit variance as a State at the top of a plan, which must be high enough for noise to be all there is.
 
     Other code's lists stop short of σ_T (DDIM's quadratic one at 0.8·T), and published figures were made with them: the
     noise is taken to lie where they end. The limit is the bridges': below it an image is seen, and noise is none.
     """
-    sigma, least = float(nodes[-1]), min(LOWEST_TOP, schedule.sigma_max)
+    sigma, least = plan.top, min(LOWEST_TOP, schedule.sigma_max)
     if sigma < least:
         raise InputError(
             f"a run from x_T begins with noise, but the grid ends at σ = {sigma:.6g}, where images still show through "
@@ -301,13 +267,3 @@ def state_dtype(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise InputError(f"images and latents are floating point, images in [-1, 1], not {x.dtype}")
     return x if x.dtype == torch.float64 else x.to(torch.float32)
-
-
-def _ready(field: VectorField | Field, state: State) -> tuple[Field, State]:
-    """The state on the field's device, checked against what the model takes."""
-    if isinstance(field, VectorField):
-        field.check(state.xbar)
-        if field.device is not None:
-            aux = tuple(part.to(field.device) for part in state.aux)
-            state = replace(state, xbar=state.xbar.to(field.device), aux=aux)
-    return field, state

@@ -10,27 +10,18 @@ again by the target, decoded by the source.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from odeddim import defaults
-from odeddim.api import (
-    LOWEST_TOP,
-    Grid,
-    Model,
-    check_encodes,
-    integrate,
-    plan,
-    state_dtype,
-    to_data,
-    to_images,
-)
+from odeddim.api import LOWEST_TOP, Model, state_dtype, to_data, to_images
 from odeddim.latents.arithmetic import rms
 from odeddim.models import load
 from odeddim.ode.field import VectorField
+from odeddim.plans import Grid, Plan, check_encodes, integrate
 from odeddim.types import InputError, Solver, State
 
 
@@ -48,35 +39,41 @@ class Bridged:
 
 @dataclass(frozen=True)
 class Bridge:
-    """A bridge between two models: the row and, for each of them, the nodes (S+1,) up to the level where they meet."""
+    """A bridge between two models, and for each of them the plan up to the noise level where they meet."""
 
     source: VectorField
     target: VectorField
-    row: Solver
-    source_nodes: Tensor
-    target_nodes: Tensor
+    source_plan: Plan
+    target_plan: Plan
+
+    @property
+    def solver(self) -> Solver:
+        """The row that walks both plans."""
+        return self.source_plan.solver
 
     @property
     def sigma(self) -> float:
         """The noise level where the models meet."""
-        return float(self.source_nodes[-1])
+        return self.source_plan.top
 
     def cross(self, x_0: Tensor, *, cycle: bool = True) -> Bridged:
         """Images (B, C, H, W) in [-1, 1] of the source, over the bridge; with `cycle` also back again."""
         given = state_dtype(x_0)
-        state = self._up(self.source, given, self.source_nodes)
-        images = self._down(self.target, state, self.target_nodes)
+        state = self._up(self.source, given, self.source_plan)
+        images = self._down(self.target, state, self.target_plan)
         if not cycle:
             return Bridged(images, state, None, None)
-        again = self._down(self.source, self._up(self.target, images, self.target_nodes), self.source_nodes)
+        again = self._down(self.source, self._up(self.target, images, self.target_plan), self.source_plan)
         return Bridged(images, state, again, rms(again - given.to(again)))
 
-    def _up(self, field: VectorField, images: Tensor, nodes: Tensor) -> State:
-        state = integrate(field, State(to_data(field, images), float(nodes[0])), nodes, self.row)
+    @staticmethod
+    def _up(field: VectorField, images: Tensor, plan: Plan) -> State:
+        state = integrate(field, State(to_data(field, images), float(plan.nodes[0])), plan)
         return State(state.xbar, state.sigma)  # without what belongs to the way back of this model
 
-    def _down(self, field: VectorField, state: State, nodes: Tensor) -> Tensor:
-        return to_images(field, integrate(field, state, nodes.flip(0), self.row).xbar)
+    @staticmethod
+    def _down(field: VectorField, state: State, plan: Plan) -> Tensor:
+        return to_images(field, integrate(field, state, plan).xbar)
 
 
 def between(
@@ -94,17 +91,16 @@ def between(
     one, other = load(source), load(target)
     _check_units(one, other)
     top = min(one.schedule.sigma_max, other.schedule.sigma_max)
-    row, up = plan(one.schedule, solver, steps, grid, end, settings, top=top)
-    down = plan(other.schedule, solver, steps, grid, end, settings, top=top)[1]
-    check_encodes(row)
-    meet = min(float(up[-1]), float(down[-1]))  # of nodes that were given, rounded, each was taken to its own σ_T
+    up, down = (Plan.of(field.schedule, solver, steps, grid, end, settings, top=top) for field in (one, other))
+    check_encodes(up.solver)
+    meet = min(up.top, down.top)  # of nodes that were given, rounded, each was taken to its own σ_T
     if meet < LOWEST_TOP:
         raise InputError(
             f"{one.name!r} and {other.name!r} would meet at σ = {meet:.4g}, where images still show through the noise: "
             f"a bridge needs σ of {LOWEST_TOP:g} at least"
         )
-    up, down = (torch.cat([nodes[:-1], nodes.new_tensor([meet])]) for nodes in (up, down))
-    return Bridge(one, other, row, up, down)
+    up, down = (replace(way, nodes=torch.cat([way.nodes[:-1], way.nodes.new_tensor([meet])])) for way in (up, down))
+    return Bridge(one, other, up, down)
 
 
 def bridge(

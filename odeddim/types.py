@@ -156,6 +156,8 @@ class Solver:
     adaptive: bool = False
     stochastic: bool = False
     settings: Mapping[str, type] = field(default_factory=dict)
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
     plan: Plan | None = None
     growth: Callable[..., Growth] | None = None
 
@@ -181,7 +183,8 @@ class Solver:
             return self
         plan = None if self.plan is None else functools.partial(self.plan, **given)
         growth = None if self.growth is None else functools.partial(self.growth, **given)
-        return replace(self, run=functools.partial(self.run, **given), plan=plan, growth=growth)
+        chosen = {**self.chosen, **given}
+        return replace(self, run=functools.partial(self.run, **given), plan=plan, growth=growth, chosen=chosen)
 
 
 def pick(name: str, choices: Iterable[str], what: str) -> str:

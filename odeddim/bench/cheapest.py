@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 
 from odeddim import solvers
-from odeddim.api import check_encodes, plan
-from odeddim.bench.harness import Entry, Planned, Stand, check_settings, error_words
+from odeddim.bench.harness import Entry, Stand, check_settings, error_words
 from odeddim.bench.spread import quantile
 from odeddim.bench.tables import Column, Table, counted
 from odeddim.bench.work_precision import Truth, measured, table_of
-from odeddim.fitting.preset import Preset
 from odeddim.ode import grids
+from odeddim.plans import Plan, check_encodes
 from odeddim.types import InputError
 
 GRIDS = ("log", "karras", "quadratic")  # and each solver's own
@@ -52,7 +51,7 @@ class Tried:
     """A run of an entry, and the errors that nine in ten of a set of solutions keep: of each way, and of the larger."""
 
     entry: Entry
-    run: Planned
+    run: Plan
     steps: int
     evaluations: float  # to encode and to decode
     decoded: float
@@ -81,11 +80,9 @@ class _Search:
         has = solvers.get(entry.solver).settings
         return {key: value for key, value in self.settings.items() if key in has and value is not None}
 
-    def run(self, entry: Entry, steps: int) -> Planned:
+    def run(self, entry: Entry, steps: int) -> Plan:
         """A run of an entry. Errors: InputError where its grid has no room for so many steps."""
-        own = self.own(entry)
-        row, nodes = plan(self.stand.model.schedule, entry.solver, steps, entry.grid, self.exact.end, own)
-        return Planned(row, entry.grid or row.grid, steps, nodes, own)
+        return Plan.of(self.stand.model.schedule, entry.solver, steps, entry.grid, self.exact.end, self.own(entry))
 
     def tried(self, entry: Entry, steps: int, solutions: Truth) -> Tried:
         """A run, measured on one of the sets."""
@@ -128,7 +125,7 @@ class _Search:
             if most is not None and row.nfe is not None and 2 * ((row.evaluations(inner) or 0) + at_zero) >= most:
                 break
             try:
-                plan(self.stand.model.schedule, row, count, entry.grid, self.exact.end)
+                Plan.of(self.stand.model.schedule, row, count, entry.grid, self.exact.end)
             except InputError as problem:  # a grid of whole labels has room for no more
                 if not counts:
                     raise InputError(f"{entry.solver}@{entry.grid}: {problem}") from problem
@@ -176,8 +173,8 @@ def cheapest(
     *,
     settings: Mapping[str, Any] | None = None,
     advance: Callable[[int], Any] = lambda tried: None,
-) -> tuple[Table, Preset]:
-    """The fewest steps of each solver on each grid that keep an error both ways, and the cheapest of all as a preset.
+) -> tuple[Table, Plan]:
+    """The fewest steps of each solver on each grid that keep an error both ways, and the plan of the cheapest of all.
 
     error: rms, of decoding over pixels in [-1, 1] and of encoding over σ_T: nine images in ten are to have no more of
     both. Cheap: few evaluations to encode and decode. A solver that does not keep the error with nearly as many as the
@@ -212,7 +209,7 @@ def cheapest(
             f"looked at): the nearest, {first.words}, has {first.error:.1e} on the first set and {second.error:.1e} on "
             "the second; ask for a larger error, or take more images"
         )
-    return _table(search, found, checked), _preset(search, first, second)
+    return _table(search, found, checked), _noted(search, first, second)
 
 
 def _table(search: _Search, found: Sequence[Tried], checked: Sequence[tuple[Tried, Tried]]) -> Table:
@@ -263,15 +260,14 @@ def _table(search: _Search, found: Sequence[Tried], checked: Sequence[tuple[Trie
     return dataclasses.replace(table, group=(), notes=(sets, *table.notes))
 
 
-def _preset(search: _Search, first: Tried, second: Tried) -> Preset:
-    model, run, held = search.stand.model, first.run, search.held
+def _noted(search: _Search, first: Tried, second: Tried) -> Plan:
+    """The plan of a run, with notes of the model that it was found for and of what it keeps."""
+    model, held = search.stand.model, search.held
     kept = (
         f"of {counted(len(held.images), 'image')} from seed {held.seed}, which had no part in the choice, nine in ten "
         f"err no more than {second.error:.2e} both ways (rms; pixels in [-1, 1], latents over σ_T); of the "
         f"{len(search.exact.images)} from seed {search.exact.seed} that it was chosen by, no more than "
         f"{first.error:.2e}; asked: {search.error:g}"
     )
-    return Preset(
-        model.name, model.sha256, run.solver.name, run.grid, first.steps, held.end, run.settings, second.error,
-        first.evaluations, model.condition.words, kept,
-    )  # fmt: skip
+    spent = {"error": second.error, "evaluations": first.evaluations, "kept": kept}
+    return first.run.noted(model, **spent)

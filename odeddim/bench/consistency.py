@@ -17,11 +17,12 @@ from torch import Tensor
 
 from odeddim.api import sample
 from odeddim.bench.features import Features
-from odeddim.bench.harness import Planned, Stand, error_words, failure_column
+from odeddim.bench.harness import Stand, error_words, expected, failure_column, first_cells, in_words
 from odeddim.bench.reconstruction import mean_square
 from odeddim.bench.spread import quantile, spread, spread_columns
 from odeddim.bench.tables import Column, Table, sheet, telling
 from odeddim.bench.work_precision import references
+from odeddim.plans import Plan
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError
 
@@ -42,7 +43,7 @@ _COLUMNS = (
 
 def consistency(
     stand: Stand,
-    runs: Sequence[Planned],
+    runs: Sequence[Plan],
     count: int,
     shape: tuple[int, ...],
     *,
@@ -77,13 +78,13 @@ def consistency(
             compared = _rms(features(images) - goal_features)
         felt = spread("features", compared)
         rows.append({
-            **run.label, "evaluations": float(cell["evaluations"].mean()),
+            **first_cells(run), "evaluations": float(cell["evaluations"].mean()),
             **seen, "pixel_share": _share(seen["pixels"], apart[0]),
             **felt, "feature_share": _share(felt["features"], apart[1]),
             "remark": failure,
         })  # fmt: skip
         label = f"S = {run.steps}" if run.steps else "adaptive"
-        shown.setdefault(run.words, []).append((label, images[:SHOWN]))
+        shown.setdefault(in_words(run), []).append((label, images[:SHOWN]))
     optional = ["remark", *([] if features else ["features", "features_10", "features_90", "feature_share"])]
     columns, said = telling(_COLUMNS, rows, optional)
     return Table(
@@ -114,7 +115,7 @@ def consistency(
     )  # fmt: skip
 
 
-def decoded(stand: Stand, run: Planned, count: int, shape: tuple[int, ...], seed: int) -> Columns:
+def decoded(stand: Stand, run: Plan, count: int, shape: tuple[int, ...], seed: int) -> Columns:
     """The images (count, C, H, W) that a run makes of the noises of a seed, image i of (seed, i)."""
     settings = stand.settings("consistency", run, seed=seed, size=list(shape))
 
@@ -123,7 +124,7 @@ def decoded(stand: Stand, run: Planned, count: int, shape: tuple[int, ...], seed
         images = torch.full((n, *(stand.model.image_shape or shape)), math.nan)
         stand.model.reset()
         try:
-            images = sample(n, run.solver, seed=seed, start=start, model=stand.model, grid=run.nodes, shape=shape)
+            images = sample(n, seed=seed, start=start, model=stand.model, plan=run, shape=shape)
         except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
             failure = str(error)
         return {
@@ -132,7 +133,7 @@ def decoded(stand: Stand, run: Planned, count: int, shape: tuple[int, ...], seed
             "failure": failure_column(failure, n),
         }
 
-    return stand.measure(settings, count, measure, evaluations=run.evaluations)
+    return stand.measure(settings, count, measure, evaluations=expected(run))
 
 
 def _rms(difference: Tensor) -> np.ndarray[Any, Any]:

@@ -12,6 +12,7 @@ share work.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +26,11 @@ from torch import Tensor
 
 import odeddim
 from odeddim import solvers
-from odeddim.api import plan
 from odeddim.latents.latent_file import provenance_of
 from odeddim.models import BUILT_IN
 from odeddim.ode import grids
 from odeddim.ode.field import VectorField
+from odeddim.plans import Plan
 from odeddim.storage.hdf5 import reading
 from odeddim.storage.resumable import Run
 from odeddim.storage.row_files import Columns, comparable, is_index, look_at, read_rows, run_of, settings_of
@@ -64,27 +65,26 @@ class Stand:
         """What a table says of the model, JSON-able."""
         return {"model": self.model.name, "sha256": self.model.sha256, "condition": self.model.condition.words}
 
-    def header(self, run: Planned) -> dict[str, Any]:
+    def header(self, run: Plan) -> dict[str, Any]:
         """What a table says of the model and the machine, JSON-able. run: any of its runs."""
         return {
             **self.subject(), "state": str(self.dtype).removeprefix("torch."),
             **self.fit(run.solver), "odeddim": odeddim.__version__, "torch": torch.__version__,
         }  # fmt: skip
 
-    def conventions(self, run: Planned) -> str:
+    def conventions(self, run: Plan) -> str:
         """What a title says of how it was measured: where images end, and in what precision and where it ran."""
         details = self.fit(run.solver)
         end = "end zero" if float(run.nodes[0]) == 0 else "end sigma_min"
         dtype = details.get("dtype", str(self.dtype).removeprefix("torch."))
         return f"{end}, {dtype} on {details.get('device', self.model.device or 'cpu')}"
 
-    def settings(self, bench: str, run: Planned, **details: Any) -> dict[str, Any]:
+    def settings(self, bench: str, run: Plan, **details: Any) -> dict[str, Any]:
         """All that the figures of a run depend on; the machine is set up for it."""
         return asdict(
             provenance_of(
-                self.model, solver=run.solver.name, grid=run.grid, nodes=run.nodes, made_by=f"bench {bench}",
-                settings=run.settings, **self.fit(run.solver), state=str(self.dtype),
-                identity=self.identity(self.model), **details,
+                self.model, run, f"bench {bench}", chosen=dict(run.solver.chosen), **self.fit(run.solver),
+                state=str(self.dtype), identity=self.identity(self.model), **details,
             )
         )  # fmt: skip
 
@@ -216,31 +216,20 @@ class Entry:
         return cls(solver, grid or None)
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A run to be made: a row with its settings, over nodes (S+1,). steps: None where the solver chooses them."""
+def in_words(plan: Plan) -> str:
+    """The solver and its grid, in words."""
+    return plan.solver.name if plan.solver.adaptive else f"{plan.solver.name}, {plan.grid}"
 
-    solver: Solver
-    grid: str
-    steps: int | None
-    nodes: Tensor
-    settings: dict[str, Any]
 
-    @property
-    def words(self) -> str:
-        """The solver and its grid, in words."""
-        return self.solver.name if self.grid == "-" else f"{self.solver.name}, {self.grid}"
+def first_cells(plan: Plan) -> dict[str, Any]:
+    """The first columns of its line in a table; an adaptive solver has no grid and no steps."""
+    grid = "-" if plan.solver.adaptive else plan.grid
+    return {"solver": plan.solver.name, "grid": grid, "steps": plan.steps}
 
-    @property
-    def label(self) -> dict[str, Any]:
-        """The first columns of its line in a table."""
-        return {"solver": self.solver.name, "grid": self.grid, "steps": self.steps}
 
-    @property
-    def evaluations(self) -> int:
-        """Evaluations in one direction, for a progress bar: a guess for adaptive solvers."""
-        own = self.solver.evaluations(len(self.nodes) - 2 if float(self.nodes[0]) == 0 else len(self.nodes) - 1)
-        return 100 if own is None else own + (float(self.nodes[0]) == 0)
+def expected(plan: Plan) -> int:
+    """Evaluations in one direction, for a progress bar: a guess where they depend on the image."""
+    return 100 if math.isnan(plan.evaluations) else int(plan.evaluations)
 
 
 def check_settings(entries: Sequence[Entry], settings: Mapping[str, Any]) -> None:
@@ -252,7 +241,7 @@ def check_settings(entries: Sequence[Entry], settings: Mapping[str, Any]) -> Non
 
 def planned(
     model: VectorField, entries: Sequence[Entry], steps: Sequence[int], end: str, settings: Mapping[str, Any]
-) -> list[Planned]:
+) -> list[Plan]:
     """Every solver on its grid with each number of steps, checked before anything runs.
 
     Adaptive solvers run once, and so do grid files, each with as many steps as it has, whatever `steps` says. Settings
@@ -265,7 +254,5 @@ def planned(
         own = {key: value for key, value in settings.items() if key in row.settings and value is not None}
         fixed = row.adaptive or (entry.grid is not None and not grids.is_named(entry.grid))
         for count in (None,) if fixed else steps:
-            fitted, nodes = plan(model.schedule, row, count, entry.grid, end, own)
-            grid = "-" if row.adaptive else entry.grid or row.grid
-            runs.append(Planned(fitted, grid, None if row.adaptive else len(nodes) - 1, nodes, own))
+            runs.append(Plan.of(model.schedule, row, count, entry.grid, end, own))
     return runs

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from odeddim.api import noise, solve, with_noise
-from odeddim.bench.harness import Planned, Stand, error_words, failure_column
+from odeddim.bench.harness import Stand, error_words, expected, failure_column, first_cells, in_words
 from odeddim.bench.tables import Column, Sheet, Table, telling
 from odeddim.latents.interpolate import LatentPath
+from odeddim.plans import Plan
 from odeddim.storage.images import to_bytes
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError, State
@@ -99,7 +100,7 @@ def _mean(values: np.ndarray[Any, Any]) -> float:
 
 def interpolation(
     stand: Stand,
-    runs: Sequence[Planned],
+    runs: Sequence[Plan],
     shape: Sequence[int],
     *,
     pairs: int = PAIRS,
@@ -124,7 +125,7 @@ def interpolation(
     square = None
     for run in runs:
         cell, failure = _decoded(stand, run, lines, seed)
-        label = {**run.label, "evaluations": float(cell["evaluations"].mean())}
+        label = {**first_cells(run), "evaluations": float(cell["evaluations"].mean())}
         if failure:
             rows.append({**_NOTHING, **label, "remark": failure})
             continue
@@ -165,7 +166,7 @@ def _latent(i: int, shape: Sequence[int], seed: int) -> State:
     return State(noise(1, tuple(shape), seed=seed, start=i), 0.0)
 
 
-def _decoded(stand: Stand, run: Planned, paths: Sequence[LatentPath], seed: int) -> tuple[Columns, str]:
+def _decoded(stand: Stand, run: Plan, paths: Sequence[LatentPath], seed: int) -> tuple[Columns, str]:
     """The images of all points of paths of one length, one after the other: a cell with `image` (N, C, H, W); failure.
 
     A stochastic solver's point i has the noise of (seed, i, step).
@@ -178,8 +179,8 @@ def _decoded(stand: Stand, run: Planned, paths: Sequence[LatentPath], seed: int)
         images, failure = torch.full((len(x_T), *(stand.model.image_shape or shape)), torch.nan, dtype=stand.dtype), ""
         stand.model.reset()
         try:
-            row = with_noise(run.solver, seed=seed, start=start)
-            images = solve(x_T.to(stand.dtype), row, model=stand.model, grid=run.nodes)
+            noisy = run.with_solver(with_noise(run.solver, seed=seed, start=start))
+            images = solve(x_T.to(stand.dtype), model=stand.model, plan=noisy)
         except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
             failure = str(error)
         return {
@@ -191,7 +192,7 @@ def _decoded(stand: Stand, run: Planned, paths: Sequence[LatentPath], seed: int)
     settings = stand.settings(
         "interpolation", run, seed=seed, size=list(shape), paths=len(paths), corners=corners, points=each
     )
-    cell = stand.measure(settings, len(paths) * each, measure, evaluations=run.evaluations)
+    cell = stand.measure(settings, len(paths) * each, measure, evaluations=expected(run))
     return cell, error_words(cell["failure"])
 
 
@@ -208,12 +209,12 @@ def _add(
     profiles.append({**about, "lengths": list(found.steps), "distances": list(found.distances)})
 
 
-def _name(run: Planned, runs: Sequence[Planned]) -> str:
+def _name(run: Plan, runs: Sequence[Plan]) -> str:
     """What a run is called on the sheets; its steps are told where others have other ones."""
-    return run.words + (f", {run.steps} steps" if run.steps and not _steps(runs) else "")
+    return in_words(run) + (f", {run.steps} steps" if run.steps and not _steps(runs) else "")
 
 
-def _steps(runs: Sequence[Planned]) -> str:
+def _steps(runs: Sequence[Plan]) -> str:
     """What a title says of the steps that all runs have in common."""
     counts = {run.steps for run in runs}
     return f", {counts.pop()} steps" if len(counts) == 1 and None not in counts else ""

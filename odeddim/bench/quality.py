@@ -20,10 +20,11 @@ from torch import Tensor
 from odeddim.api import sample
 from odeddim.bench.distances import frechet, kid, precision_recall
 from odeddim.bench.features import Features
-from odeddim.bench.harness import Planned, Stand, error_words, failure_column, hash_of
+from odeddim.bench.harness import Stand, error_words, expected, failure_column, first_cells, hash_of, in_words
 from odeddim.bench.paper import TAU, check_setting
 from odeddim.bench.reconstruction import Images
 from odeddim.bench.tables import Column, Sheet, Table, sheet, telling
+from odeddim.plans import Plan
 from odeddim.storage.images import to_bytes
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError
@@ -80,7 +81,7 @@ def _columns(measure: str, paper: str | None) -> tuple[Column, ...]:
 class Sampled:
     """A line of the table: a run, and the η that it stands for ("" of other solvers)."""
 
-    run: Planned
+    run: Plan
     eta: str = ""
 
 
@@ -125,7 +126,7 @@ def quality(
             found = compared(real, torch.from_numpy(cell["features"]), seed)
             sheets.append((line, shown(stand, line.run, min(SHOWN, count), shape, seed)))
         rows.append({
-            "eta": line.eta, **line.run.label, "evaluations": float(cell["evaluations"].mean()), **found,
+            "eta": line.eta, **first_cells(line.run), "evaluations": float(cell["evaluations"].mean()), **found,
             "paper": PAPER[paper].get((line.eta, line.run.steps or 0)) if paper and line.run.grid in TAU else None,
             "seconds": float(cell["seconds"].sum()),
             "remark": failure,
@@ -172,7 +173,7 @@ def _sheets(shown: Sequence[tuple[Sampled, Tensor]]) -> tuple[Sheet, ...]:
     if not shown:
         return ()
     labels = [
-        f"{f'η = {line.eta}' if line.eta not in ('', HAT) else 'σ̂' if line.eta else line.run.words}"
+        f"{f'η = {line.eta}' if line.eta not in ('', HAT) else 'σ̂' if line.eta else in_words(line.run)}"
         f"{f', S = {line.run.steps}' if line.run.steps else ''}"
         for line, _ in shown
     ]
@@ -201,7 +202,7 @@ def of_images(stand: Stand, features: Features, images: Images, count: int) -> T
 
 
 def sampled(
-    stand: Stand, run: Planned, features: Features, width: int, count: int, shape: tuple[int, ...], seed: int
+    stand: Stand, run: Plan, features: Features, width: int, count: int, shape: tuple[int, ...], seed: int
 ) -> Columns:
     """The features of `count` samples, (count, width), and what each took: columns of (count,)."""
     settings = stand.settings("quality", run, seed=seed, size=list(shape), features=stand.identity(features))
@@ -223,22 +224,22 @@ def sampled(
             "failure": failure_column(failure, n),
         }
 
-    return stand.measure(settings, count, measure, evaluations=run.evaluations)
+    return stand.measure(settings, count, measure, evaluations=expected(run))
 
 
-def shown(stand: Stand, run: Planned, count: int, shape: tuple[int, ...], seed: int) -> Tensor:
+def shown(stand: Stand, run: Plan, count: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """The first samples, (count, C, H, W)."""
     settings = stand.settings("samples", run, seed=seed, size=list(shape))
 
     def measure(start: int, stop: int) -> Columns:
         return {"images": _samples(stand, run, start, stop, shape, seed).numpy()}
 
-    return torch.from_numpy(stand.measure(settings, count, measure, evaluations=run.evaluations)["images"])
+    return torch.from_numpy(stand.measure(settings, count, measure, evaluations=expected(run))["images"])
 
 
-def _samples(stand: Stand, run: Planned, start: int, stop: int, shape: tuple[int, ...], seed: int) -> Tensor:
+def _samples(stand: Stand, run: Plan, start: int, stop: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """Samples as a PNG holds them, float32 in [-1, 1]."""
-    images = sample(stop - start, run.solver, seed=seed, start=start, model=stand.model, grid=run.nodes, shape=shape)
+    images = sample(stop - start, seed=seed, start=start, model=stand.model, plan=run, shape=shape)
     if not bool(torch.isfinite(images).all()):
         raise InputError(f"{run.solver.name} gave NaN or infinite values: take more steps or another grid")
     return to_bytes(images).float() / 127.5 - 1

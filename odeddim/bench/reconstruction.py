@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from odeddim import solvers
-from odeddim.api import check_encodes, decode, encode, integrate
-from odeddim.bench.harness import Planned, Stand, error_words, failure_column, hash_of
+from odeddim.api import decode, encode
+from odeddim.bench.harness import Stand, error_words, expected, failure_column, first_cells, hash_of
 from odeddim.bench.paper import RECONSTRUCTION, TAU, check_setting
 from odeddim.bench.spread import quantile, spread, spread_columns
 from odeddim.bench.tables import Column, Table, counted, telling
 from odeddim.fitting.grid_search import REFERENCE
 from odeddim.ode import grids
 from odeddim.ode.field import VectorField
+from odeddim.plans import Plan, check_encodes, integrate
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError, State
 
@@ -57,7 +58,7 @@ def reconstruction(
     stand: Stand,
     images: Images,
     count: int,
-    runs: Sequence[Planned],
+    runs: Sequence[Plan],
     *,
     end: str = "zero",
     labels: Sequence[str] = ("source",),
@@ -79,10 +80,10 @@ def reconstruction(
     for run, where in _with_labels(runs, labels):
         settings = stand.settings("reconstruction", run, images=sha256, labels=where)
 
-        def measure(start: int, stop: int, run: Planned = run, where: str = where) -> Columns:
+        def measure(start: int, stop: int, run: Plan = run, where: str = where) -> Columns:
             return round_trip(stand.model, images(start, stop), run, truth.at(run, start, stop), where)
 
-        cell = stand.measure(settings, count, measure, evaluations=2 * run.evaluations)
+        cell = stand.measure(settings, count, measure, evaluations=2 * expected(run))
         rows.append(_row(run, where, cell))
     several = any(row["labels"] != "source" for row in rows)
     without = {"mean_square", "paper"} if not paper else set()
@@ -106,7 +107,7 @@ def reconstruction(
     )  # fmt: skip
 
 
-def _with_labels(runs: Sequence[Planned], labels: Sequence[str]) -> list[tuple[Planned, str]]:
+def _with_labels(runs: Sequence[Plan], labels: Sequence[str]) -> list[tuple[Plan, str]]:
     """The runs with each convention; the target's label is one of DDIM's Euler step."""
     if "target" in labels and not any(run.solver.name == "euler" for run in runs):
         raise InputError("the label of the target is a convention of inverting DDIM: add the solver 'euler'")
@@ -114,14 +115,14 @@ def _with_labels(runs: Sequence[Planned], labels: Sequence[str]) -> list[tuple[P
     return [(run, name) for name in where for run in runs if name == "source" or run.solver.name == "euler"]
 
 
-def _row(run: Planned, where: str, cell: Columns) -> dict[str, Any]:
+def _row(run: Plan, where: str, cell: Columns) -> dict[str, Any]:
     failure = error_words(cell["failure"])
     residual = cell["residual"]
     lost = int((residual > 0).sum())
     remark = failure or (f"{lost} images did not converge, residual up to {residual.max():.0e}" if lost else "")
     as_there = run.solver.name == "euler" and run.grid in TAU and where == "source"
     return {
-        **run.label,
+        **first_cells(run),
         "labels": where,
         "evaluations": float(cell["evaluations"].mean()),
         **spread("round_trip", None if failure else 2 * np.sqrt(cell["round_trip"])),
@@ -133,7 +134,7 @@ def _row(run: Planned, where: str, cell: Columns) -> dict[str, Any]:
     }
 
 
-def round_trip(model: VectorField, x_0: Tensor, run: Planned, truth: Tensor, labels: str = "source") -> Columns:
+def round_trip(model: VectorField, x_0: Tensor, run: Plan, truth: Tensor, labels: str = "source") -> Columns:
     """Encode and decode a batch, and say of each image how that went: columns of (B,) each.
 
     x_0, truth: (B, C, H, W), images in [-1, 1] and their true latents x̄ at the top of the run's nodes. The column
@@ -151,11 +152,11 @@ def round_trip(model: VectorField, x_0: Tensor, run: Planned, truth: Tensor, lab
     back, latent, residual = (torch.full((count,), value, dtype=torch.float64) for value in (math.nan, math.nan, 0.0))
     began = time.perf_counter()
     try:
-        state = encode(x_0, run.solver, model=up, grid=run.nodes)
+        state = encode(x_0, model=up, plan=run)
         latent = mean_square(state.xbar.cpu() - truth.cpu()).sqrt() / state.sigma
         if "converged" in state.report:
             residual = torch.where(state.report["converged"], 0.0, state.report["residual"].double()).cpu()
-        back = mean_square(decode(state, run.solver, model=model, grid=run.nodes).cpu() - x_0.cpu()) / 4  # on [0, 1]
+        back = mean_square(decode(state, model=model, plan=run).cpu() - x_0.cpu()) / 4  # on [0, 1]
     except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
         failure = str(error)
     seconds = (time.perf_counter() - began) / count
@@ -184,23 +185,23 @@ class Truth:
         name, grid, steps = REFERENCE
         self.words = f"{name} on the {grid} grid, {steps} steps"
 
-    def at(self, run: Planned, start: int, stop: int) -> Tensor:
+    def at(self, run: Plan, start: int, stop: int) -> Tensor:
         """x̄ (B, C, H, W) of the images start, ..., stop-1 at the top of a run's nodes."""
-        return torch.from_numpy(self._cell[f"latent/{self._tops[float(run.nodes[-1])]}"][start:stop])
+        return torch.from_numpy(self._cell[f"latent/{self._tops[run.top]}"][start:stop])
 
 
 def reference(
     stand: Stand,
     images: Images,
     count: int,
-    runs: Sequence[Planned],
+    runs: Sequence[Plan],
     end: str,
     sha256: str,
 ) -> Truth:
     """The true latents at the tops of these runs; their error against half the steps, rms over σ."""
-    tops = sorted({float(run.nodes[-1]) for run in runs} | {stand.model.schedule.sigma_max})
+    tops = sorted({run.top for run in runs} | {stand.model.schedule.sigma_max})
     name, grid, steps = REFERENCE
-    fine = Planned(solvers.get(name), grid, steps, grids.grid(grid, stand.model.schedule, steps, end=end), {})
+    fine = Plan.of(stand.model.schedule, name, steps, grid, end)
 
     def measure(start: int, stop: int) -> Columns:
         x_0 = images(start, stop)
@@ -222,14 +223,15 @@ def true_latents(model: VectorField, x_0: Tensor, tops: Sequence[float], end: st
     state, latents = State(x_0, float(nodes[0])), {}
     for top in tops:
         between = nodes[(nodes > state.sigma) & (nodes < top * (1 - 1e-9))]
-        state = integrate(model, state, nodes.new_tensor([state.sigma, *between.tolist(), top]), solvers.get(name))
+        piece = nodes.new_tensor([state.sigma, *between.tolist(), top])
+        state = integrate(model, state, Plan(solvers.get(name), piece))
         latents[top] = state.xbar
     return latents
 
 
-def expected_evaluations(runs: Sequence[Planned], labels: Sequence[str]) -> int:
+def expected_evaluations(runs: Sequence[Plan], labels: Sequence[str]) -> int:
     """Evaluations of an image for all of the table, for a progress bar."""
-    return reference_evaluations() + sum(2 * run.evaluations for run, _ in _with_labels(runs, labels))
+    return reference_evaluations() + sum(2 * expected(run) for run, _ in _with_labels(runs, labels))
 
 
 def reference_evaluations() -> int:

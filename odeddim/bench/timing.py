@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 
 from odeddim.api import noise, solve, with_noise
-from odeddim.bench.harness import Planned, Stand, error_words, failure_column
+from odeddim.bench.harness import Stand, error_words, expected, failure_column, first_cells
 from odeddim.bench.tables import Column, Table, telling
 from odeddim.ode.field import VectorField
+from odeddim.plans import Plan
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError
 
@@ -69,21 +70,21 @@ class Line(NamedTuple):
     r2: float
 
 
-class Run(NamedTuple):
+class Turn(NamedTuple):
     """One thing to be timed: a solver over nodes, and how many images it decodes together."""
 
-    planned: Planned
+    plan: Plan
     batch: int
 
     @property
     def label(self) -> dict[str, Any]:
         """The first columns of its line in the table."""
-        return {**self.planned.label, "batch": self.batch}
+        return {**first_cells(self.plan), "batch": self.batch}
 
 
 def timing(
     stand: Stand,
-    runs: Sequence[Planned],
+    runs: Sequence[Plan],
     shape: Sequence[int],
     *,
     batches: Sequence[int] = BATCHES,
@@ -95,35 +96,35 @@ def timing(
     Images are decoded from the noise of (seed, 0), (seed, 1), ...
     """
     chosen = [
-        Run(run, batch)
+        Turn(run, batch)
         for pair in dict.fromkeys((run.solver.name, run.grid) for run in runs)
         for batch in dict.fromkeys(batches)
         for run in runs
         if (run.solver.name, run.grid) == pair
     ]
     # One with another at its side is timed anew: times that were not taken in turns are not to be compared.
-    turns = [list(run.label.values()) for run in chosen]
+    turns = [list(turn.label.values()) for turn in chosen]
     computer = described(stand.model)
     warm: set[tuple[Any, ...]] = set()
     cells: list[list[Columns]] = [[] for _ in chosen]
     for repetition in range(repeats):
-        for run, measured in zip(chosen, cells, strict=True):
+        for turn, measured in zip(chosen, cells, strict=True):
             settings = stand.settings(
-                "time", run.planned, batch=run.batch, repetition=repetition, seed=seed, size=list(shape),
+                "time", turn.plan, batch=turn.batch, repetition=repetition, seed=seed, size=list(shape),
                 machine=computer, in_turns_with=turns,
             )  # fmt: skip
             # Whatever the machine was set up for: see `timed`.
             settings["details"] = {**settings["details"], "network_batch": None, "batch_size": None}
 
-            def measure(start: int, stop: int, run: Run = run) -> Columns:
-                x_T = noise(run.batch, tuple(shape), seed=seed).to(stand.model.device or "cpu", stand.dtype)
-                if _group(run) not in warm:
-                    warm.add(_group(run))
-                    alike = [other.planned for other in chosen if _group(other) == _group(run)]
+            def measure(start: int, stop: int, turn: Turn = turn) -> Columns:
+                x_T = noise(turn.batch, tuple(shape), seed=seed).to(stand.model.device or "cpu", stand.dtype)
+                if _group(turn) not in warm:
+                    warm.add(_group(turn))
+                    alike = [other.plan for other in chosen if _group(other) == _group(turn)]
                     timed(stand.model, min(alike, key=lambda other: other.evaluations), x_T, seed)
-                return timed(stand.model, run.planned, x_T, seed)
+                return timed(stand.model, turn.plan, x_T, seed)
 
-            measured.append(stand.measure(settings, 1, measure, evaluations=run.batch * run.planned.evaluations))
+            measured.append(stand.measure(settings, 1, measure, evaluations=turn.batch * expected(turn.plan)))
     rows = _rows(chosen, cells)
     columns, said = telling(_COLUMNS, rows, ("remark",))
     computer = {**computer, "threads": torch.get_num_threads()}
@@ -146,11 +147,11 @@ def timing(
     )  # fmt: skip
 
 
-def _group(run: Run) -> tuple[Any, ...]:
-    return run.planned.solver.name, run.planned.grid, run.batch
+def _group(turn: Turn) -> tuple[Any, ...]:
+    return turn.plan.solver.name, turn.plan.grid, turn.batch
 
 
-def timed(model: VectorField, run: Planned, x_T: Tensor, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+def timed(model: VectorField, run: Plan, x_T: Tensor, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     """Decode x_T (B, C, H, W), on the model's device, once: columns of (1,).
 
     seconds: of the whole run; network: of these, inside the network; calls: of it; evaluations: of each image;
@@ -160,10 +161,10 @@ def timed(model: VectorField, run: Planned, x_T: Tensor, seed: int = 0) -> dict[
     network = Timed(model)
     model.eps, model.watch, model.network_batch = network, None, None
     model.reset()
-    row, failure = with_noise(run.solver, seed=seed), ""
+    noisy, failure = run.with_solver(with_noise(run.solver, seed=seed)), ""
     began = now(model.device)
     try:
-        solve(x_T, row, model=model, grid=run.nodes)
+        solve(x_T, model=model, plan=noisy)
     except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
         failure = str(error)
     finally:
@@ -211,14 +212,14 @@ def fitted(x: Sequence[float], y: Sequence[float]) -> Line | None:
     return Line(slope, float(ys.mean() - slope * xs.mean()), r2)
 
 
-def _rows(runs: Sequence[Run], cells: Sequence[Sequence[Columns]]) -> list[dict[str, Any]]:
+def _rows(runs: Sequence[Turn], cells: Sequence[Sequence[Columns]]) -> list[dict[str, Any]]:
     """The lines of the table: each run's medians, and the line of those that it belongs to."""
-    rows = [_row(run, measured) for run, measured in zip(runs, cells, strict=True)]
-    for run, row in zip(runs, rows, strict=True):
+    rows = [_row(turn, measured) for turn, measured in zip(runs, cells, strict=True)]
+    for turn, row in zip(runs, rows, strict=True):
         points = [
             (other["steps"], other["seconds"])
             for it, other in zip(runs, rows, strict=True)
-            if _group(it) == _group(run) and None not in (other["steps"], other["seconds"])
+            if _group(it) == _group(turn) and None not in (other["steps"], other["seconds"])
         ]
         line = fitted([steps for steps, _ in points], [seconds for _, seconds in points])
         row["per_step"], row["intercept"], row["r2"] = (
@@ -227,7 +228,7 @@ def _rows(runs: Sequence[Run], cells: Sequence[Sequence[Columns]]) -> list[dict[
     return rows
 
 
-def _row(run: Run, measured: Sequence[Columns]) -> dict[str, Any]:
+def _row(turn: Turn, measured: Sequence[Columns]) -> dict[str, Any]:
     failure = error_words(np.concatenate([cell["failure"] for cell in measured]))
     names = ("seconds", "fastest", "slowest", "images_per_second", "per_evaluation", "own_share", "own")
     figures: dict[str, Any] = dict.fromkeys(names)
@@ -240,12 +241,12 @@ def _row(run: Run, measured: Sequence[Columns]) -> dict[str, Any]:
             "seconds": middle,
             "fastest": float(seconds.min()),
             "slowest": float(seconds.max()),
-            "images_per_second": run.batch / middle,
-            "per_evaluation": 1e3 * middle / (run.batch * float(evaluations.mean())),
+            "images_per_second": turn.batch / middle,
+            "per_evaluation": 1e3 * middle / (turn.batch * float(evaluations.mean())),
             "own_share": 100 * float(np.median(own / seconds)),
             "own": 1e6 * float(np.median(own / calls)),
         }
-    return {**run.label, "evaluations": float(evaluations.mean()), **figures, "remark": failure}
+    return {**turn.label, "evaluations": float(evaluations.mean()), **figures, "remark": failure}
 
 
 def described(model: VectorField) -> dict[str, Any]:

@@ -21,14 +21,23 @@ import torch
 from torch import Tensor
 
 from odeddim import solvers
-from odeddim.api import check_encodes, integrate, noise
-from odeddim.bench.harness import Entry, Planned, Stand, check_settings, error_words, failure_column, planned
+from odeddim.api import noise
+from odeddim.bench.harness import (
+    Entry,
+    Stand,
+    check_settings,
+    error_words,
+    expected,
+    failure_column,
+    first_cells,
+    planned,
+)
 from odeddim.bench.reconstruction import mean_square
 from odeddim.bench.spread import quantile, spread, spread_columns
 from odeddim.bench.tables import Column, Table, counted, telling
 from odeddim.bench.timing import described, now
-from odeddim.ode import grids
 from odeddim.ode.field import VectorField
+from odeddim.plans import Plan, check_encodes, integrate
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError, Solver, State
 
@@ -61,9 +70,9 @@ class Truth:
     seed: of the noise. run: what has solved it. decode, encode: how far nine in ten are known, each way.
     """
 
-    def __init__(self, cell: Columns, run: Planned, seed: int) -> None:
+    def __init__(self, cell: Columns, run: Plan, seed: int) -> None:
         self.run, self.seed = run, seed
-        self.end = "zero" if float(run.nodes[0]) == 0 else "sigma_min"
+        self.end = run.end
         self.images, self.latents = (torch.from_numpy(cell[name]) for name in ("images", "latents"))
         self.decode, self.encode = (quantile(cell[name], 0.9) for name in ("decode_error", "encode_error"))
         self.words = (
@@ -80,8 +89,8 @@ def truth(
 
     def measure(start: int, stop: int) -> Columns:
         top = _noise(model, start, stop, shape, seed).xbar
-        image_2, image = (_walk(model, top, run.nodes.flip(0), run.solver) for run in (coarse, fine))
-        latent_2, latent = (_walk(model, image, run.nodes, run.solver) for run in (coarse, fine))
+        image_2, image = (integrate(model, State(top, run.top), run).xbar for run in (coarse, fine))
+        latent_2, latent = (_encoded(model, image, run) for run in (coarse, fine))
         return {
             "images": image.cpu().numpy(),
             "latents": latent.cpu().numpy(),
@@ -93,13 +102,10 @@ def truth(
     return Truth(stand.measure(settings, count, measure, evaluations=truth_evaluations(steps)), fine, seed)
 
 
-def references(model: VectorField, end: str, steps: int = REFERENCE[2]) -> tuple[Planned, Planned]:
+def references(model: VectorField, end: str, steps: int = REFERENCE[2]) -> tuple[Plan, Plan]:
     """The runs that others are measured by: one that shows how far the other is known, and that other."""
     name, grid, _ = REFERENCE
-    coarse, fine = (
-        Planned(solvers.get(name), grid, n, grids.grid(grid, model.schedule, n, end=end), {})
-        for n in (steps // 2, steps)
-    )
+    coarse, fine = (Plan.of(model.schedule, name, n, grid, end) for n in (steps // 2, steps))
     return coarse, fine
 
 
@@ -136,10 +142,10 @@ def runs_of(
     tolerances: Sequence[float],
     end: str,
     settings: Mapping[str, Any],
-) -> list[Planned]:
+) -> list[Plan]:
     """What is to be measured: fixed-step rows with each number of steps, adaptive ones with each tolerance."""
     check_settings(entries, settings)
-    runs: list[Planned] = []
+    runs: list[Plan] = []
     for entry in entries:
         own = {key: value for key, value in settings.items() if key in solvers.get(entry.solver).settings}
         each = [{"rtol": tol, "atol": tol} for tol in tolerances] if solvers.get(entry.solver).adaptive else [{}]
@@ -151,11 +157,11 @@ def runs_of(
     return runs
 
 
-def work_precision(stand: Stand, runs: Sequence[Planned], exact: Truth) -> Table:
+def work_precision(stand: Stand, runs: Sequence[Plan], exact: Truth) -> Table:
     """The table of these runs."""
     rows: list[dict[str, Any]] = []
     for run in runs:
-        row = {**run.label, "tolerance": run.settings.get("rtol"), **_figures(stand, run, exact)}
+        row = {**first_cells(run), "tolerance": run.solver.chosen.get("rtol"), **_figures(stand, run, exact)}
         before = rows[-1] if rows and all(rows[-1][name] == row[name] for name in ("solver", "grid")) else None
         for way, floor in (("decode", exact.decode), ("encode", exact.encode)):
             row[f"{way}_order"] = _order(before, row, way, floor) if before else None
@@ -204,7 +210,7 @@ def _order(before: Mapping[str, Any], after: Mapping[str, Any], way: str, floor:
     return math.log(errors[0] / errors[1]) / math.log(work[1] / work[0])
 
 
-def measured(stand: Stand, run: Planned, exact: Truth) -> Columns:
+def measured(stand: Stand, run: Plan, exact: Truth) -> Columns:
     """What `both_ways` says of a run for each of the solutions, measured or as it was."""
     settings = stand.settings(
         "work-precision", run, seed=exact.seed, size=list(exact.images.shape[1:]), truth=exact.words
@@ -215,10 +221,10 @@ def measured(stand: Stand, run: Planned, exact: Truth) -> Columns:
 
     # Seconds depend on these, too.
     settings["details"] |= {"machine": described(stand.model), "batch_size": stand.batch_size}
-    return stand.measure(settings, len(exact.images), measure, evaluations=2 * run.evaluations)
+    return stand.measure(settings, len(exact.images), measure, evaluations=2 * expected(run))
 
 
-def _figures(stand: Stand, run: Planned, exact: Truth) -> dict[str, Any]:
+def _figures(stand: Stand, run: Plan, exact: Truth) -> dict[str, Any]:
     """Errors, evaluations and seconds of a run both ways, over all solutions."""
     cell = measured(stand, run, exact)
     failure = error_words(cell["failure"])
@@ -230,21 +236,22 @@ def _figures(stand: Stand, run: Planned, exact: Truth) -> dict[str, Any]:
     return found
 
 
-def both_ways(stand: Stand, run: Planned, exact: Truth, start: int, stop: int) -> Columns:
+def both_ways(stand: Stand, run: Plan, exact: Truth, start: int, stop: int) -> Columns:
     """Decode noises and encode images of solutions, and say of each how far off it is: columns of (B,) each."""
     model, count, failure = stand.model, stop - start, ""
     shape = tuple(exact.images.shape[1:])
     found: dict[str, np.ndarray[Any, Any]] = {}
     _warm_up(model, exact.images[start:stop].to(stand.dtype), run.solver)
-    for way, nodes in (("decode", run.nodes.flip(0)), ("encode", run.nodes)):
+    for way in ("decode", "encode"):
         if way == "decode":
             begin, goal, scale = _noise(model, start, stop, shape, exact.seed).xbar, exact.images[start:stop], 1.0
         else:
-            begin, goal, scale = exact.images[start:stop], exact.latents[start:stop], float(run.nodes[-1])
+            begin, goal, scale = exact.images[start:stop], exact.latents[start:stop], run.top
         model.reset()
         began, error = now(model.device), torch.full((count,), math.nan)
         try:
-            end = _walk(model, begin.to(stand.dtype), nodes, run.solver)
+            sigma = run.top if way == "decode" else float(run.nodes[0])
+            end = integrate(model, State(begin.to(stand.dtype), sigma), run).xbar
             error = mean_square(end.cpu().double() - goal).sqrt() / scale
         except (InputError, BudgetExceeded) as stopped:  # the other rows are worth having all the same
             failure = failure or str(stopped)
@@ -258,7 +265,7 @@ def _warm_up(model: VectorField, xbar: Tensor, row: Solver) -> None:
     """A short run, so that no run is timed with what only the first of its kind does."""
     top = model.schedule.sigma_max
     with contextlib.suppress(InputError, BudgetExceeded):
-        integrate(model, State(xbar, top), torch.tensor([top, top / 1.01], dtype=torch.float64), row)
+        integrate(model, State(xbar, top), Plan(row, torch.tensor([top / 1.01, top], dtype=torch.float64)))
 
 
 def _noise(model: VectorField, start: int, stop: int, shape: tuple[int, ...], seed: int) -> State:
@@ -267,8 +274,8 @@ def _noise(model: VectorField, start: int, stop: int, shape: tuple[int, ...], se
     return State(x_T * math.sqrt(1 + sigma**2), sigma)
 
 
-def _walk(model: VectorField, begin: Tensor, nodes: Tensor, row: Solver) -> Tensor:
-    return integrate(model, State(begin, float(nodes[0])), nodes, row).xbar
+def _encoded(model: VectorField, images: Tensor, run: Plan) -> Tensor:
+    return integrate(model, State(images, float(run.nodes[0])), run).xbar
 
 
 def _check_top(nodes: Tensor, model: VectorField, what: str) -> None:

@@ -9,20 +9,24 @@ But for `certify`, images are here what the ODE moves: of latent models the data
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odeddim import defaults
-from odeddim.api import Grid, Model, check_encodes, integrate, plan, state_dtype, to_data
+from odeddim import defaults, solvers
+from odeddim.api import Model, state_dtype, to_data
 from odeddim.checks.whiteness import FIGURES, statistics
 from odeddim.latents.arithmetic import rms
 from odeddim.models import DEFAULT, load
 from odeddim.ode.field import VectorField
+from odeddim.ode.grids import is_named
+from odeddim.ode.schedule import Schedule
+from odeddim.plans import Grid, Plan, check_encodes, integrate
 from odeddim.types import InputError, Solver, State, pick
 
 CERTIFICATE = ("round_trip", "latent_error", "evaluations", *FIGURES)
@@ -60,6 +64,10 @@ LEAST = 40
 """The fewest evaluations of that run: with less it is no better than what it judges."""
 
 
+Rungs = Mapping[int, Plan]
+"""Plans of one solver by their numbers of steps, rising: what a tolerance tries, one after the other."""
+
+
 def certify(
     x_0: Tensor,
     solver: str | Solver = defaults.ENCODE,
@@ -68,6 +76,7 @@ def certify(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
+    plan: Plan | None = None,
     **settings: Any,
 ) -> tuple[State, dict[str, Tensor]]:
     """Encode images and say how good each latent is: x_0 (B, C, H, W) in [-1, 1] -> State, figures (B,) by name.
@@ -77,91 +86,69 @@ def certify(
     those are few or each image has its own (`latent_error`).
     """
     field = load(model)
-    row, nodes = plan(field.schedule, solver, steps, grid, end, settings)
-    check_encodes(row)
-    start = State(to_data(field, x_0), float(nodes[0]))
-    state = integrate(field, start, nodes, row)
-    spent = torch.full((len(x_0),), evaluations(row, nodes), dtype=torch.float64)
-    return state, certificate(start.xbar, state, row, nodes, field, state.report.get("evaluations", spent))
+    plan = plan or Plan.of(field.schedule, solver, steps, grid, end, settings)
+    check_encodes(plan.solver)
+    start = State(to_data(field, x_0), float(plan.nodes[0]))
+    state = integrate(field, start, plan)
+    spent = torch.full((len(x_0),), plan.evaluations, dtype=torch.float64)
+    return state, certificate(start.xbar, state, plan, field, state.report.get("evaluations", spent))
 
 
-def certificate(
-    x_0: Tensor, state: State, row: Solver, nodes: Tensor, field: VectorField, evaluations: Tensor
-) -> dict[str, Tensor]:
+def certificate(x_0: Tensor, state: State, plan: Plan, field: VectorField, evaluations: Tensor) -> dict[str, Tensor]:
     """The figures of `CERTIFICATE` for latents that are there already: (B,) float64 each, on the CPU.
 
-    x_0: the images (B, C, H, W) in the state's dtype; state: what `row` over `nodes` made of them, `evaluations` (B,).
+    x_0: the images (B, C, H, W) in the state's dtype; state: what the plan made of them, `evaluations` (B,).
     """
-    again = integrate(field, state, nodes.flip(0), row).xbar
+    again = integrate(field, state, plan).xbar
     return {
         "round_trip": rms(again - x_0.to(again.device)),
-        "latent_error": latent_error(x_0, state, row, nodes, field, evaluations),
+        "latent_error": latent_error(x_0, state, plan, field, evaluations),
         "evaluations": evaluations.to("cpu", torch.float64),
         **statistics(state.x),
     }
 
 
-def latent_error(
-    x_0: Tensor, state: State, row: Solver, nodes: Tensor, field: VectorField, evaluations: Tensor
-) -> Tensor:
+def latent_error(x_0: Tensor, state: State, plan: Plan, field: VectorField, evaluations: Tensor) -> Tensor:
     """An estimate of how far each latent is from the ODE's: rms over x_T of their difference, (B,) float64 on the CPU.
 
     It is the distance to the latent of another run from the same image, `reference`, with `MORE` times the evaluations
-    of a run of `row` over `nodes`, and not fewer than `LEAST`. Of rows that choose their evaluations image by image it
+    of a run of the plan, and not fewer than `LEAST`. Of rows that choose their evaluations image by image it
     has the next larger number of `LADDER`, at most its last. The arguments are those of `certificate`.
     """
     error = torch.empty(len(x_0), dtype=torch.float64)
-    for count, rows in _groups(_more(row, nodes, evaluations)):
-        x_T = reference(State(x_0[rows], float(nodes[0])), nodes, count, field).x
+    for count, rows in _groups(_more(plan, evaluations)):
+        x_T = reference(State(x_0[rows], float(plan.nodes[0])), plan, count, field).x
         error[rows] = rms(state.x[rows.to(state.xbar.device)].to(x_T.device) - x_T)
     return error
 
 
-def reference(start: State, nodes: Tensor, count: int, field: VectorField) -> State:
+def reference(start: State, plan: Plan, count: int, field: VectorField) -> State:
     """Where a run that others are judged by leads: `REFERENCE` over even steps in log σ, `count` evaluations.
 
-    start: at the first of `nodes`, (N+1,) float64 rising or falling; the run goes to the last of them. Next to 0 it
-    has the node σ_1, whatever they have: a longer Euler step there, as on the grid "linear", has an error to be seen.
+    start: at the first node of the plan or at its last; the run goes to the other one. Next to 0 it has the node σ_1,
+    whatever the plan has: a longer Euler step there, as on the grid "linear", has an error to be seen.
     """
-    row, _ = plan(field.schedule, REFERENCE)
-    low, high = sorted(nodes[[0, -1]].tolist())
+    row, nodes = solvers.get(REFERENCE), plan.nodes
+    low, high = nodes[[0, -1]].tolist()
     ends = [0.0] if low == 0 else []
     lowest = low or min(field.schedule.sigma_min, float(nodes[nodes > 0].min()))
     steps = count - sum(row.warmup) - len(ends)
     inner = lowest * (high / lowest) ** torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     inner[-1] = high  # exactly
     rising = torch.cat([nodes.new_tensor(ends), inner])
-    return integrate(field, start, rising if float(nodes[0]) == low else rising.flip(0), row)
+    return integrate(field, start, Plan(row, rising, "log", plan.end))
 
 
-def certificate_of_rungs(
-    x_0: Tensor, state: State, row: Solver, nodes_of: Callable[[int], Tensor], field: VectorField
-) -> dict[str, Tensor]:
+def certificate_of_rungs(x_0: Tensor, state: State, rungs: Rungs, field: VectorField) -> dict[str, Tensor]:
     """The same for latents that `encode_to` made, each over as many steps as its `report` says."""
     steps = state.report["steps"]
     whole = {name: torch.full((len(steps),), torch.nan, dtype=torch.float64) for name in CERTIFICATE}
     for count, rows in _groups(steps):
         some = State(state.xbar[rows.to(state.xbar.device)], state.sigma)
         spent = state.report["evaluations"][rows]
-        for name, values in certificate(x_0[rows], some, row, nodes_of(count), field, spent).items():
+        for name, values in certificate(x_0[rows], some, rungs[count], field, spent).items():
             whole[name][rows] = values
     return whole
-
-
-def evaluations(row: Solver, nodes: Tensor) -> float:
-    """How many evaluations an image takes over these nodes, rising or falling; NaN if that depends on the image."""
-    rising = float(nodes[0]) < float(nodes[-1])
-    if row.adaptive or (rising and row.nfe is None):  # falling, rows that iterate do not
-        return math.nan
-    calls = 0
-
-    def field(sigma: Tensor, xbar: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return xbar * 0
-
-    integrate(field, State(nodes.new_zeros(1, 1), float(nodes[0])), nodes, row)
-    return calls
 
 
 def worst(figures: Mapping[str, Tensor], by: str) -> Tensor:
@@ -170,9 +157,9 @@ def worst(figures: Mapping[str, Tensor], by: str) -> Tensor:
     return torch.argsort(badness.nan_to_num(torch.inf), descending=True, stable=True)
 
 
-def _more(row: Solver, nodes: Tensor, spent: Tensor) -> Tensor:
+def _more(plan: Plan, spent: Tensor) -> Tensor:
     """How many evaluations the reference has for each image, (B,) int64. spent: of the image, (B,)."""
-    own = evaluations(row, nodes)
+    own = plan.evaluations
     if not math.isnan(own):
         return torch.full((len(spent),), max(LEAST, int(MORE * own)))
     rungs = torch.tensor([count for count in LADDER if count >= LEAST])  # few different ones: batches stay together
@@ -185,13 +172,33 @@ def _groups(counts: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield count, (counts == count).nonzero()[:, 0]
 
 
-Rung = tuple[int, Tensor]
-"""A number of steps and the nodes of a run with so many."""
+def rungs_of(
+    schedule: Schedule, solver: str | Solver, steps: int | None, grid: Grid, end: str, settings: Mapping[str, Any]
+) -> Rungs:
+    """What a tolerance tries: the same run with more and more steps (`LADDER`), as many as the grid has room for.
+
+    Raises:
+        InputError: For adaptive solvers, for steps, and for a grid that has steps of its own or ends at another noise
+            level with each number of steps.
+    """
+    row = solvers.get(solver) if isinstance(solver, str) else solver
+    if row.adaptive:
+        raise InputError(f"--tol chooses the steps, and solver {row.name!r} does so itself: give --rtol and --atol")
+    if steps is not None or (grid is not None and not (isinstance(grid, str) and is_named(grid))):
+        raise InputError("--tol chooses the steps: leave out --steps, and name the grid")
+    rungs = {LADDER[0]: Plan.of(schedule, row, LADDER[0], grid, end, settings)}
+    for count in LADDER[1:]:
+        with contextlib.suppress(InputError):  # grids of whole labels have no room for more than the model has
+            rungs[count] = Plan.of(schedule, row, count, grid, end, settings)
+    if len({plan.top for plan in rungs.values()}) > 1:
+        raise InputError(
+            f"--tol compares numbers of steps, and the grid {grid!r} ends at another noise level for each of them: "
+            "take trailing or linear"
+        )
+    return rungs
 
 
-def encode_to(
-    tolerance: float, x_0: Tensor, row: Solver, rungs: Sequence[Rung], field: VectorField
-) -> tuple[State, dict[str, Tensor]]:
+def encode_to(tolerance: float, x_0: Tensor, rungs: Rungs, field: VectorField) -> tuple[State, dict[str, Tensor]]:
     """Encode each image with the fewest steps whose round trip keeps the tolerance: -> State, figures (B,) by name.
 
     tolerance: most rms over pixels of the image decoded again minus the image x_0 (B, C, H, W). Of images that keep it
@@ -199,6 +206,7 @@ def encode_to(
     image, the figures "round_trip".
     Errors: InputError for rows that come back exactly whatever the latent, which a tolerance says nothing about.
     """
+    row = next(iter(rungs.values())).solver
     if row.reversible:
         raise InputError(
             f"solver {row.name!r} comes back exactly with any number of steps, from a latent that may be wrong: "
@@ -210,10 +218,10 @@ def encode_to(
     error = torch.full((len(x_0),), torch.inf, dtype=torch.float64)
     left = torch.arange(len(x_0))
     sigma = 0.0
-    for count, nodes in rungs:
+    for count, plan in rungs.items():
         images, before = x_0[left], field.rows
-        state = integrate(field, State(images, float(nodes[0])), nodes, row)
-        again = integrate(field, state, nodes.flip(0), row).xbar
+        state = integrate(field, State(images, float(plan.nodes[0])), plan)
+        again = integrate(field, state, plan).xbar
         found[left.to(found.device)], sigma = state.xbar, state.sigma
         error[left] = rms(again - images.to(again.device))
         steps[left] = count
@@ -224,9 +232,7 @@ def encode_to(
     return State(found, sigma, report={"steps": steps, "evaluations": spent}), {"round_trip": error}
 
 
-def decode_to(
-    tolerance: float, state: State, row: Solver, rungs: Sequence[Rung], field: VectorField
-) -> tuple[Tensor, Tensor, Tensor]:
+def decode_to(tolerance: float, state: State, rungs: Rungs, field: VectorField) -> tuple[Tensor, Tensor, Tensor]:
     """Decode each latent with the fewest steps whose image is as near to the ODE's as the tolerance, by an estimate.
 
     The estimate is that of `latent_error`, downwards: the distance to the image of the `reference`, rms over pixels.
@@ -239,11 +245,11 @@ def decode_to(
     left = torch.arange(len(state.xbar))
     images = torch.empty_like(state.xbar, device=field.device)
     steps, error = torch.zeros(len(left), dtype=torch.int64), torch.full((len(left),), torch.inf, dtype=torch.float64)
-    for count, nodes in rungs:
-        some, down = replace(plain, xbar=plain.xbar[left.to(plain.xbar.device)]), nodes.flip(0)
-        now = integrate(field, some, down, row).xbar
-        more = max(LEAST, int(MORE * evaluations(row, down)))
-        error[left] = rms(now - reference(some, down, more, field).xbar)
+    for count, plan in rungs.items():
+        some = replace(plain, xbar=plain.xbar[left.to(plain.xbar.device)])
+        now = integrate(field, some, plan).xbar
+        more = max(LEAST, int(MORE * plan.evaluations_down))
+        error[left] = rms(now - reference(some, plan, more, field).xbar)
         images[left.to(images.device)], steps[left] = now, count
         left = left[~(error[left] <= tolerance)]
         if not len(left):
@@ -251,10 +257,10 @@ def decode_to(
     return images, steps, error
 
 
-def decode_as_encoded(state: State, row: Solver, nodes_of: Callable[[int], Tensor], field: VectorField) -> Tensor:
+def decode_as_encoded(state: State, rungs: Rungs, field: VectorField) -> Tensor:
     """Decode latents that `encode_to` made, each over as many steps as its `report` says; (B, C, H, W)."""
     images = torch.empty_like(state.xbar, device=field.device)
     for count, rows in _groups(state.report["steps"]):
         some = State(state.xbar[rows.to(state.xbar.device)], state.sigma)
-        images[rows.to(images.device)] = integrate(field, some, nodes_of(count).flip(0), row).xbar
+        images[rows.to(images.device)] = integrate(field, some, rungs[count]).xbar
     return images

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from odeddim import defaults
-from odeddim.api import Grid, Model, check_encodes, integrate, plan
+from odeddim.api import Model
 from odeddim.models import DEFAULT, load
 from odeddim.ode.analytic import Gaussian
+from odeddim.plans import Grid, Plan, check_encodes, integrate
 from odeddim.types import Growth, InputError, Solver, State, pick
 
 DIRECTIONS = ("encode", "decode")
@@ -69,11 +70,12 @@ def explain(
     field = load(model)
     pick(direction, DIRECTIONS, "direction")
     pick(dtype, ("float32", "float64"), "dtype")
-    row, rising = plan(field.schedule, solver, steps, grid, end, dict(settings))
+    plan = Plan.of(field.schedule, solver, steps, grid, end, settings)
+    row = plan.solver
     if direction == "encode":
         check_encodes(row)
-    nodes = rising if direction == "encode" else rising.flip(0)
-    evaluations, gaussian, refused = _dry_run(row, nodes, getattr(torch, dtype), direction)
+    nodes = plan.nodes if direction == "encode" else plan.nodes.flip(0)
+    evaluations, gaussian, refused = _dry_run(plan, getattr(torch, dtype), direction)
     levels = [sigma for sigma in nodes.tolist() if sigma > 0]
     return Explanation(
         solver=row.name,
@@ -82,12 +84,12 @@ def explain(
         reference=row.reference,
         direction=direction,
         model=field.name,
-        end="zero" if float(rising[0]) == 0 else "sigma_min",
+        end="zero" if float(plan.nodes[0]) == 0 else "sigma_min",
         dtype=dtype,
         nodes=tuple(nodes.tolist()),
         labels=tuple(float(field.schedule.label(sigma, field.time)) for sigma in nodes),
         evaluations=evaluations,
-        instructions=_instructions(row, levels, zero=float(rising[0]) == 0, direction=direction),
+        instructions=_instructions(row, levels, zero=float(plan.nodes[0]) == 0, direction=direction),
         growth=_growth(row, levels, dtype == "float32"),
         refused=refused,
         gaussian=gaussian,
@@ -104,9 +106,10 @@ def _growth(row: Solver, levels: list[float], single: bool) -> Growth | None:
         return None
 
 
-def _dry_run(row: Solver, nodes: Tensor, dtype: torch.dtype, direction: str) -> tuple[int | None, float | None, str]:
+def _dry_run(plan: Plan, dtype: torch.dtype, direction: str) -> tuple[int | None, float | None, str]:
     """Evaluations and error of a run over one number of Gaussian data, whose solution is known; why there is no run."""
     # Encoding, a row whose evaluations depend on the data iterates; decoding, it does not.
+    row = plan.solver
     if row.adaptive or (row.nfe is None and direction == "encode"):
         return None, None, ""
     calls, data = 0, Gaussian(0.0, 0.5)
@@ -116,10 +119,10 @@ def _dry_run(row: Solver, nodes: Tensor, dtype: torch.dtype, direction: str) -> 
         calls += 1
         return data(sigma, xbar)
 
-    begin, end = float(nodes[0]), float(nodes[-1])
+    begin, end = plan.nodes[[0, -1] if direction == "encode" else [-1, 0]].tolist()
     xbar = data.flow(torch.ones(1, 1, dtype=dtype), 0.0, begin)
     try:
-        found = integrate(field, State(xbar, begin), nodes, row).xbar
+        found = integrate(field, State(xbar, begin), plan).xbar
     except InputError as error:
         return None, None, str(error)
     truth = data.flow(xbar, begin, end)

@@ -28,9 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odeddim.api import Model, check_encodes, decode, encode, integrate, plan, to_data
+from odeddim.api import Model, decode, encode, to_data
 from odeddim.models import DEFAULT, load
 from odeddim.ode.field import VectorField
+from odeddim.plans import Plan, check_encodes, integrate
 from odeddim.types import InputError, Solver, State
 
 REFERENCE = ("ab4", "log", 200)
@@ -61,11 +62,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class ComputedGrid:
-    """The best grid, and the solver's own with as many steps on the same images; evaluations per image it took."""
+    """The best grid and its plan, the solver's own with as many steps on the same images, and evaluations per image."""
 
     best: Measured
     own: Measured
-    solver: Solver
+    plan: Plan
     evaluations: int
 
 
@@ -94,42 +95,43 @@ def compute(
     advance: Callable[[int], Any] = lambda evaluations: None,
 ) -> ComputedGrid:
     """As `computed_grid`, with what was measured. advance: told of evaluations done, of `most_evaluations`."""
-    row, own_nodes = own_grid(field, solver, steps, end, settings)
+    own = own_plan(field, solver, steps, end, settings)
     images, field = to_data(field, images), field.on_data()
     field.check(images)
     rows_before = field.rows
-    trace = _Trace.of(field, images, own_nodes, batch_size)
+    trace = _Trace.of(field, images, own, batch_size)
     advance(REFERENCE[2])
-    bench = _Bench(field, images, row, trace.latents, own_nodes, batch_size, advance)
+    bench = _Bench(field, images, own, trace.latents, batch_size, advance)
     density = bench.density
     slope = density.at / 7  # the logarithm of the density of "karras", ρ = 7; that of "log" is constant
-    starts = (_equidistributed(trace, row, density, slope), slope, np.zeros_like(slope))
+    starts = (_equidistributed(trace, own.solver, density, slope), slope, np.zeros_like(slope))
     measured = [(trial, knots) for knots in starts if (trial := bench.measure(density.nodes(knots)))]
     if measured:
         bench.refine(*min(measured, key=lambda pair: pair[0].objective))
     best = bench.best().figures
-    return ComputedGrid(best, bench.own.figures, row, (field.rows - rows_before) // len(images))
+    found = replace(own, nodes=best.nodes, grid=own.grid if best is bench.own.figures else "computed")
+    return ComputedGrid(best, bench.own.figures, found, (field.rows - rows_before) // len(images))
 
 
-def own_grid(
+def own_plan(
     field: VectorField, solver: str | Solver, steps: int, end: str = "zero", settings: dict[str, Any] | None = None
-) -> tuple[Solver, Tensor]:
-    """The row and its own grid, (steps+1,) float64; an InputError where there is no grid to compute for it."""
-    row, _ = plan(field.schedule, solver, None, None, end, settings)
+) -> Plan:
+    """A solver on its own grid, of `steps` steps; an InputError where there is no grid to compute for it."""
+    row = Plan.of(field.schedule, solver, None, None, end, settings).solver
     check_encodes(row)
     if row.adaptive:
         raise InputError(f"solver {row.name!r} chooses its own steps: a grid is computed for solvers that walk one")
-    row, nodes = plan(field.schedule, solver, steps, None, end, settings)
-    if len(_positive(nodes)) < 3:
+    own = Plan.of(field.schedule, solver, steps, None, end, settings)
+    if len(_positive(own.nodes)) < 3:
         least = 3 if end == "zero" else 2
         raise InputError(f"a grid of {steps} steps with end {end!r} has no node to choose: give at least {least} steps")
-    return row, nodes
+    return own
 
 
-def most_evaluations(solver: Solver, nodes: Tensor) -> int:
-    """Evaluations per image that `compute` takes at most, nearly, for a progress bar; nodes: of `own_grid`."""
-    knots = len(_Density.of(nodes).at)
-    return REFERENCE[2] + (4 + ROUNDS * knots + HALVINGS) * _round_trip_evaluations(solver, nodes)
+def most_evaluations(own: Plan) -> int:
+    """Evaluations per image that `compute` takes at most, nearly, for a progress bar. own: of `own_plan`."""
+    knots = len(_Density.of(own.nodes).at)
+    return REFERENCE[2] + (4 + ROUNDS * knots + HALVINGS) * _round_trip_evaluations(own)
 
 
 # Part 1: local errors, without the network.
@@ -148,14 +150,13 @@ class _Trace:
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, field: VectorField, images: Tensor, nodes: Tensor, batch_size: int) -> _Trace:
+    def of(cls, field: VectorField, images: Tensor, own: Plan, batch_size: int) -> _Trace:
         from scipy.interpolate import CubicSpline
 
         name, grid, steps = REFERENCE
-        end = "zero" if float(nodes[0]) == 0 else "sigma_min"
-        row, fine = plan(field.schedule, name, steps, grid, end)
-        top = nodes[-1:]
-        fine = torch.cat([fine[fine < top * (1 - 1e-9)], top])
+        fine = Plan.of(field.schedule, name, steps, grid, own.end)
+        top = own.nodes[-1:]
+        fine = replace(fine, nodes=torch.cat([fine.nodes[fine.nodes < top * (1 - 1e-9)], top]))
         stride = -(-images[0].numel() // MOST_PIXELS)
         latents, found = [], []
         for batch in _batches(images, batch_size):
@@ -167,7 +168,7 @@ class _Trace:
                 return eps
 
             x = batch.to(field.device or batch.device, torch.promote_types(batch.dtype, torch.float32))
-            state = integrate(watched, State(x, float(fine[0])), fine, row)
+            state = integrate(watched, State(x, float(fine.nodes[0])), fine)
             with torch.no_grad():
                 watched(top[0], state.xbar)
             latents.append(state.xbar)
@@ -275,19 +276,18 @@ class _Bench:
         self,
         field: VectorField,
         images: Tensor,
-        row: Solver,
+        own: Plan,
         truth: Tensor,
-        own_nodes: Tensor,
         batch_size: int,
         advance: Callable[[int], Any],
     ) -> None:
-        self.field, self.images, self.row, self.truth = field, images, row, truth
+        self.field, self.images, self.plan, self.truth = field, images, own, truth
         self.batch_size, self.advance = batch_size, advance
-        self.density = _Density.of(own_nodes)
-        self.cost = _round_trip_evaluations(row, own_nodes)
+        self.density = _Density.of(own.nodes)
+        self.cost = _round_trip_evaluations(own)
         self.level: Tensor | None = None  # of the own grid's figures, (2,)
         self.trials: list[_Trial] = []
-        self.own = self._trial(own_nodes)
+        self.own = self._trial(own.nodes)
 
     def measure(self, nodes: Tensor) -> _Trial | None:
         """A trial of these nodes; None where the run got out of hand."""
@@ -299,11 +299,11 @@ class _Bench:
             self.advance(self.cost)
 
     def _trial(self, nodes: Tensor) -> _Trial:
-        latents, back = [], []
+        latents, back, plan = [], [], replace(self.plan, nodes=nodes)
         for batch in _batches(self.images, self.batch_size):
-            state = encode(batch, self.row, model=self.field, grid=nodes)
+            state = encode(batch, model=self.field, plan=plan)
             latents.append(state.xbar)
-            back.append(decode(state, self.row, model=self.field, grid=nodes).cpu())
+            back.append(decode(state, model=self.field, plan=plan).cpu())
         image = (torch.cat(back) - self.images.cpu()).double().flatten(1) / 2  # on [0, 1]
         latent = (torch.cat(latents) - self.truth).double().flatten(1).cpu() / float(nodes[-1])
         errors = torch.stack([image, latent])
@@ -376,10 +376,8 @@ def _positive(nodes: Tensor) -> Tensor:
     return nodes[1:] if float(nodes[0]) == 0 else nodes
 
 
-def _round_trip_evaluations(row: Solver, nodes: Tensor) -> int:
-    positive = _positive(nodes)
-    own = row.evaluations(len(positive) - 1) or 0
-    return 2 * (own + len(nodes) - len(positive))
+def _round_trip_evaluations(plan: Plan) -> int:
+    return 0 if math.isnan(plan.evaluations) else 2 * int(plan.evaluations)
 
 
 def _batches(images: Tensor, size: int) -> Iterator[Tensor]:

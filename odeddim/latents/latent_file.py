@@ -30,8 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from odeddim import solvers
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
+from odeddim.plans import Plan, end_of
 from odeddim.storage.atomic import check_place
 from odeddim.storage.hdf5 import CHUNK, SUFFIXES, dataset, reading, short, text, words
 from odeddim.storage.resumable import Run
@@ -50,7 +52,6 @@ from odeddim.types import InputError, State
 
 FORMAT, VERSION = "odeddim latents", 1
 UNIT = "xbar = x/sqrt(alpha), alpha cumulative as in DDIM; x_T = xbar/sqrt(1+sigma^2) has unit variance"
-ENDS_BY_SIGMA = {0.0: "zero", 1.0: "sigma_min"}  # by σ over σ_1; "nodes": where a list of one's own begins
 MOST_ROW = 1 << 30  # bytes of one latent
 MADE_OF_OTHERS = ("interpolate", "shift")
 """What makes new latents of others (`Provenance.made_by`)."""
@@ -96,10 +97,8 @@ class Provenance:
                 )
 
 
-def provenance_of(
-    model: VectorField, *, solver: str, grid: str, nodes: Tensor, made_by: str, settings: dict[str, Any], **details: Any
-) -> Provenance:
-    """The provenance of latents of this model that a run over these nodes makes."""
+def provenance_of(model: VectorField, plan: Plan, made_by: str, **details: Any) -> Provenance:
+    """The provenance of latents of this model that a run of this plan makes."""
     import platform
 
     import odeddim
@@ -110,15 +109,15 @@ def provenance_of(
         sha256=model.sha256,
         predicts=model.predicts,
         schedule=model.schedule.to_dict(),
-        solver=solver,
-        grid=grid,
-        end=ENDS_BY_SIGMA.get(float(nodes[0]) / model.schedule.sigma_min, "nodes"),
-        steps=len(nodes) - 1,
-        nodes=digest(nodes),
+        solver=plan.solver.name,
+        grid=plan.grid,
+        end=end_of(plan.nodes, model.schedule),
+        steps=len(plan.nodes) - 1,
+        nodes=digest(plan.nodes),
         made_by=made_by,
         time=_time_of(model),
         condition=model.condition.to_dict(),
-        settings={key: value for key, value in settings.items() if value is not None},
+        settings=plan.settings,
         versions=versions,
         details=details,
     )
@@ -297,6 +296,12 @@ class LatentFile:
     def dtype(self) -> str:
         """ "float32" or "float64"."""
         return str(self._columns["xbar"].dtype)
+
+    @property
+    def plan(self) -> Plan:
+        """What encoded the latents, and decodes them: the solver with its settings, the nodes, the grid, the end."""
+        made = self.provenance
+        return Plan(solvers.get(made.solver).with_settings(**made.settings), self.nodes, made.grid, made.end)
 
     @property
     def aux_count(self) -> int:

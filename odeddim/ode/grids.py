@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from odeddim.ode.schedule import Schedule
-from odeddim.storage.atomic import plain_text, replacing
 from odeddim.types import InputError, pick
 
 ENDS = ("zero", "sigma_min")
@@ -188,15 +187,16 @@ def _among(nodes: Tensor, levels: Tensor) -> Tensor:
 
 
 def read_nodes(path: Path) -> Tensor:
-    """Nodes from a file, float64: numbers separated by white space or commas, '#' starts a comment; or a JSON list."""
+    """Nodes from a file, float64: numbers between white space or commas, '#' starts a comment; or JSON: a list, or a plan."""
     try:
         text = path.read_text(encoding="utf-8")
-        if text.lstrip().startswith("["):
-            values = json.loads(text)
+        if text.lstrip().startswith(("[", "{")):
+            content = json.loads(text)
+            values = content["nodes"] if isinstance(content, dict) else content
         else:
             values = " ".join(line.partition("#")[0] for line in text.splitlines()).replace(",", " ").split()
         return torch.tensor([float(value) for value in values], dtype=torch.float64)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, LookupError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"the grid file {path} cannot be read as a list of noise levels: {error}") from error
 
 
@@ -214,25 +214,3 @@ def check_nodes(nodes: Tensor | Sequence[float], where: str = "grid", steps: int
     if steps is not None and len(nodes) != steps + 1:
         raise InputError(f"{where}: it has {len(nodes) - 1} steps, but {steps} were asked for")
     return nodes
-
-
-def write_nodes(path: Path, nodes: Tensor, notes: Mapping[str, object]) -> None:
-    """A grid file that `read_nodes` reads: a comment "# key: value" for each note, then a node a line."""
-    comments = [f"# {key}: {note_of(value)}" for key, value in notes.items()]
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join([*comments, *map(repr, nodes.tolist())]) + "\n", encoding="utf-8")
-
-
-def note_of(value: object) -> str:
-    """A note as it stands in a file, in one line."""
-    return " ".join(plain_text(str(value)).split())
-
-
-def read_notes(path: Path) -> dict[str, str]:
-    """The notes of a grid file, those of `write_nodes`; empty for files that have none or cannot be read."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return {}
-    found = (line[1:].partition(":") for line in lines if line.startswith("#"))
-    return {key.strip(): value.strip() for key, colon, value in found if colon}

@@ -1,0 +1,23 @@
+"""What the commands do, as functions: from files to files, resumable, shared among processes.
+
+Every job takes paths, and where to run (`Machine`); a model is a name, a path, a VectorField, or a `Subject`. A job that
+was stopped, by whatever, goes on with the same call.
+"""
+
+from __future__ import annotations
+
+from odeddim.jobs.bridge import bridge as bridge
+from odeddim.jobs.combining import Drawing as Drawing
+from odeddim.jobs.decode import decode as decode
+from odeddim.jobs.encode import encode as encode
+from odeddim.jobs.grid import grid as grid
+from odeddim.jobs.interpolate import interpolate as interpolate
+from odeddim.jobs.machine import Machine as Machine
+from odeddim.jobs.merge import merge as merge
+from odeddim.jobs.neighbours import neighbours as neighbours
+from odeddim.jobs.sample import sample as sample
+from odeddim.jobs.shift import Direction as Direction
+from odeddim.jobs.shift import shift as shift
+from odeddim.jobs.subject import Subject as Subject
+from odeddim.jobs.verify import verify as verify
+from odeddim.jobs.work import Outcome as Outcome

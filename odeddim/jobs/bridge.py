@@ -1,0 +1,141 @@
+"""Images of one model made images of another."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from odeddim import defaults
+from odeddim.api import Model
+from odeddim.bridges import Bridge, between
+from odeddim.jobs.machine import Machine
+from odeddim.jobs.subject import Subject, first_names, images_for, subject_on
+from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
+from odeddim.jobs.work import How, Outcome, Progress, silent
+from odeddim.latents.latent_file import provenance_of
+from odeddim.models import DEFAULT
+from odeddim.storage.atomic import check_place
+from odeddim.storage.images import ImageSource
+from odeddim.storage.outputs import open_output
+
+ERROR = "cycle_error"  # the name of the figure in the files
+_COLUMNS = 4  # of a sheet
+
+
+@dataclass(frozen=True)
+class Crossed(Outcome):
+    """What became of a bridge. cycle_errors: of the images that are known here, by name; none without the cycle."""
+
+    cycle_errors: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def cycle_words(self) -> str:
+        """The cycle errors in a line of words; "" without any."""
+        if not self.cycle_errors:
+            return ""
+        worst, name = max((error, name) for name, error in self.cycle_errors)
+        those = "" if len(self.cycle_errors) == self.total else f" of {len(self.cycle_errors)} images"
+        middle = median(error for _, error in self.cycle_errors)
+        return f"cycle error{those} (rms, images in [-1, 1]): median {middle:.3g}, worst {worst:.3g} ({name})"
+
+
+def bridge(
+    images: str | Path | None,
+    output: str | Path,
+    target: Model | Subject,
+    *,
+    model: Model | Subject = DEFAULT,
+    count: int | None = None,
+    cycle: bool = True,
+    machine: Machine | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    **how: Any,
+) -> Crossed:
+    """Encode images with one model and decode them with another: a dual diffusion implicit bridge.
+
+    A run that was stopped goes on with the same call.
+
+    Args:
+        images: As of `encode`; None for the package's own.
+        output: A folder for PNGs, a sheet.png or a file.h5.
+        target: The model that decodes.
+        model: The model that encodes.
+        count: Only the first so many images.
+        cycle: Whether to go back too, for the cycle error; 3 times the evaluations.
+        machine: Where to run.
+        overwrite: Whether to begin anew, whatever is there.
+        progress: Shown while the job works.
+        **how: solver, steps, grid, end and the solver's settings, as of `odeddim.bridge`.
+
+    Returns:
+        What became of the images, with their cycle errors; `print` it for a line of words.
+
+    Raises:
+        InputError: For what cannot be used, before anything is written.
+    """
+    images, output, said = None if images is None else Path(images), Path(output), How.of(how)
+    if not output.is_dir():
+        check_place(output, images)
+    place = (machine or Machine()).at()
+    source, other = subject_on(place, model), subject_on(place, target)
+    over = between(
+        source, other, said.solver or defaults.BRIDGE, steps=said.steps, grid=said.grid, end=said.end or "zero",
+        **said.settings,
+    )  # fmt: skip
+    for field in (source, other):
+        place.fit(field, over.solver)
+    given = images_for(source, images)
+    names = first_names(given, count, images)
+    size = place.at_once(other, over.solver)
+    details = place.details(other, over.solver, size) | ({"cycle": True} if cycle else {})
+    details["images"] = given.identity(images, len(names))
+    details["source"] = asdict(provenance_of(source, over.source_plan, "bridge"))
+    made = asdict(provenance_of(other, over.target_plan, "bridge", **details))
+    is_sheet = output.suffix.lower() == ".png" and not output.is_dir()
+    began, work = time.perf_counter(), _Crossing(over, given, place.state, cycle, is_sheet)
+    columns = min(len(names), _COLUMNS) if is_sheet else None
+    with (
+        open_output(output, names, made, overwrite=overwrite, columns=columns) as out,
+        progress(len(names), "bridging", out.done) as advance,
+    ):
+        for start, stop in out.batches(size):
+            pixels, errors = work.batch(start, stop)
+            if is_sheet and errors:  # which keeps none
+                work.known += zip(names[start:stop], errors[ERROR].tolist(), strict=True)
+            out.write(start, stop, pixels, errors)
+            advance(stop - start)
+    warn_of_range(work.largest)
+    done, total = out.done, len(names)
+    words = (
+        f"{so_far(done, total)} images in {output}{of_all(done, total, work.here)}: {source.name} to {other.name} at "
+        f"σ = {over.sigma:.6g}, {over.solver.name}, {evaluated(work.here, source, other)}, "
+        f"{time.perf_counter() - began:.1f} s"
+    )
+    found = (work.known or out.figures(ERROR)) if cycle else []
+    return Crossed(output, done, total, words, tuple(found))
+
+
+class _Crossing:
+    """The work on each batch of images, and what it adds up to."""
+
+    def __init__(self, over: Bridge, images: ImageSource, dtype: torch.dtype, cycle: bool, side_by_side: bool) -> None:
+        self.over, self.images, self.dtype, self.cycle, self.side_by_side = over, images, dtype, cycle, side_by_side
+        self.largest, self.here = 0.0, 0
+        self.known: list[tuple[str, float]] = []
+
+    def batch(self, start: int, stop: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What to write of the images start, ..., stop-1, and their cycle errors."""
+        x_0 = self.images[start:stop].to(self.dtype)
+        found = self.over.cross(x_0, cycle=self.cycle)
+        errors = {} if found.error is None else {ERROR: found.error}
+        self.largest, self.here = max(self.largest, float(found.images.abs().max())), self.here + stop - start
+        if not self.side_by_side:
+            return found.images, errors
+        row = [x_0.to(found.images), found.images, *([] if found.again is None else [found.again])]
+        return torch.cat(row, dim=3), errors

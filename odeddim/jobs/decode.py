@@ -1,0 +1,107 @@
+"""A latent file to images."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from odeddim.api import Model, to_images
+from odeddim.checks.certificate import decode_to
+from odeddim.jobs.decoding import decoding_of
+from odeddim.jobs.machine import Machine
+from odeddim.jobs.subject import Subject, subject_of, warn_of_plan
+from odeddim.jobs.telling import Tally, evaluated, of_all, so_far, warn_of_range
+from odeddim.jobs.work import How, Outcome, Progress, silent, warn
+from odeddim.latents.latent_file import LatentFile
+from odeddim.plans import Plan
+from odeddim.storage.atomic import check_place
+from odeddim.storage.outputs import open_output
+from odeddim.storage.prefetch import ahead
+
+
+def decode(
+    latents: str | Path,
+    output: str | Path,
+    *,
+    model: Model | Subject | None = None,
+    plan: Plan | None = None,
+    tol: float | None = None,
+    machine: Machine | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    **how: Any,
+) -> Outcome:
+    """Decode a latent file to images: by the plan of the file, unless something else is asked for.
+
+    A run that was stopped goes on with the same call.
+
+    Args:
+        latents: The latent file, z.h5.
+        output: A folder for PNGs, a sheet.png or a file.h5.
+        model: The model that encoded; None for the one that the file names, under the condition it names.
+        plan: What decodes; in place of `how`.
+        tol: In place of steps: as few for each image as come so near to the image of a more accurate run (rms).
+        machine: Where to run; what is not given is as the latents were encoded.
+        overwrite: Whether to begin anew, whatever is there.
+        progress: Shown while the job works.
+        **how: solver, steps, grid and the solver's settings; what is not given is as in the file.
+
+    Returns:
+        What became of the latents; `print` it for a line of words.
+
+    Raises:
+        InputError: For what cannot be used, before anything is written.
+
+    Example:
+        >>> import odeddim, tempfile, pathlib
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> made = odeddim.jobs.encode(None, folder / "z.h5", model="exact-samples", count=2, steps=4)
+        >>> odeddim.jobs.decode(folder / "z.h5", folder / "out").done
+        2
+    """
+    latents, output = Path(latents), Path(output)
+    said = How.of(how)
+    with LatentFile(latents) as file:
+        place = (machine or Machine()).at(file)
+        field = subject_of(file, place, model)
+        decoding = decoding_of(file, field.schedule, said, plan, tol)
+        plan, row = decoding.plan, decoding.plan.solver
+        warn_of_plan(plan, field)
+        place.fit(field, row)
+        ode = field.on_data()
+        if inexact := place.inexact(field, row):
+            warn(inexact)
+        if len(file) < file.total:
+            warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")
+        total, size = len(file), place.at_once(field, row, queued=bool(decoding.rungs))
+        details = {} if tol is None else {"tol": tol}
+        made = decoding.provenance(file, field, **details, **place.details(field, row, size))
+        if not output.is_dir():
+            check_place(output, latents)
+        began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
+        with (
+            open_output(output, file.names, asdict(made), overwrite=overwrite) as out,
+            progress(total, "decoding", out.done) as advance,
+            closing(ahead(file.read, out.batches(size))) as batches,
+        ):
+            for (start, stop), state in batches:
+                state = place.cast(state)
+                if tol is None:
+                    data = decoding.images(state, ode, start)
+                else:
+                    data, taken, change = decode_to(tol, state, decoding.rungs, ode)
+                    tally.add(taken, change, file.names[start:stop])
+                images = to_images(field, data)
+                out.write(start, stop, images)
+                largest, here = max(largest, float(images.abs().max())), here + stop - start
+                advance(stop - start)
+    warn_of_range(largest)
+    taken_steps = tally.tell() if tol is not None and here else decoding.steps
+    words = (
+        f"{so_far(out.done, total)} images in {output}{of_all(out.done, total, here)}: {row.name}, {taken_steps}, "
+        f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s"
+    )
+    return Outcome(output, out.done, total, words)

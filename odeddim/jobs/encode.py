@@ -1,0 +1,168 @@
+"""Images to a latent file."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from odeddim import defaults
+from odeddim.api import Model
+from odeddim.api import encode as encode_batch
+from odeddim.checks.certificate import Rungs, certificate_of_rungs, encode_to, rungs_of
+from odeddim.checks.certificate import certify as certify_batch
+from odeddim.jobs.machine import Machine, Place
+from odeddim.jobs.subject import Subject, data_and_floor, first_names, images_for, subject_on, warn_of_plan
+from odeddim.jobs.telling import Reports, Tally, of_all, so_far, warn_of_range
+from odeddim.jobs.work import How, Outcome, Progress, silent, the_plan
+from odeddim.latents.latent_file import LatentRun, Provenance, provenance_of
+from odeddim.models import DEFAULT
+from odeddim.ode.field import VectorField
+from odeddim.plans import Plan, check_encodes
+from odeddim.storage.atomic import check_place
+from odeddim.storage.hdf5 import SUFFIXES
+from odeddim.storage.prefetch import ahead
+from odeddim.storage.resumable import rank
+from odeddim.types import InputError, State
+
+
+def encode(
+    images: str | Path | None,
+    output: str | Path,
+    *,
+    model: Model | Subject = DEFAULT,
+    plan: Plan | None = None,
+    count: int | None = None,
+    tol: float | None = None,
+    certify: bool = False,
+    machine: Machine | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    **how: Any,
+) -> Outcome:
+    """Encode images to a latent file. A run that was stopped, by whatever, goes on with the same call.
+
+    Several processes share the work: start it in each, as torchrun does.
+
+    Args:
+        images: A folder, an image file, .npz, .npy, IDX or HDF5; None for the 256 sample images of the package.
+        output: The latent file, z.h5.
+        model: A name, a path, a VectorField, or a Subject with its condition.
+        plan: What encodes; in place of `how`.
+        count: Only the first so many images.
+        tol: In place of steps: as few for each image as keep this round trip, rms over pixels in [-1, 1].
+        certify: Whether to store with each latent how good it is; 4 times the evaluations.
+        machine: Where to run.
+        overwrite: Whether to begin anew, whatever is there.
+        progress: Shown while the job works.
+        **how: solver, steps, grid, end and the solver's settings, as of `odeddim.encode`.
+
+    Returns:
+        What became of the images; `print` it for a line of words.
+
+    Raises:
+        InputError: For what cannot be used, before anything is written.
+
+    Example:
+        >>> import odeddim, tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "z.h5")
+        >>> odeddim.jobs.encode(None, path, model="exact-samples", count=2, solver="euler", steps=4).done
+        2
+    """
+    images, output = None if images is None else Path(images), Path(output)
+    check_place(output, images, suffixes=SUFFIXES)
+    if images == Path("-") and rank()[1] > 1:
+        raise InputError("several processes cannot share a list on standard input: give a folder or a file")
+    place = (machine or Machine()).at()
+    field = subject_on(place, model)
+    said = How.of(how)
+    rungs = _rungs(field, tol, plan, said)
+    plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field.schedule, defaults.ENCODE)
+    warn_of_plan(plan, field)
+    check_encodes(plan.solver)
+    place.fit(field, plan.solver)
+    source = images_for(field, images)
+    names = first_names(source, count, images)
+    size = place.at_once(field, plan.solver, queued=tol is not None)
+    run = _Encoding(field, field.on_data(), plan, rungs, place, tol, certify)
+    provenance = run.provenance(source.identity(images, len(names)), size)
+    began = time.perf_counter()
+    with (
+        LatentRun(output, names, provenance, plan.nodes, overwrite=overwrite) as file,
+        progress(len(names), "encoding", file.done) as advance,
+        closing(ahead(lambda start, stop: source[start:stop], file.batches(size))) as batches,
+    ):
+        for (start, stop), pixels in batches:
+            state, figures = run.batch(pixels, names[start:stop])
+            file.write(start, stop, state, figures)
+            advance(stop - start)
+    words = run.words(output, file.done, len(names), time.perf_counter() - began)
+    return Outcome(output, file.done, len(names), words)
+
+
+def _rungs(field: VectorField, tol: float | None, plan: Plan | None, how: How) -> Rungs:
+    """What a tolerance tries. Images then lie at σ_1 unless told otherwise: the step at 0 errs whatever the steps."""
+    if tol is None:
+        return {}
+    if plan is not None:
+        raise InputError("tol= chooses the steps, and plan= says them: give one of them")
+    usual = how.solver or defaults.TOLERANCE
+    return rungs_of(field.schedule, usual, how.steps, how.grid, how.end or "sigma_min", how.settings)
+
+
+class _Encoding:
+    """The work on each batch of images, and what it adds up to."""
+
+    def __init__(
+        self, field: VectorField, ode: VectorField, plan: Plan, rungs: Rungs, place: Place, tol: float | None,
+        certified: bool,
+    ) -> None:  # fmt: skip
+        self.field, self.ode, self.plan, self.rungs, self.place = field, ode, plan, rungs, place
+        self.tol, self.certified = tol, certified
+        self.reports, self.tally, self.rms = Reports(), Tally(tol or 0.0), 0.0
+
+    def provenance(self, images: dict[str, str], size: int) -> Provenance:
+        """How the latents come about. images: which ones."""
+        return provenance_of(
+            self.field,
+            self.plan,
+            "encode",
+            images=images,
+            **({} if self.tol is None else {"tol": self.tol, "ladder": list(self.rungs)}),
+            **({"certified": True} if self.certified else {}),
+            **self.place.details(self.field, self.plan.solver, size),
+        )
+
+    def batch(self, pixels: torch.Tensor, names: list[str]) -> tuple[State, dict[str, torch.Tensor]]:
+        """The latents of images (B, C, H, W), and their certificate."""
+        x_0, floor = data_and_floor(self.field, pixels.to(self.place.state))
+        figures: dict[str, torch.Tensor] = {}
+        if self.tol is not None:
+            state, figures = encode_to(self.tol, x_0, self.rungs, self.ode)
+            self.tally.add(state.report["steps"], figures["round_trip"], names)
+            if self.certified:
+                figures = certificate_of_rungs(x_0, state, self.rungs, self.ode)
+        elif self.certified:
+            state, figures = certify_batch(x_0, model=self.ode, plan=self.plan)
+        else:
+            state = encode_batch(x_0, model=self.ode, plan=self.plan)
+        state = replace(state, report={**state.report, **floor})
+        self.reports.add(state, names)
+        self.rms = max(self.rms, float(state.x.square().mean().sqrt()))
+        return state, figures
+
+    def words(self, output: Path, done: int, total: int, seconds: float) -> str:
+        """The last line; warns of what went wrong."""
+        self.reports.warn(self.plan.end)
+        steps = f", {self.tally.tell()}" if self.tol is not None and self.reports.images else ""
+        warn_of_range(self.rms, "the latents x_T have rms {:.3g} where 1 is expected")
+        spent = f"{self.reports.evaluations(self.ode, certified=self.certified)}, {seconds:.1f} s"
+        return (
+            f"{so_far(done, total)} latents at σ = {self.plan.top:.6g} in {output}"
+            f"{of_all(done, total, self.reports.images)}: {self.plan.solver.name}, {self.plan.grid} grid{steps}"
+            f"{self.reports.floor()}, {spent}"
+        )

@@ -1,0 +1,69 @@
+"""Latents between latents: lines, grids, loops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from odeddim.jobs.combining import Drawing
+from odeddim.jobs.sample import check_amount
+from odeddim.jobs.work import Numbered, Outcome
+from odeddim.latents.interpolate import LatentPath
+from odeddim.latents.latent_file import LatentFile
+from odeddim.types import InputError
+
+KINDS = {"line": 2, "grid": 4, "loop": None}
+"""What is made between latents, and between how many."""
+
+
+def interpolate(
+    latents: str | Path, between: Sequence[int], count: int = 11, kind: str = "line", *, to: Drawing
+) -> Outcome:
+    """Interpolate between latents of a file on great circles (slerp), as in DDIM's appendix D.5.
+
+    Args:
+        latents: The latent file, z.h5.
+        between: The latents, by index: two for a line, four for a grid, any number for a loop.
+        count: Points of the line, of each side of the grid, or of each leg of the loop.
+        kind: "line", "grid" or "loop".
+        to: The file that the path is written to, the sheet that it is drawn on.
+
+    Returns:
+        What became of it; `print` it for its lines of words.
+
+    Raises:
+        InputError: For what cannot be used, before anything is written.
+
+    Example:
+        >>> import odeddim, tempfile, pathlib
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> made = odeddim.jobs.encode(None, folder / "z.h5", model="exact-samples", count=2, steps=4)
+        >>> path = odeddim.jobs.interpolate(folder / "z.h5", (0, 1), 3, to=odeddim.jobs.Drawing(folder / "path.h5"))
+        >>> path.total
+        3
+    """
+    latents = Path(latents)
+    if kind not in KINDS or (KINDS[kind] or len(between)) != len(between):
+        raise InputError(f"a {kind} needs {KINDS.get(kind)} latents, not {len(between)}: line 2, grid 4, loop any")
+    if count < 2 and kind != "loop":
+        raise InputError(f"-n {count}: a line has two ends at least")
+    if to.output is None and to.sheet is None:
+        raise InputError("give -o path.h5, --sheet path.png or both: there is nothing to write to")
+    to.check(latents)
+    with LatentFile(latents) as file, to.of(file) as drawn:
+        states = [drawn.place.cast(file.pick(index)) for index in between]
+        labels = [file.names[index] for index in between]
+        points = count * {"line": 1, "grid": count, "loop": len(between)}[kind]
+        size = sum(part.nbytes for part in (states[0].xbar, *states[0].aux))
+        check_amount(to.output or Path(), points, size, "latents")
+        if kind == "line":
+            path = LatentPath.line(states[0], states[1], count)
+        else:
+            path = (LatentPath.grid if kind == "grid" else LatentPath.loop)(states, count)
+        of = {"path": str(latents), "sha256": file.fingerprint, "indices": list(between), "between": labels}
+        made = replace(file.provenance, made_by="interpolate", details={**file.provenance.details, "of": of})
+        drawn.make(path, Numbered(f"{'-'.join(map(str, between))}-", len(path)), made, count)
+        lines = [f"{len(path)} latents between {', '.join(labels)} in {to.output}"] if to.output else []
+        lines += [f"{len(path)} images in {to.sheet}"] if to.sheet else []
+    return Outcome(to.output or to.sheet or latents, len(path), len(path), "\n".join(lines))

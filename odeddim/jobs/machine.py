@@ -1,0 +1,174 @@
+"""Where a job runs: the device, the network's dtype, and how many images are in work at once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from odeddim.latents.latent_file import MADE_OF_OTHERS, LatentFile
+from odeddim.ode.devices import DTYPES, device_of, dtype_of, set_tf32
+from odeddim.ode.field import VectorField
+from odeddim.types import Solver, State, pick
+
+BATCH = 32  # images in work at once, unless given or the network sees more
+QUEUE = 8  # batches at once where images leave a run one by one, to keep its evaluations full
+NETWORK_BATCH = {"cpu": 8}  # images that the network sees at once: fewer cost more each, more gain nothing here
+NETWORK_BATCH_ELSEWHERE = 64
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a job runs. What is not given is as the latents were encoded, or suits the device.
+
+    Attributes:
+        device: "cpu", "cuda", "cuda:1", ...; a GPU if there is one. Under torchrun each process takes its own.
+        dtype: Of the network: "float32", "tf32", "float64" or "bfloat16". The state is float32, or float64 with it.
+        batch_size: Images in work at once: memory and speed, not the result.
+        network_batch: Images that the network always sees at once, filled up if need be. Its last digits depend on it
+            and on no neighbour. 8 on a CPU, 64 on a GPU.
+        threads: Of a CPU; the network's last digits depend on them too. 1 unless given.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    batch_size: int | None = None
+    network_batch: int | None = None
+    threads: int | None = None
+
+    def at(self, encoded: LatentFile | None = None) -> Place:
+        """The device, set up, and the dtype: as given, or as these latents were encoded."""
+        place = _device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = self.dtype
+        if dtype is None:
+            kept = str(encoded.provenance.details.get("dtype", "float32") if encoded else "float32")
+            dtype = pick(kept, DTYPES, "dtype")
+            if dtype == "tf32" and place.type != "cuda":
+                dtype = "float32"
+        kind, tf32 = dtype_of(dtype)
+        return Place(self, place, kind, tf32, encoded)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A machine that was found and set up for a job, and the latents that the job reads, if it reads any."""
+
+    machine: Machine
+    device: torch.device
+    dtype: torch.dtype
+    tf32: bool = False
+    encoded: LatentFile | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether the user named the dtype."""
+        return self.machine.dtype is not None
+
+    @property
+    def state(self) -> torch.dtype:
+        """The state's dtype: float64 with a float64 network, otherwise float32."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def dtype_name(self) -> str:
+        """The network's dtype, as `Machine.dtype` has it."""
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+
+    def cast(self, state: State) -> State:
+        """A State in this place's state dtype."""
+        return state.to(dtype=self.state)
+
+    @cached_property
+    def usual_network_batch(self) -> int:
+        """How many images the network sees at once, unless given."""
+        return NETWORK_BATCH.get(self.device.type, NETWORK_BATCH_ELSEWHERE)
+
+    def fit(self, field: VectorField, row: Solver) -> VectorField:
+        """The field with batch and threads of its network fixed: as given, as encoded, or as suits device and row."""
+        kept = self.encoded.provenance.details if self.encoded else {}
+        network_batch = self.machine.network_batch or _positive(kept.get("network_batch"))
+        if self.device.type == "cpu":
+            torch.set_num_threads(self.machine.threads or _positive(kept.get("threads")) or 1)
+        if network_batch is None and row.one_by_one:
+            network_batch = 1
+        field.network_batch = network_batch or self.usual_network_batch
+        return field
+
+    def at_once(self, field: VectorField, row: Solver, *, queued: bool = False) -> int:
+        """How many images to work on together: memory and speed, not the result, unless the row shares its steps.
+
+        Whole batches of the field's network, so that none has to be filled up but the last.
+        """
+        size = self.machine.batch_size
+        if size is None and self.encoded is not None and row.shares_steps:
+            size = _positive(self.encoded.provenance.details.get("batch_size"))
+        return (size or in_work(field.network_batch or 1)) * (QUEUE if queued or row.queued else 1)
+
+    def details(self, field: VectorField, row: Solver, size: int) -> dict[str, Any]:
+        """What of the machine belongs into the provenance: whatever changes a digit of the result."""
+        details = {"dtype": self.dtype_name, "device": self.device.type, "network_batch": field.network_batch}
+        if self.device.type == "cpu":
+            details["threads"] = torch.get_num_threads()
+        if self.device.type == "cuda":
+            cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+            details |= {"gpu": torch.cuda.get_device_name(self.device), "cudnn": cudnn}
+        if row.shares_steps:
+            details["batch_size"] = size
+        return details
+
+    def inexact(self, field: VectorField, row: Solver) -> str:
+        """Why latents that come back exactly will not do so here, and how far off they will be; "" if they will.
+
+        Of another solver, other nodes and settings and another dtype of the state, the run itself warns.
+        """
+        file = self.encoded
+        if file is None or not row.reversible:
+            return ""
+        made = file.provenance
+        if row.name != made.solver or made.made_by in MADE_OF_OTHERS:
+            return ""
+        then = {**made.details, "PyTorch": made.versions.get("torch")}
+        now = {**self.details(field, row, 0), "PyTorch": str(torch.__version__)}
+        differ = [key for key, value in now.items() if then.get(key, value) != value]
+        if not differ:
+            return ""
+        told = ", ".join(f"{key.replace('_', ' ')} {now[key]} where it was {then[key]}" for key in differ)
+        return (
+            f"{file.path} does not come back exactly by {row.name}, for the network does not answer as when it was "
+            f"encoded ({told}){_off(row, file.nodes, str(then.get('dtype')), self.dtype_name)}"
+        )
+
+
+def in_work(network_batch: int) -> int:
+    """How many images to work on together with a network that sees so many at once: whole batches, of about BATCH."""
+    return network_batch * max(1, BATCH // network_batch)
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name, and torch set up for it: for the same digits from the same run."""
+    if name == "cuda":  # of several processes on one machine each takes its own GPU, as long as there are enough
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % max(torch.cuda.device_count(), 1)}"
+    if name.startswith("cuda"):
+        # Not torch.use_deterministic_algorithms: that refuses networks in the middle of a run for operations which some
+        # of them have (cumsum of positions), and what it would change in those that run is their backward passes.
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA begins, a moment later
+        set_tf32(False)  # also for what is no VectorField: features of images, training
+    return device_of(name)
+
+
+def _off(row: Solver, nodes: torch.Tensor, *dtypes: str) -> str:
+    """How far off images are by what the network rounds, to its coarser dtype, as the row's coefficients carry it."""
+    levels = [sigma for sigma in nodes.tolist() if sigma > 0]
+    if row.growth is None or len(levels) < 2:
+        return ""
+    unit = max(2**-10 if name == "tf32" else torch.finfo(DTYPES[name]).eps for name in dtypes if name in DTYPES)
+    off = row.growth(levels, True).image * unit / torch.finfo(torch.float32).eps
+    return f": expect images to be {off:.0e} off (rms, in [-1, 1]), and single pixels ten times that"
+
+
+def _positive(value: Any) -> int | None:
+    return value if isinstance(value, int) and 0 < value < 100_000 else None

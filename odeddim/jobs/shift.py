@@ -1,0 +1,156 @@
+"""Latents moved along the difference of the means of two groups."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+
+from odeddim.jobs.combining import Drawing, check_combinable
+from odeddim.jobs.work import Outcome
+from odeddim.latents.arithmetic import Shifted, apart_by_chance, direction, join, mean, rms, rounded
+from odeddim.latents.group import Group
+from odeddim.latents.latent_file import LatentFile, LatentRun, Provenance
+from odeddim.storage.atomic import check_place
+from odeddim.storage.hdf5 import CHUNK, SUFFIXES
+from odeddim.storage.resumable import cut
+from odeddim.types import InputError, State
+
+MEANS = ("mean of --from", "mean of --to", "difference")  # the rows of a stored direction
+
+
+class ShiftedNames(Sequence[str]):
+    """cat.png shifted by 1.5 is cat+1.5.png, with a suffix at the end, for `decode` drops one; made as asked for."""
+
+    def __init__(self, names: Sequence[str], by: Sequence[float]) -> None:
+        self._names, self._by = names, by
+
+    def __len__(self) -> int:
+        return len(self._names) * len(self._by)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[row] for row in range(len(self))[i]]
+        place, amount = divmod(range(len(self))[i], len(self._by))
+        stem, suffix = os.path.splitext(self._names[place])
+        return f"{stem}{self._by[amount]:+g}{suffix or '.png'}"
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Where latents are moved: between the means of two groups of them, or along a direction that was stored.
+
+    Attributes:
+        start: The group whose mean it begins at, by index.
+        goal: The group whose mean it leads to.
+        along: A stored direction, in place of both.
+        keep: Where both means and their difference are stored, d.h5.
+    """
+
+    start: Sequence[int] | None = None
+    goal: Sequence[int] | None = None
+    along: Path | None = None
+    keep: Path | None = None
+
+    def check(self, to: Drawing, latents: Path) -> None:
+        """Raise an InputError unless it is one of both, and its files are not those of others."""
+        if (self.start is None, self.goal is None) != (self.along is not None, self.along is not None):
+            raise InputError("give --from GROUP and --to GROUP, or --along d.h5")
+        if self.along is not None and self.keep is not None:
+            raise InputError("--along takes a stored direction, and --direction stores one: give one of them")
+        if self.keep is None:
+            return
+        if to.output is not None and os.path.realpath(self.keep) == os.path.realpath(to.output):
+            raise InputError("--direction and --output name the same file")
+        check_place(self.keep, latents, suffixes=SUFFIXES)
+
+
+def shift(
+    latents: str | Path,
+    direction: Direction,
+    of: Sequence[int] | None = None,
+    by: Sequence[float] = (-1.0, 0.0, 1.0, 2.0),
+    *,
+    to: Drawing,
+) -> Outcome:
+    """Move latents of a file along the difference of the means of two groups of them; each keeps its norm.
+
+    Args:
+        latents: The latent file, z.h5.
+        direction: Between which groups, or along which stored direction.
+        of: What is moved, by index; the first group, or all along a stored direction, unless given.
+        by: How far; 1 is from one mean to the other.
+        to: The file that the shifted latents are written to, the sheet that they are drawn on.
+
+    Returns:
+        What became of it. Its words say how far the means are apart, and how far those of two such groups of noise
+        would be: where that is as far, the direction says nothing.
+
+    Raises:
+        InputError: For what cannot be used, before anything is written.
+    """
+    latents = Path(latents)
+    direction.check(to, latents)
+    to.check(latents, direction.along)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(LatentFile(latents))
+        drawn = stack.enter_context(to.of(file))
+        moved = Group.of(of if of is not None else direction.start or range(len(file)))
+        moved.check(len(file), file.path)
+        source: dict[str, Any] = {"path": str(latents), "sha256": file.fingerprint}
+        rows, through, lines = _means(file, direction, stack)
+
+        def provenance(made_by: str, **more: Any) -> Provenance:
+            details = {**file.provenance.details, "of": {**source, **through, **more}}
+            return replace(file.provenance, made_by=made_by, details=details)
+
+        if direction.keep is not None:
+            with LatentRun(direction.keep, MEANS, provenance("direction"), file.nodes, overwrite=to.overwrite) as run:
+                for first, last in run.batches(len(MEANS)):
+                    run.write(first, last, join(rows))
+            lines.append(f"both means and their difference in {direction.keep}")
+        shifted = Shifted(file, moved, rows[-1], by)
+        names = ShiftedNames([name for span in moved.spans for name in file.names[slice(*span)]], by)
+        made = provenance("shift", indices=str(moved), by=list(by))
+        drawn.make(shifted, names, made, len(by))
+        lines += [f"{len(shifted)} latents in {to.output}"] if to.output else []
+        lines += [f"{len(shifted)} images in {to.sheet}"] if to.sheet else []
+    return Outcome(to.output or to.sheet or direction.keep or latents, len(shifted), len(shifted), "\n".join(lines))
+
+
+def _means(
+    file: LatentFile, way: Direction, stack: contextlib.ExitStack
+) -> tuple[list[State], dict[str, Any], list[str]]:
+    """Both means and the direction, or the direction alone; what the provenance says of it; its length in words."""
+    if way.along is not None:
+        stored = stack.enter_context(LatentFile(way.along))
+        if stored.provenance.made_by != "direction" or len(stored) != len(MEANS):
+            raise InputError(f"{way.along} holds no direction: make one with `odeddim shift --direction`")
+        check_combinable(file, stored)
+        rows = [stored.pick(2)]
+        told = {"along": {"path": str(way.along), "sha256": stored.fingerprint}}
+        return rows, told, [f"the direction is {float(rms(rows[0].x)):.4g} long (rms, in units of x_T)"]
+    groups = [Group.of(indices) for indices in (way.start or (), way.goal or ())]
+    for group in groups:
+        group.check(len(file), file.path)
+    first, second = (set(group) for group in groups)
+    if first == second:
+        raise InputError("--from and --to are the same latents: their means are not apart, give two groups")
+    means = [mean(file.read(*span) for span in cut(group.spans, CHUNK)) for group in groups]
+    # Rounded as it is stored, so that --along does the same.
+    rows = [rounded(state, getattr(torch, file.dtype)) for state in (*means, direction(*means))]
+    chance, spread = apart_by_chance(len(first), len(second), len(first & second), rows[2].xbar.numel())
+    line = (
+        f"the means of {len(first)} and {len(second)} latents are {float(rms(rows[2].x)):.4g} apart, "
+        f"those of such groups of noise would be {chance:.4g} ± {spread:.1g} (rms, in units of x_T)"
+    )
+    return rows, {"from": str(groups[0]), "to": str(groups[1])}, [line]

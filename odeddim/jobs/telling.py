@@ -1,0 +1,129 @@
+"""What a job says of its images at the end: how many, how many evaluations they took, which went wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from odeddim.jobs.work import warn
+from odeddim.ode.field import VectorField
+from odeddim.types import State
+
+NAMED = 8  # of images, in a warning
+WILD = 3.0  # |x| that no image has
+
+
+def warn_of_range(largest: float, what: str = "the images reach ±{:.3g} where data lie within ±1") -> None:
+    """Warn where images, or the rms of latents, are so large that the run must have been unstable."""
+    if largest > WILD:
+        advice = "this solver is unstable on this grid; take more steps, another grid or another solver"
+        warn(f"{what.format(largest)}: {advice}")
+
+
+class Tally:
+    """How many images took how many steps to keep a tolerance, and which did not keep it."""
+
+    def __init__(self, tolerance: float) -> None:
+        self._tolerance = tolerance
+        self._steps: Counter[int] = Counter()
+        self._worst: list[tuple[float, str]] = []
+        self._missed = 0
+
+    def add(self, steps: torch.Tensor, error: torch.Tensor, names: Sequence[str]) -> None:
+        """Count images, (B,) each."""
+        self._steps.update(steps.tolist())
+        missed = [(e, name) for e, name in zip(error.tolist(), names, strict=True) if not e <= self._tolerance]
+        self._missed += len(missed)
+        self._worst = sorted([*self._worst, *missed], reverse=True)[:NAMED]
+
+    def tell(self) -> str:
+        """The steps taken, in words; warns of the images that did not keep the tolerance, the worst first."""
+        if self._missed:
+            named = ", ".join(f"{name!r} ({error:.1e})" for error, name in self._worst)
+            more = f" and {self._missed - NAMED} more" if self._missed > NAMED else ""
+            warn(
+                f"{self._missed} of {self._steps.total()} images do not keep {self._tolerance:g} "
+                f"with {max(self._steps)} steps: {named}{more}"
+            )
+        return ", ".join(f"{steps} steps for {count}" for steps, count in sorted(self._steps.items()))
+
+
+def so_far(done: int, total: int) -> str:
+    """How many images there are, as the last line begins."""
+    return f"{total}" if done == total else f"{done} of {total}"
+
+
+def of_all(done: int, total: int, here: int) -> str:
+    """What the last line says of the images that this process has not made itself."""
+    if done < total:
+        return (
+            f" so far, {here} by this process (another process is at work on the other {total - done}, and goes on; "
+            "if it is stopped, the same command makes them)"
+        )
+    return f" ({here} now, the rest was there already)" if here < total else ""
+
+
+def evaluated(images: int, *fields: VectorField) -> str:
+    """What the last line says of the evaluations that these fields have made for so many images."""
+    if not images:
+        return "nothing left to do"
+    rows, filled = sum(field.rows for field in fields), sum(field.filled for field in fields)
+    return f"{rows / images:g} evaluations per image{_filling(filled, images)}"
+
+
+def _filling(filled: int, images: int, what: str = "to fill batches") -> str:
+    return f", {filled / images:.4g} more {what}" if filled > 0 else ""
+
+
+class Reports:
+    """What the batches of a run say of their images, summed up to be told at the end of it."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._told: list[str] = []  # the first that did not converge
+        self._failed, self._residual = 0, 0.0
+        self._evaluations, self._fewest, self._most, self._reported = 0, 0, 0, 0
+        self._floors = 0.0
+
+    def add(self, state: State, names: Sequence[str]) -> None:
+        """Take note of what a batch's run reported of the images of these names."""
+        self.images += len(names)
+        counts = state.report.get("evaluations")
+        if counts is not None:
+            self._fewest = min(int(counts.min()), self._fewest if self._reported else int(counts.min()))
+            self._most = max(self._most, int(counts.max()))
+            self._evaluations += int(counts.sum())
+            self._reported += len(names)
+        self._floors += float(state.report.get("floor", torch.zeros(1)).sum())
+        converged, residual = state.report.get("converged"), state.report.get("residual")
+        if converged is not None and residual is not None and not bool(converged.all()):
+            failed = [repr(name) for name, good in zip(names, converged.tolist(), strict=True) if not good]
+            self._told += failed[: NAMED - len(self._told)]
+            self._failed += len(failed)
+            self._residual = max(self._residual, float(residual[~converged].max()))
+
+    def evaluations(self, field: VectorField, *, certified: bool = False) -> str:
+        """How many evaluations an image took, of all that this field has made, those of certificates among them."""
+        if not self._reported:
+            return evaluated(self.images, field)
+        mean = self._evaluations / self._reported
+        text = f"{mean:.4g} evaluations per image ({self._fewest} to {self._most})"
+        what = "for certificates and to fill batches" if certified else "to fill batches"
+        return text + _filling(field.rows + field.filled - self._evaluations, self.images, what)
+
+    def floor(self) -> str:
+        """What a latent model's autoencoder alone lost of an image, on average; "" of other models."""
+        return f", the autoencoder alone loses {self._floors / self.images:.3g} (rms)" if self._floors else ""
+
+    def warn(self, end: str) -> None:
+        """Warn of the images whose iteration did not converge, and say what may help."""
+        if not self._failed:
+            return
+        more = f" and {self._failed - NAMED} more" if self._failed > NAMED else ""
+        warn(
+            f"{self._failed} of {self.images} images did not converge (residual up to {self._residual:.0e}): "
+            f"{', '.join(self._told)}{more}; "
+            f"{'--end sigma_min, ' if end == 'zero' else ''}more steps, another grid or a higher --max-nfe may help"
+        )
