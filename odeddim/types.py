@@ -16,7 +16,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,6 +122,33 @@ class Growth:
     decode: float
     latent: float
     image: float
+
+
+class OdeSettings(TypedDict, total=False):
+    """The settings of the table's rows that add no noise: for type checkers, and for editors that complete `rtol=`.
+
+    `Solver.settings` says which of them a row has; None keeps the row's default. At run time nothing is checked
+    against this class: a run asks the row. Settings that only a row of your own has go through its `with_settings`.
+    """
+
+    rtol: float | None
+    atol: float | None
+    max_nfe: int | None
+    accuracy: float | None
+    batch: int | None
+    variable: str | None
+    warmup: str | None
+    gamma: float | None
+    p: float | None
+    coupling: float | None
+
+
+class Settings(OdeSettings, total=False):
+    """The settings of all rows of the table, those of the stochastic rows among them; see `OdeSettings`."""
+
+    eta: float | None
+    seed: int | None
+    first: int | None
 
 
 KINDS = {int: "a whole number", float: "a number", str: "a word"}
