@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from odeddim import defaults
 from odeddim.api import Grid, Model, check_encodes, integrate, plan, state_dtype, to_data
@@ -23,7 +23,7 @@ from odeddim.checks.whiteness import FIGURES, statistics
 from odeddim.latents.arithmetic import rms
 from odeddim.models import DEFAULT, load
 from odeddim.ode.field import VectorField
-from odeddim.types import InputError, Solver, State, pick
+from odeddim.types import InputError, Settings, Solver, State, pick
 
 CERTIFICATE = ("round_trip", "latent_error", "evaluations", *FIGURES)
 """What is certified of each latent.
@@ -68,7 +68,7 @@ def certify(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> tuple[State, dict[str, Tensor]]:
     """Encode images and say how good each latent is: x_0 (B, C, H, W) in [-1, 1] -> State, figures (B,) by name.
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from odeddim import defaults
 from odeddim.api import Grid, Model, check_encodes, integrate, plan
 from odeddim.models import DEFAULT, load
 from odeddim.ode.analytic import Gaussian
-from odeddim.types import Growth, InputError, Solver, State, pick
+from odeddim.types import Growth, InputError, Settings, Solver, State, pick
 
 DIRECTIONS = ("encode", "decode")
 
@@ -60,7 +61,7 @@ def explain(
     grid: Grid = None,
     end: str = "zero",
     dtype: str = "float32",
-    **settings: object,
+    **settings: Unpack[Settings],
 ) -> Explanation:
     """What `encode` or `decode` with the same arguments will do. dtype: of the state, "float32" or "float64".
 
@@ -69,7 +70,7 @@ def explain(
     field = load(model)
     pick(direction, DIRECTIONS, "direction")
     pick(dtype, ("float32", "float64"), "dtype")
-    row, rising = plan(field.schedule, solver, steps, grid, end, dict(settings))
+    row, rising = plan(field.schedule, solver, steps, grid, end, settings)
     if direction == "encode":
         check_encodes(row)
     nodes = rising if direction == "encode" else rising.flip(0)

@@ -20,18 +20,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from odeddim.api import Model, check_encodes, decode, encode, integrate, plan, to_data
 from odeddim.models import DEFAULT, load
 from odeddim.ode.field import VectorField
-from odeddim.types import InputError, Solver, State
+from odeddim.types import InputError, Settings, Solver, State
 
 REFERENCE = ("ab4", "log", 200)
 KNOTS = 8  # of the density
@@ -70,7 +71,13 @@ class ComputedGrid:
 
 
 def computed_grid(
-    images: Tensor, solver: str | Solver, steps: int, *, model: Model = DEFAULT, end: str = "zero", **settings: Any
+    images: Tensor,
+    solver: str | Solver,
+    steps: int,
+    *,
+    model: Model = DEFAULT,
+    end: str = "zero",
+    **settings: Unpack[Settings],
 ) -> Tensor:
     """The grid on which a solver errs least on these images: nodes (steps+1,) float64, rising, for `grid=`.
 
@@ -89,7 +96,7 @@ def compute(
     steps: int,
     *,
     end: str = "zero",
-    settings: dict[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     batch_size: int = 32,
     advance: Callable[[int], Any] = lambda evaluations: None,
 ) -> ComputedGrid:
@@ -112,7 +119,11 @@ def compute(
 
 
 def own_grid(
-    field: VectorField, solver: str | Solver, steps: int, end: str = "zero", settings: dict[str, Any] | None = None
+    field: VectorField,
+    solver: str | Solver,
+    steps: int,
+    end: str = "zero",
+    settings: Mapping[str, object] | None = None,
 ) -> tuple[Solver, Tensor]:
     """The row and its own grid, (steps+1,) float64; an InputError where there is no grid to compute for it."""
     row, _ = plan(field.schedule, solver, None, None, end, settings)
