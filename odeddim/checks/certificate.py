@@ -240,7 +240,7 @@ def decode_to(
     images = torch.empty_like(state.xbar, device=field.device)
     steps, error = torch.zeros(len(left), dtype=torch.int64), torch.full((len(left),), torch.inf, dtype=torch.float64)
     for count, nodes in rungs:
-        some, down = replace(plain, xbar=plain.xbar[left.to(plain.xbar.device)]), nodes.flip(0)
+        some, down = plain[left], nodes.flip(0)
         now = integrate(field, some, down, row).xbar
         more = max(LEAST, int(MORE * evaluations(row, down)))
         error[left] = rms(now - reference(some, down, more, field).xbar)
