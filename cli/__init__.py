@@ -18,9 +18,6 @@ from typing import Any
 if __name__ != "odeddim.cli":
     raise ImportError(f"import odeddim.cli, not {__name__!r}: a second copy would not be the same module")
 
-# Waiting OpenMP threads spin: beside one busy process a 1 ms forward took 168 ms. Must be set before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import click
 
 from odeddim import __version__

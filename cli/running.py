@@ -71,7 +71,7 @@ class Machine:
 
     def cast(self, state: State) -> State:
         """A State in this machine's state dtype."""
-        return replace(state, xbar=state.xbar.to(self.state), aux=tuple(part.to(self.state) for part in state.aux))
+        return state.to(self.state)
 
 
 def machine(device: str | None, dtype: str | None, encoded: LatentFile | None = None) -> Machine:

@@ -209,7 +209,7 @@ def _means(file: LatentFile, start: Spans, goal: Spans) -> list[State]:
     """The means of two groups and their difference, in the file's dtype; says how long that is."""
     import torch
 
-    from odeddim.latents.arithmetic import apart_by_chance, direction, mean, rms, rounded
+    from odeddim.latents.arithmetic import apart_by_chance, direction, mean, rms
     from odeddim.storage.hdf5 import CHUNK
     from odeddim.storage.resumable import cut
     from odeddim.types import InputError
@@ -219,7 +219,7 @@ def _means(file: LatentFile, start: Spans, goal: Spans) -> list[State]:
         raise InputError("--from and --to are the same latents: their means are not apart, give two groups")
     means = [mean(file.read(*span) for span in cut(spans, CHUNK)) for spans in (start, goal)]
     # Rounded as it is stored, so that --along does the same.
-    rows = [rounded(state, getattr(torch, file.dtype)) for state in (*means, direction(*means))]
+    rows = [state.to(getattr(torch, file.dtype)) for state in (*means, direction(*means))]
     chance, spread = apart_by_chance(len(first), len(second), len(first & second), rows[2].xbar.numel())
     options.echo(
         f"the means of {len(first)} and {len(second)} latents are {float(rms(rows[2].x)):.4g} apart, "

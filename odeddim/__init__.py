@@ -5,50 +5,85 @@
     x_T = odeddim.noise(4, (1, 28, 28), seed=0)
     x_0 = odeddim.solve(x_T, solver="euler")          # DDIM: (4, 1, 28, 28) in [-1, 1]
 
-Names are handed on lazily, so that `odeddim --help` need not load torch.
+Type checkers and editors see every name as an import. At run time a name is imported when it is first used, so that
+`odeddim --help` need not load torch.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+import os
+from typing import TYPE_CHECKING
+
+# Waiting OpenMP threads spin: beside one busy process a 1 ms forward took 168 ms. Must be set before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from odeddim import _checkout as _checkout
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "BudgetExceeded": "types",
-    "Field": "types",
-    "InputError": "types",
-    "Schedule": "ode.schedule",
-    "Solver": "types",
-    "State": "types",
-    "VectorField": "ode.field",
-    "bridge": "bridges",
-    "certify": "checks.certificate",
-    "computed_grid": "fitting.grid_search",
-    "decode": "api",
-    "encode": "api",
-    "explain": "checks.explanation",
-    "grid": "ode.grids",
-    "integrate": "api",
-    "interpolate": "api",
-    "load": "models",
-    "noise": "api",
-    "sample": "api",
-    "solve": "api",
-}
-__all__ = ["__version__", "solvers", *_HOMES]
+if TYPE_CHECKING:
+    from odeddim import jobs as jobs
+    from odeddim import solvers as solvers
+    from odeddim import types as types
+    from odeddim.api import decode as decode
+    from odeddim.api import encode as encode
+    from odeddim.api import interpolate as interpolate
+    from odeddim.api import noise as noise
+    from odeddim.api import plan as plan
+    from odeddim.api import sample as sample
+    from odeddim.api import solve as solve
+    from odeddim.bridges import bridge as bridge
+    from odeddim.checks.certificate import certify as certify
+    from odeddim.checks.explanation import explain as explain
+    from odeddim.fitting.grid_search import computed_grid as computed_grid
+    from odeddim.models import load as load
+    from odeddim.ode.field import VectorField as VectorField
+    from odeddim.ode.grids import grid as grid
+    from odeddim.ode.schedule import Schedule as Schedule
+    from odeddim.plans import Plan as Plan
+    from odeddim.plans import integrate as integrate
+    from odeddim.types import BudgetExceeded as BudgetExceeded
+    from odeddim.types import Field as Field
+    from odeddim.types import InputError as InputError
+    from odeddim.types import Solver as Solver
+    from odeddim.types import State as State
+else:  # hidden from type checkers, which would take any name for one of a module with __getattr__
+    _HOMES = {
+        "BudgetExceeded": "odeddim.types",
+        "Field": "odeddim.types",
+        "InputError": "odeddim.types",
+        "Plan": "odeddim.plans",
+        "Schedule": "odeddim.ode.schedule",
+        "Solver": "odeddim.types",
+        "State": "odeddim.types",
+        "VectorField": "odeddim.ode.field",
+        "bridge": "odeddim.bridges",
+        "certify": "odeddim.checks.certificate",
+        "computed_grid": "odeddim.fitting.grid_search",
+        "decode": "odeddim.api",
+        "encode": "odeddim.api",
+        "explain": "odeddim.checks.explanation",
+        "grid": "odeddim.ode.grids",
+        "integrate": "odeddim.plans",
+        "interpolate": "odeddim.api",
+        "jobs": "odeddim",
+        "load": "odeddim.models",
+        "noise": "odeddim.api",
+        "plan": "odeddim.api",
+        "sample": "odeddim.api",
+        "solve": "odeddim.api",
+        "solvers": "odeddim",
+        "types": "odeddim",
+    }  # name -> where it is imported from, as above; submodules come from the package itself
+    __all__ = ["__version__", *_HOMES]
 
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"odeddim.{_HOMES[name]}"), name)
-    if name == "solvers":
-        return import_module("odeddim.solvers")
-    raise AttributeError(f"module 'odeddim' has no attribute {name!r}")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'odeddim' has no attribute {name!r}")
+        home = _HOMES[name]
+        return import_module(f"odeddim.{name}") if home == "odeddim" else getattr(import_module(home), name)
 
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    def __dir__() -> list[str]:
+        return sorted(__all__)

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from odeddim import defaults, solvers
 from odeddim.latents.interpolate import interpolate as interpolate
@@ -28,7 +29,7 @@ from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Grid, Plan, check_encodes, integrate
 from odeddim.solvers.stochastic import noise as noise
-from odeddim.types import InputError, Solver, State
+from odeddim.types import InputError, OdeSettings, Settings, Solver, State
 
 Model: TypeAlias = str | Path | VectorField
 LOWEST_TOP = 5.0
@@ -44,15 +45,37 @@ def solve(
     grid: Grid = None,
     end: str = "zero",
     plan: Plan | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Tensor:
-    """Decode latents to images: x_T (B, C, H, W) of unit variance -> x_0 (B, C, H, W).
+    """Decode latents to images: the ODE from noise to the data.
 
-    solver: a name of `odeddim.solvers.names()` or a row of one's own. steps: 50 unless given. grid: a name of
-    `odeddim.ode.grids.NAMES`, a file, the nodes themselves (rising σ), or None for the solver's own. x_T lies at its
-    last node, which may be below σ_T, as in DDIM's own quadratic list, but not below σ = 5, where images show through.
-    end: "zero" or "sigma_min" (see `odeddim.ode.grids`). settings: the solver's own (`Solver.settings`), such as rtol.
-    Errors: InputError for what cannot be used, BudgetExceeded (with the best so far) when max_nfe is reached.
+    Args:
+        x_T: The latents, (B, C, H, W) of unit variance, float32 or float64 (smaller dtypes become float32). They lie at
+            the grid's last node, which may be below σ_T but not below σ = 5, where images show through the noise.
+        solver: A name of `odeddim.solvers.names()`, or a row of your own.
+        model: A built-in name, the path of a model, or a VectorField.
+        steps: The number of steps, 50 by default. Adaptive solvers take none.
+        grid: A name of `odeddim.ode.grids.NAMES`, the path of a grid file, the nodes themselves (rising σ), or None for
+            the grid that the solver recommends. Adaptive solvers keep only the ends of nodes, and take no name.
+        end: Where the image lies: "zero" (σ = 0, as in the paper) or "sigma_min" (the model's lowest σ).
+        plan: What to run, as `plan` makes it, in place of solver, steps, grid, end and settings.
+        **settings: The solver's own settings, such as rtol; `odeddim.types.Settings` has all of them. Settings that
+            only a row of your own has go through its `Solver.with_settings`.
+
+    Returns:
+        The images x_0, (B, C, H, W), nominally in [-1, 1] and not clipped, in the state's dtype on the model's device.
+
+    Raises:
+        InputError: An argument cannot be used.
+        BudgetExceeded: An adaptive run reached max_nfe; the error holds the best state so far.
+
+    Source:
+        Song et al. 2020, arXiv 2010.02502, eq. 13 and 14.
+
+    Example:
+        >>> x_T = odeddim.noise(2, (1, 28, 28), seed=0)
+        >>> odeddim.solve(x_T, solver="euler", steps=2).shape
+        torch.Size([2, 1, 28, 28])
     """
     field = load(model)
     plan = _planned(field, plan, solver, defaults.SOLVE, steps, grid, end, settings)
@@ -69,13 +92,34 @@ def encode(
     grid: Grid = None,
     end: str = "zero",
     plan: Plan | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> State:
-    """Encode images to their latents: x_0 (B, C, H, W) in [-1, 1] -> State at σ_T; its `.x` has unit variance.
+    """Encode images to their latents: the same ODE, walked along rising noise levels.
 
-    Arguments and errors as of `solve`. The ODE is the same one, walked along rising noise levels, and every
-    evaluation is made at the source's label (a solver that inverts another's decoding makes them where that does). A
-    reversible solver's state keeps in `aux` what its way back needs; `report` is what a solver says of each image.
+    Every evaluation is made at the label of the step's source; a solver that inverts the decoding of another one makes
+    them where that decoding does.
+
+    Args:
+        x_0: The images, (B, C, H, W) in [-1, 1], float32 or float64 (smaller dtypes become float32).
+        solver: A name of `odeddim.solvers.names()`, or a row of your own; not one that adds noise.
+        model, steps, grid, end, plan, **settings: As of `solve`.
+
+    Returns:
+        The State at the grid's last node, σ_T by default: its `.x` has unit variance there. Its `aux` holds what a
+        reversible solver needs for the exact way back, and its `report` what the solver says of each image.
+
+    Raises:
+        InputError: An argument cannot be used.
+        BudgetExceeded: An adaptive run reached max_nfe; the error holds the best state so far.
+
+    Source:
+        Song et al. 2020, arXiv 2010.02502, section 4.3 and eq. 14.
+
+    Example:
+        >>> images = odeddim.solve(odeddim.noise(2, (1, 28, 28)), steps=2)
+        >>> state = odeddim.encode(images, "belm", steps=4)
+        >>> state.x.shape, state.x.dtype
+        (torch.Size([2, 1, 28, 28]), torch.float32)
     """
     field = load(model)
     plan = _planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings)
@@ -92,15 +136,35 @@ def decode(
     grid: Grid = None,
     end: str = "zero",
     plan: Plan | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Tensor:
-    """Decode a State to images x_0 (B, C, H, W): the inverse direction of `encode`, with any solver.
+    """Decode a State to images: the inverse direction of `encode`, with any solver.
 
-    Arguments and errors as of `solve`; the grid must end at the state's σ, and `end` be the one it was encoded with.
-    Unless a solver is named it is the one that kept the state's way back, if one did, and `solve`'s otherwise.
-    With the reversible solver, the nodes and the batch that encoded, the images are those encoded, bit for bit. Warns
-    where another solver, other nodes, settings or another dtype of the state make that impossible; a network that
-    answers otherwise than it did (its dtype, device or batch, threads, another PyTorch) is not seen here.
+    With the reversible solver, the nodes and the batch that encoded, the images are those encoded, bit for bit. A
+    warning says where another solver, other nodes or settings, or another dtype of the state make that impossible. A
+    network that answers otherwise than it did (its dtype, device, batch, threads, PyTorch) is not noticed here.
+
+    Args:
+        state: The latents, xbar (B, C, H, W) at the noise level where the grid ends.
+        solver: A name of `odeddim.solvers.names()`, or a row of your own. By default the solver that kept the state's
+            way back, if one did, and otherwise that of `solve`.
+        model, steps, grid, end, plan, **settings: As of `solve`; `end` must be the one that the state was encoded with.
+
+    Returns:
+        The images x_0, (B, C, H, W), nominally in [-1, 1] and not clipped, in the state's dtype on the model's device.
+
+    Raises:
+        InputError: An argument cannot be used, or the grid does not end at the state's σ.
+        BudgetExceeded: An adaptive run reached max_nfe; the error holds the best state so far.
+
+    Source:
+        Song et al. 2020, arXiv 2010.02502, eq. 13 and 14.
+
+    Example:
+        >>> images = odeddim.solve(odeddim.noise(2, (1, 28, 28)), steps=2)
+        >>> state = odeddim.encode(images, "belm", steps=4)
+        >>> torch.equal(odeddim.decode(state, steps=4), images)
+        True
     """
     if not isinstance(state, State):
         raise InputError(
@@ -137,13 +201,34 @@ def sample(
     shape: tuple[int, ...] | None = None,
     start: int = 0,
     plan: Plan | None = None,
-    **settings: Any,
+    **settings: Unpack[OdeSettings],
 ) -> Tensor:
-    """n images (n, C, H, W) from noise of (seed, image index): image i is the same whatever n or the batch.
+    """Generate images from noise: image i is the same whatever n and the batch are.
 
-    solver: as `odeddim.defaults.for_sampling` has it unless given. eta: DDIM's η (eq. 16), of "euler", whose stochastic
-    form is "ddim-eta"; 0 is the ODE, None the solver's own.
-    start: the index of the first image. shape: (C, H, W) of the noise, for models that take any. Otherwise as `solve`.
+    Args:
+        n: The number of images.
+        solver: A name of `odeddim.solvers.names()`, or a row of your own. By default that of `solve`, and "ddim-eta"
+            for an `eta` above 0.
+        seed: The noise of an image depends on (seed, its index) only.
+        eta: DDIM's η between 0 (the ODE) and 1 (DDPM), for the solver "euler" or "ddim-eta"; None for the solver's own.
+        model, steps, grid, end, plan, **settings: As of `solve`.
+        shape: The (C, H, W) of the noise, for models that take any.
+        start: The index of the first image.
+
+    Returns:
+        The images, (n, C, H, W) float32, nominally in [-1, 1] and not clipped, on the model's device.
+
+    Raises:
+        InputError: An argument cannot be used, or the model takes any shape and none is given.
+        BudgetExceeded: An adaptive run reached max_nfe; the error holds the best state so far.
+
+    Source:
+        Song et al. 2020, arXiv 2010.02502, eq. 12 and 16.
+
+    Example:
+        >>> images = odeddim.sample(2, steps=5, seed=1)
+        >>> torch.allclose(images[1:], odeddim.sample(1, steps=5, seed=1, start=1), atol=1e-4)
+        True
     """
     field = load(model)
     shape = shape or field.shape
@@ -157,8 +242,17 @@ def sample(
 
 
 def to_data(field: VectorField, images: Tensor) -> Tensor:
-    """What the ODE of a model begins at, (B, *): the images (B, C, H, W), or what a latent model's autoencoder makes
-    of them. Errors: InputError for images that it is not made for.
+    """What a model's ODE begins at: the images, or what a latent model's autoencoder makes of them.
+
+    Args:
+        field: The model.
+        images: (B, C, H, W) in [-1, 1].
+
+    Returns:
+        The data, (B, *), float64 if the images are, else float32; on the model's device if there is an autoencoder.
+
+    Raises:
+        InputError: The images are not floating point tensors, or not of the shape that the autoencoder takes.
     """
     images = state_dtype(images)
     if field.codec is None:
@@ -169,15 +263,35 @@ def to_data(field: VectorField, images: Tensor) -> Tensor:
 
 
 def to_images(field: VectorField, data: Tensor) -> Tensor:
-    """The images (B, C, H, W) of what the ODE of a model ends at: the inverse direction of `to_data`."""
+    """The images of the data that a model's ODE ends at: the inverse direction of `to_data`.
+
+    Args:
+        field: The model.
+        data: (B, *), float32 or float64.
+
+    Returns:
+        The images, (B, C, H, W), nominally in [-1, 1] and not clipped: the data itself if there is no autoencoder.
+    """
     with products(field.device):
         return data if field.codec is None else field.codec.decode(data)
 
 
 def with_noise(row: Solver, *, eta: float | None = None, seed: int = 0, start: int = 0) -> Solver:
-    """The row that samples: a stochastic one with its noise of (seed, start + image, step), and `ddim-eta` for η > 0.
+    """The row that samples: a stochastic one with its noise settled, and "ddim-eta" in place of "euler" for η > 0.
 
-    Errors: InputError for an η above 0 of other solvers than "euler" and "ddim-eta".
+    Args:
+        row: The solver's row.
+        eta: DDIM's η; None for the row's own.
+        seed, start: The noise of image i in step n depends on (seed, start + i, n) only.
+
+    Returns:
+        The row with these settings; a row of the ODE as it is.
+
+    Raises:
+        InputError: η is above 0 for another solver than "euler" and "ddim-eta".
+
+    Source:
+        Song et al. 2020, arXiv 2010.02502, eq. 16.
     """
     if row.name == "euler" and eta:
         row = solvers.get("ddim-eta")
@@ -195,7 +309,7 @@ def plan(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Plan:
     """What a run will do, decided before it runs: for `plan=` of `solve`, `encode`, `decode` and `sample`, and a file.
 
@@ -260,6 +374,11 @@ def _at_the_top(schedule: Schedule, plan: Plan, x_T: Tensor) -> State:
 
 
 def state_dtype(x: Tensor) -> Tensor:
+    """An image or latent tensor in the state's dtype: float64 if it is that, else float32.
+
+    Raises:
+        InputError: It is no tensor, or not floating point.
+    """
     if not isinstance(x, Tensor):
         raise InputError(
             f"images and latents are torch tensors (B, C, H, W), not {type(x).__name__}: torch.as_tensor(...)"

@@ -11,10 +11,10 @@ again by the target, decoded by the source.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from odeddim import defaults
 from odeddim.api import LOWEST_TOP, Model, state_dtype, to_data, to_images
@@ -22,7 +22,7 @@ from odeddim.latents.arithmetic import rms
 from odeddim.models import load
 from odeddim.ode.field import VectorField
 from odeddim.plans import Grid, Plan, check_encodes, integrate
-from odeddim.types import InputError, Solver, State
+from odeddim.types import InputError, Settings, Solver, State
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def between(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Bridge:
     """The bridge between two models; arguments and errors as of `odeddim.solve`, and an InputError where they do not
     meet: images of other shapes, data of other autoencoders, or no common noise level at which images are noise."""
@@ -113,7 +113,7 @@ def bridge(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Bridged:
     """Encode images with one model and decode them with another: x_0 (B, C, H, W) in [-1, 1] -> Bridged.
 

@@ -65,7 +65,7 @@ class Plan:
         steps: int | None = None,
         grid: Grid = None,
         end: str = "zero",
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, object] | None = None,
         *,
         top: float | None = None,
     ) -> Plan:

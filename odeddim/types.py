@@ -14,11 +14,13 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Field = Callable[["Tensor", "Tensor"], "Tensor"]
@@ -46,16 +48,31 @@ class BudgetExceeded(RuntimeError):  # noqa: N818 - it is an outcome, not a defe
         self.nfe = nfe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class State:
-    """A batch of points of the ODE at one noise level.
+    """A batch of points of the ODE at one noise level: a sequence of its images.
 
-    xbar: (B, *), x̄ = x/√α, float32 or float64. sigma: the noise level σ.
-    aux: what a reversible method keeps besides x̄, each shaped like xbar; kept: which method, on which nodes. Another
-    method, or the same one on other nodes, starts from x̄ alone.
-    combined: whether it was made of other latents (interpolation, means, shifts): the way back that is kept is theirs.
-    report: what the run that led here says of each image, name -> (B,): "evaluations", "accepted", "rejected" of
-    adaptive rows, "residual" of those that iterate.
+    Two states are equal if the next run cannot tell them apart: the same bits and dtypes of xbar and aux, the same
+    sigma, kept and combined, on whatever devices. The report is not compared, for it tells of the run before. A state
+    has no hash.
+
+    Attributes:
+        xbar: x̄ = x/√α, (B, *) float32 or float64.
+        sigma: The noise level σ.
+        aux: What a reversible method keeps besides x̄, each shaped like xbar.
+        kept: Which method kept it, on which nodes. Another method, or the same one on other nodes, starts from x̄ alone.
+        report: What the run that led here says of each image, name -> (B,) on the CPU: "evaluations", "accepted",
+            "rejected" of adaptive rows, "residual" of those that iterate.
+        combined: Whether it was made of other latents (interpolation, means, shifts): the way back that is kept is
+            theirs.
+
+    Example:
+        >>> state = odeddim.State(torch.zeros(3, 1, 28, 28), 157.4)
+        >>> state[1:]
+        State(2 × (1, 28, 28) float32, σ = 157.4)
+        >>> first, second, third = state
+        >>> len(state), second == state[1], state == state.to(torch.float64)
+        (3, True, False)
     """
 
     xbar: Tensor
@@ -69,6 +86,80 @@ class State:
     def x(self) -> Tensor:
         """x = √α·x̄ = x̄/√(1+σ²), (B, *): DDPM's units, in which a latent at σ_T has unit variance on any schedule."""
         return self.xbar / math.sqrt(1.0 + self.sigma**2)
+
+    def to(
+        self, device: torch.device | torch.dtype | str | int | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """The state on a device, in a dtype, or both, as `Tensor.to` takes them: xbar and aux. The report stays.
+
+        Args:
+            device: Such as "cuda"; a dtype may stand alone in its place.
+            dtype: torch.float32 or torch.float64. In another dtype a reversible method cannot come back exactly.
+
+        Returns:
+            A State that shares with this one what need not be copied.
+
+        Example:
+            >>> odeddim.State(torch.zeros(1, 2), 1.0).to(torch.float64).xbar.dtype
+            torch.float64
+        """
+        given: list[Any] = [value for value in (device, dtype) if value is not None]
+        if not given:
+            return self
+        return replace(self, xbar=self.xbar.to(*given), aux=tuple(part.to(*given) for part in self.aux))
+
+    def __len__(self) -> int:
+        """The number of images, B."""
+        return len(self.xbar)
+
+    def __getitem__(self, images: int | slice | Sequence[int] | Tensor) -> State:
+        """Some of the images: by an index (B = 1, from the end if negative), a slice, or indices or a mask in one row.
+
+        Of an index and a slice the tensors are views, as torch has it. Raises IndexError where there is no such image.
+        """
+        rows: Any = images
+        if isinstance(images, Sequence) and not isinstance(images, (tuple, str)):
+            rows = list(images)
+        elif not isinstance(images, slice) and getattr(images, "ndim", 0) == 0:
+            place = operator.index(images)  # type: ignore[arg-type]  # a tensor () is one as well
+            if not -len(self) <= place < len(self):
+                raise IndexError(f"a state of {len(self)} images has no image {place}")
+            rows = slice(place % len(self), place % len(self) + 1)
+        if getattr(rows, "ndim", 1) != 1:
+            raise IndexError(f"the images of a state are chosen by one row of indices, (n,), not {tuple(rows.shape)}")
+
+        def of(part: Tensor) -> Tensor:
+            return part[rows.to(part.device) if hasattr(rows, "to") else rows]
+
+        report = {name: of(values) for name, values in self.report.items()}
+        return replace(self, xbar=of(self.xbar), aux=tuple(of(part) for part in self.aux), report=report)
+
+    def __iter__(self) -> Iterator[State]:
+        """The images one after another, a State (1, *) each."""
+        return (self[i] for i in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, State):
+            return NotImplemented
+        mine, theirs = ((state.sigma, state.kept, state.combined, len(state.aux)) for state in (self, other))
+        parts = zip((self.xbar, *self.aux), (other.xbar, *other.aux), strict=False)
+        return mine == theirs and all(_same_bits(a, b) for a, b in parts)
+
+    def __repr__(self) -> str:
+        shape = f"{len(self)} × {tuple(self.xbar.shape[1:])} {str(self.xbar.dtype).removeprefix('torch.')}"
+        place = "" if self.xbar.device.type == "cpu" else f" on {self.xbar.device}"
+        kept = f", kept by {self.kept.split()[0]}" if self.kept else ""
+        return f"State({shape}{place}, σ = {self.sigma:.6g}{kept}{', combined' if self.combined else ''})"
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    import torch
+
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if a.device != b.device:
+        a, b = a.cpu(), b.cpu()
+    return torch.equal(*(part.detach().contiguous().view(torch.uint8) for part in (a, b)))
 
 
 class Instruction(Protocol):
@@ -122,6 +213,33 @@ class Growth:
     decode: float
     latent: float
     image: float
+
+
+class OdeSettings(TypedDict, total=False):
+    """The settings of the table's rows that add no noise: for type checkers, and for editors that complete `rtol=`.
+
+    `Solver.settings` says which of them a row has; None keeps the row's default. At run time nothing is checked
+    against this class: a run asks the row. Settings that only a row of your own has go through its `with_settings`.
+    """
+
+    rtol: float | None
+    atol: float | None
+    max_nfe: int | None
+    accuracy: float | None
+    batch: int | None
+    variable: str | None
+    warmup: str | None
+    gamma: float | None
+    p: float | None
+    coupling: float | None
+
+
+class Settings(OdeSettings, total=False):
+    """The settings of all rows of the table, those of the stochastic rows among them; see `OdeSettings`."""
+
+    eta: float | None
+    seed: int | None
+    first: int | None
 
 
 KINDS = {int: "a whole number", float: "a number", str: "a word"}

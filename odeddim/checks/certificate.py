@@ -13,10 +13,10 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from odeddim import defaults, solvers
 from odeddim.api import Model, state_dtype, to_data
@@ -27,7 +27,7 @@ from odeddim.ode.field import VectorField
 from odeddim.ode.grids import is_named
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Grid, Plan, check_encodes, integrate
-from odeddim.types import InputError, Solver, State, pick
+from odeddim.types import InputError, Settings, Solver, State, pick
 
 CERTIFICATE = ("round_trip", "latent_error", "evaluations", *FIGURES)
 """What is certified of each latent.
@@ -77,7 +77,7 @@ def certify(
     grid: Grid = None,
     end: str = "zero",
     plan: Plan | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> tuple[State, dict[str, Tensor]]:
     """Encode images and say how good each latent is: x_0 (B, C, H, W) in [-1, 1] -> State, figures (B,) by name.
 
@@ -173,7 +173,7 @@ def _groups(counts: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def rungs_of(
-    schedule: Schedule, solver: str | Solver, steps: int | None, grid: Grid, end: str, settings: Mapping[str, Any]
+    schedule: Schedule, solver: str | Solver, steps: int | None, grid: Grid, end: str, settings: Mapping[str, object]
 ) -> Rungs:
     """What a tolerance tries: the same run with more and more steps (`LADDER`), as many as the grid has room for.
 

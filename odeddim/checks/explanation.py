@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from odeddim import defaults
 from odeddim.api import Model
 from odeddim.models import DEFAULT, load
 from odeddim.ode.analytic import Gaussian
 from odeddim.plans import Grid, Plan, check_encodes, integrate
-from odeddim.types import Growth, InputError, Solver, State, pick
+from odeddim.types import Growth, InputError, Settings, Solver, State, pick
 
 DIRECTIONS = ("encode", "decode")
 
@@ -61,7 +62,7 @@ def explain(
     grid: Grid = None,
     end: str = "zero",
     dtype: str = "float32",
-    **settings: object,
+    **settings: Unpack[Settings],
 ) -> Explanation:
     """What `encode` or `decode` with the same arguments will do. dtype: of the state, "float32" or "float64".
 

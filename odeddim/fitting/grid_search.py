@@ -20,19 +20,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from odeddim.api import Model, decode, encode, to_data
 from odeddim.models import DEFAULT, load
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan, check_encodes, integrate
-from odeddim.types import InputError, Solver, State
+from odeddim.types import InputError, Settings, Solver, State
 
 REFERENCE = ("ab4", "log", 200)
 KNOTS = 8  # of the density
@@ -62,7 +63,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class ComputedGrid:
-    """The best grid and its plan, the solver's own with as many steps on the same images, and evaluations per image."""
+    """The best grid and its plan, the solver's own grid on the same images, and the evaluations per image it took."""
 
     best: Measured
     own: Measured
@@ -71,7 +72,13 @@ class ComputedGrid:
 
 
 def computed_grid(
-    images: Tensor, solver: str | Solver, steps: int, *, model: Model = DEFAULT, end: str = "zero", **settings: Any
+    images: Tensor,
+    solver: str | Solver,
+    steps: int,
+    *,
+    model: Model = DEFAULT,
+    end: str = "zero",
+    **settings: Unpack[Settings],
 ) -> Tensor:
     """The grid on which a solver errs least on these images: nodes (steps+1,) float64, rising, for `grid=`.
 
@@ -90,7 +97,7 @@ def compute(
     steps: int,
     *,
     end: str = "zero",
-    settings: dict[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     batch_size: int = 32,
     advance: Callable[[int], Any] = lambda evaluations: None,
 ) -> ComputedGrid:
@@ -114,7 +121,11 @@ def compute(
 
 
 def own_plan(
-    field: VectorField, solver: str | Solver, steps: int, end: str = "zero", settings: dict[str, Any] | None = None
+    field: VectorField,
+    solver: str | Solver,
+    steps: int,
+    end: str = "zero",
+    settings: Mapping[str, object] | None = None,
 ) -> Plan:
     """A solver on its own grid, of `steps` steps; an InputError where there is no grid to compute for it."""
     row = Plan.of(field.schedule, solver, None, None, end, settings).solver

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -43,7 +43,7 @@ def mean(batches: Iterable[State]) -> State:
     total = lost = torch.zeros((), dtype=torch.float64)
     count = 0
     for batch in batches:
-        first = first or batch
+        first = batch if first is None else first
         check_alike(first, batch)
         for row in zip(batch.xbar, *batch.aux, strict=True):
             term = torch.stack(row).to(torch.float64) - lost
@@ -145,11 +145,6 @@ def join(states: Sequence[State]) -> State:
     aux = tuple(torch.cat(parts) for parts in zip(*(state.aux for state in states), strict=True))
     combined = any(state.combined for state in states)
     return State(torch.cat([state.xbar for state in states]), first.sigma, aux, first.kept, combined=combined)
-
-
-def rounded(state: State, dtype: torch.dtype) -> State:
-    """A state in this dtype, its auxiliary states too."""
-    return replace(state, xbar=state.xbar.to(dtype), aux=tuple(part.to(dtype) for part in state.aux))
 
 
 def rms(difference: Tensor) -> Tensor:

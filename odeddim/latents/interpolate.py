@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odeddim.latents.arithmetic import check_alike
+from odeddim.latents.arithmetic import join
 from odeddim.types import InputError, State
 
 
@@ -115,13 +115,10 @@ def _segments(n: int) -> int:
 
 def _gather(states: Sequence[State]) -> State:
     """Latents (1, *) each as one State (K, *)."""
-    first = states[0]
     for state in states:
-        if state.xbar.shape[0] != 1:
-            raise InputError(f"interpolation takes one latent at a time, xbar (1, *), not {state.xbar.shape[0]}")
-        check_alike(first, state)
-    aux = tuple(torch.cat(parts) for parts in zip(*(state.aux for state in states), strict=True))
-    return State(torch.cat([state.xbar for state in states]), first.sigma, aux, first.kept)
+        if len(state) != 1:
+            raise InputError(f"interpolation takes one latent at a time, xbar (1, *), not {len(state)}")
+    return join(states)
 
 
 def _vectors(corners: State) -> Tensor:

@@ -187,7 +187,7 @@ def _among(nodes: Tensor, levels: Tensor) -> Tensor:
 
 
 def read_nodes(path: Path) -> Tensor:
-    """Nodes from a file, float64: numbers between white space or commas, '#' starts a comment; or JSON: a list, or a plan."""
+    """Nodes from a file, float64: numbers between white space or commas, '#' starts a comment; a JSON list; a plan."""
     try:
         text = path.read_text(encoding="utf-8")
         if text.lstrip().startswith(("[", "{")):

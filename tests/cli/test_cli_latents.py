@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from odeddim.cli import main
-from odeddim.latents.arithmetic import Shifted, apart_by_chance, direction, distances, join, mean, rms, rounded, shift
+from odeddim.latents.arithmetic import Shifted, apart_by_chance, direction, distances, join, mean, rms, shift
 from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.types import InputError, State
 
@@ -75,7 +75,7 @@ def test_a_shift_is_what_the_arithmetic_says(run: Run, here: Path, name: str, dt
     with LatentFile(z) as file, LatentFile(here / "shifted.h5") as shifted:
         assert file.aux_count > 0
         way = direction(mean([group(file, 0, 1, 2, 3, 5)]), mean([group(file, 11, 7, 8, 9)]))
-        way = rounded(way, dtype)
+        way = way.to(dtype)
         expected = [shift(file.pick(index), way, by) for index in (6, 1, 2) for by in (-1.0, 0.0, 1.5)]
         found = shifted.read(0, 9)
         assert found.xbar.dtype == dtype
@@ -117,7 +117,7 @@ def test_a_stored_direction(run: Run, z: Path, here: Path) -> None:
     assert "both means and their difference in d.h5" in out
     with LatentFile(z) as file, LatentFile(here / "d.h5") as stored:
         means = mean([file.read(0, 5)]), mean([file.read(5, 12)])
-        expected = [rounded(state, torch.float32) for state in (*means, direction(*means))]
+        expected = [state.to(torch.float32) for state in (*means, direction(*means))]
         assert equal(stored.read(0, 3), join(expected))
         assert stored.names[:] == ["mean of --from", "mean of --to", "difference"]
         of = {"path": "z.h5", "sha256": file.fingerprint, "from": "0-4", "to": "5-11"}

@@ -45,10 +45,16 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """Every odeddim module that a file imports, anywhere in it; relative imports are refused."""
+    """Every odeddim module that a file imports, anywhere in it; relative imports are refused.
+
+    The package itself names for type checkers what it imports when it is used: that is no arrow.
+    """
     found = set()
     known = modules()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if path == ROOT / "odeddim" / "__init__.py":
+        tree.body = [part for node in tree.body for part in _at_run_time(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -58,6 +64,11 @@ def imports(path: Path) -> set[str]:
                 full = f"{node.module}.{alias.name}"
                 found.add(full if full in known else node.module)
     return {name for name in found if name.split(".")[0] == "odeddim"}
+
+
+def _at_run_time(node: ast.stmt) -> list[ast.stmt]:
+    """A statement without what only type checkers see of it."""
+    return node.orelse if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" else [node]
 
 
 def room(name: str) -> str:
