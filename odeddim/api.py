@@ -172,12 +172,13 @@ def to_images(field: VectorField, data: Tensor) -> Tensor:
 
 
 def with_noise(row: Solver, *, eta: float | None = None, seed: int = 0, start: int = 0) -> Solver:
-    """The row that samples: a stochastic one with its noise of (seed, start + image, step), and `ddim-eta` for η > 0.
+    """The row that samples: a stochastic row with its noise of (seed, start + image, step), or any other as it is.
 
-    Errors: InputError for an η above 0 of other solvers than "euler" and "ddim-eta".
+    For η > 0 a row is replaced by its stochastic form (`Solver.stochastic_form`).
+    Errors: InputError for an η above 0 of a row that has no stochastic form and is not "ddim-eta".
     """
-    if row.name == "euler" and eta:
-        row = solvers.get("ddim-eta")
+    if row.stochastic_form and eta:
+        row = solvers.get(row.stochastic_form)
     if row.stochastic:
         return row.with_settings(eta=eta, seed=seed, first=start)
     if eta:
