@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from odeddim import defaults
 from odeddim.cli import options
+
+if TYPE_CHECKING:
+    from odeddim.checks.explanation import Explanation
 
 
 @click.command("explain")
@@ -47,6 +50,8 @@ def command(model: str, solver: str | None, as_json: bool, **given: Any) -> None
         options.echo_json(made.to_json())
         return
     options.echo(f"{made.solver}: {made.family}, order {made.order}. {made.reference}")
+    if made.settings:
+        options.echo(f"Settings: {', '.join(_setting(name, made) for name in made.settings)}")
     count = "evaluations as the data need them" if made.evaluations is None else f"{made.evaluations} evaluations"
     options.echo(
         f"{made.model}, end at {made.end}: {made.direction}s in {len(made.nodes) - 1} steps, {count} per image"
@@ -60,7 +65,7 @@ def command(model: str, solver: str | None, as_json: bool, **given: Any) -> None
         options.echo(line)
     if not made.instructions:
         options.echo("No list of coefficients: they depend on the data or on noise, or another library holds them.")
-    if made.instructions and made.family == "reversible" and made.direction == "decode":
+    if made.instructions and made.reversible and made.direction == "decode":
         options.echo("(A run begun afresh. The way back of an encoding undoes that one's list instead.)")
     if made.growth is not None:
         grows = made.growth
@@ -73,3 +78,9 @@ def command(model: str, solver: str | None, as_json: bool, **given: Any) -> None
         options.echo(f"Begun afresh on Gaussian data (0 ± 0.5), such a run ends {made.gaussian:.2g} of its value off.")
     if made.refused:
         options.echo(f"Such a run is refused: {made.refused}")
+
+
+def _setting(name: str, made: Explanation) -> str:
+    """A setting as text: its value and, if that was given, its default."""
+    default = made.settings[name]
+    return f"{name} = {made.chosen[name]} (default {default})" if name in made.chosen else f"{name} = {default}"

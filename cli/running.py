@@ -265,11 +265,6 @@ class Tally:
         return ", ".join(f"{steps} steps for {count}" for steps, count in sorted(self._steps.items()))
 
 
-def shares_steps(row: Solver) -> bool:
-    """Whether the images of a batch are given common steps, so that the batch belongs to the run's settings."""
-    return row.family == "torchdiffeq adaptive"
-
-
 def at_once(
     field: VectorField,
     row: Solver,
@@ -283,9 +278,9 @@ def at_once(
     Whole batches of the field's network, so that none has to be filled up but the last.
     """
     size = batch_size
-    if size is None and encoded is not None and shares_steps(row):
+    if size is None and encoded is not None and row.shares_steps:
         size = _positive(encoded.provenance.details.get("batch_size"))
-    return (size or in_work(field.network_batch or 1)) * (QUEUE if queued or "batch" in row.settings else 1)
+    return (size or in_work(field.network_batch or 1)) * (QUEUE if queued or row.queued else 1)
 
 
 def in_work(network_batch: int) -> int:
@@ -306,8 +301,8 @@ def in_blocks(
     network_batch = network_batch or _positive(kept.get("network_batch"))
     if where.device.type == "cpu":
         torch.set_num_threads(threads or _positive(kept.get("threads")) or 1)
-    if network_batch is None and row.family == "scipy":
-        network_batch = 1  # these go image by image
+    if network_batch is None and row.one_by_one:
+        network_batch = 1
     field.network_batch = network_batch or network_batch_on(where)
     if encoded is not None:
         warn_of_exactness(encoded, field, row, where)
@@ -360,14 +355,14 @@ def details_of(field: VectorField, row: Solver, where: Machine, size: int) -> di
     if where.device.type == "cuda":
         cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
         details |= {"gpu": torch.cuda.get_device_name(where.device), "cudnn": cudnn}
-    if shares_steps(row):
+    if row.shares_steps:  # the result for an image depends on its batch
         details["batch_size"] = size
     return details
 
 
 def lasting(settings: dict[str, Any], row: Solver) -> dict[str, Any]:
-    """The settings that change a result: not where an adaptive run gives up."""
-    return {key: value for key, value in settings.items() if key != "max_nfe" or not row.adaptive}
+    """The settings that change a result, without those that only decide when a run gives up."""
+    return {key: value for key, value in settings.items() if key not in row.limits}
 
 
 def combined(file: LatentFile, made: Provenance) -> tuple[Provenance, torch.Tensor]:

@@ -277,7 +277,7 @@ def to_images(field: VectorField, data: Tensor) -> Tensor:
 
 
 def with_noise(row: Solver, *, eta: float | None = None, seed: int = 0, start: int = 0) -> Solver:
-    """The row that samples: a stochastic one with its noise settled, and "ddim-eta" in place of "euler" for η > 0.
+    """The row that samples: a stochastic one with its noise settled, and for η > 0 the row's stochastic form.
 
     Args:
         row: The solver's row.
@@ -288,13 +288,13 @@ def with_noise(row: Solver, *, eta: float | None = None, seed: int = 0, start: i
         The row with these settings; a row of the ODE as it is.
 
     Raises:
-        InputError: η is above 0 for another solver than "euler" and "ddim-eta".
+        InputError: η is above 0 for a row that has no stochastic form, and is none.
 
     Source:
         Song et al. 2020, arXiv 2010.02502, eq. 16.
     """
-    if row.name == "euler" and eta:
-        row = solvers.get("ddim-eta")
+    if row.stochastic_form and eta:
+        row = solvers.get(row.stochastic_form)
     if row.stochastic:
         return row.with_settings(eta=eta, seed=seed, first=start)
     if eta:

@@ -111,8 +111,7 @@ class Plan:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that change a result: all that were chosen, but for where a run gives up."""
-        limits = self.solver.limits or (("max_nfe",) if self.solver.adaptive else ())
-        return {key: value for key, value in self.solver.chosen.items() if key not in limits}
+        return {key: value for key, value in self.solver.chosen.items() if key not in self.solver.limits}
 
     @cached_property
     def evaluations(self) -> float:

@@ -163,18 +163,22 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 class Instruction(Protocol):
-    """One step of a run whose arithmetic is known beforehand."""
+    """One line of a plan: an operation of a run whose arithmetic is known before it begins."""
 
     def words(self, place: int) -> str:
-        """The instruction at this place of a plan, as `odeddim explain` prints it."""
+        """The instruction as `odeddim explain` prints it; `place` is its index in the plan."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a run whose arithmetic is known beforehand: x̄ = Σ c_i·x̄_i + Σ w_j·ε_j, at the noise level σ.
+    """One point of a run whose arithmetic is known before it begins: x̄ = Σ c_i·x̄_i + Σ w_j·ε_j.
 
-    points: {i: c_i} and slopes: {j: w_j} over the points before it, by their place in the plan; ε_j is the field at
-    point j. Point 0 is where the run starts.
+    Point 0 is the start of the run. A point refers to earlier points by their index in the plan.
+
+    Attributes:
+        sigma: The noise level σ of the point.
+        points: {i: c_i}, the weights of the earlier points.
+        slopes: {j: w_j}, the weights of the field ε_j at the earlier points.
     """
 
     sigma: float
@@ -182,14 +186,14 @@ class Point:
     slopes: Mapping[int, float] = field(default_factory=dict)
 
     def words(self, place: int) -> str:
-        """x̄_place = Σ c_i·x̄_i + Σ w_j·ε_j, at σ."""
+        """The point as text: "x̄2 = x̄1 - 3.25·ε1, at σ = 0.5"."""
         terms = [(weight, f"x̄{i}") for i, weight in self.points.items() if weight]
         terms += [(weight, f"ε{j}") for j, weight in self.slopes.items() if weight]
         return f"x̄{place} = {weighted_sum(terms) if terms else 'the start'}, at σ = {self.sigma:.6g}"
 
 
 def weighted_sum(terms: Iterable[tuple[float, str]]) -> str:
-    """A sum in words: "x̄0 - 3.25·ε0"."""
+    """A weighted sum as text: "x̄0 - 3.25·ε0"."""
     text = ""
     for weight, what in terms:
         sign = (" - " if weight < 0 else " + ") if text else ("-" if weight < 0 else "")
@@ -198,21 +202,42 @@ def weighted_sum(terms: Iterable[tuple[float, str]]) -> str:
 
 
 Plan = Callable[..., "Sequence[Instruction]"]
-"""instructions = plan(nodes, **settings): what a run over these nodes does."""
+"""instructions = plan(nodes, **settings): the arithmetic of a run over these nodes, all positive."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What becomes of rounding errors in a run, by its coefficients alone.
+    """How much a run amplifies rounding errors, computed from its coefficients alone.
 
-    encode, decode: the factor by which an error made somewhere in the run can have grown at its end. latent: the
-    rounding error of the latent that this makes, over √(1+σ_T²); image: that of the image, over √(1+σ²) there.
+    Attributes:
+        encode: The largest factor between an error anywhere in an encoding run and that error at the end of the run.
+        decode: The same of a decoding run.
+        latent: The rounding error of the latent that follows, relative to its scale √(1+σ_T²).
+        image: The rounding error of the image, relative to √(1+σ²) at the lowest node.
     """
 
     encode: float
     decode: float
     latent: float
     image: float
+
+
+@dataclass(frozen=True)
+class Depends:
+    """A default that depends on the run: it is computed when the run begins.
+
+    Attributes:
+        kind: The type of the setting's values: int, float or str.
+        words: The rule in words, such as "0.93^(50/N) at N steps".
+        value: The rule as a function. The run function that has the setting decides what the rule is given.
+    """
+
+    kind: type
+    words: str
+    value: Callable[..., Any]
+
+    def __str__(self) -> str:
+        return self.words
 
 
 class OdeSettings(TypedDict, total=False):
@@ -245,19 +270,51 @@ class Settings(OdeSettings, total=False):
 KINDS = {int: "a whole number", float: "a number", str: "a word"}
 
 
+def kind_of(default: Any) -> type:
+    """The type of a setting's values, given its default."""
+    return default.kind if isinstance(default, Depends) else type(default)
+
+
 @dataclass(frozen=True)
 class Solver:
-    """One row of the table: a whole run from noise level to noise level, and what it declares about itself.
+    """One row of the solver table: how to integrate over a list of noise levels, and what others need to know of it.
 
-    Rising nodes encode, the same nodes falling decode. `order` is the global order that the order test measures
-    (nominal for adaptive rows); `nfe` the evaluations per step (None where they depend on the data); `warmup` what the
-    first steps cost on top of that; `grid` the family's recommended grid; `reference` the paper and equation.
-    `settings` are the names that `with_settings` accepts, each with its type: int, float or str. `plan`: the run's
-    arithmetic, of rows that follow one, which `odeddim explain` prints; `growth`: growth(nodes, single) of rounding
-    errors, single if the state is float32. `onestep`: a step depends on the state at its start only. `adaptive`:
-    chooses its own nodes between the first and the last. `reversible`: comes back exactly. `to_zero`: takes the Euler
-    step between σ = 0 and its neighbour itself, which of other rows is left to `odeddim.api.integrate`. `stochastic`:
-    adds noise, decodes only, and has the settings `seed` and `first`, the index of the batch's first image.
+    Rising nodes encode, and the same nodes in falling order decode. Code outside `odeddim.solvers` reads these fields
+    and never compares the name or the family of a row with a string.
+
+    Attributes:
+        name: Lower-case words joined by hyphens.
+        run: The run itself, see `Run`.
+        family: The heading of the row in the table. It is printed and has no other use.
+        order: The global order of convergence. The tests measure it for rows with fixed steps; for adaptive rows it
+            is nominal.
+        nfe: Evaluations of the field per step and image, or None if they depend on the data.
+        reference: The paper and the equation or algorithm.
+        grid: The name of the grid that is recommended for the row.
+        warmup: Additional evaluations of the first steps: (3, 3) are three more in each of the first two steps.
+        onestep: A step depends on nothing but the state at its start.
+        reversible: Decoding what the row has encoded, on the same nodes, returns the images that were encoded: bit
+            for bit, or to an accuracy that the row reports for each image.
+        to_zero: The row itself takes the Euler step between σ = 0 and its neighbour. For all other rows
+            `odeddim.api.integrate` takes it, and their nodes are positive.
+        adaptive: The row chooses its own nodes between the first and the last.
+        stochastic: The row adds noise. It can only decode, and it has the settings `seed` and `first`, the index of
+            the first image of the batch.
+        ddim: The row is what the DDIM paper calls DDIM: its step at η = 0, on the paper's grids.
+        stochastic_form: The name of the row that is the stochastic form of this one, with a setting `eta`; "" if
+            there is none.
+        shares_steps: All images of a batch take the same steps, chosen from all of them, so the result for an image
+            depends on its batch.
+        one_by_one: The field is evaluated for one image at a time.
+        queued: Images leave the run one by one and others take their places, so a batch many times larger than that
+            of the network keeps its evaluations full.
+        settings: The settings of the row, name -> default. The type of the default (int, float or str) is the type of
+            the setting, and an int is accepted for a float. A default that depends on the run is a `Depends`.
+        limits: The settings that only decide when a run gives up: they do not change a result that is reached.
+        chosen: The settings that `with_settings` has fixed, name -> value.
+        plan: The arithmetic of the run, for rows that know it before the run begins; `odeddim explain` prints it.
+        growth: growth(nodes, single) -> `Growth`, for rows whose coefficients are known; `single` says whether the
+            state is float32.
     """
 
     name: str
@@ -273,36 +330,68 @@ class Solver:
     to_zero: bool = False
     adaptive: bool = False
     stochastic: bool = False
-    settings: Mapping[str, type] = field(default_factory=dict)
-    chosen: Mapping[str, Any] = field(default_factory=dict)
+    ddim: bool = False
+    stochastic_form: str = ""
+    shares_steps: bool = False
+    one_by_one: bool = False
+    queued: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
+    chosen: Mapping[str, Any] = field(default_factory=dict)
     plan: Plan | None = None
     growth: Callable[..., Growth] | None = None
 
     def __post_init__(self) -> None:
         if self.adaptive and self.nfe is not None:
             raise ValueError(f"solver {self.name!r} is adaptive: its nfe must be None")
+        for key, default in self.settings.items():
+            if kind_of(default) not in KINDS:
+                raise ValueError(
+                    f"solver {self.name!r}: the default of {key!r} must be an int, a float, a str or a Depends, "
+                    f"not {default!r}"
+                )
+        if unknown := {*self.limits, *self.chosen} - set(self.settings):
+            raise ValueError(f"solver {self.name!r} has no setting {min(unknown)!r}, which its limits or chosen name")
 
     def evaluations(self, steps: int) -> int | None:
-        """Evaluations per image for this many steps; None where they depend on the data."""
+        """Evaluations per image for this many steps, or None if they depend on the data."""
         return None if self.nfe is None else self.nfe * steps + sum(self.warmup[:steps])
 
     def with_settings(self, **settings: Any) -> Solver:
-        """This row with settings such as rtol, atol, max_nfe fixed; settings that are None keep their defaults."""
+        """This row with some of its settings fixed.
+
+        Args:
+            **settings: Values by name, such as rtol=1e-6. A value of None leaves that setting as it is.
+
+        Returns:
+            A row whose `run`, `plan` and `growth` use these values, and whose `chosen` names them, beside those fixed
+            before; a value fixed again replaces the one before.
+
+        Raises:
+            InputError: For a setting that the row does not have, and for a value of another type than its default.
+
+        Example:
+            >>> from odeddim import solvers
+            >>> dict(solvers.get("dopri5").with_settings(rtol=1e-6).with_settings(atol=1e-7).chosen)
+            {'rtol': 1e-06, 'atol': 1e-07}
+        """
         given = {key: value for key, value in settings.items() if value is not None}
-        for key in given:
+        for key, value in given.items():
             if key not in self.settings:
-                has = ", ".join(self.settings) or "none"
-                raise InputError(f"solver {self.name!r} has no setting {key!r} (it has: {has})")
-            kind, value = self.settings[key], given[key]
+                has = ", ".join(f"{name} = {default}" for name, default in self.settings.items()) or "none"
+                raise InputError(f"solver {self.name!r} has no setting {key!r} (its settings and defaults: {has})")
+            kind = kind_of(self.settings[key])
             if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
                 raise InputError(f"{key} of solver {self.name!r} must be {KINDS[kind]}, not {value!r}")
         if not given:
             return self
-        plan = None if self.plan is None else functools.partial(self.plan, **given)
-        growth = None if self.growth is None else functools.partial(self.growth, **given)
-        chosen = {**self.chosen, **given}
-        return replace(self, run=functools.partial(self.run, **given), plan=plan, growth=growth, chosen=chosen)
+        return replace(
+            self,
+            run=functools.partial(self.run, **given),
+            plan=None if self.plan is None else functools.partial(self.plan, **given),
+            growth=None if self.growth is None else functools.partial(self.growth, **given),
+            chosen={**self.chosen, **given},
+        )
 
 
 def pick(name: str, choices: Iterable[str], what: str) -> str:

@@ -1,12 +1,13 @@
 """The table of solvers: how dx̄/dσ = ε(x̄, σ) is integrated from one noise level to another.
 
-    odeddim.solvers.get("ab3")(field, state, sigmas)        # rising sigmas encode, falling ones decode
+    odeddim.solvers.get("ab3").run(field, state, sigmas)    # rising sigmas encode, falling ones decode
     odeddim.solvers.get("dopri5", rtol=1e-6)                # a row with a setting
     odeddim.solvers.add(row)                                # a row of your own, then usable by its name everywhere
 
-A row is an `odeddim.types.Solver`. Each file beside this one is a family: its functions and, in `ROWS`, its rows;
-a new solver is one row, or one file, in one place. Families see a field, a state and nodes, never a network or a
-schedule, and import torch and the like only inside functions, so that listing the table loads nothing heavy.
+A row is an `odeddim.types.Solver`. Each module of this package whose name does not begin with an underscore is a
+family: its functions and, in `ROWS`, its rows. A new solver is one row, or one module. README.md beside this file says
+how. Families see a field, a state and nodes, never a network or a schedule. They import torch and the like inside
+functions only, so that listing the table loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -24,14 +25,21 @@ from odeddim.types import InputError, Solver, pick
 __all__ = ["DERIVED", "SOLVERS", "add", "get", "names"]
 
 SOLVERS: dict[str, Solver] = {}
-"""Every row by its name, in the order in which the table is shown."""
+"""All rows by name, in the order in which the table is printed."""
 
 DERIVED: dict[str, Callable[[Solver], Solver]] = {}
-"""What can be made of other rows, by the beginning of its name: "mf-" makes a one-step row reversible, and so on."""
+"""Functions that make a row of another row, by the prefix of its name: "mf-" makes a one-step row reversible."""
 
 
 def add(row: Solver) -> None:
-    """Puts a row into the table. Raises InputError for a name that is taken or a row that cannot be true."""
+    """Add a row to the table; it is then usable by its name everywhere in this process.
+
+    Args:
+        row: The row.
+
+    Raises:
+        InputError: If the name is taken or malformed, or a field of the row cannot be true.
+    """
     if row.name in SOLVERS:
         raise InputError(f"there is already a solver {row.name!r}; give the new row another name")
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", row.name):
@@ -44,10 +52,23 @@ def add(row: Solver) -> None:
 
 
 def get(name: str, **settings: object) -> Solver:
-    """The row of that name, with settings such as rtol, atol, max_nfe (None: the row's default).
+    """The row of a name, with some of its settings fixed.
 
-    A name may also be one of `DERIVED` before that of another row: "mf-NAME", "exact-NAME".
-    Raises InputError for an unknown name, with its nearest neighbours, and for a setting that the row does not have.
+    Args:
+        name: A name in the table, or the name of another row after a prefix in `DERIVED`: "mf-NAME", "exact-NAME".
+        **settings: Values by name, such as rtol=1e-6. A value of None leaves that setting at its default.
+
+    Returns:
+        The row.
+
+    Raises:
+        InputError: For an unknown name (the message suggests the nearest ones), an unknown setting, or a value of
+            the wrong type.
+
+    Example:
+        >>> from odeddim import solvers
+        >>> solvers.get("ab3").order
+        3
     """
     for prefix, derive in DERIVED.items():
         base = name.removeprefix(prefix)
@@ -57,11 +78,11 @@ def get(name: str, **settings: object) -> Solver:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all rows, in the table's order."""
+    """The names of all rows, in the order of the table."""
     return tuple(SOLVERS)
 
 
-# The order in which the families are shown; others, each a file with ROWS, come after them.
+# The order in which the families are printed. Other modules with ROWS come after them.
 _SHOWN = ("onestep", "multistep", "torchdiffeq_", "reversible", "iterated", "per_image", "scipy_", "stochastic")
 
 

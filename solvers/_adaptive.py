@@ -1,11 +1,13 @@
-"""What the adaptive families share: one evaluation after another, watched."""
+"""What the adaptive families share: their settings, their rows, and the watch on their evaluations."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from odeddim.types import BudgetExceeded, Field, InputError, State
+from odeddim.solvers._settings import defaults_of
+from odeddim.types import BudgetExceeded, Field, InputError, Solver, State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,11 +19,36 @@ if TYPE_CHECKING:
 LONGEST = 1.0
 
 
-SETTINGS = {"rtol": float, "atol": float, "max_nfe": int}
+def adaptive_row(
+    name: str, run: Callable[..., State], order: int, reference: str, *settings: str, family: str, **declared: Any
+) -> Solver:
+    """A row with the settings rtol, atol and max_nfe.
+
+    Args:
+        name: See `Solver`, as for order, reference and family.
+        run: The run function with all that the row fixes, a `functools.partial`.
+        *settings: Its further settings.
+        **declared: Further fields of the row.
+
+    Returns:
+        The row, whose max_nfe only decides when a run gives up.
+    """
+    return Solver(
+        name=name,
+        run=run,
+        family=family,
+        order=order,
+        nfe=None,
+        adaptive=True,
+        settings=defaults_of(run, "rtol", "atol", "max_nfe", *settings),
+        limits=("max_nfe",),
+        reference=reference,
+        **declared,
+    )
 
 
 def check_settings(rtol: float, atol: float, max_nfe: int) -> None:
-    """Raises InputError for settings that no run can keep."""
+    """Raise an InputError unless all of these settings are positive."""
     if not (rtol > 0 and atol > 0 and max_nfe > 0):
         raise InputError(f"rtol, atol and max_nfe must be positive, not {rtol}, {atol} and {max_nfe}")
 
@@ -29,9 +56,16 @@ def check_settings(rtol: float, atol: float, max_nfe: int) -> None:
 class Watch:
     """dx̄/du for an integrator that chooses its own steps; u is log σ or σ itself.
 
-    Nothing is evaluated outside the noise levels `start.sigma` and `target`, everything counts towards max_nfe, and ε
-    must be finite. `reached` is the last accepted point, kept up to date by the integrator's adapter. who: the
-    beginning of messages.
+    It evaluates nothing outside the noise levels from `start.sigma` to `target`, counts every evaluation, and refuses
+    an ε that is not finite. The adapter of the integrator keeps `reached`, the last accepted point, up to date.
+
+    Args:
+        who: The solver and the image, with which messages begin.
+        field: ε(σ, x̄).
+        start: The start of the run.
+        target: The noise level σ at which the run ends.
+        log: Whether u is log σ.
+        max_nfe: The most evaluations.
     """
 
     def __init__(self, who: str, field: Field, start: State, target: float, *, log: bool, max_nfe: int) -> None:
@@ -45,17 +79,27 @@ class Watch:
         self.nfe = 0
 
     def u(self, sigma: float) -> float:
-        """The integrator's variable at a noise level."""
+        """The integrator's variable u at a noise level."""
         return math.log(sigma) if self.log else sigma
 
     def sigma(self, u: float) -> float:
-        """The noise level of the integrator's variable, held between the two ends."""
+        """The noise level at a value of the integrator's variable u, kept between the two ends."""
         # The cap before exp: a wild trial step must not overflow it.
         sigma = math.exp(min(u, self.u(self.high))) if self.log else u
         return min(max(sigma, self.low), self.high)
 
     def rate(self, u: float, xbar: Tensor, cost: int = 1) -> Tensor:
-        """dx̄/du (B, *) at x̄ (B, *), an evaluation that counts `cost` times."""
+        """dx̄/du (B, *) at x̄ (B, *).
+
+        Args:
+            u: The integrator's variable.
+            xbar: x̄ (B, *).
+            cost: How many evaluations this one counts as.
+
+        Raises:
+            BudgetExceeded: If the run needs more than max_nfe evaluations.
+            InputError: If ε is not finite.
+        """
         import torch
 
         sigma = self.sigma(u)
@@ -68,7 +112,7 @@ class Watch:
         return eps * sigma if self.log else eps
 
     def stopped(self, why: str) -> BudgetExceeded:
-        """The exception for a run that ends before its target, with what it has reached."""
+        """The exception for a run that ends before its target, with the last accepted point as its state."""
         return BudgetExceeded(
             f"{self.who} {why}: from σ = {self.start.sigma:.6g} to {self.target:.6g} it got as far as "
             f"{self.reached.sigma:.6g}, kept in `.state`; "

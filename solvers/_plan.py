@@ -1,8 +1,8 @@
-"""Runs whose arithmetic is known beforehand: their coefficients, in float64, and the one loop that follows them.
+"""Runs whose arithmetic is known before they begin: their coefficients in float64, and the loop that follows them.
 
-A family says what it does as a list of `Point`s; `follow` does it, and `odeddim explain` prints it. A quadrature moves
-from a point by weights on slopes. The slope is ε, with the noise level σ as time, or in the data chart the predicted
-image x̂0 = x̄ - σ ε with 1/σ as time: (x̄/σ)' = x̂0.
+A family returns a list of `Point`s, the plan. `follow` executes it, and `odeddim explain` prints it. A quadrature moves
+from a point by weights on slopes. The slope is ε, with the noise level σ as time. In the data chart it is the predicted
+image x̂0 = x̄ - σ ε, with 1/σ as time: (x̄/σ)' = x̂0.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def in_sigma(sigma: float, u: float) -> float:
 
 
 def in_time(sigma: float, u: float) -> float:
-    """The time t of the VP process, whatever the model's own schedule is: a solver sees noise levels only."""
+    """The time t of the VP process of DDPM. Solvers see noise levels only, so it is not the model's own schedule."""
     if abs(u) < 0.5:
         growth = math.log1p(sigma**2 / (1 + sigma**2) * math.expm1(2 * u))
     else:  # far apart the difference is the accurate form
@@ -54,14 +54,14 @@ def _root(sigma: float) -> float:
 
 
 def halfway_in_time(start: float, end: float) -> float:
-    """The noise level in the middle of two in the time of `in_time`."""
+    """The noise level halfway between two, in the time of `in_time`."""
     middle = sum(math.log1p(sigma**2) / (BETA_MIN + _root(sigma)) for sigma in (start, end))
     return math.sqrt(math.expm1(BETA_MIN * middle + (BETA_MAX - BETA_MIN) * middle**2 / 2))
 
 
 @functools.cache
 def _gauss_legendre(panels: int) -> list[tuple[float, float]]:
-    """16 points on each of so many parts of [0, 1], with their weights."""
+    """The points and weights of a quadrature over [0, 1]: 16 points on each of so many equal parts."""
     from numpy.polynomial.legendre import leggauss
 
     points, weights = leggauss(16)
@@ -73,11 +73,23 @@ def _gauss_legendre(panels: int) -> list[tuple[float, float]]:
 
 
 def lagrange_weights(nodes: Sequence[float], start: float, end: float, variable: Variable = in_log) -> list[float]:
-    """w_j with x̄(end) = x̄(start) + Σ_j w_j·ε(nodes[j]) for ε that is a polynomial in a variable v: ∫ L_j(v(σ)) dσ.
+    """The weights w_j of x̄(end) = x̄(start) + Σ_j w_j·ε(nodes[j]), exact if ε is a polynomial in a variable v.
 
-    L_j is the Lagrange polynomial in v that is 1 at nodes[j] and 0 at the other nodes (all σ > 0, no two equal).
-    By quadrature, because the closed form cancels where steps are small; relative error about 1e-15. This is the
-    polynomial extrapolation of DEIS (Zhang & Chen 2022, arXiv 2204.13902).
+    w_j = ∫ L_j(v(σ)) dσ, where L_j is the Lagrange polynomial in v that is 1 at nodes[j] and 0 at the other nodes. The
+    integral is computed by quadrature, because the closed form loses digits where steps are small. The relative error
+    is about 1e-15.
+
+    Args:
+        nodes: The noise levels at which ε is known, all positive, no two equal.
+        start: The noise level at which the step starts.
+        end: The noise level at which the step ends.
+        variable: The variable v, by its differences.
+
+    Returns:
+        One weight for each node.
+
+    Source:
+        The polynomial extrapolation of DEIS, Zhang & Chen 2022, arXiv 2204.13902.
     """
     span = log_ratio(end, start)
     ahead = [variable(node, log_ratio(start, node)) for node in nodes]
@@ -92,7 +104,12 @@ def lagrange_weights(nodes: Sequence[float], start: float, end: float, variable:
 
 
 class Course:
-    """A plan under construction: points, and moves from them by weights on slopes, in one of the two charts."""
+    """A plan under construction: its points so far. Points are named by their index.
+
+    Args:
+        sigma: The noise level at which the run starts; it is point 0.
+        data: Whether slopes are predicted images x̂0 with 1/σ as time (the data chart), and not ε with σ as time.
+    """
 
     def __init__(self, sigma: float, *, data: bool = False) -> None:
         self.points = [Point(sigma)]
@@ -107,18 +124,18 @@ class Course:
         return self.points[point].sigma
 
     def elapsed(self, start: int, sigma: float) -> float:
-        """The chart's time from a point to a noise level."""
+        """The chart's time between a point and a noise level: the length of the step."""
         here = self.level(start)
         return (here - sigma) / (here * sigma) if self.data else sigma - here
 
     def weights(self, known: Sequence[int], start: int, sigma: float, variable: Variable = in_log) -> dict[int, float]:
-        """The move from a point to σ by the polynomial through the slopes at the points known."""
+        """The weights {point: w} of a step to σ, by the polynomial through the slopes at the known points."""
         times = [self.time(self.level(point)) for point in known]
         found = lagrange_weights(times, self.time(self.level(start)), self.time(sigma), variable)
         return dict(zip(known, found, strict=True))
 
     def move(self, start: int, sigma: float, weights: Mapping[int, float]) -> int:
-        """A new point at σ, from another one by weights on slopes. Returns its place."""
+        """Add a point at σ: the point `start` plus weighted slopes, {point: w}. Returns its index."""
         points, slopes = {start: 1.0}, dict(weights)
         if self.data:
             points[start] = sigma / self.level(start)
@@ -130,9 +147,19 @@ class Course:
 
 
 def follow(field: Field, state: State, sigmas: Tensor, *, plan: Callable[..., list[Point]], **settings: Any) -> State:
-    """Does what a plan says. state.xbar (B, *) at sigmas[0]; sigmas (N+1,) float64.
+    """Execute a plan. The field is evaluated once at each point whose slope is used.
 
-    The field is evaluated at each point whose slope is used, once; what no later point uses is let go.
+    Points and slopes that no later point uses are freed, so memory does not grow with the number of steps.
+
+    Args:
+        field: ε(σ, x̄).
+        state: The start, at sigmas[0].
+        sigmas: Noise levels (N+1,) float64, all positive, rising or falling.
+        plan: plan(nodes, **settings) makes the points.
+        **settings: The settings of the row.
+
+    Returns:
+        The state at sigmas[-1].
     """
     points = plan(sigmas.tolist(), **settings)
     last_point = {i: n for n, point in enumerate(points) for i in point.points}
@@ -155,7 +182,7 @@ def follow(field: Field, state: State, sigmas: Tensor, *, plan: Callable[..., li
 
 
 def _combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """Σ weight·tensor, as a new tensor."""
+    """Σ weight·tensor, a new tensor."""
     (weight, first), *others = terms
     total = first.clone() if weight == 1 else first * weight
     for weight, other in others:
@@ -164,7 +191,17 @@ def _combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
 
 
 def account(nodes: Sequence[float], single: bool, *, plan: Callable[..., list[Point]], **settings: Any) -> Growth:
-    """The growth of rounding errors over these nodes, by the coefficients alone: one unit of it in every point."""
+    """The growth of rounding errors of a plan, from its coefficients alone: each point is off by one unit of rounding.
+
+    Args:
+        nodes: Noise levels, all positive, in either direction.
+        single: Whether the unit of rounding is that of float32.
+        plan: plan(nodes, **settings) makes the points.
+        **settings: The settings of the row.
+
+    Returns:
+        The growth in both directions.
+    """
     up = sorted(nodes)
     there, latent = _gain(plan(up, **settings), single)
     back, image = _gain(plan(up[::-1], **settings), single)
@@ -172,7 +209,7 @@ def account(nodes: Sequence[float], single: bool, *, plan: Callable[..., list[Po
 
 
 def _gain(points: Sequence[Point], single: bool) -> tuple[float, float]:
-    """The largest factor of an error on its way to the last point, and all errors that arrive there, over its scale."""
+    """The largest factor between an error at a point and at the last one, and the sum of all errors over its scale."""
     arriving = [0.0] * len(points)
     arriving[-1] = 1.0
     for n in range(len(points) - 1, -1, -1):
@@ -184,6 +221,15 @@ def _gain(points: Sequence[Point], single: bool) -> tuple[float, float]:
 
 
 def planned(name: str, plan: Callable[..., list[Point]], **declared: Any) -> Solver:
-    """A row that follows a plan."""
+    """A row that follows a plan.
+
+    Args:
+        name: The name of the row.
+        plan: plan(nodes, **settings) makes the points, with a keyword argument for each setting.
+        **declared: Further fields of the row, see `Solver`.
+
+    Returns:
+        The row, with its plan and the growth of its rounding errors.
+    """
     growth = functools.partial(account, plan=plan)
     return Solver(name=name, run=functools.partial(follow, plan=plan), plan=plan, growth=growth, **declared)

@@ -1,10 +1,10 @@
-"""Exact inversion by iteration: `exact-R` decodes as the row R and encodes by the inverse of that, found numerically.
+"""Exact inversion by iteration: `exact-R` decodes as the row R, and encodes by the inverse of that, found numerically.
 
-A one-step row is inverted step by step: x̄_{n+1} solves R(x̄_{n+1}) = x̄_n, R the falling step; for Euler that is AIDI
-(Pan et al. 2023, arXiv 2309.04907). Others, whose steps know of each other, are inverted as a whole run (Hong et al.
-2023, arXiv 2311.18387, invert DPM-Solver++), the row's own explicit encode E correcting: z ← z + E(x) - E(R(z)).
-Both are accelerated by Anderson's method. Nothing says that R has an inverse: where an image does not converge, its
-residual says by how much.
+A one-step row is inverted step by step: x̄_{n+1} solves R(x̄_{n+1}) = x̄_n, where R is the falling step. For Euler that
+is AIDI (Pan et al. 2023, arXiv 2309.04907). Other rows, whose steps depend on each other, are inverted as a whole run
+(Hong et al. 2023, arXiv 2311.18387, invert DPM-Solver++). The explicit encoding E of the row corrects the estimate:
+z ← z + E(x) - E(R(z)). Anderson's method accelerates both. R may have no inverse: the residual of an image says how far
+it is from converging.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import warnings
 from typing import TYPE_CHECKING
 
 from odeddim.solvers import multistep, onestep
-from odeddim.types import Field, InputError, Solver, State
+from odeddim.solvers._settings import defaults_of
+from odeddim.types import Depends, Field, InputError, Solver, State
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _BASES = {row.name: row for family in (onestep, multistep) for row in family.ROWS}
@@ -26,7 +28,15 @@ EULER = _BASES["euler"]
 MEMORY = 5  # differences that Anderson's method keeps; 10 and 20 took as many evaluations, 0 up to three times as many
 PATIENCE, PROGRESS = 10, 0.7  # an image gives up when so many iterations have not brought its residual down so far
 BLOWN_UP = 100.0  # or when its residual is so many times its best
-TOLERANCES = {"torch.float32": 3e-7, "torch.float64": 1e-14}
+TOLERANCES = {"torch.float32": 3e-7, "torch.float64": 1e-14}  # a little above their rounding
+
+
+def accuracy_of(dtype: torch.dtype) -> float:
+    """The accuracy to which a state of this dtype is iterated."""
+    return TOLERANCES[str(dtype)]
+
+
+ACCURACY = Depends(float, "3e-07 in float32, 1e-14 in float64", accuracy_of)
 
 
 def iterated(
@@ -35,25 +45,35 @@ def iterated(
     sigmas: Tensor,
     *,
     base: Solver,
-    accuracy: float | None = None,
+    accuracy: float | Depends = ACCURACY,
     max_nfe: int = 10_000,
 ) -> State:
-    """Falling: the base row, and Euler's step on an interval that ends at 0. Rising: the inverse of the base row.
+    """Downwards the base row; upwards its inverse, found by iteration.
 
-    Euler's step to 0 is the network's denoising, whose inverse many images do not have. So from 0 upwards it is
-    explicit, as everywhere, and what its way back lacks is kept: `aux` is one tensor like xbar, added at the end.
+    The interval that ends at σ = 0 takes the Euler step. That step is the network's denoising, which many images do not
+    have an inverse of. So the step from 0 upwards is explicit, as in all runs, and `aux` keeps what its way back lacks:
+    one tensor like xbar, added at the end. No image depends on its neighbours.
 
-    state.xbar (B, *) at sigmas[0]; sigmas (N+1,) float64, the lowest may be 0. accuracy: where an image stops, by the
-    rms of its residual in image units (over √(1+σ²)); 3e-7 in float32 and 1e-14 in float64, a little above their
-    rounding. max_nfe: evaluations of an image, beyond which its steps are explicit, with one more run of each for its
-    residual. Rising, the report holds of each image: "evaluations" (B,) int64; "residual" (B,) float64, the worst of
-    its steps, which the end of the encoding is off by no less; "converged" (B,) bool, whether that is below accuracy.
-    No image depends on its neighbours.
-    Errors: InputError for an accuracy or max_nfe that is not positive.
+    Args:
+        field: ε(σ, x̄).
+        state: The start, at sigmas[0].
+        sigmas: Noise levels (N+1,) float64, rising or falling; the lowest may be 0.
+        base: The explicit row.
+        accuracy: An image stops when the root mean square of its residual in image units, over √(1+σ²), is no more
+            than this.
+        max_nfe: Beyond so many evaluations of an image its steps are explicit, each with one more run for its residual.
+
+    Returns:
+        The state at sigmas[-1]. Upwards its report has "evaluations" (B,) int64; "residual" (B,) float64, the largest
+        one of the steps of an image, which is a lower bound of the error of its latent; and "converged" (B,) bool,
+        whether that is within the accuracy.
+
+    Raises:
+        InputError: If accuracy or max_nfe is not positive.
     """
     import torch
 
-    accuracy = TOLERANCES[str(state.xbar.dtype)] if accuracy is None else accuracy
+    accuracy = accuracy.value(state.xbar.dtype) if isinstance(accuracy, Depends) else accuracy
     if not (accuracy > 0 and max_nfe > 0):
         raise InputError(f"accuracy and max_nfe must be positive, not {accuracy} and {max_nfe}")
     rising = float(sigmas[0]) < float(sigmas[-1])
@@ -87,7 +107,7 @@ def iterated(
 
 
 class _Counted:
-    """A field that knows which images of the batch it is asked for, and counts what each has cost."""
+    """A field that counts the evaluations of each image; `images` says which ones of the batch it is called for."""
 
     def __init__(self, field: Field, batch: int) -> None:
         import torch
@@ -104,7 +124,7 @@ class _Counted:
 def _inverse(
     field: _Counted, state: State, nodes: Tensor, row: Solver, accuracy: float, max_nfe: int
 ) -> tuple[State, Tensor]:
-    """The state at the top of rising nodes that the row decodes to `state`, and each image's residual (B,) float64."""
+    """The state at the top of rising nodes that the row decodes to `state`, and the residuals (B,) float64."""
     import torch
 
     low, high = float(nodes[0]), float(nodes[-1])
@@ -143,19 +163,19 @@ def _inverse(
 
 
 class _Anderson:
-    """Anderson's method for z ← z + f(z), each image by itself: Walker & Ni 2011, SIAM J. Numer. Anal. 49, 1715."""
+    """Anderson's method for z ← z + f(z), each image by itself (Walker & Ni 2011, SIAM J. Numer. Anal. 49, 1715)."""
 
     def __init__(self) -> None:
         self.points: list[Tensor] = []
         self.updates: list[Tensor] = []
 
     def keep(self, going: Tensor) -> None:
-        """Forget the images that are done."""
+        """Keep only the images that go on, (B,) bool."""
         self.points = [point[going] for point in self.points]
         self.updates = [update[going] for update in self.updates]
 
     def next(self, z: Tensor, f: Tensor) -> Tensor:
-        """z + f, less what the last differences explain of it in the sense of least squares."""
+        """z + f, less the part of it that the last differences explain in the sense of least squares."""
         import torch
 
         self.points = [*self.points, z][-MEMORY - 1 :]
@@ -167,7 +187,7 @@ class _Anderson:
 
 
 def _rms(off: Tensor) -> Tensor:
-    """Root mean square of each image, (B, *) -> (B,): one by one, torch's order of summation depends on the others."""
+    """Root mean square of each image, (B, *) -> (B,): one by one, as torch's order of sums depends on the batch."""
     import numpy as np
     import torch
 
@@ -176,7 +196,7 @@ def _rms(off: Tensor) -> Tensor:
 
 
 def _explained(*parts: Tensor) -> Tensor:
-    """What the last differences explain of the last update of one image: points, then updates, (*) each."""
+    """The part of the last update of one image that the last differences explain. parts: points, then updates, (*)."""
     import numpy as np
     import torch
 
@@ -191,9 +211,16 @@ def _explained(*parts: Tensor) -> Tensor:
 
 
 def exact(row: Solver) -> Solver:
-    """The row `exact-R` of an explicit row R with fixed nodes: decodes as R, and encodes by the inverse of that.
+    """The row `exact-R` of an explicit row R: it decodes as R, and encodes by the inverse of that.
 
-    Errors: InputError for rows that choose their own nodes, add noise, or come back exactly already.
+    Args:
+        row: A row with fixed steps that adds no noise and is not reversible.
+
+    Returns:
+        The row. Its run is described at `iterated`.
+
+    Raises:
+        InputError: For a row of another kind.
     """
     if row.adaptive or row.stochastic or row.reversible:
         raise InputError(
@@ -210,7 +237,7 @@ def exact(row: Solver) -> Solver:
         to_zero=True,
         onestep=row.onestep,
         grid="log",
-        settings={"accuracy": float, "max_nfe": int},
+        settings=defaults_of(iterated, "accuracy", "max_nfe"),
         reference=f"decodes as {row.name}, encodes by its inverse: {source}",
     )
 

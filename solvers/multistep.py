@@ -1,7 +1,7 @@
-"""Multistep solvers: earlier evaluations are used again, so that a step costs one new one.
+"""Multistep solvers: they use earlier evaluations again, so that a step costs one evaluation.
 
 All of them are quadratures of dx̄ = ε dσ, or of the predicted image in the data chart, over nodes of any spacing. They
-differ in what is extrapolated (ε, x̂0), in which variable (log σ, σ, the time t), and in how they begin.
+differ in what they extrapolate (ε or x̂0), in which variable (log σ, σ or the time t), and in how they begin.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from odeddim.solvers._plan import (
     log_ratio,
     planned,
 )
+from odeddim.solvers._settings import defaults_of
 from odeddim.solvers.onestep import FEW, extrapolated, part_of
 from odeddim.types import InputError, Point, Solver, pick
 
@@ -29,8 +30,7 @@ from odeddim.types import InputError, Point, Solver, pick
 INNER = {2: (), 3: (1 / 2,), 4: (1 / 3, 2 / 3)}
 
 STARTS = ("single", "lower")
-"""How a method through several nodes begins: by single steps that keep its order, or with lower order, as most code."""
-WARMUP = {"warmup": str}
+"""How a method through several nodes begins: by single steps of its own order, or with lower order, as most code."""
 
 
 def adams(
@@ -42,11 +42,24 @@ def adams(
     settle: bool = False,
     warmup: str = "single",
 ) -> list[Point]:
-    """Adams-Bashforth: ε extrapolated as a polynomial in a variable through the last k nodes, weights exact.
+    """Adams-Bashforth: ε is extrapolated as a polynomial through the last k nodes, with exact weights.
 
-    One evaluation a step, at its start, and k-2 more in each of the first k-2 steps; k = 2, 3 or 4 is the global order;
-    k = 2 starts with Euler. data: x̂0 in the data chart instead of ε. settle: order 2 on the last step before the clean
-    end in short runs. warmup: one of STARTS.
+    A step costs one evaluation, at its start, and each of the first k-2 steps k-2 more. The first step of k = 2 is
+    Euler's.
+
+    Args:
+        nodes: Noise levels, all positive, rising or falling.
+        k: 2, 3 or 4 nodes, which is the global order.
+        data: Whether x̂0 is extrapolated, in the data chart, and not ε.
+        variable: The variable of the polynomial.
+        settle: Whether the last step before the clean end has order 2 in short runs.
+        warmup: One of `STARTS`.
+
+    Returns:
+        The points of the run.
+
+    Raises:
+        InputError: For an unknown warmup.
     """
     pick(warmup, STARTS, "warmup")
     course = Course(nodes[0], data=data)
@@ -63,15 +76,24 @@ def adams(
 
 
 def _to_the_clean_end(nodes: Sequence[float], n: int) -> int:
-    """How many steps lie between step n and the clean end."""
+    """The number of steps between step n and the clean end."""
     return n if nodes[-1] > nodes[0] else len(nodes) - 2 - n
 
 
 def dpmpp_2m(nodes: Sequence[float]) -> list[Point]:
-    """DPM-Solver++(2M): x̂0 = x̄ - σ ε extrapolated through the last two nodes; one evaluation a step.
+    """DPM-Solver++(2M): x̂0 = x̄ - σ ε is extrapolated through the last two nodes; one evaluation a step.
 
-    The step holds D = x̂0 + (x̂0 - x̂0 of the node before)/(2r), r the ratio of the last step to this one in log σ. The
-    first step is Euler. Lu et al. 2022, arXiv 2211.01095, Algorithm 2.
+    A step holds D = x̂0 + (x̂0 - x̂0 of the node before)/(2r) constant, where r is the ratio of the last step to this one
+    in log σ. The first step is Euler's.
+
+    Args:
+        nodes: Noise levels, all positive, rising or falling.
+
+    Returns:
+        The points of the run.
+
+    Source:
+        Lu et al. 2022, arXiv 2211.01095, Algorithm 2.
     """
     course, before, here = Course(nodes[0], data=True), None, 0
     for n, end in enumerate(nodes[1:]):
@@ -85,13 +107,26 @@ def dpmpp_2m(nodes: Sequence[float]) -> list[Point]:
 
 
 def unipc(nodes: Sequence[float], *, p: int, b: str, warmup: str = "single") -> list[Point]:
-    """UniPC-p: UniP-p predicts, UniC-p corrects with the evaluation made there; one evaluation a step, order p + 1.
+    """UniPC-p: UniP-p predicts, and UniC-p corrects with the evaluation made there; one evaluation a step, order p + 1.
 
-    In the data chart, where B(h) is h ("bh1") or the step of 1/σ ("bh2") over the noise level: it matters where the
-    paper fixes a weight, 1/2, instead of solving for it, in UniP-2 and UniC-1; elsewhere it cancels, and the weights
-    are those of the polynomial. p = 3 starts with a step of DPM-Solver-3's kind, so that the order is the global one.
-    The last step is not corrected: its correction would cost an evaluation. In short runs the order falls towards the
-    clean end. warmup: one of STARTS. Zhao et al. 2023, arXiv 2302.04867, Algorithms 1 and 2.
+    It works in the data chart. B(h) matters only where the paper fixes a weight, 1/2, instead of solving for it: in
+    UniP-2 and UniC-1. Elsewhere it cancels, and the weights are those of the polynomial. The last step is not
+    corrected, because its correction would cost an evaluation. In short runs the order falls towards the clean end.
+
+    Args:
+        nodes: Noise levels, all positive, rising or falling.
+        p: 1, 2 or 3. p = 3 starts with a step like DPM-Solver-3's, so that its order is the global one.
+        b: "bh1", where B(h) is h, or "bh2", where it is the step of 1/σ over the noise level.
+        warmup: One of `STARTS`.
+
+    Returns:
+        The points of the run.
+
+    Raises:
+        InputError: For an unknown warmup.
+
+    Source:
+        Zhao et al. 2023, arXiv 2302.04867, Algorithms 1 and 2.
     """
     pick(warmup, STARTS, "warmup")
     course, base = Course(nodes[0], data=True), 0
@@ -126,7 +161,7 @@ EVEN = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 
 
 
 def _even(course: Course, history: Sequence[int], end: float) -> int:
-    """A step with the mean slope that Adams-Bashforth would take if the steps were even. Returns the new point."""
+    """A step with the mean slope that Adams-Bashforth has for even steps. Returns the index of the new point."""
     h, known = course.elapsed(history[0], end), history[:4]
     return course.move(
         history[0], end, {point: h * part for point, part in zip(known, EVEN[len(known) - 1], strict=True)}
@@ -136,8 +171,16 @@ def _even(course: Course, history: Sequence[int], end: float) -> int:
 def ipndm(nodes: Sequence[float]) -> list[Point]:
     """iPNDM: the weights of PNDM, begun with the lower orders; one evaluation a step.
 
-    Of order 2 where steps change smoothly: the weights are those of even steps, whatever the steps are. Zhang & Chen
-    2022, arXiv 2204.13902, appendix.
+    The weights are those of even steps, whatever the steps are. So the order is 2 if the steps change smoothly.
+
+    Args:
+        nodes: Noise levels, all positive, rising or falling.
+
+    Returns:
+        The points of the run.
+
+    Source:
+        Zhang & Chen 2022, arXiv 2204.13902, appendix.
     """
     course, history = Course(nodes[0]), [0]
     for end in nodes[1:]:
@@ -146,7 +189,14 @@ def ipndm(nodes: Sequence[float]) -> list[Point]:
 
 
 def plms(nodes: Sequence[float]) -> list[Point]:
-    """PLMS as Stable Diffusion has it: iPNDM whose first step is Heun's; one evaluation a step and one more."""
+    """PLMS of Stable Diffusion: iPNDM whose first step is Heun's. One evaluation a step, and one more.
+
+    Args:
+        nodes: Noise levels, all positive, rising or falling.
+
+    Returns:
+        The points of the run.
+    """
     course = Course(nodes[0])
     h = course.elapsed(0, nodes[1])
     trial = course.move(0, nodes[1], {0: h})
@@ -157,10 +207,18 @@ def plms(nodes: Sequence[float]) -> list[Point]:
 
 
 def pndm(nodes: Sequence[float]) -> list[Point]:
-    """PNDM: three steps of a pseudo Runge-Kutta method of four evaluations, then the weights of PLMS.
+    """PNDM: three steps of a pseudo Runge-Kutta method with four evaluations each, then the weights of PLMS.
 
-    Its stages lie halfway in time; the time is DDPM's, see `odeddim.solvers._plan.in_time`. Liu et al. 2022,
-    arXiv 2202.09778, (F-PNDM).
+    The stages lie halfway in DDPM's time, see `odeddim.solvers._plan.in_time`.
+
+    Args:
+        nodes: Noise levels, all positive, rising or falling.
+
+    Returns:
+        The points of the run.
+
+    Source:
+        Liu et al. 2022, arXiv 2202.09778 (F-PNDM).
     """
     course, history = Course(nodes[0]), [0]
     for n, end in enumerate(nodes[1:]):
@@ -178,9 +236,20 @@ def pndm(nodes: Sequence[float]) -> list[Point]:
 
 
 def gradient_estimation(nodes: Sequence[float], *, gamma: float = 2.0) -> list[Point]:
-    """Euler with the slope γ·ε_n + (1-γ)·ε_{n-1}; one evaluation a step. γ = 3/2 is Adams-Bashforth of even steps.
+    """Euler's step with the slope γ·ε_n + (1-γ)·ε_{n-1}; one evaluation a step.
 
-    Permenter & Yuan 2023, arXiv 2306.04848.
+    Args:
+        nodes: Noise levels, all positive, rising or falling.
+        gamma: γ, between 0 and 4. 3/2 is Adams-Bashforth for even steps.
+
+    Returns:
+        The points of the run.
+
+    Raises:
+        InputError: For a gamma out of its range.
+
+    Source:
+        Permenter & Yuan 2023, arXiv 2306.04848.
     """
     if not 0 < gamma < 4:
         raise InputError(f"gradient-estimation: gamma must be a number between 0 and 4, not {gamma}")
@@ -200,19 +269,21 @@ def _row(name: str, plan: Callable[..., list[Point]], order: int, reference: str
 def _adams_row(name: str, k: int, reference: str, grid: str = "log", **options: Any) -> Solver:
     warmup = (len(INNER[k]),) * (k - 2)
     plan = functools.partial(adams, k=k, **options)
-    return _row(name, plan, k, reference, grid=grid, warmup=warmup, settings=WARMUP if warmup else {})
+    settings = defaults_of(plan, "warmup") if warmup else {}
+    return _row(name, plan, k, reference, grid=grid, warmup=warmup, settings=settings)
 
 
 def _unipc_row(p: int, b: str) -> Solver:
     name = f"unipc-{p}" if b == "bh2" else f"unipc-{p}-{b}"
     variant = "B₂(h) = e^h - 1" if b == "bh2" else "B₁(h) = h"
+    plan = functools.partial(unipc, p=p, b=b)
     return _row(
         name,
-        functools.partial(unipc, p=p, b=b),
+        plan,
         p + 1,
         f"Zhao et al. 2023, arXiv 2302.04867, {variant}",
         warmup=(2,) if p == 3 else (),
-        settings=WARMUP if p == 3 else {},
+        settings=defaults_of(plan, "warmup") if p == 3 else {},
     )
 
 
@@ -236,6 +307,6 @@ ROWS = (
         gradient_estimation,
         1,
         "Permenter & Yuan 2023, arXiv 2306.04848",
-        settings={"gamma": float},
+        settings=defaults_of(gradient_estimation, "gamma"),
     ),
 )

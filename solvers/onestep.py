@@ -1,7 +1,7 @@
-"""One-step solvers: each step sees nothing but the state at its start.
+"""One-step solvers: a step depends on nothing but the state at its start.
 
-Euler and Heun, and the exponential ones of DPM-Solver, whose ε (DPM-Solver++: whose x̂0) is a polynomial in log σ. In
-the chart of x̄ and σ nothing is left of their exponentials but the weights.
+Euler, Heun, and the exponential solvers of DPM-Solver, which take ε (DPM-Solver++: x̂0) as a polynomial in log σ. In the
+variables x̄ and σ their exponentials are nothing but weights.
 """
 
 from __future__ import annotations
@@ -18,9 +18,18 @@ FEW = 14  # steps; in shorter runs, where it is part of a method, the order fall
 
 
 def euler(nodes: Sequence[float]) -> list[Point]:
-    """x̄_{n+1} = x̄_n + (σ_{n+1} - σ_n) ε(x̄_n, σ_n). Falling it is DDIM, rising it is DDIM inversion.
+    """Euler's method: x̄_{n+1} = x̄_n + (σ_{n+1} - σ_n)·ε(x̄_n, σ_n). Falling it is DDIM, rising it is DDIM inversion.
 
-    One evaluation a step, at the step's start. Song et al. 2020, arXiv 2010.02502, eq. 13. It is DPM-Solver-1 too.
+    A step costs one evaluation, at its start. DPM-Solver-1 is the same method.
+
+    Args:
+        nodes: Noise levels, all positive, rising or falling.
+
+    Returns:
+        The points of the run.
+
+    Source:
+        Song et al. 2020, arXiv 2010.02502, eq. 13.
     """
     course, here = Course(nodes[0]), 0
     for there in nodes[1:]:
@@ -29,10 +38,19 @@ def euler(nodes: Sequence[float]) -> list[Point]:
 
 
 def heun(nodes: Sequence[float]) -> list[Point]:
-    """Euler to the next node, then again with the mean of the slopes at both ends.
+    """Heun's method: an Euler step, then the same step again with the mean of the slopes at both ends.
 
-    Two evaluations a step, at both of its nodes. Karras et al. 2022, arXiv 2206.00364, Algorithm 1; its last step
-    without correction is only for σ = 0, which no solver sees.
+    A step costs two evaluations, one at each of its nodes. The last step of the paper, without correction, is for σ = 0
+    only, which is not among these nodes.
+
+    Args:
+        nodes: Noise levels, all positive, rising or falling.
+
+    Returns:
+        The points of the run.
+
+    Source:
+        Karras et al. 2022, arXiv 2206.00364, Algorithm 1.
     """
     course, here = Course(nodes[0]), 0
     for there in nodes[1:]:
@@ -43,15 +61,27 @@ def heun(nodes: Sequence[float]) -> list[Point]:
 
 
 def part_of(start: float, end: float, part: float) -> float:
-    """The noise level at this part of a step in log σ."""
+    """The noise level at this part, 0 to 1, of a step in log σ."""
     return start * math.exp(part * log_ratio(end, start))
 
 
 def second_order(course: Course, start: int, inner: float, end: float) -> int:
-    """A step of DPM-Solver-2 (++2S in the data chart) with its stage at `inner`. Returns the new point.
+    """A step of DPM-Solver-2, or in the data chart of DPM-Solver++(2S).
 
-    The slope is held, at 1/(2r) times its change to the stage, r the stage's part of the step in log σ: its value at
-    the stage for r = 1/2. Lu et al. 2022, arXiv 2206.00927, Algorithm 1 (2211.01095, Algorithm 1), for any r.
+    The slope of the whole step is the one at its start plus 1/(2r) of the change to the stage, where r is the part of
+    the step at which the stage lies, in log σ. For r = 1/2 it is the slope at the stage.
+
+    Args:
+        course: The plan under construction.
+        start: The index of the point at which the step starts.
+        inner: The noise level of the stage.
+        end: The noise level at which the step ends.
+
+    Returns:
+        The index of the new point.
+
+    Source:
+        Lu et al. 2022, arXiv 2206.00927, Algorithm 1, and arXiv 2211.01095, Algorithm 1, for any r.
     """
     stage = course.move(start, inner, {start: course.elapsed(start, inner)})
     h, r = course.elapsed(start, end), log_ratio(inner, course.level(start)) / log_ratio(end, course.level(start))
@@ -59,9 +89,21 @@ def second_order(course: Course, start: int, inner: float, end: float) -> int:
 
 
 def extrapolated(course: Course, start: int, inner: Sequence[float], end: float) -> int:
-    """A step without history: every move is through the step's start and the latest level inside it.
+    """A step without history: each move uses the slopes at the start of the step and at the latest stage.
 
-    With two levels inside it is DPM-Solver-3 (arXiv 2206.00927, Algorithm 2, for any two). Returns the new point.
+    With two stages it is DPM-Solver-3, for any two.
+
+    Args:
+        course: The plan under construction.
+        start: The index of the point at which the step starts.
+        inner: The noise levels of the stages.
+        end: The noise level at which the step ends.
+
+    Returns:
+        The index of the new point.
+
+    Source:
+        Lu et al. 2022, arXiv 2206.00927, Algorithm 2.
     """
     known = [start]
     for sigma in inner:
@@ -70,7 +112,15 @@ def extrapolated(course: Course, start: int, inner: Sequence[float], end: float)
 
 
 def dpm_solver_2(nodes: Sequence[float], *, data: bool = False) -> list[Point]:
-    """DPM-Solver-2: two evaluations a step, the second in its middle in log σ. data: DPM-Solver++(2S)."""
+    """DPM-Solver-2: two evaluations a step, at its start and in its middle in log σ.
+
+    Args:
+        nodes: Noise levels, all positive, rising or falling.
+        data: Whether x̂0 is extrapolated, in the data chart, which is DPM-Solver++(2S).
+
+    Returns:
+        The points of the run.
+    """
     course, here = Course(nodes[0], data=data), 0
     for there in nodes[1:]:
         here = second_order(course, here, part_of(course.level(here), there, 1 / 2), there)
@@ -78,7 +128,14 @@ def dpm_solver_2(nodes: Sequence[float], *, data: bool = False) -> list[Point]:
 
 
 def dpm_solver_3(nodes: Sequence[float]) -> list[Point]:
-    """DPM-Solver-3: three evaluations a step, at its start and at 1/3 and 2/3 of it in log σ."""
+    """DPM-Solver-3: three evaluations a step, at its start and at 1/3 and 2/3 of it in log σ.
+
+    Args:
+        nodes: Noise levels, all positive, rising or falling.
+
+    Returns:
+        The points of the run.
+    """
     course, here = Course(nodes[0]), 0
     for there in nodes[1:]:
         inner = [part_of(course.level(here), there, part) for part in (1 / 3, 2 / 3)]
@@ -87,11 +144,20 @@ def dpm_solver_3(nodes: Sequence[float]) -> list[Point]:
 
 
 def dpm_solver_fast(nodes: Sequence[float]) -> list[Point]:
-    """DPM-Solver-fast: steps of DPM-Solver-3 over three intervals each, of lower order over what is left.
+    """DPM-Solver-fast: steps of DPM-Solver-3 over three intervals each, and steps of lower order over the rest.
 
-    One evaluation an interval, at its start: the nodes inside a step are its stages. The steps of lower order are at
-    the clean end in both directions: as in the paper (2 and 1, 1, or 2) in short runs; in longer ones nothing, 2 and 2,
-    or 2, since a step of order 1 would make the whole run of order 2. arXiv 2206.00927, section 3.4 and its appendix.
+    An interval costs one evaluation, at its start: the nodes inside a step are its stages. The steps of lower order are
+    at the clean end in both directions. In short runs their orders are those of the paper: 2 and 1, 1, or 2. In longer
+    runs they are none, 2 and 2, or 2, because a single step of order 1 would lower the order of the whole run to 2.
+
+    Args:
+        nodes: Noise levels, all positive, rising or falling.
+
+    Returns:
+        The points of the run.
+
+    Source:
+        Lu et al. 2022, arXiv 2206.00927, section 3.4 and its appendix.
     """
     count = len(nodes) - 1
     threes, left = divmod(count, 3)
@@ -121,7 +187,17 @@ def _row(name: str, plan: Callable[..., list[Point]], order: int, nfe: int, refe
 
 
 ROWS = (
-    _row("euler", euler, 1, 1, "Song et al. 2020, arXiv 2010.02502, eq. 13 (DDIM)", family="one-step", grid="linear"),
+    _row(
+        "euler",
+        euler,
+        1,
+        1,
+        "Song et al. 2020, arXiv 2010.02502, eq. 13 (DDIM)",
+        family="one-step",
+        grid="linear",
+        ddim=True,
+        stochastic_form="ddim-eta",
+    ),
     _row("heun", heun, 2, 2, "Karras et al. 2022, arXiv 2206.00364, Algorithm 1 (EDM)", family="one-step"),
     _row("dpm-solver-1", euler, 1, 1, "Lu et al. 2022, arXiv 2206.00927, eq. 3.7 (`euler`, on their grid)", grid="log"),
     _row("dpm-solver-2", dpm_solver_2, 2, 2, "Lu et al. 2022, arXiv 2206.00927, Algorithm 1"),

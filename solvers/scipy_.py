@@ -1,6 +1,6 @@
-"""Solvers of scipy, each image by itself: its steps and its result do not depend on its neighbours in the batch.
+"""The solvers of scipy, one image after another: its steps and its result do not depend on its neighbours.
 
-The integrator's arithmetic is float64 on the CPU; the field sees the state's dtype and device.
+scipy computes in float64 on the CPU. The field gets the dtype and the device of the state.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from odeddim.solvers._adaptive import LONGEST, SETTINGS, Watch, check_settings
+from odeddim.solvers._adaptive import LONGEST, Watch, adaptive_row, check_settings
 from odeddim.types import Field, Solver, State
 
 if TYPE_CHECKING:
@@ -31,12 +31,28 @@ def ivp(
     atol: float = 1e-5,
     max_nfe: int = 10_000,
 ) -> State:
-    """A method of scipy.integrate in log σ, from sigmas[0] to sigmas[-1]; the nodes between are not used.
+    """A method of scipy.integrate in log σ, from sigmas[0] to sigmas[-1].
 
-    state.xbar (B, *). rtol, atol: on x̄; `strict` multiplies both. max_nfe: evaluations of one image. A Jacobian, which
-    the implicit methods take by differences, is one evaluation for each of an image's n numbers and one more, and n×n
-    in memory: they are for small images, up to about 3×32×32. Errors: BudgetExceeded with the last accepted point of
-    the image (1, *) that failed, InputError where the field is not finite. The result's report has "evaluations", (B,).
+    The implicit methods compute a Jacobian by differences. That costs n + 1 evaluations for an image of n numbers, and
+    n×n numbers of memory, so these methods are for small images, up to about 3×32×32.
+
+    Args:
+        field: ε(σ, x̄).
+        state: The start, at sigmas[0].
+        sigmas: Noise levels (N+1,) float64, all positive, rising or falling. Those between the ends are not used.
+        method: The name of the class in scipy.integrate.
+        strict: A factor on both tolerances.
+        rtol: The relative tolerance on each number of x̄.
+        atol: The absolute tolerance on each number of x̄.
+        max_nfe: The most evaluations of an image.
+
+    Returns:
+        The state at sigmas[-1]. Its report has "evaluations", (B,) int64.
+
+    Raises:
+        BudgetExceeded: With the last accepted point of the image (1, *) that needs more than max_nfe, or steps that
+            are too small.
+        InputError: If a setting is out of its range, or the field is not finite.
     """
     import torch
 
@@ -91,16 +107,9 @@ def _one_image(watch: Watch, method: str, **options: Any) -> Tensor:
 
 
 def _row(name: str, method: str, order: int, reference: str, **settings: Any) -> Solver:
-    return Solver(
-        name=name,
-        run=functools.partial(ivp, method=method, **settings),
-        family="scipy",
-        order=order,
-        nfe=None,
-        adaptive=True,
-        settings=SETTINGS,
-        reference=f"{reference}; scipy.integrate.{method}",
-    )
+    run = functools.partial(ivp, method=method, **settings)
+    source = f"{reference}; scipy.integrate.{method}"
+    return adaptive_row(name, run, order, source, family="scipy", one_by_one=True)
 
 
 ROWS = (

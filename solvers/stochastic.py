@@ -1,7 +1,7 @@
-"""DDIM's stochastic family: sampling with noise, σ_t(η) between the ODE (η = 0) and DDPM (η = 1). Decoding only.
+"""The stochastic family of DDIM: sampling with noise σ_t(η), from the ODE (η = 0) to DDPM (η = 1). It only decodes.
 
-Divided by √α, eq. 12 from σ to σ' is x̂0 + √(σ'² - s²)·ε + s·z with x̂0 = x̄ - σ ε and s = σ_t/√α_{t-1}; eq. 16 is
-then s = η·σ'·√(1 - σ'²/σ²), nothing at σ' = 0: there every member of the family is Euler's step.
+Divided by √α, eq. 12 from σ to σ' is x̂0 + √(σ'² - s²)·ε + s·z with x̂0 = x̄ - σ ε and s = σ_t/√α_{t-1}. Eq. 16 is
+then s = η·σ'·√(1 - σ'²/σ²), which is 0 at σ' = 0: there every member of the family takes the Euler step.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from odeddim.solvers._settings import defaults_of
 from odeddim.types import Field, InputError, Solver, State
 
 if TYPE_CHECKING:
@@ -20,9 +21,26 @@ ONLY_DECODES = "adds noise, so it can only decode: encode with an ODE solver suc
 
 
 def noise(n: int, shape: tuple[int, ...], *, seed: int = 0, start: int = 0, step: int = 0) -> Tensor:
-    """Standard normal noise (n, *shape), float32: image i's depends on (seed, start + i, step) only.
+    """Standard normal noise that depends, for image i, on (seed, start + i, step) only.
 
-    Step 0 is x_T; step n + 1 of a stochastic run is what its n-th step adds.
+    Args:
+        n: The number of images.
+        shape: The shape of an image, such as (C, H, W).
+        seed: The seed, not negative.
+        start: The index of the first image, not negative.
+        step: 0 for x_T, and n + 1 for what the n-th step of a stochastic run adds.
+
+    Returns:
+        The noise, (n, *shape), float32, on the CPU.
+
+    Raises:
+        InputError: If n, seed or start is negative.
+
+    Example:
+        >>> import torch
+        >>> from odeddim.solvers.stochastic import noise
+        >>> torch.equal(noise(3, (1, 2, 2))[2:], noise(1, (1, 2, 2), start=2))
+        True
     """
     import numpy as np
     import torch
@@ -48,14 +66,26 @@ def ddim(
     seed: int = 0,
     first: int = 0,
 ) -> State:
-    """Eq. 12 with σ_t(η) of eq. 16: one evaluation a step; η = 0 is `euler`, without a draw of noise.
+    """A stochastic run: eq. 12 with σ_t(η) of eq. 16, one evaluation a step. With η = 0 it is `euler`.
 
-    state.xbar (B, *) at sigmas[0]; sigmas (N+1,) float64, falling; the last may be 0 (the paper's α_0 = 1).
-    eta: η; 0.5 is the middle of the paper's table 1. larger: the noise has σ̂_t = √(1 - α_t/α_{t-1}) of appendix D.3
-    instead, the weight of ε stays; none on a step to 0, as in DDPM's own code. seed, first: the noise of image i in
-    step n is `noise` of (seed, first + i, n + 1).
-    Errors: InputError for rising nodes and for an η that leaves ε an imaginary weight.
-    Song et al. 2020, arXiv 2010.02502.
+    Args:
+        field: ε(σ, x̄).
+        state: The start, at sigmas[0].
+        sigmas: Noise levels (N+1,) float64, falling; the last may be 0 (the paper's α_0 = 1).
+        eta: η; 0.5 is the middle of the paper's table 1.
+        larger: Whether the noise has the larger σ̂_t = √(1 - α_t/α_{t-1}) of appendix D.3. The weight of ε stays, and a
+            step to 0 adds no noise, as in DDPM's own code.
+        seed: The seed of the noise.
+        first: The index of the first image: in step n, image i gets `noise` of (seed, first + i, n + 1).
+
+    Returns:
+        The state at sigmas[-1].
+
+    Raises:
+        InputError: For rising nodes, and for an η with which the weight of ε would be imaginary.
+
+    Source:
+        Song et al. 2020, arXiv 2010.02502.
     """
     nodes = sigmas.tolist()
     if any(there >= here for here, there in pairwise(nodes)):
@@ -75,26 +105,23 @@ def ddim(
     return State(xbar, nodes[-1])
 
 
-# The order is the weak one: of the distribution, not of an image.
-_row = functools.partial(Solver, family="stochastic", order=1, nfe=1, stochastic=True, grid="linear")
+def _row(name: str, reference: str, *settings: str, **fixed: Any) -> Solver:
+    run = functools.partial(ddim, **fixed)
+    return Solver(
+        name=name,
+        run=run,
+        family="stochastic",
+        order=1,  # the weak order: of the distribution, not of an image
+        nfe=1,
+        stochastic=True,
+        grid="linear",
+        reference=reference,
+        settings=defaults_of(run, *settings, "seed", "first"),
+    )
+
 
 ROWS = (
-    _row(
-        name="ddim-eta",
-        run=ddim,
-        settings={"eta": float, "seed": int, "first": int},
-        reference="Song et al. 2020, arXiv 2010.02502, eq. 12 and 16, η = 0.5 unless given",
-    ),
-    _row(
-        name="ddpm",
-        run=functools.partial(ddim, eta=1.0),
-        settings={"seed": int, "first": int},
-        reference="Ho et al. 2020, arXiv 2006.11239, as arXiv 2010.02502, eq. 12 and 16 with η = 1",
-    ),
-    _row(
-        name="ddpm-sigma-hat",
-        run=functools.partial(ddim, eta=1.0, larger=True),
-        settings={"seed": int, "first": int},
-        reference="Song et al. 2020, arXiv 2010.02502, appendix D.3, σ̂",
-    ),
+    _row("ddim-eta", "Song et al. 2020, arXiv 2010.02502, eq. 12 and 16, η = 0.5 unless given", "eta"),
+    _row("ddpm", "Ho et al. 2020, arXiv 2006.11239, as arXiv 2010.02502, eq. 12 and 16 with η = 1", eta=1.0),
+    _row("ddpm-sigma-hat", "Song et al. 2020, arXiv 2010.02502, appendix D.3, σ̂", eta=1.0, larger=True),
 )

@@ -1,7 +1,8 @@
-"""Solvers of torchdiffeq, tamed: its fixed-step methods on our nodes, its adaptive ones inside our interval.
+"""The solvers of torchdiffeq: its fixed-step methods over our nodes, its adaptive methods inside our interval.
 
-torchdiffeq 0.2.5 casts its time to the state's dtype, hands back interpolations instead of the end point, steps beyond
-the interval and controls one error for the whole batch. All of that is met here through its public interface.
+torchdiffeq 0.2.5 casts time to the dtype of the state, returns an interpolation in place of the end point, evaluates
+beyond the interval, and controls one error for the whole batch. This module corrects that through its public interface,
+except that the images of a batch take common steps.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from odeddim.solvers._adaptive import LONGEST, SETTINGS, Watch, check_settings
+from odeddim.solvers._adaptive import LONGEST, Watch, adaptive_row, check_settings
 from odeddim.types import Field, Solver, State
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class OverNodes:
-    """dx̄/ds over the node index s = 0, ..., N, with σ(s) a straight line on each step: the ODE in σ itself.
+    """dx̄/ds over the index of the nodes, s = 0, ..., N, with σ(s) linear on each step: the ODE in σ itself.
 
-    The index is exact in float32 too, so the field is asked at the very nodes.
+    The index is exact in float32 too, so the field is evaluated exactly at the nodes.
     """
 
     def __init__(self, field: Field, sigmas: Tensor) -> None:
@@ -31,11 +32,11 @@ class OverNodes:
         self.step = 0
 
     def callback_step(self, s: Tensor, xbar: Tensor, ds: Tensor) -> None:
-        """Called by torchdiffeq at the start of each step: at a node, s alone would not say which step it is in."""
+        """torchdiffeq calls this at the start of each step, because s at a node does not say which step it is in."""
         self.step = int(s)
 
     def at(self, s: float) -> tuple[float, float]:
-        """σ and dσ/ds, s in the present step."""
+        """σ and dσ/ds at s, in the present step."""
         here, there = self.nodes[self.step : self.step + 2]
         part = s - self.step
         return there if part == 1 else here + part * (there - here), there - here
@@ -46,9 +47,9 @@ class OverNodes:
 
 
 class OverCurve(OverNodes):
-    """The same with σ(s) one smooth curve, the cubic spline of log σ through the nodes.
+    """dx̄/ds over the index of the nodes, with σ(s) one smooth curve: the cubic spline of log σ through the nodes.
 
-    For Adams methods: torchdiffeq's take their nodes as evenly spaced, and the index is even on every grid.
+    The Adams methods of torchdiffeq take their nodes as evenly spaced, which the index is on every grid.
     """
 
     def __init__(self, field: Field, sigmas: Tensor) -> None:
@@ -67,10 +68,20 @@ class OverCurve(OverNodes):
 def fixed(
     field: Field, state: State, sigmas: Tensor, *, method: str, over: type[OverNodes] = OverNodes, **options: Any
 ) -> State:
-    """A fixed-step method of torchdiffeq with one step from node to node.
+    """A fixed-step method of torchdiffeq, one step from node to node.
 
-    state.xbar (B, *) at sigmas[0]; sigmas (N+1,) float64. method, options: torchdiffeq's. Asks for two points in time
-    only, so memory does not grow with the steps.
+    It asks torchdiffeq for two points in time only, so memory does not grow with the number of steps.
+
+    Args:
+        field: ε(σ, x̄).
+        state: The start, at sigmas[0].
+        sigmas: Noise levels (N+1,) float64, all positive, rising or falling.
+        method: torchdiffeq's name of the method.
+        over: The variable of the integration.
+        **options: torchdiffeq's options of the method.
+
+    Returns:
+        The state at sigmas[-1].
     """
     import torch
     from torchdiffeq import odeint
@@ -94,10 +105,10 @@ class _ArrivedError(Exception):
 
 
 class UpTo(Watch):
-    """A watched field as torchdiffeq wants it: a callable that is told of every step before it is tried."""
+    """A watched field as torchdiffeq calls it; torchdiffeq reports every step before it tries it."""
 
     def callback_step(self, u: Tensor, xbar: Tensor, du: Tensor) -> None:
-        """u and x̄ are the last accepted point. At the end it is the solution, and torchdiffeq is stopped."""
+        """Note the last accepted point, u and x̄. At the target it is the solution, and torchdiffeq is stopped."""
         self.reached = State(xbar, self.sigma(float(u)))
         if float(u) == self.u(self.target):
             raise _ArrivedError
@@ -107,7 +118,7 @@ class UpTo(Watch):
 
 
 def worst_image(error: Tensor) -> Tensor:
-    """The largest root mean square of any image of (B, *): a tolerance in this norm holds for every image."""
+    """The largest root mean square of any image, (B, *) -> (): a tolerance in this norm holds for every image."""
     return error.reshape(error.shape[0], -1).square().mean(dim=1).sqrt().max()
 
 
@@ -123,11 +134,25 @@ def adaptive(
     atol: float = 1e-5,
     max_nfe: int = 10_000,
 ) -> State:
-    """An adaptive method of torchdiffeq from sigmas[0] to sigmas[-1]; the nodes between are not used.
+    """An adaptive method of torchdiffeq from sigmas[0] to sigmas[-1].
 
-    state.xbar (B, *). log: step in log σ rather than σ. rtol, atol: per image, on x̄; `strict` multiplies both.
-    max_nfe: evaluations, each of the whole batch; the result's report has "evaluations", (B,). Errors: BudgetExceeded
-    with the last accepted point, InputError where the field is not finite.
+    Args:
+        field: ε(σ, x̄).
+        state: The start, at sigmas[0].
+        sigmas: Noise levels (N+1,) float64, all positive, rising or falling. Those between the ends are not used.
+        method: torchdiffeq's name of the method.
+        log: Whether the method takes its steps in log σ, not in σ.
+        strict: A factor on both tolerances.
+        rtol: The relative tolerance on x̄, root mean square over an image.
+        atol: The absolute tolerance on x̄, root mean square over an image.
+        max_nfe: The most evaluations, each of the whole batch.
+
+    Returns:
+        The state at sigmas[-1]. Its report has "evaluations", (B,) int64.
+
+    Raises:
+        BudgetExceeded: With the last accepted point, if the run needs more than max_nfe or steps that are too small.
+        InputError: If a setting is out of its range, or the field is not finite.
     """
     import torch
     from torchdiffeq import odeint
@@ -178,16 +203,9 @@ def _fixed(name: str, order: int, nfe: int, reference: str, warmup: tuple[int, .
 
 
 def _adaptive(name: str, order: int, reference: str, **settings: Any) -> Solver:
-    return Solver(
-        name=name,
-        run=functools.partial(adaptive, method=name.replace("-", "_"), **settings),
-        family="torchdiffeq adaptive",
-        order=order,
-        nfe=None,
-        adaptive=True,
-        settings=SETTINGS,
-        reference=f"{reference}; torchdiffeq 0.2.5",
-    )
+    run = functools.partial(adaptive, method=name.replace("-", "_"), **settings)
+    source = f"{reference}; torchdiffeq 0.2.5"
+    return adaptive_row(name, run, order, source, family="torchdiffeq adaptive", shares_steps=True)
 
 
 ROWS = (

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from odeddim import defaults
 from odeddim.cli import options
 from odeddim.cli.bench import shared
 
@@ -117,8 +118,11 @@ def command(
         raise click.UsageError(f"which features of {run.field.name!r}'s images? --features NAME or a file")
     lines = []
     for eta in etas or ([] if solvers else ETAS):
-        name = "ddpm-sigma-hat" if eta == bench.HAT else "ddim-eta" if float(eta) else "euler"
-        its_own = {"eta": float(eta)} if name == "ddim-eta" else {}
+        name, its_own = "euler", dict[str, float]()
+        if eta == bench.HAT:
+            name = "ddpm-sigma-hat"
+        elif float(eta):
+            name, its_own = defaults.SAMPLE_WITH_ETA, {"eta": float(eta)}
         lines += [bench.Sampled(each, eta) for each in run.runs([f"{name}@{grid}"], steps, end, its_own)]
     lines += [bench.Sampled(each) for each in run.runs(solvers or (), steps, end, settings)]
     real, noted = images_for(run.field, reference or REFERENCE), str(reference or "2,048 test images of Fashion-MNIST")

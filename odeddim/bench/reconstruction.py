@@ -109,10 +109,10 @@ def reconstruction(
 
 def _with_labels(runs: Sequence[Plan], labels: Sequence[str]) -> list[tuple[Plan, str]]:
     """The runs with each convention; the target's label is one of DDIM's Euler step."""
-    if "target" in labels and not any(run.solver.name == "euler" for run in runs):
+    if "target" in labels and not any(run.solver.ddim for run in runs):
         raise InputError("the label of the target is a convention of inverting DDIM: add the solver 'euler'")
     where = dict.fromkeys(labels)
-    return [(run, name) for name in where for run in runs if name == "source" or run.solver.name == "euler"]
+    return [(run, name) for name in where for run in runs if name == "source" or run.solver.ddim]
 
 
 def _row(run: Plan, where: str, cell: Columns) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _row(run: Plan, where: str, cell: Columns) -> dict[str, Any]:
     residual = cell["residual"]
     lost = int((residual > 0).sum())
     remark = failure or (f"{lost} images did not converge, residual up to {residual.max():.0e}" if lost else "")
-    as_there = run.solver.name == "euler" and run.grid in TAU and where == "source"
+    as_there = run.solver.ddim and run.grid in TAU and where == "source"
     return {
         **first_cells(run),
         "labels": where,

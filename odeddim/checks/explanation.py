@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from odeddim.api import Model
 from odeddim.models import DEFAULT, load
 from odeddim.ode.analytic import Gaussian
 from odeddim.plans import Grid, Plan, check_encodes, integrate
-from odeddim.types import Growth, InputError, Settings, Solver, State, pick
+from odeddim.types import Depends, Growth, InputError, Settings, Solver, State, pick
 
 DIRECTIONS = ("encode", "decode")
 
@@ -28,6 +29,8 @@ class Explanation:
     nodes (N+1,): its noise levels as they are walked; labels: the network's t at each. evaluations: per image, None
     where they depend on the data. instructions: the arithmetic in words, empty where it is another library's or depends
     on the data. growth: of rounding errors, None where it is not known. refused: why such a run is refused, if it is.
+    reversible: whether the way back of an encoding is exact, see `Solver`. settings: the default of each setting, those
+    that depend on the run in words; chosen: the settings that were given.
     gaussian: how far such a run, begun afresh, ends from where images N(0, 0.5²) should, relative; None where the
     evaluations are. Far from 0 the solver is inaccurate there, above 1 unstable.
     """
@@ -36,6 +39,9 @@ class Explanation:
     family: str
     order: int
     reference: str
+    reversible: bool
+    settings: Mapping[str, Any]
+    chosen: Mapping[str, Any]
     direction: str
     model: str
     end: str
@@ -83,6 +89,9 @@ def explain(
         family=row.family,
         order=row.order,
         reference=row.reference,
+        reversible=row.reversible,
+        settings={key: str(value) if isinstance(value, Depends) else value for key, value in row.settings.items()},
+        chosen=dict(row.chosen),
         direction=direction,
         model=field.name,
         end="zero" if float(plan.nodes[0]) == 0 else "sigma_min",

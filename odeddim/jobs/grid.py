@@ -24,7 +24,7 @@ COUNT = 16  # images, unless given
 
 @dataclass(frozen=True)
 class Computed(Outcome):
-    """A plan that was computed, and what was measured on the images, on the solver's own grid and on the computed one."""
+    """A plan that was computed, and what was measured on the images, on it and on the solver's own grid."""
 
     plan: Plan
     found: ComputedGrid
@@ -73,7 +73,8 @@ def grid(
     if count is not None:
         warn_of_count(count, len(source), images)
     x_0 = source[max(0, len(source) - (count or COUNT)) : len(source)].to(place.state)
-    notes: dict[str, Any] = {"images": f"the last {len(x_0)} of {plain_text(str(images or 'the sample images'))}"}
+    of = plain_text(str(images or "the sample images"))
+    notes: dict[str, Any] = {"images": f"the last {len(x_0)} of {of}"}
     mark = mark_of(own.noted(field, **notes).to_dict())
     check_own(output, lambda path: has_mark(path, mark), overwrite=overwrite)
     began = time.perf_counter()

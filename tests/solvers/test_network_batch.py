@@ -28,7 +28,7 @@ Run = Callable[..., tuple[int, str, str]]
 LOOSE = {"rtol": 0.1, "atol": 0.1}
 ROWS = [name for name in solvers.names() if not solvers.get(name).stochastic]
 IMPLICIT = ("scipy-lsoda", "scipy-radau", "scipy-bdf")  # as many evaluations as numbers for each Jacobian
-ALONE = [name for name in ROWS if solvers.get(name).family != "torchdiffeq adaptive" and name not in IMPLICIT]
+ALONE = [name for name in ROWS if not solvers.get(name).shares_steps and name not in IMPLICIT]
 
 
 def encoded(run: Run, *arguments: object) -> dict[str, np.ndarray[Any, Any]]:
@@ -133,12 +133,12 @@ def test_no_row_of_the_table_mixes_images(name: str, dtype: torch.dtype) -> None
     """Alone, in sevens, all together and in another order, by shapes whose ends are odd ends of vectors."""
     row = solvers.get(name)
     for field in fields(dtype).values():
-        x_0 = pictures(4 if row.family == "scipy" else 9, dtype, 3, 5, 7)
+        x_0 = pictures(4 if row.one_by_one else 9, dtype, 3, 5, 7)
         field.network_batch = 4
         how: dict[str, Any] = dict(LOOSE) if row.adaptive else {"steps": 4}
         if row.family == "iterated":
             how["max_nfe"] = 40
-        if row.family == "per image":
+        if row.queued:
             how["batch"] = 4
         whole = columns(encode(x_0, name, model=field, **how))
         for size in (1, 7):

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from odeddim import solvers
 from odeddim.ode.analytic import GaussianMixture
-from odeddim.solvers import per_image
+from odeddim.solvers import _embedded, per_image
+from odeddim.solvers._embedded import BOSH3, DOPRI5, FORMULAS, TSIT5, VARIABLES, Tableau
 from odeddim.solvers._plan import lagrange_weights
-from odeddim.solvers.per_image import BOSH3, DOPRI5, FORMULAS, TSIT5, Control, Tableau, Walk
+from odeddim.solvers.per_image import Control, Walk
 from odeddim.types import BudgetExceeded, Field, InputError, State
 
 NAMES = tuple(FORMULAS)
@@ -130,7 +131,7 @@ def test_dpm_solver_weights() -> None:
     for span in (1.0, 0.3, -0.02, -1.0, 1e-6):
         start, end = 0.7, 0.7 * math.exp(span)
         third, two_thirds = (start * math.exp(part * span) for part in (1 / 3, 2 / 3))
-        first, second, *weights = per_image.dpm_solver_23(start, end)
+        first, second, *weights = _embedded.dpm_solver_23(start, end)
         assert (first, second) == pytest.approx((third, two_thirds), rel=1e-14)
         exactly = [
             *lagrange_weights([start], start, third),
@@ -140,12 +141,12 @@ def test_dpm_solver_weights() -> None:
         assert weights[:5] == pytest.approx(exactly, rel=1e-9 if abs(span) < 1e-3 else 1e-13)
         whole, h = exactly[3:], end - start
         assert weights[5:] == pytest.approx([whole[0] + h / 2, -1.5 * h, whole[1]], rel=1e-9)
-        middle, *twelve = per_image.dpm_solver_12(start, end)
+        middle, *twelve = _embedded.dpm_solver_12(start, end)
         assert [middle, *twelve] == pytest.approx([math.sqrt(start * end), middle - start, h, -h, h], rel=1e-9)
 
 
 @every_row
-@pytest.mark.parametrize("variable", per_image.VARIABLES)
+@pytest.mark.parametrize("variable", VARIABLES)
 def test_one_step_has_its_order(name: str, variable: str) -> None:
     """The error of one step falls as h^(order+1) and its estimate as h^(lower+1), on a nonlinear field."""
     formula = FORMULAS[name](variable)

@@ -21,7 +21,9 @@ import odeddim
 from odeddim import solvers
 from odeddim.latents.latent_file import LatentFile, LatentRun, provenance_of
 from odeddim.solvers import reversible
-from odeddim.solvers.reversible import Course, Flip, Kick, Machine, Mix, mccallum_foster
+from odeddim.solvers._operations import Course, Kick, Mix
+from odeddim.solvers._registers import Flip, Machine
+from odeddim.solvers.reversible import mccallum_foster
 from odeddim.types import InputError, State
 
 ROWS = [row for row in solvers.SOLVERS.values() if row.family == "reversible"]

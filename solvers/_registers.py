@@ -1,0 +1,359 @@
+"""Runs on two registers in exact arithmetic: what encoding does, decoding undoes, bit for bit.
+
+A reversible method keeps two registers, x̄ and a second state, and changes one by what it computes from the other, so
+that every change can be taken back. It is a list of two operations: kicks, u += c·ε(v), and mixtures of the two
+registers. Its inverse is the same list backwards. The registers are integers, so adding and subtracting are exact:
+nothing is lost whatever the network is, as long as it gives the same answer to the same batch.
+
+A run that comes back exactly can still be far from the solution. It also amplifies errors that are there already (of a
+network in float32, of another machine, of interpolated latents): `Solver.growth` computes by how much, and a run in
+which they would spoil the result is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from odeddim.solvers._operations import Course, Kick, Matrix, Mix, Operation
+from odeddim.types import Field, Growth, InputError, State
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SPOILED = 1e-2  # of the scale of a latent or an image: rounding errors that would grow beyond it are refused
+HEADROOM = 2.0**13  # registers hold values up to so many times √(1+σ_T²): few coarse steps overshoot by hundreds
+BITS = {True: 51, False: 62}  # of a register, for float32 states and float64 ones
+LOW_BITS = 22  # that a float32 number can hold of what another has rounded away, with some to spare
+UNSTABLE = (
+    "the reversible run leaves the numbers that it can take back: it is unstable on this grid; "
+    "take more steps, another grid or another solver"
+)
+
+
+@dataclass(frozen=True)
+class Shear:
+    """One register += factor·(the other), both in units of their scale: a third of a mixture."""
+
+    register: int
+    factor: float
+
+
+@dataclass(frozen=True)
+class Push:
+    """A kick in units of the registers' scale: register += factor·(what the kick computes from scale·(the other))."""
+
+    kick: Kick
+    factor: float
+    scale: float
+
+    @property
+    def register(self) -> int:
+        """The register that changes."""
+        return self.kick.register
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One register = -register."""
+
+    register: int
+
+
+Asked = dict[int, tuple[float, "Tensor"]]
+
+
+class Machine:
+    """The operations of a course in exact arithmetic, forwards and backwards.
+
+    The registers are int64 tensors: x̄ over a common scale, in units of `quantum`. The scale takes up the determinants
+    of the mixtures. What is left of each mixture is three shears, which are exact in both directions.
+
+    Args:
+        course: The operations.
+        nodes: The noise levels of the run, σ = 0 among them where the run reaches it.
+        single: Whether the state is float32. The registers then have 51 bits instead of 62.
+    """
+
+    def __init__(self, course: Course, nodes: Sequence[float], *, single: bool) -> None:
+        self.output = course.output
+        self.steps: list[Shear | Push | Flip] = []
+        scale = 1.0
+        bound = HEADROOM * math.sqrt(1 + max(nodes) ** 2)
+        smallest = scale
+        for operation in course.operations:
+            if isinstance(operation, Kick):
+                self.steps.append(Push(operation, operation.sign * operation.weight / scale, scale))
+            else:
+                scale *= self._mix(operation.matrix)
+                smallest = min(smallest, scale)
+        self.scale = scale
+        self.bits = BITS[single]
+        self.quantum = 2.0 ** (math.ceil(math.log2(bound / smallest)) - self.bits)
+
+    def _mix(self, matrix: Matrix) -> float:
+        """Adds a mixture's shears; returns what it multiplies the scale by."""
+        (a, b), (c, d) = matrix
+        root = math.sqrt(abs(a * d - b * c))
+        a, b, c, d = a / root, b / root, c / root, d / root
+        if a * d < b * c:
+            self.steps.append(Flip(1))
+            b, d = -b, -d
+        if abs(b) >= abs(c):
+            shears = [Shear(1, (a - 1) / b), Shear(0, b), Shear(1, (d - 1) / b)]
+        else:
+            shears = [Shear(0, (d - 1) / c), Shear(1, c), Shear(0, (a - 1) / c)]
+        self.steps += [shear for shear in shears if shear.factor != 0]
+        return root
+
+    def run(self, field: Field, registers: list[Tensor], back: bool, asked: Asked) -> None:
+        """Do all operations in place, or undo them.
+
+        Args:
+            field: ε(σ, x̄).
+            registers: Two int64 tensors (B, *), changed in place.
+            back: Undo the operations, the last one first.
+            asked: {register: (σ, ε)}, the last evaluation at a register that has not changed since; kept up to date.
+
+        Raises:
+            InputError: If a register leaves the numbers that it can hold: the run is unstable.
+        """
+        for step in reversed(self.steps) if back else self.steps:
+            register = registers[step.register]
+            if isinstance(step, Flip):
+                register.neg_()
+            else:
+                if isinstance(step, Shear):
+                    change = registers[1 - step.register].double() * step.factor
+                else:
+                    change = self._answer(field, step, registers, asked) * (step.factor / self.quantum)
+                register.add_(self._whole(change), alpha=-1 if back else 1)
+                self._check(register)
+            asked.pop(step.register, None)
+
+    def _answer(self, field: Field, push: Push, registers: list[Tensor], asked: Asked) -> Tensor:
+        """ε, or the increment of the kick's solver, of the other register."""
+        kick, place = push.kick, 1 - push.register
+        source = registers[place].double() * (push.scale * self.quantum * kick.ratio)
+        if kick.base is not None:
+            nodes = source.new_tensor([kick.sigma, kick.end], device="cpu")
+            return kick.base.run(field, State(source, kick.sigma), nodes).xbar - source
+        if kick.ratio != 1:  # not what the register holds: nothing to keep
+            return field(source.new_tensor(kick.sigma, device="cpu"), source)
+        return _ask(field, asked, place, kick.sigma, source)
+
+    def _check(self, values: Tensor) -> None:
+        """Raises InputError unless an int64 has room for the sum of two such values."""
+        if not float(values.abs().max()) < 2.0**self.bits:
+            raise InputError(UNSTABLE)
+
+    def _whole(self, values: Tensor) -> Tensor:
+        """The nearest int64."""
+        import torch
+
+        self._check(values)
+        return values.round().to(torch.int64)
+
+    def read(self, xbar: Tensor, scale: float = 1.0) -> Tensor:
+        """The register for x̄ (B, *), int64 in units of scale·quantum."""
+        return self._whole(xbar.double() / (scale * self.quantum))
+
+    def show(self, register: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A register at the end of the run as two tensors of this dtype, whose sum is its exact value."""
+        unit = self.scale * self.quantum
+        high = (register.double() * unit).to(dtype)
+        low = register - self.read(high, self.scale)
+        if float(low.abs().max()) > 2.0**LOW_BITS:
+            raise InputError(UNSTABLE)
+        return high, (low.double() * unit).to(dtype)
+
+    def grain(self, nodes: Sequence[float], single: bool) -> float:
+        """The unit to which images are rounded: a float32 number must hold what the step at σ = 0 loses of it."""
+        at_zero = single and min(nodes) == 0
+        return max(self.quantum, 2.0 ** (math.ceil(math.log2(64 * sorted(nodes)[1])) - 24)) if at_zero else self.quantum
+
+
+def _ask(field: Field, asked: Asked, place: int, sigma: float, source: Tensor) -> Tensor:
+    """ε of the source, which is what the register at this place holds; asked once as long as it stays."""
+    if place not in asked or asked[place][0] != sigma:
+        asked[place] = sigma, field(source.new_tensor(sigma, device="cpu"), source)
+    return asked[place][1]
+
+
+def _rounded(values: Tensor, grain: float) -> Tensor:
+    """The nearest multiples of the grain, in float64."""
+    return values.double().div(grain).round_().mul_(grain)
+
+
+def account(nodes: Sequence[float], single: bool, *, course: Callable[..., Course], **settings: Any) -> Growth:
+    """The growth of rounding errors of a reversible run, from its coefficients alone.
+
+    The dependence of ε on x̄ is left out, as in the definition of zero-stability. Each evaluation is taken to be wrong
+    by one unit of rounding.
+
+    Args:
+        nodes: The noise levels in the direction of the run.
+        single: Whether the unit of rounding is that of float32.
+        course: course(nodes, **settings) makes the operations.
+        **settings: The settings of the row.
+
+    Returns:
+        The growth in both directions.
+
+    Raises:
+        InputError: If the coefficients overflow.
+    """
+    return _account(course(_positive(nodes), **settings), nodes, single)
+
+
+def _account(made: Course, nodes: Sequence[float], single: bool) -> Growth:
+    """`account` of operations that are made already."""
+    try:
+        machine = Machine(made, nodes, single=single)
+        there = _gain(made.operations, made.output, machine, single)
+        back = _gain([operation.inverse() for operation in reversed(made.operations)], 0, machine, single)
+    except (OverflowError, ZeroDivisionError) as error:
+        raise InputError("the coefficients of this reversible run leave all numbers: settings nearer to 1") from error
+    (up, at_top), (down, at_clean) = (there, back) if nodes[-1] > nodes[0] else (back, there)
+    return Growth(up, down, at_top / math.sqrt(1 + max(nodes) ** 2), at_clean / math.sqrt(1 + min(nodes) ** 2))
+
+
+def _gain(operations: Sequence[Operation], output: int, machine: Machine, single: bool) -> tuple[float, float]:
+    """The largest factor of an error on its way to the output, and the rounding errors of all that arrive there."""
+    rounding = 2.0**-24 if single else 2.0**-53
+    row = [0.0, 0.0]
+    row[output] = 1.0
+    largest, arrived = 1.0, 0.0
+    for operation in reversed(operations):
+        if isinstance(operation, Mix):
+            (a, b), (c, d) = operation.matrix
+            row = [row[0] * a + row[1] * c, row[0] * b + row[1] * d]
+            largest = max(largest, *map(abs, row))
+        else:
+            error = rounding * operation.size + machine.quantum
+            arrived = math.hypot(arrived, row[operation.register] * error)
+    return largest, arrived
+
+
+def run(
+    field: Field, state: State, sigmas: Tensor, *, name: str, course: Callable[..., Course], **settings: Any
+) -> State:
+    """A reversible run, or the way back of an earlier one if the state was kept by the same method on these nodes.
+
+    A fresh run begins with x̄ alone. The way back ends at the x̄ with which that run began, bit for bit, except that -0
+    becomes 0. The interval that ends at σ = 0 takes the Euler step, as in all runs; upwards `aux` holds what its way
+    back lacks, and a fresh run down to 0 keeps nothing. A warning is given if the same method has kept the state, but
+    in another run.
+
+    Args:
+        field: ε(σ, x̄).
+        state: The start, at sigmas[0].
+        sigmas: Noise levels (N+1,) float64, rising or falling; the lowest may be 0.
+        name: The name of the row, by which states are kept.
+        course: course(nodes, **settings) makes the operations over the positive nodes.
+        **settings: The settings of the row.
+
+    Returns:
+        The state at sigmas[-1], with what its way back needs in `aux`.
+
+    Raises:
+        InputError: If rounding errors would grow beyond 1% of the result, if the run is unstable, or if the state's
+            `aux` is not what its `kept` says.
+    """
+    import torch
+
+    dtype, single = state.xbar.dtype, state.xbar.dtype == torch.float32
+    nodes = sigmas.tolist()
+    if state.kept.startswith(f"{name} "):
+        made = course(_positive(nodes[::-1]), **settings)
+        # A float32 state as float64 has lost nothing: its way back is the same.
+        for halves in (single,) if single else (False, True):
+            if state.kept == _kept(name, made, nodes[::-1], halves):
+                machine = Machine(made, nodes, single=halves)
+                return _back(field, state, sigmas, machine, machine.grain(nodes, halves))
+        warnings.warn(
+            f"the latents were kept by {state.kept!r}, not by this run of {name}: it starts from x̄ alone and does not "
+            "come back exactly (other nodes, settings or dtype)",
+            stacklevel=2,
+        )
+    made = course(_positive(nodes), **settings)
+    _check(name, made, nodes, single)
+    machine = Machine(made, nodes, single=single)
+    grain = machine.grain(nodes, single)
+    begin = _rounded(state.xbar, grain)
+    remainder = state.xbar.double() - begin
+    xbar, asked = begin, Asked()
+    lacking: tuple[Tensor, ...] = ()
+    if nodes[0] == 0:
+        xbar = begin + _rounded(field(sigmas[0], begin) * nodes[1], machine.quantum)
+        slope = field(sigmas[1], xbar)
+        lacking = (begin - _rounded(xbar - slope * nodes[1], grain),)
+        asked = dict.fromkeys((0, 1), (nodes[1], slope))
+    registers = [machine.read(xbar), machine.read(xbar)]
+    machine.run(field, registers, False, asked)
+    output, other = (machine.show(registers[place], dtype) for place in (machine.output, 1 - machine.output))
+    if nodes[-1] == 0:
+        xbar = output[0].double() + output[1]
+        return State((xbar - field(sigmas[-2], xbar) * nodes[-2]).to(dtype), 0.0)
+    if any(not torch.equal(part.to(dtype).double(), part) for part in (*lacking, remainder)):
+        raise InputError(UNSTABLE)
+    aux = (output[1], *other, *(part.to(dtype) for part in (*lacking, remainder)))
+    return State(output[0], nodes[-1], aux, _kept(name, made, nodes, single))
+
+
+def _back(field: Field, state: State, sigmas: Tensor, machine: Machine, grain: float) -> State:
+    """The way back to the state from which `state` came."""
+    parts = (state.xbar, *state.aux)
+    count = 5 + (float(sigmas[-1]) == 0)
+    if len(parts) != count or any(part.shape != state.xbar.shape or not bool(part.isfinite().all()) for part in parts):
+        raise InputError(
+            f"the state's aux is not what {state.kept!r} keeps: {count - 1} finite tensors like xbar; without aux and "
+            "kept, the run starts from x̄ alone"
+        )
+    output, other = (machine.read(parts[k], machine.scale) + machine.read(parts[k + 1], machine.scale) for k in (0, 2))
+    registers = [output, other] if machine.output == 0 else [other, output]
+    asked = Asked()
+    machine.run(field, registers, True, asked)
+    xbar = registers[0].double() * machine.quantum
+    if float(sigmas[-1]) == 0:
+        sigma = float(sigmas[-2])
+        xbar = _rounded(xbar - _ask(field, asked, 0, sigma, xbar) * sigma, grain) + parts[-2].double()
+    return State((xbar + parts[-1]).to(state.xbar.dtype), float(sigmas[-1]))
+
+
+def _positive(nodes: Sequence[float]) -> list[float]:
+    """The nodes without σ = 0."""
+    return [sigma for sigma in nodes if sigma > 0]
+
+
+def _kept(name: str, made: Course, nodes: Sequence[float], single: bool) -> str:
+    """The text of `State.kept`: the method, the direction, a digest of nodes and operations, and the dtype."""
+    text = repr([(list(nodes), *(operation.key() for operation in made.operations))])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    direction = "up" if nodes[-1] > nodes[0] else "down"
+    return f"{name} {direction} {len(nodes) - 1} steps {digest} {'float32' if single else 'float64'}"
+
+
+def _check(name: str, made: Course, nodes: Sequence[float], single: bool) -> None:
+    """Raise an InputError if rounding errors would spoil the latent, or the image that is decoded from it."""
+    up = nodes[-1] > nodes[0]
+
+    def spoils(single: bool) -> tuple[float, str, Growth]:
+        growth = _account(made, nodes, single)
+        error, what = max((growth.latent, "latents"), (growth.image, "images")) if up else (growth.image, "images")
+        return error, what, growth
+
+    error, what, growth = spoils(single)
+    if not error <= SPOILED:
+        double = "a float64 state (--dtype float64), " if single and spoils(False)[0] <= SPOILED else ""
+        raise InputError(
+            f"{name} on this grid of {len(nodes) - 1} steps would amplify rounding errors by up to "
+            f"{max(growth.encode, growth.decode):.1e}, to {error:.1e} of the {what}: take {double}fewer steps, a grid "
+            "whose steps differ less (log, karras), settings nearer to 1, or another solver (`odeddim explain` shows "
+            "the growth)"
+        )
