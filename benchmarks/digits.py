@@ -88,7 +88,9 @@ def _files() -> dict[str, str]:
 def _data(key: str, item: object) -> str:
     import h5py
 
-    return f"{key} {item.dtype} {item[()].tobytes().hex()}" if isinstance(item, h5py.Dataset) else key
+    if key == "provenance" or not isinstance(item, h5py.Dataset):  # which has paths in it
+        return key
+    return f"{key} {item.dtype} {item[()].tobytes().hex()}"
 
 
 def _odeddim(*arguments: object) -> None:

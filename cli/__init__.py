@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import signal
@@ -72,9 +73,19 @@ def group() -> None:
     """
 
 
+class _Told(logging.Handler):
+    """What the library says of a run under way: a line on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(printable(record.getMessage()), err=True)
+
+
 def main() -> None:
     """Run the command line; what the user got wrong is one sentence and exit code 2, never a traceback."""
     warnings.showwarning = _warn
+    log = logging.getLogger("odeddim")
+    log.handlers[:], log.propagate = [_Told()], False
+    log.setLevel(logging.INFO)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):  # a terminal without σ must not cost a run its last line

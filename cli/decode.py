@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from odeddim.cli import options
+
+if TYPE_CHECKING:
+    from odeddim.jobs import Machine, Subject
+
+
+def _noise(function: options.F) -> options.F:
+    """--seed and --eta of stochastic solvers, among their settings."""
+    return options.together(
+        click.option(
+            "--seed",
+            type=click.IntRange(0, options.MOST_SEED),
+            default=None,
+            help="Of stochastic solvers' noise.  [default: 0]",
+        ),
+        click.option("--eta", type=click.FloatRange(0), default=None, help="DDIM's η, of ddim-eta.  [default: 0.5]"),
+    )(function)
 
 
 @click.command("decode")
@@ -21,38 +36,18 @@ from odeddim.cli import options
     help="A folder for PNGs, a sheet.png or a file.h5.",
 )
 @options.its_model
-@click.option("--solver", type=options.SolverName(), default=None, help="[default: the one that encoded]")
-@click.option("--steps", type=click.IntRange(1, options.MOST_STEPS), default=None, help="[default: as encoded]")
-@click.option("--grid", default=None, metavar="NAME|FILE", help="[default: the nodes of the file]")
-@options.tolerances
-@options.preset
-@click.option(
-    "--seed",
-    type=click.IntRange(0, options.MOST_SEED),
-    default=None,
-    help="Of stochastic solvers' noise.  [default: 0]",
-)
-@click.option("--eta", type=click.FloatRange(0), default=None, help="DDIM's η, of ddim-eta.  [default: 0.5]")
+@options.run("the one that encoded", _noise, options.plan)
 @options.machine
-@options.network_batch
 @options.tol
 @options.overwrite
 def command(
     latents: Path,
     output: Path,
-    model: str | None,
-    solver: str | None,
-    steps: int | None,
-    grid: str | None,
-    device: str | None,
-    dtype: str | None,
-    batch_size: int | None,
-    network_batch: int | None,
-    threads: int | None,
+    model: Subject,
+    how: dict[str, Any],
+    machine: Machine,
     tol: float | None,
     overwrite: bool,
-    preset: Any,
-    **settings: Any,
 ) -> None:
     """Decode LATENTS to images by integrating the ODE from σ_T down, with the solver that encoded or another.
 
@@ -75,74 +70,8 @@ def command(
       odeddim decode z.h5 -o fine/ --tol 1e-3
       odeddim decode z.h5 -o noisy/ --solver ddpm --seed 1
     """
-    from contextlib import closing
-    from dataclasses import asdict
+    from odeddim import jobs
+    from odeddim.cli.progress import bar
 
-    from odeddim.api import decode, to_images
-    from odeddim.checks.certificate import decode_as_encoded, decode_to
-    from odeddim.cli.running import (
-        Tally,
-        at_once,
-        decoding_plan,
-        details_of,
-        evaluated,
-        field_of,
-        in_blocks,
-        machine,
-        of_all,
-        progress,
-        so_far,
-        warn,
-        warn_of_grid,
-        warn_of_preset,
-        warn_of_range,
-    )
-    from odeddim.latents.latent_file import LatentFile
-    from odeddim.storage.atomic import check_place
-    from odeddim.storage.outputs import open_output
-    from odeddim.storage.prefetch import ahead
-
-    with LatentFile(latents) as file:
-        where = machine(device, dtype, file)
-        field = field_of(file, model, where)
-        how = decoding_plan(file, field, solver, steps, grid, settings, tol)
-        row = how.row
-        warn_of_grid(grid, field, row)
-        warn_of_preset(preset, field)
-        in_blocks(field, row, where, network_batch, threads, file)
-        ode = field.on_data()
-        if len(file) < file.total:
-            warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")
-        total, size = len(file), at_once(field, row, batch_size, file, queued=bool(how.rungs))
-        made = how.provenance(
-            file, field, **({} if tol is None else {"tol": tol}), **details_of(field, row, where, size)
-        )
-        if not output.is_dir():
-            check_place(output, latents)
-        began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
-        with (
-            open_output(output, file.names, asdict(made), overwrite=overwrite) as out,
-            progress(total, "decoding", out.done) as advance,
-            closing(ahead(file.read, out.batches(size))) as batches,
-        ):
-            for (start, stop), state in batches:
-                # The noise of an image belongs to its place in the file, whatever the batch.
-                its_row = row.with_settings(first=start) if row.stochastic else row
-                state = where.cast(state)
-                if tol is not None:
-                    x_0, taken, change = decode_to(tol, state, row, how.rungs, ode)
-                    tally.add(taken, change, file.names[start:stop])
-                elif how.rungs:
-                    x_0 = decode_as_encoded(state, row, dict(how.rungs).__getitem__, ode)
-                else:
-                    x_0 = decode(state, its_row, model=ode, grid=how.nodes)
-                x_0 = to_images(field, x_0)
-                out.write(start, stop, x_0)
-                largest, here = max(largest, float(x_0.abs().max())), here + stop - start
-                advance(stop - start)
-    warn_of_range(largest)
-    taken_steps = tally.tell() if tol is not None and here else how.steps
-    options.echo(
-        f"{so_far(out.done, total)} images in {output}{of_all(out.done, total, here)}: {row.name}, {taken_steps}, "
-        f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s"
-    )
+    made = jobs.decode(latents, output, model=model, tol=tol, machine=machine, overwrite=overwrite, progress=bar, **how)
+    options.echo(made.words)

@@ -11,10 +11,12 @@ from odeddim.cli import options
 
 if TYPE_CHECKING:
     from odeddim.checks.explanation import Explanation
+    from odeddim.jobs import Subject
 
 
 @click.command("explain")
-@options.run(defaults.ENCODE)
+@options.model
+@options.run(defaults.ENCODE, options.end, options.plan)
 @click.option(
     "--direction",
     type=click.Choice(["encode", "decode"]),
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     help="Of the state, for the growth of rounding errors.",
 )
 @options.as_json
-def command(model: str, solver: str | None, as_json: bool, **given: Any) -> None:
+def command(model: Subject, how: dict[str, Any], direction: str, dtype: str, as_json: bool) -> None:
     """Print what a run will do: nodes, labels, coefficients, evaluations, growth of rounding errors.
 
     A run is points x̄0, x̄1, ... and ε0, ε1, ..., the network at them; of a reversible solver it is what is done to
@@ -42,10 +44,12 @@ def command(model: str, solver: str | None, as_json: bool, **given: Any) -> None
       odeddim explain --solver bdia --grid linear --steps 100 --set gamma=0.5
       odeddim explain --solver dpmpp-2m --steps 20 --direction decode --json
     """
-    from odeddim.checks.explanation import explain
-    from odeddim.cli.running import field_on, machine
 
-    made = explain(solver or defaults.ENCODE, model=field_on(model, machine("cpu", None)), **given)
+    from odeddim.checks.explanation import explain
+    from odeddim.jobs.machine import Machine
+    from odeddim.jobs.subject import subject_on
+
+    made = explain(model=subject_on(Machine("cpu").at(), model), direction=direction, dtype=dtype, **how)
     if as_json:
         options.echo_json(made.to_json())
         return

@@ -24,14 +24,19 @@ def command(file: str, as_json: bool) -> None:
       odeddim inspect fashion-mnist
       odeddim inspect MODEL --json
     """
-    from odeddim.models import BUILT_IN, SUFFIXES, format_of
+    from odeddim.latents.latent_file import LatentFile
+    from odeddim.models import BUILT_IN, SUFFIXES, format_of, load, summary
     from odeddim.types import pick
 
     path = Path(file)
     if file not in BUILT_IN and not os.path.exists(path):
         pick(file, BUILT_IN, "model (and there is no such file)")
     is_model = file in BUILT_IN or os.path.isdir(path) or path.suffix.lower() in SUFFIXES or format_of(path) is not None
-    facts = _model_facts(file) if is_model else _latent_facts(path)
+    if is_model:
+        facts = summary(load(file, allow_pickle=options.of_model().get("allow_pickle", False)))
+    else:
+        with LatentFile(path) as latents:
+            facts = latents.summary()
     if as_json:
         import json
 
@@ -40,61 +45,6 @@ def command(file: str, as_json: bool) -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         options.echo(f"{name.ljust(width)}  {_text(value)}")
-
-
-def _latent_facts(path: Path) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from odeddim.latents.latent_file import UNIT, LatentFile
-
-    with LatentFile(path) as file:
-        state = file.read(0, min(len(file), 256))
-        x = state.x.double()
-        made = asdict(file.provenance)
-        schedule = made.pop("schedule")
-        return {
-            "latents": len(file) if len(file) == file.total else f"{len(file)} of {file.total} so far",
-            "shape": list(file.shape),
-            "dtype": file.dtype,
-            "unit": UNIT,
-            "sigma": file.sigma,
-            "auxiliary states": f"{file.aux_count}, kept by {file.kept}" if file.kept else file.aux_count,
-            **{
-                f"{key} per image": f"{float(values.double().min()):g} to {float(values.double().max()):g}"
-                for kind in ("report", "certificate")
-                for key, values in file.figures(kind).items()
-            },
-            "mean of x_T": float(x.mean()),
-            "variance of x_T": float(x.var()),
-            **{key.replace("_", " "): value for key, value in made.items() if value not in ("", {})},
-            "schedule": {
-                key: value if not isinstance(value, list) else f"{len(value)} values" for key, value in schedule.items()
-            },
-            "nodes": file.nodes.tolist(),
-            "first names": file.names[:5],
-        }
-
-
-def _model_facts(name: str) -> dict[str, Any]:
-    from odeddim.models import load
-
-    field = load(name, allow_pickle=options.of_model().get("allow_pickle", False))
-    facts: dict[str, Any] = {
-        "model": field.name,
-        "hash": field.sha256 or "none: an exact field",
-        "predicts": field.predicts,
-        "time": field.time if isinstance(field.time, str) else "a function of its own",
-        "shape": list(field.shape) if field.shape else "any",
-        "schedule": repr(field.schedule),
-        **({} if field.codec is None else {"shape of images": list(field.codec.image_shape)}),
-        **({} if field.conditions is None else {"takes": field.conditions.words}),
-    }
-    parameters = getattr(field.eps, "parameters", None)
-    if parameters is not None:
-        facts["parameters"] = sum(parameter.numel() for parameter in parameters())
-        facts["dtype"] = str(field.dtype).removeprefix("torch.")
-    facts.update({key: value for key, value in field.details.items() if value})
-    return facts
 
 
 def _text(value: Any) -> str:

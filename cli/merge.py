@@ -26,28 +26,7 @@ def command(files: tuple[Path, ...], output: Path | None, overwrite: bool) -> No
       odeddim merge unfinished.h5 -o some.h5
       odeddim merge monday.h5 tuesday.h5 -o z.h5
     """
-    from odeddim.cli.running import progress
-    from odeddim.storage.atomic import check_place
-    from odeddim.storage.hdf5 import SUFFIXES, reading
-    from odeddim.storage.resumable import finish
-    from odeddim.storage.row_files import columns_of, joined, make_real, settings_of
+    from odeddim import jobs
+    from odeddim.cli.progress import bar
 
-    if output is None:
-        if len(files) > 1:
-            raise click.UsageError("give -o z.h5: several files are not made one in place")
-        options.echo(f"{finish(files[0])} rows in {files[0]}")
-        return
-    for i, path in enumerate(files):
-        if any(path.exists() and other.exists() and path.samefile(other) for other in files[:i]):
-            raise click.UsageError(f"{path} is given twice: its rows would be there twice")
-    check_place(output, *files, suffixes=SUFFIXES)
-    if output.exists() and not overwrite:
-        raise click.UsageError(f"{output} is there already: give another name, or --overwrite")
-    total, settings = 0, []
-    for path in files:
-        with reading(path, "a file that odeddim wrote") as file:
-            settings.append(settings_of(file, path))
-            total += len(file["crc32"]) if "crc32" in columns_of(file) else 0
-    with progress(total, "merging") as advance:
-        make_real(files, output, joined(files, settings, total), advance=advance)
-    options.echo(f"{total} rows in {output}")
+    options.echo(jobs.merge(files, output, overwrite=overwrite, progress=bar).words)

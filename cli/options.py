@@ -1,22 +1,21 @@
-"""The options that several commands share, each written once."""
+"""The options that several commands share, each written once; those that belong together reach it as one object."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from odeddim import solvers
+from odeddim.cli.kinds import Assignment, Interval, Shape, SolverName, Tolerance
 from odeddim.storage.atomic import is_hidden, printable
-from odeddim.types import InputError
+
+if TYPE_CHECKING:
+    from odeddim.jobs import Machine, Subject
 
 F = TypeVar("F", bound=Callable[..., Any])
-
 
 # Beyond these no run ends: they are a slip of the hand, and better told at once than after hours.
 MOST_STEPS = 1_000_000
@@ -24,50 +23,6 @@ MOST_AT_ONCE = 65_536  # images
 MOST_THREADS = 1024
 MOST_NEW = 10_000_000  # images or latents
 MOST_SEED = 2**63 - 1
-
-
-class SolverName(click.ParamType[str]):
-    """A name of the solver table, with its neighbours when it is not one."""
-
-    name = "solver"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return solvers.get(str(value)).name
-        except InputError as error:
-            self.fail(str(error), param, ctx)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem]:
-        return [click.shell_completion.CompletionItem(n) for n in solvers.names() if n.startswith(incomplete)]
-
-
-class Items(click.ParamType[list[Any]]):
-    """A comma-separated list, each item of another type."""
-
-    name = "list"
-
-    def __init__(self, item: click.ParamType[Any]) -> None:
-        self.item = item
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
-        if isinstance(value, list):
-            return value
-        words = [word.strip() for word in str(value).split(",") if word.strip()]
-        if not words:
-            self.fail("an empty list", param, ctx)
-        return [self.item.convert(word, param, ctx) for word in words]
-
-
-class Tolerance(click.FloatRange):
-    """A positive number, and no other float."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is no tolerance", param, ctx)
-        return number
 
 
 def echo(line: str = "", *, err: bool = False) -> None:
@@ -91,6 +46,29 @@ def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+def gathered(name: str, options: Callable[[F], F], make: Callable[[dict[str, Any]], Any]) -> Callable[[F], F]:
+    """Options that a command gets as one argument. make: what of their values, by name."""
+    taken = {parameter.name for parameter in getattr(options(lambda: None), "__click_params__", [])}  # type: ignore[arg-type]
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def command(*args: Any, **given: Any) -> Any:
+            own = {key: given.pop(key) for key in [*given] if key in taken}
+            return function(*args, **given, **{name: make(own)})
+
+        return options(command)  # type: ignore[arg-type]
+
+    return decorate
+
+
+def is_given(name: str) -> bool:
+    """Whether a parameter was said on the command line, and not left at its default."""
+    from click.core import ParameterSource
+
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (None, ParameterSource.DEFAULT)
+
+
 MODEL_OPTIONS = "odeddim.model"
 
 
@@ -109,23 +87,6 @@ class Chosen(click.Option):
 def of_model() -> dict[str, Any]:
     """What was said about the model on the command line, by the names of `load` and `VectorField.conditioned`."""
     return dict(click.get_current_context().meta.get(MODEL_OPTIONS, {}))
-
-
-class Interval(click.ParamType[tuple[float, float]]):
-    """LOW,HIGH: two noise levels."""
-
-    name = "interval"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            low, high = (float(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not LOW,HIGH: two noise levels σ, as in 0.3,5", param, ctx)
-        if not 0 <= low < high:
-            self.fail(f"{value!r}: the first noise level must be at least 0 and below the second", param, ctx)
-        return low, high
 
 
 allow_pickle = click.option(
@@ -155,11 +116,26 @@ told = together(
     ),
     allow_pickle,
 )
-model = together(
-    click.option(
-        "--model", default="fashion-mnist", show_default=True, metavar="NAME|PATH", help="A built-in model or a path."
-    ),
-    told,
+
+
+def _subject(own: Mapping[str, Any]) -> Subject:
+    """The model as the command line says it."""
+    from odeddim.jobs import Subject
+
+    said = of_model()
+    allow_pickle = said.pop("allow_pickle", False)
+    return Subject(own["model"], said, allow_pickle)
+
+
+def _model(default: str | None, words: str) -> Callable[[F], F]:
+    shown = default is not None
+    option = click.option("--model", default=default, show_default=shown, metavar="NAME|PATH", help=words)
+    return gathered("model", together(option, told), _subject)
+
+
+model = _model("fashion-mnist", "A built-in model or a path.")
+its_model = _model(
+    None, "The model the latents belong to.  [default: the one they name, under the condition they name]"
 )
 
 
@@ -189,93 +165,72 @@ end = click.option(
 )
 
 
-def preset(function: F) -> F:
-    """--preset FILE: solver, grid, steps, end and settings of a file, in place of the options."""
-
-    @functools.wraps(function)
-    def command(*args: Any, preset: Path | None, **given: Any) -> Any:
-        if preset is None:
-            return function(*args, **given, preset=None)
-        from click.core import ParameterSource
-
-        from odeddim.fitting.preset import load
-
-        ctx, found = click.get_current_context(), load(preset)
-        says = {"solver": found.solver, "grid": found.grid, "steps": found.steps, "tol": None}
-        says |= {"end": found.end} if "end" in given else {}
-        for name in (*says, *found.settings):
-            source = ctx.get_parameter_source(name)
-            if name in given and source not in (None, ParameterSource.DEFAULT):
-                raise click.UsageError(f"--preset says how to run: leave out --{name}")
-        row = solvers.get(found.solver)
-        if unknown := [name for name, value in found.settings.items() if name not in row.settings or value is None]:
-            raise InputError(f"{preset}: solver {row.name!r} has no setting {unknown[0]!r} of that value: find it anew")
-        row.with_settings(**found.settings)
-        given |= {name: value for name, value in says.items() if name in given}
-        return function(*args, **{**given, **found.settings}, preset=found)
-
-    return click.option(
-        "--preset",
-        type=click.Path(path_type=Path),
-        default=None,
-        help="Solver, grid, steps and end from a file that `odeddim bench work-precision --find` has written.",
-    )(command)  # type: ignore[return-value]
+def _settings(*, tolerances: bool = True) -> Callable[[F], F]:
+    """--set and the settings that have options of their own. tolerances: with --rtol and --atol."""
+    both = (
+        click.option("--rtol", type=Tolerance(0, min_open=True), default=None, help="Adaptive: relative tolerance."),
+        click.option("--atol", type=Tolerance(0, min_open=True), default=None, help="Adaptive: absolute tolerance."),
+    )
+    return together(
+        click.option(
+            "--set",
+            "assignments",
+            type=Assignment(),
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="A setting of the solver, as gamma of bdia.",
+        ),
+        *(both if tolerances else ()),
+        click.option("--max-nfe", type=click.IntRange(1), default=None, help="Adaptive: most evaluations per run."),
+    )
 
 
-class Assignment(click.ParamType[tuple[str, Any]]):
-    """NAME=VALUE; the value is a number if it looks like one."""
-
-    name = "name=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        if isinstance(value, tuple):
-            return value
-        name, equals, text = str(value).partition("=")
-        name, text = name.strip().replace("-", "_"), text.strip()
-        if not equals or not name.isidentifier() or not text:
-            self.fail(f"{value!r} is no NAME=VALUE", param, ctx)
-        for kind in (int, float):
-            with contextlib.suppress(ValueError):
-                number = kind(text)
-                if not math.isfinite(number):
-                    self.fail(f"{value!r} is no finite number", param, ctx)
-                return name, number
-        return name, text
+def settings_of(own: dict[str, Any]) -> dict[str, Any]:
+    """The solver's settings among these values, those of --set among them; they are taken out."""
+    found = {name: own.pop(name, None) for name in ("rtol", "atol", "max_nfe")}
+    for name, value in own.pop("assignments", ()):
+        if name in found or name in own or any(name == it.name for it in click.get_current_context().command.params):
+            raise click.UsageError(f"--set {name}={value}: {name} is an option of its own, --{name.replace('_', '-')}")
+        found[name] = value
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def assigned(function: F) -> F:
-    """--set NAME=VALUE, any number of times: handed on among the settings."""
-
-    @functools.wraps(function)
-    def command(*args: Any, assignments: tuple[tuple[str, Any], ...], **given: Any) -> Any:
-        for name, value in assignments:
-            if name in given:
-                raise click.UsageError(
-                    f"--set {name}={value}: {name} is an option of its own, --{name.replace('_', '-')}"
-                )
-        return function(*args, **given, **dict(assignments))
-
-    return click.option(
-        "--set",
-        "assignments",
-        type=Assignment(),
-        multiple=True,
-        metavar="NAME=VALUE",
-        help="A setting of the solver, as gamma of bdia.",
-    )(command)  # type: ignore[return-value]
-
-
-tolerances = together(
-    assigned,
-    click.option("--rtol", type=Tolerance(0, min_open=True), default=None, help="Adaptive: relative tolerance."),
-    click.option("--atol", type=Tolerance(0, min_open=True), default=None, help="Adaptive: absolute tolerance."),
-    click.option("--max-nfe", type=click.IntRange(1), default=None, help="Adaptive: most evaluations per run."),
+tolerances = gathered("settings", _settings(), settings_of)
+settings_but_tolerances = gathered("settings", _settings(tolerances=False), settings_of)
+plan = click.option(
+    "--plan",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Solver, nodes, end and settings from a file that `odeddim grid` or `odeddim bench work-precision --find` has "
+    "written, in place of the options.",
 )
 
 
-def run(default: str) -> Callable[[F], F]:
-    """The options that say how a model is run. default: as of `solver`."""
-    return together(model, solver(default), steps, grid, end, tolerances)
+def _how(own: dict[str, Any]) -> dict[str, Any]:
+    """What jobs take as `**how`: what was said of the run, or `plan=` alone."""
+    path = own.pop("plan", None)
+    if path is None:
+        settings = settings_of(own)
+        said = {name: value for name, value in own.items() if value is not None and (name != "end" or is_given("end"))}
+        return {**said, **settings}
+    from odeddim.plans import Plan
+
+    for name in (*own, "tol"):
+        if is_given(name):
+            raise click.UsageError(f"--plan says how to run: leave out --{name.replace('_', '-')}")
+    return {"plan": Plan.load(path)}
+
+
+def run(default: str, *more: Callable[[F], F]) -> Callable[[F], F]:
+    """The options that say how a model is run. default: as of `solver`; more: options besides."""
+    return gathered("how", together(solver(default), steps, grid, *more, _settings()), _how)
+
+
+def _machine(own: Mapping[str, Any]) -> Machine:
+    """Where to run."""
+    from odeddim.jobs import Machine
+
+    return Machine(**own)
 
 
 place = together(
@@ -289,32 +244,39 @@ place = together(
         "[default: float32; to decode, as encoded]",
     ),
 )
-machine = together(
-    place,
-    click.option(
-        "--batch-size",
-        type=click.IntRange(1, MOST_AT_ONCE),
-        default=None,
-        help="Images in work at once: memory and speed, not the result.  [default: about 32, or as many as the network "
-        "sees at once if that is more]",
-    ),
+batch_size = click.option(
+    "--batch-size",
+    type=click.IntRange(1, MOST_AT_ONCE),
+    default=None,
+    help="Images in work at once: memory and speed, not the result.  [default: about 32, or as many as the network "
+    "sees at once if that is more]",
 )
-network_batch = together(
-    click.option(
-        "--network-batch",
-        type=click.IntRange(1, MOST_AT_ONCE),
-        default=None,
-        help="Images that the network always sees at once, filled up if need be; its last digits depend on it and on "
-        "no neighbour.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
-    ),
-    click.option(
-        "--threads",
-        type=click.IntRange(1, MOST_THREADS),
-        default=None,
-        help="Of a CPU; its last digits depend on them too. Several processes are faster, and change nothing: "
-        "`torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
-    ),
+threads = click.option(
+    "--threads",
+    type=click.IntRange(1, MOST_THREADS),
+    default=None,
+    help="Of a CPU; its last digits depend on them too. Several processes are faster, and change nothing: "
+    "`torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
 )
+network_batch = click.option(
+    "--network-batch",
+    type=click.IntRange(1, MOST_AT_ONCE),
+    default=None,
+    help="Images that the network always sees at once, filled up if need be; its last digits depend on it and on "
+    "no neighbour.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
+)
+machine = gathered("machine", together(place, batch_size, network_batch, threads), _machine)
+
+
+def machine_with_threads(default: int) -> Callable[[F], F]:
+    """Device, dtype and threads alone."""
+    its_threads = click.option(
+        "--threads", type=click.IntRange(1, MOST_THREADS), default=default, show_default=True, help="Of a CPU."
+    )
+    return gathered("machine", together(place, its_threads), _machine)
+
+
+machine_without_network_batch = gathered("machine", together(place, batch_size), _machine)
 
 
 tol = click.option(
@@ -329,23 +291,46 @@ replace = click.option(
     "--overwrite", is_flag=True, help="Replace what is there under the output's name, whatever it is."
 )
 seed = click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="Of the noise.")
-size = click.option("--size", default=None, metavar="C,H,W", help="Shape of the images, for models that take any.")
+size = click.option(
+    "--size",
+    type=Shape(),
+    default=None,
+    metavar="C,H,W",
+    help="Shape of the images, for models that take any.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-for_sheet = together(
-    click.option(
-        "--model", default=None, metavar="NAME|PATH", help="For --sheet.  [default: the one that the latents name]"
-    ),
-    told,
-    machine,
-    network_batch,
-    overwrite,
-)
-its_model = together(
-    click.option(
-        "--model",
-        default=None,
-        metavar="NAME|PATH",
-        help="The model the latents belong to.  [default: the one they name, under the condition they name]",
-    ),
-    told,
-)
+
+
+def _drawing(own: dict[str, Any]) -> Any:
+    """Where new latents go, and how they are drawn."""
+    from odeddim.cli.progress import bar
+    from odeddim.jobs import Drawing, Machine
+
+    output, sheet, overwrite = own.pop("output"), own.pop("sheet"), own.pop("overwrite")
+    return Drawing(
+        output, sheet, _subject(own), Machine(**{k: v for k, v in own.items() if k != "model"}), overwrite, bar
+    )
+
+
+def drawing(file: str, sheet: str) -> Callable[[F], F]:
+    """-o and --sheet, and how the sheet is drawn. file, sheet: what they are said to be."""
+    return gathered(
+        "to",
+        together(
+            click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help=file),
+            click.option("--sheet", type=click.Path(path_type=Path), default=None, help=sheet),
+            click.option(
+                "--model",
+                default=None,
+                metavar="NAME|PATH",
+                help="For --sheet.  [default: the one that the latents name]",
+            ),
+            told,
+            place,
+            batch_size,
+            network_batch,
+            threads,
+            overwrite,
+        ),
+        _drawing,
+    )

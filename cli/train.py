@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim.cli import options
+from odeddim.cli.kinds import Items
 
 if TYPE_CHECKING:
     from odeddim.train.run import Progress
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 @click.option("--channels", type=click.IntRange(4), default=None, help="Width of the first level.  [default: 32]")
 @click.option(
     "--multipliers",
-    type=options.Items(click.IntRange(1)),
+    type=Items(click.IntRange(1)),
     default=None,
     metavar="LIST",
     help="Width of each level over the first.  [default: 1,2,4]",
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 @click.option("--blocks", type=click.IntRange(1), default=None, help="Residual blocks per level.  [default: 2]")
 @click.option(
     "--attention",
-    type=options.Items(click.IntRange(1)),
+    type=Items(click.IntRange(1)),
     default=None,
     metavar="LIST",
     help="Sizes in pixels whose levels have self-attention.  [default: 7]",
@@ -91,11 +92,11 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
 
     import torch
 
-    from odeddim.cli.running import machine
+    from odeddim.jobs.machine import Machine
     from odeddim.storage.images import open_images
     from odeddim.train.run import CHECKPOINT, Settings, saved_settings, saved_step, train
 
-    place = machine(device, "float32").device
+    place = Machine(device, "float32").at().device
     given = {name: value for name, value in given.items() if value is not None}
     names = {field.name for field in fields(Settings)}
     fast = place.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -131,7 +132,7 @@ def _reporter(steps: int) -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    from odeddim.cli.running import errors
+    from odeddim.cli.progress import errors
 
     def words(progress: Progress) -> str:
         left = timedelta(seconds=round((progress.steps - progress.step) / progress.rate))

@@ -185,6 +185,10 @@ class Plan:
             "nodes": self.nodes.tolist(),
         }
 
+    def to_json(self) -> str:
+        """The content of its file, in words."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
     def save(self, path: str | Path) -> None:
         """Write the plan to a file, plan.json, which `Plan.load`, `--plan` and, for its nodes, `--grid` read.
 
@@ -192,7 +196,7 @@ class Plan:
             InputError: If the file cannot be written.
         """
         with replacing(Path(path)) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

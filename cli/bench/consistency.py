@@ -27,9 +27,9 @@ def command(
     steps: list[int],
     features: str | None,
     seed: int,
-    size: str | None,
+    size: tuple[int, ...] | None,
     end: str,
-    **settings: Any,
+    settings: dict[str, Any],
 ) -> None:
     """Decode the same x_T by every solver with every number of steps, and compare the images: DDIM's Figure 5.
 
@@ -44,14 +44,15 @@ def command(
       odeddim bench consistency --model MODEL --features network.pt2 -n 64
     """
     from odeddim.bench import consistency as bench
+    from odeddim.bench.harness import expected
     from odeddim.bench.work_precision import references
-    from odeddim.cli.running import shape_for
+    from odeddim.jobs.sample import shape_for
 
     run.check_folder("consistency")
     shape = shape_for(run.field, size)
     network = run.features(features, run.field.image_shape or shape)
     runs = run.runs(solvers, steps, end, settings)
-    total = count * sum(each.evaluations for each in (*runs, *references(run.field, end)))
+    total = count * sum(expected(each) for each in (*runs, *references(run.field, end)))
     with run.stand(total, count) as stand:
         table = bench.consistency(stand, runs, count, shape, seed=seed, end=end, features=network)
     run.deliver(table)

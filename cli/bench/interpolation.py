@@ -39,9 +39,9 @@ def command(
     solvers: list[str],
     steps: list[int],
     seed: int,
-    size: str | None,
+    size: tuple[int, ...] | None,
     end: str,
-    **settings: Any,
+    settings: dict[str, Any],
 ) -> None:
     """Decode lines and a grid between latents: DDIM's appendix D.5. How smooth are the images along them?
 
@@ -56,12 +56,13 @@ def command(
       odeddim bench interpolation --model MODEL --steps 10,50 --side 0
     """
     from odeddim.bench import interpolation as bench
-    from odeddim.cli.running import shape_for
+    from odeddim.bench.harness import expected
+    from odeddim.jobs.sample import shape_for
 
     run.check_folder("interpolation")
     shape = shape_for(run.field, size)
     runs = run.runs(solvers, steps, end, settings)
-    total = pairs * points * sum(each.evaluations for each in runs) + side**2 * runs[0].evaluations
+    total = pairs * points * sum(expected(each) for each in runs) + side**2 * expected(runs[0])
     with run.stand(total) as stand:
         table = bench.interpolation(stand, runs, shape, pairs=pairs, points=points, side=side, seed=seed)
     run.deliver(table)

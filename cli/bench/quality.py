@@ -10,6 +10,7 @@ import click
 from odeddim import defaults
 from odeddim.cli import options
 from odeddim.cli.bench import shared
+from odeddim.cli.kinds import Items
 
 ETAS = ("0", "0.2", "0.5", "1", "hat")
 
@@ -44,7 +45,7 @@ class Eta(click.ParamType[str]):
 @click.option(
     "--eta",
     "etas",
-    type=options.Items(Eta()),
+    type=Items(Eta()),
     default=None,
     metavar="LIST",
     help="DDIM's η, and hat for σ̂.  [default: 0,0.2,0.5,1,hat; none with --solvers]",
@@ -84,9 +85,9 @@ def command(
     features: str | None,
     paper: str | None,
     seed: int,
-    size: str | None,
+    size: tuple[int, ...] | None,
     end: str,
-    **settings: Any,
+    settings: dict[str, Any],
 ) -> None:
     """Sample by DDIM's family (η from 0 to 1, and σ̂) and by any solver, and compare the samples with real images.
 
@@ -103,14 +104,16 @@ def command(
       odeddim bench quality --model MODEL --reference photos/ --features inception:WEIGHTS.pth -n 50000 --grid quadratic
     """
     from odeddim.bench import quality as bench
-    from odeddim.cli.running import images_for, shape_for
+    from odeddim.bench.harness import expected
+    from odeddim.jobs.sample import shape_for
+    from odeddim.jobs.subject import images_for
     from odeddim.models import BUILT_IN
     from odeddim.models.networks.classifier import REFERENCE
     from odeddim.storage.images import check_shape, sample_images
 
     run.check_folder("quality")
     shape = shape_for(run.field, size)
-    if reference is None and run.model not in BUILT_IN:
+    if reference is None and run.model.name not in BUILT_IN:
         raise click.UsageError(f"what are the samples of {run.field.name!r} to be compared with? --reference IMAGES")
     image_shape = run.field.image_shape or shape
     network = run.features(features, image_shape)
@@ -129,7 +132,7 @@ def command(
     check_shape(real, image_shape, reference or "the package")
     others = sample_images() if reference is None else None
     shown = min(bench.SHOWN, count)
-    with run.stand((count + shown) * sum(line.run.evaluations for line in lines), count) as stand:
+    with run.stand((count + shown) * sum(expected(line.run) for line in lines), count) as stand:
         table = bench.quality(
             stand,
             lines,

@@ -9,6 +9,7 @@ import click
 
 from odeddim.cli import options
 from odeddim.cli.bench import shared
+from odeddim.cli.kinds import Items
 
 
 @click.command("reconstruction")
@@ -18,7 +19,7 @@ from odeddim.cli.bench import shared
 @shared.steps("10,20,50,100")
 @click.option(
     "--labels",
-    type=options.Items(click.Choice(["source", "target"])),
+    type=Items(click.Choice(["source", "target"])),
     default="source",
     show_default=True,
     metavar="LIST",
@@ -43,7 +44,7 @@ def command(
     labels: list[str],
     paper: bool,
     end: str,
-    **settings: Any,
+    settings: dict[str, Any],
 ) -> None:
     """Encode IMAGES, decode them again, and print how far off they are: DDIM's Table 2 for any solver.
 
@@ -65,18 +66,19 @@ def command(
 
     from odeddim.api import to_data
     from odeddim.bench import reconstruction as bench
-    from odeddim.cli.running import data_and_floor, images_for, warn_of_count
+    from odeddim.jobs.subject import data_and_floor, images_for, warn_of_count
 
     run.check_folder("reconstruction")
     source = images_for(run.whole, images)
     run.measure_data()
-    warn_of_count(count, len(source), images)
+    if options.is_given("count"):
+        warn_of_count(count, len(source), images)
     count = min(count, len(source))
     runs = run.runs(solvers, steps, end, settings)
     with run.stand(count * bench.expected_evaluations(runs, labels), count) as stand:
         table = bench.reconstruction(
             stand,
-            lambda start, stop: to_data(run.whole, source[start:stop].to(run.machine.state)),
+            lambda start, stop: to_data(run.whole, source[start:stop].to(run.place.state)),
             count,
             runs,
             end=end,

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim.cli import options
+from odeddim.cli.kinds import Items, SolverName
 
 if TYPE_CHECKING:
     from odeddim.bench.features import Features
-    from odeddim.bench.harness import Planned, Stand
+    from odeddim.bench.harness import Stand
     from odeddim.bench.tables import Table
-    from odeddim.cli.running import Machine
+    from odeddim.jobs import Machine, Subject
+    from odeddim.jobs.machine import Place
     from odeddim.ode.field import VectorField
+    from odeddim.plans import Plan
     from odeddim.types import Solver
 
 FOLDER = "bench"
@@ -26,7 +29,7 @@ FOLDER = "bench"
 TOLERANCE = 1e-3
 
 
-class SolverOnGrid(options.SolverName):
+class SolverOnGrid(SolverName):
     """SOLVER or SOLVER@GRID."""
 
     name = "solver[@grid]"
@@ -40,7 +43,7 @@ def solvers(default: str | None, otherwise: str = "") -> Callable[[options.F], o
     """--solvers LIST. otherwise: what happens without it, if there is no default."""
     return click.option(
         "--solvers",
-        type=options.Items(SolverOnGrid()),
+        type=Items(SolverOnGrid()),
         default=default,
         show_default=default is not None,
         metavar="LIST",
@@ -52,7 +55,7 @@ def steps(default: str) -> Callable[[options.F], options.F]:
     """--steps LIST."""
     return click.option(
         "--steps",
-        type=options.Items(click.IntRange(1, options.MOST_STEPS)),
+        type=Items(click.IntRange(1, options.MOST_STEPS)),
         default=default,
         show_default=True,
         metavar="LIST",
@@ -90,23 +93,17 @@ overwrite = click.option(
 class Bench:
     """What every bench is told on the command line, and what it does with it."""
 
-    model: str
-    device: str | None
-    dtype: str | None
-    threads: int | None
+    model: Subject
+    machine: Machine
     output: Path
     overwrite: bool
     as_csv: bool
     as_json: bool
-    batch_size: int | None = None
-    network_batch: int | None = None
 
     @functools.cached_property
-    def machine(self) -> Machine:
+    def place(self) -> Place:
         """Where the model runs."""
-        from odeddim.cli.running import machine
-
-        return machine(self.device, self.dtype)
+        return self.machine.at()
 
     @functools.cached_property
     def field(self) -> VectorField:
@@ -116,9 +113,9 @@ class Bench:
     @functools.cached_property
     def whole(self) -> VectorField:
         """The model, with its autoencoder if it is a latent one."""
-        from odeddim.cli.running import field_on
+        from odeddim.jobs.subject import subject_on
 
-        return field_on(self.model, self.machine)
+        return subject_on(self.place, self.model)
 
     def measure_data(self) -> None:
         """Measure the ODE alone, of a latent model on its data; the table will say so."""
@@ -151,16 +148,16 @@ class Bench:
                 "give another folder with -o, or --overwrite to replace it"
             )
 
-    def runs(self, names: Sequence[str], steps: Sequence[int], end: str, settings: Mapping[str, Any]) -> list[Planned]:
+    def runs(self, names: Sequence[str], steps: Sequence[int], end: str, settings: Mapping[str, Any]) -> list[Plan]:
         """What SOLVER[@GRID]s run, with tolerances that make a comparison fair where none are given."""
         from odeddim.bench.harness import Entry, planned
-        from odeddim.cli.running import warn_of_grid
+        from odeddim.jobs.subject import warn_of_plan
 
         given = {key: value for key, value in settings.items() if value is not None}
         entries = [Entry.parse(name) for name in names]
         runs = planned(self.field, entries, steps, end, {"rtol": TOLERANCE, "atol": TOLERANCE, **given})
-        for (grid, _), row in {(run.grid, run.solver.name): run.solver for run in runs}.items():
-            warn_of_grid(None if grid == "-" else grid, self.field, row)
+        for run in {(run.grid, run.solver.name): run for run in runs}.values():
+            warn_of_plan(run, self.field)
         return runs
 
     def features(self, which: str | None, shape: tuple[int, ...]) -> Features | None:
@@ -168,9 +165,9 @@ class Bench:
         from odeddim.bench.features import DEFAULT, load_features
         from odeddim.models import BUILT_IN
 
-        if which is None and self.model not in BUILT_IN:
+        if which is None and self.model.name not in BUILT_IN:
             return None
-        network = load_features(which or DEFAULT, device=self.machine.device)
+        network = load_features(which or DEFAULT, device=self.place.device)
         return None if which is None and network.shape not in (None, tuple(shape)) else network
 
     @contextlib.contextmanager
@@ -183,21 +180,23 @@ class Bench:
         bar is drawn between two runs only, and not by a thread beside what is timed.
         """
         from odeddim.bench.harness import Stand
-        from odeddim.cli.running import at_once, details_of, in_blocks, in_work, network_batch_on, progress
+        from odeddim.cli.progress import bar
+        from odeddim.jobs.machine import QUEUE, in_work
         from odeddim.storage.resumable import rank
 
-        size = self.batch_size or in_work(self.network_batch or network_batch_on(self.machine))
+        place, given = self.place, self.machine
+        size = given.batch_size or in_work(given.network_batch or place.usual_network_batch)
 
         def fit(row: Solver) -> dict[str, Any]:
-            in_blocks(self.field, row, self.machine, self.network_batch, self.threads)
-            if self.network_batch is None and images is not None:
+            place.fit(self.field, row)
+            if given.network_batch is None and images is not None:
                 self.field.network_batch = min(self.field.network_batch or images, images)
-            return details_of(self.field, row, self.machine, at_once(self.field, row, size))
+            return place.details(self.field, row, size * (QUEUE if row.queued else 1))
 
         if self.overwrite and rank()[1] > 1:
             raise click.UsageError("--overwrite with several processes: each would begin anew; run it with one first")
-        with progress(int(total), unit, still=still) as advance:
-            yield Stand(self.field, self.output, self.machine.state, size, fit, advance, self.overwrite)
+        with bar(int(total), unit, still=still) as advance:
+            yield Stand(self.field, self.output, place.state, size, fit, advance, self.overwrite)
 
     def deliver(self, table: Table, floor: float | None = None, beside: Mapping[str, bytes] | None = None) -> None:
         """Print a table and leave it with its figures in the folder; of several processes, the first does.
@@ -233,7 +232,7 @@ def first() -> bool:
     return rank()[0] == 0
 
 
-def gathered(decorator: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Any]:
+def as_bench(decorator: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Any]:
     """Options that a command gets as one `Bench`, its first argument."""
     names = {item.name for item in fields(Bench)}
 
@@ -251,15 +250,12 @@ def gathered(decorator: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], 
 
 
 _to_folder = options.together(folder, overwrite, printed)
-common = gathered(options.together(options.model, options.machine, options.network_batch, _to_folder))
+common = as_bench(options.together(options.model, options.machine, _to_folder))
 # What is timed decides itself how many images the network sees at once.
-common_but_batches = gathered(
+common_but_batches = as_bench(
     options.together(
         options.model,
-        options.place,
-        click.option(
-            "--threads", type=click.IntRange(1, options.MOST_THREADS), default=1, show_default=True, help="Of a CPU."
-        ),
+        options.machine_with_threads(1),
         _to_folder,
     )
 )

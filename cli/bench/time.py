@@ -8,6 +8,7 @@ import click
 
 from odeddim.cli import options
 from odeddim.cli.bench import shared
+from odeddim.cli.kinds import Items
 
 
 @click.command("time")
@@ -15,7 +16,7 @@ from odeddim.cli.bench import shared
 @shared.steps("10,20,50,100")
 @click.option(
     "--batches",
-    type=options.Items(click.IntRange(1, options.MOST_AT_ONCE)),
+    type=Items(click.IntRange(1, options.MOST_AT_ONCE)),
     default="1,4,16",
     show_default=True,
     metavar="LIST",
@@ -36,9 +37,9 @@ def command(
     batches: list[int],
     repeats: int,
     seed: int,
-    size: str | None,
+    size: tuple[int, ...] | None,
     end: str,
-    **settings: Any,
+    settings: dict[str, Any],
 ) -> None:
     """Time the decoding of noise: DDIM's Figure 4, seconds over steps, for each batch size.
 
@@ -53,7 +54,8 @@ def command(
       odeddim bench time --model MODEL --device cuda --batches 1,64,512
     """
     from odeddim.bench import timing as bench
-    from odeddim.cli.running import shape_for
+    from odeddim.bench.harness import expected
+    from odeddim.jobs.sample import shape_for
     from odeddim.storage.resumable import rank
 
     if rank()[1] > 1:
@@ -62,7 +64,7 @@ def command(
     shape = shape_for(run.whole, size)
     run.measure_data()
     runs = run.runs(solvers, steps, end, settings)
-    total = repeats * sum(batch * each.evaluations for each in runs for batch in {*batches})
+    total = repeats * sum(batch * expected(each) for each in runs for batch in {*batches})
     with run.stand(total, still=True) as stand:
         table = bench.timing(stand, runs, shape, batches=batches, repeats=repeats, seed=seed)
     run.deliver(table)

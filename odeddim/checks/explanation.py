@@ -68,6 +68,7 @@ def explain(
     grid: Grid = None,
     end: str = "zero",
     dtype: str = "float32",
+    plan: Plan | None = None,
     **settings: Unpack[Settings],
 ) -> Explanation:
     """What `encode` or `decode` with the same arguments will do. dtype: of the state, "float32" or "float64".
@@ -77,7 +78,7 @@ def explain(
     field = load(model)
     pick(direction, DIRECTIONS, "direction")
     pick(dtype, ("float32", "float64"), "dtype")
-    plan = Plan.of(field.schedule, solver, steps, grid, end, settings)
+    plan = plan.on(field.schedule) if plan else Plan.of(field.schedule, solver, steps, grid, end, settings)
     row = plan.solver
     if direction == "encode":
         check_encodes(row)

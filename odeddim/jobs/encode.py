@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -137,7 +138,7 @@ class _Encoding:
             **self.place.details(self.field, self.plan.solver, size),
         )
 
-    def batch(self, pixels: torch.Tensor, names: list[str]) -> tuple[State, dict[str, torch.Tensor]]:
+    def batch(self, pixels: torch.Tensor, names: Sequence[str]) -> tuple[State, dict[str, torch.Tensor]]:
         """The latents of images (B, C, H, W), and their certificate."""
         x_0, floor = data_and_floor(self.field, pixels.to(self.place.state))
         figures: dict[str, torch.Tensor] = {}

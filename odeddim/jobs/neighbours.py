@@ -25,18 +25,18 @@ AT_ONCE = 64  # queries held while the file goes by: of more, it goes by again
 
 
 class Neighbour(NamedTuple):
-    """A latent, by its index in its file and where it comes from, and its distance to what it is a neighbour of."""
+    """A latent, by its number in its file and where it comes from, and its distance to what it is a neighbour of."""
 
-    index: int
+    number: int
     name: str
     distance: float
 
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """A latent and its nearest, the nearest first."""
+    """A latent, by its number in its file and where it comes from, and its nearest, the nearest first."""
 
-    index: int
+    number: int
     name: str
     neighbours: tuple[Neighbour, ...]
 

@@ -13,7 +13,7 @@ import torch
 
 from odeddim.jobs.combining import Drawing, check_combinable
 from odeddim.jobs.work import Outcome
-from odeddim.latents.arithmetic import Shifted, apart_by_chance, direction, join, mean, rms, rounded
+from odeddim.latents.arithmetic import Shifted, apart_by_chance, direction, join, mean, rms
 from odeddim.latents.group import Group
 from odeddim.latents.latent_file import LatentFile, LatentRun, Provenance
 from odeddim.storage.atomic import check_place
@@ -147,7 +147,7 @@ def _means(
         raise InputError("--from and --to are the same latents: their means are not apart, give two groups")
     means = [mean(file.read(*span) for span in cut(group.spans, CHUNK)) for group in groups]
     # Rounded as it is stored, so that --along does the same.
-    rows = [rounded(state, getattr(torch, file.dtype)) for state in (*means, direction(*means))]
+    rows = [state.to(getattr(torch, file.dtype)) for state in (*means, direction(*means))]
     chance, spread = apart_by_chance(len(first), len(second), len(first & second), rows[2].xbar.numel())
     line = (
         f"the means of {len(first)} and {len(second)} latents are {float(rms(rows[2].x)):.4g} apart, "

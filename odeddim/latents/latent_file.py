@@ -345,6 +345,33 @@ class LatentFile:
         names = [name for name in self._columns if name.startswith(prefix)]
         return {name.removeprefix(prefix): torch.from_numpy(self._column(name, 0, len(self))) for name in names}
 
+    def summary(self) -> dict[str, Any]:
+        """What the file holds, for people to read: JSON-able values by name. Means are of the first 256 latents."""
+        x = self.read(0, min(len(self), 256)).x.double()
+        made = asdict(self.provenance)
+        schedule = made.pop("schedule")
+        return {
+            "latents": len(self) if len(self) == self.total else f"{len(self)} of {self.total} so far",
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "unit": UNIT,
+            "sigma": self.sigma,
+            "auxiliary states": f"{self.aux_count}, kept by {self.kept}" if self.kept else self.aux_count,
+            **{
+                f"{key} per image": f"{float(values.double().min()):g} to {float(values.double().max()):g}"
+                for kind in ("report", "certificate")
+                for key, values in self.figures(kind).items()
+            },
+            "mean of x_T": float(x.mean()),
+            "variance of x_T": float(x.var()),
+            **{key.replace("_", " "): value for key, value in made.items() if value not in ("", {})},
+            "schedule": {
+                key: value if not isinstance(value, list) else f"{len(value)} values" for key, value in schedule.items()
+            },
+            "nodes": self.nodes.tolist(),
+            "first names": self.names[:5],
+        }
+
     def pick(self, index: int) -> State:
         """One latent, xbar (1, *)."""
         if not 0 <= index < len(self):

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -112,3 +113,23 @@ def load(
             )
         field = reader.read(path)
     return field.to(device or torch.get_default_device(), dtype)
+
+
+def summary(field: VectorField) -> dict[str, Any]:
+    """What a model is, for people to read: JSON-able values by name."""
+    facts: dict[str, Any] = {
+        "model": field.name,
+        "hash": field.sha256 or "none: an exact field",
+        "predicts": field.predicts,
+        "time": field.time if isinstance(field.time, str) else "a function of its own",
+        "shape": list(field.shape) if field.shape else "any",
+        "schedule": repr(field.schedule),
+        **({} if field.codec is None else {"shape of images": list(field.codec.image_shape)}),
+        **({} if field.conditions is None else {"takes": field.conditions.words}),
+    }
+    parameters = getattr(field.eps, "parameters", None)
+    if parameters is not None:
+        facts["parameters"] = sum(parameter.numel() for parameter in parameters())
+        facts["dtype"] = str(field.dtype).removeprefix("torch.")
+    facts.update({key: value for key, value in field.details.items() if value})
+    return facts

@@ -1,0 +1,126 @@
+"""What an option can be, besides click's own types."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import click
+
+from odeddim import solvers
+from odeddim.types import InputError
+
+
+class SolverName(click.ParamType[str]):
+    """A name of the solver table, with its neighbours when it is not one."""
+
+    name = "solver"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return solvers.get(str(value)).name
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        return [click.shell_completion.CompletionItem(n) for n in solvers.names() if n.startswith(incomplete)]
+
+
+class Items(click.ParamType[list[Any]]):
+    """A comma-separated list, each item of another type."""
+
+    name = "list"
+
+    def __init__(self, item: click.ParamType[Any]) -> None:
+        self.item = item
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        if isinstance(value, list):
+            return value
+        words = [word.strip() for word in str(value).split(",") if word.strip()]
+        if not words:
+            self.fail("an empty list", param, ctx)
+        return [self.item.convert(word, param, ctx) for word in words]
+
+
+class Tolerance(click.FloatRange):
+    """A positive number, and no other float."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no tolerance", param, ctx)
+        return number
+
+
+class Interval(click.ParamType[tuple[float, float]]):
+    """LOW,HIGH: two noise levels."""
+
+    name = "interval"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = (float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not LOW,HIGH: two noise levels σ, as in 0.3,5", param, ctx)
+        if not 0 <= low < high:
+            self.fail(f"{value!r}: the first noise level must be at least 0 and below the second", param, ctx)
+        return low, high
+
+
+class Assignment(click.ParamType[tuple[str, Any]]):
+    """NAME=VALUE; the value is a number if it looks like one."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = str(value).partition("=")
+        name, text = name.strip().replace("-", "_"), text.strip()
+        if not equals or not name.isidentifier() or not text:
+            self.fail(f"{value!r} is no NAME=VALUE", param, ctx)
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                number = kind(text)
+                if not math.isfinite(number):
+                    self.fail(f"{value!r} is no finite number", param, ctx)
+                return name, number
+        return name, text
+
+
+class Shape(click.ParamType[tuple[int, ...]]):
+    """C,H,W: the shape of an image."""
+
+    name = "shape"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).replace("x", ",").split(",")]
+        if len(parts) != 3 or not all(part.isdecimal() and part.strip("0") for part in parts):
+            self.fail(f"{str(value)!r:.80}: give channels, height and width, as in 3,32,32", param, ctx)
+        if any(len(part) > 9 for part in parts):
+            self.fail(f"{str(value)!r:.80}: an image has fewer values than that: give less", param, ctx)
+        return tuple(map(int, parts))
+
+
+class Indices(click.ParamType[Any]):
+    """A group of latents: indices and ranges of them, ends included, 0-9,12,20-29."""
+
+    name = "group"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        from odeddim.latents.group import Group
+
+        try:
+            return Group.parse(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
