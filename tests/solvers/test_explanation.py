@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -74,6 +75,25 @@ def test_labels_and_nodes() -> None:
     assert falling.nodes == made.nodes[::-1]
     assert falling.instructions[-1].endswith("Euler to σ = 0")
     assert json.loads(made.to_json())["nodes"] == list(made.nodes)
+
+
+def test_settings_with_their_defaults(run: Callable[..., tuple[int, str, str]]) -> None:
+    made = explain("edict", model=MODEL, steps=5, p=0.9)
+    assert made.settings == {"p": "0.93^(50/N) at N steps"}
+    assert made.chosen == {"p": 0.9}
+    assert made.reversible
+    read = json.loads(explain("bdia", model=MODEL, steps=5).to_json())
+    assert (read["settings"], read["chosen"], read["reversible"]) == ({"gamma": 1.0}, {}, True)
+    words = ("explain", "--model", "exact-mixture", "--steps", "5", "--solver")
+    for more, said in (
+        (("edict",), "Settings: p = 0.93^(50/N) at N steps\n"),
+        (("edict", "--set", "p=0.9"), "Settings: p = 0.9 (default 0.93^(50/N) at N steps)\n"),
+        (("gradient-estimation",), "Settings: gamma = 2.0\n"),
+    ):
+        code, out, err = run(*words, *more)
+        assert code == 0, err
+        assert said in out
+    assert "Settings" not in run(*words, "heun")[1]
 
 
 def test_growth_and_refusal() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_solvers import IMAGES, MIXTURE, ODE, ROWS, each, log_grid
+from test_solvers import IMAGES, MIXTURE, ODE, ROWS, check_order, check_run, each, log_grid
 from torch import Tensor
 
 from odeddim import solvers
@@ -172,7 +173,8 @@ def test_limits_change_nothing_that_is_reached(row: Solver) -> None:
         with pytest.raises(BudgetExceeded):
             row.with_settings(**{key: 9}).run(MIXTURE, state, sigmas)
     if "max_nfe" in row.settings and "max_nfe" not in row.limits:
-        row.with_settings(max_nfe=1).run(MIXTURE, state, sigmas)  # which has a result, and another one
+        other = row.with_settings(max_nfe=1).run(MIXTURE, state, sigmas)  # which has a result, and another one
+        assert not torch.equal(other.xbar, row.run(MIXTURE, state, sigmas).xbar)
 
 
 def test_stochastic_forms() -> None:
@@ -195,6 +197,32 @@ def test_the_rule_of_a_default() -> None:
     accuracy = solvers.get("exact-euler").settings["accuracy"]
     assert str(accuracy) == f"{accuracy.value(torch.float32)} in float32, {accuracy.value(torch.float64)} in float64"
     assert solvers.get("dopri5-per-image").settings["batch"].value(MIXTURE) == 16
+
+
+def test_the_readme_adds_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code in solvers/README.md, as it stands, is a row that passes the tests of the table."""
+    monkeypatch.setattr(solvers, "SOLVERS", dict(solvers.SOLVERS))
+    page = (ROOT / "solvers" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    row = solvers.get("rk2")
+    assert row.settings == {"part": 0.5}
+    for dtype in (torch.float32, torch.float64):
+        check_run(row, 7, "encode", dtype)
+        check_defaults(row, dtype)
+    for part in (0.5, 2 / 3, 1.0):
+        check_order(solvers.get("rk2", part=part), "decode", "bent")
+    state, sigmas = start_of(row)
+    heun = solvers.get("heun").run(MIXTURE, state, sigmas).xbar
+    assert torch.allclose(solvers.get("rk2", part=1.0).run(MIXTURE, state, sigmas).xbar, heun, rtol=1e-13, atol=0)
+
+
+def test_the_readme_names_the_modules() -> None:
+    """Each module of the package is in its table, and nothing else is."""
+    page = (ROOT / "solvers" / "README.md").read_text(encoding="utf-8")
+    named = {name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
+    there = {path.stem for path in (ROOT / "solvers").glob("*.py")} - {"__init__"}
+    assert named == there
 
 
 # Nobody asks a row for its name or family: all of odeddim/ and cli/, read as syntax.
