@@ -35,7 +35,7 @@ from odeddim.latents.latent_file import (
 )
 from odeddim.models import BUILT_IN, load
 from odeddim.ode.conditions import Condition
-from odeddim.ode.devices import DTYPES, device_of, dtype_of, set_tf32
+from odeddim.ode.devices import DTYPES, dtype_of, place_of
 from odeddim.ode.field import VectorField
 from odeddim.ode.grids import ENDS, NAMES, is_named, note_of, read_notes
 from odeddim.ode.schedule import Schedule
@@ -76,7 +76,7 @@ class Machine:
 
 def machine(device: str | None, dtype: str | None, encoded: LatentFile | None = None) -> Machine:
     """The machine of --device and --dtype; latents that were encoded bring their dtype along."""
-    place = _place(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = place_of(device)
     asked = dtype is not None
     if dtype is None:
         dtype = pick(str(encoded.provenance.details.get("dtype", "float32") if encoded else "float32"), DTYPES, "dtype")
@@ -84,19 +84,6 @@ def machine(device: str | None, dtype: str | None, encoded: LatentFile | None = 
             dtype = "float32"
     kind, tf32 = dtype_of(dtype)
     return Machine(place, kind, asked, tf32)
-
-
-def _place(name: str) -> torch.device:
-    """The device of this name, and torch set up for it: for the same digits from the same run."""
-    if name == "cuda":  # of several processes on one machine each takes its own GPU, as long as there are enough
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % max(torch.cuda.device_count(), 1)}"
-    if name.startswith("cuda"):
-        # Not torch.use_deterministic_algorithms: that refuses networks in the middle of a run for operations which some
-        # of them have (cumsum of positions), and what it would change in those that run is their backward passes.
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA begins, a moment later
-        set_tf32(False)  # also for what is no VectorField: features of images, training
-    return device_of(name)
 
 
 def field_on(
