@@ -83,49 +83,30 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
     """
     import shlex
     import sys
-    from dataclasses import fields, replace
 
-    from odeddim.storage.resumable import rank
+    from odeddim.jobs.train import train
+    from odeddim.train.checkpoint import saved_step
 
-    if rank()[1] > 1:
-        raise click.UsageError("several processes would write one model's folder: run `odeddim train` without torchrun")
-
-    import torch
-
-    from odeddim.jobs.machine import Machine
-    from odeddim.storage.images import open_images
-    from odeddim.train.run import CHECKPOINT, Settings, saved_settings, saved_step, train
-
-    place = Machine(device, "float32").at().device
-    given = {name: value for name, value in given.items() if value is not None}
-    names = {field.name for field in fields(Settings)}
-    fast = place.type == "cuda" and torch.cuda.is_bf16_supported()
-    begun = resume or (output / CHECKPOINT).exists()
-    base = saved_settings(output) if begun else Settings(precision="bfloat16" if fast else "float32")
-    settings = replace(base, **{name: value for name, value in given.items() if name in names})
-    architecture = {name: value for name, value in given.items() if name not in names}
-    made = saved_step(output) if begun else 0
-    if 0 < made < settings.steps:
-        options.echo(f"{output}: going on from step {made}", err=True)
-    with _reporter(settings.steps) as report:
-        train(
-            open_images(data),
+    if resume:
+        saved_step(output)
+    with _reporter(output) as progress:
+        run = train(
+            data,
             output,
-            validation=None if validation is None else open_images(validation),
-            architecture=architecture,
-            settings=settings,
-            device=place,
+            validation=validation,
+            device=device,
             command=shlex.join(["odeddim", *sys.argv[1:]]),
-            report=report,
+            progress=progress,
+            **{name: value for name, value in given.items() if value is not None},
         )
-    if made >= settings.steps:
-        options.echo(f"{output} is complete, with {made} steps: a larger --steps goes on")
+    if run.was_complete:
+        options.echo(f"{output} is complete, with {run.steps} steps: a larger --steps goes on")
     else:
         options.echo(f"{output} holds the model: try `odeddim sample --model {output} -o sheet.png`")
 
 
 @contextlib.contextmanager
-def _reporter(steps: int) -> Iterator[Callable[[Progress], None]]:
+def _reporter(output: Path) -> Iterator[Callable[[Progress], None]]:
     """What tells the user how far the run is: a bar on a terminal, elsewhere a line for every row of the log."""
     from datetime import timedelta
 
@@ -139,14 +120,20 @@ def _reporter(steps: int) -> Iterator[Callable[[Progress], None]]:
         validated = "" if progress.validation_loss is None else f", validation {progress.validation_loss:.5f}"
         return f"loss {progress.loss:.5f}{validated}, {progress.rate:.1f} steps/s, {left} left"
 
-    if not errors.is_terminal:
+    with contextlib.ExitStack() as stack:
+        bars = Bars(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=errors)
+        task = bars.add_task("starting", total=None)
 
-        def line(progress: Progress) -> None:
-            if progress.logged:
+        def tell(progress: Progress) -> None:
+            if not progress.rate:
+                if progress.step:
+                    options.echo(f"{output}: going on from step {progress.step}", err=True)
+                if errors.is_terminal:
+                    bars.update(task, completed=progress.step, total=progress.steps)
+                    stack.enter_context(bars)
+            elif errors.is_terminal:
+                bars.update(task, completed=progress.step, description=words(progress))
+            elif progress.logged:
                 options.echo(f"step {progress.step}: {words(progress)}", err=True)
 
-        yield line
-        return
-    with Bars(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=errors) as bars:
-        task = bars.add_task("starting", total=steps)
-        yield lambda progress: bars.update(task, completed=progress.step, description=words(progress))
+        yield tell

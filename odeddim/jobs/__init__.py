@@ -19,5 +19,6 @@ from odeddim.jobs.sample import sample as sample
 from odeddim.jobs.shift import Direction as Direction
 from odeddim.jobs.shift import shift as shift
 from odeddim.jobs.subject import Subject as Subject
+from odeddim.jobs.train import train as train
 from odeddim.jobs.verify import verify as verify
 from odeddim.jobs.work import Outcome as Outcome

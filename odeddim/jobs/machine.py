@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from odeddim.latents.latent_file import MADE_OF_OTHERS, LatentFile
-from odeddim.ode.devices import DTYPES, device_of, dtype_of, set_tf32
+from odeddim.ode.devices import DTYPES, dtype_of, place_of
 from odeddim.ode.field import VectorField
 from odeddim.types import Solver, State, pick
 
@@ -41,7 +40,7 @@ class Machine:
 
     def at(self, encoded: LatentFile | None = None) -> Place:
         """The device, set up, and the dtype: as given, or as these latents were encoded."""
-        place = _device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = place_of(self.device)
         dtype = self.dtype
         if dtype is None:
             kept = str(encoded.provenance.details.get("dtype", "float32") if encoded else "float32")
@@ -145,19 +144,6 @@ class Place:
 def in_work(network_batch: int) -> int:
     """How many images to work on together with a network that sees so many at once: whole batches, of about BATCH."""
     return network_batch * max(1, BATCH // network_batch)
-
-
-def _device(name: str) -> torch.device:
-    """The device of this name, and torch set up for it: for the same digits from the same run."""
-    if name == "cuda":  # of several processes on one machine each takes its own GPU, as long as there are enough
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % max(torch.cuda.device_count(), 1)}"
-    if name.startswith("cuda"):
-        # Not torch.use_deterministic_algorithms: that refuses networks in the middle of a run for operations which some
-        # of them have (cumsum of positions), and what it would change in those that run is their backward passes.
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA begins, a moment later
-        set_tf32(False)  # also for what is no VectorField: features of images, training
-    return device_of(name)
 
 
 def _off(row: Solver, nodes: torch.Tensor, *dtypes: str) -> str:

@@ -1,10 +1,12 @@
-"""Models by name or path: `load` finds out what a checkpoint is and makes it a VectorField.
+"""Models by name or path: `load` finds out which format a checkpoint has and makes it a VectorField.
 
-One file per checkpoint format; each offers `matches(path) -> bool` and `read(path) -> VectorField`.
+Each format is one file in `odeddim.models.formats` with `matches(path) -> bool` and `read(path) -> VectorField`. It is
+imported when a path is tried, or a model of it is loaded, and not before.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +16,24 @@ from typing import Any
 import torch
 
 from odeddim.models import weights
-from odeddim.models.formats import ddim, diffusers_unet, edm, exported, guided, latent_diffusion, native
 from odeddim.ode.field import VectorField
 from odeddim.types import InputError, pick
 
 DEFAULT, FLOW = "fashion-mnist", "fashion-mnist-flow"
 SUFFIXES = (*weights.SUFFIXES, ".pt2", ".pkl")  # of single files that may be models
-FORMATS = (native, latent_diffusion, guided, edm, exported, ddim, diffusers_unet)
+FORMATS = ("native", "edm", "latent_diffusion", "diffusers_unet", "guided", "exported", "ddim")
+"""The modules of `odeddim.models.formats`, in the order in which they are asked whether a path is theirs: those that
+look at names and folders before those that look into files."""
+
+
+def _format(name: str) -> ModuleType:
+    return importlib.import_module(f"odeddim.models.formats.{name}")
+
+
+def _trained(name: str) -> VectorField:
+    from odeddim.models.formats import native
+
+    return native.read(native.BUILT_IN / name)
 
 
 def _exact_gaussian() -> VectorField:
@@ -52,11 +65,8 @@ def _exact_samples() -> VectorField:
 
 
 BUILT_IN: dict[str, tuple[Callable[[], VectorField], str]] = {
-    DEFAULT: (lambda: native.read(native.BUILT_IN / DEFAULT), "the U-Net of DDPM, trained on Fashion-MNIST"),
-    FLOW: (
-        lambda: native.read(native.BUILT_IN / FLOW),
-        "the same U-Net as a rectified flow, trained on the same images",
-    ),
+    DEFAULT: (lambda: _trained(DEFAULT), "the U-Net of DDPM, trained on Fashion-MNIST"),
+    FLOW: (lambda: _trained(FLOW), "the same U-Net as a rectified flow, trained on the same images"),
     "exact-gaussian": (_exact_gaussian, "exact field: every pixel N(0, 0.5²); closed-form solution"),
     "exact-mixture": (_exact_mixture, "exact field: every pixel from two modes at ±0.6, s = 0.15"),
     "exact-samples": (_exact_samples, "exact denoiser of the 256 sample images: latents of a finite data set"),
@@ -65,13 +75,14 @@ BUILT_IN: dict[str, tuple[Callable[[], VectorField], str]] = {
 
 
 def format_of(path: Path) -> ModuleType | None:
-    """The module that reads what lies there, by what it looks like; None if it is of no known format.
+    """The module of the format that a file or folder has, judged by its looks; None if it has no known format.
 
-    Errors: InputError for what cannot be read, and for pipes and devices, on which a reader might wait for ever.
+    Raises:
+        InputError: for a file that cannot be read, and for a pipe or a device, on which a reader might wait for ever.
     """
     if not os.path.isdir(path):
         weights.size_of(path)
-    return next((module for module in FORMATS if module.matches(path)), None)
+    return next((module for module in map(_format, FORMATS) if module.matches(path)), None)
 
 
 def load(
@@ -83,17 +94,29 @@ def load(
 ) -> VectorField:
     """A model as a VectorField, ready to integrate: weights frozen, in evaluation mode.
 
-    model: a built-in name (`BUILT_IN`), or the path of a model folder or file. device: where the network runs
-    (torch's default device if not given). dtype: of the network (as stored if not given), see `VectorField.to`: on a
-    GPU float32 is float32, and "tf32" is what torch would do by default; the state has its own.
-    allow_pickle: also read files that run the code in them, with your rights (EDM's .pkl): only if you trust them.
-    Errors: InputError for an unknown name (with its nearest neighbours), for what is no readable model, for a device
-    that is not there and for what is no dtype.
+    Args:
+        model: a built-in name (`BUILT_IN`), or the path of a model's folder or file.
+        device: where the network runs. Default: torch's default device.
+        dtype: of the network, see `VectorField.to`; the state has its own. On a GPU "float32" is float32, and "tf32"
+            is what torch would do by default. Default: as stored.
+        allow_pickle: whether to read files that run the code in them with your rights (EDM's .pkl): only if you trust
+            them.
+
+    Raises:
+        InputError: for an unknown name (with its nearest neighbours), for a path that holds no readable model, for a
+            device that is not there and for a dtype that no network has.
+
+    Example:
+        >>> odeddim.load("exact-mixture").schedule
+        Schedule.linear(T=1000, σ 0.01 to 157.4)
     """
     if isinstance(model, VectorField):
         return model if device is None and dtype is None else model.to(device or model.device or "cpu", dtype)
     if not isinstance(model, (str, Path)):
-        raise InputError(f"a model is a name, a path or a VectorField: wrap a {type(model).__name__} in VectorField")
+        raise InputError(
+            f"model is a {type(model).__name__}, not a name, a path or a VectorField: wrap a network with "
+            "VectorField.from_network"
+        )
     if str(model) in BUILT_IN:
         field = BUILT_IN[str(model)][0]()
     else:
@@ -103,7 +126,7 @@ def load(
         reader = format_of(path)
         if reader is None:
             raise InputError(
-                f"{path} is no model that odeddim knows: see the table of formats in the README, or give the network "
+                f"{path} has no format that odeddim knows: see the table of formats in the README, or give the network "
                 "itself to VectorField.from_network"
             )
         if getattr(reader, "RUNS_CODE", False) and not allow_pickle:

@@ -5,7 +5,7 @@ For data x0 ~ p and x̄ = x0 + σ·z, the ideal network predicts ε(x̄, σ) = (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -52,17 +52,25 @@ class GaussianMixture:
         share = torch.softmax(log_weights - distance / (2 * variance), dim=1)  # P(k | x̄)
         return ((points - share @ centres) * (per_image / variance)).reshape(xbar.shape)
 
-    def network(self, schedule: Schedule) -> Callable[[Tensor, Tensor], Tensor]:
+    def network(self, schedule: Schedule) -> ExactNetwork:
         """eps(x (B, *), t (B,)), as a network trained with this schedule would be called."""
+        return ExactNetwork(self, schedule)
 
-        def eps(x: Tensor, t: Tensor) -> Tensor:
-            # Half precisions have no distances, and an exact field in them would be none.
-            exact = x.to(torch.promote_types(x.dtype, torch.float32))
-            sigma = schedule.sigma(t).to(exact)
-            scale = schedule.scale(sigma)
-            return self(sigma, exact / scale.reshape(-1, *[1] * (x.ndim - 1))).to(x.dtype)
 
-        return eps
+@dataclass(frozen=True, eq=False)
+class ExactNetwork:
+    """An exact field as a network on a schedule: called with x in the schedule's units and the label t."""
+
+    field: GaussianMixture
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """ε (B, *) of x (B, *), t (B,)."""
+        # Half precisions have no distances, and an exact field in them would be none.
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        sigma = self.schedule.sigma(t).to(exact)
+        scale = self.schedule.scale(sigma)
+        return self.field(sigma, exact / scale.reshape(-1, *[1] * (x.ndim - 1))).to(x.dtype)
 
 
 class Gaussian(GaussianMixture):

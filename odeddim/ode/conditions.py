@@ -8,7 +8,6 @@ outside it the condition stands alone and costs one evaluation, not two.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from odeddim.ode.memo import Memo
 from odeddim.types import InputError
 
 Given = tuple[Tensor, ...]
@@ -138,7 +138,7 @@ class Prompts:
     """
 
     def __init__(self, embed: Callable[[str], Given], *, zeros: bool = False) -> None:
-        self._embed = functools.lru_cache(maxsize=8)(embed)
+        self._embed = Memo(embed, 8)
         self._zeros = zeros
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,28 @@ def device_of(device: str | int | torch.device) -> torch.device:
         reason = str(error).split("\n")[0].rstrip(".")
         raise InputError(f"the device {str(device)!r} cannot be used here ({reason}): use cpu") from error
     return place
+
+
+def place_of(name: str | torch.device | None = None) -> torch.device:
+    """The device where a run takes place, with torch set up so that the same run gives the same digits.
+
+    Args:
+        name: of the device. "cuda" is a GPU of its own for each of several processes of torchrun on one machine, as
+            long as there are enough. Default: "cuda" if there is a GPU, else "cpu".
+
+    Raises:
+        InputError: for a device that is not there.
+    """
+    name = str(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if name == "cuda":
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % max(torch.cuda.device_count(), 1)}"
+    if name.startswith("cuda"):
+        # Not torch.use_deterministic_algorithms: that refuses networks in the middle of a run for operations which some
+        # of them have (cumsum of positions), and what it would change in those that run is their backward passes.
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA begins, a moment later
+        set_tf32(False)  # also for what is no VectorField: features of images, training
+    return device_of(name)
 
 
 def dtype_of(dtype: str | torch.dtype) -> tuple[torch.dtype, bool]:

@@ -3,70 +3,57 @@
 from __future__ import annotations
 
 import copy
-import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from odeddim.ode.adapted import Adapted
+from odeddim.ode.codec import Codec
 from odeddim.ode.conditions import Classes, Condition, Conditions, Given
 from odeddim.ode.devices import device_of, dtype_of, products
+from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, where_guided
+from odeddim.ode.labels import Labels, Relabelled, labels_of
+from odeddim.ode.pickling import check_pickles
 from odeddim.ode.predictions import PREDICTIONS
 from odeddim.ode.schedule import TIMES, Schedule, Time
 from odeddim.types import InputError, pick
 
 
-class Codec(Protocol):
-    """What stands between images and the data of a latent model: an autoencoder. Images (B, C, H, W) in [-1, 1]."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Images -> data (B, c, h, w), in the units that the network was trained on."""
-        ...
-
-    def decode(self, data: Tensor) -> Tensor:
-        """Data -> images."""
-        ...
-
-    def to(self, device: torch.device | str) -> Any:
-        """Move it to a device."""
-        ...
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of the images that it is made for."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Which autoencoder this is: data of different ones are not in the same units."""
-        ...
-
-
 class VectorField:
     """A network as a Field: called with (sigma () or (B,), xbar (B, *)), it returns ε (B, *) in xbar's dtype.
 
-    eps: the network, eps(x (B, *), t (B,)) -> (B, *), with x in the units of its training and t the real-valued label;
-    with `conditions`, eps(x, t, *given), see `odeddim.ode.conditions`. `from_network` makes one of what people have.
-    schedule: its noise levels, labels and units. predicts: "eps", "x0", "v" or "flow" (see `odeddim.ode.predictions`).
-    time: what t is, a name of `odeddim.ode.schedule.TIMES` or a function of σ; None: the schedule's own.
-    shape: (C, H, W) of one image if it is fixed. codec: the autoencoder of a latent model, whose data have that shape.
-    name, sha256: which model this is, as written into latent files;
-    details: what else is known of it, for `odeddim inspect`.
+    The network is set to evaluation mode. It runs in its own dtype and on its own device; the state keeps its dtype.
+    On a GPU float32 is float32 while the network is evaluated, whatever torch is set to outside: torch's default
+    rounds what convolutions multiply to TF32, which here takes `to(device, "tf32")`.
 
-    A module is set to evaluation mode. It runs in its own dtype and on its own device; the state keeps its own dtype.
-    On a GPU float32 is float32 while the network is evaluated, whatever torch is set to outside: its default rounds
-    what convolutions multiply to TF32, which here takes `to(device, "tf32")`.
-    `nfe` counts calls, `rows` the images evaluated in them, `filled` those that only filled up blocks; `reset()` sets
-    all to 0. `watch`, if set, is told of the images of each call, for a progress bar.
+    A field can be copied, deep-copied and pickled where its network can; `watch` stays behind.
 
-    network_batch: None, or how many images the network always sees at once, filled up if need be. The last digits of
-    convolutions depend on the shape of their batch, so that with a number here an image's latent is the same, bit for
-    bit, in whatever company it comes. (On a CPU, images whose size is no multiple of 16 numbers can also be rounded by
-    their place among those: then 1 makes it so.)
+    Args:
+        eps: the network, eps(x (B, *), t (B,)) -> (B, *), with x in the units of its training and t the real-valued
+            label; with `conditions`, eps(x, t, *given). `from_network` takes networks as people have them.
+        schedule: the noise levels, labels and units that the network was trained with.
+        predicts: what the network predicts, a name of `odeddim.ode.predictions.PREDICTIONS`.
+        time: what t is, a name of `odeddim.ode.schedule.TIMES` or a function of σ. Default: the schedule's own.
+        shape: (C, H, W) of the network's input, if it is fixed.
+        name: of the model, as written into latent files.
+        sha256: the hash of the model, as written into latent files.
+        details: what else is known of the model, for `odeddim inspect`.
+        conditions: what the network can be told besides x and t, see `odeddim.ode.conditions`.
+        codec: the autoencoder of a latent model, whose data have the given shape.
+
+    Attributes:
+        nfe: how often the field was called; `reset` sets the three counters to 0.
+        rows: images evaluated in these calls; a guided image counts twice.
+        filled: images among them that only filled up a batch to `network_batch`.
+        watch: a function that is told the number of images of each call, for a progress bar; None for no function.
+        network_batch: how many images the network always sees at once, the last batch being filled up; None for as
+            many as it is called with. The last digits of convolutions depend on the size of their batch, so with a
+            number here the latent of an image is the same, bit for bit, in whatever company it comes. (On a CPU,
+            images whose size is no multiple of 16 numbers can also be rounded by their place in the batch: 1 helps.)
     """
 
     def __init__(
@@ -98,10 +85,7 @@ class VectorField:
         self._given: tuple[Given, Given | None] | None = None
         self.network_batch: int | None = None
         self.watch: Callable[[int], Any] | None = None
-        # Every node is met once for each batch and direction: what it costs to look it up is paid once.
-        self._label_and_scale = functools.lru_cache(maxsize=4096)(
-            functools.partial(_label_and_scale, schedule, self.time)
-        )
+        self._labels: Labels = labels_of(schedule, self.time)
         if isinstance(eps, torch.nn.Module):
             eps.eval()  # dropout would make every run another one
         parameter = next(eps.parameters(), None) if isinstance(eps, torch.nn.Module) else None
@@ -110,17 +94,17 @@ class VectorField:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of the network; None: as the state."""
+        """The dtype of the network; None if it runs in that of the state."""
         return self._place.dtype
 
     @property
     def device(self) -> torch.device | None:
-        """Of the network; None: as the state."""
+        """The device of the network; None if it runs on that of the state."""
         return self._place.device
 
     @property
     def keeps_dtype(self) -> bool:
-        """Whether the network computes in a dtype of its own, which is a part of it, as of exported programs."""
+        """Whether the dtype is a fixed part of the network, as in exported programs."""
         return bool(getattr(self.eps, "keeps_dtype", False))
 
     @property
@@ -129,11 +113,17 @@ class VectorField:
         return self._place.tf32
 
     def to(self, device: torch.device | str, dtype: torch.dtype | str | None = None) -> VectorField:
-        """This field with its network and codec moved to a device and, if given, a dtype. Returns itself.
+        """Move the network and the codec to a device and, if given, a dtype; returns the field itself.
 
-        dtype: torch's, or "float32", "float64", "bfloat16"; or "tf32" on CUDA, which is float32 with products that are
-        several times faster and carry 10 bits. The fields of one network move together, whatever their conditions.
-        Errors: InputError for a device that is not there and for what is no dtype of a network.
+        The fields of one network move together, whatever their conditions.
+
+        Args:
+            device: of torch, or its name.
+            dtype: of torch, or "float32", "float64", "bfloat16"; or "tf32" on CUDA, which is float32 with products
+                that are several times faster and keep 10 bits. Default: as it is.
+
+        Raises:
+            InputError: for a device that is not there and for a dtype that no network has.
         """
         place = device_of(device)
         kind, tf32 = (self.dtype, self.tf32) if dtype is None else dtype_of(dtype)
@@ -148,11 +138,11 @@ class VectorField:
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
-        """(C, H, W) of one image, None if it takes any; `shape` is that of the data, which are images without codec."""
+        """(C, H, W) of one image, None if it takes any. `shape` is that of the data, which without codec are images."""
         return self.shape if self.codec is None else self.codec.image_shape
 
     def on_data(self) -> VectorField:
-        """This field without its codec: what goes in and comes out of a run is then the data that the ODE moves."""
+        """This field without its codec: a run then starts from and ends in the data that the ODE moves."""
         if self.codec is None:
             return self
         twin = copy.copy(self)
@@ -165,13 +155,31 @@ class VectorField:
         self.rows = 0
         self.filled = 0
 
+    def __copy__(self) -> VectorField:
+        """A field with the same network, which is not copied; see `conditioned` and `on_data`."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> VectorField:
+        """A field with a network of its own. `watch` belongs to the caller and is not copied."""
+        twin = memo[id(self)] = object.__new__(type(self))
+        twin.__dict__.update(copy.deepcopy({**self.__dict__, "watch": None}, memo))
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: all but `watch`. Raises InputError where a part of the model cannot be pickled."""
+        parts = {"network": self.eps, "time labels": self._labels, "conditions": self.conditions, "codec": self.codec}
+        check_pickles(self.name, parts)
+        return {**self.__dict__, "watch": None}
+
     def relabelled(self, label_at: Callable[[float], float]) -> VectorField:
-        """This field with the network's label taken at another noise level: t(label_at(σ)), where all share σ.
+        """This field with the network's label taken at another noise level: t(label_at(σ)), where all images share σ.
 
         With the next node of a grid that is how much code inverts DDIM: x at the source, the label of the target.
         """
-        twin, own = copy.copy(self), self._label_and_scale
-        twin._label_and_scale = lambda sigma: (own(label_at(sigma))[0], own(sigma)[1])  # type: ignore[assignment]
+        twin = copy.copy(self)
+        twin._labels = Relabelled(self._labels, label_at)
         return twin
 
     @classmethod
@@ -189,17 +197,23 @@ class VectorField:
         name: str = "custom",
         sha256: str = "",
     ) -> VectorField:
-        """Any network, module or function, network(x (B, *), t (B,)) -> (B, *): its answer may also be the first of a
-        tuple, or lie in an attribute `sample`.
+        """A field of any network, as people have them.
 
             VectorField.from_network(net, Schedule.scaled_linear(), predicts="v")                  # time="index"
             VectorField.from_network(net, Schedule.rectified_flow(), predicts="flow")              # time="unit"
             VectorField.from_network(net, Schedule.rectified_flow(), predicts="flow-to-data", time="reversed")
             VectorField.from_network(denoiser, Schedule.edm(), predicts="x0")                      # D(x, σ)
 
-        schedule, predicts, time: see the class. variances: it predicts variances too, in the second half of its
-        channels; they are left out. classes: it is called network(x, t, labels (B,) int64) with 0 <= label < classes;
-        null: the label that means none, for guidance. name, sha256: for latent files, which only go with this model.
+        Args:
+            network: a module or function, network(x (B, *), t (B,)) -> (B, *). Its answer may also be the first of a
+                tuple, or the attribute `sample` of an object.
+            schedule: see the class; likewise predicts, time, shape, name, sha256.
+            variances: whether the second half of the answer's channels are variances, which are left out.
+            classes: the number of classes, if it is called network(x, t, labels (B,) int64), 0 <= label < classes.
+            null: the label that stands for no class, for guidance.
+
+        Raises:
+            InputError: for unknown names of `predicts` and `time`, and for numbers that `classes` and `null` cannot be.
         """
         return cls(
             Adapted(network, variances=variances),
@@ -214,7 +228,7 @@ class VectorField:
 
     @property
     def title(self) -> str:
-        """For titles: the name without its folders, and the condition."""
+        """The name without its folders, and the condition: for the titles of figures."""
         name = PurePath(self.name).name
         return f"{name} ({self.condition.words})" if self.condition.words else name
 
@@ -222,7 +236,7 @@ class VectorField:
         return f"<VectorField {self.title}: {self.describe()}>"
 
     def describe(self) -> str:
-        """What this model is, in one line: what `load` found, and what it had to assume."""
+        """This model in one line: what `load` found, and what it had to assume."""
         known = self.details
         words = [
             f"{self.schedule!r}, predicts {self.predicts}, time {self.time if isinstance(self.time, str) else 'own'}"
@@ -242,9 +256,17 @@ class VectorField:
         guidance: float = 1.0,
         interval: tuple[float, float] | None = None,
     ) -> VectorField:
-        """This field under a condition: class or prompt, and guidance on an interval (from, to) of noise levels σ.
+        """This field under a condition; both share the network.
 
-        Errors: InputError for what the network does not know.
+        Args:
+            label: a class.
+            prompt: a text.
+            negative_prompt: the text that guidance leads away from.
+            guidance: w of `odeddim.ode.conditions`; 1 is the condition alone.
+            interval: (from, to), the noise levels σ between which guidance holds. Default: everywhere.
+
+        Raises:
+            InputError: for a condition that the network cannot be given.
         """
         condition = Condition(label, prompt, negative_prompt, guidance, interval)
         twin = copy.copy(self)
@@ -257,7 +279,7 @@ class VectorField:
         given, null = self.conditions.given(condition)
         if guidance != 1 and null is None:
             raise InputError(
-                f"the model {self.name!r} was not trained without condition: guidance has nothing to leave"
+                f"the model {self.name!r} has no unconditional mode, so guidance is not available: leave guidance at 1"
             )
         twin.condition, twin._given = condition, (given, null)
         return twin
@@ -265,7 +287,9 @@ class VectorField:
     def check(self, x: Tensor, shape: tuple[int, ...] | None = None) -> None:
         """Raise an InputError unless x is a finite batch (B, *), B >= 1, that this model takes.
 
-        shape: (*) of one, if not the one that the network takes.
+        Args:
+            x: images or latents.
+            shape: (*) of one of them. Default: that of the network's input.
         """
         shape = shape or self.shape
         if x.ndim < 2 or x.shape[0] == 0:
@@ -276,7 +300,9 @@ class VectorField:
             raise InputError(f"the model {self.name!r} takes {what} of {wants} (channels×height×width), not {has}")
         finite = torch.isfinite(x).flatten(1).all(dim=1)
         if not bool(finite.all()):
-            raise InputError(f"image {int((~finite).nonzero()[0])} of the batch holds NaN or infinite values")
+            raise InputError(
+                f"image {int((~finite).nonzero()[0])} of the batch holds NaN or infinite values: leave it out"
+            )
 
     def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
         batch = xbar.shape[0]
@@ -285,7 +311,7 @@ class VectorField:
         dtype = self.dtype or xbar.dtype
         t_dtype = torch.promote_types(dtype, torch.float32)
         if sigma.ndim == 0:  # Python numbers need no transfer to the device
-            label, scale = self._label_and_scale(float(sigma))
+            label, scale = self._labels(float(sigma))
             x = xbar * scale
             labels = torch.full((batch,), label, dtype=t_dtype, device=xbar.device)
         else:
@@ -299,7 +325,7 @@ class VectorField:
         if out.shape != xbar.shape:
             raise InputError(
                 f"the model {self.name!r} returned shape {tuple(out.shape)} for an input of {tuple(xbar.shape)}: "
-                "of a network that also predicts variances, say from_network(..., variances=True)"
+                "if it also predicts variances, say from_network(..., variances=True)"
             )
         if self.predicts != "eps":
             # Below σ_1 the network is asked at σ_1, so its answer is read there: (x̄ - x0)/σ has no value at σ = 0.
@@ -307,21 +333,21 @@ class VectorField:
             out = PREDICTIONS[self.predicts](out, xbar, _like_images(held.expand(batch), xbar))
         if not bool(torch.isfinite(out.sum())) and not bool(torch.isfinite(out).all()):
             where = float(sigma.max())
-            cause = "its input there was finite" if bool(torch.isfinite(xbar).all()) else "the state was so already"
+            cause = (
+                "its input there was finite"
+                if bool(torch.isfinite(xbar).all())
+                else "its input had such values already"
+            )
             raise InputError(
                 f"the model {self.name!r} gave NaN or infinite values at σ = {where:.6g} "
                 f"(t = {float(labels.max()):.6g}), evaluation {self.nfe}; {cause}: "
-                "try more steps, another solver, or --dtype float32"
+                'try more steps, another solver, or dtype="float32"'
             )
         return out
 
     def _under_condition(self, x: Tensor, labels: Tensor, sigma: Tensor) -> Tensor:
         """What the network answers, guided where the condition says so; x and labels (B, ...), sigma () or (B,)."""
-        guided: Tensor | bool = self.condition.guidance != 1
-        if guided and self.condition.interval is not None:
-            low, high = self.condition.interval
-            within = (sigma >= low) & (sigma <= high)
-            guided = within if within.ndim and bool(within.any() ^ within.all()) else bool(within.any())
+        guided = where_guided(self.condition, sigma)
         if isinstance(guided, bool):
             self.rows += x.shape[0] * (1 + guided)
             return self._evaluate(x, labels, guided)
@@ -337,17 +363,9 @@ class VectorField:
         size = self.network_batch
         if size is None or size == x.shape[0]:
             return self._network(x, labels, guided)
-        blocks = []
-        for start in range(0, x.shape[0], size):
-            block, its_labels = x[start : start + size].clone(), labels[start : start + size]
-            count = block.shape[0]
-            if count < size:  # any image will do
-                filling = (size - count, *[-1] * (x.ndim - 1))
-                block = torch.cat([block, block[:1].expand(filling)])
-                its_labels = torch.cat([its_labels, its_labels[:1].expand(size - count)])
-                self.filled += (size - count) * (1 + guided)
-            blocks.append(self._network(block, its_labels, guided)[:count])
-        return torch.cat(blocks)
+        out, filled = in_blocks(lambda block, its_labels: self._network(block, its_labels, guided), x, labels, size)
+        self.filled += filled * (1 + guided)
+        return out
 
     def _network(self, x: Tensor, labels: Tensor, guided: bool) -> Tensor:
         if self.conditions is None:
@@ -356,13 +374,8 @@ class VectorField:
             self._given = self.conditions.given(self.condition)
         given, null = self._given
         if not guided or null is None:
-            return self.eps(x, labels, *(_repeated(part, x) for part in given))
-        both = [torch.cat([_repeated(part, x), _repeated(none, x)]) for part, none in zip(given, null, strict=True)]
-        told, untold = self.eps(torch.cat([x, x]), torch.cat([labels, labels]), *both).chunk(2)
-        # In the state's precision at least: the difference is small and the guidance may be large.
-        exact = torch.promote_types(told.dtype, torch.float32)
-        told, untold = told.to(exact), untold.to(exact)
-        return untold + self.condition.guidance * (told - untold)
+            return conditioned_answer(self.eps, x, labels, given)
+        return guided_answer(self.eps, x, labels, given, null, self.condition.guidance)
 
 
 @dataclass
@@ -374,42 +387,10 @@ class _Place:
     tf32: bool = False
 
 
-class Adapted(torch.nn.Module):
-    """A network of other people as one that gives a tensor (B, *) and nothing else."""
-
-    def __init__(self, network: Callable[..., Any], *, variances: bool) -> None:
-        super().__init__()
-        self.network = network  # a module here is a part of this one, and moves with it
-        self.variances = variances
-
-    def forward(self, x: Tensor, t: Tensor, *given: Tensor) -> Tensor:
-        """x (B, C, *), t (B,) -> (B, C, *)."""
-        out = self.network(x, t, *given)
-        out = out[0] if isinstance(out, (tuple, list)) else getattr(out, "sample", out)
-        if not isinstance(out, Tensor):
-            raise InputError(f"the network gives a {type(out).__name__}, not a tensor: wrap it in a function that does")
-        if self.variances and out.ndim > 1 and out.shape[1] == 2 * x.shape[1]:
-            return out[:, : x.shape[1]]
-        return out
-
-
 def _classes(count: int | None, null: int | None) -> Classes | None:
     if count is None and null is not None:
-        raise InputError(f"null = {null} stands for no class: say how many classes there are, classes=N")
+        raise InputError(f"null={null} stands for no class: say how many classes there are, classes=N")
     return None if count is None else Classes(count, null)
-
-
-def _repeated(part: Tensor, x: Tensor) -> Tensor:
-    """(1, *) for each image of x, on its device; in its dtype unless it is whole numbers."""
-    part = part.to(x.device, x.dtype if part.is_floating_point() else None)
-    return part.expand(x.shape[0], *part.shape[1:])
-
-
-def _label_and_scale(schedule: Schedule, time: Time, sigma: float) -> tuple[float, float]:
-    if not math.isfinite(sigma):
-        raise InputError(f"the solver went to σ = {sigma}: give it tolerances that it can keep, or more steps")
-    node = torch.tensor(sigma, dtype=torch.float64)
-    return float(schedule.label(node, time)), float(schedule.scale(node))
 
 
 def _like_images(per_image: Tensor, xbar: Tensor) -> Tensor:

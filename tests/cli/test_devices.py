@@ -45,7 +45,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
-    monkeypatch.setattr("odeddim.cli.running.device_of", torch.device)
+    monkeypatch.setattr("odeddim.ode.devices.device_of", torch.device)
 
 
 def tf32() -> tuple[bool, bool]:
@@ -161,7 +161,7 @@ def test_cuda_is_set_up_for_the_same_digits(monkeypatch: pytest.MonkeyPatch) -> 
         seen.update(workspace=os.environ.get("CUBLAS_WORKSPACE_CONFIG"), tf32=tf32())
         return torch.device(name)
 
-    monkeypatch.setattr("odeddim.cli.running.device_of", begin)
+    monkeypatch.setattr("odeddim.ode.devices.device_of", begin)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
     machine("cpu", None)
     assert seen == {"workspace": None, "tf32": (True, False)}

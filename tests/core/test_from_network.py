@@ -395,9 +395,9 @@ def test_refusals_are_one_sentence() -> None:
     make = VectorField.from_network
     said("unknown prediction 'epsilon'; did you mean", lambda: make(lambda x, t: x, linear, predicts="epsilon"))
     said("unknown time label 'sigmas'; did you mean", lambda: make(lambda x, t: x, linear, time="sigmas"))
-    said("gives a NoneType, not a tensor", lambda: make(lambda x, t: None, linear)(one, x))
-    said("gives a dict, not a tensor", lambda: make(lambda x, t: {"sample": x}, linear)(one, x))
-    said("gives a str, not a tensor", lambda: make(lambda x, t: ("x", x), linear)(one, x))
+    said("returns a NoneType, not a tensor", lambda: make(lambda x, t: None, linear)(one, x))
+    said("returns a dict, not a tensor", lambda: make(lambda x, t: {"sample": x}, linear)(one, x))
+    said("returns a str, not a tensor", lambda: make(lambda x, t: ("x", x), linear)(one, x))
     said("variances=True", lambda: make(lambda x, t: torch.cat([x, x], 1), linear)(one, x))
     said("returned shape", lambda: make(lambda x, t: x[:, :1], linear, variances=True)(one, x))
     said("returned shape", lambda: make(lambda x, t: x[:1], linear)(one, x))
@@ -410,7 +410,7 @@ def test_refusals_are_one_sentence() -> None:
     said("classes 0 to 2, not 3", lambda: classy.conditioned(3))
     said("classes 0 to 2, not -1", lambda: classy.conditioned(-1))
     said("no prompts", lambda: classy.conditioned(prompt="a cat"))
-    said("not trained without condition", lambda: classy.conditioned(1, guidance=2))
+    said("has no unconditional mode", lambda: classy.conditioned(1, guidance=2))
     null = make(lambda x, t, y: x, linear, classes=3, null=3)
     said("classes 0 to 2, not 4", lambda: null.conditioned(4, guidance=2))
     for interval in ((2.0, 1.0), (1.0, 1.0), (-1.0, 1.0)):

@@ -232,7 +232,7 @@ def test_classes_become_rows(code: ModuleType, tmp_path: Path) -> None:
             assert torch.allclose(ours, theirs, atol=1e-6)
     with pytest.raises(InputError, match="needs a class"):
         field(sigma, x)
-    with pytest.raises(InputError, match="not trained without condition"):
+    with pytest.raises(InputError, match="has no unconditional mode"):
         field.conditioned(1, guidance=2)
     with pytest.raises(InputError, match="classes 0 to 3, not 4"):
         field.conditioned(4)

@@ -479,7 +479,7 @@ def test_classes_are_needed_and_guidance_needs_null(tmp_path: Path) -> None:
     x = draw(2, 3, 8, 8).double()
     with pytest.raises(InputError, match="needs a class"):
         field(torch.tensor(1.0), x)
-    with pytest.raises(InputError, match="not trained without condition"):
+    with pytest.raises(InputError, match="has no unconditional mode"):
         field.conditioned(1, guidance=2.0)
     path = saved(tmp_path, net, null=4)
     label, t = 1, torch.full((2,), 999.0)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,25 +23,22 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import Tensor
 
+import odeddim.jobs.train
 import odeddim.storage.resumable
 import odeddim.train.run
+import odeddim.train.trainer
+from odeddim.jobs.train import Trained
 from odeddim.models import load
 from odeddim.models.networks.unet import UNet
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
 from odeddim.storage.images import ImageSource
-from odeddim.train.run import (
-    OBJECTIVES,
-    Progress,
-    Run,
-    Settings,
-    batch_rows,
-    learning_rate,
-    saved_step,
-    stratified,
-    train,
-    validation_loss,
-)
+from odeddim.train.batches import batch_rows
+from odeddim.train.checkpoint import saved_step
+from odeddim.train.loss import OBJECTIVES, stratified, validation_loss
+from odeddim.train.run import Progress, train
+from odeddim.train.settings import Settings, learning_rate
+from odeddim.train.trainer import Trainer
 from odeddim.types import InputError
 
 TINY: dict[str, Any] = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.1}
@@ -241,7 +239,7 @@ def test_seed_decides(tmp_path: Path) -> None:
     assert same(state(tmp_path / "a"), state(tmp_path / "b"))
     assert not same(state(tmp_path / "a"), state(tmp_path / "c"))
     assert batch_rows(25, 25, 0, 0) != batch_rows(25, 25, 1, 0)
-    first, second = (Run(TINY, replace(SETTINGS, seed=seed), 10, torch.device("cpu")).network for seed in (0, 1))
+    first, second = (Trainer(TINY, replace(SETTINGS, seed=seed), 10, torch.device("cpu")).network for seed in (0, 1))
     assert not torch.equal(first.conv_in.weight, second.conv_in.weight)
 
 
@@ -256,7 +254,7 @@ def test_the_network_is_shown_x_t_and_its_t(tmp_path: Path, monkeypatch: pytest.
                 noises.append((x.detach() - alpha.sqrt() * 0.3) / (1 - alpha).sqrt())
             return super().forward(x, t)
 
-    monkeypatch.setattr(odeddim.train.run, "UNet", Watched)
+    monkeypatch.setattr(odeddim.train.trainer, "UNet", Watched)
     settings = replace(SETTINGS, steps=3, batch_size=16)
     train(source(torch.full((16, 1, 8, 8), 0.3)), tmp_path, architecture=TINY, settings=settings)
     assert len(noises) == 3
@@ -267,7 +265,7 @@ def test_the_network_is_shown_x_t_and_its_t(tmp_path: Path, monkeypatch: pytest.
 
 def test_gradients_are_clipped(tmp_path: Path) -> None:
     settings = replace(SETTINGS, warmup=0, decay=0.0, learning_rate=0.1, clip=1e-12)
-    run = Run({**TINY, "image_size": 8}, settings, 10, torch.device("cpu"))
+    run = Trainer({**TINY, "image_size": 8}, settings, 10, torch.device("cpu"))
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
     run.advance(bars())
     # Adam divides by |gradient| + 1e-8, so only a gradient far below that leaves the weights where they are.
@@ -384,7 +382,7 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 
 
 def test_the_average_follows_its_decay() -> None:
-    update = odeddim.train.run._ema(0.9)
+    update = odeddim.train.trainer._ema(0.9)
     average, current = [torch.tensor([1.0])], [torch.tensor([0.0])]
     update(average, current, torch.tensor(1))
     assert float(average[0]) == pytest.approx(2 / 11)  # young: d = (1+n)/(10+n)
@@ -437,6 +435,58 @@ def test_refusals(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "theirs") == ["log.csv"]
 
 
+OTHERS = ("samples-000001.png", "samples-012345.png", "log.csv", "model.json", "model.safetensors")
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "checkpoint.safetensors"])
+def test_no_file_of_others_is_replaced_by_a_new_run(run, here: Path, name: str) -> None:  # type: ignore[no-untyped-def]
+    np.save("x.npy", np.zeros((4, 8, 8), np.uint8))
+    Path("m").mkdir()
+    Path("m", name).write_bytes(b"theirs")
+    code, _, err = run("train", "x.npy", "-o", "m", "--steps", 1, "--channels", 8, "--device", "cpu")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert os.listdir("m") == [name]
+    assert Path("m", name).read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("name", OTHERS[1:])
+def test_nor_by_a_run_that_goes_on(tmp_path: Path, name: str) -> None:
+    settings = replace(SETTINGS, steps=2, samples_every=1)
+    train(bars(), tmp_path, architecture=TINY, settings=settings)
+    (tmp_path / name).write_bytes(b"theirs")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=name) as caught:
+        train(bars(), tmp_path, settings=replace(settings, steps=3))
+    assert "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_model_of_another_run_is_not_this_ones(tmp_path: Path) -> None:
+    """Two runs of one architecture: all that tells their files apart is how they were trained."""
+    settings = replace(SETTINGS, steps=1)
+    for seed in (0, 1):
+        train(bars(), tmp_path / str(seed), architecture=TINY, settings=replace(settings, seed=seed))
+    shutil.copy(tmp_path / "1/model.json", tmp_path / "0/model.json")
+    with pytest.raises(InputError, match=r"model\.json does not describe the model of the run in this folder"):
+        train(bars(), tmp_path / "0", settings=replace(settings, steps=2))
+    shutil.copy(tmp_path / "1/samples-000001.png", tmp_path / "2.png")
+    (tmp_path / "0/model.json").unlink()
+    shutil.copy(tmp_path / "2.png", tmp_path / "0/samples-000002.png")
+    with pytest.raises(InputError, match=r"samples-000002\.png is there already, and this run has not drawn it"):
+        train(bars(), tmp_path / "0", settings=replace(settings, steps=2))
+
+
+def test_files_that_no_run_writes_are_left_alone(tmp_path: Path) -> None:
+    names = ("odeddim.json", "samples-mine.png", "photo.png")
+    for name in names:
+        (tmp_path / name).write_bytes(b"theirs")
+    for steps in (1, 2):
+        train(bars(), tmp_path, architecture=TINY, settings=replace(SETTINGS, steps=steps))
+    assert [(tmp_path / name).read_bytes() for name in names] == [b"theirs"] * 3
+    assert saved_step(tmp_path) == 2
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -452,6 +502,45 @@ def test_refusals(tmp_path: Path) -> None:
 def test_impossible_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         Settings(**wrong)
+
+
+# The job.
+
+
+def test_the_job_trains_and_goes_on(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "batch_size": 4}
+    seen: list[Progress] = []
+    done = odeddim.jobs.train.train(bars(), tmp_path / "m", steps=2, progress=seen.append, device="cpu", **small)
+    assert done == Trained(tmp_path / "m", 2, was_complete=False)
+    assert (seen[0].step, seen[0].steps, seen[0].rate) == (0, 2, 0.0)
+    assert math.isnan(seen[0].loss)
+    assert seen[-1].step == 2
+    seen.clear()
+    assert odeddim.jobs.train.train(bars(), tmp_path / "m", steps=2, progress=seen.append, **small).was_complete
+    assert seen == []
+    done = odeddim.jobs.train.train(bars(), tmp_path / "m", steps=3, progress=seen.append)
+    assert done == Trained(tmp_path / "m", 3, was_complete=False)
+    assert [progress.step for progress in seen] == [2, 3]
+    assert load(tmp_path / "m").details["training"]["batch_size"] == 4
+    with pytest.raises(InputError, match="unknown setting of training 'learning_rates'; did you mean"):
+        odeddim.jobs.train.train(bars(), tmp_path / "new", learning_rates=1.0)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_is_the_job(tmp_path: Path) -> None:
+    data = tmp_path / "x.npy"
+    np.save(data, np.random.default_rng(0).integers(0, 255, (10, 8, 8), np.uint8))
+    small = ["--channels", 8, "--multipliers", "1,2", "--blocks", 1, "--attention", "4", "--batch-size", 4]
+    assert invoke(data, "-o", tmp_path / "a", *small, "--steps", 2, "--device", "cpu").exit_code == 0
+    odeddim.jobs.train.train(
+        data, tmp_path / "b", steps=2, channels=8, multipliers=[1, 2], blocks=1, attention=[4], batch_size=4
+    )
+    assert same(state(tmp_path / "a"), state(tmp_path / "b"))
+    a, b = ((tmp_path / name / "samples-000002.png").read_bytes() for name in "ab")
+    assert a == b
+    commands = [load(tmp_path / name).details["training"]["commands"] for name in "ab"]
+    assert [len(each) for each in commands] == [1, 0]
+    assert commands[0][0].startswith("odeddim ")
 
 
 # The command.

@@ -158,7 +158,7 @@ def test_nor_in_a_folder(name: str, tmp_path: Path) -> None:
         else:
             path.touch()
             os.truncate(path, 20 << 30)
-        with pytest.raises(InputError, match=r"no model that odeddim knows|no file of settings has"):
+        with pytest.raises(InputError, match=r"no format that odeddim knows|no file of settings has"):
             odeddim.load(folder)
 
 
@@ -178,7 +178,7 @@ def test_odeddims_own_weights_are_numbers_of_the_same_kind(tmp_path: Path) -> No
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (path := tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(InputError, match=r"notes\.txt is no model that odeddim knows: see .*README") as error:
+    with pytest.raises(InputError, match=r"notes\.txt has no format that odeddim knows: see .*README") as error:
         odeddim.load(path)
     assert len(str(error.value)) < 200 + len(str(path))
 

@@ -1,7 +1,4 @@
-"""CONTRIBUTING's recipe for a solver is true: its file, as it stands, is a row everywhere and passes the table's tests.
-
-Nothing else is touched: one file, and everything follows.
-"""
+"""CONTRIBUTING's recipes for a solver and a format are true: their files, as they stand, work everywhere."""
 
 from __future__ import annotations
 
@@ -10,20 +7,34 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent.parent
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-def test_a_file_is_a_solver(tmp_path: Path) -> None:
-    (code,) = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
+Run = Callable[..., str]
+
+
+def recipe(title: str) -> str:
+    """The file in the section of this title."""
+    section = CONTRIBUTING.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return str(code)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs Python in a copy of the checkout, which lies in tmp_path."""
     for name in ("odeddim", "solvers", "cli", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    (tmp_path / "solvers" / "mine.py").write_text(code, encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
 
     def run(*words: str) -> str:
         done = subprocess.run(
@@ -32,9 +43,27 @@ def test_a_file_is_a_solver(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr
         return done.stdout
 
+    return run
+
+
+def test_a_file_is_a_solver(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "solvers" / "mine.py").write_text(recipe("Add a solver"), encoding="utf-8")
     assert "mine" in run("odeddim", "solvers")
     assert "2 per step" in run("odeddim", "solvers")
     words = ("odeddim", "explain", "--solver", "mine", "--steps", "5", "--model", "exact-mixture")
     assert "9 evaluations" in run(*words)
     assert "4 latents" in run("odeddim", "encode", "--solver", "mine", "-n", "4", "--steps", "3", "-o", "z.h5")
     assert run("pytest", "-q", "-p", "no:cacheprovider", "tests/solvers/test_solvers.py", "-k", "mine").count(".") > 10
+
+
+def test_a_file_and_its_name_are_a_format(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "odeddim" / "models" / "formats" / "toy.py").write_text(recipe("Add a checkpoint format"))
+    models = tmp_path / "odeddim" / "models" / "__init__.py"
+    named = models.read_text(encoding="utf-8").replace('FORMATS = ("native",', 'FORMATS = ("native", "toy",')
+    assert '"toy"' in named
+    models.write_text(named, encoding="utf-8")
+    torch.save(torch.nn.Sequential(OrderedDict(conv=torch.nn.Conv2d(1, 1, 3))).state_dict(), tmp_path / "net.toy")
+    assert "net.toy" in run("odeddim", "inspect", "net.toy")
+    words = ("--model", "net.toy", "--solver", "euler", "--steps", "3", "-n", "2")
+    assert "2 latents" in run("odeddim", "encode", *words, "-o", "z.h5")
+    assert "2 images" in run("odeddim", "decode", "z.h5", "-o", "out.h5")

@@ -25,7 +25,8 @@ from odeddim.models.components import size
 from odeddim.models.formats import native
 from odeddim.models.guarded import Loaded
 from odeddim.models.networks.unet import UNet
-from odeddim.ode.field import Adapted, VectorField
+from odeddim.ode.adapted import Adapted
+from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
 from odeddim.types import InputError, pick
 

@@ -29,8 +29,9 @@ from odeddim.models.components import CONFIG
 from odeddim.models.guarded import Loaded
 from odeddim.models.networks.unet import UNet
 from odeddim.models.schedulers import Posed
+from odeddim.ode.adapted import Adapted
 from odeddim.ode.conditions import Classes, words_of
-from odeddim.ode.field import Adapted, VectorField
+from odeddim.ode.field import VectorField
 from odeddim.types import InputError
 
 INDEX, UNET, EMA = "model_index.json", "unet", "unet_ema"

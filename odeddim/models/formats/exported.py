@@ -25,8 +25,9 @@ from odeddim.models import sidecar as beside
 from odeddim.models import weights
 from odeddim.models.guarded import failures_of
 from odeddim.models.programs import Program, load_program
+from odeddim.ode.adapted import Adapted
 from odeddim.ode.conditions import Classes, words_of
-from odeddim.ode.field import Adapted, VectorField
+from odeddim.ode.field import VectorField
 from odeddim.types import InputError
 
 EXAMPLE = '{"schedule": {"name": "linear", "T": 1000}, "predicts": "eps", "time": "index"}'

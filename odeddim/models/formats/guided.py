@@ -26,8 +26,9 @@ from odeddim.models import components, weights
 from odeddim.models import sidecar as beside
 from odeddim.models.guarded import Loaded
 from odeddim.models.networks.adm import ADM, Resampling
+from odeddim.ode.adapted import Adapted
 from odeddim.ode.conditions import Classes, words_of
-from odeddim.ode.field import Adapted, VectorField
+from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
 from odeddim.types import InputError, pick
 

@@ -179,13 +179,8 @@ def _with_text(of: Pipeline) -> Told:
         if told != of.config.get("projection_class_embeddings_input_dim"):
             raise of.refuse("its network is told something else than a summary and six sizes, as SDXL's refiner is")
     _check_width(of, "cross_attention_dim", sum(encoder.width for encoder in encoders))
-
-    def call(network: nn.Module, x: Tensor, t: Tensor, text: Tensor, *more: Tensor) -> Any:
-        added = dict(zip(("text_embeds", "time_ids"), more, strict=True)) if more else None
-        return network(x, t, encoder_hidden_states=text, added_cond_kwargs=added)
-
     zeros = summary is not None and bool(of.index.get("force_zeros_for_empty_prompt", True))
-    return Told(call, Prompts(embed, zeros=zeros), [encoder.folder for encoder in encoders], assumed)
+    return Told(_called_with_text, Prompts(embed, zeros=zeros), [encoder.folder for encoder in encoders], assumed)
 
 
 def _check_width(of: Pipeline, key: str, width: int) -> None:
@@ -199,11 +194,7 @@ def _plain(of: Pipeline) -> Told:
         raise of.refuse(f"its network knows classes as {of.config['class_embed_type']!r}, which odeddim does not")
     check_sides(of.config, _shape(of.config, of.where), of.where)
     count = of.config.get("num_class_embeds")
-
-    def call(network: nn.Module, x: Tensor, t: Tensor, label: Tensor | None = None) -> Any:
-        return network(x, t, class_labels=label)
-
-    return Told(call, None if count is None else Classes(count))
+    return Told(_called_plain, None if count is None else Classes(count))
 
 
 def _dit(of: Pipeline) -> Told:
@@ -211,22 +202,34 @@ def _dit(of: Pipeline) -> Told:
     count = of.config.get("num_embeds_ada_norm")
     if of.config.get("norm_type") != "ada_norm_zero" or type(count) is not int:
         raise of.refuse("odeddim reads transformers with norm_type 'ada_norm_zero' and num_embeds_ada_norm, as DiT has")
-
-    def call(network: nn.Module, x: Tensor, t: Tensor, label: Tensor) -> Any:
-        return network(x, timestep=t, class_labels=label)
-
-    return Told(call, Classes(count, null=count), made_by="DiTTransformer2DModel")
+    return Told(_called_dit, Classes(count, null=count), made_by="DiTTransformer2DModel")
 
 
 def _sd3(of: Pipeline) -> Told:
     """Stable Diffusion 3."""
     embed, encoders = text_encoders.three(of.folder, of.index, of.config.get("joint_attention_dim", 0))
     _check_width(of, "pooled_projection_dim", embed("")[1].shape[1])
+    return Told(_called_sd3, Prompts(embed), [encoder.folder for encoder in encoders])
 
-    def call(network: nn.Module, x: Tensor, t: Tensor, text: Tensor, summary: Tensor) -> Any:
-        return network(x, encoder_hidden_states=text, pooled_projections=summary, timestep=t)
 
-    return Told(call, Prompts(embed), [encoder.folder for encoder in encoders])
+# How each kind of network is called; functions with names, so that a field of theirs can be pickled.
+
+
+def _called_with_text(network: nn.Module, x: Tensor, t: Tensor, text: Tensor, *more: Tensor) -> Any:
+    added = dict(zip(("text_embeds", "time_ids"), more, strict=True)) if more else None
+    return network(x, t, encoder_hidden_states=text, added_cond_kwargs=added)
+
+
+def _called_plain(network: nn.Module, x: Tensor, t: Tensor, label: Tensor | None = None) -> Any:
+    return network(x, t, class_labels=label)
+
+
+def _called_dit(network: nn.Module, x: Tensor, t: Tensor, label: Tensor) -> Any:
+    return network(x, timestep=t, class_labels=label)
+
+
+def _called_sd3(network: nn.Module, x: Tensor, t: Tensor, text: Tensor, summary: Tensor) -> Any:
+    return network(x, encoder_hidden_states=text, pooled_projections=summary, timestep=t)
 
 
 NETWORKS: dict[str, Callable[[Pipeline], Told]] = {

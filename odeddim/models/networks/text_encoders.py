@@ -10,6 +10,7 @@ Encoders run in float32 on the CPU: once for a text, however many images there a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from odeddim.ode.conditions import Given
 from odeddim.types import InputError
 
 Embed = Callable[[str], Given]
+"""A text -> what the network takes for it."""
 
 ENCODERS = {
     "CLIPTextModel": "CLIPTextConfig",
@@ -60,6 +62,18 @@ class TextEncoder:
         self._longest = min(self._tokenizer.model_max_length, positions)
         self._masked = bool(config.get("use_attention_mask"))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the encoder as its class, settings and weights, for transformers hooks functions into it."""
+        encoder = self._encoder
+        parts = (type(encoder).__name__, encoder.config, encoder.state_dict())
+        return {**self.__dict__, "_encoder": parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        kind, config, weights = state["_encoder"]
+        encoder = getattr(library("transformers"), kind)(config)
+        encoder.load_state_dict(weights)
+        self.__dict__.update(state, _encoder=encoder.eval().requires_grad_(False))
+
     def __call__(self, text: str) -> tuple[Tensor, Tensor, Tensor | None]:
         """The last hidden states (1, n, width), those before, and the projected summary (1, d) if it makes one.
 
@@ -78,46 +92,76 @@ class TextEncoder:
         return found.last_hidden_state, found.hidden_states[-2], getattr(found, "text_embeds", None)
 
 
-def one(folder: Path, index: Mapping[str, Any]) -> tuple[Embed, list[TextEncoder]]:
+@dataclass(frozen=True)
+class One:
     """Stable Diffusion's: a text -> hidden states (1, n, width)."""
+
+    encoder: TextEncoder
+
+    def __call__(self, text: str) -> Given:
+        return (self.encoder(text)[0],)
+
+
+@dataclass(frozen=True)
+class Two:
+    """SDXL's: a text -> hidden states (1, n, widths), summary (1, d), and the sizes (1, 6) int64 that it is told."""
+
+    first: TextEncoder
+    second: TextEncoder
+    sizes: tuple[int, ...]
+
+    def __call__(self, text: str) -> Given:
+        (_, states, _), (_, more, summary) = self.first(text), self.second(text)
+        assert summary is not None
+        return torch.cat([states, more], dim=2), summary, torch.tensor([self.sizes])
+
+
+@dataclass(frozen=True)
+class Three:
+    """SD3's: a text -> hidden states (1, n, width) and summaries (1, d). Without a T5 its states are zeros."""
+
+    first: TextEncoder
+    second: TextEncoder
+    third: TextEncoder | None
+    width: int
+
+    def __call__(self, text: str) -> Given:
+        (_, states, summary), (_, more, another) = self.first(text), self.second(text)
+        assert summary is not None
+        assert another is not None
+        both = torch.cat([states, more], dim=2)
+        last = self.third(text)[0] if self.third else both.new_zeros(1, T5_TOKENS, self.width)
+        states = torch.cat([pad(both, (0, self.width - both.shape[2])), last], dim=1)
+        return states, torch.cat([summary, another], dim=1)
+
+
+def one(folder: Path, index: Mapping[str, Any]) -> tuple[Embed, list[TextEncoder]]:
+    """Stable Diffusion's text encoder."""
     encoder = TextEncoder(folder, index)
-    return lambda text: (encoder(text)[0],), [encoder]
+    return One(encoder), [encoder]
 
 
 def two(folder: Path, index: Mapping[str, Any], sizes: tuple[int, ...]) -> tuple[Embed, list[TextEncoder]]:
-    """SDXL's: a text -> hidden states (1, n, widths), summary (1, d), and the sizes (1, 6) int64 that it is told.
+    """SDXL's two text encoders.
 
-    sizes: height and width as it was, top and left of what was cropped, height and width as it is.
+    Args:
+        folder: of the pipeline.
+        index: what its model_index.json says.
+        sizes: height and width of the image before cropping, top and left of the crop, height and width after it.
     """
     first, second = TextEncoder(folder, index), _summarizing(folder, index, "_2")
-
-    def embed(text: str) -> Given:
-        (_, states, _), (_, more, summary) = first(text), second(text)
-        assert summary is not None
-        return torch.cat([states, more], dim=2), summary, torch.tensor([sizes])
-
-    return embed, [first, second]
+    return Two(first, second, sizes), [first, second]
 
 
 def three(folder: Path, index: Mapping[str, Any], width: int) -> tuple[Embed, list[TextEncoder]]:
-    """SD3's: a text -> hidden states (1, n, width) and summaries (1, d). Without a T5 its states are zeros."""
+    """SD3's two or three text encoders. width: of the texts that the network takes."""
     first, second = _summarizing(folder, index, ""), _summarizing(folder, index, "_2")
     third = TextEncoder(folder, index, "_3") if has(index, "text_encoder_3") else None
     widths = [first.width + second.width, *([third.width] if third else [])]
     if widths[0] > width or any(last != width for last in widths[1:]):
         gives = " and ".join(map(str, widths))
         raise InputError(f"{folder}: its network takes texts of width {width}, but its text encoders give {gives}")
-
-    def embed(text: str) -> Given:
-        (_, states, summary), (_, more, another) = first(text), second(text)
-        assert summary is not None
-        assert another is not None
-        both = torch.cat([states, more], dim=2)
-        last = third(text)[0] if third else both.new_zeros(1, T5_TOKENS, width)
-        states = torch.cat([pad(both, (0, width - both.shape[2])), last], dim=1)
-        return states, torch.cat([summary, another], dim=1)
-
-    return embed, [first, second, *([third] if third else [])]
+    return Three(first, second, third, width), [first, second, *([third] if third else [])]
 
 
 def has(index: Mapping[str, Any], part: str) -> bool:

@@ -1,0 +1,104 @@
+"""Train a model on images, or go on with a run that was stopped: `odeddim train` as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from odeddim.ode.devices import place_of
+from odeddim.storage.images import ImageSource, open_images
+from odeddim.storage.resumable import rank
+from odeddim.train import run
+from odeddim.train.checkpoint import CHECKPOINT, saved_settings, saved_step
+from odeddim.train.run import Progress
+from odeddim.train.settings import Settings
+from odeddim.types import InputError, pick
+
+ARCHITECTURE = ("channels", "multipliers", "blocks", "attention", "dropout")
+"""The settings that are of the network and not of the training, see `odeddim.models.networks.unet.UNet`."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training run.
+
+    Args:
+        folder: holds the model; `odeddim.load` reads it.
+        steps: how many steps the run has made in all.
+        was_complete: whether it had made them before, so that nothing was left to do.
+    """
+
+    folder: Path
+    steps: int
+    was_complete: bool
+
+
+def train(
+    images: str | Path | ImageSource,
+    output: str | Path,
+    *,
+    validation: str | Path | ImageSource | None = None,
+    device: str | None = None,
+    command: str = "",
+    progress: Callable[[Progress], Any] | None = None,
+    **settings: Any,
+) -> Trained:
+    """Train a U-Net on images: DDPM's loss and linear schedule, or rectified flow's; averaged weights.
+
+    A run that was stopped, by whatever, goes on with the same call; so does a complete one with more steps. Settings
+    that are left out are those of the run; others than those it was begun with are refused.
+
+    Args:
+        images: a folder, .npz, .npy, IDX or HDF5 file, or an `ImageSource`; all images of one square size.
+        output: the folder of the run: the model, a checkpoint, log.csv and sample sheets.
+        validation: held-out images, for their loss.
+        device: where to train. Default: a GPU if there is one.
+        command: what is written into model.json as the origin of the model.
+        progress: called before the first step, about once a second, and at every row of the log.
+        **settings: fields of `odeddim.train.settings.Settings`, and `ARCHITECTURE` of the network. Default of
+            precision: bfloat16 on a GPU that has it, else float32.
+
+    Returns:
+        The folder, the steps made, and whether the run was complete already.
+
+    Raises:
+        InputError: for unknown or impossible settings, images that cannot be used, a folder with files of others, and
+            under torchrun, whose processes would write one folder.
+
+    Example:
+        odeddim.jobs.train.train("photos32/", "model", multipliers=(1, 2, 2), attention=(16,), steps=100_000)
+    """
+    if rank()[1] > 1:
+        raise InputError("several processes would write one model's folder: run `odeddim train` without torchrun")
+    output, names = Path(output), {field.name for field in fields(Settings)}
+    for name in settings:
+        pick(name, (*sorted(names), *ARCHITECTURE), "setting of training")
+    place = place_of(device)
+    begun = (output / CHECKPOINT).exists()
+    base = saved_settings(output) if begun else Settings(precision=_precision(place))
+    made = saved_step(output) if begun else 0
+    wanted = replace(base, **{name: value for name, value in settings.items() if name in names})
+    run.train(
+        _opened(images),
+        output,
+        validation=None if validation is None else _opened(validation),
+        architecture={name: value for name, value in settings.items() if name not in names},
+        settings=wanted,
+        device=place,
+        command=command,
+        report=progress,
+    )
+    return Trained(output, max(made, wanted.steps), made >= wanted.steps)
+
+
+def _opened(images: str | Path | ImageSource) -> ImageSource:
+    return images if isinstance(images, ImageSource) else open_images(images)
+
+
+def _precision(place: torch.device) -> str:
+    """The arithmetic of a new run on this device."""
+    return "bfloat16" if place.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"

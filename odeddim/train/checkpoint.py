@@ -1,0 +1,129 @@
+"""The files of a trained model and of a run that can go on.
+
+    model.safetensors        averaged (EMA) weights, float32: what `odeddim.load` reads
+    model.json               architecture, schedule, and how the weights came about
+    checkpoint.safetensors   all that resuming needs: weights, average, optimiser state, step, settings
+
+Each is replaced whole, the checkpoint last: whenever a run is killed, the same call continues it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from odeddim.models.formats import native
+from odeddim.storage.atomic import replacing
+from odeddim.train.settings import Settings
+from odeddim.train.trainer import Trainer
+from odeddim.types import InputError
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def saved_settings(folder: str | Path) -> Settings:
+    """The settings of the run in a folder. Raises InputError if there is none."""
+    return Settings(**json.loads(_notes(Path(folder) / CHECKPOINT)["settings"]))
+
+
+def saved_step(folder: str | Path) -> int:
+    """How many steps the run in a folder has made. Raises InputError if there is none."""
+    return int(json.loads(_notes(Path(folder) / CHECKPOINT)["step"]))
+
+
+def save_model(trainer: Trainer, folder: Path, losses: Mapping[str, float]) -> None:
+    """Write the model as it is now. losses: written into model.json."""
+    with replacing_in(folder, native.WEIGHTS) as path:
+        path.write_bytes(save(_on_cpu(trainer.average.module.state_dict())))
+    training = {
+        "commands": trainer.commands,
+        "step": trainer.step,
+        "images": trainer.images,
+        "seconds": round(trainer.seconds),
+        **losses,
+        **asdict(trainer.settings),
+        "torch": torch.__version__,
+    }
+    description = {
+        "format": native.FORMAT,
+        "version": native.VERSION,
+        "architecture": trainer.network.config,
+        "schedule": trainer.schedule.to_dict(),
+        "predicts": trainer.settings.predicts,
+        "time": "index",
+        "weights": "ema",
+        "training": training,
+    }
+    with replacing_in(folder, native.CONFIG) as path:
+        path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def save_checkpoint(trainer: Trainer, folder: Path) -> None:
+    """Write all that `load_checkpoint` needs."""
+    state = {f"network.{name}": value for name, value in trainer.network.state_dict().items()}
+    state |= {f"average.{name}": value for name, value in trainer.average.module.state_dict().items()}
+    for name, parameter in trainer.network.named_parameters():
+        state |= {f"optimizer.{name}.{key}": value for key, value in trainer.optimizer.state[parameter].items()}
+    notes = {
+        "step": trainer.step,
+        "seconds": trainer.seconds,
+        "images": trainer.images,
+        "commands": trainer.commands,
+        "settings": asdict(trainer.settings),
+        "architecture": trainer.network.config,
+    }
+    with replacing_in(folder, CHECKPOINT) as path:
+        path.write_bytes(save(_on_cpu(state), {key: json.dumps(value) for key, value in notes.items()}))
+
+
+def load_checkpoint(folder: Path, device: torch.device) -> Trainer:
+    """The run in a folder, at the step of its checkpoint. Raises InputError for a file that is none."""
+    path = folder / CHECKPOINT
+    notes = {key: json.loads(value) for key, value in _notes(path).items()}
+    trainer = Trainer(notes["architecture"], Settings(**notes["settings"]), notes["images"], device)
+    trainer.step, trainer.seconds, trainer.commands = notes["step"], notes["seconds"], notes["commands"]
+    with safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+    trainer.network.load_state_dict(part("network."))
+    trainer.average.module.load_state_dict(part("average."))
+    trainer.average.n_averaged.fill_(trainer.step)
+    moments = {i: part(f"optimizer.{name}.") for i, (name, _) in enumerate(trainer.network.named_parameters())}
+    trainer.optimizer.load_state_dict({**trainer.optimizer.state_dict(), "state": moments})
+    return trainer
+
+
+def replacing_in(folder: Path, name: str) -> contextlib.AbstractContextManager[Path]:
+    """As `odeddim.storage.atomic.replacing`; what a kill leaves behind is replaced by the next."""
+    return replacing(folder / name, folder / f".{name}.tmp")
+
+
+def _notes(path: Path) -> dict[str, str]:
+    """What a checkpoint says besides its tensors; reading it also checks that the file is whole."""
+    try:
+        with safe_open(path, "pt") as file:
+            notes: dict[str, str] = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise InputError(f"there is no {path}: no run to continue in this folder") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path} cannot be read as a checkpoint ({error}): start a new run in another folder"
+        ) from error
+    if "settings" not in notes:
+        raise InputError(f"{path} is no checkpoint of `odeddim train`: start a new run in another folder")
+    return notes
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
