@@ -216,14 +216,21 @@ class Plan:
             raise InputError(f"{path} is no plan: `Plan.save` and `odeddim grid` write them")
         kinds = {"solver": str, "settings": dict, "grid": str, "end": str, "nodes": list}
         wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
-        if content.get("version") != VERSION or wrong or not isinstance(content.get("notes", {}), dict):
-            what = f"{wrong[0]} is missing or wrong" if wrong else f"version {content.get('version')!r}"
+        wrong += [name for name in ("grid", "end") if content.get(name) == ""]
+        wrong += ["notes"] if not isinstance(content.get("notes", {}), dict) else []
+        version = content.get("version")
+        if version != VERSION or isinstance(version, bool) or wrong:
+            what = f"{wrong[0]} is missing or wrong" if wrong else f"version {version!r}"
             raise InputError(f"{path} is damaged, or was written by a newer odeddim ({what}): make it again")
         try:
-            row = solvers.get(content["solver"]).with_settings(**content["settings"])
+            row, settings = solvers.get(content["solver"]), content["settings"]
+            if unknown := [name for name, value in settings.items() if name not in row.settings or value is None]:
+                raise InputError(f"solver {row.name!r} has no setting {unknown[0]!r} of that value")
+            row = row.with_settings(**settings)
+            pick(content["end"], (*grids.ENDS, GIVEN), "end")
             nodes = grids.check_nodes(content["nodes"])
         except (InputError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: {error}") from error
+            raise InputError(f"{path}: {error}: make the plan again") from error
         return cls(row, nodes, content["grid"], content["end"], content.get("notes", {}))
 
 

@@ -14,7 +14,7 @@ import odeddim
 from odeddim.bench import cheapest as search
 from odeddim.bench import work_precision as bench
 from odeddim.bench.harness import Entry, Stand
-from odeddim.fitting import preset
+from odeddim.plans import Plan
 from odeddim.latents.latent_file import LatentFile
 from odeddim.types import InputError
 
@@ -110,18 +110,18 @@ def test_the_fewest_steps_are_found(mixture: Stand) -> None:
     table, found = search.cheapest(place, 1e-2, ENTRIES, exact, held)
     best = table.rows[0]
     assert best["found"] == "yes"
-    assert (found.solver, found.grid, found.steps) == (best["solver"], best["grid"], best["steps"])
-    assert found.evaluations == best["evaluations"]
+    assert (found.solver.name, found.grid, found.steps) == (best["solver"], best["grid"], best["steps"])
+    assert found.notes["evaluations"] == best["evaluations"]
     # What it says of both sets is so, and the error is kept on both.
-    entry = Entry(found.solver, found.grid)
+    entry = Entry(found.solver.name, found.grid)
     first, second = (nine_in_ten(place, entry, found.steps, solutions) for solutions in (exact, held))
     assert (best["error"], best["second_error"]) == pytest.approx((first, second), rel=1e-6)
     assert max(first, second) <= 1e-2
-    assert found.error == best["second_error"]
+    assert found.notes["error"] == best["second_error"]
     assert f"12 images from seed 1, which had no part in the choice, nine in ten err no more than {second:.2e}" in (
         found.kept
     )
-    assert f"the 12 from seed 0 that it was chosen by, no more than {first:.2e}; asked: 0.01" in found.kept
+    assert f"the 12 from seed 0 that it was chosen by, no more than {first:.2e}; asked: 0.01" in found.notes["kept"]
     given_up = [row for row in table.rows if row["found"] == "more"]
     assert given_up
     assert all(row["error"] > 1e-2 for row in given_up)
@@ -158,12 +158,12 @@ def test_what_fits_one_set_only_is_not_named(mixture: Stand, monkeypatch: pytest
     alone = search.cheapest(place, 1e-2, ENTRIES, exact, exact)[1]
     harder(monkeypatch, 3.0)
     table, found = search.cheapest(place, 1e-2, ENTRIES, exact, held)
-    entry = Entry(found.solver, found.grid)
-    assert 3 * nine_in_ten(place, entry, found.steps, held) == pytest.approx(found.error, rel=1e-6)
-    assert found.error <= 1e-2
-    assert found.evaluations > alone.evaluations
+    entry = Entry(found.solver.name, found.grid)
+    assert 3 * nine_in_ten(place, entry, found.steps, held) == pytest.approx(found.notes["error"], rel=1e-6)
+    assert found.notes["error"] <= 1e-2
+    assert found.notes["evaluations"] > alone.notes["evaluations"]
     fits = [row for row in table.rows if row["found"] == "first" and row["second_error"] is not None]
-    assert (alone.solver, alone.grid, alone.steps) in [(row["solver"], row["grid"], row["steps"]) for row in fits]
+    assert (alone.solver.name, alone.grid, alone.steps) in [(row["solver"], row["grid"], row["steps"]) for row in fits]
     assert all(row["error"] <= 1e-2 < row["second_error"] for row in fits)
     assert len(fits) < search.CHECKS
 
@@ -179,7 +179,7 @@ def test_nothing_is_named_that_the_second_set_does_not_keep(
     assert code == 2
     assert "nothing keeps an error of 0.03 for nine images in ten of both sets" in err
     assert "the nearest, " in err
-    assert not (here / "bench" / "preset.json").exists()
+    assert not (here / "bench" / "plan.json").exists()
     assert not (here / "bench" / "cheapest.csv").exists()
 
 
@@ -198,62 +198,61 @@ def test_nothing_keeps_it_and_nothing_can_tell(tmp_path: Path, monkeypatch: pyte
         bench.runs_of(place.model, [Entry("ab2", "edm")], (5,), (), "zero", {})
 
 
-def test_a_preset_is_found_and_encodes(run, here: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_plan_is_found_and_encodes(run, here: Path) -> None:  # type: ignore[no-untyped-def]
     size = ("-n", 2, "--model", "exact-mixture", "--size", "1,4,4")
     code, out, err = run("bench", "work-precision", *size, "--find", "3e-2", "--solvers", "euler@log,ab2", "--seed", 3)
     assert code == 0, err
-    found = preset.load(here / "bench" / "preset.json")
-    assert f"{found.solver} on {found.grid} with {found.steps} steps" in out
+    found = Plan.load(here / "bench" / "plan.json")
+    assert f"{found.solver.name} on {found.grid} with {found.steps} steps" in out
     assert (
-        f"2 images from seed 4, which had no part in the choice, nine in ten err no more than {found.error:.2e}" in out
+        f"2 images from seed 4, which had no part in the choice, nine in ten err no more than {found.notes['error']:.2e}" in out
     )
-    assert "the 2 from seed 3 that it was chosen by" in found.kept
-    assert found.kept in out
-    assert found.model == "exact-mixture"
-    command = ("-n", 2, "--model", "exact-mixture", "--preset", "bench/preset.json")
+    assert "the 2 from seed 3 that it was chosen by" in found.notes["kept"]
+    assert found.notes["kept"] in out
+    assert found.notes["model"] == "exact-mixture"
+    command = ("-n", 2, "--model", "exact-mixture", "--plan", "bench/plan.json")
     assert run("encode", "-o", "z.h5", *command)[0] == 0
     with LatentFile(here / "z.h5") as file:
         made = file.provenance
-        assert (made.solver, made.grid, made.steps, made.end) == (found.solver, found.grid, found.steps, "zero")
-    code, out, err = run("decode", "z.h5", "-o", "x.h5", "--preset", "bench/preset.json")
+        assert (made.solver, made.grid, made.steps, made.end) == (found.solver.name, found.grid, found.steps, "zero")
+    code, out, err = run("decode", "z.h5", "-o", "x.h5", "--plan", "bench/plan.json")
     assert (code, err) == (0, "")
-    assert f"{found.solver}, {found.steps} steps" in out
+    assert f"{found.solver.name}, {found.steps} steps" in out
     code, out, err = run("sample", "-n", 2, "--size", "1,4,4", "-o", "s.h5", *command[2:])
     assert (code, err) == (0, "")
     for option in (("--steps", 9), ("--solver", "euler"), ("--grid", "log"), ("--tol", 1e-2), ("--end", "sigma_min")):
         code, out, err = run("encode", "-o", "y.h5", *command, *option)
         assert code == 2
-        assert f"--preset says how to run: leave out {option[0]}" in err
-    code, out, err = run("encode", "-n", 2, "-o", "y.h5", "--model", "exact-gaussian", "--preset", "bench/preset.json")
+        assert f"--plan says how to run: leave out {option[0]}" in err
+    code, out, err = run("encode", "-n", 2, "-o", "y.h5", "--model", "exact-gaussian", "--plan", "bench/plan.json")
     assert code == 0
-    assert "the preset was found for the model 'exact-mixture', not 'exact-gaussian'" in err
+    assert "the plan was found for the model 'exact-mixture', not 'exact-gaussian'" in err
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": "something"}, "is no preset"),
-        ({"version": 2}, "newer odeddim's"),
-        ({"steps": "many"}, "steps is missing or wrong"),
-        ({"steps": 0}, "has no steps"),
+        ({"format": "something"}, "is no plan"),
+        ({"version": 2}, "newer odeddim"),
+        ({"version": True}, "newer odeddim"),
+        ({"nodes": 5}, "nodes is missing or wrong"),
+        ({"nodes": [1.0, 0.5]}, "must rise"),
+        ({"nodes": ["a", "b"]}, "make the plan again"),
         ({"settings": {"self": 1}}, "no setting 'self'"),
         ({"settings": {"warmup": None}}, "no setting 'warmup'"),
-        ({"grid": ""}, "grid is missing or wrong"),
-        ({"error": "small"}, "error is missing or wrong"),
-        ({"version": True}, "newer odeddim's"),
-        ({"solver": None}, "solver is missing or wrong"),
-        ({"kept": 1}, "kept is missing or wrong"),
-        ({"solver": "nosuch"}, "unknown solver 'nosuch'"),
         ({"settings": {"nosuch": 1}}, "no setting 'nosuch'"),
-        ({"grid": "nosuch"}, "unknown grid"),
+        ({"grid": ""}, "grid is missing or wrong"),
+        ({"solver": None}, "solver is missing or wrong"),
+        ({"solver": "nosuch"}, "unknown solver 'nosuch'"),
+        ({"notes": 1}, "notes is missing or wrong"),
         ({"end": "nosuch"}, "unknown end"),
     ],
 )
-def test_a_preset_that_is_none(run, here: Path, change: dict[str, Any], words: str) -> None:  # type: ignore[no-untyped-def]
-    (here / "p.json").write_text(preset.Preset("m", "", "ab2", "log", 5, "zero", {}, 0.1, 10).to_json())
+def test_a_plan_that_is_none(run, here: Path, change: dict[str, Any], words: str) -> None:  # type: ignore[no-untyped-def]
+    odeddim.plan("exact-mixture", "ab2", steps=5).save(here / "p.json")
     content = {**json.loads((here / "p.json").read_text()), **change}
     (here / "p.json").write_text(json.dumps(content))
-    code, out, err = run("encode", "-n", 1, "-o", "z.h5", "--model", "exact-mixture", "--preset", "p.json")
+    code, out, err = run("encode", "-n", 1, "-o", "z.h5", "--model", "exact-mixture", "--plan", "p.json")
     assert code == 2
     assert words in err
     assert not (here / "z.h5").exists()

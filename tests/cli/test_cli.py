@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -17,14 +18,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import odeddim
 from odeddim import defaults, solvers
 from odeddim.cli import COMMANDS
 from odeddim.latents.latent_file import LatentFile
 from odeddim.models.formats import native
+from odeddim.plans import Plan
 from odeddim.storage.images import sample_images
 
 
-def odeddim(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     command = [sys.executable, "-m", "odeddim", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
@@ -371,40 +374,45 @@ MIXTURE = ("--model", "exact-mixture")
 
 
 def test_a_computed_grid_encodes_decodes_and_stands_in_the_bench(run, here: Path) -> None:  # type: ignore[no-untyped-def]
-    code, out, err = run("grid", "-o", "grid.txt", "-n", 2, "--solver", "ab3", "--steps", 6, *MIXTURE)
+    code, out, err = run("grid", "-o", "plan.json", "-n", 2, "--solver", "ab3", "--steps", 6, *MIXTURE)
     assert code == 0, err
     assert "computed" in out
     assert solvers.get("ab3").grid in out
-    assert "grid of 6 steps in grid.txt" in out
-    text = (here / "grid.txt").read_text()
-    for note in ("# model: exact-mixture", "# solver: ab3", "# steps: 6", "# end: zero", "# images: the last 2 of"):
-        assert note in text
-    nodes = [float(line) for line in text.splitlines() if not line.startswith("#")]
-    assert len(nodes) == 7
-    code, out, err = run("encode", "-o", "z.h5", "-n", 2, "--solver", "ab3", "--grid", "grid.txt", *MIXTURE)
+    assert "grid of 6 steps in plan.json" in out
+    plan = Plan.load(here / "plan.json")
+    assert (plan.solver.name, plan.steps, plan.end, plan.grid) == ("ab3", 6, "zero", "computed")
+    assert plan.notes["model"] == "exact-mixture"
+    assert plan.notes["images"].startswith("the last 2 of")
+    nodes = plan.nodes.tolist()
+    code, out, err = run("encode", "-o", "p.h5", "-n", 2, "--plan", "plan.json", *MIXTURE)
+    assert (code, err) == (0, "")
+    code, out, err = run("encode", "-o", "z.h5", "-n", 2, "--solver", "ab3", "--grid", "plan.json", *MIXTURE)
     assert code == 0, err
     assert "warning" not in err
-    with LatentFile(here / "z.h5") as file:
-        assert file.nodes.tolist() == nodes
-        assert file.provenance.grid == "grid.txt"
+    with LatentFile(here / "z.h5") as file, LatentFile(here / "p.h5") as other:
+        assert file.nodes.tolist() == other.nodes.tolist() == nodes
+        assert (file.provenance.grid, other.provenance.grid) == ("plan.json", "computed")
+        assert file.read(0, 2) == other.read(0, 2)
+    assert run("decode", "p.h5", "-o", "of-p.h5")[0] == 0
     assert run("decode", "z.h5", "-o", "same.h5")[0] == 0
-    assert run("decode", "z.h5", "-o", "again.h5", "--grid", "grid.txt")[0] == 0
+    assert run("decode", "z.h5", "-o", "again.h5", "--grid", "plan.json")[0] == 0
     with h5py.File("same.h5") as same, h5py.File("again.h5") as again:
         assert np.array_equal(same["images"], again["images"])
 
-    code, out, err = run("bench", "-n", 2, "--solvers", "ab3,ab3@grid.txt", "--steps", "6,10", "--json", *MIXTURE)
+    code, out, err = run("bench", "-n", 2, "--solvers", "ab3,ab3@plan.json", "--steps", "6,10", "--json", *MIXTURE)
     assert code == 0, err
     rows = json.loads(out)["rows"]
     own = solvers.get("ab3").grid
-    assert [(row["grid"], row["steps"]) for row in rows] == [(own, 6), (own, 10), ("grid.txt", 6)]
+    assert [(row["grid"], row["steps"]) for row in rows] == [(own, 6), (own, 10), ("plan.json", 6)]
     assert rows[0]["evaluations"] == rows[2]["evaluations"]
     assert rows[2]["latent"] < rows[0]["latent"]
 
 
 def test_a_grid_of_another_model_is_a_warning(run, here: Path) -> None:  # type: ignore[no-untyped-def]
-    (here / "grid.txt").write_text("# model: church\n# sha256: 0123\n0 0.01 0.5 3 50 157.407\n")
+    plan = odeddim.plan(solver="euler", grid=[0, 0.01, 0.5, 3, 50, 157.407])
+    dataclasses.replace(plan, notes={"model": "church", "sha256": "0123"}).save(here / "plan.json")
     (here / "plain.txt").write_text("# from a paper\n0 0.01 0.5 3 50 157.407\n")
-    for name, words in (("grid.txt", "computed for the model 'church', not 'exact-mixture'"), ("plain.txt", "")):
+    for name, words in (("plan.json", "computed for the model 'church', not 'exact-mixture'"), ("plain.txt", "")):
         code, out, err = run("encode", "-o", f"{name}.h5", "-n", 1, "--solver", "euler", "--grid", name, *MIXTURE)
         assert code == 0
         assert words in err
@@ -476,8 +484,8 @@ BAD = {
     "bench into a file": (["bench", "-o", "text.png"], "is a file: give a folder"),
     "a folder in place of a bench": (["bench", "empty"], "unknown command 'empty'"),
     "no label of that name": (["bench", "reconstruction", "--labels", "both"], "'source', 'target'"),
-    "no such preset": (["encode", "-o", "y.h5", "--preset", "nowhere.json"], "nowhere.json cannot be read"),
-    "no preset": (["encode", "-o", "y.h5", "--preset", "text.png"], "is no preset"),
+    "no such plan": (["encode", "-o", "y.h5", "--plan", "nowhere.json"], "nowhere.json cannot be read"),
+    "no plan": (["encode", "-o", "y.h5", "--plan", "text.png"], "is no plan"),
     "an eta of words": (["bench", "quality", "--eta", "much"], "is no η"),
     "one x_T": (["bench", "consistency", "-n", "1"], "-n"),
     "unknown features": (["bench", "quality", "--features", "incepton"], "feature network"),
@@ -603,21 +611,20 @@ def test_bad_input_is_one_sentence(run, here: Path, arguments: list[str], words:
 @pytest.fixture(scope="module")
 def z(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A latent file of two sample images."""
-    import odeddim
     from odeddim.latents.latent_file import LatentRun, provenance_of
 
     field = odeddim.load("fashion-mnist")
-    nodes = odeddim.grid("linear", field.schedule, 2)
-    state = odeddim.encode(sample_images()[0:2], model=field, grid=nodes)
-    made = provenance_of(field, solver="euler", grid="linear", nodes=nodes, made_by="encode", settings={})
+    plan = odeddim.plan(field, "euler", steps=2, grid="linear")
+    state = odeddim.encode(sample_images()[0:2], model=field, plan=plan)
+    made = provenance_of(field, plan, "encode")
     path = tmp_path_factory.mktemp("z") / "z.h5"
-    with LatentRun(path, ["a", "b"], made, nodes) as run:
+    with LatentRun(path, ["a", "b"], made, plan.nodes) as run:
         run.write(0, 2, state)
     return path.read_bytes()
 
 
 def test_bad_input_in_a_process_of_its_own(here: Path) -> None:
-    result = odeddim("encode", "nowhere", "-o", "z.h5", cwd=here)
+    result = command("encode", "nowhere", "-o", "z.h5", cwd=here)
     assert result.returncode == 2
     assert result.stderr.startswith("Error: ")
     assert len(result.stderr.strip().splitlines()) == 1

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import odeddim
-from odeddim.cli.running import at_once, details_of, in_blocks, machine
+from odeddim.jobs.machine import Machine, Place
 from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.ode import devices
 from odeddim.ode.devices import device_of, dtype_of, products
@@ -146,11 +146,11 @@ def test_dtypes_by_name() -> None:
 @pytest.mark.usefixtures("gpus")
 @pytest.mark.parametrize("name", ["cuda", None])
 def test_each_rank_takes_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
-    assert machine(name, None).device == torch.device("cuda:0")
+    assert Machine(name).at().device == torch.device("cuda:0")
     for local in range(6):
         monkeypatch.setenv("LOCAL_RANK", str(local))
-        assert machine(name, None).device == torch.device("cuda", local % 4)
-        assert machine("cuda:2", None).device == torch.device("cuda:2")
+        assert Machine(name).at().device == torch.device("cuda", local % 4)
+        assert Machine("cuda:2").at().device == torch.device("cuda:2")
 
 
 @pytest.mark.usefixtures("gpus")
@@ -163,13 +163,13 @@ def test_cuda_is_set_up_for_the_same_digits(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("odeddim.ode.devices.device_of", begin)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
-    machine("cpu", None)
+    Machine("cpu").at()
     assert seen == {"workspace": None, "tf32": (True, False)}
-    machine("cuda", None)
+    Machine("cuda").at()
     assert seen == {"workspace": ":4096:8", "tf32": (False, False)}  # before CUDA is begun
     assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (True, False)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    machine("cuda", None)
+    Machine("cuda").at()
     assert seen["workspace"] == ":16:8"
 
 
@@ -182,9 +182,9 @@ def test_which_gpu_and_how_it_multiplies_are_in_the_provenance() -> None:
     field, row = any_field(), get("ab3")
     found = []
     for device, dtype in (("cuda:0", None), ("cuda:1", "tf32"), ("cpu", None)):
-        where = machine(device, dtype)
-        in_blocks(field, row, where, None, None)
-        found.append(details_of(field, row, where, at_once(field, row)))
+        where = Machine(device, dtype).at()
+        where.fit(field, row)
+        found.append(where.details(field, row, where.at_once(field, row)))
     here = {"device": "cuda", "network_batch": 64, "cudnn": 91002}
     assert found[0] == {**here, "dtype": "float32", "gpu": "GPU 0"}
     assert found[1] == {**here, "dtype": "tf32", "gpu": "GPU 1"}
@@ -204,8 +204,9 @@ def test_one_number_decides_how_many_images(monkeypatch: pytest.MonkeyPatch) -> 
         ("cpu", 5, None, (5, 30)),
     ):
         row = get("ab3")
-        in_blocks(field, row, machine(device, None), asked, None)
-        assert (field.network_batch, at_once(field, row, batch_size)) == expected
+        where = Machine(device, network_batch=asked, batch_size=batch_size).at()
+        where.fit(field, row)
+        assert (field.network_batch, where.at_once(field, row)) == expected
 
 
 def test_what_is_filled_up_is_counted_and_said(run: Command) -> None:
@@ -247,12 +248,12 @@ def test_rows_of_each_image_fill_what_the_network_sees_at_once() -> None:
 def test_another_gpu_does_not_go_on_with_a_run(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its digits are others: told as any other setting is."""
     gpu = {"gpu": "A"}
-    details = details_of
+    details = Place.details
 
     def on(*given: Any) -> dict[str, Any]:
         return {**details(*given), **gpu}
 
-    monkeypatch.setattr("odeddim.cli.running.details_of", on)
+    monkeypatch.setattr(Place, "details", on)
     arguments = ("encode", "-n", 4, "--model", "exact-gaussian", "--steps", 3, "--batch-size", 2, "-o", "z.h5")
     write, done = LatentRun.write, []
 

@@ -99,7 +99,7 @@ def test_the_documentation_names_the_commands_that_need_no_arguments() -> None:
     ("arguments", "says"),
     [
         (("inspect", "z.h5"), "nothing was changed"),
-        (("grid", "-o", "grid.txt"), "nothing was changed"),
+        (("grid", "-o", "plan.json"), "nothing was changed"),
         (("bench", "report"), "nothing was changed"),
         (("bench",), "the same command goes on"),
         (("encode", "-o", "z.h5"), "the same command goes on"),
@@ -144,7 +144,7 @@ BIG = "99999999999999999999"
         ("sample", "-o", "x.h5", "--network-batch", 10**8),
         ("sample", "-o", "x.h5", "--steps", BIG),
         ("sample", "-o", "x.h5", "--seed", BIG),
-        ("sample", "-o", "x.h5", "--preset", "/dev/zero"),
+        ("sample", "-o", "x.h5", "--plan", "/dev/zero"),
         ("decode", "z.h5", "-o", "x.h5", "--seed", BIG, "--solver", "ddpm"),
         ("interpolate", "z.h5", "--pair", 0, 1, "-n", 10**9, "-o", "p.h5"),
         ("interpolate", "z.h5", "--corners", 0, 1, 2, 3, "-n", 10**6, "-o", "p.h5"),
