@@ -115,7 +115,7 @@ class Plan:
 
     @cached_property
     def evaluations(self) -> float:
-        """Evaluations of the network per image to encode; NaN where they depend on the image."""
+        """Evaluations of the network per image to encode; NaN where they depend on the image, or none encodes."""
         return self._count(State(self.nodes.new_zeros(1, 1), float(self.nodes[0])))
 
     @cached_property
@@ -126,7 +126,8 @@ class Plan:
     def _count(self, start: State) -> float:
         """By a run over one number: no other way of counting holds for all rows."""
         rising = start.sigma < self.top
-        if self.solver.adaptive or (rising and self.solver.nfe is None):  # falling, rows that iterate do not
+        row = self.solver
+        if row.adaptive or (rising and (row.stochastic or row.nfe is None)):  # falling, rows that iterate do not
             return math.nan
         calls = 0
 

@@ -14,8 +14,8 @@ import odeddim
 from odeddim.bench import cheapest as search
 from odeddim.bench import work_precision as bench
 from odeddim.bench.harness import Entry, Stand
-from odeddim.plans import Plan
 from odeddim.latents.latent_file import LatentFile
+from odeddim.plans import Plan
 from odeddim.types import InputError
 
 SHAPE = (1, 4, 4)
@@ -205,7 +205,8 @@ def test_a_plan_is_found_and_encodes(run, here: Path) -> None:  # type: ignore[n
     found = Plan.load(here / "bench" / "plan.json")
     assert f"{found.solver.name} on {found.grid} with {found.steps} steps" in out
     assert (
-        f"2 images from seed 4, which had no part in the choice, nine in ten err no more than {found.notes['error']:.2e}" in out
+        f"2 images from seed 4, which had no part in the choice, nine in ten err no more than {found.notes['error']:.2e}"
+        in out
     )
     assert "the 2 from seed 3 that it was chosen by" in found.notes["kept"]
     assert found.notes["kept"] in out
