@@ -109,7 +109,7 @@ def command(
     from odeddim.storage.atomic import check_place
     from odeddim.storage.hdf5 import SUFFIXES
     from odeddim.storage.prefetch import ahead
-    from odeddim.storage.resumable import rank
+    from odeddim.storage.workers import rank
 
     check_place(output, images, suffixes=SUFFIXES)
     if images == Path("-") and rank()[1] > 1:

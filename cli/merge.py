@@ -28,7 +28,7 @@ def command(files: tuple[Path, ...], output: Path | None, overwrite: bool) -> No
     """
     from odeddim.cli.running import progress
     from odeddim.storage.atomic import check_place
-    from odeddim.storage.hdf5 import SUFFIXES, reading
+    from odeddim.storage.hdf5 import SUFFIXES, opened
     from odeddim.storage.resumable import finish
     from odeddim.storage.row_files import columns_of, joined, make_real, settings_of
 
@@ -45,7 +45,7 @@ def command(files: tuple[Path, ...], output: Path | None, overwrite: bool) -> No
         raise click.UsageError(f"{output} is there already: give another name, or --overwrite")
     total, settings = 0, []
     for path in files:
-        with reading(path, "a file that odeddim wrote") as file:
+        with opened(path, "a file that odeddim wrote") as file:
             settings.append(settings_of(file, path))
             total += len(file["crc32"]) if "crc32" in columns_of(file) else 0
     with progress(total, "merging") as advance:

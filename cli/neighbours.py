@@ -152,7 +152,7 @@ def _search(file: LatentFile, spans: Spans, pool: LatentFile, count: int) -> lis
     from odeddim.cli.running import progress
     from odeddim.latents.arithmetic import join, nearest
     from odeddim.storage.hdf5 import CHUNK
-    from odeddim.storage.resumable import cut
+    from odeddim.storage.workers import cut
     from odeddim.types import InputError
 
     queries = indices(file, spans)

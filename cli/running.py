@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from odeddim import defaults, solvers
 from odeddim.api import decode, plan, to_data, to_images
 from odeddim.checks.certificate import LADDER, Rung
 from odeddim.cli.options import MOST_NEW, echo, of_model
+from odeddim.cli.words import in_options
 from odeddim.fitting.preset import Preset
 from odeddim.latents.arithmetic import Readable, check_alike, rms
 from odeddim.latents.latent_file import (
@@ -43,7 +45,7 @@ from odeddim.storage.atomic import check_place
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.images import SAMPLE, ImageSource, check_shape, open_images, sample_images
 from odeddim.storage.outputs import open_output
-from odeddim.storage.resumable import rank
+from odeddim.storage.workers import local_rank, rank
 from odeddim.types import InputError, Solver, State, pick
 
 NAMED = 8  # of images that did not converge, in a warning
@@ -89,7 +91,7 @@ def machine(device: str | None, dtype: str | None, encoded: LatentFile | None = 
 def _place(name: str) -> torch.device:
     """The device of this name, and torch set up for it: for the same digits from the same run."""
     if name == "cuda":  # of several processes on one machine each takes its own GPU, as long as there are enough
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % max(torch.cuda.device_count(), 1)}"
+        name = f"cuda:{local_rank() % max(torch.cuda.device_count(), 1)}"
     if name.startswith("cuda"):
         # Not torch.use_deterministic_algorithms: that refuses networks in the middle of a run for operations which some
         # of them have (cumsum of positions), and what it would change in those that run is their backward passes.
@@ -154,7 +156,7 @@ def data_and_floor(field: VectorField, images: torch.Tensor) -> tuple[torch.Tens
 
 def warn(message: str) -> None:
     """A warning on stderr, in one line."""
-    echo(f"warning: {message}", err=True)
+    echo(f"warning: {in_options(message, sys.argv[1:])}", err=True)
 
 
 def warn_of_grid(grid: str | None, field: VectorField, row: Solver) -> None:

@@ -211,7 +211,7 @@ def _means(file: LatentFile, start: Spans, goal: Spans) -> list[State]:
 
     from odeddim.latents.arithmetic import apart_by_chance, direction, mean, rms, rounded
     from odeddim.storage.hdf5 import CHUNK
-    from odeddim.storage.resumable import cut
+    from odeddim.storage.workers import cut
     from odeddim.types import InputError
 
     first, second = (set(indices(file, spans)) for spans in (start, goal))

@@ -84,7 +84,7 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
     import sys
     from dataclasses import fields, replace
 
-    from odeddim.storage.resumable import rank
+    from odeddim.storage.workers import rank
 
     if rank()[1] > 1:
         raise click.UsageError("several processes would write one model's folder: run `odeddim train` without torchrun")

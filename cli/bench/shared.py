@@ -184,7 +184,7 @@ class Bench:
         """
         from odeddim.bench.harness import Stand
         from odeddim.cli.running import at_once, details_of, in_blocks, in_work, network_batch_on, progress
-        from odeddim.storage.resumable import rank
+        from odeddim.storage.workers import rank
 
         size = self.batch_size or in_work(self.network_batch or network_batch_on(self.machine))
 
@@ -228,7 +228,7 @@ class Bench:
 
 def first() -> bool:
     """Whether this is the process that tells, of several under torchrun."""
-    from odeddim.storage.resumable import rank
+    from odeddim.storage.workers import rank
 
     return rank()[0] == 0
 

@@ -54,7 +54,7 @@ def command(
     """
     from odeddim.bench import timing as bench
     from odeddim.cli.running import shape_for
-    from odeddim.storage.resumable import rank
+    from odeddim.storage.workers import rank
 
     if rank()[1] > 1:
         raise click.UsageError("several processes would time each other: run `odeddim bench time` without torchrun")

@@ -21,7 +21,7 @@ from odeddim.api import noise, solve, with_noise
 from odeddim.bench.harness import Planned, Stand, error_words, failure_column
 from odeddim.bench.tables import Column, Sheet, Table, telling
 from odeddim.latents.interpolate import LatentPath
-from odeddim.storage.images import to_bytes
+from odeddim.storage.png import to_bytes
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError, State
 

@@ -24,7 +24,7 @@ from odeddim.bench.harness import Planned, Stand, error_words, failure_column, h
 from odeddim.bench.paper import TAU, check_setting
 from odeddim.bench.reconstruction import Images
 from odeddim.bench.tables import Column, Sheet, Table, sheet, telling
-from odeddim.storage.images import to_bytes
+from odeddim.storage.png import to_bytes
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError
 

@@ -50,8 +50,9 @@ from odeddim.ode.devices import device_of
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
 from odeddim.storage.atomic import replacing
-from odeddim.storage.images import ImageSource, check_shape, save_sheet
-from odeddim.storage.resumable import Claims
+from odeddim.storage.images import ImageSource, check_shape
+from odeddim.storage.png import save_sheet
+from odeddim.storage.workers import Claims
 from odeddim.types import InputError, pick
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
