@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from odeddim.models.networks.classifier import CLASSES, FEATURES, SHAPE, Classifier, write
-from odeddim.storage.arrays import reading
 from odeddim.storage.atomic import check_place, replacing
-from odeddim.storage.images import ImageSource, open_images, to_bytes
+from odeddim.storage.errors import read_errors
+from odeddim.storage.images import ImageSource, open_images
+from odeddim.storage.png import to_bytes
 from odeddim.types import InputError
 
 REFERENCE_ROWS = range(256, 256 + 2048)
@@ -37,7 +38,7 @@ _EVALUATED = 500  # images at once
 
 def read_labels(path: Path, count: int) -> Tensor:
     """The labels (count,) int64 in an IDX file of bytes with one axis, gzip or not. Errors: InputError naming it."""
-    with reading(path, "labels"):
+    with read_errors(path, "labels"):
         with open(path, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else open(path, "rb") as content:

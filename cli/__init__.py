@@ -23,6 +23,7 @@ import click
 
 from odeddim import __version__
 from odeddim.cli.lazy import LazyGroup
+from odeddim.cli.words import in_options
 from odeddim.storage.atomic import printable
 from odeddim.types import BudgetExceeded, InputError
 
@@ -101,9 +102,9 @@ def main() -> None:
         _show(error)
         sys.exit(error.exit_code)
     except InputError as error:
-        _fail(str(error), 2)
+        _fail(in_options(str(error), sys.argv[1:]), 2)
     except BudgetExceeded as stop:
-        _fail(str(stop), 1)
+        _fail(in_options(str(stop), sys.argv[1:]), 1)
     except (click.Abort, KeyboardInterrupt):
         begun = {" ".join(sys.argv[1:2]), " ".join(sys.argv[1:3])}
         _fail(
@@ -135,7 +136,7 @@ def _terminate(number: int, frame: Any) -> None:
 def _warn(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """The package's own warnings as one line each; others as Python shows them."""
     if category is UserWarning:
-        click.echo(printable(f"warning: {message}"), err=True)
+        click.echo(printable(f"warning: {in_options(str(message), sys.argv[1:])}"), err=True)
     else:
         _SHOWWARNING(message, category, *place, **more)
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from odeddim.storage.resumable import rank
+from odeddim.storage.workers import rank
 
 errors = Console(stderr=True)
 

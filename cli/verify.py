@@ -78,7 +78,7 @@ def command(
     """
     from odeddim import jobs
     from odeddim.cli.progress import bar
-    from odeddim.storage.resumable import rank
+    from odeddim.storage.workers import rank
 
     if as_json and as_csv:
         raise click.UsageError("give --json or --csv, not both")

@@ -182,7 +182,7 @@ class Bench:
         from odeddim.bench.harness import Stand
         from odeddim.cli.progress import bar
         from odeddim.jobs.machine import QUEUE, in_work
-        from odeddim.storage.resumable import rank
+        from odeddim.storage.workers import rank
 
         place, given = self.place, self.machine
         size = given.batch_size or in_work(given.network_batch or place.usual_network_batch)
@@ -227,7 +227,7 @@ class Bench:
 
 def first() -> bool:
     """Whether this is the process that tells, of several under torchrun."""
-    from odeddim.storage.resumable import rank
+    from odeddim.storage.workers import rank
 
     return rank()[0] == 0
 

@@ -56,7 +56,7 @@ def command(
     from odeddim.bench import timing as bench
     from odeddim.bench.harness import expected
     from odeddim.jobs.sample import shape_for
-    from odeddim.storage.resumable import rank
+    from odeddim.storage.workers import rank
 
     if rank()[1] > 1:
         raise click.UsageError("several processes would time each other: run `odeddim bench time` without torchrun")

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from odeddim.models.networks import classifier
 from odeddim.models.programs import load_program
-from odeddim.storage.arrays import reading
-from odeddim.storage.images import to_bytes
+from odeddim.storage.errors import read_errors
+from odeddim.storage.png import to_bytes
 from odeddim.types import InputError, pick
 
 DEFAULT = "fashion-mnist"
@@ -137,7 +137,7 @@ def _classifier(path: Path, device: torch.device) -> Features:
 
 
 def _program(path: Path, device: torch.device) -> Features:
-    with reading(path, "a feature network"):
+    with read_errors(path, "a feature network"):
         blob = path.read_bytes()
         try:
             program = load_program(blob, device)
@@ -169,7 +169,7 @@ def _inception(path: Path, device: torch.device) -> Features:
             raise InputError(f"the Inception network needs {package}: pip install 'odeddim[fid]'")
     from torchmetrics.image import fid
 
-    with reading(path, "the weights of Inception"):
+    with read_errors(path, "the weights of Inception"):
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         try:
             torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity leaves that to PyTorch's default

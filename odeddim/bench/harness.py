@@ -31,7 +31,7 @@ from odeddim.models import BUILT_IN
 from odeddim.ode import grids
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
-from odeddim.storage.hdf5 import reading
+from odeddim.storage.hdf5 import opened
 from odeddim.storage.resumable import Run
 from odeddim.storage.row_files import Columns, comparable, is_index, look_at, read_rows, run_of, settings_of
 from odeddim.types import InputError, Solver
@@ -179,7 +179,7 @@ def _whole(path: Path, rows: int, run: str) -> Columns | None:
     if not path.exists():
         return None
     try:
-        with reading(path, "a cell of a bench") as file:
+        with opened(path, "a cell of a bench") as file:
             if run_of(settings_of(file, path)) != run:
                 raise InputError(f"{path} is not the cell that its name says")
             columns = look_at(file, path)

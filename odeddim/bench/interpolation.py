@@ -22,7 +22,7 @@ from odeddim.bench.harness import Stand, error_words, expected, failure_column, 
 from odeddim.bench.tables import Column, Sheet, Table, telling
 from odeddim.latents.interpolate import LatentPath
 from odeddim.plans import Plan
-from odeddim.storage.images import to_bytes
+from odeddim.storage.png import to_bytes
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError, State
 

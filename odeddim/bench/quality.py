@@ -25,7 +25,7 @@ from odeddim.bench.paper import TAU, check_setting
 from odeddim.bench.reconstruction import Images
 from odeddim.bench.tables import Column, Sheet, Table, sheet, telling
 from odeddim.plans import Plan
-from odeddim.storage.images import to_bytes
+from odeddim.storage.png import to_bytes
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError
 

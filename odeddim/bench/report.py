@@ -27,7 +27,7 @@ from odeddim.bench.drawing import DARK, LIGHT, THEMES, Theme
 from odeddim.bench.figures import draw
 from odeddim.bench.tables import Column, Table, load
 from odeddim.storage.atomic import check_own, check_place, has_mark, mark_of, plain_text, replacing
-from odeddim.storage.hdf5 import short
+from odeddim.storage.errors import short
 from odeddim.types import InputError
 
 ORDER = ("work-precision", "cheapest", "reconstruction", "quality", "consistency", "interpolation", "time")

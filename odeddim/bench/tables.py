@@ -22,8 +22,8 @@ import numpy as np
 from torch import Tensor
 
 from odeddim.storage.atomic import check_own, replacing
-from odeddim.storage.hdf5 import dataset, reading, text, words, writing
-from odeddim.storage.images import to_bytes
+from odeddim.storage.hdf5 import dataset, opened, text, words, writing
+from odeddim.storage.png import to_bytes
 from odeddim.types import InputError
 
 FORMAT = "odeddim bench"
@@ -153,7 +153,7 @@ def check_files(folder: Path, bench: str, also: Sequence[str] = ()) -> None:
 def _written(path: Path) -> dict[str, list[str]] | None:
     """The hashes of what was written beside a NAME.h5: those that each file may have; None where it notes none."""
     try:
-        with reading(path, "a table") as file:
+        with opened(path, "a table") as file:
             if words(file.attrs.get("format", "")) != FORMAT:
                 return {}
             return dict(json.loads(words(file.attrs["files"]))) if "files" in file.attrs else None
@@ -192,7 +192,7 @@ def sheet(title: str, images: Tensor, rows: Sequence[str], columns: Sequence[str
 
 def load(path: Path) -> Table:
     """The table of a NAME.h5; an InputError for anything else."""
-    with reading(path, "a table that `odeddim bench` wrote") as file:
+    with opened(path, "a table that `odeddim bench` wrote") as file:
         if words(file.attrs.get("format", "")) != FORMAT:
             raise InputError(f"{path} is an HDF5 file, but not a table of `odeddim bench`")
         content = json.loads(words(np.asarray(dataset(file, "table", path)[()])))

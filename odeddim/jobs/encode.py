@@ -27,7 +27,7 @@ from odeddim.plans import Plan, check_encodes
 from odeddim.storage.atomic import check_place
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.prefetch import ahead
-from odeddim.storage.resumable import rank
+from odeddim.storage.workers import rank
 from odeddim.types import InputError, State
 
 

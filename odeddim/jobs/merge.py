@@ -7,7 +7,7 @@ from pathlib import Path
 
 from odeddim.jobs.work import Outcome, Progress, silent
 from odeddim.storage.atomic import check_place
-from odeddim.storage.hdf5 import SUFFIXES, reading
+from odeddim.storage.hdf5 import SUFFIXES, opened
 from odeddim.storage.resumable import finish
 from odeddim.storage.row_files import columns_of, joined, make_real, settings_of
 from odeddim.types import InputError
@@ -49,7 +49,7 @@ def merge(
         raise InputError(f"{output} is there already: give another name, or --overwrite")
     total, settings = 0, []
     for path in paths:
-        with reading(path, "a file that odeddim wrote") as file:
+        with opened(path, "a file that odeddim wrote") as file:
             settings.append(settings_of(file, path))
             total += len(file["crc32"]) if "crc32" in columns_of(file) else 0
     with progress(total, "merging", 0) as advance:

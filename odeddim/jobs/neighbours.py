@@ -17,7 +17,7 @@ from odeddim.latents.arithmetic import join, nearest
 from odeddim.latents.group import Group
 from odeddim.latents.latent_file import LatentFile
 from odeddim.storage.hdf5 import CHUNK
-from odeddim.storage.resumable import cut
+from odeddim.storage.workers import cut
 from odeddim.types import InputError, State
 
 QUERIES = 8  # unless given

@@ -18,7 +18,7 @@ from odeddim.latents.group import Group
 from odeddim.latents.latent_file import LatentFile, LatentRun, Provenance
 from odeddim.storage.atomic import check_place
 from odeddim.storage.hdf5 import CHUNK, SUFFIXES
-from odeddim.storage.resumable import cut
+from odeddim.storage.workers import cut
 from odeddim.types import InputError, State
 
 MEANS = ("mean of --from", "mean of --to", "difference")  # the rows of a stored direction

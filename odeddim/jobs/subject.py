@@ -20,7 +20,7 @@ from odeddim.ode.conditions import Condition
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
 from odeddim.storage.images import SAMPLE, ImageSource, check_shape, open_images, sample_images
-from odeddim.storage.resumable import rank
+from odeddim.storage.workers import rank
 from odeddim.types import InputError
 
 

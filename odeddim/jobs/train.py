@@ -11,7 +11,7 @@ import torch
 
 from odeddim.ode.devices import place_of
 from odeddim.storage.images import ImageSource, open_images
-from odeddim.storage.resumable import rank
+from odeddim.storage.workers import rank
 from odeddim.train import run
 from odeddim.train.checkpoint import CHECKPOINT, saved_settings, saved_step
 from odeddim.train.run import Progress

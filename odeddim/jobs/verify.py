@@ -19,7 +19,8 @@ from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.ode.field import VectorField
 from odeddim.storage.atomic import check_own, check_place, has_mark, mark_of, plain_text
 from odeddim.storage.hdf5 import CHUNK
-from odeddim.storage.images import MARK, SAMPLE, ImageSource, save_sheet
+from odeddim.storage.images import SAMPLE, ImageSource
+from odeddim.storage.png import MARK, save_sheet
 from odeddim.storage.prefetch import ahead
 from odeddim.storage.resumable import finish
 from odeddim.types import InputError, pick

@@ -35,7 +35,8 @@ from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Plan, end_of
 from odeddim.storage.atomic import check_place
-from odeddim.storage.hdf5 import CHUNK, SUFFIXES, dataset, reading, short, text, words
+from odeddim.storage.errors import short
+from odeddim.storage.hdf5 import CHUNK, SUFFIXES, dataset, opened, text, words
 from odeddim.storage.resumable import Run
 from odeddim.storage.row_files import (
     OF_CERTIFICATES,
@@ -200,7 +201,7 @@ class LatentFile:
         self.path = Path(path)
         self._closing = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            self._file = stack.enter_context(reading(self.path, "a latent file, as `odeddim encode` writes"))
+            self._file = stack.enter_context(opened(self.path, "a latent file, as `odeddim encode` writes"))
             self._check()
             self._closing = stack.pop_all()
 

@@ -1,1 +1,1 @@
-"""Files: atomic writes, HDF5, rows, runs that go on, several processes, images in and out."""
+"""Files: atomic writes, HDF5, resumable runs, several processes, images in and out. See README.md beside this file."""

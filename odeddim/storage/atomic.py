@@ -1,4 +1,4 @@
-"""Files that are never half-written: everything is written beside its place and renamed into it when whole.
+"""Files that are never half-written: each is written beside its place, and renamed into it when it is whole.
 
 No file is replaced that the same command has not written itself: see `check_own`.
 """
@@ -19,7 +19,6 @@ from pathlib import Path
 
 from odeddim.types import InputError
 
-_MISTAKES = (TypeError, AttributeError, NameError, AssertionError, ImportError, NotImplementedError)
 _numbers = itertools.count()
 _TEMPORARY = re.compile(r"\.odeddim-(.+)-([0-9]{1,9})-[0-9]+\.tmp")
 _ABANDONED = 86_400.0  # seconds after which a temporary file of another machine belongs to nobody
@@ -28,30 +27,37 @@ _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def check_place(path: Path, *inputs: Path | None, suffixes: tuple[str, ...] = ()) -> None:
-    """Raise an InputError unless a file can take its place under `path`: told before a long run, not after it.
+    """Raise an InputError unless a file can be written to `path`: before a long run, not after it.
 
-    inputs: files that are being read, which must not be replaced. suffixes: what the name may end in, if it matters.
+    Args:
+        path: The file.
+        *inputs: Files that are being read, which must not be replaced.
+        suffixes: The suffixes that the name may have; any if empty.
     """
     if suffixes and path.suffix.lower() not in suffixes:
         raise InputError(f"{path}: name the file {' or '.join('NAME' + suffix for suffix in suffixes)}")
     if not os.path.isdir(path.parent):
         raise InputError(f"the folder {path.parent} of {path.name} does not exist: make it first")
     if os.path.exists(path) and not os.path.isfile(path):
-        raise InputError(f"{path} is no ordinary file, but a folder or a device: give another name")
+        raise InputError(f"{path} is a folder or a device, not a file: give another name")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"the folder {path.parent} of {path.name} cannot be written to: choose another")
     for source in inputs:
         if source is not None and os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
-            raise InputError(f"{path} is what is being read: give the output another name")
+            raise InputError(f"{path} is being read: give the output another name")
 
 
 def mark_of(*what: object) -> str:
-    """A mark that a file carries, by which a later run knows it as its own. what: tells it from others, JSON-able."""
+    """A mark in a file, by which a later run knows that the file is its own.
+
+    Args:
+        *what: What tells the run from others, as JSON can hold it.
+    """
     return f"odeddim-{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]}"
 
 
 def has_mark(path: Path, mark: str) -> bool:
-    """Whether a mark stands in the first 64 KiB of a file; False of one that cannot be read."""
+    """Whether a mark is in the first 64 KiB of a file; False if the file cannot be read."""
     try:
         with open(path, "rb") as file:
             return mark.encode() in file.read(_HEAD)
@@ -60,54 +66,51 @@ def has_mark(path: Path, mark: str) -> bool:
 
 
 def check_own(path: Path, own: Callable[[Path], bool], *, overwrite: bool = False) -> None:
-    """Raise an InputError where a file lies at `path` that is not the command's own: told before a run.
+    """Raise an InputError if a file lies at `path` that is not the command's own: before a run, not after it.
 
-    own: whether a file is one that the same command has written, by a mark in it or by what is noted elsewhere.
+    Args:
+        path: The file.
+        own: Whether the same command has written a file, by a mark in it or by a note elsewhere.
+        overwrite: Whether any file may be replaced.
     """
     if not overwrite and os.path.exists(path) and not own(path):
         raise InputError(
             f"{path} is there already, and this command with these settings has not written it: "
-            "give another name, or --overwrite to replace it"
+            "give another name, or overwrite=True to replace it"
         )
 
 
 def plain_text(name: str) -> str:
-    """A name that can be written as UTF-8: file names may hold other bytes, which become question marks."""
+    """A name that can be written as UTF-8. File names may hold other bytes, which become question marks."""
     return name.encode("utf-8", "replace").decode("utf-8")
 
 
-def is_ours(error: Exception) -> bool:
-    """Whether an error that was raised while a file was read is a mistake of the program, and says nothing of the file.
-
-    Such kinds of it, raised by a line of this package: what a file holds is looked at before it is used.
-    """
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    where = "" if last is None else str(last.tb_frame.f_globals.get("__name__", ""))
-    return isinstance(error, _MISTAKES) and where.partition(".")[0] == "odeddim"
-
-
 def printable(words: str) -> str:
-    """Words on one line as a terminal shows them: what would move its cursor, break the line or turn it is escaped."""
+    """Words as one line of a terminal: characters that move its cursor, break or turn the line are escaped."""
     return "".join(c.encode("unicode_escape").decode() if is_hidden(c) else c for c in words)
 
 
 def is_hidden(character: str) -> bool:
-    """Whether a character is a control code, a line break, half of one, or turns the direction of writing."""
+    """Whether a character is a control code, a line break or a lone surrogate, or turns the direction of writing."""
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNING
 
 
 @contextlib.contextmanager
 def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
-    """A temporary path beside `path`; on success it is synced and renamed to `path`, otherwise removed.
+    """A temporary path, whose file is synced and renamed to `path` if the block succeeds, and removed otherwise.
 
-    After a kill -9 the temporary file stays behind, until something is replaced in the same folder again; `path` itself
-    is the old file or the new one, never a part.
-    temporary: another place for it, on the same disk, where somebody looks after what is left behind.
+    `path` itself is always the old file or the new one, never a part of it. After a kill the temporary file stays,
+    until something is replaced in the same folder again.
+
+    Args:
+        path: The file.
+        temporary: Another temporary path on the same disk; the caller removes what a kill leaves there.
+
+    Raises:
+        InputError: The disk does not take the file; what was at `path` is untouched.
     """
     check_place(path)
-    place = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
+    place = Path(os.path.realpath(path))  # a link stays, and the file that it points to is replaced
     if temporary is None:
         sweep(place.parent)
         temporary = temporary_beside(place)
@@ -126,12 +129,12 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A place for a file that is not whole yet; its name says which process of which machine writes it."""
+    """A place for a file that is not whole yet. Its name says which process of which machine writes it."""
     return path.with_name(f".odeddim-{socket.gethostname()}-{os.getpid()}-{next(_numbers)}.tmp")
 
 
 def sweep(folder: Path) -> None:
-    """Delete the temporary files in a folder that killed processes have left there."""
+    """Delete the temporary files that killed processes have left in a folder."""
     with contextlib.suppress(OSError), os.scandir(folder) as items:
         for item in items:
             match = _TEMPORARY.fullmatch(item.name)
@@ -141,13 +144,13 @@ def sweep(folder: Path) -> None:
 
 
 def _is_abandoned(item: os.DirEntry[str], host: str, process: int) -> bool:
-    if host == socket.gethostname() and os.name != "nt":  # where a signal 0 would end the process
+    if host == socket.gethostname() and os.name != "nt":  # on Windows signal 0 would end the process
         try:
             os.kill(process, 0)
         except ProcessLookupError:
             return True
         except OSError:
-            pass  # it is somebody else's
+            pass  # the process belongs to another user
     try:
         return time.time() - item.stat().st_mtime > _ABANDONED
     except OSError:
@@ -155,7 +158,7 @@ def _is_abandoned(item: os.DirEntry[str], host: str, process: int) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder written to the disk, where the system can do that."""
+    """Write the names in a folder to the disk, where the system can do that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,12 +1,12 @@
-"""HDF5 files that are never half-written, whose writer survives a full disk, and whose reader believes nothing.
+"""HDF5 files that are never half-written, whose writer survives a full disk, and whose reader trusts no header.
 
-The HDF5 library keeps data back and writes it when objects are closed; when such a write fails it prints tracebacks
-and ends in a segmentation fault. So it is given a file that never fails: errors are remembered and raised by `commit`.
-A signal that arrives while the library writes would be printed and lost, so it waits for `commit` as well.
+The HDF5 library holds data back and writes them when objects are closed. When such a write fails, the library prints
+tracebacks and ends in a segmentation fault. So it is given a file that never fails: errors are remembered, and `commit`
+raises them. A signal that arrives while the library writes would be printed and lost, so it waits for `commit` as well.
 
-Everything odeddim writes is in version 1.10 of the format, whose metadata carry checksums, and holds no text of
-variable length, whose heap carries none. A killed writer leaves such a file unreadable; none of ours is read before it
-is whole.
+Everything that odeddim writes is in version 1.10 of the format, whose metadata have checksums. It holds no text of
+variable length, because the heap of such text has no checksum. A writer that is killed leaves an unreadable file, so no
+file is read before it is whole.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from odeddim.storage.atomic import is_ours, replacing
+from odeddim.storage.atomic import replacing
+from odeddim.storage.errors import is_ours, short
 from odeddim.types import InputError
 
 SUFFIXES = (".h5", ".hdf5")
@@ -33,7 +34,7 @@ MOST_CHUNK = 1 << 25  # bytes
 
 
 class _Sink:
-    """A file for HDF5 to write to: the first error is kept, and what comes after it is dropped."""
+    """A file for HDF5 to write to: the first error is kept, and later writes are dropped."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -44,7 +45,7 @@ class _Sink:
             try:
                 at = self._file.tell()
                 written = self._file.write(data)
-                while written < len(data):  # an unbuffered file may take a part; the next call says why
+                while written < len(data):  # an unbuffered file may take only some of it; the next call says why
                     self._file.seek(at + written)
                     written += self._file.write(data[written:])
             except OSError as error:
@@ -52,7 +53,9 @@ class _Sink:
         return len(data)
 
     def read(self, size: int) -> bytes:
-        return self._file.read(size).ljust(size, b"\0")  # what was dropped reads as zeros: it will be discarded
+        return self._file.read(size).ljust(
+            size, b"\0"
+        )  # dropped writes read as zeros, in a file that will be discarded
 
     def readinto(self, buffer: memoryview) -> int:
         buffer[:] = self.read(len(buffer))
@@ -77,7 +80,10 @@ class _Sink:
 
 
 class _Unwritten(Exception):  # noqa: N818 - it never leaves this module
-    """The disk did not take what was written. No OSError: of a file that is read meanwhile that would say the same."""
+    """The disk did not take what was written.
+
+    It is no OSError, so that it is not taken for an error of a file that is read at the same time.
+    """
 
     def __init__(self, error: OSError) -> None:
         super().__init__(str(error))
@@ -85,14 +91,14 @@ class _Unwritten(Exception):  # noqa: N818 - it never leaves this module
 
 
 class HDF5Writer(h5py.File):  # type: ignore[misc]
-    """An h5py.File under construction; `commit` after each batch stops a run whose disk is full."""
+    """An h5py.File under construction; `commit` after each batch stops a run when the disk is full."""
 
     def __init__(self, sink: _Sink, raise_held: Callable[[], None]) -> None:
         super().__init__(sink, "w", libver=("v110", "v110"))
         self._sink, self._raise_held = sink, raise_held
 
     def commit(self) -> None:
-        """Hand everything to the operating system; `writing` ends with the OSError of any write that failed."""
+        """Hand everything to the operating system. If a write has failed, `writing` ends with its OSError."""
         self.flush()
         if self._sink.error is not None:
             raise _Unwritten(self._sink.error)
@@ -101,9 +107,14 @@ class HDF5Writer(h5py.File):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def writing(path: Path, temporary: Path | None = None) -> Iterator[HDF5Writer]:
-    """A new HDF5 file that takes its place under `path` when the block ends, and not before or after an error.
+    """A new HDF5 file that takes its place under `path` when the block ends without an error.
 
-    temporary: see `odeddim.storage.atomic.replacing`.
+    Args:
+        path: The file.
+        temporary: Where it lies until it is whole; see `odeddim.storage.atomic.replacing`.
+
+    Raises:
+        InputError: The disk does not take the file; what was at `path` is untouched.
     """
     with _interrupts_held() as raise_held, replacing(path, temporary) as place, open(place, "w+b", buffering=0) as raw:
         sink = _Sink(raw)
@@ -118,7 +129,7 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[HDF5Writer]:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[Callable[[], None]]:
-    """Ctrl-C and SIGTERM are kept from their handlers until the block ends, or until the function given is called."""
+    """Hold Ctrl-C and SIGTERM back until the block ends, or until the function that it yields is called."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
@@ -135,7 +146,7 @@ def _interrupts_held() -> Iterator[Callable[[], None]]:
             handler(signal.SIGINT, None)
 
     for number, handler in handlers.items():
-        if callable(handler):  # what is ignored stays so, and what ends the process does
+        if callable(handler):  # a signal that is ignored, or ends the process, keeps doing so
             signal.signal(number, hold)
     try:
         yield raise_held
@@ -147,13 +158,13 @@ def _interrupts_held() -> Iterator[Callable[[], None]]:
 
 
 def text(words: str) -> np.ndarray[Any, Any]:
-    """Text as HDF5 holds it at a fixed length."""
+    """Text as HDF5 holds it, at a fixed length."""
     content = words.encode()
     return np.array(content, h5py.string_dtype("utf-8", max(len(content), 1)))
 
 
 def words(value: object) -> str:
-    """Text as HDF5 gave it, of an attribute or a scalar dataset."""
+    """The text of an attribute or a scalar dataset, as a string."""
     if isinstance(value, np.ndarray) and value.shape == ():
         value = value[()]
     if isinstance(value, bytes):
@@ -164,7 +175,10 @@ def words(value: object) -> str:
 
 
 def add_rows(file: h5py.File, name: str, count: int, like: np.ndarray[Any, Any]) -> h5py.Dataset:
-    """A new dataset of `count` rows like those of an array (B, *), in chunks of at most 64, each with a checksum."""
+    """A new dataset of `count` rows like those of an array (B, *).
+
+    It has chunks of at most 64 rows, each with a checksum.
+    """
     shape = like.shape[1:]
     row = max(like.dtype.itemsize * int(np.prod(shape, dtype=np.int64)), 1)
     chunk = max(1, min(CHUNK, count, MOST_CHUNK // row))
@@ -174,22 +188,27 @@ def add_rows(file: h5py.File, name: str, count: int, like: np.ndarray[Any, Any])
 
 
 def nothing(dtype: np.dtype[Any]) -> Any:
-    """What a chunk that a damaged index no longer finds reads as: NaN and not zeros, where the type has it."""
+    """The value of a chunk that a damaged index no longer finds: NaN and not 0, where the type has it."""
     return np.nan if dtype.kind == "f" else None
 
 
 @contextlib.contextmanager
-def reading(path: Path, what: str) -> Iterator[h5py.File]:
-    """An HDF5 file, opened to be read; whatever the library raises on a broken one is one InputError.
+def opened(path: Path, what: str) -> Iterator[h5py.File]:
+    """An HDF5 file that odeddim wrote, opened to be read.
 
-    what: in words, what it should be.
+    Args:
+        path: The file.
+        what: What it should be, in words, for a path where no file is.
+
+    Raises:
+        InputError: There is no file, or the library cannot read it, also in the block.
     """
     if not path.is_file():
-        raise InputError(f"{path} does not exist or is no file: give {what}")
+        raise InputError(f"{path} does not exist or is not a file: give {what}")
     try:
-        file = h5py.File(os.path.realpath(path), "r")  # the parts of an index lie beside it, not beside a link to it
+        file = h5py.File(os.path.realpath(path), "r")  # an index finds its parts beside itself, not beside a link
     except OSError as error:
-        raise InputError(f"{path} is not a readable HDF5 file: it is damaged, cut short or something else") from error
+        raise InputError(f"{path} is not a readable HDF5 file: it is damaged, cut off or of another format") from error
     try:
         with file:
             yield file
@@ -202,9 +221,17 @@ def reading(path: Path, what: str) -> Iterator[h5py.File]:
 
 
 def items(group: h5py.Group, depth: int, within: str = "") -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
-    """What lies in a group and the groups in it, under no link, each with its name; an InputError below `depth`.
+    """The items of a group and of the groups in it, each with its name. Links are left out.
 
-    Not by h5py's `visititems`: a hundred thousand groups, each in the one before, overflow the library's stack.
+    h5py's `visititems` cannot do this: a hundred thousand groups, each in the one before, overflow its stack.
+
+    Args:
+        group: The group, or a file.
+        depth: How many groups may lie in each other.
+        within: The name of the group, with a slash.
+
+    Raises:
+        InputError: Groups lie deeper than `depth`.
     """
     for key in group:
         if group.get(key, getclass=True, getlink=True) is h5py.HardLink:
@@ -212,23 +239,28 @@ def items(group: h5py.Group, depth: int, within: str = "") -> Iterator[tuple[str
             yield name, item
             if isinstance(item, h5py.Group):
                 if depth == 1 and len(item):
-                    raise InputError(f"{group.file.filename}: '{name}' is a group too deep in others")
+                    raise InputError(
+                        f"{group.file.filename}: '{name}' lies in too many groups: odeddim did not write that"
+                    )
                 yield from items(item, depth - 1, f"{name}/")
 
 
 def dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
-    """The dataset of this name if it lies in the file itself, or in the parts beside it, and all of it is there.
+    """The dataset of this name, all of which lies in the file itself or in the parts beside it.
 
-    A file from a stranger must not make us read other files, nor reserve memory for what it only claims to hold.
+    A file from a stranger must not make us read other files, nor reserve memory for data that it only claims to hold.
+
+    Raises:
+        InputError: The dataset is missing or incomplete, or odeddim did not write it.
     """
     at = ""
-    for step in name.split("/"):  # h5py itself would follow a link to see whether it is there
+    for step in name.split("/"):  # h5py itself would follow a link
         at = f"{at}/{step}"
         if file.id.links.exists(at.encode()) and file.id.links.get_info(at.encode()).type != h5py.h5l.TYPE_HARD:
             raise InputError(f"{path}: '{name}' is a link to somewhere else: odeddim did not write that")
     data = file.get(name)
     if not isinstance(data, h5py.Dataset):
-        raise InputError(f"{path}: the dataset '{name}' is missing: it is damaged or was written by something else")
+        raise InputError(f"{path}: the dataset '{name}' is missing: the file is damaged, or another program wrote it")
     if data.external:
         raise InputError(f"{path}: the data of '{name}' lie in another file: odeddim did not write that")
     if data.dtype.kind not in "fiubS":
@@ -239,8 +271,10 @@ def dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
         held = 0
         for source in {unescaped(source.file_name) for source in data.virtual_sources()}:
             if Path(source).parent != Path(folder.name):
-                raise InputError(f"{path}: the data of '{name}' lie in {source}, not in {folder.name}")
-            with contextlib.suppress(OSError):  # of one that is missing, the rows will not fit their checksums
+                raise InputError(
+                    f"{path}: the data of '{name}' lie in {source}, not in {folder.name}: odeddim did not write that"
+                )
+            with contextlib.suppress(OSError):  # if a part is missing, its rows will not fit their checksums
                 held += (folder.parent / source).stat().st_size
     else:
         # A header may claim more than the file is long.
@@ -256,15 +290,10 @@ def dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
 
 
 def escaped(name: str) -> str:
-    """A file's name as virtual datasets have it, in which % stands for numbers."""
+    """The name of a file as virtual datasets need it, where % stands for numbers."""
     return name.replace("%", "%%")
 
 
 def unescaped(name: str) -> str:
-    """A file's name, of one as virtual datasets have it."""
+    """The name of a file, from the form that virtual datasets need."""
     return name.replace("%%", "%")
-
-
-def short(error: Exception) -> str:
-    """What a library said, in one line."""
-    return " ".join(str(error).split())[:200]

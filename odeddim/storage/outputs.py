@@ -1,7 +1,7 @@
-"""Where images go: a folder of PNGs, one sheet PNG, or an HDF5 file, by the name that the user gave.
+"""Where images go: a folder of PNGs, one PNG with all of them (a sheet), or an HDF5 file, by the name of the output.
 
-All of them can be interrupted, and the same command goes on (see `odeddim.storage.resumable`): HDF5 and the sheet are
-made of parts, a folder holds the images done, and `odeddim.json` in it says whose they are.
+Each of them may be interrupted, and the same command goes on. The sheet and the HDF5 file are made of parts (see
+`odeddim.storage.resumable`). A folder holds the images that are done, and `odeddim.json` in it records the run.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -21,27 +19,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odeddim.storage.arrays import Names
-from odeddim.storage.atomic import has_mark, plain_text, sweep, temporary_beside
-from odeddim.storage.hdf5 import SUFFIXES, reading, text
-from odeddim.storage.images import MARK, is_whole, notes_of, save_image, save_sheet
-from odeddim.storage.resumable import GO_ON, Claims, Run, Work, begin_together
+from odeddim.storage.atomic import has_mark, sweep, temporary_beside
+from odeddim.storage.hdf5 import SUFFIXES, opened, text
+from odeddim.storage.names import LOCK, NOTE, Names, file_names
+from odeddim.storage.png import MARK, is_whole, notes_of, save_image, save_sheet
+from odeddim.storage.resumable import Run
 from odeddim.storage.row_files import text_column, width_of
+from odeddim.storage.workers import GO_ON, Claims, SharedRun, begin_together
 from odeddim.types import InputError
 
 MOST_ON_A_SHEET = 4096
 FORMAT = "odeddim images"
-NOTE, LOCK = "odeddim.json", ".odeddim.lock"
-_WINDOWS = os.name == "nt"
-_ODD = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*]' if _WINDOWS else r"[\x00-\x1f\x7f-\x9f]")
-_LONGEST_STEP = 200  # bytes of a file's or a folder's name; disks allow 255
 
 
-class Folder(Work):
-    """Images that become PNGs in a folder and folders in it, each whole or not there, named after what they come from.
+class Folder(SharedRun):
+    """A run whose images become PNGs in a folder and the folders in it, each named after the image it comes from.
 
-    Errors: InputError where other files have these names, or one that the run has written is damaged, unless
-    `overwrite`.
+    Args:
+        folder: The folder, which is made if it is missing.
+        names: The names of all images.
+        settings: What the run is, as JSON can hold it.
+        overwrite: Begin anew, and replace files of these names.
+
+    Raises:
+        InputError: Without `overwrite`: the folder has other files of these names, it holds another run, or an image
+            that the run has written is damaged.
     """
 
     def __init__(
@@ -51,13 +53,39 @@ class Folder(Work):
         self._files = Names.packed(file_names(names))
         self._places = sorted({folder, *(folder / above for name in self._files if (above := os.path.dirname(name)))})
         _make(folder)
-        begin_together(lambda: self._make_room(overwrite))
+        begin_together(self._begin_anew if overwrite else self._refuse_others)
         for place in self._places:
             _make(place)
         super().__init__(folder, len(names), settings, folder / NOTE, folder / LOCK)
 
+    def _refuse_others(self) -> None:
+        """Refuse files of these names that no run has written here.
+
+        The files are listed before the note is looked for: a process that begins the run at the same time writes the
+        note before its first image.
+        """
+        there = self.spans()
+        if there and not (self.folder / NOTE).exists():
+            raise InputError(
+                f"{self.folder / self._files[there[0][0]]} is there already: give another folder, or overwrite=True to "
+                "replace it"
+            )
+
+    def _begin_anew(self) -> None:
+        with closing(Claims(self.folder / LOCK)) as claims:
+            if not claims.take_all():
+                raise InputError(f"another process is writing to {self.folder}: stop it before you begin anew")
+            for start, stop in self.spans():
+                for name in self._files[start:stop]:
+                    (self.folder / name).unlink()
+            (self.folder / NOTE).unlink(missing_ok=True)
+
+    def _settle(self, where: Path) -> None:
+        self._refuse_others()  # once more, while no other process begins
+        super()._settle(where)
+
     def _check(self) -> None:
-        """Refuse what a killed or another program has left of images that count as done."""
+        """Refuse images that count as done, but were damaged or written by another program."""
         for place in self._places:
             sweep(place)
         for start, stop in self.spans():
@@ -66,30 +94,14 @@ class Folder(Work):
                 if not is_whole(path, self._mark_of(i)) and path.exists():
                     raise InputError(
                         f"{path} is damaged, or another file than this run has written there: move it away, and the "
-                        "same command makes it again; or --overwrite to begin anew"
+                        "same command makes it again; or give overwrite=True to begin anew"
                     )
 
     def _mark_of(self, i: int) -> str:
         return f"{self.mark}-{i:09d}"
 
-    def _make_room(self, overwrite: bool) -> None:
-        begun = (self.folder / NOTE).exists()
-        if begun and not overwrite:
-            return
-        if begun:
-            with closing(Claims(self.folder / LOCK)) as claims:
-                if not claims.take(0, 2**61):
-                    raise InputError(f"another process is writing to {self.folder}: stop it before you begin anew")
-        for start, stop in self.spans():
-            for name in self._files[start:stop]:
-                if not overwrite:
-                    raise InputError(
-                        f"{self.folder / name} is there already: give another folder, or --overwrite to replace it"
-                    )
-                (self.folder / name).unlink()
-        (self.folder / NOTE).unlink(missing_ok=True)
-
     def spans(self) -> list[tuple[int, int]]:
+        """The images that are done, as rising spans (start, stop)."""
         there: set[str] = set()
         for place in self._places:
             above = "" if place == self.folder else f"{place.relative_to(self.folder).as_posix()}/"
@@ -103,10 +115,21 @@ class Folder(Work):
         return found
 
     def is_done(self, start: int, stop: int) -> bool:
+        """Whether all of the images start, ..., stop-1 are done."""
         return all((self.folder / name).exists() for name in self._files[start:stop])
 
     def write(self, start: int, stop: int, images: Tensor, figures: Mapping[str, Tensor] | None = None) -> None:
-        """Write the images start, ..., stop-1, (B, C, H, W) in [-1, 1], and what is known of each, (B,), into it."""
+        """Write a batch of images, each with what is known of it.
+
+        Args:
+            start: The first image.
+            stop: The image after the last.
+            images: (B, C, H, W) in [-1, 1].
+            figures: Figures of each image, (B,), by name.
+
+        Raises:
+            InputError: The disk does not take an image; the images written before stay.
+        """
         for i, (name, image) in enumerate(zip(self._files[start:stop], images.cpu(), strict=True)):
             path = self.folder / name
             known = {key: repr(float(values[i])) for key, values in (figures or {}).items()}
@@ -117,36 +140,43 @@ class Folder(Work):
         self.leave(start, stop)
 
     def figures(self, name: str) -> list[tuple[str, float]]:
-        """File and figure of each image that is there and has one."""
+        """The file and the figure of each image that is done and has a figure of this name."""
         notes = ((file, notes_of(self.folder / file).get(name)) for file in self._files)
         return [(file, float(note)) for file, note in notes if note is not None and _is_number(note)]
 
     def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
         if self.done == self.total:
             for place in self._places:
-                sweep(place)  # of another process, killed while this one went on
+                sweep(place)  # for another process may have been killed since this one began
             (self.folder / LOCK).unlink(missing_ok=True)
         super().__exit__(kind, *more)
 
 
 class Images(Run):
-    """Images that become one HDF5 file or one sheet, by way of parts. Arguments as of `Run`; names: of all images."""
+    """A run whose images become one HDF5 file or one sheet, by way of parts.
+
+    Args:
+        output: The file.
+        names: The names of all images.
+        settings: What the run is, as JSON can hold it.
+        **more: As for `Run`.
+    """
 
     def __init__(self, output: Path, names: Sequence[str], settings: Mapping[str, Any], **more: Any) -> None:
         self._names, self._width = names, width_of(names)
         super().__init__(output, len(names), settings, _head, **more)
 
     def write(self, start: int, stop: int, images: Tensor, figures: Mapping[str, Tensor] | None = None) -> None:
-        """Write the images start, ..., stop-1, (B, C, H, W) in [-1, 1], and what is known of each, (B,)."""
+        """Write a batch of images with what is known of each; arguments as for `Folder.write`."""
         known = {key: values.cpu().numpy() for key, values in (figures or {}).items()}
         names = text_column(self._names[start:stop], self._width)
         self.commit(start, stop, {"images": images.cpu().numpy(), "names": names, **known})
 
     def figures(self, name: str) -> list[tuple[str, float]]:
-        """Name and figure of each image in the file, when the run has left it; none of a sheet, which keeps pixels."""
+        """The name and the figure of each image, once the run has ended; none from a sheet, which holds only pixels."""
         if self.output.suffix.lower() not in SUFFIXES or not self.output.exists():
             return []
-        with reading(self.output, "a file of images") as file:
+        with opened(self.output, "a file of images") as file:
             if name not in file:
                 return []
             values = file[name][:].tolist()
@@ -161,15 +191,23 @@ def open_output(
     overwrite: bool = False,
     columns: int | None = None,
 ) -> Folder | Images:
-    """The output of this name: NAME.png a sheet, NAME.h5 a file, anything else a folder of PNGs.
+    """The output of a name: NAME.png is a sheet, NAME.h5 a file, and a name without a suffix a folder of PNGs.
 
-    names: of all images. settings: how they come about, JSON-able; all but a sheet keep it. columns: of a sheet.
+    Args:
+        path: The name.
+        names: The names of all images.
+        settings: How the images are made, as JSON can hold it; every output but a sheet records it.
+        overwrite: Begin anew, and replace what is there.
+        columns: How many images a row of a sheet has.
+
+    Raises:
+        InputError: The name has another suffix, or another file or run is there.
     """
     suffix = "" if os.path.isdir(path) else path.suffix.lower()
     if suffix == ".png":
         if len(names) > MOST_ON_A_SHEET:
             raise InputError(
-                f"{len(names)} images are too many for one sheet (at most {MOST_ON_A_SHEET}): give a folder"
+                f"{len(names)} images are too many for one sheet, which holds {MOST_ON_A_SHEET}: give a folder"
             )
         own = lambda run: has_mark(run.output, run.mark)  # noqa: E731
         return Images(path, names, settings, overwrite=overwrite, index=False, own=own, finish=_sheet(columns))
@@ -188,7 +226,7 @@ def _sheet(columns: int | None) -> Callable[[Run], None]:
     def draw(run: Run) -> None:
         images = []
         for part in run.parts():
-            with reading(part.path, "a part") as file:
+            with opened(part.path, "a part") as file:
                 images.append(torch.from_numpy(np.asarray(file["images"][:])))
         save_sheet(torch.cat(images), run.output, columns, {MARK: run.mark}, run.temporary("sheet"))
 
@@ -200,41 +238,6 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
-
-
-def file_names(names: Sequence[str]) -> Iterator[str]:
-    """The path below a folder of each image's PNG: cat/1.jpg becomes cat/1.png, and /data/1.png data/1.png.
-
-    No path leaves the folder, whatever the name. What would be another's path, also on disks that take Cat.png for
-    cat.png, gets a number: cat/1-1.png.
-    """
-    folders = {_key("/".join(above[:depth])) for above, _ in map(_steps, names) for depth in range(1, len(above) + 1)}
-    taken: dict[str, int] = {}  # how many have wanted a path
-    for above, stem in map(_steps, names):
-        wanted = path = "/".join([*above, stem])
-        number = taken.get(_key(wanted), 0)
-        while _key(path) in taken or _key(f"{path}.png") in folders:
-            number += 1
-            path = f"{wanted}-{number}"
-        taken[_key(wanted)] = number
-        taken.setdefault(_key(path), 0)
-        yield f"{path}.png"
-
-
-def _steps(name: str) -> tuple[list[str], str]:
-    """The folders on the way to an image below the output's folder, and the stem of its file; nothing leads upwards."""
-    steps = [_ODD.sub("_", plain_text(step)) for step in name.replace("\\", "/").split("/")]
-    *above, last = [step.rstrip(" .") if _WINDOWS else step for step in steps if step.strip(" .")] or ["image"]
-    return [_cut(step) + "_" * (step.casefold() in (NOTE, LOCK)) for step in above], _cut(PurePath(last).stem)
-
-
-def _cut(step: str) -> str:
-    return step.encode()[:_LONGEST_STEP].decode(errors="ignore")
-
-
-def _key(path: str) -> str:
-    """The same for paths that some disks take for the same."""
-    return unicodedata.normalize("NFC", path.casefold())
 
 
 def _make(folder: Path) -> None:

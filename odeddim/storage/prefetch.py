@@ -1,4 +1,4 @@
-"""Reading ahead: the next rows are read while the network works on these."""
+"""Prefetch: a thread reads the next rows while the network works on the present ones."""
 
 from __future__ import annotations
 
@@ -13,12 +13,20 @@ T = TypeVar("T")
 def ahead(
     read: Callable[[int, int], T], ranges: Iterable[tuple[int, int]], depth: int = 2
 ) -> Generator[tuple[tuple[int, int], T], None, None]:
-    """((start, stop), read(start, stop)) for each of the ranges, in their order, read by one thread in the background.
+    """Read ranges ahead, in order, by one thread in the background.
 
-    At most `depth` >= 1 ranges are taken beyond the one that was given out last, and none before the first is asked
-    for. An exception of `read` or of `ranges` comes up at its place, and no range is taken after it. The thread has
-    ended when the generator has: at its end, after an exception, or at `close()`, which waits for a read under way.
-    Whoever may stop early closes it: `with contextlib.closing(ahead(...)) as batches`.
+    No range is taken before the first result is asked for. An exception of `read` or of `ranges` is raised at its place
+    in the order, and no range is taken after it. The thread ends with the generator: after the last range, after an
+    exception, or at `close()`, which waits for a read in progress. A caller that may stop early must close the
+    generator: `with contextlib.closing(ahead(...)) as batches`.
+
+    Args:
+        read: read(start, stop) reads a range.
+        ranges: The ranges (start, stop).
+        depth: At most so many ranges, >= 1, are taken beyond the one that was yielded last.
+
+    Yields:
+        ((start, stop), read(start, stop)) for each range.
     """
     todo: Iterator[tuple[int, int]] = iter(ranges)
 

@@ -1,9 +1,9 @@
-"""Files with a row for each image: columns of one length, a checksum of each row over all of them, and how it was made.
+"""Files with a row for each image: columns of one length, a checksum of each row, and how the rows were made.
 
-/NAME          (N, *) a column; text as UTF-8 of a fixed length
-/crc32         (N,) uint32, of each row's bytes in all columns: whether they still belong together
-/provenance    JSON with its checksum: what the rows are and how they came about; `total` rows there are to be
-/nodes         what else has no row for each image
+/NAME          (N, *) a column; text is UTF-8 of a fixed length
+/crc32         (N,) uint32, a checksum of each row over all columns, so that a row is known to belong together
+/provenance    JSON with its checksum: what the rows are and how they were made; `total` is how many there will be
+/nodes         noise levels, which have no row for each image
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import h5py
 import numpy as np
 
 from odeddim.storage.atomic import plain_text
-from odeddim.storage.hdf5 import CHUNK, add_rows, dataset, items, reading, short, text, unescaped, words, writing
+from odeddim.storage.errors import short
+from odeddim.storage.hdf5 import CHUNK, add_rows, dataset, items, opened, text, unescaped, words, writing
 from odeddim.types import InputError
 
 Columns = Mapping[str, "np.ndarray[Any, Any]"]
-"""The rows of a batch: dataset name -> (B, *); text as bytes of a fixed length."""
+"""The rows of a batch: the name of a dataset -> (B, *); text is bytes of a fixed length."""
 
 _HEAD = ("provenance", "nodes")  # the datasets that have no row for each image
-OF_CERTIFICATES = ("certified", "fingerprint")  # the details that say something of certificates, not of the rows
+OF_CERTIFICATES = ("certified", "fingerprint")  # details that describe certificates, and not the rows
 _MOST_SETTINGS = 4_000_000  # bytes; a schedule of 10,000 levels takes 0.2 MB
-_SHOWN = 5  # differences told
+_SHOWN = 5  # differences named in a message
 _OTHERS = {
     "sha256": "other weights or settings of the model",
     "schedule": "another schedule of the model",
@@ -38,11 +39,11 @@ _OTHERS = {
     "encoded": "latents encoded in another way",
     "source": "another model or other noise levels to encode",
     "of": "made of other latents",
-    "ladder": "other steps for --tol to try",
+    "ladder": "other steps for tol=... to try",
 }
-"""What is said of settings whose values would tell a user nothing."""
+"""What a message says of settings whose values mean nothing to a user."""
 _CALLED = {"total": "number of images", "made_by": "command", "certified": "certify"}
-"""Settings by the names that users know, where that is another."""
+"""The names of settings that users know, where they differ."""
 
 
 def make_real(
@@ -54,22 +55,31 @@ def make_real(
     head: Callable[[h5py.File, h5py.File], None] | None = None,
     advance: Callable[[int], Any] = lambda count: None,
 ) -> None:
-    """Copy the rows of files, one after the other, into one real file, each row against its checksum.
+    """Copy the rows of files, one after the other, into one real file, and compare each row with its checksum.
 
-    settings: noted in the file, if any. head(source, target): writes everything else, as the first source has it
-    unless told otherwise. advance: told how many rows have been copied. One source is open at a time.
-    Errors: InputError for files whose rows are not of one kind.
+    One source is open at a time.
+
+    Args:
+        sources: The files.
+        place: The file to be made.
+        settings: Recorded in the file, if given.
+        temporary: Where the file lies until it is whole; see `odeddim.storage.atomic.replacing`.
+        head: head(source, target) writes everything but rows and settings; without it as the first source has it.
+        advance: Called with the number of rows after each copy.
+
+    Raises:
+        InputError: A source is damaged, the rows of the sources are not of one kind, or the disk has no room.
     """
     kinds, counts, columns = [], [], []
     for path in sources:
-        with reading(path, "a file that odeddim wrote") as file:
+        with opened(path, "a file that odeddim wrote") as file:
             kinds.append(_kind(file))
             columns.append(look_at(file, path))
             counts.append(columns[-1]["crc32"].shape[0])
             if is_index(file):
                 check_parts(file, path, settings_of(file, path))
         if kinds[-1] != kinds[0]:
-            raise InputError(f"{path} holds rows of another kind than {sources[0]}: they do not go into one file")
+            raise InputError(f"{path} holds rows of another kind than {sources[0]}: make one file of each kind")
     names = list(columns[0])
     with writing(place, temporary) as target:
         if settings is not None:
@@ -77,11 +87,11 @@ def make_real(
         for name in names:
             dtype = max((column[name].dtype for column in columns), key=lambda dtype: dtype.itemsize)
             add_rows(target, name, sum(counts), np.empty((0, *columns[0][name].shape[1:]), dtype))
-        with reading(sources[0], "a file that odeddim wrote") as file:
+        with opened(sources[0], "a file that odeddim wrote") as file:
             (head or copy_head)(file, target)
         at = 0
         for path, count in zip(sources, counts, strict=True):
-            with reading(path, "a file that odeddim wrote") as file:
+            with opened(path, "a file that odeddim wrote") as file:
                 for start in range(0, count, CHUNK):
                     stop = min(start + CHUNK, count)
                     for name, values in read_rows(file, names, start, stop, path).items():
@@ -92,7 +102,16 @@ def make_real(
 
 
 def joined(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]], total: int) -> dict[str, Any]:
-    """The settings of files put together: what they have in common, which must be all but what they were made of."""
+    """The settings of files that are put together.
+
+    Args:
+        paths: The files.
+        settings: The settings of each.
+        total: How many rows they have together.
+
+    Raises:
+        InputError: The files differ in more than what they were made of.
+    """
     of_their_own = ("images", "latents", "fingerprint", "merged")  # in the details
     shared = []
     for one in settings:
@@ -104,14 +123,14 @@ def joined(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]], total: 
 
 
 class Column(NamedTuple):
-    """What a column is: its shape (N, *) and its type."""
+    """The shape (N, *) and the type of a column."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
 
 def look_at(file: h5py.File, path: Path) -> dict[str, Column]:
-    """The columns of a file, each of which can be read."""
+    """The columns of a file; raises an InputError if one cannot be read."""
     found = {name: dataset(file, name, path) for name in columns_of(file)}
     return {name: Column(data.shape, data.dtype) for name, data in found.items()}
 
@@ -119,23 +138,34 @@ def look_at(file: h5py.File, path: Path) -> dict[str, Column]:
 def read_rows(
     file: h5py.File, names: Iterable[str], start: int, stop: int, path: Path
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """The rows start, ..., stop-1 of all columns of a file; an InputError if they do not fit their checksums."""
+    """Read the rows start, ..., stop-1 of a file, and compare them with their checksums.
+
+    Args:
+        file: The file.
+        names: All of its columns.
+        start: The first row.
+        stop: The row after the last.
+        path: The path of the file, for messages.
+
+    Raises:
+        InputError: The rows cannot be read, or do not fit their checksums.
+    """
     try:
-        # Opened anew each time: while a virtual dataset is open so are all the parts that have been read, and when
-        # the system allows no more open files HDF5 fills in nothing for their rows, without an error.
+        # Opened anew each time: an open virtual dataset keeps every part open that has been read, and once the system
+        # allows no more open files HDF5 gives fill values for further rows, without an error.
         rows = {name: np.asarray(file[name][start:stop]) for name in names}
     except (KeyError, OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: rows {start} to {stop - 1} cannot be read: {short(error)}") from error
     right = rows["crc32"] == checksums(rows)
     if not bool(right.all()):
         raise InputError(
-            f"{path}: row {start + int(right.argmin())} was changed, or has lost what was kept with it: make it anew"
+            f"{path}: row {start + int(right.argmin())} was changed, or its columns were mixed up: make it anew"
         )
     return rows
 
 
 def columns_of(file: h5py.File) -> list[str]:
-    """The names of the datasets that have a row for each image, in the order of their names."""
+    """The names of the datasets that have a row for each image, sorted."""
     return [name for name, item in items(file, depth=2) if isinstance(item, h5py.Dataset) and name not in _HEAD]
 
 
@@ -145,7 +175,7 @@ def checksums(columns: Columns) -> np.ndarray[Any, Any]:
     sums = np.zeros(len(columns[names[0]]), np.uint32)
     for name in names:
         values = np.ascontiguousarray(columns[name])
-        for i, value in enumerate(values):  # text without what fills it up: its width may change
+        for i, value in enumerate(values):  # of text without its filling: its width may change
             sums[i] = zlib.crc32(bytes(value) + b"\0" if values.dtype.kind == "S" else value.tobytes(), int(sums[i]))
     return sums
 
@@ -156,40 +186,40 @@ def text_column(names: Sequence[str], width: int) -> np.ndarray[Any, Any]:
 
 
 def width_of(names: Sequence[str]) -> int:
-    """The bytes of the longest of many names, looked at in slices."""
+    """The bytes of the longest of many names, which are read in slices."""
     starts = range(0, len(names), 4096)
     return max((len(plain_text(name).encode()) for i in starts for name in names[i : i + 4096]), default=1)
 
 
 def note_settings(file: h5py.File, settings: Mapping[str, Any]) -> None:
-    """Write what a file's rows are and how they came about."""
+    """Record what the rows of a file are, and how they were made."""
     written = text(json.dumps(settings, indent=1, ensure_ascii=False))
     file.create_dataset("provenance", data=written).attrs["sha256"] = text(_digest(written.tobytes()))
 
 
 def settings_of(file: h5py.File, path: Path) -> dict[str, Any]:
-    """What `note_settings` wrote; an InputError if it was not written, or changed since."""
+    """What `note_settings` has recorded; raises an InputError if nothing was, or if it has changed since."""
     if "provenance" not in file:
-        raise InputError(f"{path} is an HDF5 file, but odeddim did not write it")
+        raise InputError(f"{path} is an HDF5 file, but odeddim did not write it: give one that it wrote")
     data = dataset(file, "provenance", path)
     if data.shape != () or data.dtype.itemsize > _MOST_SETTINGS:
-        raise InputError(f"{path}: 'provenance' is no JSON text of a sensible size")
+        raise InputError(f"{path}: 'provenance' is not a JSON text of a possible size: it is damaged")
     written = np.asarray(data[()])
-    if _digest(written.tobytes()) != words(data.attrs["sha256"]):  # HDF5 has no checksum for a single text
-        raise InputError(f"{path}: its provenance is damaged or was edited: its checksum does not fit")
+    if _digest(written.tobytes()) != words(data.attrs["sha256"]):  # HDF5 has no checksum of a single text
+        raise InputError(f"{path}: its provenance does not fit its checksum: it is damaged or was edited")
     settings = json.loads(words(written))
     if not isinstance(settings, dict) or not isinstance(settings.get("total"), int):
-        raise InputError(f"{path}: its provenance is not one that odeddim writes")
+        raise InputError(f"{path}: odeddim did not write its provenance: give a file that it wrote")
     return settings
 
 
 def is_index(file: h5py.File) -> bool:
-    """Whether a file only shows what lies in parts."""
+    """Whether a file only shows rows that lie in parts."""
     return any(file[name].is_virtual for name in columns_of(file))
 
 
 def run_of(settings: Mapping[str, Any]) -> str:
-    """A hash of settings, the same for those between which `check_same` finds no difference."""
+    """A hash of settings. It is the same for settings between which `check_same` finds no difference."""
     return _digest(json.dumps(_essence(comparable(settings["total"], settings)), sort_keys=True).encode())
 
 
@@ -201,28 +231,32 @@ def _essence(value: Any) -> Any:
 
 
 def _passing(value: Mapping[str, Any]) -> set[str]:
-    """What may change: Python's version, and names of what a checksum says."""
+    """The keys whose values may change: Python's version, and names of what a checksum identifies."""
     return {"python", "model", "path"} if value.get("sha256") else {"python"}
 
 
 def check_parts(file: h5py.File, path: Path, settings: Mapping[str, Any]) -> None:
-    """Raise an InputError unless the parts that an index shows are of its run, and those that their names say."""
+    """Raise an InputError unless every part that an index shows belongs to its run and has the rows of its name."""
     run = run_of(settings)
     for source in sorted({source.file_name for name in columns_of(file) for source in file[name].virtual_sources()}):
         check_part(path.resolve().parent / unescaped(source), run)
 
 
 def check_part(path: Path, run: str) -> None:
-    """Raise an InputError unless a file is a part of this run, the one that its name says, and holds its own rows.
+    """Raise an InputError unless a file is a part of a run, has the rows of its name, and holds them itself.
 
-    The checksum of a row says none of that: parts that were mixed up would fit.
+    The checksums of rows do not say that: parts that were mixed up would fit them.
+
+    Args:
+        path: The part.
+        run: The hash of the run's settings (`run_of`).
     """
-    with reading(path, "the part of that name, or --overwrite to start anew") as part:
+    with opened(path, "the part of that name, or overwrite=True to start anew") as part:
         if [words(part.attrs.get(key, "")) for key in ("run", "rows")] != [run, path.stem]:
-            raise InputError(f"{path} is of another run or other rows than its name says: delete it and go on")
+            raise InputError(f"{path} is of another run or other rows than its name says: delete it, and go on")
         look_at(part, path)
         if is_index(part):
-            raise InputError(f"{path} holds no rows of its own: delete it and go on")
+            raise InputError(f"{path} holds no rows of its own: delete it, and go on")
 
 
 def comparable(total: int, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,11 +269,18 @@ def check_same(
     before: Mapping[str, Any],
     now: Mapping[str, Any],
     what: str,
-    advice: str = ": give those, another name, or --overwrite to start anew",
+    advice: str = ": give those, another name, or overwrite=True to start anew",
 ) -> None:
-    """Raise an InputError that names the settings which are not what they were; what: "z.h5 was begun"."""
+    """Raise an InputError if settings differ; it names the differences.
+
+    Args:
+        before: The settings on record.
+        now: The settings of now.
+        what: How the message begins, such as "z.h5 was begun".
+        advice: How it ends.
+    """
     differences = list(_differences(before, now))
-    # Other noise levels follow from whatever else is another.
+    # Other noise levels follow from any other difference.
     differences = [words for words in differences if words != _OTHERS["nodes"]] or differences
     if differences:
         shown = ", ".join(differences[:_SHOWN]) + (
@@ -249,12 +290,12 @@ def check_same(
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """In words, each setting that is not what it was."""
+    """Each setting that differs, in words."""
     for key in sorted({*before, *now} - (_passing(before) & _passing(now))):
         was, becomes = before.get(key), now.get(key)
         if _essence(was) == _essence(becomes):
             continue
-        if key == "sha256" and before.get("model") != now.get("model"):  # its name tells more
+        if key == "sha256" and before.get("model") != now.get("model"):  # the names of the models say more
             key, was, becomes = "model", before.get("model"), now.get("model")
         if key in _OTHERS:
             yield _OTHERS[key]
@@ -270,7 +311,7 @@ def _brief(value: Any) -> str:
 
 
 def _kind(file: h5py.File) -> dict[str, Any]:
-    """What files must have in common for their rows to go together: columns, shapes, types and attributes."""
+    """What files must have in common if their rows are put together: columns, shapes, types and attributes."""
     kind: dict[str, Any] = {"/": {key: value for key, value in _attributes(file).items() if key != "rows"}}
     for name, item in items(file, depth=2):
         if name not in _HEAD:
@@ -285,7 +326,7 @@ def _attributes(item: h5py.Group | h5py.Dataset) -> dict[str, str]:
 
 
 def copy_head(source: h5py.File, target: h5py.File) -> None:
-    """Everything but rows and settings, with the attributes of all."""
+    """Copy everything but rows and settings, with all attributes."""
     for name in _HEAD:
         if name in source and name not in target:
             source.copy(name, target)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from odeddim.models.formats import native
 from odeddim.storage.atomic import has_mark, mark_of
-from odeddim.storage.resumable import Claims
+from odeddim.storage.workers import Claims
 from odeddim.train.log import HEAD, LOG, Log
 from odeddim.train.trainer import Trainer
 from odeddim.types import InputError

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from odeddim.api import sample
 from odeddim.ode.devices import device_of
-from odeddim.storage.images import MARK, ImageSource, check_shape, save_sheet
+from odeddim.storage.images import ImageSource, check_shape
+from odeddim.storage.png import MARK, save_sheet
 from odeddim.train.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, save_model
 from odeddim.train.folder import alone, check_continued, check_new, mark_of_run, sheet_of
 from odeddim.train.interrupts import postponed

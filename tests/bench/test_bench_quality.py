@@ -20,7 +20,7 @@ from odeddim.bench.features import Features, load_features
 from odeddim.bench.harness import Entry, Stand, planned
 from odeddim.bench.tables import Table
 from odeddim.bench.work_precision import references
-from odeddim.storage.images import to_bytes
+from odeddim.storage.png import to_bytes
 from odeddim.types import InputError
 
 SHAPE = (1, 4, 4)

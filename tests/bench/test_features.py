@@ -26,7 +26,8 @@ from odeddim.bench.distances import frechet, kid, precision_recall
 from odeddim.bench.features import BLOCK, Features, load_features
 from odeddim.models import programs
 from odeddim.models.networks import classifier
-from odeddim.storage.images import open_images, sample_images, to_bytes
+from odeddim.storage.images import open_images, sample_images
+from odeddim.storage.png import to_bytes
 from odeddim.types import InputError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

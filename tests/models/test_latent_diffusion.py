@@ -35,7 +35,8 @@ from odeddim.models import components  # noqa: E402
 from odeddim.models.formats import latent_diffusion  # noqa: E402
 from odeddim.models.networks import autoencoder  # noqa: E402
 from odeddim.solvers import get  # noqa: E402
-from odeddim.storage.images import open_images, to_bytes  # noqa: E402
+from odeddim.storage.images import open_images  # noqa: E402
+from odeddim.storage.png import to_bytes  # noqa: E402
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 AS_SD = {**SD, "set_alpha_to_one": False, "steps_offset": 1}

@@ -212,7 +212,7 @@ train(bars(), {str(tmp_path / "m")!r}, architecture=TINY, settings=SETTINGS,
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     script = (
-        "import sys; from pathlib import Path; from odeddim.storage.resumable import Claims; "
+        "import sys; from pathlib import Path; from odeddim.storage.workers import Claims; "
         "c = Claims(Path(sys.argv[1])); "
         "print(c.take(0, 1), flush=True); input()"
     )
@@ -598,7 +598,7 @@ def test_a_disk_that_takes_nothing_is_one_sentence(
     def refuse(*arguments: Any, **more: Any) -> Any:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(odeddim.storage.resumable, "open", refuse, raising=False)
+    monkeypatch.setattr(odeddim.storage.workers, "open", refuse, raising=False)
     if not there:
         monkeypatch.setattr(Path, "mkdir", refuse)
     code, out, err = run("train", "x.npy", "-o", "m", "--device", "cpu")

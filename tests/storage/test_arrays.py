@@ -18,8 +18,10 @@ import h5py
 import numpy as np
 import pytest
 
-from odeddim.storage.arrays import Names, _npy_header, _Stream, open_array
+from odeddim.storage.array_formats import _npy_header, open_array
 from odeddim.storage.images import open_images
+from odeddim.storage.names import Names
+from odeddim.storage.stored_rows import Stream
 from odeddim.types import InputError
 
 SOME = np.random.default_rng(0).integers(0, 256, (7, 6, 4), np.uint8)
@@ -139,7 +141,7 @@ def test_a_stream_is_unpacked_once_in_order_and_once_more_out_of_order(tmp_path:
         begun.append(1)
         return io.BytesIO(content)
 
-    stream = _Stream(tmp_path, _npy_header(tmp_path, "a test", content), unpack)
+    stream = Stream(tmp_path, _npy_header(tmp_path, "a test", content), unpack)
     for start in range(7):
         assert np.array_equal(stream.rows(range(start, start + 1)), SOME[start : start + 1])
     assert len(begun) == 1
@@ -203,7 +205,7 @@ def test_a_directory_that_lies_too_costs_no_memory(tmp_path: Path) -> None:
 def test_a_stream_that_ends_too_soon_costs_no_memory(tmp_path: Path) -> None:
     content = npy(SOME, (10**6, 64, 60))
     (tmp_path / "x").write_bytes(gzip.compress(content))
-    stream = _Stream(
+    stream = Stream(
         tmp_path / "x", _npy_header(tmp_path, "a test", content), functools.partial(gzip.open, tmp_path / "x")
     )
 
@@ -233,7 +235,7 @@ def test_other_arrays_of_an_npz_are_not_unpacked(tmp_path: Path) -> None:
 
 
 def test_images_of_any_size_that_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("odeddim.storage.arrays.MOST_BYTES", 23)
+    monkeypatch.setattr("odeddim.storage.array_formats.MOST_BYTES", 23)
     for name, save in SAVE.items():
         save(tmp_path / name, SOME)
         with pytest.raises(InputError, match="more than odeddim reads"):

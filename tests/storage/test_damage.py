@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from odeddim.storage import arrays, hdf5
 from odeddim.storage import row_files as rows
+from odeddim.storage.errors import read_errors
+from odeddim.storage.hdf5 import opened
 from odeddim.types import InputError
 
 
@@ -33,14 +34,14 @@ def test_a_mistake_in_the_middle_of_reading_is_no_damage(
 @pytest.mark.parametrize("source", ["1 + None", "None.shape", "nobody", "assert False"])
 def test_mistakes_of_ours_are_not_the_files(tmp_path: Path, source: str) -> None:
     h5py.File(tmp_path / "x.h5", "w").close()
-    for reading in (hdf5.reading, arrays.reading):
-        with pytest.raises((TypeError, AttributeError, NameError, AssertionError)), reading(tmp_path / "x.h5", "it"):
+    for reading in (opened, read_errors):
+        with pytest.raises((TypeError, AttributeError, NameError, AssertionError)), opened(tmp_path / "x.h5", "it"):
             planted(source)()
 
 
 @pytest.mark.parametrize("source", ["{}['x']", "int('x')", "np.dtype('nothing')", "raise OSError('gone')"])
 def test_what_a_file_does_not_hold_is_the_files(tmp_path: Path, source: str) -> None:
     h5py.File(tmp_path / "x.h5", "w").close()
-    for reading in (hdf5.reading, arrays.reading):
-        with pytest.raises(InputError, match=r"x\.h5"), reading(tmp_path / "x.h5", "it"):
+    for reading in (opened, read_errors):
+        with pytest.raises(InputError, match=r"x\.h5"), opened(tmp_path / "x.h5", "it"):
             planted(source, "numpy.planted" if "dtype" in source else "odeddim.planted")()

@@ -18,16 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from odeddim.storage.images import (
-    ImageSource,
-    check_shape,
-    open_images,
-    sample_images,
-    save_image,
-    save_sheet,
-    to_bytes,
-)
+from odeddim.storage.images import ImageSource, check_shape, open_images, sample_images
 from odeddim.storage.outputs import open_output
+from odeddim.storage.png import save_image, save_sheet, to_bytes
 from odeddim.types import InputError
 
 GRAY = np.random.default_rng(0).integers(0, 256, (5, 6, 4), np.uint8)  # (N, H, W)
@@ -219,7 +212,8 @@ def test_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes,
 
 
 def test_a_long_list_of_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("odeddim.storage.images._LONGEST_PATH", 50 + len(str(tmp_path)))  # lines lie across the blocks
+    # Lines lie across the blocks that are read.
+    monkeypatch.setattr("odeddim.storage.image_files._LONGEST_PATH", 50 + len(str(tmp_path)))
     (tmp_path / "two\nlines.png").write_bytes(png(GRAY[0]))
     folder_of(tmp_path, GRAY)
     files = [str(tmp_path / name) for name in ["0.png", "deep/1.png", "2.png"] * 40]
@@ -382,7 +376,7 @@ WRONG = {
     "no pixels": (npy(np.zeros((2, 1, 0, 4), np.uint8)), "holds no images"),
     "two candidates": (npz(a=GRAY, b=GRAY), r"it has: a, b"),
     "nothing": (npz(), "it has: nothing"),
-    "labels": (idx(np.arange(5, dtype=np.uint8)), "1 axes .* labels"),
+    "labels": (idx(np.arange(5, dtype=np.uint8)), r"1 axes.* not of labels"),
     "IDX floats": (b"\0\0\x0d\x03" + bytes(12), "type 0x0d"),
     "IDX longer": (idx(GRAY) + b"x", "longer than the 5×6×4 values"),
     "IDX of exabytes": (b"\0\0\x08\x03" + b"\xff" * 12, "cut off: 0 of"),

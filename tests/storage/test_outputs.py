@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -20,8 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from odeddim.storage import atomic as files
-from odeddim.storage.images import is_whole, open_images, save_image, to_bytes
-from odeddim.storage.outputs import Folder, file_names, open_output
+from odeddim.storage.images import open_images
+from odeddim.storage.names import file_names
+from odeddim.storage.outputs import Folder, open_output
+from odeddim.storage.png import is_whole, save_image, to_bytes
 from odeddim.types import InputError
 
 Command = Callable[..., tuple[int, str, str]]
@@ -100,6 +103,47 @@ def test_no_name_leaves_the_folder(names: list[str]) -> None:
         assert not {"", ".", ".."} & set(path.split("/"))
         assert all(len(step.encode()) <= 255 for step in path.split("/"))
         assert path.casefold() not in above  # no file where a folder is to be
+
+
+WINDOWS = {
+    "aux.png": "aux_.png",
+    "NUL": "NUL_.png",
+    "com1.tar.gz": "com1_.tar.png",
+    "LPT¹.png": "LPT¹_.png",
+    "con .x.png": "con_ .x.png",
+    "prn/conin$/1.png": "prn_/conin$_/1.png",
+    "aux.old/1.png": "aux_.old/1.png",
+    "cat. /1.png": "cat/1.png",
+    "C:\\photos\\1.png": "C_/photos/1.png",
+    'a<b>c"d|e?f*g.png': "a_b_c_d_e_f_g.png",
+    "console/auxiliary.png": "console/auxiliary.png",
+    f"{'x' * 199}. y/1.png": f"{'x' * 199}/1.png",
+}
+
+
+def test_names_that_windows_cannot_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(file_names(["aux.png", "a?/com1.png"])) == ["aux.png", "a?/com1.png"]
+    monkeypatch.setattr("odeddim.storage.names._WINDOWS", True)
+    assert list(file_names(list(WINDOWS))) == list(WINDOWS.values())
+    assert list(file_names(["aux.png", "AUX_.png", "aux"])) == ["aux_.png", "AUX_-1.png", "aux_-2.png"]
+    with open_output(tmp_path / "out", list(WINDOWS), {}) as out:
+        for start, stop in out.batches(5):
+            out.write(start, stop, torch.zeros(stop - start, 1, 4, 4))
+    assert pngs(tmp_path / "out") == sorted(WINDOWS.values())
+
+
+@given(st.lists(st.text(alphabet=st.sampled_from("aAuUxX./\\ :?\0"), max_size=8), max_size=12))
+@example(["con", "CON.png", " /nul", "aux /.", "?" * 300])
+def test_every_name_is_one_that_windows_can_have(names: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("odeddim.storage.names._WINDOWS", True)
+        paths = list(file_names(names))
+    assert len({path.casefold() for path in paths}) == len(names)
+    for step in (step for path in paths for step in path.split("/")):
+        assert step
+        assert step == step.rstrip(" .")
+        assert not set(step) & set('<>:"|?*\\\0')
+        assert step.partition(".")[0].rstrip().casefold() not in ("con", "aux", "nul")
 
 
 def test_hostile_names_in_a_file(run: Command, here: Path) -> None:
@@ -231,6 +275,73 @@ def test_certificates_do_not_stop_a_run_that_decodes(run: Command, here: Path, m
     assert "{" not in err
 
 
+# Several processes.
+
+BEGIN = """
+import sys
+from pathlib import Path
+import torch
+from odeddim.storage.outputs import Folder, open_output
+from odeddim.types import InputError
+folder, solver, when = sys.argv[1:]
+look = Folder.spans
+def slowly(out):
+    Folder.spans = look
+    early = look(out)
+    print("looking", flush=True)
+    sys.stdin.readline()
+    return early if when == "after" else look(out)
+Folder.spans = slowly
+try:
+    with open_output(Path(folder), ["a", "b", "c"], {"solver": solver}, overwrite=when == "anew") as out:
+        if when == "anew":
+            slowly(out)
+        for start, stop in out.batches(1):
+            out.write(start, stop, torch.ones(1, 1, 4, 4))
+            print(start, flush=True)
+except InputError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_two_processes_begin_a_folder_at_the_same_instant(tmp_path: Path, when: str, solver: str) -> None:
+    """This one begins, and writes an image, just before or just after the other looks what is there."""
+    command = [sys.executable, "-c", BEGIN, tmp_path / "out", solver, when]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "looking\n"
+        with open_output(tmp_path / "out", ["a", "b", "c"], {"solver": "euler"}) as out:
+            batches = out.batches(1)
+            assert next(batches) == (0, 1)
+            out.write(0, 1, torch.zeros(1, 1, 4, 4))
+            assert next(batches) == (1, 2)
+            said = other.communicate("\n", timeout=60)[0]
+            out.write(1, 2, torch.zeros(1, 1, 4, 4))
+            for start, stop in batches:
+                out.write(start, stop, torch.zeros(1, 1, 4, 4))
+    if solver == "euler":
+        assert said == "2\n"  # the image that this one had not begun
+    else:
+        assert "out was begun with other settings (solver: euler then, heun now)" in said
+    gray = open_images(tmp_path / "out").read()[:, 0, 0, 0].round().tolist()
+    assert gray == [0, 0, float(solver == "euler")]
+    assert json.loads((tmp_path / "out" / "odeddim.json").read_text())["solver"] == "euler"
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "b.png", "c.png", "odeddim.json"]
+
+
+def test_nobody_begins_anew_under_a_process_that_has_claimed_nothing_yet(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BEGIN, tmp_path / "out", "heun", "anew"]
+    with open_output(tmp_path / "out", ["a", "b", "c"], {"solver": "euler"}) as out:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            said = other.communicate("\n", timeout=60)[0]
+        assert f"another process is writing to {tmp_path / 'out'}: stop it before you begin anew" in said
+        for start, stop in out.batches(1):
+            out.write(start, stop, torch.zeros(1, 1, 4, 4))
+    assert json.loads((tmp_path / "out" / "odeddim.json").read_text())["solver"] == "euler"
+
+
 # Killed processes.
 
 
@@ -306,7 +417,7 @@ def test_a_second_process_says_who_does_the_rest(run: Command, here: Path) -> No
     assert run(*command)[0] == 0
     (here / "out" / "000000.png").unlink()
     (here / "out" / "000002.png").unlink()
-    code = "import sys; from pathlib import Path; from odeddim.storage.resumable import Claims\n"
+    code = "import sys; from pathlib import Path; from odeddim.storage.workers import Claims\n"
     code += "claims = Claims(Path(sys.argv[1])); assert claims.take(0, 3); print('taken', flush=True); sys.stdin.read()"
     lock = here / "out" / ".odeddim.lock"
     other = subprocess.Popen(

@@ -146,7 +146,7 @@ def test_tables_of_a_bench_know_their_files(tmp_path: Path) -> None:
     for name in ("demo.csv", "demo.json", "demo.svg", "preset.json"):
         kept = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(kept + b"\n# my own remark")
-        with pytest.raises(tables.InputError, match=rf"{name} is there already.*--overwrite"):
+        with pytest.raises(tables.InputError, match=rf"{name} is there already.*overwrite=True"):
             tables.check_files(tmp_path, "demo", ["preset.json"])
         (tmp_path / name).write_bytes(kept)
     (tmp_path / "demo-notes.csv").write_text("mine")  # no name of the bench's

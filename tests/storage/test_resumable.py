@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odeddim.storage import resumable as parts
-from odeddim.storage.hdf5 import reading, text
-from odeddim.storage.resumable import Claims, Run, cut, finish, gaps
+from odeddim.storage.hdf5 import opened, text
+from odeddim.storage.resumable import Run, finish
 from odeddim.storage.row_files import (
     check_same,
     checksums,
@@ -30,6 +30,7 @@ from odeddim.storage.row_files import (
     text_column,
     width_of,
 )
+from odeddim.storage.workers import Claims, cut, gaps
 from odeddim.types import InputError
 
 SETTINGS = {"solver": "ab3", "steps": 5, "details": {"images": {"path": "photos", "sha256": "ab"}}}
@@ -49,7 +50,7 @@ def run(path: Path, total: int = 10, **more: Any) -> Run:
 
 def check(path: Path, expected: list[tuple[int, int]]) -> None:
     """A file holds these rows, in this order."""
-    with reading(path, "") as file:
+    with opened(path, "") as file:
         names = list(look_at(file, path))
         read = read_rows(file, names, 0, len(file["crc32"]), path)
     want = [rows(*span) for span in expected]
@@ -148,7 +149,7 @@ def test_another_run_is_refused_with_the_difference(tmp_path: Path) -> None:
     check(path, [(0, 10)])
     stop_after(path, 0, settings=other, overwrite=True)
     check(path, [(0, 10)])  # one file stays until the new run has something to show
-    with pytest.raises(InputError, match=r"is there already and was made with other settings .*--overwrite"):
+    with pytest.raises(InputError, match=r"is there already and was made with other settings .*overwrite=True"):
         run(path)
     check(path, [(0, 10)])
     assert [item.name for item in tmp_path.iterdir()] == ["z.h5"]
@@ -175,7 +176,7 @@ def test_a_folder_that_has_lost_its_note(tmp_path: Path) -> None:
     stop_after(path, 1)
     (tmp_path / "z.h5.parts" / "run.json").unlink()
     path.unlink()
-    with pytest.raises(InputError, match=r"run\.json is gone"):
+    with pytest.raises(InputError, match=r"run\.json is missing"):
         run(path)
     for broken in ("", "{", "[]"):
         (tmp_path / "z.h5.parts" / "run.json").write_text(broken)
@@ -191,7 +192,7 @@ def test_an_index_without_its_parts(tmp_path: Path) -> None:
     (tmp_path / "z.h5.parts").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="shows parts that are gone"):
         run(path)
-    with reading(path, "") as file, pytest.raises(InputError, match="declares"):
+    with opened(path, "") as file, pytest.raises(InputError, match="declares"):
         look_at(file, path)
 
 
@@ -249,7 +250,7 @@ def test_what_was_put_in_the_place_of_a_run_that_stopped(tmp_path: Path) -> None
     path = tmp_path / "z.h5"
     stop_after(path, 1)
     path.write_bytes(b"mine")
-    with pytest.raises(InputError, match=r"z\.h5 is not a readable HDF5 file.*--overwrite"):
+    with pytest.raises(InputError, match=r"z\.h5 is not a readable HDF5 file.*overwrite=True"):
         run(path)
     assert path.read_bytes() == b"mine"
     stop_after(path, 1, overwrite=True)
@@ -280,7 +281,7 @@ def test_claims_of_another_process(tmp_path: Path) -> None:
     stop_after(path, 1)  # rows 0 to 3
     lock = tmp_path / "z.h5.parts" / "lock"
     code = (
-        "import sys; from pathlib import Path; from odeddim.storage.resumable import Claims\n"
+        "import sys; from pathlib import Path; from odeddim.storage.workers import Claims\n"
         f"claims = Claims(Path({str(lock)!r})); assert claims.take(5, 7); print('taken', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -297,6 +298,34 @@ def test_claims_of_another_process(tmp_path: Path) -> None:
         assert list(batches) == []  # what is handed out is not handed out again
         for start in (4, 6):
             work.commit(start, start + 2, rows(start, start + 2))
+    check(path, [(0, 10)])
+
+
+def test_nobody_begins_anew_under_a_process_that_has_claimed_nothing_yet(tmp_path: Path) -> None:
+    path = tmp_path / "z.h5"
+    code = (
+        "import sys; from pathlib import Path; from odeddim.storage.resumable import Run\n"
+        "Run(Path(sys.argv[1]), 10, {'solver': 'other'}, overwrite=True).__exit__(None)"
+    )
+    with run(path) as work:
+        other = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+        assert f"InputError: another process is making {path}: stop it before you begin anew" in other.stderr
+        for start, stop in work.batches(5):
+            work.commit(start, stop, rows(start, stop))
+    check(path, [(0, 10)])
+
+
+def test_a_run_that_has_done_nothing_leaves_the_folder_to_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "z.h5"
+    code = (
+        "import sys; from pathlib import Path; from odeddim.storage.resumable import Run\n"
+        f"with Run(Path(sys.argv[1]), 10, {SETTINGS!r}): pass"
+    )
+    with run(path) as work:  # has begun, and claimed nothing yet
+        other = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+        assert other.returncode == 0, other.stderr
+        for start, stop in work.batches(5):
+            work.commit(start, stop, rows(start, stop))
     check(path, [(0, 10)])
 
 
@@ -335,13 +364,13 @@ def test_files_are_joined(tmp_path: Path) -> None:
             )
     settings = []
     for path in paths:
-        with reading(path, "") as file:
+        with opened(path, "") as file:
             settings.append(settings_of(file, path))
     together = joined(paths, settings, 6)
     assert together["total"] == 6
     assert together["details"] == {"merged": [str(path) for path in paths]}
     make_real(paths, tmp_path / "c.h5", together)
-    with reading(tmp_path / "c.h5", "") as file:
+    with opened(tmp_path / "c.h5", "") as file:
         read = read_rows(file, look_at(file, tmp_path / "c.h5"), 0, 6, tmp_path / "c.h5")
     assert np.array_equal(read["values"], np.concatenate([rows(0, 3)["values"]] * 2))
     with pytest.raises(InputError, match=r"b\.h5 cannot follow .*a\.h5, which was made with other settings \(steps: 5"):
@@ -392,7 +421,7 @@ def test_a_run_whose_parts_are_being_deleted_is_not_made_whole_again(
         one.commit(0, 5, rows(0, 5))
         one.commit(5, 10, rows(5, 10))
         monkeypatch.setattr(Claims, "waiting_for", late)
-    with reading(path, "") as file:
+    with opened(path, "") as file:
         assert parts.is_index(file)  # what it was before: not a whole file of half the rows
 
 

@@ -1,0 +1,57 @@
+"""The library's messages in the words of the command line: `overwrite=True` becomes `--overwrite`.
+
+The library names its arguments, for it does not know who calls it. This is the one place that knows which option
+stands for which argument.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+ARGUMENTS = {
+    "allow_pickle", "along", "among", "atol", "attention", "batch_size", "batches", "blocks", "by", "certify",
+    "channels", "checkpoint_every", "corners", "count", "csv", "cycle", "device", "direction", "dropout", "dtype",
+    "ema", "end", "eta", "features", "find", "from", "grid", "guidance", "json", "label", "labels", "learning_rate",
+    "loop", "max_nfe", "model", "multipliers", "negative_prompt", "network_batch", "of", "output", "overwrite",
+    "pair", "pairs", "paper", "points", "precision", "predicts", "preset", "prompt", "reference", "repeats",
+    "resume", "rtol", "samples_every", "seed", "set", "sheet", "side", "size", "solver", "solvers", "steps",
+    "threads", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol", "tolerances",
+    "validation", "worst",
+}  # fmt: skip
+"""Arguments of the library that are options of the same name."""
+CALLED = {"interval": "guidance-interval", "to_interval": "to-guidance-interval"}
+"""Arguments of the library that are options of another name."""
+
+_ARGUMENT = re.compile(
+    r"""(?<![\w./\\='"-])  # not a part of a path, nor quoted: then it is a name that the user gave
+    (?P<name>\w+)=(?P<value>\.\.\.|'[^']*'|[A-Za-z_]\w*|\d+(?:\.\d+)?(?:e[+-]?\d+)?)
+    (?![\w/\\='"]|[.-]\w)""",
+    re.VERBOSE,
+)
+
+
+def in_options(message: str, typed: Sequence[str] = ()) -> str:
+    """A message of the library with options in place of its arguments.
+
+    `overwrite=True` becomes --overwrite, `overwrite=False` becomes "no --overwrite", `model=...` becomes --model, and
+    `steps=50` becomes --steps 50. Names that are no option stay as they are.
+
+    Args:
+        message: What an InputError or a warning says.
+        typed: The words that the user typed. What stands in one of them, such as a file's name, stays as it is.
+
+    Returns:
+        The message for the terminal.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        if (name not in ARGUMENTS and name not in CALLED) or any(match[0] in word for word in typed):
+            return match[0]
+        words = f"--{CALLED.get(name, name.replace('_', '-'))}"
+        if value in ("False", "None"):
+            return f"no {words}"
+        return words if value in ("True", "...") else f"{words} {value}"
+
+    return _ARGUMENT.sub(option, message)

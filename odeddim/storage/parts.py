@@ -1,0 +1,181 @@
+"""Parts of a run: each is an HDF5 file with the rows of a batch, named after them, in the folder `OUTPUT.parts`.
+
+A part is written beside its place and renamed into it when it is whole. After that it never changes. Where 16 parts of
+about one size lie side by side they are made one, so that there are never many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+
+from odeddim.storage.hdf5 import CHUNK, add_rows, escaped, nothing, opened, text, words, writing
+from odeddim.storage.row_files import Columns, check_part, checksums, columns_of, look_at, read_rows
+from odeddim.storage.workers import cut
+from odeddim.types import InputError
+
+NOTE, LOCK = "run.json", "lock"
+REPLACES = "overwrite"
+"""A file of this name lies in the folder if the run may replace an output that is not its own."""
+TOGETHER = 16
+"""So many parts side by side become one."""
+
+_PART = re.compile(r"(\d{9,})-(\d{9,})\.h5")
+_LARGEST = 1 << 30  # bytes of parts that still become one
+
+
+class Part(NamedTuple):
+    """A file with the rows start, ..., stop-1."""
+
+    start: int
+    stop: int
+    path: Path
+
+
+def part_of(folder: Path, start: int, stop: int) -> Part:
+    """The part with the rows start, ..., stop-1 in a folder, whether its file is there or not."""
+    return Part(start, stop, folder / f"{start:09d}-{stop:09d}.h5")
+
+
+def parts_in(folder: Path, total: int) -> list[Part]:
+    """The parts in a folder that are not contained in others, rising; none if there is no folder.
+
+    Raises:
+        InputError: A part has rows beyond `total`, or two parts overlap.
+    """
+    found = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as items:
+        for item in items:
+            if match := _PART.fullmatch(item.name):
+                part = Part(int(match[1]), int(match[2]), Path(item.path))
+                if not part.start < part.stop <= total:
+                    raise InputError(f"{part.path} is not a part of {total} rows: delete it and go on")
+                found.append(part)
+    found.sort(key=lambda part: (part.start, -part.stop))
+    shown: list[Part] = []
+    for part in found:
+        if not shown or part.start >= shown[-1].stop:
+            shown.append(part)
+        elif part.stop > shown[-1].stop:
+            raise InputError(f"{shown[-1].path} and {part.path.name} overlap: delete one of them")
+        # A part within another was made part of it, by a process that was killed before it could delete it.
+    return shown
+
+
+def write_part(part: Part, temporary: Path, run: str, columns: Columns, notes: Mapping[str, Any]) -> None:
+    """Write the rows of a batch as a part.
+
+    Args:
+        part: The part.
+        temporary: Where its file lies until it is whole.
+        run: The hash of the run's settings (`row_files.run_of`).
+        columns: The rows.
+        notes: What is true of all rows, the same in every part.
+
+    Raises:
+        InputError: The disk does not take the file.
+    """
+    with writing(part.path, temporary) as file:
+        # Parts that were mixed up would fit their checksums, so each records its run and its rows.
+        for key, value in {**notes, "run": run, "rows": part.path.stem}.items():
+            file.attrs[key] = text(value) if isinstance(value, str) else value
+        for key, values in {**columns, "crc32": checksums(columns)}.items():
+            add_rows(file, key, part.stop - part.start, values)[:] = values
+        file.commit()
+
+
+def notes_of(part: h5py.File) -> dict[str, Any]:
+    """What `write_part` has noted in a part."""
+    return {key: words(value) if isinstance(value, bytes) else value for key, value in part.attrs.items()}
+
+
+def check_rows(part: Part, run: str, output: Path) -> None:
+    """Raise an InputError unless a part belongs to a run and all of its rows fit their checksums.
+
+    Args:
+        part: The part.
+        run: The hash of the run's settings.
+        output: What the user named, for the message.
+    """
+    try:
+        check_part(part.path, run)
+        with opened(part.path, "a part") as file:
+            columns = look_at(file, part.path)
+            if any(column.shape[0] != part.stop - part.start for column in columns.values()):
+                raise InputError(f"it does not hold {part.stop - part.start} rows")
+            for start, stop in cut([(0, part.stop - part.start)], CHUNK):
+                read_rows(file, columns, start, stop, part.path)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{part.path}: ").removeprefix(f"{part.path} ")
+        raise InputError(
+            f"{part.path} is damaged ({reason}): delete that file, and what makes {output} makes its rows "
+            f"{part.start} to {part.stop - 1} again; nothing else is lost"
+        ) from error
+
+
+def show(file: h5py.File, parts: Sequence[Part], first: h5py.File) -> None:
+    """Have a new file show the rows of parts as one, through virtual datasets.
+
+    Args:
+        file: The file that is being written, beside the folder of the parts.
+        parts: The parts, rising.
+        first: The first of them, opened.
+    """
+    count = sum(part.stop - part.start for part in parts)
+    for name in columns_of(first):
+        like = first[name]
+        layout, at = h5py.VirtualLayout((count, *like.shape[1:]), like.dtype), 0
+        for start, stop, path in parts:
+            shape = (stop - start, *like.shape[1:])
+            source = h5py.VirtualSource(escaped(f"{path.parent.name}/{path.name}"), name, shape, like.dtype)
+            layout[at : (at := at + stop - start)] = source
+        file.create_virtual_dataset(name, layout, fillvalue=nothing(like.dtype))
+
+
+def side_by_side(parts: Sequence[Part]) -> list[Part]:
+    """The first 16 parts of about one size that touch each other and are not too large together, or none."""
+    group: list[Part] = []
+    for part in parts:
+        if group and (part.start != group[-1].stop or _tier(part) != _tier(group[0])):
+            group = []
+        group.append(part)
+        if len(group) == TOGETHER:
+            if sum(part.path.stat().st_size for part in group) <= _LARGEST:
+                return group
+            group = []
+    return []
+
+
+def _tier(part: Part) -> int:
+    return int(math.log(part.stop - part.start, TOGETHER) + 1e-9)
+
+
+def is_of_a_run(name: str) -> bool:
+    """Whether a run makes files of this name in its folder of parts."""
+    return bool(_PART.fullmatch(name)) or name.endswith(".tmp") or name in (NOTE, LOCK, REPLACES)
+
+
+def remove(folder: Path, *, whole: bool = False, keep_lock: bool = False) -> None:
+    """Delete a folder of parts.
+
+    A kill in the middle leaves either a run that can continue or an output that is seen to be whole. Therefore the
+    parts go first and the note that says whose they are goes last. Files that cannot be deleted stay, without an
+    error: on network disks that happens while somebody has them open.
+
+    Args:
+        folder: The folder.
+        whole: Whether the parts have become one file. Then the note goes first.
+        keep_lock: Keep the folder with the lock file, for other processes may wait for that.
+    """
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(folder), key=lambda name: (name == LOCK, (name == NOTE) != whole)):
+            if is_of_a_run(name) and not (keep_lock and name == LOCK):
+                (folder / name).unlink(missing_ok=True)
+        folder.rmdir()

@@ -1,0 +1,287 @@
+"""Who works on what: several processes share the rows of one run through a lock file.
+
+Byte i of the lock file stands for row i, and a few bytes beyond all rows stand for the steps of a run that one process
+at a time may do. The operating system takes a lock back when its process ends, however it ends. So a killed process
+blocks nobody, and the rows that it had not finished are handed out again.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from odeddim.storage.atomic import mark_of, replacing
+from odeddim.storage.row_files import check_same, comparable, run_of
+from odeddim.types import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: one process at a time
+    fcntl = None  # type: ignore[assignment]
+
+# Bytes of the lock file that stand for no row.
+SETUP = 2**62
+"""Held while a process looks at what is there, and says what the run is."""
+OUTPUT = SETUP + 1
+"""Held while a process writes the output, or makes one part of several."""
+MEMBER = SETUP + 2
+"""Shared by all processes of a run, from its beginning to its end."""
+
+GO_ON = "the same command goes on from there"
+S = TypeVar("S", bound="SharedRun")
+
+
+class Claims:
+    """Which process works on which rows, told through a lock file. A process that ends gives its claims back.
+
+    Args:
+        path: The lock file, which is made if it is missing.
+
+    Raises:
+        InputError: The lock file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = open(path, "a+b")  # noqa: SIM115 - held until `close`
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror}): choose another place") from error
+
+    def take(self, start: int, stop: int, *, wait: bool = False, shared: bool = False) -> bool:
+        """Claim the rows start, ..., stop-1.
+
+        Args:
+            start: The first row.
+            stop: The row after the last.
+            wait: Wait for other processes to give the rows back.
+            shared: Let other processes share the claim; only a claim that is not shared excludes it.
+
+        Returns:
+            False if another process has claimed some of the rows.
+        """
+        if fcntl is None:
+            return True
+        kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        try:
+            fcntl.lockf(self._file, kind, stop - start, start)
+        except OSError as error:
+            # A disk without locks refuses in another way. It can serve one process at a time, so the claim holds.
+            return error.errno not in (errno.EACCES, errno.EAGAIN)
+        return True
+
+    def take_all(self) -> bool:
+        """Claim all rows and all steps; False if any other process takes part in the run."""
+        return self.take(0, MEMBER + 1)
+
+    def leave(self, start: int, stop: int) -> None:
+        """Give the rows start, ..., stop-1 back."""
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.lockf(self._file, fcntl.LOCK_UN, stop - start, start)
+
+    @contextlib.contextmanager
+    def waiting_for(self, byte: int) -> Iterator[None]:
+        """Hold one byte during the block, and wait for it if another process has it."""
+        self.take(byte, byte + 1, wait=True)
+        try:
+            yield
+        finally:
+            self.leave(byte, byte + 1)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._file.close()
+
+
+class SharedRun:
+    """A run over rows 0, ..., total-1 that several processes share; some of the rows may be done already.
+
+    `odeddim.storage.resumable.Run` and `odeddim.storage.outputs.Folder` are such runs: they say where rows that are
+    done lie. Use it as a context manager.
+
+    Args:
+        where: What the user named, for messages.
+        total: How many rows there are.
+        settings: What the run is, as JSON can hold it.
+        note: The file that records the settings.
+        lock: The lock file.
+
+    Attributes:
+        mark: What a file that is not HDF5 carries to show that it belongs to this run.
+
+    Raises:
+        InputError: The note records another run; the message names the settings that differ.
+    """
+
+    def __init__(self, where: Path, total: int, settings: Mapping[str, Any], note: Path, lock: Path) -> None:
+        self.total = total
+        self.settings = comparable(total, settings)
+        self.mark = mark_of(run_of(self.settings))
+        self._rank, self._ranks = rank()
+        self._note = note
+        self._claims = Claims(lock)
+        # Batches handed out and not done: the system does not tell a process about its own claims.
+        self._taken: set[tuple[int, int]] = set()
+        try:
+            with self._claims.waiting_for(SETUP):
+                self._settle(where)
+                self._claims.take(MEMBER, MEMBER + 1, shared=True)
+            self._check()
+        except BaseException:
+            self._claims.close()
+            raise
+
+    def _check(self) -> None:
+        """Refuse rows that count as done and are damaged, or belong to another run."""
+
+    def _settle(self, where: Path) -> None:
+        """Record the settings, or compare them with those on record. Only one process at a time does so."""
+        if not self._note.exists():
+            with replacing(self._note) as temporary:
+                temporary.write_text(json.dumps(self.settings, indent=1, ensure_ascii=False), encoding="utf-8")
+            return
+        try:
+            began = json.loads(self._note.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            began = None
+        if not isinstance(began, dict):
+            raise InputError(f"{self._note} is damaged: overwrite=True starts anew")
+        check_same(began, self.settings, f"{where} was begun")
+
+    def spans(self) -> list[tuple[int, int]]:
+        """The rows that are done, as rising spans (start, stop)."""
+        raise NotImplementedError
+
+    @property
+    def done(self) -> int:
+        """How many rows are done, by whichever process."""
+        return sum(stop - start for start, stop in self.spans())
+
+    def batches(self, size: int) -> Iterator[tuple[int, int]]:
+        """The batches (start, stop) that remain, each claimed for this process when it is handed out.
+
+        Several processes begin at different batches. A process whose own batches are done helps with the others.
+        """
+        some = True
+        while some:  # the next round finds what another process had claimed and did not finish
+            some = False
+            missing = list(cut(gaps(self.spans(), self.total), size))
+            mine = missing[self._rank :: self._ranks]
+            for start, stop in (*mine, *sorted(set(missing) - set(mine))):
+                if any(a < stop and start < b for a, b in tuple(self._taken)) or not self._claims.take(start, stop):
+                    continue
+                some = True
+                if self.is_done(start, stop):  # by another process, a moment ago
+                    self._claims.leave(start, stop)
+                else:
+                    self._taken.add((start, stop))
+                    yield start, stop
+
+    def is_done(self, start: int, stop: int) -> bool:
+        """Whether some of the rows start, ..., stop-1 are done. Where rows are done one by one: whether all are."""
+        return any(a < stop and start < b for a, b in self.spans())
+
+    def leave(self, start: int, stop: int) -> None:
+        """Give back a batch that `batches` has handed out."""
+        self._taken.discard((start, stop))
+        self._claims.leave(start, stop)
+
+    def __enter__(self: S) -> S:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._claims.close()
+
+
+def gaps(spans: Sequence[tuple[int, int]], total: int) -> Iterator[tuple[int, int]]:
+    """The spans of 0, ..., total-1 that rising spans leave free."""
+    at = 0
+    for start, stop in (*spans, (total, total)):
+        if at < start:
+            yield at, start
+        at = max(at, stop)
+
+
+def cut(spans: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """Spans cut into batches that begin at multiples of `size`, or where a span begins."""
+    for start, stop in spans:
+        while start < stop:
+            end = min((start // size + 1) * size, stop)
+            yield start, end
+            start = end
+
+
+def rank() -> tuple[int, int]:
+    """The number of this process and the number of processes, as torchrun sets them; (0, 1) without torchrun.
+
+    Raises:
+        InputError: RANK or WORLD_SIZE is not a number that torchrun would set.
+    """
+    if not all(os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")):
+        return 0, 1
+    here, processes = _count("RANK"), _count("WORLD_SIZE")
+    if here >= processes:
+        raise InputError(
+            f"the environment variable RANK is {here} and WORLD_SIZE is {processes}, but RANK counts from 0 to "
+            "WORLD_SIZE - 1: unset both, or start the processes with torchrun"
+        )
+    return here, processes
+
+
+def local_rank() -> int:
+    """The number of this process among those on this machine, as torchrun sets it; 0 without torchrun.
+
+    Raises:
+        InputError: LOCAL_RANK is not a number that torchrun would set.
+    """
+    return _count("LOCAL_RANK") if os.environ.get("LOCAL_RANK") else 0
+
+
+def _count(name: str) -> int:
+    """An environment variable that counts processes."""
+    value = os.environ[name]
+    if not (value.isascii() and value.isdecimal() and len(value) < 10):
+        raise InputError(
+            f"the environment variable {name} is {value[:40]!r}, which is not a number of processes: unset it, or "
+            "start the processes with torchrun"
+        )
+    return int(value)
+
+
+def begin_together(action: Callable[[], None]) -> None:
+    """Do something once for all processes of torchrun, before any of them continues.
+
+    Args:
+        action: What to do. The first process does it, and the others wait.
+
+    Raises:
+        InputError: From `action`, in every process; or the processes cannot reach each other.
+    """
+    here, ranks = rank()
+    if ranks == 1:
+        return action()
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        try:
+            torch.distributed.init_process_group("gloo")
+        except (RuntimeError, ValueError) as error:
+            raise InputError(
+                f"the {ranks} processes of torchrun cannot reach each other ({error!s:.100}): start them again"
+            ) from error
+        atexit.register(torch.distributed.destroy_process_group)
+    problem: list[str | None] = [None]
+    if here == 0:
+        try:
+            action()
+        except InputError as error:
+            problem = [str(error)]
+    torch.distributed.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise InputError(problem[0])
