@@ -35,7 +35,7 @@ _MOST_UNSAVED = 1 << 28  # numbers that are computed and not read, 1 GB: DiT's t
 
 
 def library(name: str) -> ModuleType:
-    """The package diffusers or transformers. Errors: InputError saying how to install it."""
+    """The package diffusers or transformers. Raises InputError, which says how to install it."""
     from importlib import import_module
 
     try:
@@ -45,17 +45,17 @@ def library(name: str) -> ModuleType:
 
 
 def config_of(folder: Path, name: str = CONFIG) -> dict[str, Any]:
-    """The settings in a folder's JSON file. Errors: InputError for a file that is missing or holds no settings."""
+    """The settings in a folder's JSON file. Raises InputError for a file that is missing or holds no settings."""
     return json_files.read(folder / name, "copy the whole folder of the pipeline")
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config decides what a network answers: all but who wrote it, with which version."""
+    """The settings that decide what a network answers: all but who wrote the file, with which version."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files of a part's weights: one, or the pieces that an index lists. Errors: InputError if there are none."""
+    """The files of a part's weights: one, or the pieces that an index lists. Raises InputError if there are none."""
     for name in WEIGHTS:
         if (folder / name).is_file():
             return [folder / name]
@@ -73,7 +73,7 @@ def _is_name(value: Any) -> bool:
 
 
 def state_of(files: Sequence[Path]) -> dict[str, Tensor]:
-    """The tensors in these files, by name. Errors: InputError for a file that holds anything else."""
+    """The tensors in these files, by name. Raises InputError for a file that holds anything else."""
     state: dict[str, Tensor] = {}
     for path in files:
         found = weights.read(path)
@@ -84,9 +84,13 @@ def state_of(files: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def made(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
-    """The module that `make` makes of the settings in a folder, with the weights there: float32, frozen, evaluating.
+    """The module that `make` makes of the settings in a folder, with the weights there.
 
-    Errors: InputError where the settings make no module, or the weights do not fit it.
+    Returns:
+        The module: float32, frozen, in evaluation mode.
+
+    Raises:
+        InputError: where the settings make no module, or the weights do not match it.
     """
     files = files_of(folder)
     state = state_of(files)
@@ -97,7 +101,9 @@ def made(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
         wanted = network.state_dict()
         unsaved = {name: part.numel() for name, part in network.named_buffers() if name not in wanted}
         if sum(unsaved.values()) > _MOST_UNSAVED:
-            raise InputError(f"{max(unsaved, key=unsaved.__getitem__)} would be larger than that of any network")
+            raise InputError(
+                f"{max(unsaved, key=unsaved.__getitem__)} would be larger than in any network: copy it again"
+            )
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from error
     known = {*wanted, *unsaved}
@@ -150,12 +156,12 @@ def check_sides(config: Mapping[str, Any], shape: Sequence[int], where: Path) ->
     levels = len(widths) if isinstance(widths, list) else 4  # the class's default
     if any(side % 2 ** (levels - 1) for side in shape[1:]):
         raise InputError(
-            f"{where / CONFIG}: images of {shape[1]}×{shape[2]} cannot be halved {levels - 1} times, as they are "
-            "between its levels (block_out_channels)"
+            f"{where / CONFIG}: images of {shape[1]}×{shape[2]} cannot be halved {levels - 1} times, as the network "
+            "does between its levels (block_out_channels): correct sample_size"
         )
 
 
 def size(network: nn.Module) -> str:
-    """How large a network is, for people: "859.5 M parameters"."""
+    """The size of a network in words: "859.5 M parameters"."""
     count = sum(parameter.numel() for parameter in network.parameters())
     return f"{count / 1e6:.1f} M parameters" if count >= 1e5 else f"{count} parameters"

@@ -1,6 +1,6 @@
-"""Networks made of files: whatever one of them raises when it is evaluated is a sentence that names its file.
+"""Networks read from files: an error that one of them raises when it is evaluated names its file.
 
-Not every setting that a network can be made with is one that it can run with, and not every program runs.
+A network can be made with settings that it cannot run with, and not every program runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from odeddim.types import InputError
 
 
 class Loaded(VectorField):
-    """The field of a network that was made of the file or folder `name`."""
+    """The field of a network that was read from the file or folder `name`."""
 
     def _network(self, x: Tensor, labels: Tensor, guided: bool) -> Tensor:
         with failures_of(self.name, x):
@@ -26,9 +26,9 @@ class Loaded(VectorField):
 
 @contextlib.contextmanager
 def failures_of(path: str | Path, x: Tensor) -> Iterator[None]:
-    """Within it, errors of the network at `path` on images x (B, C, H, W) are InputErrors.
+    """Within the block, errors of the network at `path` on images x (B, C, H, W) become InputErrors.
 
-    Those of too little memory stay as they are, for no file is to blame.
+    Errors of too little memory stay as they are, for they are no fault of the file.
     """
     try:
         yield

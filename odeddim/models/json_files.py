@@ -13,9 +13,14 @@ LARGEST = 1 << 26  # bytes: a schedule of a million α fits, and what would fill
 
 
 def read(path: Path, remedy: str = "check path and rights") -> dict[str, Any]:
-    """The settings in a file; remedy: what to do if it cannot be read.
+    """The settings in a file.
 
-    Errors: InputError for a file that is missing, no ordinary one, far too large, or no JSON of settings by name.
+    Args:
+        path: of the file.
+        remedy: what to do if it cannot be read, for the message.
+
+    Raises:
+        InputError: for a file that is missing, no ordinary file, far too large, or no JSON of settings by name.
     """
     try:
         found = json.loads(_text(path, remedy), parse_constant=_constant)
@@ -24,12 +29,12 @@ def read(path: Path, remedy: str = "check path and rights") -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable as JSON ({weights.line(error)}): copy it again") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} must hold settings by name, {{...}}, not {found!r:.50}")
+        raise InputError(f"{path} must hold settings by name, {{...}}, not {found!r:.50}: copy it again")
     return found
 
 
 def glance(path: Path) -> str:
-    """The text of such a file, to see whose it is; "" where `read` would find none."""
+    """The text of such a file, to see which software wrote it; "" where `read` would find none."""
     try:
         return _text(path, "")
     except (OSError, ValueError):  # InputError is one

@@ -70,9 +70,14 @@ class Program:
 def load_program(blob: bytes, device: torch.device, *, numbers: Container[int] = (0,)) -> Program:
     """The program in the bytes of a .pt2 or TorchScript file, on a device.
 
-    numbers: how many inputs (B,) it may take after its images (B, C, H, W).
-    Errors: InputError in words that go behind the file's name, for what is neither or might run code; anything else
-    that PyTorch raises on a damaged file.
+    Args:
+        blob: the contents of the file.
+        device: where the program runs.
+        numbers: how many inputs (B,) it may take after its images (B, C, H, W).
+
+    Raises:
+        InputError: in words that go behind the file's name, for a file that is neither, or that might run code.
+        Exception: anything else that PyTorch raises on a damaged file.
     """
     if not blob.startswith(b"PK"):
         kind = "is a pickle, which" if blob.startswith(b"\x80") else "is no program of PyTorch;"

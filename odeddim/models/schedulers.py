@@ -1,4 +1,4 @@
-"""diffusers' scheduler_config.json as what it says of the network: its schedule, its prediction, its labels.
+"""What diffusers' scheduler_config.json says of the network: its schedule, its prediction, its labels.
 
 Such a file describes a sampler (github.com/huggingface/diffusers, `schedulers/`), but it is also where a pipeline keeps
 what its network was trained on. That is all that is read: the spacing of a sampler's nodes, its order, and the shift of
@@ -81,7 +81,7 @@ FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 class Posed:
     """What a network was trained to do, as `VectorField` takes it.
 
-    found: for people, which scheduler and schedule. assumed: what the file does not say, in short phrases.
+    found: which scheduler and schedule, in words. assumed: what the file does not say, in short phrases.
     variances: whether the network predicts variances too; None where the file does not say.
     """
 
@@ -94,12 +94,12 @@ class Posed:
 
 
 def read(path: Path) -> Posed:
-    """What a scheduler_config.json says. Errors: InputError for what is unreadable, unknown or contradicts itself."""
+    """What a scheduler_config.json says. Raises InputError for one that is unreadable, unknown or contradictory."""
     return posed(json_files.read(path, "copy the whole folder of the pipeline"), path)
 
 
 def posed(config: Mapping[str, Any], where: Path) -> Posed:
-    """What these settings of a scheduler say; where: the file that they are from, for messages."""
+    """What these settings of a scheduler say. where: the file that they are from, for messages."""
     try:
         return _posed(config)
     except InputError as error:
@@ -137,7 +137,7 @@ def _posed(config: Mapping[str, Any]) -> Posed:
 
 
 class _Settings:
-    """A scheduler's settings by name; what the file lacks is the class's own default, and remembered."""
+    """A scheduler's settings by name. What the file does not say is the class's own default, which is noted."""
 
     def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         self.config, self.defaults = config, defaults
@@ -147,7 +147,7 @@ class _Settings:
         if key in self.config:
             return self.config[key]
         if key not in self.defaults:
-            raise InputError(f"it lacks {key}")
+            raise InputError(f"it has no {key}: copy it again")
         said = f"{key} {self.defaults[key]!r} (its class's default)"
         self.assumed += [] if said in self.assumed else [said]
         return self.defaults[key]

@@ -33,10 +33,17 @@ def place(path: Path) -> Path:
 
 
 def read(path: Path, known: Collection[str] = ()) -> dict[str, Any]:
-    """The settings beside a checkpoint, {} if there is no such file; `known`: keys besides the common ones.
+    """The settings beside a checkpoint.
 
-    `schedule` comes as a Schedule, `shape` as a tuple. Errors: InputError for an unreadable file, for unknown keys and
-    for values that none of the common ones can have.
+    Args:
+        path: of the checkpoint.
+        known: keys of the format, besides the common ones.
+
+    Returns:
+        The settings by name, `schedule` as a Schedule and `shape` as a tuple; {} if there is no such file.
+
+    Raises:
+        InputError: for an unreadable file, for unknown keys and for values that the common keys cannot have.
     """
     file = place(path)
     if not os.path.lexists(file):

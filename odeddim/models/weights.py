@@ -19,15 +19,20 @@ from torch import Tensor, nn
 from odeddim.types import InputError
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
-NAMED = 3  # of tensors that lack or are too many
+NAMED = 3  # of tensors that are missing or unexpected, in a message
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def size_of(path: Path, remedy: str = "check path and rights") -> int:
-    """How many bytes an ordinary file has. remedy: what to do if it cannot be read.
+    """How many bytes an ordinary file has.
 
-    Errors: InputError for a file that cannot be read, and for a pipe or a device, which might never end.
+    Args:
+        path: of the file.
+        remedy: what to do if it cannot be read, for the message.
+
+    Raises:
+        InputError: for a file that cannot be read, and for a pipe or a device, which might never end.
     """
     try:
         status = path.stat()
@@ -45,7 +50,8 @@ def size_of(path: Path, remedy: str = "check path and rights") -> int:
 def read(path: Path) -> Any:
     """What a weights file holds: safetensors as a dict, or what `torch.save` wrote, tensors and plain values only.
 
-    Errors: InputError for files that cannot be read, are damaged, or hold objects that only their own code can make.
+    Raises:
+        InputError: for files that cannot be read, are damaged, or hold objects that only their own code can make.
     """
     size_of(path)
     try:
@@ -74,9 +80,10 @@ def is_state(value: Any) -> bool:
 
 
 def described(make: Callable[[], Network]) -> Network:
-    """The network that `make` makes of settings, on the device "meta": nothing is reserved for what they only claim.
+    """The network that `make` makes of settings, on the device "meta": no memory is reserved for what they only claim.
 
-    Errors: InputError, in words that go behind the name of the settings' file.
+    Raises:
+        InputError: in words that go behind the name of the settings' file.
     """
     try:
         with torch.device("meta"):
@@ -95,36 +102,45 @@ def fit(
     spare: Sequence[str] = (),
     called: Mapping[str, str] | None = None,
 ) -> nn.Module:
-    """The network, made on the device "meta", with these weights: float32, frozen, in evaluation mode.
+    """Put weights into a network that was made on the device "meta".
 
-    spare: names that may be in the file and not in the network. called: what the file calls the network's tensors,
-    where it is something else. Errors: InputError naming what lacks, is too many or is not as it should be.
+    Args:
+        network: from `described`.
+        state: the weights by name.
+        path: of their file, for messages.
+        spare: names that may be in the file and not in the network.
+        called: what the file calls the network's tensors, where it calls them something else.
+
+    Returns:
+        The network: float32, frozen, in evaluation mode.
+
+    Raises:
+        InputError: naming the tensors that are missing, unexpected, of another shape or kind, or damaged.
     """
     called = called or {}
     wanted = network.state_dict()
-    lacks = [name for name in wanted if name not in state]
+    missing = [name for name in wanted if name not in state]
     extra = [name for name in state if name not in wanted and name not in spare]
-    if lacks or extra:
-        said = " and ".join([*(["lacks " + some(lacks)] if lacks else []), *(["has " + some(extra)] if extra else [])])
-        raise InputError(f"{path} does not fit the network that it should be ({said}): is it the right file?")
+    if missing or extra:
+        said = [f"{word} {some(names)}" for word, names in (("missing", missing), ("unexpected", extra)) if names]
+        raise InputError(f"{path} does not match the expected network ({'; '.join(said)}): is it the right file?")
     for name, has in wanted.items():
         its, tensor = called.get(name, name), state[name]
         if has.shape != tensor.shape:
             raise InputError(
-                f"{path} does not fit the network that it should be: {its} has the shape {tuple(tensor.shape)} "
-                f"where {tuple(has.shape)} is wanted"
+                f"{path} does not match the expected network: {its} has the shape {tuple(tensor.shape)}, not "
+                f"{tuple(has.shape)}"
             )
         if has.is_floating_point() != tensor.is_floating_point() or tensor.is_complex():
             raise InputError(
-                f"{path} does not fit the network that it should be: {its} holds {_kind(tensor)} where {_kind(has)} is "
-                "wanted"
+                f"{path} does not match the expected network: {its} holds {_kind(tensor)}, not {_kind(has)}"
             )
         if not _is_whole(tensor):
             raise InputError(f"{path} is damaged: it does not hold all of {its}: copy it again")
     for name in wanted:
         # In float32, which the network will have: the narrowest dtypes know no isfinite.
         if state[name].is_floating_point() and not bool(torch.isfinite(state[name].float()).all()):
-            raise InputError(f"{path} is damaged: {called.get(name, name)} holds NaN or infinite values")
+            raise InputError(f"{path} is damaged: {called.get(name, name)} holds NaN or infinite values: copy it again")
     network.to_empty(device="cpu").load_state_dict({name: state[name] for name in wanted})
     return network.float().eval().requires_grad_(False)
 
@@ -148,9 +164,12 @@ def some(names: Sequence[str]) -> str:
 
 
 def hash_of(*paths: Path, settings: Mapping[str, Any] | None = None) -> str:
-    """What latent files know a model by: the sha256 of the contents of files, one after the other, and of settings.
+    """The sha256 by which latent files know a model.
 
-    settings: what else decides what the network answers, as the number of heads, which no weights tell; JSON-able.
+    Args:
+        *paths: of files, whose contents are hashed one after the other.
+        settings: what else decides what the network answers and no weights tell, such as the number of heads;
+            JSON-able.
     """
     found = hashlib.sha256()
     if settings is not None:
@@ -163,5 +182,5 @@ def hash_of(*paths: Path, settings: Mapping[str, Any] | None = None) -> str:
 
 
 def line(error: BaseException) -> str:
-    """What a library said, in one line."""
+    """The message of an error, in one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -3,7 +3,7 @@
     ε = ε(x, t, none) + w·(ε(x, t, condition) - ε(x, t, none))        w = 1: the condition alone
 
 Both terms come from one batch of twice the images. w may hold on an interval of noise levels only (arXiv 2404.07724);
-outside it the condition stands alone and costs one evaluation, not two.
+outside the interval the network is evaluated under the condition alone, which costs one evaluation and not two.
 """
 
 from __future__ import annotations
@@ -20,13 +20,23 @@ from odeddim.ode.memo import Memo
 from odeddim.types import InputError
 
 Given = tuple[Tensor, ...]
-"""What the network takes after x and t, each with one row (1, *), to be repeated for the images of a batch."""
+"""What the network takes after x and t: tensors of one row, (1, *), which is repeated for the images of a batch."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition as it is written into files. label: a class; prompt, negative_prompt: texts; guidance: w of the
-    module's equation; interval: (σ from, σ to) where w holds, None for everywhere."""
+    """A condition as it is written into files.
+
+    Args:
+        label: a class.
+        prompt: a text.
+        negative_prompt: the text that guidance leads away from.
+        guidance: w of the module's equation; 1 is the condition alone.
+        interval: (σ from, σ to) where w holds; None for everywhere.
+
+    Raises:
+        InputError: for values that none of these can have.
+    """
 
     label: int | None = None
     prompt: str | None = None
@@ -36,25 +46,23 @@ class Condition:
 
     def __post_init__(self) -> None:
         if self.label is not None and not _is_whole(self.label):
-            raise InputError(f"a label is a whole number, not {self.label!r:.50}: one class for all images of a run")
+            raise InputError(f"label must be a whole number, one class for all images of a run, not {self.label!r:.50}")
         for name in ("prompt", "negative_prompt"):
             if not isinstance(getattr(self, name), (str, type(None))):
-                raise InputError(f"the {name} is a text, not {getattr(self, name)!r:.50}")
+                raise InputError(f"{name} must be a text, not {getattr(self, name)!r:.50}")
         if not _is_number(self.guidance) or not math.isfinite(self.guidance):
-            raise InputError(f"the guidance must be a finite number, not {self.guidance!r:.50}")
+            raise InputError(f"guidance must be a finite number, not {self.guidance!r:.50}")
         if self.interval is not None:
             two = isinstance(self.interval, (tuple, list)) and len(self.interval) == 2
             if not two or not all(map(_is_number, self.interval)) or not 0 <= self.interval[0] < self.interval[1]:
-                raise InputError(
-                    f"the guidance interval must be two noise levels 0 <= low < high, not {self.interval!r:.50}"
-                )
+                raise InputError(f"interval must be two noise levels 0 <= low < high, not {self.interval!r:.50}")
             if self.guidance == 1:
-                raise InputError("an interval is where guidance holds: give a guidance other than 1 with it")
+                raise InputError("interval says where guidance holds: give it with a guidance other than 1")
             object.__setattr__(self, "interval", (float(self.interval[0]), float(self.interval[1])))
 
     @property
     def words(self) -> str:
-        """For people: "class 3, guidance 2 for σ in 0.3 to 5"; "" for the bare network."""
+        """The condition in words: "class 3, guidance 2 for σ in 0.3 to 5"; "" for none."""
         words = [] if self.label is None else [f"class {self.label}"]
         words += [] if self.prompt is None else [f"prompt {self.prompt!r}"]
         words += [f"negative prompt {self.negative_prompt!r}"] if self.negative_prompt else []
@@ -63,7 +71,7 @@ class Condition:
         return ", ".join(words)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `Condition(**...)` needs to be this one, without what is at its default; JSON-able."""
+        """The arguments of `Condition` that differ from their defaults; JSON-able."""
         found = {name: getattr(self, name) for name in ("label", "prompt", "negative_prompt", "interval")}
         found = {name: value for name, value in found.items() if value is not None}
         if "interval" in found:
@@ -76,20 +84,26 @@ class Conditions(Protocol):
 
     @property
     def words(self) -> str:
-        """For people: what it can be told."""
+        """What the network can be told, in words."""
         ...
 
     def given(self, condition: Condition) -> tuple[Given, Given | None]:
-        """What the network takes for the condition and for none; the latter None if the network knows no none.
+        """What the network takes for the condition, and for no condition (None if it has no unconditional mode).
 
-        Errors: InputError where the condition is not one of this network's, or is needed and lacks.
+        Raises:
+            InputError: for a condition that the network cannot be given, and where it needs one and none is given.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Class labels 0..count-1; `null` is the label that stands for no class, if the network was trained with one."""
+    """Class labels.
+
+    Args:
+        count: of the classes; labels are 0..count-1.
+        null: the label that stands for no class, if the network was trained with one.
+    """
 
     count: int
     null: int | None = None
@@ -102,18 +116,18 @@ class Classes:
 
     @property
     def words(self) -> str:
-        """ "10 classes, 10 stands for none"."""
+        """The classes in words: "10 classes, 10 stands for none"."""
         return f"{self.count} classes" + ("" if self.null is None else f", {self.null} stands for none")
 
     def given(self, condition: Condition) -> tuple[Given, Given | None]:
-        """Labels (1,) int64."""
+        """The labels (1,) int64 of the condition and of no class."""
         if condition.prompt is not None or condition.negative_prompt is not None:
-            raise InputError(f"this model knows classes 0 to {self.count - 1} and no prompts: give a label")
+            raise InputError(f"this model takes classes 0 to {self.count - 1} and no prompts: give a label")
         label = self.null if condition.label is None else condition.label
         if label is None:
             raise InputError(f"this model needs a class: give a label from 0 to {self.count - 1}")
         if label != self.null and not 0 <= label < self.count:
-            raise InputError(f"this model knows classes 0 to {self.count - 1}, not {label}")
+            raise InputError(f"this model takes classes 0 to {self.count - 1}, not {label}")
         null = None if self.null is None else (torch.tensor([self.null]),)
         return (torch.tensor([label]),), null
 
@@ -127,14 +141,16 @@ def _is_number(value: Any) -> bool:
 
 
 def words_of(conditions: Conditions | None) -> str:
-    """What a network can be told, for people and for its hash: "" if nothing."""
+    """What a network can be told, in words and for its hash: "" for nothing."""
     return "" if conditions is None else conditions.words
 
 
 class Prompts:
-    """Texts, which `embed` turns into what the network takes: text -> tensors (1, *).
+    """Texts.
 
-    zeros: whether no text is all zeros to this network, and not the empty text. Whole numbers stay as they are.
+    Args:
+        embed: text -> what the network takes for it, tensors (1, *).
+        zeros: whether no text is all zeros to this network, and not the empty text. Whole numbers stay as they are.
     """
 
     def __init__(self, embed: Callable[[str], Given], *, zeros: bool = False) -> None:
@@ -143,15 +159,15 @@ class Prompts:
 
     @property
     def words(self) -> str:
-        """ "prompts", and what none is."""
+        """ "prompts", and what stands for none."""
         return "prompts, none is all zeros" if self._zeros else "prompts"
 
     def given(self, condition: Condition) -> tuple[Given, Given | None]:
-        """What the texts are to the network; none is the negative prompt, or no text."""
+        """What the network takes for the prompt, and for the negative prompt or no text."""
         if condition.label is not None:
-            raise InputError("this model knows prompts and no classes: give a prompt instead of a label")
+            raise InputError("this model takes prompts and no classes: give a prompt instead of a label")
         if condition.negative_prompt is not None and condition.guidance == 1:
-            raise InputError("a negative prompt is what guidance leads away from: give a guidance other than 1 with it")
+            raise InputError("negative_prompt is what guidance leads away from: give it with a guidance other than 1")
         return self._of(condition.prompt), self._of(condition.negative_prompt)
 
     def _of(self, text: str | None) -> Given:

@@ -198,7 +198,7 @@ def test_latents_find_a_model_of_ones_own(run, here: Path) -> None:  # type: ign
     assert "holds latents of the model" in err
     assert not Path("d.png").exists()
     for broken, words in (
-        ({}, "lacks"),
+        ({}, "has no schedule"),
         ({"schedule": {"name": "linea"}}, "linear"),
         ({"architecture": {"x": 1}}, "U-Net"),
     ):

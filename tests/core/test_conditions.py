@@ -107,7 +107,7 @@ def test_without_a_label_it_is_the_one_for_none(here: Path) -> None:
         (["--guidance-interval", "1"], "LOW,HIGH"),
         (["--guidance-interval", "5,1"], "below the second"),
         (["--guidance-interval", "nan,1"], "below the second"),
-        (["--guidance-interval", "1,2"], "give a guidance"),
+        (["--guidance-interval", "1,2"], "guidance other than 1"),
     ],
 )
 def test_bad_conditions_are_one_sentence(here: Path, tmp_path: Path, told: list[str], words: str) -> None:
@@ -220,7 +220,7 @@ def test_fields_of_one_network_move_together_and_count_apart() -> None:
         ({"guidance": 2, "interval": (0, 1, 2)}, "two noise levels"),
         ({"guidance": 2, "interval": (2, 1)}, "two noise levels"),
         ({"guidance": 2, "interval": 3}, "two noise levels"),
-        ({"interval": (1, 2)}, "give a guidance"),
+        ({"interval": (1, 2)}, "guidance other than 1"),
     ],
 )
 def test_wrong_conditions_are_refused(condition: dict[str, object], words: str) -> None:

@@ -291,18 +291,18 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     state = drawn()
     path = tmp_path / "model.ckpt"
     strange: dict[str, tuple[dict[str, Tensor], str]] = {
-        "lacks": ({name: p for name, p in state.items() if name != "mid.attn_1.q.bias"}, "lacks mid.attn_1.q.bias"),
-        "extra": ({**state, "label_emb.weight": torch.ones(10, 128)}, "has label_emb.weight"),
+        "lacks": ({name: p for name, p in state.items() if name != "mid.attn_1.q.bias"}, "missing mid.attn_1.q.bias"),
+        "extra": ({**state, "label_emb.weight": torch.ones(10, 128)}, "unexpected label_emb.weight"),
         "shape": ({**state, "temb.dense.1.weight": torch.ones(3, 128)}, "temb.dense.1.weight has the shape (3, 128)"),
         "no input": ({n: p for n, p in state.items() if n != "conv_in.weight"}, "no convolution conv_in.weight"),
         "flat": ({**state, "conv_in.weight": torch.ones(32)}, "no convolution conv_in.weight"),
         "outputs": ({**state, "conv_out.weight": torch.ones(5, 32, 3, 3)}, "gives 5 channels for images of 3"),
         "widths": ({**state, "down.1.block.0.conv2.weight": torch.ones(48, 48, 3, 3)}, "no multiples of 32"),
-        "levels": ({**state, "down.999.block.0.conv2.weight": torch.ones(32, 32, 3, 3)}, "lacks levels"),
+        "levels": ({**state, "down.999.block.0.conv2.weight": torch.ones(32, 32, 3, 3)}, "misses levels"),
         "narrow": (drawn(channels=16, groups=16), "groups must divide its 16 channels"),
         "half resampled": (
             {n: p for n, p in state.items() if n != "up.1.upsample.conv.bias"},
-            "lacks up.1.upsample.conv.bias",
+            "missing up.1.upsample.conv.bias",
         ),
         "endless": (
             {**state, "conv_in.weight": torch.ones(1).expand(2**40, 3, 3, 3)}
@@ -333,7 +333,7 @@ def test_what_is_said_wrongly(tmp_path: Path) -> None:
     for said, words in (
         ('{"weights": "ema"}', "one set of weights"),
         ('{"weights": "best"}', "choice of weights"),
-        ('{"classes": 10}', "knows no classes"),
+        ('{"classes": 10}', "has no classes: leave classes out"),
         ('{"shape": [1, 32, 32]}', "shape must be [3, HEIGHT, WIDTH]"),
         ('{"shape": [3, 33, 32]}', "divisible by 2"),
         ('{"shape": [3, 32]}', "shape must be"),

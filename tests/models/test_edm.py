@@ -325,7 +325,7 @@ def test_what_is_no_network_is_one_sentence(code: ModuleType, tmp_path: Path) ->
         net = make(code)
         setattr(net, name, value)
         refused({"ema": net}, f"its {name} is")
-    refused({"ema": make(code, sigma_min=90)}, "no network of EDM: it says noise levels σ from 90.* to 80")
+    refused({"ema": make(code, sigma_min=90)}, "no network of EDM, for its noise levels σ go from 90.* to 80")
     whole = pickle.dumps({"ema": make(code)})
     for size in (0, 1, len(whole) // 3, len(whole) - 1):
         path = tmp_path / "cut.pkl"

@@ -357,7 +357,7 @@ def test_dit_with_classes_none_and_learned_variances(tmp_path: Path) -> None:
         told = field.conditioned(207, guidance=guidance)
         ours = odeddim.solve(x_T, "euler", model=told, grid=nodes_of(field, pipeline, 0.0))
         assert off((ours / 2 + 0.5).clamp(0, 1), torch.as_tensor(theirs)) < 1e-5
-    with pytest.raises(InputError, match="knows classes 0 to 999, not 1001"):
+    with pytest.raises(InputError, match="takes classes 0 to 999, not 1001"):
         field.conditioned(1001)
     # As its published files have it: another name, and settings that its class does not know.
     where = tmp_path / "model"
@@ -624,15 +624,15 @@ def damaged(copy: Path, says: str, *names: str) -> None:
 @pytest.mark.parametrize(
     ("part", "says"),
     [
-        ("tokenizer", "lacks tokenizer, which its network needs"),
-        ("text_encoder", "lacks text_encoder, which its network needs"),
+        ("tokenizer", "has no tokenizer, which its network needs"),
+        ("text_encoder", "has no text_encoder, which its network needs"),
         ("vae", "cannot be read .*copy the whole folder"),
         ("unet", "cannot be read .*copy the whole folder"),
         ("scheduler", r"scheduler_config.json cannot be read \(No such file or directory\): copy the whole folder"),
         ("unet/config.json", "config.json cannot be read"),
         ("unet/diffusion_pytorch_model.safetensors", "holds no weights"),
         ("vae/diffusion_pytorch_model.safetensors", "holds no weights"),
-        ("tokenizer/tokenizer.json", "lacks its vocabulary"),
+        ("tokenizer/tokenizer.json", "has no vocabulary"),
     ],
 )
 def test_missing_parts(copy: Path, part: str, says: str) -> None:
@@ -659,8 +659,8 @@ def test_tensors_that_do_not_fit(copy: Path, part: str) -> None:
     name = sorted(name for name in state if state[name].ndim == 2 or name.endswith("bias"))[0]
     without = {key: value for key, value in state.items() if key != name}
     for tensors, says in (
-        (without, "lacks"),
-        ({**state, "surplus": torch.zeros(1)}, "has surplus"),
+        (without, "missing"),
+        ({**state, "surplus": torch.zeros(1)}, "unexpected surplus"),
         ({**without, name: torch.zeros(3, 5)}, r"the shape \(3, 5\)"),
         ({**without, name: state[name] * torch.nan}, "NaN"),
     ):
@@ -683,10 +683,10 @@ def test_json_that_is_none(copy: Path, name: str) -> None:
         ("model_index.json", {"unet": ["diffusers", "KandinskyUNet"]}, "names a KandinskyUNet as its unet: odeddim re"),
         ("model_index.json", {"unet": [None, None]}, "names no network"),
         ("model_index.json", {"unet": ["diffusers", "UNet2DModel"]}, "describes a UNet2DConditionModel, but"),
-        ("model_index.json", {"tokenizer": [None, None]}, "lacks tokenizer"),
+        ("model_index.json", {"tokenizer": [None, None]}, "has no tokenizer"),
         ("model_index.json", {"text_encoder": ["transformers", "BertModel"]}, "names a BertModel as its text_encoder"),
         ("tokenizer/tokenizer.json", {"model": 3}, "holds no readable tokenizer"),
-        ("text_encoder/config.json", {"vocab_size": 55}, "does not fit"),
+        ("text_encoder/config.json", {"vocab_size": 55}, "does not match the expected network"),
         ("model_index.json", {"tokenizer": ["my", "Own"]}, "names a Own as its tokenizer"),
         ("unet/config.json", {"in_channels": 9}, "it is also told an image or a mask"),
         ("unet/config.json", {"sample_size": None}, "must say in_channels and sample_size"),
@@ -701,7 +701,7 @@ def test_json_that_is_none(copy: Path, name: str) -> None:
         ("unet/config.json", {"block_out_channels": [8] * 10**4}, "10000 layers are more"),
         ("vae/config.json", {"layers_per_block": 10**6}, "1000000 layers are more"),
         ("text_encoder/config.json", {"num_hidden_layers": 10**6}, "1000000 layers are more"),
-        ("vae/config.json", {"latent_channels": 5}, "does not fit"),
+        ("vae/config.json", {"latent_channels": 5}, "does not match the expected network"),
         ("text_encoder/config.json", {"hidden_size": "wide"}, "describes no network"),
         ("scheduler/scheduler_config.json", {"prediction_type": "guess"}, "prediction_type"),
     ],
@@ -724,7 +724,7 @@ def test_a_dit_of_a_million_layers_or_of_endless_images(tmp_path: Path) -> None:
     whole = config.read_text()
     for changes, says in (
         ({"num_layers": 10**6}, "1000000 layers are more than"),
-        ({"sample_size": 20000}, "pos_embed.pos_embed would be larger than that of any network"),
+        ({"sample_size": 20000}, "pos_embed.pos_embed would be larger than in any network"),
     ):
         edited(config, **changes)
         damaged(tmp_path / "model", says, "transformer/config.json")
@@ -757,7 +757,7 @@ def test_a_tokenizer_in_its_older_files(copy: Path, sd: tuple[Path, Any, VectorF
     ours, theirs = (it.conditioned(prompt="a cat")(sigma, noise() * scale) for it in (odeddim.load(copy), sd[2]))
     assert torch.equal(ours, theirs)
     (copy / "tokenizer" / "merges.txt").unlink()
-    damaged(copy, "lacks its vocabulary", "tokenizer")
+    damaged(copy, "has no vocabulary", "tokenizer")
 
 
 def test_a_tokenizer_of_another_encoder(copy: Path) -> None:

@@ -50,11 +50,11 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> VectorField:
-    """The network of such a file with its EMA weights, if it has them. Errors: InputError, see the module."""
+    """The network of such a file, with its EMA weights if it has them. Raises InputError for what it cannot use."""
     said = beside.read(path, ("weights",))
     for key in ("classes", "null"):
         if key in said:
-            raise InputError(f"{beside.place(path)}: {key} has no meaning for DDIM's network, which knows no classes")
+            raise InputError(f"{beside.place(path)}: DDIM's network has no classes: leave {key} out")
     which, state = _chosen(weights.read(path), said.get("weights"), path)
     shape, settings = architecture(state, path, said.get("shape"))
     try:
@@ -86,25 +86,36 @@ def read(path: Path) -> VectorField:
 def architecture(
     state: Mapping[str, Tensor], path: Path, shape: tuple[int, ...] | None = None
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """(C, H, W) of the images and the settings of the `UNet` whose weights these are, from names and shapes.
+    """The settings of the `UNet` whose weights these are, from names and shapes.
 
-    shape: of the images, if it is known; else they are so large that the network attends at 16×16.
-    Errors: InputError for weights of another network, and where the shape is needed.
+    Args:
+        state: the weights by name.
+        path: of their file, for messages.
+        shape: (C, H, W) of the images, if it is known. Default: such that the network attends at 16×16.
+
+    Returns:
+        (C, H, W) of the images, and the settings.
+
+    Raises:
+        InputError: for weights of another network, and where the shape is needed.
     """
     found = [re.match(r"down\.(\d{1,3})\.(block|attn)\.(\d{1,3})\.", name) for name in state]
     places = {(int(one[1]), one[2], int(one[3])) for one in found if one}
     levels = 1 + max((level for level, _, _ in places), default=0)
     if len(places) < levels:  # fewer tensors than levels, which would be made for nothing
-        raise InputError(f"{path} lacks levels of DDIM's U-Net, of which its names speak: is it the right file?")
+        raise InputError(f"{path} misses levels of DDIM's U-Net that its names mention: is it the right file?")
     outer = [_size(state, f"down.{level}.block.0.conv2.weight", 0, path) for level in range(levels)]
     channels, in_channels = (_size(state, "conv_in.weight", side, path) for side in (0, 1))
     out_channels = _size(state, "conv_out.weight", 0, path)
     if out_channels not in (in_channels, 2 * in_channels):
         raise InputError(
-            f"{path} gives {out_channels} channels for images of {in_channels}: neither ε nor ε and variances"
+            f"{path} gives {out_channels} channels for images of {in_channels}, neither ε nor ε and "
+            "variances: is it the right file?"
         )
     if any(width % channels for width in outer):
-        raise InputError(f"{path} is not DDIM's U-Net: its widths {outer} are no multiples of {channels}")
+        raise InputError(
+            f"{path} is not DDIM's U-Net, for its widths {outer} are no multiples of {channels}: is it the right file?"
+        )
     attends = sorted({level for level, kind, _ in places if kind == "attn"})
     if shape is None:
         if len(attends) != 1:
@@ -134,7 +145,7 @@ def architecture(
 
 
 def _chosen(held: Any, wanted: Any, path: Path) -> tuple[str, dict[str, Tensor]]:
-    """Which weights are taken, "ema", "raw" or "as saved", and they by the names of the network."""
+    """Which weights are taken ("ema", "raw" or "as saved"), and these weights by the names of the network."""
     if wanted is not None:
         try:
             pick(str(wanted), ("ema", "raw"), "choice of weights")
@@ -151,7 +162,10 @@ def _chosen(held: Any, wanted: Any, path: Path) -> tuple[str, dict[str, Tensor]]
             raise InputError(f'{path} holds one set of weights: leave "weights" out of {beside.place(path)}')
         which, state = "as saved", held
     else:
-        raise InputError(f"{path} is neither a state dict nor a list that begins with one, as DDIM's training writes")
+        raise InputError(
+            f"{path} is neither a state dict nor a list that begins with one, as DDIM's training writes: "
+            "save its state dict"
+        )
     return which, {name.removeprefix(PARALLEL): tensor for name, tensor in state.items()}
 
 

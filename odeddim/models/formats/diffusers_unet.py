@@ -65,7 +65,7 @@ _OWN_LATER = {
     "time_embedding_dim": None,
     "upsample_type": "conv",
 }
-"""More of them, which files older than these settings lack: what they mean is then diffusers' default, this."""
+"""More of them, which older files do not have: they then mean diffusers' defaults, these."""
 
 _BUILT_FROM = (
     *("block_out_channels", "down_block_types", "dropout", "in_channels", "layers_per_block", "norm_eps"),
@@ -107,7 +107,7 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> VectorField:
-    """The model of such a folder. Errors: InputError for parts that lack, are damaged, contradict or are not known."""
+    """The model of such a folder. Raises InputError for parts that are missing, damaged, contradictory or unknown."""
     folder = _folder(path)
     if os.path.lexists(folder / INDEX):
         components.config_of(folder, INDEX)  # damaged, it would have named other parts
@@ -118,9 +118,7 @@ def read(path: Path) -> VectorField:
     if any((where.parent / codec).is_dir() for codec in _CODECS):
         raise InputError(f"{where} is the network of a latent model: give the whole pipeline, {where.parent}")
     if not _within(config.get("layers_per_block", 2)) or not _within(config.get("block_out_channels", [])):
-        raise InputError(
-            f"{where / CONFIG} asks for more than {MOST} layers or levels, which no network has: copy it again"
-        )
+        raise InputError(f"{where / CONFIG} asks for more than {MOST} layers or levels: copy it again")
     said = beside.read(folder / SAID)
     posed = _posed(folder, where, said)
     shape = _shape(config, where, said, folder)
@@ -152,7 +150,7 @@ def read(path: Path) -> VectorField:
 
 
 def _within(value: Any) -> bool:
-    """Whether a number, or the length of a list, is none that would be made for nothing."""
+    """Whether a number of layers, or the length of a list of them, is one that a network can have."""
     return not (isinstance(value, int) and value > MOST) and not (isinstance(value, list) and len(value) > MOST)
 
 
@@ -200,7 +198,10 @@ def _variances(config: Mapping[str, Any], posed: Posed, where: Path) -> bool:
     """Whether the network predicts variances too, as its channels and its scheduler say alike."""
     inner, outer = config.get("in_channels", 3), config.get("out_channels", 3)
     if outer not in (inner, 2 * inner):
-        raise InputError(f"{where / CONFIG}: {outer!r:.20} channels from images of {inner} are no ε, x0 or v of them")
+        raise InputError(
+            f"{where / CONFIG}: {outer!r:.20} channels for images of {inner} are neither ε, x0 or v nor "
+            "these and variances"
+        )
     learned: bool = outer == 2 * inner
     if posed.variances not in (None, learned):
         told = "learned" if posed.variances else "fixed"
@@ -223,7 +224,7 @@ def _classes(config: Mapping[str, Any], where: Path, said: Mapping[str, Any], fo
                 f'{where / CONFIG} does not say how many classes: add {folder / SAID} with {{"classes": N}}'
             )
         if null is not None:
-            raise InputError(f"{folder / SAID}: null has no meaning for a network that knows no classes")
+            raise InputError(f"{folder / SAID}: the network has no classes: leave null out")
         return None
     if kind is None and (known is None or not all(0 <= one < known for one in (count - 1, null or 0))):
         raise InputError(
@@ -263,7 +264,7 @@ def _own(config: Mapping[str, Any], shape: tuple[int, int, int]) -> dict[str, An
             "eps": config["norm_eps"],
         }
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError):
-        return None  # diffusers has defaults for what lacks, and words for what is wrong
+        return None  # diffusers has defaults for what is missing, and messages for what is wrong
     return settings if ours and settings["groups"] is not None else None
 
 
@@ -271,7 +272,7 @@ def _made(config: Mapping[str, Any], where: Path) -> nn.Module:
     """The network as diffusers makes it."""
     kind = config.get("time_embedding_type", "positional")
     if kind != "positional":
-        raise InputError(f"{where / CONFIG}: its network knows labels as {kind!r:.50}, which odeddim cannot give it")
+        raise InputError(f"{where / CONFIG}: its network takes labels as {kind!r:.50}, which odeddim cannot give it")
     make = components.library("diffusers").UNet2DModel.from_config
     return components.made(lambda: make(config), where)
 
@@ -291,7 +292,7 @@ def _converted(settings: Mapping[str, Any], where: Path) -> UNet:
     called = {ours.get(its, its): its for its in state}
     found = {name: state[its] for name, its in called.items()}
     if lacks := [its for name, its in theirs.items() if name not in found]:
-        raise InputError(f"{place} does not fit {where / CONFIG}: it lacks {weights.some(lacks)}; copy both again")
+        raise InputError(f"{place} does not match {where / CONFIG} (missing {weights.some(lacks)}): copy both again")
     for name, tensor in wanted.items():
         if tensor.ndim == 4 and found[name].ndim == 2:  # attention's linear layers are 1×1 convolutions here
             found[name] = found[name][:, :, None, None]

@@ -40,7 +40,9 @@ def read(path: Path) -> VectorField:
     channels, size, classes = (_number(network, name, path) for name in ("img_channels", "img_resolution", "label_dim"))
     schedule = _schedule(network, path)
     if channels < 1 or size < 1:
-        raise InputError(f"{path} holds no network of EDM: it says images of {channels}×{size}×{size}")
+        raise InputError(
+            f"{path} holds no network of EDM, for its images would be {channels}×{size}×{size}: is it the right file?"
+        )
     network.eval().requires_grad_(False).float()
     network.use_fp16 = False  # EDM's samplers use float16 on GPUs, which an inversion does not survive
     # Without dropout of labels in training, a row of zeros is nothing that the network knows.
@@ -115,7 +117,9 @@ def _schedule(network: nn.Module, path: Path) -> Schedule:
     low, high = _level(network, "sigma_min", path), _level(network, "sigma_max", path)
     low, high = low or EDM_RANGE[0], EDM_RANGE[1] if high == math.inf else high
     if not 0 < low < high:
-        raise InputError(f"{path} holds no network of EDM: it says noise levels σ from {low} to {high}")
+        raise InputError(
+            f"{path} holds no network of EDM, for its noise levels σ go from {low} to {high}: is it the right file?"
+        )
     return Schedule.edm(sigma_min=low, sigma_max=high)
 
 
@@ -123,7 +127,8 @@ def _number(network: nn.Module, name: str, path: Path) -> int:
     value = getattr(network, name, None)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InputError(
-            f"{path} holds a {type(network).__name__}, which is no network of EDM: its {name} is {value!r:.50}"
+            f"{path} holds a {type(network).__name__}, which is no network of EDM, for its {name} is "
+            f"{value!r:.50}: is it the right file?"
         )
     return value
 
@@ -134,6 +139,7 @@ def _level(network: nn.Module, name: str, path: Path) -> float:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         raise InputError(
-            f"{path} holds a {type(network).__name__}, which is no network of EDM: its {name} is {value!r:.50}"
+            f"{path} holds a {type(network).__name__}, which is no network of EDM, for its {name} is "
+            f"{value!r:.50}: is it the right file?"
         )
     return float(value)

@@ -116,7 +116,8 @@ class Exported(nn.Module):
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Exported:  # type: ignore[override]
         """This program, read again for another device; its dtype is a part of it.
 
-        Errors: InputError for another dtype, and for a device that it cannot be moved to.
+        Raises:
+            InputError: for another dtype, and for a device that it cannot be moved to.
         """
         own = self._dtypes[0] if self._dtypes else None
         if dtype not in (None, own):

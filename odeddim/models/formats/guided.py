@@ -26,6 +26,7 @@ from odeddim.models import components, weights
 from odeddim.models import sidecar as beside
 from odeddim.models.guarded import Loaded
 from odeddim.models.networks.adm import ADM, Resampling
+from odeddim.models.published import PUBLISHED
 from odeddim.ode.adapted import Adapted
 from odeddim.ode.conditions import Classes, words_of
 from odeddim.ode.field import VectorField
@@ -80,92 +81,6 @@ _OF_TRAINING = (
 """Flags that change nothing here: respacing chooses nodes, and nodes are chosen by `grid` and `steps`."""
 _OF_GUIDED = ("num_head_channels", "resblock_updown", "channel_mult", "use_new_attention_order")
 """Flags that improved-diffusion does not have."""
-
-_COMMON = {"learn_sigma": True, "predict_xstart": False}
-_GUIDED = {
-    **_COMMON,
-    "diffusion_steps": 1000,
-    "num_res_blocks": 2,
-    "attention_resolutions": "32,16,8",
-    "use_scale_shift_norm": True,
-    "resblock_updown": True,
-    "use_new_attention_order": False,
-    "rescale_timesteps": False,
-}
-_GUIDED_256 = {
-    **_GUIDED,
-    "image_size": 256,
-    "num_channels": 256,
-    "num_head_channels": 64,
-    "noise_schedule": "linear",
-    "class_cond": False,
-}
-_IMPROVED = {
-    **_COMMON,
-    "diffusion_steps": 4000,
-    "noise_schedule": "cosine",
-    "num_channels": 128,
-    "num_res_blocks": 3,
-    "num_heads": 4,
-    "attention_resolutions": "16,8",
-    "class_cond": False,
-    "use_scale_shift_norm": True,
-    "use_new_attention_order": False,
-    "rescale_timesteps": True,
-}
-_CIFAR10 = {**_IMPROVED, "image_size": 32}
-_IMAGENET64 = {**_IMPROVED, "image_size": 64}
-_LSUN = {
-    **_IMPROVED,
-    "image_size": 256,
-    "diffusion_steps": 1000,
-    "noise_schedule": "linear",
-    "num_res_blocks": 2,
-    "num_heads": 1,
-    "attention_resolutions": "16",
-    "use_scale_shift_norm": False,
-    "rescale_timesteps": False,
-}
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "64x64_diffusion.pt": {
-        **_GUIDED,
-        "image_size": 64,
-        "num_channels": 192,
-        "num_res_blocks": 3,
-        "num_head_channels": 64,
-        "use_new_attention_order": True,
-        "noise_schedule": "cosine",
-        "class_cond": True,
-    },
-    "128x128_diffusion.pt": {
-        **_GUIDED,
-        "image_size": 128,
-        "num_channels": 256,
-        "num_heads": 4,
-        "noise_schedule": "linear",
-        "class_cond": True,
-    },
-    "256x256_diffusion.pt": {**_GUIDED_256, "class_cond": True},
-    "256x256_diffusion_uncond.pt": _GUIDED_256,
-    "512x512_diffusion.pt": {**_GUIDED_256, "image_size": 512, "class_cond": True},
-    "lsun_bedroom.pt": _GUIDED_256,
-    "lsun_cat.pt": _GUIDED_256,
-    "lsun_horse.pt": _GUIDED_256,
-    "lsun_horse_nodropout.pt": _GUIDED_256,
-    "cifar10_uncond_50M_500K.pt": _CIFAR10,
-    "cifar10_uncond_vlb_50M_500K.pt": _CIFAR10,
-    "imagenet64_uncond_100M_1500K.pt": _IMAGENET64,
-    "imagenet64_uncond_vlb_100M_1500K.pt": _IMAGENET64,
-    "imagenet64_cond_270M_250K.pt": {
-        **_IMAGENET64,
-        "num_channels": 192,
-        "class_cond": True,
-        "rescale_timesteps": False,
-    },
-    "lsun_uncond_100M_1200K_bs128.pt": _LSUN,
-    "lsun_uncond_100M_2400K_bs64.pt": _LSUN,
-}
-"""The flags of the READMEs of guided-diffusion and improved-diffusion, by the names of the files offered there."""
 
 
 def matches(path: Path) -> bool:
@@ -232,7 +147,9 @@ def read(path: Path) -> VectorField:
 def _architecture(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     """The arguments of `ADM` that names and shapes tell."""
     if not any(name.startswith("output_blocks.") for name in state):
-        raise InputError(f"{path} is a classifier (it has no output_blocks), not a diffusion model")
+        raise InputError(
+            f"{path} is a classifier (it has no output_blocks), not a diffusion model: give the model that goes with it"
+        )
     if any(".transformer_blocks." in name for name in state):
         raise InputError(
             f"{path} is a text-conditioned U-Net, which guided-diffusion's is not: load its whole pipeline"
@@ -251,11 +168,14 @@ def _architecture(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         widths = [state[f"{first}.0.in_layers.2.weight"].shape[0] for first in firsts]
         told = state["input_blocks.1.0.emb_layers.1.weight"].shape[0]
     except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"{path} is no whole U-Net of guided-diffusion (it lacks {error}): copy it again") from error
+        raise InputError(f"{path} is no whole U-Net of guided-diffusion (missing {error}): copy it again") from error
     if in_channels == 6:
         raise InputError(f"{path} is an upsampler (it takes 6 channels, 3 of them a small image): it has no latents")
     if out_channels not in (in_channels, 2 * in_channels):
-        raise InputError(f"{path} takes {in_channels} channels and gives {out_channels}: it is no diffusion model")
+        raise InputError(
+            f"{path} takes {in_channels} channels and gives {out_channels}, as no diffusion model does: "
+            "is it the right file?"
+        )
     label_emb = state.get("label_emb.weight")
     return {
         "in_channels": in_channels,
@@ -360,7 +280,7 @@ def _shape(flags: dict[str, Any], read_off: dict[str, Any]) -> tuple[int, int, i
     shape = flags.get("shape") or (channels, flags["image_size"], flags["image_size"])
     if len(shape) != 3 or shape[0] != channels or any(size < 1 or size % factor for size in shape[1:]):
         has = "×".join(map(str, shape))
-        raise InputError(f"images of {has} do not fit the weights ({channels} channels, sizes divisible by {factor})")
+        raise InputError(f"images of {has} do not match the weights ({channels} channels, sizes divisible by {factor})")
     return channels, shape[1], shape[2]
 
 

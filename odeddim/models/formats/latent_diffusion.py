@@ -47,7 +47,7 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> VectorField:
-    """The model of a pipeline's folder. Errors: InputError for parts that are missing, damaged, or not known here."""
+    """The model of a pipeline's folder. Raises InputError for parts that are missing, damaged or unknown."""
     folder = path.parent if path.name == INDEX else path
     index = config_of(folder, INDEX)
     where = folder / next((part for part in ("unet", "transformer") if has(index, part)), "unet")

@@ -32,16 +32,18 @@ def describe(path: Path) -> dict[str, Any]:
     try:
         description = json_files.read(config, "copy the whole folder")
         if description["format"] != FORMAT:
-            raise InputError(f"{config} describes {description['format']!r}, not {FORMAT!r}")
+            raise InputError(f"{config} describes {description['format']!r}, not {FORMAT!r}: copy the whole folder")
         if int(description["version"]) > VERSION:
             raise InputError(f"{config} was written by a newer odeddim (version {description['version']}): upgrade")
         missing = {"architecture", "schedule", "predicts"} - set(description)
         if missing:
-            raise InputError(f"{config} lacks {', '.join(sorted(missing))}: write it again with `odeddim train`")
+            raise InputError(f"{config} has no {', '.join(sorted(missing))}: write it again with `odeddim train`")
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(f"{config} is not a readable model description: {error!r:.300}") from error
+        raise InputError(
+            f"{config} is not a readable model description ({error!r:.300}): copy the whole folder"
+        ) from error
     return description
 
 
@@ -69,16 +71,20 @@ def read(path: Path) -> VectorField:
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {_line(error)}") from error
     except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
-        raise InputError(f"{folder / CONFIG} describes no U-Net of ours: {_line(error)}") from error
+        raise InputError(
+            f"{folder / CONFIG} describes no U-Net of odeddim ({_line(error)}): copy the whole folder"
+        ) from error
     try:
         wanted = sum(parameter.numel() for parameter in network.parameters())
         if wanted != sum(tensor.numel() for tensor in tensors.values()):
-            raise RuntimeError(f"that has {wanted} parameters")
+            raise RuntimeError(f"which has {wanted} parameters")
         if not all(tensor.is_floating_point() for tensor in tensors.values()):
-            raise RuntimeError("it holds numbers of other kinds than floating point")
+            raise RuntimeError("its numbers are not all floating point")
         network.to_empty(device="cpu").load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(f"{weights} does not fit the architecture in {CONFIG}: {_line(error)}") from error
+        raise InputError(
+            f"{weights} does not match the architecture in {CONFIG} ({_line(error)}): copy both again"
+        ) from error
     network.eval().requires_grad_(False)
     size = network.config["image_size"]
     try:
@@ -99,17 +105,19 @@ def read(path: Path) -> VectorField:
 
 
 def _untold(config: dict[str, Any]) -> bytes:
-    """What of the architecture the shapes of weights do not tell, where it is not as usual: it makes another model."""
+    """Unusual settings of the architecture that the shapes of weights do not tell: they make another model."""
     return json.dumps({key: config[key] for key in ("eps", "groups") if key in config}).encode().removeprefix(b"{}")
 
 
 def _check_size(architecture: Any, tensors: int) -> None:
-    """Raise an InputError if there are fewer tensors than blocks, which would be made for nothing."""
+    """Raise an InputError if there are fewer tensors than blocks, before the blocks are made for nothing."""
     blocks, levels = architecture.get("blocks", 1), architecture.get("multipliers", (1,))
     if isinstance(blocks, int) and blocks * max(len(levels), 1) > tensors:
-        raise InputError(f"{blocks} blocks on {len(levels)} levels are more than its weights can fill")
+        raise InputError(
+            f"{blocks} blocks on {len(levels)} levels are more than its weights can fill: copy the whole folder"
+        )
 
 
 def _line(error: Exception) -> str:
-    """What a library said, in one line."""
+    """The message of a library, in one line."""
     return " ".join(str(error).split())[:300]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -122,6 +123,40 @@ class Stage(nn.ModuleList):
         return h
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """How the blocks of one network are made."""
+
+    widths: Sequence[int]
+    attention: Sequence[int]
+    features: int
+    head_channels: int | None
+    heads_first: bool
+    scale_shift: bool
+    resampling: Resampling
+
+    def residual(self, inner: int, outer: int, resized: nn.Module | None = None) -> ResBlock:
+        return ResBlock(inner, outer, self.features, scale_shift=self.scale_shift, resized=resized)
+
+    def attending(self, level: int, heads: int) -> AttentionBlock:
+        width = self.widths[level]
+        if self.head_channels is not None and width % self.head_channels:
+            raise InputError(f"{width} channels are not divisible into attention heads of {self.head_channels}")
+        heads = heads if self.head_channels is None else width // self.head_channels
+        return AttentionBlock(width, heads, heads_first=self.heads_first)
+
+    def stage(self, inner: int, level: int, heads: int) -> Stage:
+        """A residual block to the width of a level, and the level's attention if it has any."""
+        block = self.residual(inner, self.widths[level])
+        return Stage([block, *([self.attending(level, heads)] if level in self.attention else [])])
+
+    def resampled(self, width: int, way: type[Downsample] | type[Upsample]) -> nn.Module:
+        """What halves or doubles the sides of an image."""
+        if self.resampling == "block":
+            return self.residual(width, width, way(width, learned=False))
+        return way(width, learned=self.resampling == "convolution")
+
+
 class ADM(nn.Module):
     """ε(x, t[, label]): x (B, C, H, W), t (B,) real-valued, label (B,) int64 if there are `classes` -> (B, out, H, W).
 
@@ -131,7 +166,7 @@ class ADM(nn.Module):
     time_scale: what the label is multiplied by first. `config` holds all of it: `ADM(**net.config)` is the same one.
     """
 
-    def __init__(
+    def __init__(  # as many settings as the published networks differ in
         self,
         *,
         in_channels: int = 3,
@@ -170,26 +205,7 @@ class ADM(nn.Module):
             raise InputError(f"the widths {', '.join(map(str, widths))} must all be multiples of {GROUPS}")
         self.channels, self.time_scale = channels, time_scale
         features = 4 * channels
-        learned = resampling == "convolution"
-
-        def residual(inner: int, outer: int, resized: nn.Module | None = None) -> ResBlock:
-            return ResBlock(inner, outer, features, scale_shift=scale_shift, resized=resized)
-
-        def attending(level: int, count: int) -> AttentionBlock:
-            width = widths[level]
-            if head_channels is not None and width % head_channels:
-                raise InputError(f"{width} channels are not divisible into attention heads of {head_channels}")
-            count = count if head_channels is None else width // head_channels
-            return AttentionBlock(width, count, heads_first=heads_first)
-
-        def stage_of(block: ResBlock, level: int, count: int) -> Stage:
-            return Stage([block, *([attending(level, count)] if level in attention else [])])
-
-        def resampled(width: int, way: type[Downsample] | type[Upsample]) -> nn.Module:
-            if resampling == "block":
-                return residual(width, width, way(width, learned=False))
-            return way(width, learned=learned)
-
+        parts = _Parts(widths, attention, features, head_channels, heads_first, scale_shift, resampling)
         self.time_embed = nn.Sequential(nn.Linear(channels, features), nn.SiLU(), nn.Linear(features, features))
         self.label_emb = None if classes is None else nn.Embedding(classes, features)
         self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(in_channels, widths[0], 3, padding=1)])])
@@ -197,21 +213,23 @@ class ADM(nn.Module):
         coarsest = len(widths) - 1
         for level, width in enumerate(widths):
             for _ in range(blocks):
-                self.input_blocks.append(stage_of(residual(inner, width), level, heads))
+                self.input_blocks.append(parts.stage(inner, level, heads))
                 skips.append(inner := width)
             if level < coarsest:
-                self.input_blocks.append(Stage([resampled(width, Downsample)]))
+                self.input_blocks.append(Stage([parts.resampled(width, Downsample)]))
                 skips.append(width)
 
-        self.middle_block = Stage([residual(inner, inner), attending(coarsest, heads), residual(inner, inner)])
+        self.middle_block = Stage(
+            [parts.residual(inner, inner), parts.attending(coarsest, heads), parts.residual(inner, inner)]
+        )
 
         self.output_blocks = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for i in range(blocks + 1):
-                stage = stage_of(residual(inner + skips.pop(), width), level, up_heads)
+                stage = parts.stage(inner + skips.pop(), level, up_heads)
                 inner = width
                 if level and i == blocks:
-                    stage.append(resampled(width, Upsample))
+                    stage.append(parts.resampled(width, Upsample))
                 self.output_blocks.append(stage)
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, inner), nn.SiLU(), nn.Conv2d(inner, out_channels, 3, padding=1))
 

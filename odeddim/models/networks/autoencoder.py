@@ -53,7 +53,7 @@ class Autoencoder:
 
     @property
     def words(self) -> str:
-        """What is done to z, for people: "0.18215·z"."""
+        """What is done to z, in words: "0.18215·z"."""
         if self._shift.numel() > 1 or self._scale.numel() > 1:
             return "of z, shifted and scaled channel by channel"
         shift, scale = float(self._shift), float(self._scale)
@@ -85,9 +85,17 @@ class Autoencoder:
 
 
 def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, list[str]]:
-    """The autoencoder in a folder, for data (c, h, w): codec, what it is in words, and what had to be assumed.
+    """The autoencoder in a folder.
 
-    Errors: InputError for another class, and for one whose data have another number of channels.
+    Args:
+        folder: of the part.
+        data_shape: (c, h, w) of what the network takes.
+
+    Returns:
+        The codec, what it is in words, and what had to be assumed.
+
+    Raises:
+        InputError: for another class, and for an autoencoder whose data have another number of channels.
     """
     where, config = folder / CONFIG, config_of(folder)
     kind = str(config.get("_class_name"))
@@ -120,7 +128,7 @@ def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, l
 
 
 def _numbers(value: Any, count: int, above: float, where: Path) -> list[float]:
-    """A finite number above another, or so many of them, as a list. Errors: InputError for anything else."""
+    """A finite number above another, or `count` of them, as a list. Raises InputError for anything else."""
     numbers = list(value) if isinstance(value, (list, tuple)) else [value]
     if len(numbers) not in (1, count) or not all(type(n) in (int, float) and above < n < math.inf for n in numbers):
         raise InputError(f"{where}: what data are shifted and scaled by is not {value!r:.80}, but 1 or {count} numbers")

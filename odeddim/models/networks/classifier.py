@@ -91,7 +91,7 @@ class Trained:
 def write(path: Path, network: Classifier, description: dict[str, Any]) -> None:
     """Weights and description into one safetensors file; the same bytes for the same weights.
 
-    description: what `read` gives back; `data` and `accuracy` at least. Errors: InputError if it cannot be written.
+    description: what `read` gives back; `data` and `accuracy` at least. Raises InputError if it cannot be written.
     """
     # One entry of metadata: safetensors writes several in an order of its own.
     header = json.dumps({"format": FORMAT, "version": VERSION, **description}, ensure_ascii=False)
@@ -101,7 +101,7 @@ def write(path: Path, network: Classifier, description: dict[str, Any]) -> None:
 
 
 def read(path: Path = BUILT_IN) -> Trained:
-    """The classifier of a file that `write` wrote. Errors: InputError naming the file, if it is anything else."""
+    """The classifier of a file that `write` wrote. Raises InputError naming the file, if it is anything else."""
     try:
         blob = path.read_bytes()
         tensors = load(blob)

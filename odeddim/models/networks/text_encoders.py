@@ -1,4 +1,4 @@
-"""Texts as what networks of diffusers' pipelines take for them: tokenizers and text encoders, through transformers.
+"""Prompts for networks of diffusers' pipelines: tokenizers and text encoders, through transformers.
 
     Stable Diffusion 1, 2   CLIP's last hidden states
     SDXL (2307.01952)       the last but one of two CLIPs side by side; the second's projected summary; six sizes
@@ -42,7 +42,7 @@ class TextEncoder:
     """A tokenizer and its encoder, from two parts of a pipeline. `width`: of its hidden states."""
 
     def __init__(self, folder: Path, index: Mapping[str, Any], number: str = "") -> None:
-        """number: "", "_2" or "_3", which of the pipeline's. Errors: InputError for parts that are missing."""
+        """number: "", "_2" or "_3", which of the pipeline's. Raises InputError for parts that are missing."""
         self._tokenizer = _tokenizer(folder, index, f"tokenizer{number}")
         tokens = len(self._tokenizer)
         self.folder = folder / f"text_encoder{number}"
@@ -77,7 +77,8 @@ class TextEncoder:
     def __call__(self, text: str) -> tuple[Tensor, Tensor, Tensor | None]:
         """The last hidden states (1, n, width), those before, and the projected summary (1, d) if it makes one.
 
-        Errors: InputError for a text that is too long.
+        Raises:
+            InputError: for a text that is too long.
         """
         tokens = self._tokenizer(text, return_tensors="pt")
         if tokens.input_ids.shape[1] > self._longest:
@@ -178,9 +179,9 @@ def _summarizing(folder: Path, index: Mapping[str, Any], number: str) -> TextEnc
 
 
 def _named(folder: Path, index: Mapping[str, Any], part: str, known: tuple[str, ...]) -> str:
-    """The class of a part. Errors: InputError where it is missing, or none of those known."""
+    """The class of a part. Raises InputError where it is missing, or none of those known."""
     if not has(index, part) or not (folder / part).is_dir():
-        raise InputError(f"{folder} lacks {part}, which its network needs to know of prompts: copy the whole folder")
+        raise InputError(f"{folder} has no {part}, which its network needs for prompts: copy the whole folder")
     kind = str(index[part][1])
     if kind not in known:
         raise InputError(f"{folder} names a {kind} as its {part}: odeddim reads {', '.join(known)}")
@@ -191,7 +192,7 @@ def _tokenizer(folder: Path, index: Mapping[str, Any], part: str) -> Any:
     kind = _named(folder, index, part, TOKENIZERS)
     if not any(all((folder / part / name).is_file() for name in names) for names in VOCABULARIES):
         known = ", or ".join(" and ".join(names) for names in VOCABULARIES)
-        raise InputError(f"{folder / part} lacks its vocabulary ({known}): copy the whole folder")
+        raise InputError(f"{folder / part} has no vocabulary ({known}): copy the whole folder")
     transformers = library("transformers")
     try:
         return getattr(transformers, kind).from_pretrained(str(folder / part), local_files_only=True)

@@ -204,7 +204,7 @@ class UNet(nn.Module):
     `config` holds all of it as JSON-able values: `UNet(**net.config)` is the same network.
     """
 
-    def __init__(
+    def __init__(  # as many settings as the published networks differ in
         self,
         *,
         in_channels: int = 1,
@@ -271,7 +271,7 @@ class UNet(nn.Module):
 
     @property
     def words(self) -> str:
-        """What it is, for people: "U-Net 128×(1,2,2,2)"."""
+        """The network in words: "U-Net 128×(1,2,2,2)"."""
         return f"U-Net {self.config['channels']}×({','.join(map(str, self.config['multipliers']))})"
 
     def _zero_last_layers(self) -> None:
