@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from odeddim.storage.workers import local_rank
 from odeddim.types import InputError, pick
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -43,7 +44,7 @@ def place_of(name: str | torch.device | None = None) -> torch.device:
     """
     name = str(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     if name == "cuda":
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % max(torch.cuda.device_count(), 1)}"
+        name = f"cuda:{local_rank() % max(torch.cuda.device_count(), 1)}"
     if name.startswith("cuda"):
         # Not torch.use_deterministic_algorithms: that refuses networks in the middle of a run for operations which some
         # of them have (cumsum of positions), and what it would change in those that run is their backward passes.

@@ -34,7 +34,7 @@ def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def succeed(*arguments: object, cwd: Path) -> str:
-    result = odeddim(*arguments, cwd=cwd)
+    result = command(*arguments, cwd=cwd)
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     return result.stdout

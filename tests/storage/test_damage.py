@@ -35,7 +35,7 @@ def test_a_mistake_in_the_middle_of_reading_is_no_damage(
 def test_mistakes_of_ours_are_not_the_files(tmp_path: Path, source: str) -> None:
     h5py.File(tmp_path / "x.h5", "w").close()
     for reading in (opened, read_errors):
-        with pytest.raises((TypeError, AttributeError, NameError, AssertionError)), opened(tmp_path / "x.h5", "it"):
+        with pytest.raises((TypeError, AttributeError, NameError, AssertionError)), reading(tmp_path / "x.h5", "it"):
             planted(source)()
 
 
@@ -43,5 +43,5 @@ def test_mistakes_of_ours_are_not_the_files(tmp_path: Path, source: str) -> None
 def test_what_a_file_does_not_hold_is_the_files(tmp_path: Path, source: str) -> None:
     h5py.File(tmp_path / "x.h5", "w").close()
     for reading in (opened, read_errors):
-        with pytest.raises(InputError, match=r"x\.h5"), opened(tmp_path / "x.h5", "it"):
+        with pytest.raises(InputError, match=r"x\.h5"), reading(tmp_path / "x.h5", "it"):
             planted(source, "numpy.planted" if "dtype" in source else "odeddim.planted")()
