@@ -165,6 +165,10 @@ class Plan:
         nodes = on_schedule(self.nodes, schedule, adaptive=self.solver.adaptive)
         return self if torch.equal(nodes, self.nodes) else replace(self, nodes=nodes)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both do the same: the solver by its name, its settings, the nodes to the bit, grid, end and notes."""
+        return isinstance(other, Plan) and self.to_dict() == other.to_dict()
+
     def __str__(self) -> str:
         """The plan in words, as a last line tells it."""
         steps = "its own steps" if self.steps is None else f"{self.steps} step{'s' if self.steps != 1 else ''}"

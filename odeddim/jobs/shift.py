@@ -108,6 +108,7 @@ def shift(
         moved.check(len(file), file.path)
         source: dict[str, Any] = {"path": str(latents), "sha256": file.fingerprint}
         rows, through, lines = _means(file, direction, stack)
+        shifted = Shifted(file, moved, rows[-1], by)
 
         def provenance(made_by: str, **more: Any) -> Provenance:
             details = {**file.provenance.details, "of": {**source, **through, **more}}
@@ -118,7 +119,6 @@ def shift(
                 for first, last in run.batches(len(MEANS)):
                     run.write(first, last, join(rows))
             lines.append(f"both means and their difference in {direction.keep}")
-        shifted = Shifted(file, moved, rows[-1], by)
         names = ShiftedNames([name for span in moved.spans for name in file.names[slice(*span)]], by)
         made = provenance("shift", indices=str(moved), by=list(by))
         drawn.make(shifted, names, made, len(by))

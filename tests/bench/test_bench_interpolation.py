@@ -16,12 +16,13 @@ from torch import Tensor
 
 import odeddim
 from odeddim.bench import drawing, figures, interpolation
-from odeddim.bench.harness import Entry, Planned, Stand, planned
+from odeddim.bench.harness import Entry, Stand, expected, planned
 from odeddim.bench.interpolation import smoothness
 from odeddim.bench.tables import Table, load
 from odeddim.ode.analytic import GaussianMixture
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
+from odeddim.plans import Plan
 
 SHAPE = (1, 4, 4)
 
@@ -45,7 +46,7 @@ def mixture(shape: tuple[int, ...] = SHAPE) -> VectorField:
     return VectorField(network, schedule, shape=shape, name="mixture", sha256="1")
 
 
-def runs_of(model: VectorField, solvers: str = "euler@linear,ab3,ddpm", steps: tuple[int, ...] = (6,)) -> list[Planned]:
+def runs_of(model: VectorField, solvers: str = "euler@linear,ab3,ddpm", steps: tuple[int, ...] = (6,)) -> list[Plan]:
     return planned(model, [Entry.parse(name) for name in solvers.split(",")], steps, "zero", {})
 
 
@@ -112,8 +113,8 @@ def test_unrelated_images_turn_by_120_degrees() -> None:
     assert found.length == pytest.approx(39, rel=0.05)
 
 
-def decoded(model: VectorField, run: Planned, x_T: Tensor) -> np.ndarray[Any, Any]:
-    return odeddim.solve(x_T, run.solver, model=model, grid=run.nodes).numpy()
+def decoded(model: VectorField, run: Plan, x_T: Tensor) -> np.ndarray[Any, Any]:
+    return odeddim.solve(x_T, model=model, plan=run).numpy()
 
 
 def test_lines_and_grid_end_in_the_corners_digit_for_digit(tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ def test_the_table_has_these_lines_figures() -> None:
         assert [row[name] for name in ("solver", "step", "largest", "length", "turn", "ends")] == [
             run.solver.name, found.step, found.largest, found.length, found.turn, found.ends,
         ]  # fmt: skip
-        assert row["evaluations"] == run.evaluations
+        assert row["evaluations"] == expected(run)
 
 
 def test_a_grid_is_not_taken_for_a_line_of_as_many_points(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from odeddim.api import noise
 from odeddim.bench import drawing, figures, timing
-from odeddim.bench.harness import Entry, Planned, Stand, planned
+from odeddim.bench.harness import Entry, Stand, planned
 from odeddim.bench.tables import Table, load
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
+from odeddim.plans import Plan
 
 SHAPE = (1, 4, 4)
 
@@ -72,7 +73,7 @@ class Slow(VectorField):
         return super().__call__(sigma, xbar)
 
 
-def runs_of(model: VectorField, solvers: str = "euler", steps: tuple[int, ...] = (2, 3, 5)) -> list[Planned]:
+def runs_of(model: VectorField, solvers: str = "euler", steps: tuple[int, ...] = (2, 3, 5)) -> list[Plan]:
     return planned(model, [Entry.parse(name) for name in solvers.split(",")], steps, "zero", {})
 
 
@@ -150,8 +151,8 @@ def test_the_median_of_repetitions_that_are_taken_in_turns(clock: Clock) -> None
     # 3 repetitions of 4 runs; in the first, what makes warm, one for each batch.
     durations = iter([0.0, 3.0, 3.0, 0.0, 3.0, 3.0, *[1.0] * 4, *[8.0] * 4])
 
-    def solve(x_T: Tensor, row: object, *, model: VectorField, grid: Tensor) -> None:
-        seen.append((len(grid) - 1, len(x_T)))
+    def solve(x_T: Tensor, *, model: VectorField, plan: Plan) -> None:
+        seen.append((plan.steps, len(x_T)))
         clock.seconds += next(durations)
         model.rows = len(x_T)
         model.eps(x_T, x_T)

@@ -118,8 +118,9 @@ def test_the_fewest_steps_are_found(mixture: Stand) -> None:
     assert (best["error"], best["second_error"]) == pytest.approx((first, second), rel=1e-6)
     assert max(first, second) <= 1e-2
     assert found.notes["error"] == best["second_error"]
-    assert f"12 images from seed 1, which had no part in the choice, nine in ten err no more than {second:.2e}" in (
-        found.kept
+    assert (
+        f"12 images from seed 1, which had no part in the choice, nine in ten err no more than {second:.2e}"
+        in (found.notes["kept"])
     )
     assert f"the 12 from seed 0 that it was chosen by, no more than {first:.2e}; asked: 0.01" in found.notes["kept"]
     given_up = [row for row in table.rows if row["found"] == "more"]

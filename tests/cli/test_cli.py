@@ -557,13 +557,13 @@ BAD = {
     ),
     "path sheet in no folder": (["interpolate", "z.h5", "--pair", "0", "1", "--sheet", "no/p.png"], "does not exist"),
     "grid without a file": (["grid"], "--output"),
-    "grid of no images": (["grid", "nowhere", "-o", "g.txt"], "nowhere"),
-    "grid of an empty folder": (["grid", "empty", "-o", "g.txt"], "empty"),
-    "grid for an adaptive solver": (["grid", "-o", "g.txt", "--solver", "dopri5"], "chooses its own steps"),
-    "grid of two steps": (["grid", "-o", "g.txt", "--steps", "2"], "at least 3 steps"),
-    "grid in no folder": (["grid", "-o", "no/where/g.txt"], "does not exist"),
-    "grid as HDF5": (["grid", "-o", "g.h5"], "NAME.txt"),
-    "grid over its images": (["grid", "high.txt", "-o", "high.txt"], "being read"),
+    "grid of no images": (["grid", "nowhere", "-o", "g.json"], "nowhere"),
+    "grid of an empty folder": (["grid", "empty", "-o", "g.json"], "empty"),
+    "grid for an adaptive solver": (["grid", "-o", "g.json", "--solver", "dopri5"], "chooses its own steps"),
+    "grid of two steps": (["grid", "-o", "g.json", "--steps", "2"], "at least 3 steps"),
+    "grid in no folder": (["grid", "-o", "no/where/g.json"], "does not exist"),
+    "grid as HDF5": (["grid", "-o", "g.h5"], "NAME.json"),
+    "grid over its images": (["grid", "high.json", "-o", "high.json"], "being read"),
     "grid file of another end": (["encode", "-o", "y.h5", "--grid", "low.txt", "--end", "sigma_min"], "end 'zero'"),
     "no such list of ays": (["encode", "-o", "y.h5", "--grid", "ays:sd2"], "ays:sd15"),
     "a setting that is none": (["encode", "-o", "z.h5", "--solver", "ab3", "--set", "gamma=1"], "no setting 'gamma'"),
@@ -591,6 +591,7 @@ def test_bad_input_is_one_sentence(run, here: Path, arguments: list[str], words:
     (here / "text").write_text("hello")
     (here / "z.h5").write_bytes(z)
     (here / "cut.h5").write_bytes(z[: len(z) // 2])
+    (here / "high.json").write_text("[0, 1, 200]")
     (here / "high.txt").write_text("0 0.5 3 1e4")
     (here / "low.txt").write_text("0 0.5 3")
     (here / "tiny.txt").write_text("5e-324 1e-300 3 157")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -254,8 +255,9 @@ def found_by_hand(file: LatentFile, query: int, k: int) -> list[tuple[int, float
 
 def test_neighbours(run: Run, z: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each its k nearest but not itself; in the table, as JSON and in a file, queries in blocks of any size."""
-    monkeypatch.setattr("odeddim.cli.neighbours.AT_ONCE", 2)
-    monkeypatch.setattr("odeddim.storage.hdf5.CHUNK", 5)
+    module = importlib.import_module("odeddim.jobs.neighbours")  # `odeddim.jobs.neighbours` is the function
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    monkeypatch.setattr(module, "CHUNK", 5)
     code, out, err = run("neighbours", "z.h5", "--of", "9,0-3", "-k", 3, "-o", "near.h5", "--json")
     assert (code, err) == (0, "20 latents in near.h5\n")
     told = json.loads(out)

@@ -18,6 +18,7 @@ from odeddim.ode import grids
 from odeddim.ode.analytic import Gaussian
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
+from odeddim.plans import Plan
 from odeddim.storage.hdf5 import text, words
 from odeddim.types import InputError, State
 
@@ -32,9 +33,9 @@ def model(
 
 
 def provenance(field: VectorField | None = None) -> Provenance:
-    return provenance_of(
-        field or model(), solver="ab2", grid="karras", nodes=NODES, made_by="encode", settings={"rtol": None}, dtype="f"
-    )
+    plan = Plan.of(LINEAR, "ab2", 7, "karras")
+    assert torch.equal(plan.nodes, NODES)
+    return provenance_of(field or model(), plan, "encode", dtype="f")
 
 
 def state(count: int, aux: int = 0, dtype: torch.dtype = torch.float32) -> State:

@@ -45,7 +45,7 @@ OUTPUTS = {
     "near.png": ("neighbours", "z.h5", "-k", 1, "--sheet", "near.png"),
     "worst.png": ("verify", "z.h5", "--sheet", "worst.png"),
     "merged.h5": ("merge", "z.h5", "-o", "merged.h5"),
-    "grid.txt": ("grid", "-n", 1, "--solver", "euler", "--steps", 3, *MIXTURE, "-o", "grid.txt"),
+    "plan.json": ("grid", "-n", 1, "--solver", "euler", "--steps", 3, *MIXTURE, "-o", "plan.json"),
     "report.html": ("bench", "report", "tables"),
     "page.html": ("bench", "report", "tables", "-o", "page.html"),
     **{
@@ -55,12 +55,12 @@ OUTPUTS = {
     "bench/consistency-sheet.png": (
         "bench", "consistency", "-n", 2, "--solvers", "euler", "--steps", 2, *MIXTURE, "--size", "1,8,8",
     ),
-    "bench/preset.json": FIND,
+    "bench/plan.json": FIND,
 }  # fmt: skip
 LONG = (
     "bench/reconstruction",
     "bench/consistency",
-    "bench/preset",
+    "bench/plan",
 )  # seconds each: one of them is run every day
 SHORT = "bench/reconstruction.csv"
 KINDS = {
@@ -132,22 +132,22 @@ def test_tables_of_a_bench_know_their_files(tmp_path: Path) -> None:
     """Edited ones are somebody's; those of a run that was killed while it wrote them are its own."""
     columns = (Column("steps", "steps"), Column("error", "error", "rms", ".2e"))
     one, two = (Table("demo", "t", {}, columns, ({"steps": 1, "error": error},)) for error in (0.5, 0.25))
-    one.save(tmp_path, {"demo.svg": b"drawn", "preset.json": b"{}"})
-    tables.check_files(tmp_path, "demo", ["preset.json"])
+    one.save(tmp_path, {"demo.svg": b"drawn", "plan.json": b"{}"})
+    tables.check_files(tmp_path, "demo", ["plan.json"])
     with h5py.File(tmp_path / "demo.h5") as file:
         hashes = json.loads(file.attrs["files"])
     assert hashes["demo.csv"] == [hashlib.sha256((tmp_path / "demo.csv").read_bytes()).hexdigest()]
     old = {name: (tmp_path / name).read_bytes() for name in ("demo.csv", "demo.json", "demo.svg")}
     two.save(tmp_path, {"demo.svg": b"drawn anew"})
-    tables.check_files(tmp_path, "demo", ["preset.json"])
+    tables.check_files(tmp_path, "demo", ["plan.json"])
     for name, content in old.items():  # killed after the table, and before what is beside it
         (tmp_path / name).write_bytes(content)
     tables.check_files(tmp_path, "demo")
-    for name in ("demo.csv", "demo.json", "demo.svg", "preset.json"):
+    for name in ("demo.csv", "demo.json", "demo.svg", "plan.json"):
         kept = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(kept + b"\n# my own remark")
         with pytest.raises(tables.InputError, match=rf"{name} is there already.*overwrite=True"):
-            tables.check_files(tmp_path, "demo", ["preset.json"])
+            tables.check_files(tmp_path, "demo", ["plan.json"])
         (tmp_path / name).write_bytes(kept)
     (tmp_path / "demo-notes.csv").write_text("mine")  # no name of the bench's
     (tmp_path / "demonstration.png").write_text("mine")

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 import odeddim
 from odeddim import solvers
-from odeddim.api import plan
 from odeddim.latents.latent_file import LatentFile
 from odeddim.models.networks.unet import UNet
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
+from odeddim.plans import Plan
 from odeddim.types import State
 
 Command = Callable[..., tuple[int, str, str]]
@@ -74,16 +74,15 @@ def field(*, harsh: bool = False) -> VectorField:
 def test_every_row_runs_on_one_device_and_gives_the_same_bits(name: str) -> None:
     row = solvers.get(name)
     row = row.with_settings(rtol=0.1, atol=0.1) if row.adaptive else row
-    row, nodes = plan(Schedule.linear(), row, None if row.adaptive else 8)
-    grid = None if row.adaptive else nodes
-    start = State(IMAGES * 157, float(nodes[-1])) if row.stochastic else None
-    latent = start or odeddim.encode(IMAGES, row, model=field(), grid=grid)
-    image = odeddim.decode(latent, row, model=field(), grid=grid)
+    plan = Plan.of(Schedule.linear(), row, None if row.adaptive else 8)
+    start = State(IMAGES * 157, plan.top) if row.stochastic else None
+    latent = start or odeddim.encode(IMAGES, model=field(), plan=plan)
+    image = odeddim.decode(latent, model=field(), plan=plan)
     with Double() as double:
         model = field().to("cuda:0")
         double.waits.clear()
-        there = start or odeddim.encode(IMAGES, row, model=model, grid=grid)
-        back = odeddim.decode(there, row, model=model, grid=grid)
+        there = start or odeddim.encode(IMAGES, model=model, plan=plan)
+        back = odeddim.decode(there, model=model, plan=plan)
     assert isinstance(back, OnDevice)
     assert torch.equal(back.inner, image)
     if not row.stochastic:
@@ -259,8 +258,8 @@ def test_commands_that_begin_with_images_or_noise(on_device: Command) -> None:
 
 
 def test_grid(on_device: Command) -> None:
-    on_device("grid", "x.npy", *SMALL[:4], "--solver", "euler", "-n", 2, "-o", "grid.txt")
-    assert Path("grid.txt").exists()
+    on_device("grid", "x.npy", *SMALL[:4], "--solver", "euler", "-n", 2, "-o", "plan.json")
+    assert Path("plan.json").exists()
 
 
 LONG = ("reconstruction", "consistency", "interpolation", "work-precision")  # references of a thousand evaluations

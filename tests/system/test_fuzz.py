@@ -35,11 +35,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from odeddim import solvers
 from odeddim.latents.latent_file import LatentFile, LatentRun, provenance_of
 from odeddim.ode.analytic import Gaussian
 from odeddim.ode.field import VectorField
 from odeddim.ode.grids import grid
 from odeddim.ode.schedule import Schedule
+from odeddim.plans import Plan
 from odeddim.storage.hdf5 import text
 from odeddim.storage.resumable import finish
 from odeddim.types import InputError, State
@@ -77,9 +79,8 @@ class Kind(NamedTuple):
     def run(self, path: Path, *, overwrite: bool = False) -> LatentRun:
         """The run that makes, or goes on making, their file."""
         field = VectorField(Gaussian().network(LINEAR), LINEAR, name="mine", sha256="ab12" * 16)
-        made = provenance_of(
-            field, solver=self.solver, grid="karras", nodes=NODES, made_by="encode", settings={}, dtype="float32"
-        )
+        plan = Plan(solvers.get(self.solver), NODES, "karras")
+        made = provenance_of(field, plan, "encode", dtype="float32")
         names = [f"bild-{i}-ä" for i in range(self.count)]
         return LatentRun(path, names, made, NODES, overwrite=overwrite)
 
