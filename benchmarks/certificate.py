@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 
 import odeddim
-from odeddim.api import integrate, plan
-from odeddim.checks.certificate import LEAST, MORE, evaluations, reference
+from odeddim.checks.certificate import LEAST, MORE, reference
 from odeddim.latents.arithmetic import rms
 from odeddim.ode.field import VectorField
+from odeddim.plans import Plan, integrate
 from odeddim.types import State
 
 MODELS = ("fashion-mnist", "fashion-mnist-flow")
@@ -94,12 +94,12 @@ def measure(field: VectorField, x_0: Tensor) -> Iterator[dict[str, Any]]:
 
     @functools.cache
     def judge(count: int) -> Tensor:  # the same for all runs with so many evaluations: see `certificate.latent_error`
-        return reference(start, plan(field.schedule, "euler", 2, "log")[1], count, field).x
+        return reference(start, Plan.of(field.schedule, "euler", 2, "log"), count, field).x
 
     for solver, grid, steps in RUNS:
-        row, nodes = plan(field.schedule, solver, steps, grid)
-        x_T = integrate(field, start, nodes, row).x
-        estimate = rms(x_T - judge(max(LEAST, int(MORE * evaluations(row, nodes)))))
+        plan = Plan.of(field.schedule, solver, steps, grid)
+        x_T = integrate(field, start, plan).x
+        estimate = rms(x_T - judge(max(LEAST, int(MORE * plan.evaluations))))
         figures = {"true": rms(x_T - exact), "estimate": estimate, "known": known}
         yield {"solver": solver, "grid": grid, "steps": steps, **figures}
 

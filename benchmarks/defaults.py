@@ -35,10 +35,9 @@ from torch import Tensor
 
 import odeddim
 from odeddim import solvers
-from odeddim.api import integrate, plan
-from odeddim.checks.certificate import evaluations
 from odeddim.latents.arithmetic import rms
 from odeddim.ode.analytic import GaussianMixture
+from odeddim.plans import Plan, integrate
 from odeddim.types import Field, InputError, Solver, State
 
 HERE = Path(__file__).resolve().parent
@@ -134,23 +133,22 @@ def rows() -> list[Solver]:
     return sorted(fixed, key=lambda row: FIRST.index(row.name) if row.name in FIRST else len(FIRST))
 
 
-def nodes_for(row: Solver, grid: str, budget: int, schedule: odeddim.Schedule) -> Tensor | None:
-    """The nodes of the longest run that takes no more evaluations than the budget, each way; None if there is none."""
+def plan_for(row: Solver, grid: str, budget: int, schedule: odeddim.Schedule) -> Plan | None:
+    """The longest run that takes no more evaluations than the budget, each way; None if there is none."""
     best = None
     for steps in range(1, budget + 1):
-        _, nodes = plan(schedule, row, steps, grid)
-        if evaluations(row, nodes) > budget:
+        plan = Plan.of(schedule, row, steps, grid)
+        if plan.evaluations > budget:
             break
-        best = nodes
+        best = plan
     return best
 
 
-def trace(row: Solver, nodes: Tensor) -> tuple[float, ...]:
+def trace(plan: Plan) -> tuple[float, ...]:
     """What a row does to an exact field, both ways: one method, one trace."""
     field = GaussianMixture(torch.tensor([[-0.6], [0.3]], dtype=torch.float64), 0.2)
-    up = integrate(field, State(torch.tensor([[0.1]], dtype=torch.float64), float(nodes[0])), nodes, row)
-    start = State(torch.tensor([[7.0]], dtype=torch.float64), float(nodes[-1]))
-    down = integrate(field, start, nodes.flip(0), row)
+    up = integrate(field, State(torch.tensor([[0.1]], dtype=torch.float64), float(plan.nodes[0])), plan)
+    down = integrate(field, State(torch.tensor([[7.0]], dtype=torch.float64), plan.top), plan)
     return tuple(float(f"{float(value):.9g}") for value in (up.xbar, down.xbar))
 
 
@@ -177,20 +175,20 @@ def measure(models: tuple[str, ...], only: tuple[str, ...], first: int, count: i
     known: dict[tuple[object, ...], str] = {}
     for model, budget, row, grid in cells(models):
         field = fields[model]
-        nodes = nodes_for(row, grid, budget, field.schedule)
-        if nodes is None or (only and row.name not in only):
+        plan = plan_for(row, grid, budget, field.schedule)
+        if plan is None or (only and row.name not in only):
             continue
         cell: dict[str, object] = {"model": model, "solver": row.name, "grid": grid, "budget": budget}
-        cell |= {"steps": len(nodes) - 1, "evaluations": f"{evaluations(row, nodes):g}", "images": count}
+        cell |= {"steps": plan.steps, "evaluations": f"{plan.evaluations:g}", "images": count}
         try:
-            same = known.setdefault((model, grid, budget, row.reversible, trace(row, nodes)), row.name)
+            same = known.setdefault((model, grid, budget, row.reversible, trace(plan)), row.name)
             if (model, row.name, grid, budget) in done:
                 continue
             twin = done.get((model, same, grid, budget))
             if same != row.name and twin is not None:
                 figures: dict[str, object] = {key: twin[key] for key in FIGURES} | {"as": same}
             else:
-                figures = errors(field, row, nodes, x_0, x_T, truth[model])
+                figures = errors(field, plan, x_0, x_T, truth[model])
         except InputError as error:
             figures = {"as": f"refused: {error}"[:100]}
         cell |= figures
@@ -200,17 +198,16 @@ def measure(models: tuple[str, ...], only: tuple[str, ...], first: int, count: i
 
 
 def errors(
-    field: odeddim.VectorField, row: Solver, nodes: Tensor, x_0: Tensor, x_T: Tensor, truth: dict[str, Tensor]
+    field: odeddim.VectorField, plan: Plan, x_0: Tensor, x_T: Tensor, truth: dict[str, Tensor]
 ) -> dict[str, object]:
     """The three errors of a run, by the names of the table's columns."""
-    top = float(nodes[-1])
     runs: dict[str, list[Tensor]] = {error: [] for error in ERRORS}
     for at in range(0, len(x_0), AT_ONCE):
         some = slice(at, at + AT_ONCE)
-        state = integrate(field, State(x_0[some], float(nodes[0])), nodes, row)
+        state = integrate(field, State(x_0[some], float(plan.nodes[0])), plan)
         # What comes back bit for bit is a test of its own for every such row (tests/solvers/test_reversible.py).
-        again = x_0[some] if row.reversible else integrate(field, state, nodes.flip(0), row).xbar
-        down = integrate(field, State(x_T[some] * math.sqrt(1 + top**2), top), nodes.flip(0), row).xbar
+        again = x_0[some] if plan.solver.reversible else integrate(field, state, plan).xbar
+        down = integrate(field, State(x_T[some] * math.sqrt(1 + plan.top**2), plan.top), plan).xbar
         for error, value in zip(ERRORS, (state.x, again, down), strict=True):
             runs[error].append(value)
     truth = truth | {"round_trip": x_0}

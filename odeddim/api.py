@@ -78,7 +78,7 @@ def solve(
         torch.Size([2, 1, 28, 28])
     """
     field = load(model)
-    plan = _planned(field, plan, solver, defaults.SOLVE, steps, grid, end, settings)
+    plan = planned(field, plan, solver, defaults.SOLVE, steps, grid, end, settings)
     state = _at_the_top(field.schedule, plan, state_dtype(x_T))
     return to_images(field, integrate(field, state, plan).xbar)
 
@@ -122,7 +122,7 @@ def encode(
         (torch.Size([2, 1, 28, 28]), torch.float32)
     """
     field = load(model)
-    plan = _planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings)
+    plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings)
     check_encodes(plan.solver)
     return integrate(field, State(to_data(field, x_0), float(plan.nodes[0])), plan)
 
@@ -172,7 +172,7 @@ def decode(
         )
     field = load(model)
     usual = defaults.for_decoding(state.kept, state.combined)
-    plan = _planned(field, plan, solver or usual, usual, steps, grid, end, settings)
+    plan = planned(field, plan, solver or usual, usual, steps, grid, end, settings)
     row = plan.solver
     if not math.isclose(state.sigma, plan.top, rel_tol=1e-12):
         raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {plan.top:.9g}")
@@ -235,7 +235,7 @@ def sample(
     if shape is None:
         raise InputError(f"the model {field.name!r} takes any shape: say which one to sample, shape=(C, H, W)")
     usual = defaults.for_sampling(eta)
-    plan = _planned(field, plan, solver or usual, usual, steps, grid, end, settings)
+    plan = planned(field, plan, solver or usual, usual, steps, grid, end, settings)
     plan = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed, start=start))
     state = _at_the_top(field.schedule, plan, noise(n, shape, seed=seed, start=start))
     return to_images(field, integrate(field, state, plan).xbar)
@@ -335,7 +335,7 @@ def plan(
     return Plan.of(load(model).schedule, solver, steps, grid, end, settings)
 
 
-def _planned(
+def planned(
     field: VectorField,
     plan: Plan | None,
     solver: str | Solver,
@@ -349,7 +349,7 @@ def _planned(
     if plan is None:
         return Plan.of(field.schedule, solver, steps, grid, end, settings)
     said = {"solver": solver != usual, "steps": steps is not None, "grid": grid is not None, "end": end != "zero"}
-    said |= dict.fromkeys(settings, True)
+    said |= {key: value is not None for key, value in settings.items()}
     if named := [name for name, given in said.items() if given]:
         raise InputError(f"plan= says how to run: leave out {named[0]}=, or make another plan with it")
     if not isinstance(plan, Plan):

@@ -30,7 +30,9 @@ GIVEN = "nodes"
 """The name of a grid whose nodes were given, and of an end that is neither σ = 0 nor σ_1."""
 
 FORMAT, VERSION = "odeddim plan", 1
-_LARGEST = 1 << 24  # letters of a file
+_LARGEST = 1 << 26  # letters of a file: a plan of the most steps has 25 million
+_TOLD = ("model", "sha256", "condition")  # notes of `Plan.noted`, words all
+_NO_STEPS = "solver {!r} chooses its own steps: leave out steps and grid, and give rtol and atol"
 _LOWEST = 1e-6  # of σ_1: nodes below would only add rounding
 
 
@@ -54,6 +56,7 @@ class Plan:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", grids.check_nodes(self.nodes, where="plan"))
         if not self.end:
             object.__setattr__(self, "end", "zero" if float(self.nodes[0]) == 0 else GIVEN)
 
@@ -92,6 +95,8 @@ class Plan:
         if grid is None or isinstance(grid, (str, Path)):
             nodes, name = _named(schedule, row, steps, grid, end, top), str(grid or row.grid)
         else:
+            if row.adaptive and steps is not None:
+                raise InputError(_NO_STEPS.format(row.name))
             nodes, name = grids.check_nodes(grid, steps=steps), GIVEN
             if end == "sigma_min" and float(nodes[0]) == 0:
                 raise InputError("the nodes given begin at σ = 0, which is end 'zero', not 'sigma_min'")
@@ -163,7 +168,8 @@ class Plan:
     def on(self, schedule: Schedule) -> Plan:
         """The plan for a model with this schedule. Raises InputError for nodes that the model does not know."""
         nodes = on_schedule(self.nodes, schedule, adaptive=self.solver.adaptive)
-        return self if torch.equal(nodes, self.nodes) else replace(self, nodes=nodes)
+        end = end_of(nodes, schedule)
+        return self if torch.equal(nodes, self.nodes) and end == self.end else replace(self, nodes=nodes, end=end)
 
     def __eq__(self, other: object) -> bool:
         """Whether both do the same: the solver by its name, its settings, the nodes to the bit, grid, end and notes."""
@@ -173,8 +179,8 @@ class Plan:
         """The plan in words, as a last line tells it."""
         steps = "its own steps" if self.steps is None else f"{self.steps} step{'s' if self.steps != 1 else ''}"
         grid = "" if self.solver.adaptive else f", {self.grid} grid"
-        settings = "".join(f", {name} {value:g}" for name, value in self.settings.items() if not isinstance(value, str))
-        settings += "".join(f", {name} {value}" for name, value in self.settings.items() if isinstance(value, str))
+        words = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.settings.items()}
+        settings = "".join(f", {name} {value}" for name, value in words.items())
         return f"{self.solver.name}{grid}, {steps}, end {self.end}{settings}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -221,22 +227,30 @@ class Plan:
             raise InputError(f"{path} is no plan: `Plan.save` and `odeddim grid` write them")
         kinds = {"solver": str, "settings": dict, "grid": str, "end": str, "nodes": list}
         wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
+        notes, version = content.get("notes", {}), content.get("version")
         wrong += [name for name in ("grid", "end") if content.get(name) == ""]
-        wrong += ["notes"] if not isinstance(content.get("notes", {}), dict) else []
-        version = content.get("version")
+        if not isinstance(notes, dict) or not all(isinstance(notes.get(name, ""), str) for name in _TOLD):
+            wrong.append("notes")
         if version != VERSION or isinstance(version, bool) or wrong:
-            what = f"{wrong[0]} is missing or wrong" if wrong else f"version {version!r}"
+            what = f"{wrong[0]} is missing or wrong" if wrong else f"version {version!r:.20}"
             raise InputError(f"{path} is damaged, or was written by a newer odeddim ({what}): make it again")
         try:
             row, settings = solvers.get(content["solver"]), content["settings"]
             if unknown := [name for name, value in settings.items() if name not in row.settings or value is None]:
-                raise InputError(f"solver {row.name!r} has no setting {unknown[0]!r} of that value")
-            row = row.with_settings(**settings)
+                raise InputError(
+                    f"solver {row.name!r} has no setting {unknown[0]!r} of that value: make the plan again"
+                )
+            row, nodes = row.with_settings(**settings), grids.check_nodes(content["nodes"], where="nodes")
             pick(content["end"], (*grids.ENDS, GIVEN), "end")
-            nodes = grids.check_nodes(content["nodes"])
-        except (InputError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: {error}: make the plan again") from error
-        return cls(row, nodes, content["grid"], content["end"], content.get("notes", {}))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # what is no number, or none of float64
+            raise InputError(f"{path} is damaged (nodes or settings are no numbers): make the plan again") from error
+        if (content["end"] == "zero") != (float(nodes[0]) == 0):
+            raise InputError(
+                f"{path} is damaged (end {content['end']!r}, but its nodes begin at {float(nodes[0]):.6g})"
+            )
+        return cls(row, nodes, content["grid"], content["end"], notes)
 
 
 def _named(
@@ -246,7 +260,7 @@ def _named(
     if not row.adaptive:
         return grids.grid(str(grid or row.grid), schedule, steps, end=end, top=top)
     if steps is not None or grid is not None:
-        raise InputError(f"solver {row.name!r} chooses its own steps: leave out steps and grid, and give rtol and atol")
+        raise InputError(_NO_STEPS.format(row.name))
     ends = [0.0 if end == "zero" else schedule.sigma_min, top or schedule.sigma_max]
     return torch.tensor(ends, dtype=torch.float64)
 
@@ -300,6 +314,9 @@ def integrate(field: VectorField | Field, state: State, plan: Plan) -> State:
     Raises:
         InputError: For a state that lies elsewhere, or that the model does not take.
         BudgetExceeded: When an adaptive solver reaches max_nfe; it carries the best state so far.
+
+    Source:
+        Song et al. 2020, arXiv 2010.02502, eq. 13 and 14.
 
     Example:
         >>> import odeddim, torch

@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from odeddim import defaults, solvers
-from odeddim.api import Model, state_dtype, to_data
+from odeddim.api import Model, planned, state_dtype, to_data
 from odeddim.checks.whiteness import FIGURES, statistics
 from odeddim.latents.arithmetic import rms
 from odeddim.models import DEFAULT, load
@@ -86,7 +86,7 @@ def certify(
     those are few or each image has its own (`latent_error`).
     """
     field = load(model)
-    plan = plan or Plan.of(field.schedule, solver, steps, grid, end, settings)
+    plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings)
     check_encodes(plan.solver)
     start = State(to_data(field, x_0), float(plan.nodes[0]))
     state = integrate(field, start, plan)

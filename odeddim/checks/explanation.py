@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from odeddim import defaults
-from odeddim.api import Model
+from odeddim.api import Model, planned
 from odeddim.models import DEFAULT, load
 from odeddim.ode.analytic import Gaussian
 from odeddim.plans import Grid, Plan, check_encodes, integrate
@@ -78,7 +78,7 @@ def explain(
     field = load(model)
     pick(direction, DIRECTIONS, "direction")
     pick(dtype, ("float32", "float64"), "dtype")
-    plan = plan.on(field.schedule) if plan else Plan.of(field.schedule, solver, steps, grid, end, settings)
+    plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings)
     row = plan.solver
     if direction == "encode":
         check_encodes(row)

@@ -196,7 +196,7 @@ def read_nodes(path: Path) -> Tensor:
         else:
             values = " ".join(line.partition("#")[0] for line in text.splitlines()).replace(",", " ").split()
         return torch.tensor([float(value) for value in values], dtype=torch.float64)
-    except (OSError, LookupError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, LookupError, ArithmeticError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"the grid file {path} cannot be read as a list of noise levels: {error}") from error
 
 

@@ -21,19 +21,18 @@ from torch import Tensor
 
 import odeddim
 from odeddim import solvers
-from odeddim.api import decode, encode, integrate, plan
+from odeddim.api import decode, encode
 from odeddim.checks.certificate import (
     BADNESS,
     CERTIFICATE,
     LADDER,
-    Rung,
+    Rungs,
     certificate,
     certificate_of_rungs,
     certify,
     decode_as_encoded,
     decode_to,
     encode_to,
-    evaluations,
     reference,
     worst,
 )
@@ -42,7 +41,8 @@ from odeddim.latents.arithmetic import rms
 from odeddim.ode.analytic import GaussianMixture
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
-from odeddim.types import BudgetExceeded, InputError, Solver, State
+from odeddim.plans import Plan, integrate
+from odeddim.types import BudgetExceeded, InputError, State
 
 ENCODING = [name for name in solvers.names() if not solvers.get(name).stochastic]
 ADAPTIVE = [name for name in ENCODING if solvers.get(name).adaptive]
@@ -131,12 +131,13 @@ def test_every_row_of_the_table(name: str, end: str) -> None:
     for key, values in figures.items():
         assert bool(torch.isfinite(values).all()), key
     assert float(figures["latent_error"].min()) > 0
-    row, nodes = plan(Schedule.linear(), name, how.get("steps"), None, end)
-    assert math.isnan(evaluations(row, nodes)) == (row.nfe is None)
+    plan = Plan.of(Schedule.linear(), name, how.get("steps"), None, end)
+    row = plan.solver
+    assert math.isnan(plan.evaluations) == (row.nfe is None)
     if row.nfe is not None:
         field = mixture()
         encode(x_0, name, model=field, end=end, **how)
-        assert counts.tolist() == [evaluations(row, nodes)] * 2 == [field.nfe] * 2
+        assert counts.tolist() == [plan.evaluations] * 2 == [field.nfe] * 2
     if row.reversible and row.family != "iterated":
         assert figures["round_trip"].tolist() == [0.0, 0.0]
 
@@ -282,10 +283,11 @@ def asked(field: VectorField) -> list[float]:
 def test_the_reference_walks_evenly_between_the_same_ends(nodes: list[float], count: int, falling: bool) -> None:
     """So many evaluations; the highest and the lowest level; even in log σ; σ_1 behind 0, or below where the run is."""
     field = mixture()
-    walked = torch.tensor(nodes[::-1] if falling else nodes, dtype=torch.float64)
+    plan = Plan(solvers.get("euler"), torch.tensor(nodes, dtype=torch.float64))
+    first, last = nodes[:: -1 if falling else 1][:: len(nodes) - 1]
     levels = asked(field)
-    found = reference(State(images(2, 1, 2, 3), float(walked[0])), walked, count, field)
-    assert found.sigma == float(walked[-1])
+    found = reference(State(images(2, 1, 2, 3), first), plan, count, field)
+    assert found.sigma == last
     assert len(levels) == field.nfe == count
     lowest = min(SIGMA_1, nodes[1]) if nodes[0] == 0 else nodes[0]
     zero = nodes[0] == 0
@@ -320,15 +322,15 @@ def test_rows_with_steps_of_their_own_are_judged_by_rungs_of_the_ladder() -> Non
     field, x_0 = mixture(), images(6, 1, 2, 3)
     state = encode(x_0, "tsit5-per-image", model=field, rtol=1e-4, atol=1e-4)
     spent = state.report["evaluations"]
-    row, nodes = plan(field.schedule, "tsit5-per-image", settings={"rtol": 1e-4, "atol": 1e-4})
-    figures = certificate(x_0, state, row, nodes, field, spent)
+    plan = Plan.of(field.schedule, "tsit5-per-image", settings={"rtol": 1e-4, "atol": 1e-4})
+    figures = certificate(x_0, state, plan, field, spent)
     for i, count in enumerate(spent.tolist()):
         rung = min([rung for rung in LADDER if rung >= 2 * count], default=640)
-        other = reference(State(x_0[i : i + 1], 0.0), nodes, rung, field)
+        other = reference(State(x_0[i : i + 1], 0.0), plan, rung, field)
         (apart,) = distance(state.x[i : i + 1], other.x)
         assert float(figures["latent_error"][i]) == pytest.approx(apart, rel=1e-9)
-    huge = certificate(x_0, state, row, nodes, field, torch.full((6,), 1e6))  # no reference has more than 640
-    other = reference(State(x_0, 0.0), nodes, 640, field)
+    huge = certificate(x_0, state, plan, field, torch.full((6,), 1e6))  # no reference has more than 640
+    other = reference(State(x_0, 0.0), plan, 640, field)
     assert huge["latent_error"].tolist() == pytest.approx(distance(state.x, other.x), rel=1e-9)
 
 
@@ -371,12 +373,12 @@ def test_distances_do_not_depend_on_batch_or_threads() -> None:
 def test_certificates_of_latents_that_are_there() -> None:
     """The same figures as when they were made; of latents that are not the images', bad ones."""
     field, x_0 = mixture(), images(3, 1, 3, 5)
-    row, nodes = plan(field.schedule, "belm", 12)
-    state, figures = certify(x_0, row, model=field, grid=nodes)
-    again = certificate(x_0, state, row, nodes, field, figures["evaluations"])
+    plan = Plan.of(field.schedule, "belm", 12)
+    state, figures = certify(x_0, plan.solver, model=field, grid=plan.nodes)
+    again = certificate(x_0, state, plan, field, figures["evaluations"])
     assert all(equal(again[key], figures[key]) for key in CERTIFICATE)
     noisy = dataclasses.replace(state, xbar=state.xbar + 0.5 * math.sqrt(1 + state.sigma**2) * noise(*state.xbar.shape))
-    wrong = certificate(x_0, noisy, row, nodes, field, figures["evaluations"])
+    wrong = certificate(x_0, noisy, plan, field, figures["evaluations"])
     assert bool((wrong["round_trip"] > 0.01).all())
     assert wrong["latent_error"].tolist() > [0.1] * 3
 
@@ -409,8 +411,8 @@ def test_worst_first() -> None:
 # As many steps as a tolerance asks for.
 
 
-def rungs_of(name: str, counts: Sequence[int], end: str = "sigma_min") -> tuple[Solver, list[Rung]]:
-    return solvers.get(name), [(count, plan(Schedule.linear(), name, count, None, end)[1]) for count in counts]
+def rungs_of(name: str, counts: Sequence[int], end: str = "sigma_min", schedule: Schedule | None = None) -> Rungs:
+    return {count: Plan.of(schedule or Schedule.linear(), name, count, None, end) for count in counts}
 
 
 @settings(max_examples=25, deadline=None)
@@ -425,16 +427,16 @@ def test_encoding_to_a_tolerance_takes_the_fewest_steps(
     name: str, tolerance: float, count: int, seed: int, end: str
 ) -> None:
     """Each image alone on each rung, by hand: the first that keeps it, or the last; everything spent is counted."""
-    row, rungs = rungs_of(name, (3, 6, 12, 24), end)
+    rungs = rungs_of(name, (3, 6, 12, 24), end)
     field, x_0 = mixture(4), images(count, 1, 2, 3, seed=seed)
-    state, figures = encode_to(tolerance, x_0, row, rungs, field)
+    state, figures = encode_to(tolerance, x_0, rungs, field)
     assert state.sigma == pytest.approx(SIGMA_T)
     for i in range(count):
         image, spent = x_0[i : i + 1], 0
-        for steps, nodes in rungs:  # noqa: B007 - the last one is compared
+        for steps, plan in rungs.items():  # noqa: B007 - the last one is compared
             field.reset()
-            there = integrate(field, State(image, float(nodes[0])), nodes, row)
-            (error,) = distance(integrate(field, there, nodes.flip(0), row).xbar, image)
+            there = integrate(field, State(image, float(plan.nodes[0])), plan)
+            (error,) = distance(integrate(field, there, plan).xbar, image)
             spent += field.rows
             if error <= tolerance:
                 break
@@ -442,7 +444,7 @@ def test_encoding_to_a_tolerance_takes_the_fewest_steps(
         assert int(state.report["evaluations"][i]) == spent
         assert float(figures["round_trip"][i]) == pytest.approx(error, rel=1e-9)
         assert torch.equal(state.xbar[i : i + 1], there.xbar)
-        alone, its = encode_to(tolerance, image, row, rungs, field)
+        alone, its = encode_to(tolerance, image, rungs, field)
         assert torch.equal(alone.xbar, state.xbar[i : i + 1])
         assert float(its["round_trip"][0]) == float(figures["round_trip"][i])
         assert {key: value.tolist() for key, value in alone.report.items()} == {
@@ -452,45 +454,44 @@ def test_encoding_to_a_tolerance_takes_the_fewest_steps(
 
 def test_a_tolerance_sorts_images_into_rungs() -> None:
     """The ladder itself; and latents with steps of their own decode to the round trip that was promised."""
-    row, rungs = rungs_of("ab3", LADDER)
+    rungs = rungs_of("ab3", LADDER)
     field, x_0 = mixture(4), images(12, 1, 2, 2, seed=4).float()
     tolerance = 2e-3
     field.reset()
-    state, figures = encode_to(tolerance, x_0, row, rungs, field)
+    state, figures = encode_to(tolerance, x_0, rungs, field)
     assert int(state.report["evaluations"].sum()) == field.rows
     assert len(set(state.report["steps"].tolist())) >= 2
     assert bool((figures["round_trip"] <= tolerance).all())
-    nodes_of = dict(rungs).__getitem__
-    again = decode_as_encoded(state, row, nodes_of, field)
+    again = decode_as_encoded(state, rungs, field)
     assert distance(again, x_0) == pytest.approx(figures["round_trip"].tolist(), rel=1e-6)
-    whole = certificate_of_rungs(x_0, state, row, nodes_of, field)
+    whole = certificate_of_rungs(x_0, state, rungs, field)
     assert tuple(whole) == CERTIFICATE
     assert torch.equal(whole["round_trip"], figures["round_trip"])
     assert torch.equal(whole["evaluations"], state.report["evaluations"].double())
     for i, steps in enumerate(state.report["steps"].tolist()):
         alone = State(state.xbar[i : i + 1], state.sigma)
         spent = state.report["evaluations"][i : i + 1]
-        for key, value in certificate(x_0[i : i + 1], alone, row, nodes_of(steps), field, spent).items():
+        for key, value in certificate(x_0[i : i + 1], alone, rungs[steps], field, spent).items():
             assert equal(value, whole[key][i : i + 1]), key
 
 
 def test_what_no_rung_reaches_has_the_last() -> None:
-    row, rungs = rungs_of("euler", (2, 4))
+    rungs = rungs_of("euler", (2, 4))
     x_0 = images(3, 1, 2, 2)
-    state, figures = encode_to(1e-12, x_0, row, rungs, mixture())
+    state, figures = encode_to(1e-12, x_0, rungs, mixture())
     assert state.report["steps"].tolist() == [4] * 3
     assert state.report["evaluations"].tolist() == [2 * (2 + 4)] * 3
     assert bool((figures["round_trip"] > 1e-12).all())
-    assert torch.equal(state.xbar, encode(x_0, "euler", model=mixture(), grid=rungs[-1][1]).xbar)
+    assert torch.equal(state.xbar, encode(x_0, "euler", model=mixture(), grid=rungs[4].nodes).xbar)
 
 
 @pytest.mark.parametrize("end", ["zero", "sigma_min"])
 @pytest.mark.parametrize("name", [name for name in FIXED if solvers.get(name).reversible])
 def test_a_tolerance_says_nothing_of_rows_that_come_back_exactly(name: str, end: str) -> None:
-    row, rungs = rungs_of(name, (4, 8), end)
+    rungs = rungs_of(name, (4, 8), end)
     field = mixture()
     with pytest.raises(InputError, match="comes back exactly with any number of steps"):
-        encode_to(1e-3, images(2, 1, 2, 2), row, rungs, field)
+        encode_to(1e-3, images(2, 1, 2, 2), rungs, field)
     assert field.nfe == 0
 
 
@@ -502,17 +503,17 @@ def test_a_tolerance_says_nothing_of_rows_that_come_back_exactly(name: str, end:
 )
 def test_decoding_to_a_tolerance_takes_the_fewest_steps(name: str, tolerance: float, seed: int) -> None:
     """By hand, image by image, as above: the first rung whose image is near that of the reference, or the last."""
-    row, rungs = rungs_of(name, (3, 6, 12, 24))
+    rungs = rungs_of(name, (3, 6, 12, 24))
     field = mixture(4)
     state = encode(images(3, 1, 2, 3, seed=seed), "rk4", model=field, steps=40, end="sigma_min")
-    found, steps, error = decode_to(tolerance, state, row, rungs, field)
+    found, steps, error = decode_to(tolerance, state, rungs, field)
     for i in range(3):
         alone = State(state.xbar[i : i + 1], state.sigma)
-        for count, nodes in rungs:  # noqa: B007 - the last one is compared
+        for count, plan in rungs.items():  # noqa: B007 - the last one is compared
             field.reset()
-            now = integrate(field, alone, nodes.flip(0), row).xbar
+            now = integrate(field, alone, plan).xbar
             more = max(40, 2 * field.nfe)
-            (apart,) = distance(now, reference(alone, nodes.flip(0), more, field).xbar)
+            (apart,) = distance(now, reference(alone, plan, more, field).xbar)
             if apart <= tolerance:
                 break
         assert int(steps[i]) == count
@@ -527,14 +528,14 @@ def test_decoding_to_a_tolerance_takes_the_fewest_steps(name: str, tolerance: fl
 )
 def test_decoding_keeps_its_tolerance(name: str, tolerance: float) -> None:
     """For nine in ten latents, against the true images: 400 steps of order 4."""
-    row, rungs = rungs_of(name, LADDER, "zero")
+    rungs = rungs_of(name, LADDER, "zero")
     kept = []
     for mixed in PROBLEMS:
         field, _, _ = problem(mixed, "linear")
         x_T = noise(24, *problem(mixed, "linear")[1].shape[1:], seed=7)
         state = State(x_T * math.hypot(1, SIGMA_T), SIGMA_T)
         exact = decode(state, "rk4", model=field, steps=400, grid="log")
-        found, _, error = decode_to(tolerance, state, row, rungs, field)
+        found, _, error = decode_to(tolerance, state, rungs, field)
         true = torch.tensor(distance(found, exact), dtype=torch.float64)
         kept.append(true[error <= tolerance] <= tolerance)
     every = torch.cat(kept)
@@ -546,13 +547,13 @@ def test_decoding_to_a_tolerance_starts_from_the_latent_alone() -> None:
     """What an exact way back keeps belongs to one list of nodes; one rung alone is judged as well."""
     field, x_0 = mixture(), images(2, 1, 2, 3)
     state = encode(x_0, "belm", model=field, steps=20)
-    row, rungs = rungs_of("belm", (10, 20), "zero")
-    found, steps, error = decode_to(1e-12, state, row, rungs, field)
+    rungs = rungs_of("belm", (10, 20), "zero")
+    found, steps, error = decode_to(1e-12, state, rungs, field)
     plain = State(state.xbar, state.sigma)
     assert torch.equal(found, decode(plain, "belm", model=field, steps=20))
     assert steps.tolist() == [20, 20]
     assert min(distance(found, x_0)) > 1e-9
-    found, steps, error = decode_to(1e9, state, row, rungs[:1], field)
+    found, steps, error = decode_to(1e9, state, {10: rungs[10]}, field)
     assert steps.tolist() == [10, 10]
     assert bool(((error > 0) & (error < 1)).all())
 
@@ -569,6 +570,5 @@ def test_another_model() -> None:
         ratios = figures["latent_error"] / torch.tensor(distance(state.x, exact), dtype=torch.float64)
         assert float(ratios.min()) > 0.7, name
         assert float(ratios.max()) < 1.5, name
-    rungs = [(count, plan(schedule, "ab3", count, None, "sigma_min")[1]) for count in LADDER]
-    state, figures = encode_to(1e-3, x_0, solvers.get("ab3"), rungs, field)
+    state, figures = encode_to(1e-3, x_0, rungs_of("ab3", LADDER, schedule=schedule), field)
     assert bool((figures["round_trip"] <= 1e-3).all())

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
+from support import command as run
 
 import odeddim
 from odeddim import Schedule, VectorField
-from odeddim.cli import group
 from odeddim.latents.latent_file import LatentFile
 from odeddim.ode.conditions import Classes, Condition
 from odeddim.types import InputError
@@ -46,15 +45,6 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(4):
         Image.new("L", (4, 4), 40 * i + 50).save(folder / "images" / f"{i}.png")
     return folder
-
-
-def run(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(group, [str(argument) for argument in arguments])
-    if code == 0:
-        assert result.exit_code == 0, (result.output, result.exception)
-        return result.output
-    assert isinstance(result.exception, (InputError, SystemExit)), result.exception
-    return str(result.exception) if isinstance(result.exception, InputError) else result.output
 
 
 def test_the_condition_is_kept_and_taken_from_the_file(here: Path, tmp_path: Path) -> None:
@@ -238,7 +228,7 @@ def test_wrong_classes_are_refused() -> None:
 
 def test_what_was_found_under_a_condition_says_so(here: Path, tmp_path: Path) -> None:
     model = ("--model", here / "told.pt2")
-    grid, preset = tmp_path / "grid.txt", tmp_path / "b" / "preset.json"
+    grid, plan = tmp_path / "grid.json", tmp_path / "b" / "plan.json"
     run("grid", here / "images", *model, "--label", "1", "--solver", "ab2", "--steps", "4", "-n", "2", "-o", grid)
     encode = ("encode", here / "images", "-o", tmp_path / "z.h5", *model, "--overwrite")
     use = ("--solver", "ab2", "--grid", grid)
@@ -247,8 +237,8 @@ def test_what_was_found_under_a_condition_says_so(here: Path, tmp_path: Path) ->
     assert "warning" not in run(*encode, *use, "--label", "1")
     find = ("bench", "work-precision", *model, "--label", "1", "--find", "3e-1", "-n", "2", "--solvers", "euler")
     run(*find, "-o", tmp_path / "b")
-    assert "found under class 1, not class 2" in run(*encode, "--preset", preset, "--label", "2")
-    assert "warning" not in run(*encode, "--preset", preset, "--label", "1")
+    assert "found under class 1, not class 2" in run(*encode, "--plan", plan, "--label", "2")
+    assert "warning" not in run(*encode, "--plan", plan, "--label", "1")
 
 
 def test_guidance_can_be_taken_back(here: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import odeddim
-from odeddim.cli import running
+from odeddim.jobs.machine import Place
 from odeddim.storage.images import sample_images
 
 MIXTURE = ("--model", "exact-mixture")
@@ -30,13 +30,13 @@ def test_what_makes_the_network_answer_otherwise_is_said(
     run: Command, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("encode", "-n", 2, "-o", "z.h5", *MIXTURE, "--steps", 4)
-    details = running.details_of
+    details = Place.details
 
     def elsewhere(*arguments: Any) -> dict[str, Any]:
         return {**details(*arguments), "device": "cuda"}
 
     with monkeypatch.context() as patched:
-        patched.setattr(running, "details_of", elsewhere)
+        patched.setattr(Place, "details", elsewhere)
         run("encode", "-n", 2, "-o", "device.h5", *MIXTURE, "--steps", 4)
     with monkeypatch.context() as patched:
         patched.setattr(torch, "__version__", "1.0.0")

@@ -107,18 +107,15 @@ def predictions() -> dict[str, VectorField]:
 
 def test_one_field_in_five_predictions_is_one_trajectory() -> None:
     from odeddim import solvers
-    from odeddim.api import integrate
+    from odeddim.plans import Plan, integrate
     from odeddim.types import State
 
     nodes = torch.logspace(math.log10(0.02), math.log10(60), 30, dtype=torch.float64)
     for solver in ("euler", "ab2", "dpmpp-2m", "rk4"):
-        row = solvers.get(solver)
-        for sigmas in (nodes, nodes.flip(0)):
-            start = images() * float(1 + sigmas[0])
-            ends = {
-                name: integrate(field, State(start, float(sigmas[0])), sigmas, row).xbar
-                for name, field in predictions().items()
-            }
+        plan = Plan(solvers.get(solver), nodes)
+        for sigma in nodes[[0, -1]].tolist():
+            start = images() * (1 + sigma)
+            ends = {name: integrate(field, State(start, sigma), plan).xbar for name, field in predictions().items()}
             for name, end in ends.items():
                 assert float((end - ends["eps"]).abs().max()) < 1e-10 * float(ends["eps"].abs().max()), (solver, name)
 

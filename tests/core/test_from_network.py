@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from odeddim import solvers
-from odeddim.api import integrate
 from odeddim.ode.analytic import GaussianMixture
 from odeddim.ode.conditions import Condition
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import TIMES, Schedule
+from odeddim.plans import Plan, integrate
 from odeddim.types import InputError, State
 
 MIXTURE = GaussianMixture(torch.tensor([-0.6, 0.6]), std=0.15)
@@ -103,10 +103,10 @@ def posed(kind: str, predicts: str, sigma_at: Callable[[Tensor], Tensor]) -> Net
 
 def walk(field: Any, nodes: Tensor, solver: str = "heun") -> tuple[Tensor, Tensor]:
     """What the nodes lead to, up from images and down from noise."""
-    row = solvers.get(solver)
     up = State(draw(2, 2, 4, 4).tanh(), float(nodes[0]))
     down = State(draw(2, 2, 4, 4, seed=2) * float(nodes[-1]), float(nodes[-1]))
-    return integrate(field, up, nodes, row).xbar, integrate(field, down, nodes.flip(0), row).xbar
+    plan = Plan(solvers.get(solver), nodes)
+    return integrate(field, up, plan).xbar, integrate(field, down, plan).xbar
 
 
 def same(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], to: float = 1e-10) -> None:
@@ -229,7 +229,8 @@ def test_flow_networks_in_both_directions_of_time() -> None:
         sigmas = times / (1 - times)
         for field, end in ((towards, x), (back, y)):
             state = State(start / (1 - first), float(sigmas[0]))
-            ours = integrate(field, state, sigmas, solvers.get("euler")).xbar * (1 - times[-1])
+            plan = Plan(solvers.get("euler"), sigmas.sort().values)
+            ours = integrate(field, state, plan).xbar * (1 - times[-1])
             assert float((ours - end).abs().max()) < 1e-12
 
 
@@ -361,9 +362,9 @@ def test_network_batch_with_guidance_is_bit_for_bit(interval: tuple[float, float
         for size in (1, 2, 3, 5, 7):
             parts = torch.cat([field(sigma.double(), part) for part in xbar.split(size)])
             assert torch.equal(parts, whole), (size, float(sigma))
-    row, nodes = solvers.get("ab2"), NODES[:8]
-    whole = integrate(field, State(xbar, float(nodes[0])), nodes, row).xbar
-    parts = [integrate(field, State(part, float(nodes[0])), nodes, row).xbar for part in xbar.split(2)]
+    plan, first = Plan(solvers.get("ab2"), NODES[:8]), float(NODES[0])
+    whole = integrate(field, State(xbar, first), plan).xbar
+    parts = [integrate(field, State(part, first), plan).xbar for part in xbar.split(2)]
     assert torch.equal(torch.cat(parts), whole)
     levels = torch.tensor([0.3, 1.0, 5.0, 1.5, 0.7, 3.0, 1.9], dtype=torch.float64)
     whole = field(levels, xbar)
@@ -378,7 +379,7 @@ def test_a_guided_trajectory() -> None:
     for here, there in itertools.pairwise(NODES):
         w = 2.0 if 0.3 <= here <= 3.0 else 1.0
         xbar = xbar + (there - here) * by_hand(xbar, float(here), 1, w)
-    ours = integrate(field, State(start, float(NODES[0])), NODES, solvers.get("euler")).xbar
+    ours = integrate(field, State(start, float(NODES[0])), Plan(solvers.get("euler"), NODES)).xbar
     assert float((ours - xbar).abs().max()) < 1e-12
 
 

@@ -78,13 +78,13 @@ def test_same_call_same_grid_in_any_batch() -> None:
 def test_local_errors_are_those_of_single_steps() -> None:
     """Fed with the true ε, euler's error of a step is ∫ε dσ - h·ε: of the trajectory, known by a finer run."""
     images = pictures(0, 2)
-    row, own = local_error.own_grid(MIXTURE, "euler", 12)
+    own = local_error.own_plan(MIXTURE, "euler", 12)
     trace = local_error._Trace.of(MIXTURE, images, own, 32)
     nodes = odeddim.grid("log", MIXTURE.schedule, 12)[1:]
     at = [odeddim.encode(images, "ab4", model=MIXTURE, grid=_fine(float(sigma))).xbar for sigma in nodes]
     for rising in (True, False):
         walked, points = (nodes, at) if rising else (nodes.flip(0), at[::-1])
-        errors = trace.local_errors(row, walked)
+        errors = trace.local_errors(own.solver, walked)
         for n, (here, there) in enumerate(pairwise(walked)):
             true = points[n] + (there - here) * MIXTURE(here, points[n]) - points[n + 1]
             assert torch.allclose(errors[n], true.flatten(1), rtol=1e-3, atol=1e-4), n
@@ -97,18 +97,19 @@ def _fine(top: float) -> torch.Tensor:
 
 def test_steps_err_alike_afterwards() -> None:
     """Part 1 on its own: errors of steps that differed by powers of ten come to lie within a factor of two."""
-    row, own = local_error.own_grid(MIXTURE, "dpmpp-2m", 20)
+    own = local_error.own_plan(MIXTURE, "dpmpp-2m", 20)
     trace = local_error._Trace.of(MIXTURE, pictures(0), own, 32)
-    density = local_error._Density.of(own)
+    density = local_error._Density.of(own.nodes)
 
     def spread(grid: torch.Tensor) -> float:
         nodes = grid[1:]
-        up, down = trace.local_errors(row, nodes), trace.local_errors(row, nodes.flip(0)).flip(0)
+        up, down = (trace.local_errors(own.solver, way) for way in (nodes, nodes.flip(0)))
+        down = down.flip(0)
         error = (up.square() + (up + down).square()).mean(dim=(1, 2)).sqrt() / (1 + nodes[1:] * nodes[:-1]).sqrt()
         return float(error[2:-2].log().std())
 
-    knots = local_error._equidistributed(trace, row, density, density.at / 7)
-    assert spread(own) > 2
+    knots = local_error._equidistributed(trace, own.solver, density, density.at / 7)
+    assert spread(own.nodes) > 2
     assert spread(density.nodes(knots)) < 0.55
 
 
@@ -140,10 +141,10 @@ def test_a_run_that_gets_out_of_hand_is_only_a_bad_grid() -> None:
 
 def test_evaluations_are_told_and_bounded() -> None:
     told: list[int] = []
-    row, own = local_error.own_grid(MIXTURE, "ab3", 10)
+    own = local_error.own_plan(MIXTURE, "ab3", 10)
     found = local_error.compute(MIXTURE, pictures(0, 2), "ab3", 10, advance=told.append)
     assert found.evaluations == pytest.approx(sum(told), rel=0.1)
-    assert found.evaluations <= local_error.most_evaluations(row, own) * 1.1
+    assert found.evaluations <= local_error.most_evaluations(own) * 1.1
 
 
 def test_a_tiny_error_is_rounding() -> None:

@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from odeddim import solvers
 from odeddim.ode import grids
 from odeddim.ode.schedule import Schedule
+from odeddim.plans import Plan
 from odeddim.types import InputError
 
 LINEAR = Schedule.linear()
@@ -179,13 +181,14 @@ def test_grid_files(tmp_path: Path) -> None:
             grids.grid(str(path), LINEAR, 50)
 
 
-def test_a_written_grid_is_read_back_with_its_notes(tmp_path: Path) -> None:
-    path = tmp_path / "grid.txt"
+def test_the_nodes_of_a_plan_file_are_a_grid(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
     nodes = grids.grid("karras", LINEAR, 7)
-    grids.write_nodes(path, nodes, {"model": "a: b\n1 2", "steps": 7})
+    Plan(solvers.get("ab3"), nodes, "karras", notes={"model": "a: b\n1 2", "steps": 7}).save(path)
     assert torch.equal(grids.grid(str(path), LINEAR), nodes)  # to the last bit
-    assert grids.read_notes(path) == {"model": "a: b 1 2", "steps": "7"}
-    assert grids.read_notes(tmp_path / "none") == {}
+    assert torch.equal(grids.grid(str(path), LINEAR, 7), nodes)
+    with pytest.raises(InputError, match="7 steps, but 50"):
+        grids.grid(str(path), LINEAR, 50)
     assert torch.equal(grids.grid(str(path), LINEAR, end="zero"), nodes)
     with pytest.raises(InputError, match="begin at σ = 0"):
         grids.grid(str(path), LINEAR, end="sigma_min")
@@ -201,6 +204,9 @@ def test_a_written_grid_is_read_back_with_its_notes(tmp_path: Path) -> None:
         ("0 nan", "finite"),
         ("-1 2", "negative"),
         ("[[1]]", "cannot"),
+        ("{}", "cannot be read"),
+        ('{"nodes": 1}', "cannot be read"),
+        (f"[0, 1{'0' * 400}]", "cannot be read"),
     ],
 )
 def test_bad_grid_files_are_refused(tmp_path: Path, content: str, word: str) -> None:

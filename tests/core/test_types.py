@@ -20,8 +20,8 @@ import pytest
 import torch
 
 import odeddim
-from odeddim import api, solvers, types
-from odeddim.types import OdeSettings, Settings
+from odeddim import solvers, types
+from odeddim.types import OdeSettings, Settings, kind_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -66,7 +66,7 @@ mine = odeddim.VectorField(lambda x, t: x, odeddim.Schedule.linear(), name="mine
 options: odeddim.types.Settings = {"rtol": 1e-3}
 odeddim.solve(x_T, "dopri5", model=mine, **options)
 try:
-    odeddim.integrate(mine, state, nodes, row)
+    assert_type(odeddim.integrate(mine, state, odeddim.Plan(row, nodes)), odeddim.State)
 except (odeddim.InputError, odeddim.BudgetExceeded) as error:
     print(error)
 """
@@ -126,8 +126,8 @@ def test_the_settings_are_those_of_the_table() -> None:
     rows = [solvers.get(name) for name in solvers.names()]
     table: dict[str, type] = {}
     for row in rows:
-        for name, kind in row.settings.items():
-            assert table.setdefault(name, kind) is kind, name
+        for name, default in row.settings.items():
+            assert table.setdefault(name, kind_of(default)) is kind_of(default), name
     typed = {name: get_args(kind) for name, kind in get_type_hints(Settings).items()}
     assert typed == {name: (kind, type(None)) for name, kind in table.items()}
     quiet = {name for row in rows if not row.stochastic for name in row.settings}
@@ -155,7 +155,7 @@ def test_a_repl_completes_names_and_shows_signatures_and_help() -> None:
         value = getattr(odeddim, name)
         assert isinstance(value, (str, ModuleType)) or name == "Field" or inspect.getdoc(value), name
     signature = inspect.signature(odeddim.solve)
-    assert list(signature.parameters) == ["x_T", "solver", "model", "steps", "grid", "end", "settings"]
+    assert list(signature.parameters) == ["x_T", "solver", "model", "steps", "grid", "end", "plan", "settings"]
     assert signature.parameters["settings"].annotation == "Unpack[Settings]"
     assert get_type_hints(odeddim.solve)["return"] is torch.Tensor  # every annotation has a meaning at run time
     shown = io.StringIO()
@@ -192,13 +192,13 @@ def test_examples_run(name: str) -> None:
     for test in tests:
         runner.run(test, out=report.write)
     assert runner.failures == 0, report.getvalue()
-    if name in ("solve", "encode", "decode", "sample", "integrate", "State"):
+    if name in ("solve", "encode", "decode", "sample", "plan", "integrate", "State"):
         assert runner.tries > 0
 
 
 @pytest.mark.parametrize("name", ["solve", "encode", "decode", "sample", "integrate"])
 def test_docstrings_of_the_api_are_complete(name: str) -> None:
-    function = getattr(api, name)
+    function = getattr(odeddim, name)
     sections = re.findall(r"^([A-Z][a-z]+):$", str(inspect.getdoc(function)), re.MULTILINE)
     assert sections == ["Args", "Returns", "Raises", "Source", "Example"]
     arguments = str(inspect.getdoc(function)).split("Args:")[1].split("Returns:")[0]

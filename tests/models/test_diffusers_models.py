@@ -22,13 +22,13 @@ from torch import Tensor
 
 import odeddim
 from odeddim import solvers
-from odeddim.api import integrate
 from odeddim.models import schedulers
 from odeddim.models.formats import diffusers_unet
 from odeddim.models.schedulers import Posed, posed
 from odeddim.ode.analytic import GaussianMixture
 from odeddim.ode.field import VectorField
 from odeddim.ode.predictions import PREDICTIONS
+from odeddim.plans import Plan, integrate
 from odeddim.types import InputError, State
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is installed by the test extra")
@@ -364,7 +364,7 @@ def test_the_trajectory_of_a_flow(tmp_path: Path, in_float64: Callable[[], None]
     nodes = flow_times / (1 - flow_times)
     top = float(nodes[-1])
     start = State(noise * (1 + top), top)  # their x at t is (1 - t)·x̄
-    assert ratio(integrate(field, start, nodes.flip(0), solvers.get("euler")).xbar, x) < 1e-9
+    assert ratio(integrate(field, start, Plan(solvers.get("euler"), nodes)).xbar, x) < 1e-9
 
     x = image = draw(2, 3, 8, 8, seed=2).clamp(-1, 1)
     labels = [0.001 * 0.999, *flow_times[1:].tolist()]  # of where each step starts; the first level is t_max / T

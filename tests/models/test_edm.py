@@ -18,8 +18,8 @@ from torch import Tensor
 
 import odeddim
 from odeddim import solvers
-from odeddim.api import integrate
 from odeddim.models.formats import edm
+from odeddim.plans import Plan, integrate
 from odeddim.types import InputError, State
 
 # In EDM's layout: a preconditioning with the attributes that samplers read, around a model with label_dropout.
@@ -170,7 +170,7 @@ def test_edms_own_sampler(kind: str, code: ModuleType, tmp_path: Path) -> None:
     with torch.no_grad():
         image, nodes = edm_sampler(lambda x, s: net(x, s).double(), noise, 20, low, high)
     start = State(noise * nodes[0], float(nodes[0]))
-    ours = integrate(field, start, nodes, solvers.get("heun")).xbar
+    ours = integrate(field, start, Plan(solvers.get("heun"), nodes.flip(0))).xbar
     assert float((ours - image).abs().max() / image.abs().max()) < 1e-5
     assert field.nfe == 2 * 20 - 1  # as many as EDM counts
     # And the network itself, at every noise level.
@@ -214,7 +214,7 @@ def test_up_again(code: ModuleType, tmp_path: Path) -> None:
     with torch.no_grad():
         for here, there in itertools.pairwise(nodes):
             x = x + (there - here) * (x - net(x, here).double()) / here
-    ours = integrate(field, State(start, float(nodes[0])), nodes, solvers.get("euler")).xbar
+    ours = integrate(field, State(start, float(nodes[0])), Plan(solvers.get("euler"), nodes)).xbar
     assert float((ours - x).abs().max() / x.abs().max()) < 1e-5
 
 

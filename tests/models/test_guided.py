@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 import odeddim
 from odeddim import solvers
-from odeddim.api import integrate
 from odeddim.models import weights
 from odeddim.models.formats import guided
 from odeddim.models.networks.adm import ADM
 from odeddim.ode.schedule import Schedule
+from odeddim.plans import Plan, integrate
 from odeddim.types import InputError, State
 
 # An image of 8×8 on three levels, attention on the two lower ones; GroupNorm's 32 groups make it as wide as that.
@@ -460,7 +460,7 @@ def test_twenty_steps_of_ddim(
     nodes = torch.cat([torch.zeros(1), field.schedule.levels[kept]]).double()
     euler = solvers.get("euler")
     top = State(noise * float((1 + nodes[-1] ** 2) ** 0.5), float(nodes[-1]))
-    close(integrate(field, top, nodes.flip(0), euler).xbar, x, 2e-5)
+    close(integrate(field, top, Plan(euler, nodes)).xbar, x, 2e-5)
     assert field.nfe == 20
     # Up again, from σ_1: the first step from 0 has no label of its own in guided-diffusion.
     x = image = draw(2, c, 8, 8, seed=2).double()
@@ -468,7 +468,7 @@ def test_twenty_steps_of_ddim(
         x0, eps = parts(x, i)
         x = math.sqrt(bar[i + 1]) * x0 + math.sqrt(1 - bar[i + 1]) * eps
     start = image * float((1 + nodes[1] ** 2) ** 0.5)
-    state = integrate(field, State(start, float(nodes[1])), nodes[1:], euler)
+    state = integrate(field, State(start, float(nodes[1])), Plan(euler, nodes[1:]))
     close(state.x, x, 2e-5)
 
 

@@ -28,12 +28,13 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 import odeddim  # noqa: E402
 from odeddim import InputError, State, VectorField  # noqa: E402
-from odeddim.api import integrate, to_data, to_images  # noqa: E402
+from odeddim.api import to_data, to_images  # noqa: E402
 from odeddim.checks.certificate import certify, rms  # noqa: E402
 from odeddim.latents.latent_file import LatentFile  # noqa: E402
 from odeddim.models import components  # noqa: E402
 from odeddim.models.formats import latent_diffusion  # noqa: E402
 from odeddim.models.networks import autoencoder  # noqa: E402
+from odeddim.plans import Plan, integrate  # noqa: E402
 from odeddim.solvers import get  # noqa: E402
 from odeddim.storage.images import open_images  # noqa: E402
 from odeddim.storage.png import to_bytes  # noqa: E402
@@ -298,7 +299,7 @@ def test_v_prediction_to_the_end_of_noise(tmp_path: Path) -> None:
     )  # fmt: skip
     nodes = torch.cat([field.schedule.levels[:1], field.schedule.levels[pipeline.scheduler.timesteps[1:].flip(0)]])
     begin = states[0] * float((1 + nodes[-1] ** 2).sqrt())
-    ours = integrate(field, State(begin, float(nodes[-1])), nodes.flip(0), get("euler"))
+    ours = integrate(field, State(begin, float(nodes[-1])), Plan(get("euler"), nodes))
     assert off(ours.x, states[-1]) < 1e-4
     assert bool(torch.isfinite(odeddim.sample(1, "ab3", model=field, steps=5)).all())  # from our own top too
 

@@ -24,8 +24,8 @@ from torch import Tensor
 
 import odeddim
 from odeddim import solvers
-from odeddim.api import integrate
 from odeddim.ode.analytic import GaussianMixture
+from odeddim.plans import Plan, integrate
 from odeddim.solvers._plan import halfway_in_time
 from odeddim.types import Solver, State
 
@@ -165,7 +165,7 @@ def ours(row: str | Solver, nodes: Tensor, **settings: Any) -> Trace:
         return MIXTURE(sigma, xbar)
 
     solver = solvers.get(row, **settings) if isinstance(row, str) else row
-    end = integrate(field, State(float(nodes[0]) * NOISE, float(nodes[0])), nodes, solver)
+    end = integrate(field, State(float(nodes[0]) * NOISE, float(nodes[0])), Plan(solver, nodes.flip(0)))
     return [*trace, (end.sigma, end.xbar)]
 
 

@@ -61,9 +61,9 @@ def test_it_comes_back_to_rounding(row: Solver, zero: bool) -> None:
     state, off = come_back(row, MIXTURE, IMAGES, sigmas)
     assert bool(state.report["converged"].all())
     assert float(off.max()) < 1e-12
-    base = base_of(row)
-    there = odeddim.integrate(MIXTURE, State(IMAGES, float(sigmas[0])), sigmas, base)
-    back = odeddim.integrate(MIXTURE, there, sigmas.flip(0), base).xbar
+    plan = odeddim.Plan(base_of(row), sigmas)
+    there = odeddim.integrate(MIXTURE, State(IMAGES, float(sigmas[0])), plan)
+    back = odeddim.integrate(MIXTURE, there, plan).xbar
     assert float((back - IMAGES).abs().max()) > 1e-4
     assert float((state.xbar - there.xbar).abs().max()) < 0.2 * 20
 
@@ -71,12 +71,12 @@ def test_it_comes_back_to_rounding(row: Solver, zero: bool) -> None:
 @pytest.mark.parametrize("zero", [False, True], ids=["sigma_min", "zero"])
 @each
 def test_it_decodes_as_its_base(row: Solver, zero: bool) -> None:
-    sigmas = rising(7, zero=zero).flip(0)
+    sigmas = rising(7, zero=zero)
     start = State(20 * IMAGES, 20.0)
-    truth = odeddim.integrate(MIXTURE, start, sigmas, base_of(row))
-    found = odeddim.integrate(MIXTURE, start, sigmas, row)
+    truth = odeddim.integrate(MIXTURE, start, odeddim.Plan(base_of(row), sigmas))
+    found = odeddim.integrate(MIXTURE, start, odeddim.Plan(row, sigmas))
     assert torch.equal(found.xbar, truth.xbar)
-    assert found.sigma == float(sigmas[-1])
+    assert found.sigma == float(sigmas[0])
 
 
 def test_eulers_inverse_is_the_closed_form() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 import odeddim
 from odeddim import solvers
 from odeddim.latents.latent_file import LatentFile, LatentRun, provenance_of
+from odeddim.plans import Plan
 from odeddim.solvers import reversible
 from odeddim.solvers._operations import Course, Kick, Mix
 from odeddim.solvers._registers import Flip, Machine
@@ -73,7 +74,7 @@ def test_through_a_file(row: solvers.Solver, tmp_path: Path) -> None:
     x = images(torch.float32).reshape(8, 1, 1, 2)
     nodes = odeddim.grid("karras", model.schedule, 12)
     state = odeddim.encode(x, row, model=model, grid=nodes)
-    made = provenance_of(model, solver=row.name, grid="karras", nodes=nodes, made_by="encode", settings={})
+    made = provenance_of(model, Plan(row, nodes, "karras"), "encode")
     with LatentRun(tmp_path / "z.h5", ["x"] * 8, made, nodes) as run:
         for start, stop in run.batches(5):
             aux = tuple(values[start:stop] for values in state.aux)
@@ -89,7 +90,7 @@ def test_a_damaged_note_of_what_is_kept(tmp_path: Path) -> None:
     model = odeddim.load("exact-mixture")
     nodes = odeddim.grid("karras", model.schedule, 4)
     state = odeddim.encode(torch.zeros(1, 1, 1, 2), "bdia", model=model, grid=nodes)
-    made = provenance_of(model, solver="bdia", grid="karras", nodes=nodes, made_by="encode", settings={})
+    made = provenance_of(model, Plan(solvers.get("bdia"), nodes, "karras"), "encode")
     with LatentRun(tmp_path / "z.h5", ["x"] * 1, made, nodes) as run:
         run.write(0, 1, state)
     with h5py.File(tmp_path / "z.h5", "r+") as file:
@@ -115,7 +116,7 @@ def test_parts_that_no_longer_belong_together(damage: Callable[[h5py.File], obje
     model = odeddim.load("exact-mixture")
     nodes = odeddim.grid("karras", model.schedule, 4)
     state = odeddim.encode(torch.rand(3, 1, 1, 2), "bdia", model=model, grid=nodes)
-    made = provenance_of(model, solver="bdia", grid="karras", nodes=nodes, made_by="encode", settings={})
+    made = provenance_of(model, Plan(solvers.get("bdia"), nodes, "karras"), "encode")
     with LatentRun(tmp_path / "z.h5", ["x"] * 3, made, nodes) as run:
         run.write(0, 3, state)
     with h5py.File(tmp_path / "z.h5", "r+") as file:

@@ -70,7 +70,7 @@ def test_the_walk_of_integrate_is_the_paper_down_to_zero() -> None:
     for row in STOCHASTIC:
         row = row.with_settings(seed=5, first=7)
         whole = row.run(MIXTURE, State(START, 20.0), sigmas).xbar
-        found = odeddim.integrate(MIXTURE, State(START, 20.0), sigmas, row).xbar
+        found = odeddim.integrate(MIXTURE, State(START, 20.0), odeddim.Plan(row, sigmas.flip(0))).xbar
         assert torch.allclose(found, whole, rtol=0, atol=1e-12)
 
 
