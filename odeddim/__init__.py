@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from odeddim.checks.certificate import certify as certify
     from odeddim.checks.explanation import explain as explain
     from odeddim.fitting.grid_search import computed_grid as computed_grid
+    from odeddim.jobs.latent_files import open as open
+    from odeddim.jobs.latent_files import save as save
     from odeddim.models import load as load
     from odeddim.ode.field import VectorField as VectorField
     from odeddim.ode.grids import grid as grid
@@ -69,8 +71,10 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "jobs": "odeddim",
         "load": "odeddim.models",
         "noise": "odeddim.api",
+        "open": "odeddim.jobs.latent_files",
         "plan": "odeddim.api",
         "sample": "odeddim.api",
+        "save": "odeddim.jobs.latent_files",
         "solve": "odeddim.api",
         "solvers": "odeddim",
         "types": "odeddim",

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import Tensor
 
@@ -107,6 +109,12 @@ class State:
         if not given:
             return self
         return replace(self, xbar=self.xbar.to(*given), aux=tuple(part.to(*given) for part in self.aux))
+
+    def save(self, path: str | Path, **how: Any) -> None:
+        """Save the latents as a file, z.h5: `odeddim.save(state, path, ...)`, whose arguments it takes."""
+        import odeddim
+
+        odeddim.save(self, path, **how)
 
     def __len__(self) -> int:
         """The number of images, B."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import odeddim
 from odeddim import solvers
-from odeddim.latents.latent_file import provenance_of
+from odeddim.latents.provenance import provenance_of
 from odeddim.models import BUILT_IN
 from odeddim.ode import grids
 from odeddim.ode.field import VectorField

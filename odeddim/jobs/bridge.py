@@ -17,7 +17,7 @@ from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, first_names, images_for, subject_on
 from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Outcome, Progress, silent
-from odeddim.latents.latent_file import provenance_of
+from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.storage.atomic import check_place
 from odeddim.storage.images import ImageSource

@@ -14,7 +14,8 @@ from odeddim.jobs.subject import Subject, subject_of
 from odeddim.jobs.telling import warn_of_range
 from odeddim.jobs.work import Progress, silent, warn
 from odeddim.latents.arithmetic import Readable, check_alike
-from odeddim.latents.latent_file import LatentFile, LatentRun, Provenance, digest
+from odeddim.latents.latent_file import LatentFile, LatentRun
+from odeddim.latents.provenance import Provenance, digest
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Plan

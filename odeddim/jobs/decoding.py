@@ -11,7 +11,8 @@ from odeddim import defaults, solvers
 from odeddim.api import decode
 from odeddim.checks.certificate import Rungs, decode_as_encoded, rungs_of
 from odeddim.jobs.work import How, the_plan
-from odeddim.latents.latent_file import MADE_OF_OTHERS, LatentFile, Provenance, provenance_of
+from odeddim.latents.latent_file import LatentFile
+from odeddim.latents.provenance import MADE_OF_OTHERS, Provenance, provenance_of
 from odeddim.ode.field import VectorField
 from odeddim.ode.grids import ENDS, NAMES, is_named
 from odeddim.ode.schedule import Schedule

@@ -20,7 +20,8 @@ from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.subject import Subject, data_and_floor, first_names, images_for, subject_on, warn_of_plan
 from odeddim.jobs.telling import Reports, Tally, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Outcome, Progress, silent, the_plan
-from odeddim.latents.latent_file import LatentRun, Provenance, provenance_of
+from odeddim.latents.latent_file import LatentRun
+from odeddim.latents.provenance import Provenance, provenance_of
 from odeddim.models import DEFAULT
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan, check_encodes

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from odeddim.latents.latent_file import MADE_OF_OTHERS, LatentFile
+from odeddim.latents.latent_file import LatentFile
+from odeddim.latents.provenance import MADE_OF_OTHERS
 from odeddim.ode.devices import DTYPES, dtype_of, place_of
 from odeddim.ode.field import VectorField
 from odeddim.types import Solver, State, pick

@@ -16,7 +16,8 @@ from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, subject_on, warn_of_plan
 from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Numbered, Outcome, Progress, silent, the_plan
-from odeddim.latents.latent_file import MOST_ROW, provenance_of
+from odeddim.latents.latent_file import MOST_ROW
+from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan

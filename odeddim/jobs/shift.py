@@ -15,7 +15,8 @@ from odeddim.jobs.combining import Drawing, check_combinable
 from odeddim.jobs.work import Outcome
 from odeddim.latents.arithmetic import Shifted, apart_by_chance, direction, join, mean, rms
 from odeddim.latents.group import Group
-from odeddim.latents.latent_file import LatentFile, LatentRun, Provenance
+from odeddim.latents.latent_file import LatentFile, LatentRun
+from odeddim.latents.provenance import Provenance
 from odeddim.storage.atomic import check_place
 from odeddim.storage.hdf5 import CHUNK, SUFFIXES
 from odeddim.storage.workers import cut

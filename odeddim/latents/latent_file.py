@@ -21,7 +21,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, overload
 
@@ -29,11 +29,12 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from odeddim import solvers
-from odeddim.ode.field import VectorField
+from odeddim.latents.provenance import MADE_OF_OTHERS, Provenance, digest, sha256_of
 from odeddim.ode.schedule import Schedule
-from odeddim.plans import Plan, end_of
+from odeddim.plans import Plan
 from odeddim.storage.atomic import check_place
 from odeddim.storage.errors import short
 from odeddim.storage.hdf5 import CHUNK, SUFFIXES, dataset, opened, text, words
@@ -54,78 +55,6 @@ from odeddim.types import InputError, State
 FORMAT, VERSION = "odeddim latents", 1
 UNIT = "xbar = x/sqrt(alpha), alpha cumulative as in DDIM; x_T = xbar/sqrt(1+sigma^2) has unit variance"
 MOST_ROW = 1 << 30  # bytes of one latent
-MADE_OF_OTHERS = ("interpolate", "shift")
-"""What makes new latents of others (`Provenance.made_by`)."""
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """How latents came about, and so how to decode them. nodes: the hash of the (S+1,) noise levels walked."""
-
-    model: str
-    sha256: str
-    predicts: str
-    schedule: dict[str, Any]
-    solver: str
-    grid: str
-    end: str
-    steps: int
-    nodes: str
-    made_by: str  # the command: "encode", "interpolate", "shift", ...; of images "sample" or "decode"
-    time: str = ""  # the network's labels, see `odeddim.ode.schedule.TIMES`; "" in files from before there was a choice
-    condition: dict[str, Any] = field(default_factory=dict)  # of `VectorField.conditioned`
-    settings: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def check_model(self, model: VectorField, where: str) -> None:
-        """Raise an InputError unless `model` is the one these latents belong to."""
-        if model.sha256 != self.sha256 or (not self.sha256 and model.name != self.model):
-            if model.name == self.model:
-                raise InputError(
-                    f"{where} holds latents of {self.model!r} as it was ({self.sha256[:12]}): its weights or settings "
-                    f"have been changed since ({model.sha256[:12]}); give the model that it was with --model"
-                )
-            ours, theirs = _model_words(self.model, self.sha256), _model_words(model.name, model.sha256)
-            raise InputError(f"{where} holds latents of the model {ours}, not of {theirs}: give that one with --model")
-        is_now = {"predicts": model.predicts, "time": _time_of(model), "schedule": model.schedule.to_dict()}
-        was = {"predicts": self.predicts, "time": self.time or is_now["time"], "schedule": self.schedule}
-        for key, value in is_now.items():
-            if value != was[key]:
-                raise InputError(
-                    f"{where} was made with {key} {_brief(was[key])}, but now {self.model!r} has {_brief(value)}: "
-                    "change that back in the model's files, or encode again"
-                )
-
-
-def provenance_of(model: VectorField, plan: Plan, made_by: str, **details: Any) -> Provenance:
-    """The provenance of latents of this model that a run of this plan makes."""
-    import platform
-
-    import odeddim
-
-    versions = {"odeddim": odeddim.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    return Provenance(
-        model=model.name,
-        sha256=model.sha256,
-        predicts=model.predicts,
-        schedule=model.schedule.to_dict(),
-        solver=plan.solver.name,
-        grid=plan.grid,
-        end=end_of(plan.nodes, model.schedule),
-        steps=len(plan.nodes) - 1,
-        nodes=digest(plan.nodes),
-        made_by=made_by,
-        time=_time_of(model),
-        condition=model.condition.to_dict(),
-        settings=plan.settings,
-        versions=versions,
-        details=details,
-    )
-
-
-def _time_of(model: VectorField) -> str:
-    return model.time if isinstance(model.time, str) else "a function"
 
 
 class LatentRun(Run):
@@ -157,7 +86,7 @@ class LatentRun(Run):
         if "aux" in file:
             file["aux"].attrs["kept"] = text(notes["kept"])
             # Changed, it would only look like another method's.
-            file["aux"].attrs["sha256"] = text(_hash(notes["kept"]))
+            file["aux"].attrs["sha256"] = text(sha256_of(notes["kept"]))
 
     def write(self, start: int, stop: int, state: State, certificate: Mapping[str, Tensor] | None = None) -> None:
         """Write the latents start, ..., stop-1, xbar (B, *), with what is known of each: name -> (B,)."""
@@ -261,7 +190,7 @@ class LatentFile:
                     f"{path}: '{name}' {column.dtype} {column.shape} does not belong to {len(self)} latents"
                 )
         self.kept = words(self._file["aux"].attrs["kept"]) if self._aux else ""
-        if self._aux and words(self._file["aux"].attrs["sha256"]) != _hash(self.kept):
+        if self._aux and words(self._file["aux"].attrs["sha256"]) != sha256_of(self.kept):
             raise InputError(f"{path}: what its auxiliary states belong to is damaged: its checksum does not fit")
 
     def _check_nodes(self) -> None:
@@ -279,10 +208,14 @@ class LatentFile:
                 f"{path}: its latents lie at σ = {self.sigma}, but its grid ends at {float(self.nodes[-1])}"
             )
 
-    def __enter__(self) -> LatentFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was read stays."""
         self._closing.close()
 
     def __len__(self) -> int:
@@ -373,6 +306,21 @@ class LatentFile:
             "first names": self.names[:5],
         }
 
+    def __getitem__(self, rows: int | slice) -> State:
+        """Some of the latents as a State: by an index, from the end if negative, or by a slice. Raises IndexError."""
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            whole = self.read(start, stop) if start < stop and step > 0 else self.read(0, 1)[:0]
+            return whole if step == 1 else whole[::step]
+        if not -len(self) <= rows < len(self):
+            raise IndexError(f"{self.path} holds latents 0 to {len(self) - 1}: there is no {rows}")
+        return self.pick(rows % len(self))
+
+    @property
+    def certificate(self) -> dict[str, Tensor]:
+        """How good each latent is, (N,) float64 by name (`odeddim.checks.certificate.CERTIFICATE`); empty without."""
+        return self.figures("certificate")
+
     def pick(self, index: int) -> State:
         """One latent, xbar (1, *)."""
         if not 0 <= index < len(self):
@@ -393,23 +341,3 @@ class LatentFile:
         except (KeyError, OSError, ValueError, RuntimeError) as error:
             raise InputError(f"{self.path}: '{name}' cannot be read: {short(error)}") from error
         return np.concatenate(blocks) if blocks else np.empty(0, self._columns[name].dtype)
-
-
-def digest(nodes: Tensor) -> str:
-    """The hash of a list of noise levels."""
-    return _hash(str(nodes.tolist()))
-
-
-def _hash(words: str) -> str:
-    return hashlib.sha256(words.encode()).hexdigest()
-
-
-def _brief(value: Any) -> str:
-    """A setting, without the numbers of a long list."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_brief(item)}" for key, item in value.items())
-    return f"of {len(value)} numbers" if isinstance(value, list) else str(value)
-
-
-def _model_words(name: str, sha256: str) -> str:
-    return f"{name!r} (weights {sha256[:12]})" if sha256 else repr(name)

@@ -612,7 +612,8 @@ def test_bad_input_is_one_sentence(run, here: Path, arguments: list[str], words:
 @pytest.fixture(scope="module")
 def z(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A latent file of two sample images."""
-    from odeddim.latents.latent_file import LatentRun, provenance_of
+    from odeddim.latents.latent_file import LatentRun
+    from odeddim.latents.provenance import provenance_of
 
     field = odeddim.load("fashion-mnist")
     plan = odeddim.plan(field, "euler", steps=2, grid="linear")

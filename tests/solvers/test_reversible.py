@@ -19,7 +19,8 @@ from torch import Tensor
 
 import odeddim
 from odeddim import solvers
-from odeddim.latents.latent_file import LatentFile, LatentRun, provenance_of
+from odeddim.latents.latent_file import LatentFile, LatentRun
+from odeddim.latents.provenance import provenance_of
 from odeddim.plans import Plan
 from odeddim.solvers import reversible
 from odeddim.solvers._operations import Course, Kick, Mix

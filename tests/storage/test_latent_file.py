@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from odeddim.latents.latent_file import LatentFile, LatentRun, Provenance, provenance_of
+from odeddim.latents.latent_file import LatentFile, LatentRun
+from odeddim.latents.provenance import Provenance, provenance_of
 from odeddim.ode import grids
 from odeddim.ode.analytic import Gaussian
 from odeddim.ode.field import VectorField

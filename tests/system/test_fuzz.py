@@ -36,7 +36,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from odeddim import solvers
-from odeddim.latents.latent_file import LatentFile, LatentRun, provenance_of
+from odeddim.latents.latent_file import LatentFile, LatentRun
+from odeddim.latents.provenance import provenance_of
 from odeddim.ode.analytic import Gaussian
 from odeddim.ode.field import VectorField
 from odeddim.ode.grids import grid

@@ -1,0 +1,139 @@
+"""Latent files in Python: open them, decode from them, save a state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from odeddim import defaults
+from odeddim.api import Model, to_images
+from odeddim.jobs.decoding import decoding_of
+from odeddim.jobs.machine import Machine
+from odeddim.jobs.subject import Subject, subject_of
+from odeddim.jobs.work import How, Numbered, the_plan, warn
+from odeddim.latents.latent_file import LatentFile, LatentRun
+from odeddim.latents.provenance import provenance_of
+from odeddim.models import DEFAULT, load
+from odeddim.plans import Plan
+from odeddim.types import InputError, State
+
+
+class Latents(LatentFile):
+    """An open latent file: `len`, `[i]` and `[a:b]` as a State, names, plan, certificate, summary, decode.
+
+    Use it as a context manager, or `close` it. Rows are read as they are asked for, each against its checksum.
+    """
+
+    def decode(
+        self,
+        rows: int | slice = slice(None),
+        *,
+        model: Model | Subject | None = None,
+        plan: Plan | None = None,
+        machine: Machine | None = None,
+        **how: Any,
+    ) -> Tensor:
+        """Decode latents of the file: what `odeddim decode` writes, to the bit.
+
+        Args:
+            rows: Which: an index or a slice; all unless given. They are decoded together, so they must fit in memory.
+            model: The model that encoded; None for the one that the file names, under the condition it names.
+            plan: What decodes; in place of `how`.
+            machine: Where to run; what is not given is as the latents were encoded.
+            **how: solver, steps, grid and the solver's settings; what is not given is as in the file.
+
+        Returns:
+            The images, (n, C, H, W), nominally in [-1, 1].
+
+        Raises:
+            InputError: For what cannot be used.
+            IndexError: Where there is no such latent.
+        """
+        place = (machine or Machine()).at(self)
+        field = subject_of(self, place, model)
+        decoding = decoding_of(self, field.schedule, How.of(how), plan)
+        place.fit(field, decoding.plan.solver)
+        if inexact := place.inexact(field, decoding.plan.solver):
+            warn(inexact)
+        first = range(len(self))[rows] if isinstance(rows, int) else rows.indices(len(self))[0]
+        return to_images(field, decoding.images(place.cast(self[rows]), field.on_data(), first))
+
+
+def open(path: str | Path) -> Latents:
+    """Open a latent file.
+
+    Args:
+        path: The file, z.h5, that `odeddim encode`, `odeddim.jobs.encode` or `odeddim.save` has written.
+
+    Returns:
+        The open file; use it as a context manager.
+
+    Raises:
+        InputError: For anything else, and for a file that is damaged.
+
+    Example:
+        >>> import odeddim, pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "z.h5")
+        >>> made = odeddim.jobs.encode(None, path, model="exact-samples", count=3, solver="belm", steps=4)
+        >>> with odeddim.open(path) as latents:
+        ...     print(len(latents), latents[0], latents.plan)
+        ...     images = latents.decode(slice(1, 3))
+        3 State(1 × (1, 28, 28) float32, σ = 157.407, kept by belm) belm, log grid, 4 steps, end zero
+        >>> images.shape
+        torch.Size([2, 1, 28, 28])
+    """
+    return Latents(Path(path))
+
+
+def save(
+    state: State,
+    path: str | Path,
+    *,
+    names: Sequence[str] | None = None,
+    model: Model = DEFAULT,
+    plan: Plan | None = None,
+    overwrite: bool = False,
+    **how: Any,
+) -> None:
+    """Save a state as a latent file that `odeddim.open` and `odeddim decode` read.
+
+    Args:
+        state: The latents, as `odeddim.encode` gives them.
+        path: The file, z.h5.
+        names: Where each latent comes from; numbers unless given. `odeddim decode` names the images after them.
+        model: The model that encoded.
+        plan: What encoded; in place of `how`.
+        overwrite: Whether to replace a file that is there.
+        **how: solver, steps, grid, end and settings as they were given to `encode`.
+
+    Raises:
+        InputError: For a plan that does not end where the latents lie, and for a place where another file is.
+
+    Example:
+        >>> import odeddim, pathlib, tempfile, torch
+        >>> state = odeddim.encode(torch.zeros(2, 1, 4, 4), "ab2", model="exact-mixture", steps=8)
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "z.h5")
+        >>> odeddim.save(state, path, model="exact-mixture", solver="ab2", steps=8)
+        >>> with odeddim.open(path) as latents:
+        ...     latents[:] == state
+        True
+    """
+    field = load(model)
+    plan = the_plan(plan, How.of(how), field.schedule, defaults.ENCODE)
+    if abs(plan.top - state.sigma) > 1e-12 * plan.top:
+        raise InputError(
+            f"the latents lie at σ = {state.sigma:.9g}, but the plan ends at σ = {plan.top:.9g}: give the plan, or the "
+            "arguments, that encoded them"
+        )
+    if names is not None and len(names) != len(state):
+        raise InputError(f"names= has {len(names)} names for {len(state)} latents: give one for each")
+    place = Machine(None if field.device is None else str(field.device)).at()
+    details = place.details(field, plan.solver, len(state)) | {"dtype": str(field.dtype or state.xbar.dtype)[6:]}
+    made = provenance_of(field, plan, "encode", **details)
+    named = Numbered("", len(state)) if names is None else names
+    with LatentRun(Path(path), named, made, plan.nodes, overwrite=overwrite) as run:
+        for start, stop in run.batches(len(state)):
+            run.write(start, stop, state[start:stop].to("cpu"))

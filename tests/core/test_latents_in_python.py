@@ -1,0 +1,129 @@
+"""Latent files in Python: `odeddim.open` and `odeddim.save` do what the commands do, and h5py alone reads the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import odeddim
+from odeddim import jobs
+from odeddim.types import InputError
+
+MODEL = "exact-samples"
+
+
+@pytest.fixture
+def z(tmp_path: Path) -> Path:
+    path = tmp_path / "z.h5"
+    jobs.encode(None, path, model=MODEL, count=5, solver="belm", steps=6)
+    return path
+
+
+def test_a_file_is_a_sequence_of_states(z: Path) -> None:
+    with odeddim.open(z) as latents:
+        assert len(latents) == 5
+        whole = latents[:]
+        assert isinstance(whole, odeddim.State)
+        assert len(whole) == 5
+        assert latents[1:3] == whole[1:3]
+        assert latents[-1] == whole[4:]
+        assert latents[::2] == whole[::2]
+        assert len(latents[3:3]) == 0
+        assert latents.names[:2] == ["000000", "000001"]
+        assert latents.plan == odeddim.plan(MODEL, "belm", steps=6)
+        assert latents.certificate == {}
+        assert latents.summary()["latents"] == 5
+        json.dumps(latents.summary())
+        for index in (5, -6):
+            with pytest.raises(IndexError, match="holds latents 0 to 4"):
+                latents[index]
+
+
+def test_decode_gives_what_the_command_writes(z: Path, tmp_path: Path) -> None:
+    for how in ({}, {"solver": "unipc-2"}, {"solver": "ddpm", "seed": 3, "steps": 5}, {"steps": 9, "grid": "karras"}):
+        jobs.decode(z, tmp_path / "out.h5", overwrite=True, **how)
+        with h5py.File(tmp_path / "out.h5") as file, odeddim.open(z) as latents:
+            written = torch.from_numpy(file["images"][:])
+            assert torch.equal(latents.decode(**how), written)
+            assert torch.equal(latents.decode(slice(2, 4), **how), written[2:4])
+            assert torch.equal(latents.decode(-1, **how), written[4:])
+
+
+def test_what_is_saved_is_what_encode_writes(z: Path, tmp_path: Path) -> None:
+    with odeddim.open(z) as latents:
+        state, plan, names = latents[:], latents.plan, latents.names[:]
+    state.save(tmp_path / "again.h5", names=names, model=MODEL, plan=plan)
+    with odeddim.open(tmp_path / "again.h5") as again:
+        assert again[:] == state
+        assert again.plan == plan
+        assert again.names[:] == names
+        assert again.provenance.sha256 == odeddim.load(MODEL).sha256
+    jobs.decode(z, tmp_path / "a.h5")
+    jobs.decode(tmp_path / "again.h5", tmp_path / "b.h5")
+    with h5py.File(tmp_path / "a.h5") as a, h5py.File(tmp_path / "b.h5") as b:
+        assert np.array_equal(a["images"][:], b["images"][:])
+        assert a["names"][:].tolist() == b["names"][:].tolist()
+
+
+def test_a_state_of_encode_is_saved_by_the_same_words(tmp_path: Path) -> None:
+    x_0 = torch.linspace(-0.8, 0.8, 32).reshape(2, 1, 4, 4)
+    how = {"model": "exact-mixture", "solver": "bdia", "steps": 7, "grid": "karras", "gamma": 0.9}
+    state = odeddim.encode(x_0, **how)
+    odeddim.save(state, tmp_path / "z.h5", **how)
+    with odeddim.open(tmp_path / "z.h5") as latents:
+        assert latents[:] == state
+        assert latents.names[:] == ["000000", "000001"]
+        assert latents.plan.settings == {"gamma": 0.9}
+        assert torch.equal(odeddim.decode(latents[:], model="exact-mixture", plan=latents.plan), x_0)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"solver": "ab2", "steps": 8, "grid": "leading"}, "but the plan ends at"),
+        ({"solver": "ab2", "names": ["one"]}, "1 names for 2 latents"),
+        ({"solver": "ab2", "plan": odeddim.plan("exact-mixture")}, "plan= says how to run: leave out solver="),
+    ],
+)
+def test_what_cannot_be_saved(how: dict[str, object], words: str, tmp_path: Path) -> None:
+    state = odeddim.encode(torch.zeros(2, 1, 4, 4), "ab2", model="exact-mixture", steps=8)
+    with pytest.raises(InputError, match=words):
+        odeddim.save(state, tmp_path / "z.h5", model="exact-mixture", **how)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_not_replaced(z: Path) -> None:
+    state = odeddim.encode(torch.zeros(2, 1, 4, 4), "ab2", model="exact-mixture", steps=8)
+    before = z.read_bytes()
+    with pytest.raises(InputError, match="overwrite=True"):
+        odeddim.save(state, z, model="exact-mixture", solver="ab2", steps=8)
+    assert z.read_bytes() == before
+    odeddim.save(state, z, model="exact-mixture", solver="ab2", steps=8, overwrite=True)
+    with odeddim.open(z) as latents:
+        assert latents[:] == state
+
+
+def test_h5py_alone_reads_the_layout_that_is_documented(z: Path) -> None:
+    """README's layout: nothing of odeddim is needed to use a latent file."""
+    with odeddim.open(z) as latents:
+        state, plan = latents[:], latents.plan
+    with h5py.File(z) as file:
+        assert {"xbar", "aux", "names", "crc32", "nodes", "provenance"} <= set(file)
+        xbar, sigma = file["xbar"][:], float(file["xbar"].attrs["sigma"])
+        assert (xbar.shape, xbar.dtype) == ((5, 1, 28, 28), np.float32)
+        x_T = xbar / np.sqrt(1 + sigma**2)
+        assert np.array_equal(xbar, state.xbar.numpy())
+        assert np.allclose(x_T, state.x.numpy(), rtol=1e-6)
+        assert [file[f"aux/{k}"][:].tolist() for k in range(len(file["aux"]))] == [a.tolist() for a in state.aux]
+        assert file["nodes"][:].tolist() == plan.nodes.tolist()
+        assert file["nodes"][-1] == sigma
+        assert file["names"][0].decode() == "000000"
+        provenance = json.loads(file["provenance"][()])
+        assert (provenance["solver"], provenance["grid"], provenance["steps"]) == ("belm", "log", 6)
+        assert provenance["model"] == MODEL
+        assert "xbar = x/sqrt(alpha)" in str(file["xbar"].attrs["unit"])
