@@ -20,7 +20,10 @@ ARGUMENTS = {
     "validation", "worst",
 }  # fmt: skip
 """Arguments of the library that are options of the same name."""
-CALLED = {"interval": "guidance-interval", "to_interval": "to-guidance-interval"}
+CALLED = {
+    "interval": "guidance-interval", "to_interval": "to-guidance-interval", "shape": "size", "start": "from",
+    "goal": "to", "keep": "direction",
+}  # fmt: skip
 """Arguments of the library that are options of another name."""
 
 _ARGUMENT = re.compile(

@@ -183,16 +183,16 @@ def rungs_of(
     """
     row = solvers.get(solver) if isinstance(solver, str) else solver
     if row.adaptive:
-        raise InputError(f"--tol chooses the steps, and solver {row.name!r} does so itself: give --rtol and --atol")
+        raise InputError(f"tol=... chooses the steps, and solver {row.name!r} does so itself: give rtol=... and atol=...")
     if steps is not None or (grid is not None and not (isinstance(grid, str) and is_named(grid))):
-        raise InputError("--tol chooses the steps: leave out --steps, and name the grid")
+        raise InputError("tol=... chooses the steps: leave out steps=..., and name the grid")
     rungs = {LADDER[0]: Plan.of(schedule, row, LADDER[0], grid, end, settings)}
     for count in LADDER[1:]:
         with contextlib.suppress(InputError):  # grids of whole labels have no room for more than the model has
             rungs[count] = Plan.of(schedule, row, count, grid, end, settings)
     if len({plan.top for plan in rungs.values()}) > 1:
         raise InputError(
-            f"--tol compares numbers of steps, and the grid {grid!r} ends at another noise level for each of them: "
+            f"tol=... compares numbers of steps, and the grid {grid!r} ends at another noise level for each of them: "
             "take trailing or linear"
         )
     return rungs

@@ -48,7 +48,7 @@ class Drawing:
     def check(self, *inputs: Path | None) -> None:
         """Refuse places where a latent file and a sheet cannot be, or which would replace what is being read."""
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":
-            raise InputError(f"--sheet {self.sheet}: a sheet is a PNG, name it sheet.png")
+            raise InputError(f"sheet {self.sheet}: a sheet is a PNG, name it sheet.png")
         if self.sheet is not None:
             check_place(self.sheet, *inputs)
         if self.output is not None:

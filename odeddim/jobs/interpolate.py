@@ -47,9 +47,9 @@ def interpolate(
     if kind not in KINDS or (KINDS[kind] or len(between)) != len(between):
         raise InputError(f"a {kind} needs {KINDS.get(kind)} latents, not {len(between)}: line 2, grid 4, loop any")
     if count < 2 and kind != "loop":
-        raise InputError(f"-n {count}: a line has two ends at least")
+        raise InputError(f"count={count}: a line has two ends at least")
     if to.output is None and to.sheet is None:
-        raise InputError("give -o path.h5, --sheet path.png or both: there is nothing to write to")
+        raise InputError("give output=..., sheet=... or both: there is nothing to write to")
     to.check(latents)
     with LatentFile(latents) as file, to.of(file) as drawn:
         states = [drawn.place.cast(file.pick(index)) for index in between]

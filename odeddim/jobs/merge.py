@@ -46,7 +46,7 @@ def merge(
             raise InputError(f"{path} is given twice: its rows would be there twice")
     check_place(output, *paths, suffixes=SUFFIXES)
     if output.exists() and not overwrite:
-        raise InputError(f"{output} is there already: give another name, or --overwrite")
+        raise InputError(f"{output} is there already: give another name, or overwrite=True")
     total, settings = 0, []
     for path in paths:
         with opened(path, "a file that odeddim wrote") as file:

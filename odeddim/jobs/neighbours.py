@@ -99,7 +99,7 @@ def neighbours(
             check_combinable(file, pool)
             if file.dtype != pool.dtype:
                 raise InputError(
-                    f"{among} holds {pool.dtype} latents, {latents} {file.dtype}: leave out -o and --sheet"
+                    f"{among} holds {pool.dtype} latents, {latents} {file.dtype}: leave out output=... and sheet=..."
                 )
         drawn = stack.enter_context(to.of(file))
         group = Group.of(of if of is not None else range(min(QUERIES, len(file))))
@@ -124,7 +124,7 @@ def _search(file: LatentFile, queries: Group, pool: LatentFile, count: int, prog
     inside = int(pool is file)
     if count > len(pool) - inside:
         held = f"{len(pool) - 1} other" if inside else f"{len(pool)}"
-        raise InputError(f"{pool.path} holds {held} latents: there are no {count} nearest, give a lower -k")
+        raise InputError(f"{pool.path} holds {held} latents: there are no {count} nearest, give a lower count=...")
     rows: list[list[_Place]] = []
     passes = range(0, len(queries), AT_ONCE)
     with progress(len(passes) * len(pool), "comparing", 0) as advance:

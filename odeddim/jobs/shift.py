@@ -65,13 +65,13 @@ class Direction:
     def check(self, to: Drawing, latents: Path) -> None:
         """Raise an InputError unless it is one of both, and its files are not those of others."""
         if (self.start is None, self.goal is None) != (self.along is not None, self.along is not None):
-            raise InputError("give --from GROUP and --to GROUP, or --along d.h5")
+            raise InputError("give two groups, start=... and goal=..., or a stored direction, along=...")
         if self.along is not None and self.keep is not None:
-            raise InputError("--along takes a stored direction, and --direction stores one: give one of them")
+            raise InputError("along=... takes a stored direction, and keep=... stores one: give one of them")
         if self.keep is None:
             return
         if to.output is not None and os.path.realpath(self.keep) == os.path.realpath(to.output):
-            raise InputError("--direction and --output name the same file")
+            raise InputError("keep=... and output=... name the same file")
         check_place(self.keep, latents, suffixes=SUFFIXES)
 
 
@@ -145,7 +145,7 @@ def _means(
         group.check(len(file), file.path)
     first, second = (set(group) for group in groups)
     if first == second:
-        raise InputError("--from and --to are the same latents: their means are not apart, give two groups")
+        raise InputError("start=... and goal=... are the same latents: their means are not apart, give two groups")
     means = [mean(file.read(*span) for span in cut(group.spans, CHUNK)) for group in groups]
     # Rounded as it is stored, so that --along does the same.
     rows = [state.to(getattr(torch, file.dtype)) for state in (*means, direction(*means))]

@@ -75,7 +75,7 @@ def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) ->
         return model
     said = model if isinstance(model, Subject) else Subject(None if model is None else str(model))
     if said.name is None and named not in BUILT_IN and not os.path.exists(named):
-        raise InputError(f"{file.path} belongs to the model {named!r}, which is not there: give it with --model")
+        raise InputError(f"{file.path} belongs to the model {named!r}, which is not there: give it with model=...")
     chosen = Subject(said.name or named, said.condition, said.allow_pickle)
     field = subject_on(place, chosen, file.provenance.condition)
     file.provenance.check_model(field, str(file.path))
@@ -102,7 +102,7 @@ def first_names(source: ImageSource, count: int | None, path: Path | None) -> Se
 def warn_of_count(count: int, there: int, path: Path | None) -> None:
     """Warn where more images are asked for than there are."""
     if count > there:
-        warn(f"-n {count}: {path or SAMPLE} holds {there} images, and all of them are taken")
+        warn(f"count={count}: {path or SAMPLE} holds {there} images, and all of them are taken")
 
 
 def data_and_floor(field: VectorField, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

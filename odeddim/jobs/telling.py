@@ -125,5 +125,5 @@ class Reports:
         warn(
             f"{self._failed} of {self.images} images did not converge (residual up to {self._residual:.0e}): "
             f"{', '.join(self._told)}{more}; "
-            f"{'--end sigma_min, ' if end == 'zero' else ''}more steps, another grid or a higher --max-nfe may help"
+            f"{'end=sigma_min, ' if end == 'zero' else ''}more steps, another grid or a higher max_nfe=... may help"
         )

@@ -87,7 +87,7 @@ def verify(
     pick(by, BADNESS, "figure")
     if sheet is not None:
         if sheet.suffix.lower() != ".png":
-            raise InputError(f"--sheet {sheet}: a sheet is a PNG, name it worst.png")
+            raise InputError(f"sheet {sheet}: a sheet is a PNG, name it worst.png")
         check_place(sheet, latents, images)
     source: ImageSource | Path | None = images
     with LatentFile(latents) as file:

@@ -132,7 +132,7 @@ def load(
         if getattr(reader, "RUNS_CODE", False) and not allow_pickle:
             raise InputError(
                 f"{path} is a pickle: reading it runs whatever code is in it; if you trust where it comes from, "
-                "say so with allow_pickle=True, on the command line --allow-pickle"
+                "say so with allow_pickle=True"
             )
         field = reader.read(path)
     return field.to(device or torch.get_default_device(), dtype)

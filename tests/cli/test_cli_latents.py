@@ -333,10 +333,10 @@ def test_latents_of_other_solvers_are_compared_but_not_mixed(run: Run, z: Path, 
 
 GROUPS = ("--from", "0-3", "--to", "4-7")
 BAD = {
-    "no groups": (["shift", "z.h5", "-o", "y.h5"], "--from GROUP and --to GROUP"),
-    "one group": (["shift", "z.h5", "--to", "1", "-o", "y.h5"], "--from GROUP and --to GROUP"),
-    "groups and a direction": (["shift", "z.h5", *GROUPS, "--along", "d.h5"], "--from GROUP and --to GROUP"),
-    "a group and a direction": (["shift", "z.h5", "--to", "1", "--along", "d.h5"], "--from GROUP and --to GROUP"),
+    "no groups": (["shift", "z.h5", "-o", "y.h5"], "two groups, --from and --to"),
+    "one group": (["shift", "z.h5", "--to", "1", "-o", "y.h5"], "two groups, --from and --to"),
+    "groups and a direction": (["shift", "z.h5", *GROUPS, "--along", "d.h5"], "two groups, --from and --to"),
+    "a group and a direction": (["shift", "z.h5", "--to", "1", "--along", "d.h5"], "two groups, --from and --to"),
     "a direction of a direction": (["shift", "z.h5", "--along", "d.h5", "--direction", "y.h5"], "give one of them"),
     "one name for two": (["shift", "z.h5", *GROUPS, "-o", "y.h5", "--direction", "./y.h5"], "same file"),
     "words": (["shift", "z.h5", "--from", "0-x", "--to", "1"], "'0-x' is no index"),
