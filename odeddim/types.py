@@ -171,17 +171,17 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 class Instruction(Protocol):
-    """One line of a plan: an operation of a run whose arithmetic is known before it begins."""
+    """One step of a run: an operation of a run whose arithmetic is known before it begins."""
 
     def words(self, place: int) -> str:
-        """The instruction as `odeddim explain` prints it; `place` is its index in the plan."""
+        """The instruction as `odeddim explain` prints it; `place` is its index in the run."""
 
 
 @dataclass(frozen=True)
 class Point:
     """One point of a run whose arithmetic is known before it begins: x̄ = Σ c_i·x̄_i + Σ w_j·ε_j.
 
-    Point 0 is the start of the run. A point refers to earlier points by their index in the plan.
+    Point 0 is the start of the run. A point refers to earlier points by their index.
 
     Attributes:
         sigma: The noise level σ of the point.
@@ -209,8 +209,8 @@ def weighted_sum(terms: Iterable[tuple[float, str]]) -> str:
     return text
 
 
-Plan = Callable[..., "Sequence[Instruction]"]
-"""instructions = plan(nodes, **settings): the arithmetic of a run over these nodes, all positive."""
+Instructions = Callable[..., "Sequence[Instruction]"]
+"""list = instructions(nodes, **settings): the arithmetic of a run over these nodes, all positive."""
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ class Solver:
             the setting, and an int is accepted for a float. A default that depends on the run is a `Depends`.
         limits: The settings that only decide when a run gives up: they do not change a result that is reached.
         chosen: The settings that `with_settings` has fixed, name -> value.
-        plan: The arithmetic of the run, for rows that know it before the run begins; `odeddim explain` prints it.
+        instructions: The arithmetic of the run, for rows that know it beforehand; `odeddim explain` prints it.
         growth: growth(nodes, single) -> `Growth`, for rows whose coefficients are known; `single` says whether the
             state is float32.
     """
@@ -346,7 +346,7 @@ class Solver:
     settings: Mapping[str, Any] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
     chosen: Mapping[str, Any] = field(default_factory=dict)
-    plan: Plan | None = None
+    instructions: Instructions | None = None
     growth: Callable[..., Growth] | None = None
 
     def __post_init__(self) -> None:
@@ -372,7 +372,7 @@ class Solver:
             **settings: Values by name, such as rtol=1e-6. A value of None leaves that setting as it is.
 
         Returns:
-            A row whose `run`, `plan` and `growth` use these values, and whose `chosen` names them, beside those fixed
+            A row whose `run`, `instructions` and `growth` use these values. Its `chosen` names them, beside those fixed
             before; a value fixed again replaces the one before.
 
         Raises:
@@ -396,7 +396,7 @@ class Solver:
         return replace(
             self,
             run=functools.partial(self.run, **given),
-            plan=None if self.plan is None else functools.partial(self.plan, **given),
+            instructions=None if self.instructions is None else functools.partial(self.instructions, **given),
             growth=None if self.growth is None else functools.partial(self.growth, **given),
             chosen={**self.chosen, **given},
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from odeddim.solvers._adaptive import LONGEST
-from odeddim.solvers._plan import log_ratio
+from odeddim.solvers._points import log_ratio
 
 VARIABLES = ("sigma", "log-sigma")
 
@@ -29,8 +29,8 @@ class Formula:
             solution and of the error.
         fsal: First same as last: the last stage lies at the solution and is the first one of the next step. The
             solution then has no row of its own in `uses`.
-        plan: plan(start, end) returns the noise levels of all stages but the first, then a weight for each index in
-            `uses`.
+        coefficients: Called with (start, end), it returns the noise levels of all stages but the first, then a weight
+            for each index in `uses`.
         strict: A factor on the tolerances, for formulas whose errors would add up to tens of them.
         longest: The longest step in log σ.
     """
@@ -39,7 +39,7 @@ class Formula:
     lower: int
     uses: tuple[tuple[int, ...], ...]
     fsal: bool
-    plan: Callable[[float, float], list[float]]
+    coefficients: Callable[[float, float], list[float]]
     strict: float = 1.0
     longest: float = LONGEST
 
@@ -89,8 +89,8 @@ class Tableau:
             slopes = [h * start, *(h * node for node in nodes)]
             return nodes + [slopes[j] * weight for j, weight in weights]
 
-        plan, longest = (in_sigma, LONGEST) if variable == "sigma" else (in_log_sigma, self.longest)
-        return Formula(self.order, self.lower, uses, True, plan, self.strict, longest)
+        coefficients, longest = (in_sigma, LONGEST) if variable == "sigma" else (in_log_sigma, self.longest)
+        return Formula(self.order, self.lower, uses, True, coefficients, self.strict, longest)
 
 
 def _tableau(order: int, lower: int, c: str, *rows: str, **limits: float) -> Tableau:
@@ -149,14 +149,14 @@ _SERIES = [1 / (math.factorial(k) * (k + 2)) for k in reversed(range(18))]
 
 
 def dpm_solver_12(start: float, end: float) -> list[float]:
-    """A `Formula.plan`: DPM-Solver-1, which is Euler in σ, within DPM-Solver-2, the midpoint rule of log σ."""
+    """A `Formula.coefficients`: DPM-Solver-1, which is Euler in σ, within DPM-Solver-2, the midpoint rule of log σ."""
     middle = start * math.exp(log_ratio(end, start) / 2)
     h = end - start
     return [middle, middle - start, h, -h, h]
 
 
 def dpm_solver_23(start: float, end: float) -> list[float]:
-    """A `Formula.plan`: DPM-Solver-2 with r1 = 1/3 within DPM-Solver-3 with r1 = 1/3 and r2 = 2/3 (Algorithm 2).
+    """`Formula.coefficients`: DPM-Solver-2 with r1 = 1/3 within DPM-Solver-3 with r1 = 1/3, r2 = 2/3 (Algorithm 2).
 
     The weights are exact for an ε that is linear in log σ, through the start of the step and the latest stage.
     """
@@ -178,6 +178,6 @@ FORMULAS: dict[str, Callable[[str], Formula]] = {
     "bosh3-per-image": BOSH3.formula,
     "dopri5-per-image": DOPRI5.formula,
     "tsit5-per-image": TSIT5.formula,
-    "dpm-solver-12": lambda _: Formula(2, 1, ((0,), (1,), (0, 1)), fsal=False, plan=dpm_solver_12),
-    "dpm-solver-23": lambda _: Formula(3, 2, ((0,), (0, 1), (0, 2), (0, 1, 2)), fsal=False, plan=dpm_solver_23),
+    "dpm-solver-12": lambda _: Formula(2, 1, ((0,), (1,), (0, 1)), fsal=False, coefficients=dpm_solver_12),
+    "dpm-solver-23": lambda _: Formula(3, 2, ((0,), (0, 1), (0, 2), (0, 1, 2)), fsal=False, coefficients=dpm_solver_23),
 }

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from odeddim.solvers._plan import (
+from odeddim.solvers._points import (
     Course,
     Variable,
     halfway_in_time,
@@ -18,7 +18,7 @@ from odeddim.solvers._plan import (
     in_sigma,
     in_time,
     log_ratio,
-    planned,
+    points_row,
 )
 from odeddim.solvers._settings import defaults_of
 from odeddim.solvers.onestep import FEW, extrapolated, part_of
@@ -209,7 +209,7 @@ def plms(nodes: Sequence[float]) -> list[Point]:
 def pndm(nodes: Sequence[float]) -> list[Point]:
     """PNDM: three steps of a pseudo Runge-Kutta method with four evaluations each, then the weights of PLMS.
 
-    The stages lie halfway in DDPM's time, see `odeddim.solvers._plan.in_time`.
+    The stages lie halfway in DDPM's time, see `odeddim.solvers._points.in_time`.
 
     Args:
         nodes: Noise levels, all positive, rising or falling.
@@ -261,29 +261,29 @@ def gradient_estimation(nodes: Sequence[float], *, gamma: float = 2.0) -> list[P
     return course.points
 
 
-def _row(name: str, plan: Callable[..., list[Point]], order: int, reference: str, **declared: Any) -> Solver:
+def _row(name: str, points: Callable[..., list[Point]], order: int, reference: str, **declared: Any) -> Solver:
     settled = {"family": "multistep", "nfe": 1, "grid": "log", **declared}
-    return planned(name, plan, order=order, reference=reference, **settled)
+    return points_row(name, points, order=order, reference=reference, **settled)
 
 
 def _adams_row(name: str, k: int, reference: str, grid: str = "log", **options: Any) -> Solver:
     warmup = (len(INNER[k]),) * (k - 2)
-    plan = functools.partial(adams, k=k, **options)
-    settings = defaults_of(plan, "warmup") if warmup else {}
-    return _row(name, plan, k, reference, grid=grid, warmup=warmup, settings=settings)
+    points = functools.partial(adams, k=k, **options)
+    settings = defaults_of(points, "warmup") if warmup else {}
+    return _row(name, points, k, reference, grid=grid, warmup=warmup, settings=settings)
 
 
 def _unipc_row(p: int, b: str) -> Solver:
     name = f"unipc-{p}" if b == "bh2" else f"unipc-{p}-{b}"
     variant = "B₂(h) = e^h - 1" if b == "bh2" else "B₁(h) = h"
-    plan = functools.partial(unipc, p=p, b=b)
+    points = functools.partial(unipc, p=p, b=b)
     return _row(
         name,
-        plan,
+        points,
         p + 1,
         f"Zhao et al. 2023, arXiv 2302.04867, {variant}",
         warmup=(2,) if p == 3 else (),
-        settings=defaults_of(plan, "warmup") if p == 3 else {},
+        settings=defaults_of(points, "warmup") if p == 3 else {},
     )
 
 

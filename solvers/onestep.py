@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from odeddim.solvers._plan import Course, log_ratio, planned
+from odeddim.solvers._points import Course, log_ratio, points_row
 from odeddim.types import Point, Solver
 
 FEW = 14  # steps; in shorter runs, where it is part of a method, the order falls towards the clean end
@@ -72,7 +72,7 @@ def second_order(course: Course, start: int, inner: float, end: float) -> int:
     the step at which the stage lies, in log σ. For r = 1/2 it is the slope at the stage.
 
     Args:
-        course: The plan under construction.
+        course: The points so far.
         start: The index of the point at which the step starts.
         inner: The noise level of the stage.
         end: The noise level at which the step ends.
@@ -94,7 +94,7 @@ def extrapolated(course: Course, start: int, inner: Sequence[float], end: float)
     With two stages it is DPM-Solver-3, for any two.
 
     Args:
-        course: The plan under construction.
+        course: The points so far.
         start: The index of the point at which the step starts.
         inner: The noise levels of the stages.
         end: The noise level at which the step ends.
@@ -175,10 +175,12 @@ def dpm_solver_fast(nodes: Sequence[float]) -> list[Point]:
     return course.points
 
 
-def _row(name: str, plan: Callable[..., list[Point]], order: int, nfe: int, reference: str, **declared: Any) -> Solver:
-    return planned(
+def _row(
+    name: str, points: Callable[..., list[Point]], order: int, nfe: int, reference: str, **declared: Any
+) -> Solver:
+    return points_row(
         name,
-        plan,
+        points,
         **{"family": "exponential", "grid": "karras", "onestep": True, **declared},
         order=order,
         nfe=nfe,

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from odeddim.solvers._adaptive import Watch, adaptive_row, check_settings
 from odeddim.solvers._embedded import FORMULAS, VARIABLES, Formula
-from odeddim.solvers._plan import log_ratio
+from odeddim.solvers._points import log_ratio
 from odeddim.types import Depends, Field, InputError, Solver, State, pick
 
 if TYPE_CHECKING:
@@ -304,10 +304,10 @@ class _Crowd:
 
         formula = self.formula
         ends = [walk.aim(self.target) for walk in walks]
-        plans = [formula.plan(walk.sigma, end) for walk, end in zip(walks, ends, strict=True)]
-        plan = torch.tensor(plans, dtype=torch.float64).T.contiguous()
-        nodes = plan[: formula.stages].clamp(*sorted((self.start.sigma, self.target)))
-        weights = plan[formula.stages :].to(xbar)
+        found = [formula.coefficients(walk.sigma, end) for walk, end in zip(walks, ends, strict=True)]
+        coefficients = torch.tensor(found, dtype=torch.float64).T.contiguous()
+        nodes = coefficients[: formula.stages].clamp(*sorted((self.start.sigma, self.target)))
+        weights = coefficients[formula.stages :].to(xbar)
         slopes, moved, error = _attempt(formula, self.evaluate, nodes, weights, xbar, slope)
 
         # Over each row by itself, whatever the number of rows; see `test_rows_are_summed_alone`.

@@ -216,12 +216,12 @@ def reversible_row(
         *settings: The keyword arguments of `course` that are settings of the row.
 
     Returns:
-        The row, with its plan and the growth of its rounding errors.
+        The row, with its instructions and the growth of its rounding errors.
     """
     return Solver(
         name=name,
         run=functools.partial(run, name=name, course=course),
-        plan=functools.partial(_operations, course=course),
+        instructions=functools.partial(_operations, course=course),
         growth=functools.partial(account, course=course),
         family="reversible",
         order=order,

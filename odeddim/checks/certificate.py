@@ -183,7 +183,7 @@ def rungs_of(
     """
     row = solvers.get(solver) if isinstance(solver, str) else solver
     if row.adaptive:
-        raise InputError(f"tol=... chooses the steps, and solver {row.name!r} does so itself: give rtol=... and atol=...")
+        raise InputError(f"tol=... chooses the steps, as solver {row.name!r} does itself: give rtol=... and atol=...")
     if steps is not None or (grid is not None and not (isinstance(grid, str) and is_named(grid))):
         raise InputError("tol=... chooses the steps: leave out steps=..., and name the grid")
     rungs = {LADDER[0]: Plan.of(schedule, row, LADDER[0], grid, end, settings)}

@@ -150,9 +150,9 @@ def _finite(value: Any) -> Any:
 
 
 def _instructions(row: Solver, levels: list[float], *, zero: bool, direction: str) -> tuple[str, ...]:
-    if row.plan is None or len(levels) < 2:
+    if row.instructions is None or len(levels) < 2:
         return ()
-    lines = [instruction.words(place) for place, instruction in enumerate(row.plan(levels))]
+    lines = [instruction.words(place) for place, instruction in enumerate(row.instructions(levels))]
     clean = min(levels)
     if zero and direction == "encode":
         lines.insert(0, f"x̄ = x̄ + {clean:.6g}·ε(x̄, σ = 0), Euler from σ = 0")

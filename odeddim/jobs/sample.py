@@ -126,7 +126,9 @@ def shape_for(field: VectorField, shape: tuple[int, ...] | None) -> tuple[int, .
         check_shape(shape)
     if shape and field.codec is not None and shape != field.codec.image_shape:
         made = "×".join(map(str, field.codec.image_shape))
-        raise InputError(f"the model {field.name!r} makes images of {made} (channels×height×width): leave out shape=...")
+        raise InputError(
+            f"the model {field.name!r} makes images of {made} (channels×height×width): leave out shape=..."
+        )
     found = shape if shape and field.codec is None else field.shape
     if found is None:
         raise InputError(f"the model {field.name!r} takes any shape: say which one with shape=...")

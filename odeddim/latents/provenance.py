@@ -46,7 +46,7 @@ class Provenance:
                     f"have been changed since ({model.sha256[:12]}); give the model that it was with model=..."
                 )
             ours, theirs = _model_words(self.model, self.sha256), _model_words(model.name, model.sha256)
-            raise InputError(f"{where} holds latents of the model {ours}, not of {theirs}: give that one with model=...")
+            raise InputError(f"{where} holds latents of the model {ours}, not of {theirs}: give it as model=...")
         is_now = {"predicts": model.predicts, "time": _time_of(model), "schedule": model.schedule.to_dict()}
         was = {"predicts": self.predicts, "time": self.time or is_now["time"], "schedule": self.schedule}
         for key, value in is_now.items():

@@ -26,7 +26,7 @@ import odeddim
 from odeddim import solvers
 from odeddim.ode.analytic import GaussianMixture
 from odeddim.plans import Plan, integrate
-from odeddim.solvers._plan import halfway_in_time
+from odeddim.solvers._points import halfway_in_time
 from odeddim.types import Solver, State
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is installed by the test extra")

@@ -19,7 +19,7 @@ from odeddim.types import InputError, Point
 
 MODEL = odeddim.load("exact-mixture")
 FIXED = [row for row in solvers.SOLVERS.values() if row.nfe is not None]
-PLANNED = [row for row in FIXED if row.plan is not None and isinstance(row.plan([0.1, 1.0])[0], Point)]
+PLANNED = [row for row in FIXED if row.instructions is not None and isinstance(row.instructions([0.1, 1.0])[0], Point)]
 
 
 @pytest.mark.parametrize("end", ["zero", "sigma_min"])

@@ -25,7 +25,7 @@ from scipy.integrate import quad
 
 from odeddim import solvers
 from odeddim.ode.analytic import GaussianMixture
-from odeddim.solvers._plan import Variable, in_log, in_sigma, in_time, lagrange_weights
+from odeddim.solvers._points import Variable, in_log, in_sigma, in_time, lagrange_weights
 from odeddim.types import Point, Solver, State
 
 Array = NDArray[np.float64]
@@ -37,7 +37,9 @@ MIXTURE = GaussianMixture(
 IMAGES = np.array([[-0.5, -0.2], [0.4, 1.3], [1.1, 0.1], [-1.8, -0.4], [0.2, -0.6]])
 # Rows that follow points; the plans of reversible rows are of another kind.
 PLANNED = [
-    row for row in solvers.SOLVERS.values() if row.plan is not None and isinstance(row.plan([1.0, 2.0])[0], Point)
+    row
+    for row in solvers.SOLVERS.values()
+    if row.instructions is not None and isinstance(row.instructions([1.0, 2.0])[0], Point)
 ]
 
 DIRECTIONS = ("encode", "decode")
@@ -531,8 +533,8 @@ def each(rows: Sequence[Solver]) -> pytest.MarkDecorator:
 
 
 def planned(row: Solver, nodes: list[float]) -> list[Point]:
-    assert row.plan is not None
-    points = [point for point in row.plan(nodes) if isinstance(point, Point)]
+    assert row.instructions is not None
+    points = [point for point in row.instructions(nodes) if isinstance(point, Point)]
     assert all(min(nodes) <= point.sigma <= max(nodes) for point in points)
     assert all(math.isfinite(c) for point in points for c in (*point.points.values(), *point.slopes.values()))
     assert points[-1].sigma == nodes[-1]

@@ -19,7 +19,7 @@ from odeddim import solvers
 from odeddim.ode.analytic import GaussianMixture
 from odeddim.solvers import _embedded, per_image
 from odeddim.solvers._embedded import BOSH3, DOPRI5, FORMULAS, TSIT5, VARIABLES, Tableau
-from odeddim.solvers._plan import lagrange_weights
+from odeddim.solvers._points import lagrange_weights
 from odeddim.solvers.per_image import Control, Walk
 from odeddim.types import BudgetExceeded, Field, InputError, State
 
@@ -154,7 +154,7 @@ def test_one_step_has_its_order(name: str, variable: str) -> None:
     found = []
     for h in (0.04, 0.02):
         end = 0.5 * math.exp(h)
-        plan = torch.tensor(formula.plan(0.5, end), dtype=torch.float64).unsqueeze(1).expand(-1, 16)
+        plan = torch.tensor(formula.coefficients(0.5, end), dtype=torch.float64).unsqueeze(1).expand(-1, 16)
         levels, weights = plan[: formula.stages], plan[formula.stages :]
         slope = MIXTURE(torch.tensor(0.5, dtype=torch.float64), start)
         _, moved, error = per_image._attempt(formula, MIXTURE, levels, weights, start, slope)

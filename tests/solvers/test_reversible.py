@@ -355,7 +355,7 @@ def test_edict_as_in_its_paper(steps: int, p: float) -> None:
 
 def test_edict_in_words() -> None:
     """The second evaluation is made in the units of the level that x has reached, √(1+3²)/√(1+1²) = √5 as large."""
-    words = [kick.words(0) for kick in solvers.get("edict", p=1.0).plan([3.0, 1.0])]  # type: ignore[misc]
+    words = [kick.words(0) for kick in solvers.get("edict", p=1.0).instructions([3.0, 1.0])]  # type: ignore[misc]
     assert words == ["u = u - 2·ε(v, σ = 3)", "v = v - 2·ε(2.23607·u, σ = 3)"]
 
 

@@ -58,8 +58,8 @@ def check_defaults(row: Solver, dtype: torch.dtype) -> None:
     assert dict(told.chosen) == given
     same(told.run(MIXTURE, state, sigmas), row.run(MIXTURE, state, sigmas))
     nodes = sigmas.tolist()
-    if row.plan is not None and told.plan is not None:
-        assert told.plan(nodes) == row.plan(nodes)
+    if row.instructions is not None and told.instructions is not None:
+        assert told.instructions(nodes) == row.instructions(nodes)
     if row.growth is not None and told.growth is not None:
         assert told.growth(nodes, True) == row.growth(nodes, True)
 

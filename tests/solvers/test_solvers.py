@@ -26,7 +26,7 @@ from torch import Tensor
 
 from odeddim import solvers
 from odeddim.ode.analytic import Gaussian, GaussianMixture
-from odeddim.solvers._plan import lagrange_weights, log_ratio
+from odeddim.solvers._points import lagrange_weights, log_ratio
 from odeddim.types import BudgetExceeded, Field, InputError, Solver, State
 
 ROOT = Path(__file__).resolve().parent.parent.parent

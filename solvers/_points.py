@@ -1,8 +1,8 @@
 """Runs whose arithmetic is known before they begin: their coefficients in float64, and the loop that follows them.
 
-A family returns a list of `Point`s, the plan. `follow` executes it, and `odeddim explain` prints it. A quadrature moves
-from a point by weights on slopes. The slope is ε, with the noise level σ as time. In the data chart it is the predicted
-image x̂0 = x̄ - σ ε, with 1/σ as time: (x̄/σ)' = x̂0.
+A family returns a list of `Point`s. `follow` executes it, and `odeddim explain` prints it. A quadrature moves from a
+point by weights on slopes. The slope is ε, with the noise level σ as time. In the data chart it is the predicted image
+x̂0 = x̄ - σ ε, with 1/σ as time: (x̄/σ)' = x̂0.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def lagrange_weights(nodes: Sequence[float], start: float, end: float, variable:
 
 
 class Course:
-    """A plan under construction: its points so far. Points are named by their index.
+    """A list of points under construction. Points are named by their index.
 
     Args:
         sigma: The noise level at which the run starts; it is point 0.
@@ -146,8 +146,10 @@ class Course:
         return len(self.points) - 1
 
 
-def follow(field: Field, state: State, sigmas: Tensor, *, plan: Callable[..., list[Point]], **settings: Any) -> State:
-    """Execute a plan. The field is evaluated once at each point whose slope is used.
+def follow(
+    field: Field, state: State, sigmas: Tensor, *, instructions: Callable[..., list[Point]], **settings: Any
+) -> State:
+    """Execute a list of points. The field is evaluated once at each point whose slope is used.
 
     Points and slopes that no later point uses are freed, so memory does not grow with the number of steps.
 
@@ -155,13 +157,13 @@ def follow(field: Field, state: State, sigmas: Tensor, *, plan: Callable[..., li
         field: ε(σ, x̄).
         state: The start, at sigmas[0].
         sigmas: Noise levels (N+1,) float64, all positive, rising or falling.
-        plan: plan(nodes, **settings) makes the points.
+        instructions: instructions(nodes, **settings) makes the points.
         **settings: The settings of the row.
 
     Returns:
         The state at sigmas[-1].
     """
-    points = plan(sigmas.tolist(), **settings)
+    points = instructions(sigmas.tolist(), **settings)
     last_point = {i: n for n, point in enumerate(points) for i in point.points}
     last_slope = {j: n for n, point in enumerate(points) for j in point.slopes}
     xbars, slopes = {0: state.xbar}, dict[int, "Tensor"]()
@@ -190,21 +192,23 @@ def _combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     return total
 
 
-def account(nodes: Sequence[float], single: bool, *, plan: Callable[..., list[Point]], **settings: Any) -> Growth:
-    """The growth of rounding errors of a plan, from its coefficients alone: each point is off by one unit of rounding.
+def account(
+    nodes: Sequence[float], single: bool, *, instructions: Callable[..., list[Point]], **settings: Any
+) -> Growth:
+    """The growth of rounding errors of a list of points: each point is off by one unit of rounding.
 
     Args:
         nodes: Noise levels, all positive, in either direction.
         single: Whether the unit of rounding is that of float32.
-        plan: plan(nodes, **settings) makes the points.
+        instructions: instructions(nodes, **settings) makes the points.
         **settings: The settings of the row.
 
     Returns:
         The growth in both directions.
     """
     up = sorted(nodes)
-    there, latent = _gain(plan(up, **settings), single)
-    back, image = _gain(plan(up[::-1], **settings), single)
+    there, latent = _gain(instructions(up, **settings), single)
+    back, image = _gain(instructions(up[::-1], **settings), single)
     return Growth(there, back, latent, image)
 
 
@@ -220,16 +224,17 @@ def _gain(points: Sequence[Point], single: bool) -> tuple[float, float]:
     return max(map(abs, arriving)), math.hypot(*errors) / math.hypot(1, points[-1].sigma)
 
 
-def planned(name: str, plan: Callable[..., list[Point]], **declared: Any) -> Solver:
-    """A row that follows a plan.
+def points_row(name: str, instructions: Callable[..., list[Point]], **declared: Any) -> Solver:
+    """A row whose run is a list of points.
 
     Args:
         name: The name of the row.
-        plan: plan(nodes, **settings) makes the points, with a keyword argument for each setting.
+        instructions: instructions(nodes, **settings) makes the points, with a keyword argument for each setting.
         **declared: Further fields of the row, see `Solver`.
 
     Returns:
-        The row, with its plan and the growth of its rounding errors.
+        The row, with its instructions and the growth of its rounding errors.
     """
-    growth = functools.partial(account, plan=plan)
-    return Solver(name=name, run=functools.partial(follow, plan=plan), plan=plan, growth=growth, **declared)
+    growth = functools.partial(account, instructions=instructions)
+    run = functools.partial(follow, instructions=instructions)
+    return Solver(name=name, run=run, instructions=instructions, growth=growth, **declared)
