@@ -21,11 +21,16 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 Run = Callable[..., str]
 
 
-def recipe(title: str) -> str:
-    """The file in the section of this title."""
+def recipes(title: str) -> list[str]:
+    """The files in the section of this title."""
     section = CONTRIBUTING.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    (code,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    return str(code)
+    return re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+
+
+def recipe(title: str) -> str:
+    """The only file in the section of this title."""
+    (code,) = recipes(title)
+    return code
 
 
 @pytest.fixture
@@ -67,3 +72,21 @@ def test_a_file_and_its_name_are_a_format(tmp_path: Path, run: Run) -> None:
     words = ("--model", "net.toy", "--solver", "euler", "--steps", "3", "-n", "2")
     assert "2 latents" in run("odeddim", "encode", *words, "-o", "z.h5")
     assert "2 images" in run("odeddim", "decode", "z.h5", "-o", "out.h5")
+
+
+def test_two_files_and_their_names_are_a_job(tmp_path: Path, run: Run) -> None:
+    job, command = recipes("Add a job")
+    (tmp_path / "odeddim" / "jobs" / "sizes.py").write_text(job, encoding="utf-8")
+    (tmp_path / "cli" / "sizes.py").write_text(command, encoding="utf-8")
+    names, commands = tmp_path / "odeddim" / "jobs" / "__init__.py", tmp_path / "cli" / "__init__.py"
+    names.write_text(names.read_text() + "from odeddim.jobs.sizes import sizes as sizes\n", encoding="utf-8")
+    listed = commands.read_text(encoding="utf-8").replace("COMMANDS = {", 'COMMANDS = {\n    "sizes": "Sizes.",', 1)
+    commands.write_text(listed, encoding="utf-8")
+    assert "sizes" in run("odeddim", "--help")
+    assert "sizes.csv" in run("odeddim", "sizes", "--help")
+    run("odeddim", "encode", "-n", "3", "--model", "exact-samples", "--steps", "4", "-o", "z.h5")
+    for _ in range(2):  # the second time it is its own
+        assert run("odeddim", "sizes", "z.h5", "-o", "sizes.csv").strip() == "3 sizes in sizes.csv"
+    lines = (tmp_path / "sizes.csv").read_text().splitlines()[1:]
+    assert [line.partition(",")[0] for line in lines] == ["000000", "000001", "000002"]
+    assert all(0 < float(line.partition(",")[2]) < 10 for line in lines)
