@@ -125,6 +125,7 @@ class Plan:
         Raises:
             InputError: For a solver that only decodes.
         """
+        check_encodes(self.solver)
         return self._count(State(self.nodes.new_zeros(1, 1), float(self.nodes[0])))
 
     @cached_property

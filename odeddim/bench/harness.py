@@ -229,7 +229,8 @@ def first_cells(plan: Plan) -> dict[str, Any]:
 
 def expected(plan: Plan) -> int:
     """Evaluations in one direction, for a progress bar: a guess where they depend on the image."""
-    return 100 if math.isnan(plan.evaluations) else int(plan.evaluations)
+    count = plan.evaluations_down if plan.solver.stochastic else plan.evaluations
+    return 100 if math.isnan(count) else int(count)
 
 
 def check_settings(entries: Sequence[Entry], settings: Mapping[str, Any]) -> None:
