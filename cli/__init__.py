@@ -39,7 +39,7 @@ COMMANDS = {
     "neighbours": "The nearest latents of each.",
     "verify": "How good the latents of a file are, the worst first.",
     "merge": "One file of an index and its parts, or of several.",
-    "grid": "Compute a grid of noise levels for a solver: grid.txt.",
+    "grid": "Compute the noise levels for a solver: plan.json.",
     "bench": "Compare solvers: the tables and figures of the paper, and more.",
     "solvers": "The table of solvers.",
     "explain": "What a run will do: nodes, labels, coefficients, evaluations.",

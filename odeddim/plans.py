@@ -120,7 +120,12 @@ class Plan:
 
     @cached_property
     def evaluations(self) -> float:
-        """Evaluations of the network per image to encode; NaN where they depend on the image, or none encodes."""
+        """Evaluations of the network per image to encode; NaN where they depend on the image.
+
+        Raises:
+            InputError: For a solver that only decodes.
+        """
+        check_encodes(self.solver)
         return self._count(State(self.nodes.new_zeros(1, 1), float(self.nodes[0])))
 
     @cached_property
@@ -132,7 +137,7 @@ class Plan:
         """By a run over one number: no other way of counting holds for all rows."""
         rising = start.sigma < self.top
         row = self.solver
-        if row.adaptive or (rising and (row.stochastic or row.nfe is None)):  # falling, rows that iterate do not
+        if row.adaptive or (rising and row.nfe is None):  # falling, rows that iterate do not
             return math.nan
         calls = 0
 

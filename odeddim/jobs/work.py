@@ -76,7 +76,8 @@ def the_plan(given: Plan | None, how: How, schedule: Schedule, usual: str) -> Pl
     """The plan given, checked for a model with this schedule, or that of what people say; an InputError for both."""
     if given is None:
         return how.plan(schedule, usual)
-    if said := [name for name, value in (*how._asdict().items(), *how.settings.items()) if value]:
+    named = {"solver": how.solver, "steps": how.steps, "grid": how.grid, "end": how.end, **how.settings}
+    if said := [name for name, value in named.items() if value is not None]:
         raise InputError(f"plan= says how to run: leave out {said[0]}=, or make another plan with it")
     return given.on(schedule)
 
