@@ -30,20 +30,20 @@ from odeddim.types import BudgetExceeded, InputError
 _SHOWWARNING = warnings.showwarning
 
 COMMANDS = {
-    "encode": "Images to latents: z.h5.",
-    "decode": "Latents to images: PNGs, a sheet, or HDF5.",
-    "sample": "New images from noise.",
-    "bridge": "Images of one model made images of another.",
-    "interpolate": "Lines and grids between latents.",
-    "shift": "Latents moved from the mean of one group towards another's.",
-    "neighbours": "The nearest latents of each.",
-    "verify": "How good the latents of a file are, the worst first.",
-    "merge": "One file of an index and its parts, or of several.",
-    "grid": "Compute the noise levels for a solver: plan.json.",
+    "encode": "Encode images to a file of latents, z.h5.",
+    "decode": "Decode latents to images: PNGs, a sheet, or HDF5.",
+    "sample": "Make new images from noise.",
+    "bridge": "Encode images with one model, decode them with another.",
+    "interpolate": "Make lines, grids and loops between latents.",
+    "shift": "Move latents from the mean of one group towards that of another.",
+    "neighbours": "Find the nearest neighbours of latents.",
+    "verify": "Show how good the latents of a file are, the worst first.",
+    "merge": "Make one file of an index and its parts, or of several files.",
+    "grid": "Compute the best noise levels for a solver: a plan file, plan.json.",
     "bench": "Compare solvers: the tables and figures of the paper, and more.",
-    "solvers": "The table of solvers.",
-    "explain": "What a run will do: nodes, labels, coefficients, evaluations.",
-    "inspect": "What a latent file or a model holds.",
+    "solvers": "Print the table of solvers.",
+    "explain": "Print what a run will do: nodes, labels, coefficients, evaluations.",
+    "inspect": "Show what a latent file or a model holds.",
     "train": "Train a model on your own images.",
 }
 
@@ -64,7 +64,7 @@ WHOLE_OR_NOTHING = ("merge", "grid", "solvers", "explain", "inspect", "bench rep
 def group() -> None:
     """Diffusion models as ordinary differential equations, dx̄/dσ = ε(x̄, σ).
 
-    Encode images to latents, decode them again, and compare DDIM with every other solver of the same ODE.
+    Encode images to latents, decode them again, and compare DDIM with the other solvers of the same ODE.
 
     \b
     Examples:

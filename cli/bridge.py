@@ -32,13 +32,21 @@ def _target(own: dict[str, Any]) -> Subject:
 target = options.gathered(
     "target",
     options.together(
-        click.option("--to", required=True, metavar="NAME|PATH", help="The model that decodes; --model encodes."),
-        click.option("--to-label", type=click.IntRange(0), default=None, help="Its class."),
-        click.option("--to-prompt", metavar="TEXT", default=None, help="Its prompt."),
-        click.option("--to-negative-prompt", metavar="TEXT", default=None, help="What its guidance leads away from."),
-        click.option("--to-guidance", type=float, metavar="W", default=1.0, help="Its guidance.  [default: 1]"),
         click.option(
-            "--to-guidance-interval", type=Interval(), metavar="LOW,HIGH", default=None, help="Where that holds."
+            "--to", required=True, metavar="NAME|PATH", help="The model that decodes; --model is the one that encodes."
+        ),
+        click.option("--to-label", type=click.IntRange(0), default=None, help="The class for --to."),
+        click.option("--to-prompt", metavar="TEXT", default=None, help="The text for --to."),
+        click.option(
+            "--to-negative-prompt", metavar="TEXT", default=None, help="The text that guidance of --to leads away from."
+        ),
+        click.option("--to-guidance", type=float, metavar="W", default=1.0, help="The guidance of --to.  [default: 1]"),
+        click.option(
+            "--to-guidance-interval",
+            type=Interval(),
+            metavar="LOW,HIGH",
+            default=None,
+            help="The noise levels σ between which --to-guidance is applied.  [default: all]",
         ),
     ),
     _target,
@@ -52,11 +60,19 @@ target = options.gathered(
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="A folder for PNGs, a sheet.png or a file.h5.",
+    help="Where images go: a folder for PNGs, a sheet.png or a file.h5.",
 )
-@click.option("-n", "--count", type=click.IntRange(1), default=None, help="Only the first so many images.")
+@click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(1),
+    default=None,
+    help="How many images to take, from the first.  [default: all]",
+)
 @target
-@click.option("--cycle/--no-cycle", default=True, help="Go back too, for the cycle error: 3 times the evaluations.")
+@click.option(
+    "--cycle/--no-cycle", default=True, help="Also go back, for the cycle error. This takes 3 times the evaluations."
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Print the cycle errors of all images as CSV.")
 @options.model
 @options.run(defaults.BRIDGE, options.end)
@@ -76,12 +92,13 @@ def command(
 ) -> None:
     """Encode IMAGES with one model (--model) and decode them with another (--to): a dual diffusion implicit bridge.
 
-    The state x̄ is handed over at the lower of the two σ_T. Both models may be one under two conditions: --label names
-    the source's class and --to-label the target's. A diffusion model and a rectified flow meet as well.
+    The second model takes over the state x̄ at the lower of the two σ_T. Diffusion models and rectified flows can be
+    combined. --model and --to may name the same model under two conditions: --label is the class for encoding,
+    --to-label the class for decoding.
 
-    The cycle error of an image is the rms over its pixels, in [-1, 1], between it and itself there and back. Each PNG
-    and a file.h5 keep it (cycle_error), --csv prints them all. A sheet shows each image, what became of it, and what
-    came back. IMAGES and resuming are as of `odeddim encode`.
+    The cycle error of an image is the rms over pixels, in [-1, 1], of the image that comes back minus the image. PNGs
+    and a file.h5 store it (cycle_error), and --csv prints it for all images. A sheet shows each image, its
+    translation, and the image that comes back. IMAGES, and how a stopped run goes on, are as in `odeddim encode`.
 
     \b
     Examples:

@@ -20,9 +20,11 @@ def _noise(function: options.F) -> options.F:
             "--seed",
             type=click.IntRange(0, options.MOST_SEED),
             default=None,
-            help="Of stochastic solvers' noise.  [default: 0]",
+            help="The seed of the noise of a stochastic solver.  [default: 0]",
         ),
-        click.option("--eta", type=click.FloatRange(0), default=None, help="DDIM's η, of ddim-eta.  [default: 0.5]"),
+        click.option(
+            "--eta", type=click.FloatRange(0), default=None, help="DDIM's η, for the solver ddim-eta.  [default: 0.5]"
+        ),
     )(function)
 
 
@@ -33,7 +35,7 @@ def _noise(function: options.F) -> options.F:
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="A folder for PNGs, a sheet.png or a file.h5.",
+    help="Where images go: a folder for PNGs, a sheet.png or a file.h5.",
 )
 @options.its_model
 @options.run("the one that encoded", _noise, options.plan)
@@ -51,22 +53,24 @@ def command(
 ) -> None:
     """Decode LATENTS to images by integrating the ODE from σ_T down, with the solver that encoded or another.
 
-    A folder gets a PNG for each image, out/cat/1.png of photos/cat/1.jpg. No file is replaced that the same command has
-    not written, unless --overwrite says so.
+    Without options, the run is the one that encoded, with the noise levels in reverse order. --plan, or --solver,
+    --grid and --steps, choose another. The model must be the one that encoded: the hash of its weights is compared.
 
-    Without options the noise levels of the file are walked in reverse, by the same solver. The model must be the
-    one that encoded: its weights' hash is compared. A run that was stopped goes on with the same command; a PNG that is
-    damaged, or another than it has written, it names.
+    A folder gets a PNG for each image: the latent of photos/cat/1.jpg becomes out/cat/1.png. A run that was stopped
+    goes on with the same command, which names each PNG that is damaged or that it did not write. Files that the same
+    command did not write are replaced only with --overwrite.
 
-    Latents that were encoded with --tol are decoded with the steps of each. --tol here doubles the steps for each image
-    until it is no further (rms) than the tolerance from the image of a more accurate run, of twice the
-    evaluations; of a latent model it is not the image but its data that count.
+    Latents that were encoded with --tol are decoded with the steps that each of them took. --tol of this command
+    doubles the steps for each image until its distance (rms) to the image of a more accurate run, with twice the
+    evaluations, is below the tolerance. For latent models it compares the data that the autoencoder decodes, not the
+    images.
 
     \b
     Examples:
       odeddim decode z.h5 -o out/
       odeddim decode z.h5 -o sheet.png
       odeddim decode z.h5 -o images.h5 --solver rk4 --steps 100
+      odeddim decode z.h5 -o planned/ --plan plan.json
       odeddim decode z.h5 -o fine/ --tol 1e-3
       odeddim decode z.h5 -o noisy/ --solver ddpm --seed 1
     """

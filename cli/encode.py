@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
 @click.command("encode")
 @click.argument("images", required=False, type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The latent file, z.h5.")
-@click.option("-n", "--count", type=click.IntRange(1), default=None, help="Only the first so many images.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The latent file to write, z.h5.")
+@click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(1),
+    default=None,
+    help="How many images to take, from the first.  [default: all]",
+)
 @options.model
 @options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, options.plan)
 @options.machine
 @options.tol
-@click.option("--certify", is_flag=True, help="Store with each latent how good it is; 4 times the evaluations.")
+@click.option("--certify", is_flag=True, help="Store a certificate of each latent. This takes 4 times the evaluations.")
 @options.overwrite
 def command(
     images: Path | None,
@@ -37,22 +43,26 @@ def command(
 ) -> None:
     """Encode IMAGES to latents by integrating the ODE from the image up to σ_T.
 
-    IMAGES is a folder, an image file, .npz, .npy, IDX (MNIST's format, gzip or not) or HDF5, or - for a list of image
-    files on standard input; without it, the 256 sample images of the package. The file holds all that decoding needs.
+    IMAGES is a folder, an image file, .npz, .npy, IDX (MNIST's format, gzip or not), HDF5, or - for a list of image
+    files on standard input. The default is the 256 sample images of the package. The latent file holds all that
+    decoding needs.
 
-    --certify decodes each image again and encodes it by a more accurate run: round trip and distance to the ODE's
-    latent, besides statistics of the latent, are stored with it (`odeddim verify`). --tol finds the steps that
-    each image needs; unless told otherwise, images then lie at σ_1: the step at 0 has an error that no steps reduce.
+    The run is said by --solver, --grid, --steps, --end and settings, or by --plan, a file that holds all of them.
 
-    Of a latent model, images go through its autoencoder first. What that loses of each image, whatever the solver, is
-    stored as report/floor (rms over pixels); all other errors are of the data that it makes, in their units.
+    --certify decodes each image again, and encodes it by a more accurate run. It stores the round trip, the distance
+    to the ODE's latent, and statistics of the latent; `odeddim verify` shows them. --tol finds the steps that each
+    image needs. With --tol, the default of --end is sigma_min, because the Euler step at σ = 0 has an error that no
+    steps reduce.
 
-    A run that was stopped, by whatever, goes on with the same command, as long as the images have the same names and
-    every byte of them is the same. Several processes share the work: start the command under torchrun, or as often as
-    you like.
+    A latent model encodes images by its autoencoder first. The error of the autoencoder alone is stored as report/floor
+    (rms over pixels). All other errors are those of the autoencoder's data, in their units.
 
-    What is transparent in an image is laid on white, and of a file with several pictures, an animation say, the first
-    is taken; a warning says of how many images that is true.
+    A run that was stopped, for whatever reason, goes on with the same command, as long as the names and the bytes of
+    the images are the same. Several processes share the work: start the command under torchrun, or start it several
+    times.
+
+    Transparent parts of an image become white. Of a file with several pictures, such as an animation, the first is
+    taken. A warning says how many images are concerned.
 
     \b
     Examples:

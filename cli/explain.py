@@ -22,27 +22,29 @@ if TYPE_CHECKING:
     type=click.Choice(["encode", "decode"]),
     default="encode",
     show_default=True,
-    help="Upwards or downwards.",
+    help="Encoding walks the noise levels upwards, decoding downwards.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float64"]),
     default="float32",
     show_default=True,
-    help="Of the state, for the growth of rounding errors.",
+    help="The dtype of the state, for the growth of rounding errors.",
 )
 @options.as_json
 def command(model: Subject, how: dict[str, Any], direction: str, dtype: str, as_json: bool) -> None:
     """Print what a run will do: nodes, labels, coefficients, evaluations, growth of rounding errors.
 
-    A run is points x̄0, x̄1, ... and ε0, ε1, ..., the network at them; of a reversible solver it is what is done to
-    its two registers u and v, whose inverse is the same list backwards.
+    The coefficients are those of the points x̄0, x̄1, ... and of the network's outputs ε0, ε1, ... at these points.
+    For a reversible solver, the output is the list of operations on its two registers u and v; the inverse is the same
+    list backwards. --plan explains the run of a plan file.
 
     \b
     Examples:
       odeddim explain --solver ab3 --grid karras --steps 10
       odeddim explain --solver bdia --grid linear --steps 100 --set gamma=0.5
       odeddim explain --solver dpmpp-2m --steps 20 --direction decode --json
+      odeddim explain --plan plan.json
     """
 
     from odeddim.checks.explanation import explain

@@ -19,8 +19,16 @@ COUNT, STEPS = 16, 50
 
 @click.command("grid")
 @click.argument("images", required=False, type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The plan, plan.json.")
-@click.option("-n", "--count", type=click.IntRange(1), default=None, help=f"How many images.  [default: {COUNT}]")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The plan file to write, plan.json."
+)
+@click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(1),
+    default=None,
+    help=f"How many images to measure on, from the last.  [default: {COUNT}]",
+)
 @options.model
 @options.solver(defaults.ENCODE)
 @options.steps
@@ -38,12 +46,15 @@ def command(
     machine: Machine,
     overwrite: bool,
 ) -> None:
-    """Compute the noise levels on which a solver with so many steps errs least, and write them to a file.
+    """Compute the noise levels that give a solver the smallest errors, for a number of steps, and write a plan.
 
-    The steps' own errors are measured on a few of IMAGES, the last ones (`odeddim bench` takes the first; without
-    IMAGES, the package's sample images); then round trips refine the grid. The file is a plan: --plan of encode,
-    decode and sample runs it, with that solver and model; --grid of every command takes its nodes. Printed: what was
-    measured on these images, on the solver's own grid and on the computed one.
+    The errors of single steps are measured on the last of IMAGES (`odeddim bench` takes the first); round trips then
+    refine the grid. The default of IMAGES is the sample images of the package. The command prints the errors on these
+    images, on the solver's own grid and on the computed one.
+
+    A plan is a JSON file with a solver, its settings, the nodes and the end. --plan plan.json of encode, decode, sample
+    and explain runs it. --grid plan.json takes its nodes for another solver, and so does SOLVER@plan.json in
+    `odeddim bench --solvers`.
 
     \b
     Examples:

@@ -16,7 +16,7 @@ from odeddim.cli import options
 @options.allow_pickle
 @options.as_json
 def command(file: str, as_json: bool) -> None:
-    """Show what a latent file (z.h5) or a model (a built-in name or a path) holds; without one, the built-in model.
+    """Show what a latent file (z.h5) or a model (a built-in name or a path) holds. The default is the built-in model.
 
     \b
     Examples:

@@ -16,18 +16,24 @@ if TYPE_CHECKING:
 
 @click.command("interpolate")
 @click.argument("latents", type=click.Path(path_type=Path))
-@click.option("--pair", type=int, nargs=2, default=None, help="Two latents, by index: the line between them.")
-@click.option("--corners", type=int, nargs=4, default=None, help="Four latents: the n × n grid between them.")
-@click.option("--loop", type=Items(click.INT), default=None, metavar="A,B,...", help="Latents: through all and back.")
+@click.option("--pair", type=int, nargs=2, default=None, help="Two latents, by index, for the line between them.")
+@click.option("--corners", type=int, nargs=4, default=None, help="Four latents, for the n × n grid between them.")
+@click.option(
+    "--loop",
+    type=Items(click.INT),
+    default=None,
+    metavar="A,B,...",
+    help="Latents, for the loop through all of them and back.",
+)
 @click.option(
     "-n",
     "--count",
     type=click.IntRange(1, options.MOST_NEW),
     default=11,
     show_default=True,
-    help="Points per line, or leg of a loop.",
+    help="Points of a line, of each side of a grid, or of each leg of a loop.",
 )
-@options.drawing("Latent file of the path, path.h5.", "Decode the path and draw it, path.png.")
+@options.drawing("The latent file to write, path.h5.", "Decode the path and draw its images, path.png.")
 def command(
     latents: Path,
     pair: tuple[int, int] | None,
@@ -38,8 +44,8 @@ def command(
 ) -> None:
     """Interpolate between LATENTS on great circles (slerp), as in DDIM's appendix D.5.
 
-    --pair gives a line, --corners a grid, --loop a closed loop. The path is a latent file like any other: `odeddim
-    decode` it.
+    --pair gives a line, --corners a grid, --loop a closed loop. The path is a latent file, which `odeddim decode`
+    decodes.
 
     \b
     Examples:

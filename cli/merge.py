@@ -11,14 +11,21 @@ from odeddim.cli import options
 
 @click.command("merge")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="The one file.  [default: FILES]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The file to write.  [default: the file given]",
+)
 @options.overwrite
 def command(files: tuple[Path, ...], output: Path | None, overwrite: bool) -> None:
     """Make one HDF5 file of an index and the parts beside it, or of several FILES, row after row.
 
-    While it runs, `encode` keeps its batches in z.h5.parts, and z.h5 shows them. At the end it makes one file of them
-    itself; where that went wrong, on a full disk say, this command does it. With -o it takes what there is of an
-    unfinished run, or puts together files that were made in the same way, on several machines say.
+    While `odeddim encode` runs, it keeps its batches in the folder z.h5.parts, and z.h5 is an index of them. At the
+    end it makes one file of them. Where that failed, for example on a full disk, this command does it. With -o it also
+    writes the finished rows of a run that was stopped, or combines files that were made in the same way, for example
+    on several machines.
 
     \b
     Examples:

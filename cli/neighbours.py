@@ -18,13 +18,21 @@ if TYPE_CHECKING:
 
 @click.command("neighbours")
 @click.argument("latents", type=click.Path(path_type=Path))
-@click.option("--of", type=Indices(), default=None, metavar="GROUP", help="Which latents.  [default: the first 8]")
-@click.option("-k", "--count", type=click.IntRange(1), default=5, show_default=True, help="Neighbours of each.")
 @click.option(
-    "--among", type=click.Path(path_type=Path), default=None, help="Where to search.  [default: the others in LATENTS]"
+    "--of",
+    type=Indices(),
+    default=None,
+    metavar="GROUP",
+    help="The latents whose neighbours are found.  [default: the first 8]",
+)
+@click.option(
+    "-k", "--count", type=click.IntRange(1), default=5, show_default=True, help="How many neighbours of each."
+)
+@click.option(
+    "--among", type=click.Path(path_type=Path), default=None, help="The latent file to search.  [default: LATENTS]"
 )
 @options.as_json
-@options.drawing("Latent file of them, near.h5.", "Decode and draw them, a row each.")
+@options.drawing("The latent file to write, near.h5.", "Decode and draw them, near.png: a row for each latent.")
 def command(
     latents: Path,
     of: Group | None,
@@ -33,11 +41,11 @@ def command(
     as_json: bool,
     to: Drawing,
 ) -> None:
-    """Find the nearest neighbours of LATENTS, in the file itself or --among those of another.
+    """Find the nearest neighbours of LATENTS among the other latents of the file, or among those of another file.
 
-    A GROUP is a list of indices and ranges, ends included: 0-9,12,20-29. Distances are rms in units of x_T: those of
-    independent noise are √2 = 1.414 apart. -o and --sheet hold, for each latent, itself and then its neighbours; in the
-    file, `report/distance` says how far they are.
+    A GROUP is a list of indices and of ranges with both ends: 0-9,12,20-29. Distances are rms in units of x_T; two
+    latents of independent noise are √2 = 1.414 apart. The latent file and the sheet hold each latent and then its
+    neighbours. The dataset report/distance of the file holds the distances.
 
     \b
     Examples:

@@ -93,18 +93,26 @@ allow_pickle = click.option(
     "--allow-pickle",
     cls=Chosen,
     is_flag=True,
-    help="Read models that run the code in their file (EDM's .pkl): only if you trust where it comes from.",
+    help="Read models whose file holds code, and run it (EDM's .pkl): only if you trust where the file comes from.",
 )
 told = together(
-    click.option("--label", cls=Chosen, type=click.IntRange(0), help="A class, for models that know classes."),
-    click.option("--prompt", cls=Chosen, metavar="TEXT", help="For models that know texts.  [default: the empty one]"),
-    click.option("--negative-prompt", cls=Chosen, metavar="TEXT", help="What guidance leads away from."),
+    click.option("--label", cls=Chosen, type=click.IntRange(0), help="The class, for models of classes."),
+    click.option(
+        "--prompt", cls=Chosen, metavar="TEXT", help="The text, for models of texts.  [default: the empty text]"
+    ),
+    click.option(
+        "--negative-prompt",
+        cls=Chosen,
+        metavar="TEXT",
+        help="The text that guidance leads away from.  [default: the empty text]",
+    ),
     click.option(
         "--guidance",
         cls=Chosen,
         type=float,
         metavar="W",
-        help="Classifier-free guidance: none + W·(condition - none), two images in one batch.  [default: 1]",
+        help="Classifier-free guidance: ε = ε_none + W·(ε_condition - ε_none). Values other than 1 evaluate each image "
+        "twice.  [default: 1]",
     ),
     click.option(
         "--guidance-interval",
@@ -112,7 +120,7 @@ told = together(
         cls=Chosen,
         type=Interval(),
         metavar="LOW,HIGH",
-        help="Noise levels σ where --guidance holds.  [default: everywhere]",
+        help="The noise levels σ between which --guidance is applied.  [default: all]",
     ),
     allow_pickle,
 )
@@ -133,43 +141,55 @@ def _model(default: str | None, words: str) -> Callable[[F], F]:
     return gathered("model", together(option, told), _subject)
 
 
-model = _model("fashion-mnist", "A built-in model or a path.")
+model = _model("fashion-mnist", "The name of a built-in model, or the path of a model.")
 its_model = _model(
-    None, "The model the latents belong to.  [default: the one they name, under the condition they name]"
+    None, "The model that encoded the latents.  [default: the model and the condition that the file names]"
 )
 
 
 def solver(default: str) -> Callable[[F], F]:
     """--solver NAME. default: what a command takes without it, in words."""
     return click.option(
-        "--solver", type=SolverName(), default=None, help=f"A row of `odeddim solvers`.  [default: {default}]"
+        "--solver",
+        type=SolverName(),
+        default=None,
+        help=f"A solver that `odeddim solvers` lists.  [default: {default}]",
     )
 
 
 steps = click.option(
-    "--steps", type=click.IntRange(1, MOST_STEPS), default=None, help="Steps of the solver.  [default: 50]"
+    "--steps",
+    type=click.IntRange(1, MOST_STEPS),
+    default=None,
+    help="The number of steps. Adaptive solvers take none.  [default: 50; to decode, as encoded]",
 )
 grid = click.option(
     "--grid",
     default=None,
     metavar="NAME|FILE",
-    help="linear, quadratic, trailing, leading, linspace, log, karras, karras:RHO, edm, ays, ays:LIST, or a file of "
-    "noise levels (`odeddim grid` computes one).  [default: the solver's]",
+    help="The noise levels: linear, quadratic, trailing, leading, linspace, log, karras, karras:RHO, edm, ays, "
+    "ays:LIST, or a file: a list of σ, or a plan (plan.json), whose nodes are taken.  [default: the grid that the "
+    "solver recommends; to decode, as encoded]",
 )
 end = click.option(
     "--end",
     type=click.Choice(["zero", "sigma_min"]),
     default="zero",
     show_default=True,
-    help="Where images lie: at σ = 0 after one Euler step, as in the paper, or at the lowest level σ_1.",
+    help="Where images lie: at σ = 0, one Euler step below the other nodes, as in the paper; or at the model's lowest "
+    "noise level σ_1.",
 )
 
 
 def _settings(*, tolerances: bool = True) -> Callable[[F], F]:
     """--set and the settings that have options of their own. tolerances: with --rtol and --atol."""
     both = (
-        click.option("--rtol", type=Tolerance(0, min_open=True), default=None, help="Adaptive: relative tolerance."),
-        click.option("--atol", type=Tolerance(0, min_open=True), default=None, help="Adaptive: absolute tolerance."),
+        click.option(
+            "--rtol", type=Tolerance(0, min_open=True), default=None, help="Relative tolerance of an adaptive solver."
+        ),
+        click.option(
+            "--atol", type=Tolerance(0, min_open=True), default=None, help="Absolute tolerance of an adaptive solver."
+        ),
     )
     return together(
         click.option(
@@ -178,10 +198,15 @@ def _settings(*, tolerances: bool = True) -> Callable[[F], F]:
             type=Assignment(),
             multiple=True,
             metavar="NAME=VALUE",
-            help="A setting of the solver, as gamma of bdia.",
+            help="A setting of the solver, such as gamma=0.9 of bdia; `odeddim explain` lists them. Can be repeated.",
         ),
         *(both if tolerances else ()),
-        click.option("--max-nfe", type=click.IntRange(1), default=None, help="Adaptive: most evaluations per run."),
+        click.option(
+            "--max-nfe",
+            type=click.IntRange(1),
+            default=None,
+            help="The most evaluations that an adaptive solver may take in a run.",
+        ),
     )
 
 
@@ -201,8 +226,8 @@ plan = click.option(
     "--plan",
     type=click.Path(path_type=Path),
     default=None,
-    help="Solver, nodes, end and settings from a file that `odeddim grid` or `odeddim bench work-precision --find` has "
-    "written, in place of the options.",
+    help="Run the plan of this file: its solver, settings, nodes and end. `odeddim grid` and `odeddim bench "
+    "work-precision --find` write plans. It excludes the options that say the same.",
 )
 
 
@@ -234,13 +259,15 @@ def _machine(own: Mapping[str, Any]) -> Machine:
 
 
 place = together(
-    click.option("--device", default=None, metavar="cpu|cuda|...", help="Where to run.  [default: a GPU if any]"),
+    click.option(
+        "--device", default=None, metavar="cpu|cuda|...", help="Where to run.  [default: a GPU if there is one]"
+    ),
     click.option(
         "--dtype",
         type=click.Choice(["float32", "float64", "bfloat16", "tf32"]),
         default=None,
-        help="Of the network; the state is float32, or float64 with it. bfloat16 is for previews, as is tf32: "
-        "float32 whose products CUDA makes of numbers rounded to 10 bits.  "
+        help="The dtype of the network. The state is float64 with float64, otherwise float32. bfloat16 and tf32 are for "
+        "previews; tf32 is float32 with products of numbers that CUDA rounds to 10 bits.  "
         "[default: float32; to decode, as encoded]",
     ),
 )
@@ -248,22 +275,22 @@ batch_size = click.option(
     "--batch-size",
     type=click.IntRange(1, MOST_AT_ONCE),
     default=None,
-    help="Images in work at once: memory and speed, not the result.  [default: about 32, or as many as the network "
-    "sees at once if that is more]",
+    help="Images in work at once. This changes memory and speed, not the result.  [default: about 32, or the network "
+    "batch if that is larger]",
 )
 threads = click.option(
     "--threads",
     type=click.IntRange(1, MOST_THREADS),
     default=None,
-    help="Of a CPU; its last digits depend on them too. Several processes are faster, and change nothing: "
-    "`torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
+    help="Threads of a CPU. The last digits of the result depend on them. Several processes are faster and do "
+    "not change the result: `torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
 )
 network_batch = click.option(
     "--network-batch",
     type=click.IntRange(1, MOST_AT_ONCE),
     default=None,
-    help="Images that the network always sees at once, filled up if need be; its last digits depend on it and on "
-    "no neighbour.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
+    help="Images that the network sees at once; a smaller batch is filled up. The last digits of the result depend on "
+    "this number, and not on the other images.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
 )
 machine = gathered("machine", together(place, batch_size, network_batch, threads), _machine)
 
@@ -271,7 +298,7 @@ machine = gathered("machine", together(place, batch_size, network_batch, threads
 def machine_with_threads(default: int) -> Callable[[F], F]:
     """Device, dtype and threads alone."""
     its_threads = click.option(
-        "--threads", type=click.IntRange(1, MOST_THREADS), default=default, show_default=True, help="Of a CPU."
+        "--threads", type=click.IntRange(1, MOST_THREADS), default=default, show_default=True, help="Threads of a CPU."
     )
     return gathered("machine", together(place, its_threads), _machine)
 
@@ -283,22 +310,24 @@ tol = click.option(
     "--tol",
     type=Tolerance(0, min_open=True),
     default=None,
-    help="In place of --steps: as few for each image as keep this error, rms over pixels in [-1, 1]; of a latent model "
-    "over its data.",
+    help="Find for each image, in place of --steps, the fewest steps whose error is below this: rms over pixels in "
+    "[-1, 1], and over the autoencoder's data for latent models.",
 )
-overwrite = click.option("--overwrite", is_flag=True, help="Begin anew, whatever is there.  [default: go on]")
-replace = click.option(
-    "--overwrite", is_flag=True, help="Replace what is there under the output's name, whatever it is."
+overwrite = click.option(
+    "--overwrite", is_flag=True, help="Begin anew and replace what is there.  [default: go on where a run stopped]"
 )
-seed = click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="Of the noise.")
+replace = click.option("--overwrite", is_flag=True, help="Replace whatever is there under the name of the output.")
+seed = click.option(
+    "--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="The seed of the noise."
+)
 size = click.option(
     "--size",
     type=Shape(),
     default=None,
     metavar="C,H,W",
-    help="Shape of the images, for models that take any.",
+    help="The shape of the images, for models that take any shape.",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
 def _drawing(own: dict[str, Any]) -> Any:
@@ -323,7 +352,7 @@ def drawing(file: str, sheet: str) -> Callable[[F], F]:
                 "--model",
                 default=None,
                 metavar="NAME|PATH",
-                help="For --sheet.  [default: the one that the latents name]",
+                help="The model that decodes for --sheet.  [default: the model that the latents name]",
             ),
             told,
             place,

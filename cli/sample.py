@@ -16,18 +16,26 @@ if TYPE_CHECKING:
 
 @click.command("sample")
 @click.option(
-    "-n", "--count", type=click.IntRange(1, options.MOST_NEW), default=64, show_default=True, help="How many images."
+    "-n",
+    "--count",
+    type=click.IntRange(1, options.MOST_NEW),
+    default=64,
+    show_default=True,
+    help="How many images to make.",
 )
 @click.option(
     "-o",
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="A sheet.png, a file.h5 or a folder for PNGs.",
+    help="Where images go: a sheet.png, a file.h5 or a folder for PNGs.",
 )
 @options.seed
 @click.option(
-    "--eta", type=click.FloatRange(0), default=None, help="DDIM's η, of euler (0: the ODE) and ddim-eta (0.5)."
+    "--eta",
+    type=click.FloatRange(0),
+    default=None,
+    help="DDIM's η.  [default: 0 for euler, which is the ODE; 0.5 for ddim-eta]",
 )
 @options.size
 @options.model
@@ -45,8 +53,10 @@ def command(
     machine: Machine,
     overwrite: bool,
 ) -> None:
-    """Sample images from noise. Image i depends on the seed and i only, whatever the count or the batch size.
-    A run that was stopped goes on with the same command.
+    """Sample images from noise.
+
+    Image i depends on the seed and on i only, not on the count or the batch size. A run that was stopped goes on with
+    the same command. --plan runs a plan file in place of --solver, --grid, --steps, --end and settings.
 
     \b
     Examples:
@@ -54,6 +64,7 @@ def command(
       odeddim sample -n 1000 --seed 1 -o images.h5 --solver dpmpp-2m --grid karras --steps 20
       odeddim sample -o ddpm.png --solver ddpm --steps 100
       odeddim sample -o half.png --eta 0.5
+      odeddim sample -o planned.png --plan plan.json
     """
     from odeddim import jobs
     from odeddim.cli.progress import bar

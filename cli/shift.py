@@ -19,13 +19,26 @@ MOST = 1000.0  # shifts: beyond, nothing but the direction would be left
 
 @click.command("shift")
 @click.argument("latents", type=click.Path(path_type=Path))
-@click.option("--from", "start", type=Indices(), default=None, metavar="GROUP", help="Where the direction begins.")
-@click.option("--to", "goal", type=Indices(), default=None, metavar="GROUP", help="Where it leads.")
 @click.option(
-    "--along", type=click.Path(path_type=Path), default=None, help="A stored direction, instead of --from and --to."
+    "--from",
+    "start",
+    type=Indices(),
+    default=None,
+    metavar="GROUP",
+    help="The group whose mean the direction begins at.",
 )
 @click.option(
-    "--of", type=Indices(), default=None, metavar="GROUP", help="What is moved.  [default: --from; with --along, all]"
+    "--to", "goal", type=Indices(), default=None, metavar="GROUP", help="The group whose mean the direction leads to."
+)
+@click.option(
+    "--along", type=click.Path(path_type=Path), default=None, help="A stored direction, in place of --from and --to."
+)
+@click.option(
+    "--of",
+    type=Indices(),
+    default=None,
+    metavar="GROUP",
+    help="The latents that are moved.  [default: --from; with --along, all]",
 )
 @click.option(
     "--by",
@@ -33,12 +46,16 @@ MOST = 1000.0  # shifts: beyond, nothing but the direction would be left
     default="-1,0,1,2",
     show_default=True,
     metavar="LIST",
-    help="How far: 1 is from one mean to the other.",
+    help="How far they are moved: 1 is the distance from one mean to the other.",
 )
 @click.option(
-    "--direction", "keep", type=click.Path(path_type=Path), default=None, help="Store means and direction, d.h5."
+    "--direction",
+    "keep",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Where to store both means and their difference, d.h5.",
 )
-@options.drawing("Latent file, shifted.h5.", "Decode and draw them, a row each.")
+@options.drawing("The latent file to write, shifted.h5.", "Decode and draw them, shifted.png: a row for each latent.")
 def command(
     latents: Path,
     start: Group | None,
@@ -49,13 +66,14 @@ def command(
     keep: Path | None,
     to: Drawing,
 ) -> None:
-    """Move LATENTS along the difference of the means of two groups of them; each keeps its norm.
+    """Move LATENTS along the difference of the means of two groups of them. Each latent keeps its norm.
 
-    A GROUP is a list of indices and ranges, ends included: 0-9,12,20-29. How far apart the means are is printed, and
-    how far those of two such groups of noise would be: where that is as far, the direction says nothing.
+    A GROUP is a list of indices and of ranges with both ends: 0-9,12,20-29. The command prints the distance between the
+    means, and the distance between the means of two such groups of noise. If the two are alike, the direction has no
+    meaning.
 
-    --direction stores both means and their difference as three rows, for --along. They are no noise, and what they
-    decode to need not be images.
+    --direction stores both means and their difference as three rows of a file, for --along. These rows do not look like
+    noise, so they need not decode to images.
 
     \b
     Examples:

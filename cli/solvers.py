@@ -13,7 +13,7 @@ COLUMNS = ("name", "family", "order", "evaluations", "grid", "reference")
 @click.command("solvers")
 @options.as_json
 def command(as_json: bool) -> None:
-    """The table of solvers: order, evaluations per step, recommended grid, reference.
+    """Print the table of solvers: order, evaluations per step, recommended grid, reference.
 
     \b
     Examples:

@@ -18,33 +18,45 @@ if TYPE_CHECKING:
 
 @click.command("train")
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The model's folder, MODEL.")
-@click.option("--validation", default=None, type=click.Path(path_type=Path), help="Held-out images, for their loss.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder of the model, MODEL.")
+@click.option(
+    "--validation", default=None, type=click.Path(path_type=Path), help="Held-out images, whose loss is logged."
+)
 @click.option("--resume", is_flag=True, hidden=True)  # of earlier versions; refuses where there is no run
 @click.option(
     "--predicts",
     type=click.Choice(["eps", "flow"]),
     default=None,
-    help="eps: DDPM's noise, linear schedule. flow: rectified flow's velocity.  [default: eps]",
+    help="What the network predicts. eps: DDPM's noise, linear schedule. flow: the velocity of a rectified flow.  "
+    "[default: eps]",
 )
-@click.option("--steps", type=click.IntRange(1), default=None, help="Steps in all.  [default: 20000]")
+@click.option("--steps", type=click.IntRange(1), default=None, help="The number of steps in all.  [default: 20000]")
 @click.option(
     "--batch-size", type=click.IntRange(1, options.MOST_AT_ONCE), default=None, help="Images per step.  [default: 64]"
 )
 @click.option(
-    "--learning-rate", type=click.FloatRange(0, min_open=True), default=None, help="Of Adam.  [default: 0.001]"
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    help="The learning rate of Adam.  [default: 0.001]",
 )
 @click.option(
-    "--ema", type=click.FloatRange(0, 1, max_open=True), default=None, help="Of the weights.  [default: 0.999]"
+    "--ema",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=None,
+    help="The decay of the averaged weights.  [default: 0.999]",
 )
 @click.option(
-    "--seed", type=click.IntRange(0, options.MOST_SEED), default=None, help="Of weights, order and noise.  [default: 0]"
+    "--seed",
+    type=click.IntRange(0, options.MOST_SEED),
+    default=None,
+    help="The seed of weights, order of images and noise.  [default: 0]",
 )
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
     default=None,
-    help="Of the arithmetic; the weights stay float32.  [default: bfloat16 on a GPU that has it, else float32]",
+    help="The dtype of the arithmetic; weights are float32.  [default: bfloat16 on a GPU that has it, else float32]",
 )
 @click.option("--channels", type=click.IntRange(4), default=None, help="Width of the first level.  [default: 32]")
 @click.option(
@@ -52,7 +64,7 @@ if TYPE_CHECKING:
     type=Items(click.IntRange(1)),
     default=None,
     metavar="LIST",
-    help="Width of each level over the first.  [default: 1,2,4]",
+    help="Width of each level, in multiples of --channels.  [default: 1,2,4]",
 )
 @click.option("--blocks", type=click.IntRange(1), default=None, help="Residual blocks per level.  [default: 2]")
 @click.option(
@@ -62,17 +74,29 @@ if TYPE_CHECKING:
     metavar="LIST",
     help="Sizes in pixels whose levels have self-attention.  [default: 7]",
 )
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=None, help="[default: 0]")
-@click.option("--checkpoint-every", type=click.IntRange(1), default=None, help="In steps.  [default: 1000]")
-@click.option("--samples-every", type=click.IntRange(1), default=None, help="In steps.  [default: 5000]")
-@click.option("--device", default=None, metavar="cpu|cuda|...", help="Where to train.  [default: a GPU if any]")
+@click.option(
+    "--dropout",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=None,
+    help="The share of features that are dropped.  [default: 0]",
+)
+@click.option(
+    "--checkpoint-every", type=click.IntRange(1), default=None, help="Steps between checkpoints.  [default: 1000]"
+)
+@click.option(
+    "--samples-every", type=click.IntRange(1), default=None, help="Steps between sample sheets.  [default: 5000]"
+)
+@click.option(
+    "--device", default=None, metavar="cpu|cuda|...", help="Where to train.  [default: a GPU if there is one]"
+)
 def command(data: Path, output: Path, validation: Path | None, resume: bool, device: str | None, **given: Any) -> None:
-    """Train a U-Net on the images of DATA: DDPM's loss and linear schedule, or rectified flow's; averaged weights.
+    """Train a U-Net on the images of DATA, by DDPM's loss or that of a rectified flow. The model has averaged weights.
 
-    DATA is a folder, .npz, .npy, IDX (MNIST's format, gzip or not) or HDF5; all images of one square size. MODEL gets
-    the model, a checkpoint every so many steps, log.csv and sample sheets; `--model MODEL` uses it at any time.
-    A run that was stopped, by whatever, goes on with the same command; so does a complete one with a larger --steps.
-    Other settings than those it was begun with are refused; those left out are taken from it.
+    DATA is a folder, .npz, .npy, IDX (MNIST's format, gzip or not) or HDF5. All images have the same square size. The
+    folder MODEL gets the model, checkpoints, log.csv and sample sheets; `--model MODEL` can use it at any time.
+
+    A run that was stopped, for whatever reason, goes on with the same command. A complete run goes on with a larger
+    --steps. Settings that are left out are those that the run was begun with; other values are refused.
 
     \b
     Examples:

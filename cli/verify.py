@@ -34,10 +34,18 @@ HEADINGS = {
 @click.argument("latents", type=click.Path(path_type=Path))
 @click.argument("images", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--by", default="latent_error", show_default=True, metavar="FIGURE", help="What sorts the worst to the top."
+    "--by",
+    default="latent_error",
+    show_default=True,
+    metavar="FIGURE",
+    help="The figure that the latents are sorted by.",
 )
-@click.option("--worst", "shown", type=click.IntRange(1), default=10, show_default=True, help="How many to show.")
-@click.option("--sheet", type=click.Path(path_type=Path), default=None, help="Draw the worst, worst.png.")
+@click.option(
+    "--worst", "shown", type=click.IntRange(1), default=10, show_default=True, help="How many latents to show."
+)
+@click.option(
+    "--sheet", type=click.Path(path_type=Path), default=None, help="Draw the worst latents on a sheet, worst.png."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures of all latents as JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the figures of all latents as CSV.")
 @options.its_model
@@ -55,20 +63,20 @@ def command(
     machine: Machine,
     overwrite: bool,
 ) -> None:
-    """Check every latent of a file against its checksum, and show how good each one is, the worst first.
+    """Compare every latent of a file with its checksum, and show how good each latent is, the worst first.
 
-    What `odeddim encode --certify` has stored is shown; of a file without it, it is computed and stored, which takes
-    the IMAGES that were encoded (by default those at the path that the file names) and three times the evaluations
-    of encoding. Stopped, it goes on with the same command.
+    The figures are those that `odeddim encode --certify` stores. For a file without them, the command computes and
+    stores them. This needs the IMAGES that were encoded (by default those at the path that the file names) and three
+    times the evaluations of encoding. A run that was stopped goes on with the same command.
 
-    round_trip is the rms over pixels of the image decoded again minus the image, in [-1, 1]. latent_error estimates
-    how far x_T is from the ODE's: the distance (rms) to the x_T that unipc-3 finds with twice the evaluations, 40 at
-    least, over even steps in log σ. norm, mean, variance, kurtosis, autocorrelation and normality (the p-value of
-    Kolmogorov's and Smirnov's test) say whether x_T is white noise, of which they are 1, 0, 1, 3, 0 and anything above
-    0.001. Of a latent model, "the image" is what its autoencoder makes of it, and what
-    that loses is said apart.
+    round_trip is the rms over pixels, in [-1, 1], of the image decoded again minus the image. latent_error estimates
+    the distance (rms) of x_T to the ODE's x_T: it is the distance to the x_T that unipc-3 finds with twice the
+    evaluations, at least 40, over even steps in log σ. norm, mean, variance, kurtosis, autocorrelation and normality
+    (the p-value of the Kolmogorov-Smirnov test) say whether x_T is white noise. For white noise they are 1, 0, 1, 3, 0
+    and above 0.001. For latent models, both errors are those of the autoencoder's data, and the error of the
+    autoencoder is printed apart.
 
-    The sheet has a row for each image: the image, decoded again, and their difference ten times enlarged.
+    The sheet has a row for each image: the image, the image decoded again, and ten times their difference.
 
     \b
     Examples:
