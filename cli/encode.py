@@ -47,7 +47,7 @@ def command(
     files on standard input. The default is the 256 sample images of the package. The latent file holds all that
     decoding needs.
 
-    The run is said by --solver, --grid, --steps, --end and settings, or by --plan, a file that holds all of them.
+    --solver, --grid, --steps, --end and settings choose the run. --plan takes all of them from a plan file.
 
     --certify decodes each image again, and encodes it by a more accurate run. It stores the round trip, the distance
     to the ODE's latent, and statistics of the latent; `odeddim verify` shows them. --tol finds the steps that each

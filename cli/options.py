@@ -282,8 +282,8 @@ threads = click.option(
     "--threads",
     type=click.IntRange(1, MOST_THREADS),
     default=None,
-    help="Threads of a CPU. The last digits of the result depend on them. Several processes are faster and do "
-    "not change the result: `torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
+    help="Threads of a CPU. The last digits of the result depend on them. Several processes are faster and do not "
+    "change it: `torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
 )
 network_batch = click.option(
     "--network-batch",
