@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -85,6 +87,41 @@ def test_a_command_works_without_arguments_or_shows_an_example(run: Command, nam
         command.make_context(name, words[1:])  # and that can be said
     else:
         assert name in ALONE
+
+
+def commands(name: str) -> list[click.Command]:
+    """A command, and those below it."""
+    command = cli.group.get_command(click.Context(cli.group), name)
+    assert command is not None
+    if not isinstance(command, click.Group):
+        return [command]
+    context = click.Context(command)
+    below = [command.get_command(context, word) for word in command.list_commands(context)]
+    return [command, *(each for each in below if each is not None)]
+
+
+def say(group: click.Group, words: list[str], parent: click.Context | None = None) -> None:
+    """Parse the words of a command line, without running it."""
+    context = group.make_context(group.name, words, parent=parent)
+    name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+    assert command is not None
+    if isinstance(command, click.Group):
+        say(command, rest, context)
+    else:
+        command.make_context(name, rest, parent=context)
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_example_of_the_help_can_be_said(name: str, here: Path) -> None:
+    """No option of an example is missing, unknown, or of the wrong kind."""
+    for command in commands(name):
+        examples = (command.help or "").partition("Examples:")[2]
+        lines = re.findall(r"odeddim (.*?)(?: {2,}.*| > .*)?$", examples, re.MULTILINE)
+        assert lines
+        for line in lines:
+            say(cli.group, shlex.split(line))
+    with pytest.raises(click.NoSuchOption):
+        say(cli.group, ["encode", "-o", "z.h5", "--preset", "plan.json"])
 
 
 def test_the_documentation_names_the_commands_that_need_no_arguments() -> None:
