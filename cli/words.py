@@ -20,7 +20,7 @@ ARGUMENTS = {
     "validation", "worst",
 }  # fmt: skip
 """Arguments of the library that are options of the same name."""
-CALLED = {"interval": "guidance-interval", "to_interval": "to-guidance-interval"}
+CALLED = {"folder": "output", "interval": "guidance-interval", "to_interval": "to-guidance-interval"}
 """Arguments of the library that are options of another name."""
 
 _ARGUMENT = re.compile(
