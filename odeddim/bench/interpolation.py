@@ -12,23 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from odeddim.api import noise, solve, with_noise
-from odeddim.bench.harness import Stand, error_words, expected, failure_column, first_cells, in_words
+from odeddim.bench.harness import Harness, error_words, expected, failure_column, first_cells, in_words
+from odeddim.bench.measures import rms_per_row
 from odeddim.bench.tables import Column, Sheet, Table, telling
 from odeddim.latents.interpolate import LatentPath
 from odeddim.plans import Plan
 from odeddim.storage.png import to_bytes
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError, State
-
-if TYPE_CHECKING:
-    pass
-
 
 PAIRS = 4
 POINTS = 11
@@ -72,7 +69,7 @@ def smoothness(images: np.ndarray[Any, Any]) -> Smoothness:
     """
     paths = np.asarray(images, np.float64).reshape(*images.shape[:2], -1)
     moves = np.diff(paths, axis=1)
-    steps, distances = _rms(moves), _rms(paths - paths[:, :1])
+    steps, distances = rms_per_row(moves), rms_per_row(paths - paths[:, :1])
     cosines = _quotient((moves[:, 1:] * moves[:, :-1]).mean(axis=-1), steps[:, 1:] * steps[:, :-1])
     return Smoothness(
         ends=float(distances[:, -1].mean()),
@@ -85,10 +82,6 @@ def smoothness(images: np.ndarray[Any, Any]) -> Smoothness:
     )
 
 
-def _rms(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.asarray(np.sqrt((vectors**2).mean(axis=-1)))
-
-
 def _quotient(above: np.ndarray[Any, Any], below: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.asarray(np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0))
 
@@ -99,7 +92,7 @@ def _mean(values: np.ndarray[Any, Any]) -> float:
 
 
 def interpolation(
-    stand: Stand,
+    harness: Harness,
     runs: Sequence[Plan],
     shape: Sequence[int],
     *,
@@ -124,14 +117,14 @@ def interpolation(
     shown: dict[str, np.ndarray[Any, Any]] = {}
     square = None
     for run in runs:
-        cell, failure = _decoded(stand, run, lines, seed)
+        cell, failure = _decoded(harness, run, lines, seed)
         label = {**first_cells(run), "evaluations": float(cell["evaluations"].mean())}
         if failure:
             rows.append({**_NOTHING, **label, "remark": failure})
             continue
         images = cell["image"].reshape(pairs, points, *cell["image"].shape[1:])
         if not shown and between:
-            grid, failure = _decoded(stand, run, between, seed)
+            grid, failure = _decoded(harness, run, between, seed)
             square = None if failure else (_name(run, runs), grid["image"].reshape(side, side, *images.shape[2:]))
         shown[_name(run, runs)] = images
         _add(rows, profiles, label, smoothness(images))
@@ -142,10 +135,10 @@ def interpolation(
     columns, said = telling(_COLUMNS, rows, ("remark",))
     return Table(
         bench="interpolation",
-        title=f"Interpolation: {stand.model.title}, {pairs} lines of {points} images{_steps(runs)}, seed {seed}, "
-        f"{stand.conventions(runs[0])}",
+        title=f"Interpolation: {harness.model.title}, {pairs} lines of {points} images{_steps(runs)}, seed {seed}, "
+        f"{harness.conventions(runs[0])}",
         settings={
-            **stand.header(runs[0]), "seed": seed, "shape": list(shape),
+            **harness.header(runs[0]), "seed": seed, "shape": list(shape),
             "pairs": pairs, "points": points, "side": side, "images": "in [-1, 1]; nothing is clipped",
             "path": "x_T on the great circle between two (slerp)", "profiles": profiles,
         },
@@ -157,7 +150,7 @@ def interpolation(
             "no path between these has a shorter mean step",
         ),
         group=("solver", "grid"),
-        sheets=tuple(_sheets(stand.model.title, shown, square)),
+        sheets=tuple(_sheets(harness.model.title, shown, square)),
     )  # fmt: skip
 
 
@@ -166,7 +159,7 @@ def _latent(i: int, shape: Sequence[int], seed: int) -> State:
     return State(noise(1, tuple(shape), seed=seed, start=i), 0.0)
 
 
-def _decoded(stand: Stand, run: Plan, paths: Sequence[LatentPath], seed: int) -> tuple[Columns, str]:
+def _decoded(harness: Harness, run: Plan, paths: Sequence[LatentPath], seed: int) -> tuple[Columns, str]:
     """The images of all points of paths of one length, one after the other: a cell with `image` (N, C, H, W); failure.
 
     A stochastic solver's point i has the noise of (seed, i, step).
@@ -176,23 +169,24 @@ def _decoded(stand: Stand, run: Plan, paths: Sequence[LatentPath], seed: int) ->
 
     def measure(start: int, stop: int) -> Columns:
         x_T = torch.cat([paths[i // each].read(i % each, i % each + 1).xbar for i in range(start, stop)])
-        images, failure = torch.full((len(x_T), *(stand.model.image_shape or shape)), torch.nan, dtype=stand.dtype), ""
-        stand.model.reset()
+        images = torch.full((len(x_T), *(harness.model.image_shape or shape)), torch.nan, dtype=harness.dtype)
+        failure = ""
+        harness.model.reset()
         try:
             noisy = run.with_solver(with_noise(run.solver, seed=seed, start=start))
-            images = solve(x_T.to(stand.dtype), model=stand.model, plan=noisy)
+            images = solve(x_T.to(harness.dtype), model=harness.model, plan=noisy)
         except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
             failure = str(error)
         return {
             "image": images.cpu().numpy(),
-            "evaluations": np.full(stop - start, stand.model.rows / (stop - start)),
+            "evaluations": np.full(stop - start, harness.model.rows / (stop - start)),
             "failure": failure_column(failure, stop - start),
         }
 
-    settings = stand.settings(
+    settings = harness.settings(
         "interpolation", run, seed=seed, size=list(shape), paths=len(paths), corners=corners, points=each
     )
-    cell = stand.measure(settings, len(paths) * each, measure, evaluations=expected(run))
+    cell = harness.measure(settings, len(paths) * each, measure, evaluations=expected(run))
     return cell, error_words(cell["failure"])
 
 

@@ -1,7 +1,7 @@
 """Reconstruction: encode, decode, compare. DDIM's Table 2, for any solver and grid, with the latent's own error.
 
 Round trip: rms over the pixels of an image in [-1, 1]. Latent: distance to the ODE's true latent, rms per dimension
-over σ_T. Both are medians over the images, with their spread (`odeddim.bench.spread`). A method can come back exactly
+over σ_T. Both are medians over the images, with their spread (`odeddim.bench.measures`). A method can come back exactly
 from a latent that is wrong; so both are given. The true latent comes from a tight run, which is itself checked against
 a coarser one. Where a grid ends below σ_T, latents are compared there, and over the σ there. In the paper's setting
 (`odeddim.bench.paper`) its Table 2 stands beside, and the mean squared error that it reports.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,10 @@ from torch import Tensor
 
 from odeddim import solvers
 from odeddim.api import decode, encode
-from odeddim.bench.harness import Stand, error_words, expected, failure_column, first_cells, hash_of
+from odeddim.bench.harness import Harness, Images, error_words, expected, failure_column, first_cells, hash_of
+from odeddim.bench.measures import mean_square, quantile, spread, spread_columns
 from odeddim.bench.paper import RECONSTRUCTION, TAU, check_setting
-from odeddim.bench.spread import quantile, spread, spread_columns
 from odeddim.bench.tables import Column, Table, counted, telling
-from odeddim.fitting.grid_search import REFERENCE
 from odeddim.ode import grids
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan, check_encodes, integrate
@@ -35,9 +34,8 @@ from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError, State
 
 LABELS = ("source", "target")
-
-Images = Callable[[int, int], Tensor]
-"""images(start, stop) -> (B, C, H, W) in [-1, 1], in the state's dtype and on the model's device."""
+REFERENCE = ("ab4", "log", 200)
+"""Solver, grid and steps of the run that gives the true latents."""
 
 _COLUMNS = (
     Column("solver", "solver", form="s"),
@@ -55,7 +53,7 @@ _COLUMNS = (
 
 
 def reconstruction(
-    stand: Stand,
+    harness: Harness,
     images: Images,
     count: int,
     runs: Sequence[Plan],
@@ -71,19 +69,19 @@ def reconstruction(
     Errors: InputError for solvers that only decode, and for `paper` where that cannot be.
     """
     if paper:
-        check_setting("cifar10", stand.model, tuple(images(0, 1).shape[1:]), end)
+        check_setting("cifar10", harness.model, tuple(images(0, 1).shape[1:]), end)
     for run in runs:
         check_encodes(run.solver)
     sha256 = hash_of(images, count)
-    truth = reference(stand, images, count, runs, end, sha256)
+    truth = reference(harness, images, count, runs, end, sha256)
     rows = []
     for run, where in _with_labels(runs, labels):
-        settings = stand.settings("reconstruction", run, images=sha256, labels=where)
+        settings = harness.settings("reconstruction", run, images=sha256, labels=where)
 
         def measure(start: int, stop: int, run: Plan = run, where: str = where) -> Columns:
-            return round_trip(stand.model, images(start, stop), run, truth.at(run, start, stop), where)
+            return round_trip(harness.model, images(start, stop), run, truth.at(run, start, stop), where)
 
-        cell = stand.measure(settings, count, measure, evaluations=2 * expected(run))
+        cell = harness.measure(settings, count, measure, evaluations=2 * expected(run))
         rows.append(_row(run, where, cell))
     several = any(row["labels"] != "source" for row in rows)
     without = {"mean_square", "paper"} if not paper else set()
@@ -91,10 +89,10 @@ def reconstruction(
     columns, shown = telling([column for column in _COLUMNS if column.name not in without], rows, ("remark",))
     return Table(
         bench="reconstruction",
-        title=f"Reconstruction: {stand.model.title}, {counted(count, 'image')}, {stand.conventions(runs[0])}, "
+        title=f"Reconstruction: {harness.model.title}, {counted(count, 'image')}, {harness.conventions(runs[0])}, "
         f"labels {' and '.join(dict.fromkeys(labels))}",
         settings={
-            **stand.header(runs[0]), "images": count, **(source or {}), "images_sha256": sha256, "end": end,
+            **harness.header(runs[0]), "images": count, **(source or {}), "images_sha256": sha256, "end": end,
             "round trip": "rms over the pixels of an image in [-1, 1]; nothing is clipped",
             "figures": "median over the images; 10 and 90 %: one and nine images in ten have no more",
             "label convention": "source: eq. 14 reversed, ε(x_source, t_source); target: ε(x_source, t_target)",
@@ -171,11 +169,6 @@ def round_trip(model: VectorField, x_0: Tensor, run: Plan, truth: Tensor, labels
     }
 
 
-def mean_square(difference: Tensor) -> Tensor:
-    """The mean square of each image, (B, *) -> (B,) float64."""
-    return difference.double().square().flatten(1).mean(dim=1)
-
-
 class Truth:
     """The ODE's latents of images at the tops of grids, and how far nine in ten of them are known."""
 
@@ -191,7 +184,7 @@ class Truth:
 
 
 def reference(
-    stand: Stand,
+    harness: Harness,
     images: Images,
     count: int,
     runs: Sequence[Plan],
@@ -199,21 +192,21 @@ def reference(
     sha256: str,
 ) -> Truth:
     """The true latents at the tops of these runs; their error against half the steps, rms over σ."""
-    tops = sorted({run.top for run in runs} | {stand.model.schedule.sigma_max})
+    tops = sorted({run.top for run in runs} | {harness.model.schedule.sigma_max})
     name, grid, steps = REFERENCE
-    fine = Plan.of(stand.model.schedule, name, steps, grid, end)
+    fine = Plan.of(harness.model.schedule, name, steps, grid, end)
 
     def measure(start: int, stop: int) -> Columns:
         x_0 = images(start, stop)
-        coarse, exact = (true_latents(stand.model, x_0, tops, end, part) for part in (steps // 2, steps))
+        coarse, exact = (true_latents(harness.model, x_0, tops, end, part) for part in (steps // 2, steps))
         found: dict[str, Any] = {}
         for i, top in enumerate(tops):
             found[f"latent/{i}"] = exact[top].cpu().numpy()
             found[f"error/{i}"] = (mean_square(coarse[top] - exact[top]).sqrt() / top).cpu().numpy()
         return found
 
-    settings = stand.settings("reference", fine, images=sha256, tops=tops)
-    return Truth(stand.measure(settings, count, measure, evaluations=reference_evaluations()), tops)
+    settings = harness.settings("reference", fine, images=sha256, tops=tops)
+    return Truth(harness.measure(settings, count, measure, evaluations=reference_evaluations()), tops)
 
 
 def true_latents(model: VectorField, x_0: Tensor, tops: Sequence[float], end: str, steps: int) -> dict[float, Tensor]:

@@ -20,23 +20,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from time import perf_counter, time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from odeddim.api import noise, solve, with_noise
-from odeddim.bench.harness import Stand, error_words, expected, failure_column, first_cells
+from odeddim.bench.harness import Harness, error_words, expected, failure_column, first_cells
 from odeddim.bench.tables import Column, Table, telling
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError
-
-if TYPE_CHECKING:
-    pass
-
 
 BATCHES = (1, 4, 16)
 REPEATS = 5
@@ -83,7 +79,7 @@ class Turn(NamedTuple):
 
 
 def timing(
-    stand: Stand,
+    harness: Harness,
     runs: Sequence[Plan],
     shape: Sequence[int],
     *,
@@ -104,12 +100,12 @@ def timing(
     ]
     # One with another at its side is timed anew: times that were not taken in turns are not to be compared.
     turns = [list(turn.label.values()) for turn in chosen]
-    computer = described(stand.model)
+    computer = described(harness.model)
     warm: set[tuple[Any, ...]] = set()
     cells: list[list[Columns]] = [[] for _ in chosen]
     for repetition in range(repeats):
         for turn, measured in zip(chosen, cells, strict=True):
-            settings = stand.settings(
+            settings = harness.settings(
                 "time", turn.plan, batch=turn.batch, repetition=repetition, seed=seed, size=list(shape),
                 machine=computer, in_turns_with=turns,
             )  # fmt: skip
@@ -117,23 +113,23 @@ def timing(
             settings["details"] = {**settings["details"], "network_batch": None, "batch_size": None}
 
             def measure(start: int, stop: int, turn: Turn = turn) -> Columns:
-                x_T = noise(turn.batch, tuple(shape), seed=seed).to(stand.model.device or "cpu", stand.dtype)
+                x_T = noise(turn.batch, tuple(shape), seed=seed).to(harness.model.device or "cpu", harness.dtype)
                 if _group(turn) not in warm:
                     warm.add(_group(turn))
                     alike = [other.plan for other in chosen if _group(other) == _group(turn)]
-                    timed(stand.model, min(alike, key=lambda other: other.evaluations), x_T, seed)
-                return timed(stand.model, turn.plan, x_T, seed)
+                    timed(harness.model, min(alike, key=lambda other: other.evaluations), x_T, seed)
+                return timed(harness.model, turn.plan, x_T, seed)
 
-            measured.append(stand.measure(settings, 1, measure, evaluations=turn.batch * expected(turn.plan)))
+            measured.append(harness.measure(settings, 1, measure, evaluations=turn.batch * expected(turn.plan)))
     rows = _rows(chosen, cells)
     columns, said = telling(_COLUMNS, rows, ("remark",))
     computer = {**computer, "threads": torch.get_num_threads()}
     return Table(
         bench="time",
-        title=f"Time: {stand.model.title}, decoding noise on {_brief(computer)}",
+        title=f"Time: {harness.model.title}, decoding noise on {_brief(computer)}",
         settings={
-            **stand.subject(), "machine": computer, "seed": seed,
-            "shape": list(shape), "dtype": str(stand.model.dtype or stand.dtype), "state": str(stand.dtype),
+            **harness.subject(), "machine": computer, "seed": seed,
+            "shape": list(shape), "dtype": str(harness.model.dtype or harness.dtype), "state": str(harness.dtype),
             "repeats": repeats, "network batch": "as the solver hands it over: the whole batch, or what it takes of it",
         },
         columns=columns,

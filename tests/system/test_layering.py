@@ -31,7 +31,6 @@ ANYWHERE = {
     "odeddim._checkout",
     "odeddim.__main__",
 }  # the package itself: its version, where its folders lie
-BESIDE = {("bench", "fitting")}  # what is found for a model is what a bench finds
 
 
 def modules() -> dict[str, Path]:
@@ -84,7 +83,7 @@ def forbidden(name: str, imported: str) -> bool:
     if name in ANYWHERE:
         return name == "odeddim" and imported != "odeddim._checkout"
     here, there = room(name), room(imported)
-    if here == there or (here, there) in BESIDE:
+    if here == there:
         return False
     return LEVEL[there] >= LEVEL[here]
 
