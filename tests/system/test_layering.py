@@ -116,8 +116,8 @@ def test_few_modules_at_the_top() -> None:
 LINES, BODY, PARAMETERS = 415, 60, 10  # of a file; of a function, without its docstring; of a signature, without self
 LONGER = {
     "odeddim.api.sample": "what odeddim.solve takes, and the noise",
-    "odeddim.models.networks.adm.ADM.__init__": "the settings that guided-diffusion's checkpoints come with, one by one",
-    "odeddim.models.networks.unet.UNet.__init__": "the settings that DDIM's checkpoints come with, one by one",
+    "odeddim.models.networks.adm.ADM.__init__": "the settings that its checkpoints come with, one by one",
+    "odeddim.models.networks.unet.UNet.__init__": "the settings that its checkpoints come with, one by one",
 }
 """Functions that are allowed to be longer, or to take more, and why."""
 
