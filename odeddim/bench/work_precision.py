@@ -124,7 +124,7 @@ def truth_for(
         if steps >= FINEST:
             raise InputError(
                 f"with {steps} steps the solutions are known to {floor:.1e} only, so an error of {error:g} cannot be "
-                f"told: ask for {ABOVE * floor:.1e} or more, or --dtype float64"
+                f"told: ask for {ABOVE * floor:.1e} or more, or dtype='float64'"
             )
         steps *= 2
 
