@@ -1,9 +1,9 @@
 """The cheapest run that keeps an error: how many steps each solver on each grid needs, and which needs least.
 
-An error is kept if nine images in ten keep it, decoding and encoding. The steps are found on a first set of solutions
-(`odeddim.bench.work_precision`), and so they fit that set: on other images the error may be larger. So a second set,
-from other noise, checks what was found. A run that does not keep the error there gets more steps, or the next cheapest
-run takes its place.
+A run keeps an error if nine images in ten have no more, decoding and encoding. The steps are found on a first set of
+solutions (`odeddim.bench.work_precision`) and therefore fit that set: on other images the error may be larger. A second
+set, from other noise, checks what was found. A run that does not keep the error there gets more steps, or the next
+cheapest run takes its place.
 """
 
 from __future__ import annotations
@@ -176,12 +176,25 @@ def cheapest(
 ) -> tuple[Table, Plan]:
     """The fewest steps of each solver on each grid that keep an error both ways, and the plan of the cheapest of all.
 
-    error: rms, of decoding over pixels in [-1, 1] and of encoding over σ_T: nine images in ten are to have no more of
-    both. Cheap: few evaluations to encode and decode. A solver that does not keep the error with nearly as many as the
-    cheapest before it is given up. The steps are the fewest to within 4%, as far as errors fall with the steps.
-    exact, held: the solutions that the steps are found on, and those that have no part in it and check what was found;
-    from `truth_for`, or others known well enough. advance: told of each entry that is done.
-    Errors: InputError if nothing keeps the error on both.
+    Cheap means few evaluations to encode and decode. A solver that does not keep the error with nearly as many
+    evaluations as the cheapest before it is given up. The steps are the fewest to within 4%, as far as errors fall with
+    the steps.
+
+    Args:
+        harness: What measures the model.
+        error: The error that nine images in ten may have at most: of decoding the rms over pixels in [-1, 1], of
+            encoding the rms over σ_T.
+        entries: The solvers on their grids.
+        exact: The solutions that the steps are found on; from `truth_for`, or others whose error is small enough.
+        held: The solutions that check what was found.
+        settings: The settings of the solvers.
+        advance: Called with 1 for each entry that is done.
+
+    Returns:
+        The table, and the plan with notes about the model and the error.
+
+    Raises:
+        InputError: Where nothing keeps the error on both sets.
     """
     check_settings(entries, settings or {})
     search = _Search(harness, error, exact, held, settings or {})

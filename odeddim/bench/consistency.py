@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,53 +70,80 @@ def consistency(
     """
     if count < 2:
         raise InputError("one x_T has no other x_T to be compared with: give count=2 or more")
-    coarse, fine = references(harness.model, end)
-    reference = f"{fine.solver.name} on the {fine.grid} grid, {fine.steps} steps"
-    cells = [decoded(harness, run, count, shape, seed) for run in (coarse, fine)]
-    if failure := next((words for cell in cells if (words := error_words(cell["failure"]))), ""):
-        raise InputError(f"the reference, {reference}, failed: {failure}")
-    before, goal = (torch.from_numpy(cell["images"]) for cell in cells)
-    goal_features = features(goal) if features else None
-    apart = _between(goal), _between(goal_features)
-    error = quantile(rms_per_image(goal - before), 0.9)
+    goal = _reference(harness, count, shape, seed, end, features)
     rows: list[dict[str, Any]] = []
     shown: dict[str, list[tuple[str, Tensor]]] = {}
     for run in runs:
         cell = decoded(harness, run, count, shape, seed)
-        failure, images = error_words(cell["failure"]), torch.from_numpy(cell["images"])
-        pixels = compared = None
-        if not failure:
-            pixels = rms_per_image(images - goal)
-            if features is not None and goal_features is not None:
-                compared = rms_per_image(features(images) - goal_features)
-        rows.append({
-            **first_cells(run), "evaluations": float(cell["evaluations"].mean()),
-            **_distances("pixels", "pixel_share", pixels, apart[0]),
-            **_distances("features", "feature_share", compared, apart[1]),
-            "remark": failure,
-        })  # fmt: skip
+        rows.append(_row(run, cell, goal, features))
         label = f"S = {run.steps}" if run.steps else "adaptive"
-        shown.setdefault(in_words(run), []).append((label, images[:SHOWN]))
+        shown.setdefault(in_words(run), []).append((label, torch.from_numpy(cell["images"][:SHOWN])))
     optional = ["remark", *([] if features else ["features", "features_10", "features_90", "feature_share"])]
     columns, said = telling(_COLUMNS, rows, optional)
     return Table(
         bench="consistency",
-        title=f"Consistency: {harness.model.title}, {count} x_T of seed {seed}, {harness.conventions(fine)}",
+        title=f"Consistency: {harness.model.title}, {count} x_T of seed {seed}, {harness.conventions(goal.plan)}",
         settings={
-            **harness.header(fine), "x_T": count, "seed": seed, "end": end,
-            "reference": reference, "reference_error": error, "features": features.name if features else "none",
-            "features_sha256": features.sha256 if features else "", "pixels between different x_T": apart[0],
-            "features between different x_T": apart[1],
+            **harness.header(goal.plan), "x_T": count, "seed": seed, "end": end,
+            "reference": goal.words, "reference_error": goal.error, "features": features.name if features else "none",
+            "features_sha256": features.sha256 if features else "", "pixels between different x_T": goal.pixels_apart,
+            "features between different x_T": goal.features_apart,
         },
         columns=columns,
         rows=said,
         notes=(
-            f"the reference is {reference}, itself known to {error:.1e} in pixels for nine images in ten",
+            f"the reference is {goal.words}, itself known to {goal.error:.1e} in pixels for nine images in ten",
             f"features: {features.name if features else 'none given'}",
         ),
         group=("solver", "grid"),
-        sheets=tuple(_sheet(words, series, goal[:SHOWN]) for words, series in shown.items()),
+        sheets=tuple(_sheet(words, series, goal.images[:SHOWN]) for words, series in shown.items()),
     )  # fmt: skip
+
+
+class _Reference(NamedTuple):
+    """The run that the others are compared with.
+
+    images (N, C, H, W), features (N, d): of the x_T. error: how far nine images in ten are known, rms over pixels.
+    pixels_apart, features_apart: the rms distance between different x_T.
+    """
+
+    plan: Plan
+    words: str
+    images: Tensor
+    features: Tensor | None
+    error: float
+    pixels_apart: float | None
+    features_apart: float | None
+
+
+def _reference(
+    harness: Harness, count: int, shape: tuple[int, ...], seed: int, end: str, features: Features | None
+) -> _Reference:
+    coarse, fine = references(harness.model, end)
+    words = f"{fine.solver.name} on the {fine.grid} grid, {fine.steps} steps"
+    cells = [decoded(harness, run, count, shape, seed) for run in (coarse, fine)]
+    if failure := next((failed for cell in cells if (failed := error_words(cell["failure"]))), ""):
+        raise InputError(f"the reference, {words}, failed: {failure}")
+    before, images = (torch.from_numpy(cell["images"]) for cell in cells)
+    found = features(images) if features else None
+    error = quantile(rms_per_image(images - before), 0.9)
+    return _Reference(fine, words, images, found, error, _between(images), _between(found))
+
+
+def _row(run: Plan, cell: Columns, goal: _Reference, features: Features | None) -> dict[str, Any]:
+    failure, images = error_words(cell["failure"]), torch.from_numpy(cell["images"])
+    pixels = compared = None
+    if not failure:
+        pixels = rms_per_image(images - goal.images)
+        if features is not None and goal.features is not None:
+            compared = rms_per_image(features(images) - goal.features)
+    return {
+        **first_cells(run),
+        "evaluations": float(cell["evaluations"].mean()),
+        **_distances("pixels", "pixel_share", pixels, goal.pixels_apart),
+        **_distances("features", "feature_share", compared, goal.features_apart),
+        "remark": failure,
+    }
 
 
 def _sheet(words: str, series: Sequence[tuple[str, Tensor]], goal: Tensor) -> Sheet:

@@ -212,6 +212,11 @@ class Pictures:
     count: int
     name: str = ""
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """What the settings of a table say about a reference."""
+        return {"reference images": self.count, **({"reference": self.name} if self.name else {})}
+
 
 def hash_of(images: Images, count: int, at_once: int = 256) -> str:
     """The SHA-256 of the first images of a source. Names and sizes do not show that an image was edited."""

@@ -134,17 +134,9 @@ def quality(
     rows, sheets, references = [], [], reference.count
     for line in lines:
         cell = sampled(harness, line.run, features, real.shape[1], count, shape, seed)
-        failure = error_words(cell["failure"])
-        found = dict.fromkeys(("frechet", "kid", "kid_std", "precision", "recall"))
-        if not failure:
-            found = compared(real, torch.from_numpy(cell["features"]), seed)
+        rows.append(_row(line, cell, real, seed, paper))
+        if not rows[-1]["remark"]:
             sheets.append((line, shown(harness, line.run, min(SHOWN, count), shape, seed)))
-        rows.append({
-            "eta": line.eta, **first_cells(line.run), "evaluations": float(cell["evaluations"].mean()), **found,
-            "paper": PAPER[paper].get((line.eta, line.run.steps or 0)) if paper and line.run.grid in TAU else None,
-            "seconds": float(cell["seconds"].sum()),
-            "remark": failure,
-        })  # fmt: skip
     best = {} if others is None else _best(harness, features, real, others, count, seed)
     columns, said = telling(_columns(features.measure, paper), rows, ("eta", "paper", "remark"))
     return Table(
@@ -154,8 +146,7 @@ def quality(
         settings={
             **harness.header(lines[0].run), "samples": count, "seed": seed, "end": end,
             "size": list(shape), "measure": features.measure, "features": features.name,
-            "features_sha256": features.sha256, "reference images": references,
-            **({"reference": reference.name} if reference.name else {}),
+            "features_sha256": features.sha256, **reference.described,
             "rounding": "samples are clipped and rounded to 8 bits, as in a PNG", **best,
         },
         columns=columns,
@@ -168,6 +159,22 @@ def quality(
         group=tuple(column.name for column in columns if column.name in ("eta", "solver", "grid")),
         sheets=_sheets(sheets),
     )  # fmt: skip
+
+
+def _row(line: Sampled, cell: Columns, real: Tensor, seed: int, paper: str | None) -> dict[str, Any]:
+    failure = error_words(cell["failure"])
+    found = dict.fromkeys(("frechet", "kid", "kid_std", "precision", "recall"))
+    if not failure:
+        found = compared(real, torch.from_numpy(cell["features"]), seed)
+    return {
+        "eta": line.eta,
+        **first_cells(line.run),
+        "evaluations": float(cell["evaluations"].mean()),
+        **found,
+        "paper": PAPER[paper].get((line.eta, line.run.steps or 0)) if paper and line.run.grid in TAU else None,
+        "seconds": float(cell["seconds"].sum()),
+        "remark": failure,
+    }
 
 
 def _check(

@@ -1,12 +1,13 @@
 """Work and precision: how far a run is from the ODE's solution, against evaluations and against seconds.
 
-No images are needed: noise x_T is decoded by a tight run, the images that come out are encoded by it, and both are
-what others are measured by. How far the tight run itself is known, by one with half its steps, is the floor of the
-figures. Decoding: rms distance to the tight run's image, per pixel of [-1, 1]. Encoding, of those images: rms distance
-to the tight run's latent, over σ_T. Both are medians over the images, with their spread (`odeddim.bench.measures`). All
-runs end as the tight one does (`odeddim.ode.grids`), and take its step at σ = 0.
+No images are needed. A run with many steps, the reference, decodes noise x_T and encodes the images that come out; its
+images and latents are the solutions that other runs are compared with. The difference to a run with half the steps says
+how well the solutions are known, and is the floor of the figures. The error of decoding is the rms distance to the
+reference's image, per pixel in [-1, 1]. The error of encoding those images is the rms distance to the reference's
+latent, over σ_T. Both are medians over the images, with their spread (`odeddim.bench.measures`). All runs end as the
+reference does (`odeddim.ode.grids`), and take its step at σ = 0.
 
-`odeddim.bench.cheapest` turns the question round: how many steps does each solver need to keep an error both ways?
+`odeddim.bench.cheapest` asks the reverse: how many steps does each solver need to keep an error both ways?
 """
 
 from __future__ import annotations
@@ -66,7 +67,11 @@ _BOTH = (
 class Truth:
     """Images and latents of the ODE's solutions from noise, (n, *) float64 each.
 
-    seed: of the noise. run: what has solved it. decode, encode: how far nine in ten are known, each way.
+    Attributes:
+        run: The plan of the reference.
+        seed: Of the noise.
+        decode: The error of the images that nine in ten do not exceed.
+        encode: The same of the latents.
     """
 
     def __init__(self, cell: Columns, run: Plan, seed: int) -> None:
@@ -102,7 +107,7 @@ def truth(
 
 
 def references(model: VectorField, end: str, steps: int = REFERENCE[2]) -> tuple[Plan, Plan]:
-    """The runs that others are measured by: one that shows how far the other is known, and that other."""
+    """The plan with half the steps, which gives the error of the reference, and the plan of the reference."""
     name, grid, _ = REFERENCE
     coarse, fine = (Plan.of(model.schedule, name, n, grid, end) for n in (steps // 2, steps))
     return coarse, fine
@@ -111,9 +116,10 @@ def references(model: VectorField, end: str, steps: int = REFERENCE[2]) -> tuple
 def truth_for(
     harness: Harness, error: float, count: int, shape: tuple[int, ...], *, seed: int = 0, end: str = "zero"
 ) -> Truth:
-    """The solutions, nine in ten known three times better than an error: their steps are doubled until they are.
+    """The solutions with an error below a third of this error for nine in ten; the steps are doubled until it is so.
 
-    Errors: InputError if 6,400 steps are not enough.
+    Raises:
+        InputError: Where 6,400 steps are not enough.
     """
     steps = COARSEST
     while True:
@@ -124,7 +130,7 @@ def truth_for(
         if steps >= FINEST:
             raise InputError(
                 f"with {steps} steps the solutions are known to {floor:.1e} only, so an error of {error:g} cannot be "
-                f"told: ask for {ABOVE * floor:.1e} or more, or --dtype float64"
+                f"told: ask for {ABOVE * floor:.1e} or more, or dtype='float64'"
             )
         steps *= 2
 
@@ -142,7 +148,7 @@ def runs_of(
     end: str,
     settings: Mapping[str, Any],
 ) -> list[Plan]:
-    """What is to be measured: fixed-step rows with each number of steps, adaptive ones with each tolerance."""
+    """The plans: solvers with fixed steps with each number of steps, adaptive solvers with each tolerance."""
     check_settings(entries, settings)
     runs: list[Plan] = []
     for entry in entries:
@@ -179,7 +185,7 @@ def table_of(
     rows: Sequence[dict[str, Any]],
     **settings: Any,
 ) -> Table:
-    """The table of a bench by these solutions; settings: what it says of them besides."""
+    """The table of a bench that compares with these solutions. settings: more settings of the table."""
     columns, shown = telling(columns, rows, ("remark", "tolerance"))
     return Table(
         bench=bench,
@@ -210,7 +216,7 @@ def _order(before: Mapping[str, Any], after: Mapping[str, Any], way: str, floor:
 
 
 def measured(harness: Harness, run: Plan, exact: Truth) -> Columns:
-    """What `both_ways` says of a run for each of the solutions, measured or as it was."""
+    """The columns of `both_ways` for all solutions, measured or read."""
     settings = harness.settings(
         "work-precision", run, seed=exact.seed, size=list(exact.images.shape[1:]), truth=exact.words
     )
@@ -236,7 +242,7 @@ def _figures(harness: Harness, run: Plan, exact: Truth) -> dict[str, Any]:
 
 
 def both_ways(harness: Harness, run: Plan, exact: Truth, start: int, stop: int) -> Columns:
-    """Decode noises and encode images of solutions, and say of each how far off it is: columns of (B,) each."""
+    """Decode the noise and encode the images of solutions, and measure the error of each: columns of (B,) each."""
     model, count, failure = harness.model, stop - start, ""
     shape = tuple(exact.images.shape[1:])
     found: dict[str, np.ndarray[Any, Any]] = {}
@@ -252,7 +258,7 @@ def both_ways(harness: Harness, run: Plan, exact: Truth, start: int, stop: int) 
             sigma = run.top if way == "decode" else float(run.nodes[0])
             end = integrate(model, State(begin.to(harness.dtype), sigma), run).xbar
             error = mean_square(end.cpu().double() - goal).sqrt() / scale
-        except (InputError, BudgetExceeded) as stopped:  # the other rows are worth having all the same
+        except (InputError, BudgetExceeded) as stopped:  # the other rows are still of use
             failure = failure or str(stopped)
         found[f"{way}_seconds"] = np.full(count, (now(model.device) - began) / count)
         found[f"{way}_evaluations"] = np.full(count, model.rows / count)
@@ -261,7 +267,7 @@ def both_ways(harness: Harness, run: Plan, exact: Truth, start: int, stop: int) 
 
 
 def _warm_up(model: VectorField, xbar: Tensor, row: Solver) -> None:
-    """A short run, so that no run is timed with what only the first of its kind does."""
+    """A short run: the first run of its kind takes longer, and must not be the one that is timed."""
     top = model.schedule.sigma_max
     with contextlib.suppress(InputError, BudgetExceeded):
         integrate(model, State(xbar, top), Plan(row, torch.tensor([top / 1.01, top], dtype=torch.float64)))

@@ -105,6 +105,14 @@ class Session:
         """Whether the model is one of the package's own."""
         return self.whole.name in BUILT_IN
 
+    @property
+    def _own_dtype(self) -> dict[str, str]:
+        """The dtype of a VectorField that was given, which is taken as it is, where it is not that of the machine."""
+        own = self.field.dtype
+        if not isinstance(self.workbench.model, VectorField) or own == self.place.dtype:
+            return {}
+        return {"dtype": "the state's dtype" if own is None else str(own).removeprefix("torch.")}
+
     def shape(self, size: Sequence[int] | None) -> tuple[int, ...]:
         """(C, H, W) of the noise. size: of images, for models that take any; None: the model's own."""
         return shape_for(self.whole, None if size is None else tuple(size))
@@ -140,7 +148,7 @@ class Session:
             place.fit(self.field, row)
             if given.network_batch is None and images is not None:
                 self.field.network_batch = min(self.field.network_batch or images, images)
-            return place.details(self.field, row, size * (QUEUE if row.queued else 1))
+            return {**place.details(self.field, row, size * (QUEUE if row.queued else 1)), **self._own_dtype}
 
         with self.workbench.progress(int(total), unit, 0) as advance:
             yield Harness(self.field, self.folder, place.state, size, fit, advance, self.workbench.overwrite)
