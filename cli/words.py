@@ -21,8 +21,8 @@ ARGUMENTS = {
 }  # fmt: skip
 """Arguments of the library that are options of the same name."""
 CALLED = {
-    "interval": "guidance-interval", "to_interval": "to-guidance-interval", "shape": "size", "start": "from",
-    "goal": "to", "keep": "direction",
+    "folder": "output", "interval": "guidance-interval", "to_interval": "to-guidance-interval", "shape": "size",
+    "start": "from", "goal": "to", "keep": "direction",
 }  # fmt: skip
 """Arguments of the library that are options of another name."""
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Field = Callable[["Tensor", "Tensor"], "Tensor"]
 """ε = field(sigma, xbar): sigma () or (B,) float64, xbar (B, *), ε like xbar. In torchdiffeq's and scipy's order."""
 
-Run = Callable[..., "State"]
+RunFunction = Callable[..., "State"]
 """state = run(field, state, sigmas, **settings): integrates from sigmas[0] to sigmas[-1]; sigmas (N+1,) float64 > 0.
 
 It is called with gradients off (`odeddim.api.integrate` sees to it)."""
@@ -292,7 +292,7 @@ class Solver:
 
     Attributes:
         name: Lower-case words joined by hyphens.
-        run: The run itself, see `Run`.
+        run: The run itself, see `RunFunction`.
         family: The heading of the row in the table. It is printed and has no other use.
         order: The global order of convergence. The tests measure it for rows with fixed steps; for adaptive rows it
             is nominal.
@@ -326,7 +326,7 @@ class Solver:
     """
 
     name: str
-    run: Run
+    run: RunFunction
     family: str
     order: int
     nfe: int | None

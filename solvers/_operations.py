@@ -88,7 +88,7 @@ Operation = Kick | Mix
 
 
 @dataclass(frozen=True)
-class Course:
+class Moves:
     """The operations of a run.
 
     Attributes:

@@ -6,7 +6,7 @@ registers. Its inverse is the same list backwards. The registers are integers, s
 nothing is lost whatever the network is, as long as it gives the same answer to the same batch.
 
 A run that comes back exactly can still be far from the solution. It also amplifies errors that are there already (of a
-network in float32, of another machine, of interpolated latents): `Solver.growth` computes by how much, and a run in
+network in float32, on another machine, of interpolated latents): `Solver.growth` computes by how much, and a run in
 which they would spoil the result is refused.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from odeddim.solvers._operations import Course, Kick, Matrix, Mix, Operation
+from odeddim.solvers._operations import Kick, Matrix, Mix, Moves, Operation
 from odeddim.types import Field, Growth, InputError, State
 
 if TYPE_CHECKING:
@@ -68,25 +68,25 @@ class Flip:
 Asked = dict[int, tuple[float, "Tensor"]]
 
 
-class Machine:
-    """The operations of a course in exact arithmetic, forwards and backwards.
+class Registers:
+    """The operations of a run in exact arithmetic, forwards and backwards.
 
     The registers are int64 tensors: x̄ over a common scale, in units of `quantum`. The scale takes up the determinants
     of the mixtures. What is left of each mixture is three shears, which are exact in both directions.
 
     Args:
-        course: The operations.
+        moves: The operations.
         nodes: The noise levels of the run, σ = 0 among them where the run reaches it.
         single: Whether the state is float32. The registers then have 51 bits instead of 62.
     """
 
-    def __init__(self, course: Course, nodes: Sequence[float], *, single: bool) -> None:
-        self.output = course.output
+    def __init__(self, moves: Moves, nodes: Sequence[float], *, single: bool) -> None:
+        self.output = moves.output
         self.steps: list[Shear | Push | Flip] = []
         scale = 1.0
         bound = HEADROOM * math.sqrt(1 + max(nodes) ** 2)
         smallest = scale
-        for operation in course.operations:
+        for operation in moves.operations:
             if isinstance(operation, Kick):
                 self.steps.append(Push(operation, operation.sign * operation.weight / scale, scale))
             else:
@@ -190,7 +190,7 @@ def _rounded(values: Tensor, grain: float) -> Tensor:
     return values.double().div(grain).round_().mul_(grain)
 
 
-def account(nodes: Sequence[float], single: bool, *, course: Callable[..., Course], **settings: Any) -> Growth:
+def account(nodes: Sequence[float], single: bool, *, moves: Callable[..., Moves], **settings: Any) -> Growth:
     """The growth of rounding errors of a reversible run, from its coefficients alone.
 
     The dependence of ε on x̄ is left out, as in the definition of zero-stability. Each evaluation is taken to be wrong
@@ -199,7 +199,7 @@ def account(nodes: Sequence[float], single: bool, *, course: Callable[..., Cours
     Args:
         nodes: The noise levels in the direction of the run.
         single: Whether the unit of rounding is that of float32.
-        course: course(nodes, **settings) makes the operations.
+        moves: moves(nodes, **settings) makes the operations.
         **settings: The settings of the row.
 
     Returns:
@@ -208,22 +208,22 @@ def account(nodes: Sequence[float], single: bool, *, course: Callable[..., Cours
     Raises:
         InputError: If the coefficients overflow.
     """
-    return _account(course(_positive(nodes), **settings), nodes, single)
+    return _account(moves(_positive(nodes), **settings), nodes, single)
 
 
-def _account(made: Course, nodes: Sequence[float], single: bool) -> Growth:
+def _account(made: Moves, nodes: Sequence[float], single: bool) -> Growth:
     """`account` of operations that are made already."""
     try:
-        machine = Machine(made, nodes, single=single)
-        there = _gain(made.operations, made.output, machine, single)
-        back = _gain([operation.inverse() for operation in reversed(made.operations)], 0, machine, single)
+        bank = Registers(made, nodes, single=single)
+        there = _gain(made.operations, made.output, bank, single)
+        back = _gain([operation.inverse() for operation in reversed(made.operations)], 0, bank, single)
     except (OverflowError, ZeroDivisionError) as error:
         raise InputError("the coefficients of this reversible run leave all numbers: settings nearer to 1") from error
     (up, at_top), (down, at_clean) = (there, back) if nodes[-1] > nodes[0] else (back, there)
     return Growth(up, down, at_top / math.sqrt(1 + max(nodes) ** 2), at_clean / math.sqrt(1 + min(nodes) ** 2))
 
 
-def _gain(operations: Sequence[Operation], output: int, machine: Machine, single: bool) -> tuple[float, float]:
+def _gain(operations: Sequence[Operation], output: int, bank: Registers, single: bool) -> tuple[float, float]:
     """The largest factor of an error on its way to the output, and the rounding errors of all that arrive there."""
     rounding = 2.0**-24 if single else 2.0**-53
     row = [0.0, 0.0]
@@ -235,13 +235,13 @@ def _gain(operations: Sequence[Operation], output: int, machine: Machine, single
             row = [row[0] * a + row[1] * c, row[0] * b + row[1] * d]
             largest = max(largest, *map(abs, row))
         else:
-            error = rounding * operation.size + machine.quantum
+            error = rounding * operation.size + bank.quantum
             arrived = math.hypot(arrived, row[operation.register] * error)
     return largest, arrived
 
 
 def run(
-    field: Field, state: State, sigmas: Tensor, *, name: str, course: Callable[..., Course], **settings: Any
+    field: Field, state: State, sigmas: Tensor, *, name: str, moves: Callable[..., Moves], **settings: Any
 ) -> State:
     """A reversible run, or the way back of an earlier one if the state was kept by the same method on these nodes.
 
@@ -255,7 +255,7 @@ def run(
         state: The start, at sigmas[0].
         sigmas: Noise levels (N+1,) float64, rising or falling; the lowest may be 0.
         name: The name of the row, by which states are kept.
-        course: course(nodes, **settings) makes the operations over the positive nodes.
+        moves: moves(nodes, **settings) makes the operations over the positive nodes.
         **settings: The settings of the row.
 
     Returns:
@@ -270,33 +270,33 @@ def run(
     dtype, single = state.xbar.dtype, state.xbar.dtype == torch.float32
     nodes = sigmas.tolist()
     if state.kept.startswith(f"{name} "):
-        made = course(_positive(nodes[::-1]), **settings)
+        made = moves(_positive(nodes[::-1]), **settings)
         # A float32 state as float64 has lost nothing: its way back is the same.
         for halves in (single,) if single else (False, True):
             if state.kept == _kept(name, made, nodes[::-1], halves):
-                machine = Machine(made, nodes, single=halves)
-                return _back(field, state, sigmas, machine, machine.grain(nodes, halves))
+                bank = Registers(made, nodes, single=halves)
+                return _back(field, state, sigmas, bank, bank.grain(nodes, halves))
         warnings.warn(
             f"the latents were kept by {state.kept!r}, not by this run of {name}: it starts from x̄ alone and does not "
             "come back exactly (other nodes, settings or dtype)",
             stacklevel=2,
         )
-    made = course(_positive(nodes), **settings)
+    made = moves(_positive(nodes), **settings)
     _check(name, made, nodes, single)
-    machine = Machine(made, nodes, single=single)
-    grain = machine.grain(nodes, single)
+    bank = Registers(made, nodes, single=single)
+    grain = bank.grain(nodes, single)
     begin = _rounded(state.xbar, grain)
     remainder = state.xbar.double() - begin
     xbar, asked = begin, Asked()
     lacking: tuple[Tensor, ...] = ()
     if nodes[0] == 0:
-        xbar = begin + _rounded(field(sigmas[0], begin) * nodes[1], machine.quantum)
+        xbar = begin + _rounded(field(sigmas[0], begin) * nodes[1], bank.quantum)
         slope = field(sigmas[1], xbar)
         lacking = (begin - _rounded(xbar - slope * nodes[1], grain),)
         asked = dict.fromkeys((0, 1), (nodes[1], slope))
-    registers = [machine.read(xbar), machine.read(xbar)]
-    machine.run(field, registers, False, asked)
-    output, other = (machine.show(registers[place], dtype) for place in (machine.output, 1 - machine.output))
+    registers = [bank.read(xbar), bank.read(xbar)]
+    bank.run(field, registers, False, asked)
+    output, other = (bank.show(registers[place], dtype) for place in (bank.output, 1 - bank.output))
     if nodes[-1] == 0:
         xbar = output[0].double() + output[1]
         return State((xbar - field(sigmas[-2], xbar) * nodes[-2]).to(dtype), 0.0)
@@ -306,7 +306,7 @@ def run(
     return State(output[0], nodes[-1], aux, _kept(name, made, nodes, single))
 
 
-def _back(field: Field, state: State, sigmas: Tensor, machine: Machine, grain: float) -> State:
+def _back(field: Field, state: State, sigmas: Tensor, bank: Registers, grain: float) -> State:
     """The way back to the state from which `state` came."""
     parts = (state.xbar, *state.aux)
     count = 5 + (float(sigmas[-1]) == 0)
@@ -315,11 +315,11 @@ def _back(field: Field, state: State, sigmas: Tensor, machine: Machine, grain: f
             f"the state's aux is not what {state.kept!r} keeps: {count - 1} finite tensors like xbar; without aux and "
             "kept, the run starts from x̄ alone"
         )
-    output, other = (machine.read(parts[k], machine.scale) + machine.read(parts[k + 1], machine.scale) for k in (0, 2))
-    registers = [output, other] if machine.output == 0 else [other, output]
+    output, other = (bank.read(parts[k], bank.scale) + bank.read(parts[k + 1], bank.scale) for k in (0, 2))
+    registers = [output, other] if bank.output == 0 else [other, output]
     asked = Asked()
-    machine.run(field, registers, True, asked)
-    xbar = registers[0].double() * machine.quantum
+    bank.run(field, registers, True, asked)
+    xbar = registers[0].double() * bank.quantum
     if float(sigmas[-1]) == 0:
         sigma = float(sigmas[-2])
         xbar = _rounded(xbar - _ask(field, asked, 0, sigma, xbar) * sigma, grain) + parts[-2].double()
@@ -331,7 +331,7 @@ def _positive(nodes: Sequence[float]) -> list[float]:
     return [sigma for sigma in nodes if sigma > 0]
 
 
-def _kept(name: str, made: Course, nodes: Sequence[float], single: bool) -> str:
+def _kept(name: str, made: Moves, nodes: Sequence[float], single: bool) -> str:
     """The text of `State.kept`: the method, the direction, a digest of nodes and operations, and the dtype."""
     text = repr([(list(nodes), *(operation.key() for operation in made.operations))])
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -339,7 +339,7 @@ def _kept(name: str, made: Course, nodes: Sequence[float], single: bool) -> str:
     return f"{name} {direction} {len(nodes) - 1} steps {digest} {'float32' if single else 'float64'}"
 
 
-def _check(name: str, made: Course, nodes: Sequence[float], single: bool) -> None:
+def _check(name: str, made: Moves, nodes: Sequence[float], single: bool) -> None:
     """Raise an InputError if rounding errors would spoil the latent, or the image that is decoded from it."""
     up = nodes[-1] > nodes[0]
 

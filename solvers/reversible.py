@@ -9,13 +9,13 @@ from itertools import pairwise
 from typing import Any
 
 from odeddim.solvers import onestep, torchdiffeq_
-from odeddim.solvers._operations import Course, Kick, Mix, Operation
+from odeddim.solvers._operations import Kick, Mix, Moves, Operation
 from odeddim.solvers._registers import account, run
 from odeddim.solvers._settings import defaults_of
 from odeddim.types import Depends, InputError, Solver
 
 
-def two_step(nodes: Sequence[float], *, neighbour: Callable[[float, float, float], float]) -> Course:
+def two_step(nodes: Sequence[float], *, neighbour: Callable[[float, float, float], float]) -> Moves:
     """A consistent two-step method of BELM: downwards x̄_{i-1} = a·x̄_{i+1} + (1-a)·x̄_i - (h_i + a·h_{i+1})·ε_i.
 
     Here h_i = σ_i - σ_{i-1}. Upwards the same equation is solved for x̄_{i+1}. The first step is Euler's, and each step
@@ -41,7 +41,7 @@ def two_step(nodes: Sequence[float], *, neighbour: Callable[[float, float, float
             operations.append(Mix((row, (0.0, 1.0)) if new == 0 else ((1.0, 0.0), row)))
         operations.append(Kick(new, here, (there - here) + a * (here - before)))
         new = 1 - new
-    return Course(tuple(operations), 1 - new if operations else 0)
+    return Moves(tuple(operations), 1 - new if operations else 0)
 
 
 def leapfrog(lower: float, middle: float, upper: float) -> float:
@@ -64,7 +64,7 @@ def bdia(lower: float, middle: float, upper: float, *, gamma: float) -> float:
     return gamma * math.sqrt((1 + lower**2) / (1 + upper**2))
 
 
-def bdia_course(nodes: Sequence[float], *, gamma: float = 1.0) -> Course:
+def bdia_moves(nodes: Sequence[float], *, gamma: float = 1.0) -> Moves:
     """BDIA, a two-step method with the weight `bdia`.
 
     Args:
@@ -93,7 +93,7 @@ def mixing_weight(steps: int) -> float:
 P = Depends(float, "0.93^(50/N) at N steps", mixing_weight)
 
 
-def edict(nodes: Sequence[float], *, p: float | Depends = P) -> Course:
+def edict(nodes: Sequence[float], *, p: float | Depends = P) -> Moves:
     """EDICT: two states take the steps of DDIM, each with the ε of the other, and are then mixed.
 
     A step costs two evaluations, both with the label of its upper level. The second one is made at a state that is at
@@ -131,10 +131,10 @@ def edict(nodes: Sequence[float], *, p: float | Depends = P) -> Course:
             operations += [Mix(((p, 1 - p), (0.0, 1.0))), Mix(((1.0, 0.0), (1 - p, p)))]
     if nodes[-1] > nodes[0]:
         operations = [operation.inverse() for operation in reversed(operations)]
-    return Course(tuple(operations))
+    return Moves(tuple(operations))
 
 
-def reversible_heun(nodes: Sequence[float]) -> Course:
+def reversible_heun(nodes: Sequence[float]) -> Moves:
     """Reversible Heun: v = 2u - v + h·ε(v), then u = u + h·(ε(old v) + ε(new v))/2.
 
     A step costs one evaluation, and the first step one more.
@@ -152,7 +152,7 @@ def reversible_heun(nodes: Sequence[float]) -> Course:
     for here, there in pairwise(nodes):
         half = (there - here) / 2
         operations += [Kick(0, here, half), Mix(((1.0, 0.0), (2.0, -1.0))), Kick(0, there, half)]
-    return Course(tuple(operations))
+    return Moves(tuple(operations))
 
 
 def coupling_strength(steps: int) -> float:
@@ -163,7 +163,7 @@ def coupling_strength(steps: int) -> float:
 COUPLING = Depends(float, "e^(-1/N) at N steps", coupling_strength)
 
 
-def coupled(nodes: Sequence[float], *, base: Solver, coupling: float | Depends = COUPLING) -> Course:
+def coupled(nodes: Sequence[float], *, base: Solver, coupling: float | Depends = COUPLING) -> Moves:
     """Any one-step solver, made reversible: u = λ·u + (1-λ)·v + Ψ_h(v), then v = v - Ψ_{-h}(u).
 
     Ψ is the increment of the solver's step. A step costs twice the evaluations of the solver's.
@@ -191,16 +191,16 @@ def coupled(nodes: Sequence[float], *, base: Solver, coupling: float | Depends =
         if coupling != 1:
             operations.append(Mix(((coupling, 1 - coupling), (0.0, 1.0))))
         operations += [Kick(0, here, 1.0, base, there), Kick(1, there, -1.0, base, here)]
-    return Course(tuple(operations))
+    return Moves(tuple(operations))
 
 
-def _operations(nodes: Sequence[float], *, course: Callable[..., Course], **settings: Any) -> Sequence[Operation]:
-    return course(nodes, **settings).operations
+def _operations(nodes: Sequence[float], *, moves: Callable[..., Moves], **settings: Any) -> Sequence[Operation]:
+    return moves(nodes, **settings).operations
 
 
 def reversible_row(
     name: str,
-    course: Callable[..., Course],
+    moves: Callable[..., Moves],
     order: int,
     nfe: int,
     reference: str,
@@ -208,21 +208,21 @@ def reversible_row(
     grid: str = "log",
     warmup: tuple[int, ...] = (),
 ) -> Solver:
-    """A row that does the operations of a course.
+    """A row that does the operations of a moves.
 
     Args:
         name: See `Solver`, as for order, nfe, reference, grid and warmup.
-        course: course(nodes, **settings) makes the operations; the nodes are positive, rising or falling.
-        *settings: The keyword arguments of `course` that are settings of the row.
+        moves: moves(nodes, **settings) makes the operations; the nodes are positive, rising or falling.
+        *settings: The keyword arguments of `moves` that are settings of the row.
 
     Returns:
         The row, with its instructions and the growth of its rounding errors.
     """
     return Solver(
         name=name,
-        run=functools.partial(run, name=name, course=course),
-        instructions=functools.partial(_operations, course=course),
-        growth=functools.partial(account, course=course),
+        run=functools.partial(run, name=name, moves=moves),
+        instructions=functools.partial(_operations, moves=moves),
+        growth=functools.partial(account, moves=moves),
         family="reversible",
         order=order,
         nfe=nfe,
@@ -231,7 +231,7 @@ def reversible_row(
         reference=reference,
         grid=grid,
         warmup=warmup,
-        settings=defaults_of(course, *settings),
+        settings=defaults_of(moves, *settings),
     )
 
 
@@ -249,9 +249,9 @@ def mccallum_foster(base: Solver) -> Solver:
     """
     if not base.onestep or base.nfe is None:
         raise InputError(f"only a one-step solver with fixed evaluations can be coupled, which {base.name!r} is not")
-    course = functools.partial(coupled, base=base)
+    moves = functools.partial(coupled, base=base)
     reference = f"McCallum & Foster 2024, arXiv 2410.11648, over `{base.name}`"
-    return reversible_row(f"mf-{base.name}", course, base.order, 2 * base.nfe, reference, "coupling")
+    return reversible_row(f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, "coupling")
 
 
 BELM = "Wang et al. 2024, arXiv 2410.07273"
@@ -260,7 +260,7 @@ BASES = [row for family in (onestep, torchdiffeq_) for row in family.ROWS if row
 DERIVED = {"mf-": mccallum_foster}
 ROWS = (
     reversible_row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446", "p", grid="karras"),
-    reversible_row("bdia", bdia_course, 2, 1, "Zhang et al. 2023, arXiv 2307.10829", "gamma"),
+    reversible_row("bdia", bdia_moves, 2, 1, "Zhang et al. 2023, arXiv 2307.10829", "gamma"),
     reversible_row(
         "belm", functools.partial(two_step, neighbour=belm), 2, 1, f"{BELM}, weighted by the ratio of steps"
     ),

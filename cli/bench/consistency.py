@@ -6,14 +6,22 @@ from typing import Any
 
 import click
 
+from odeddim.bench import defaults
 from odeddim.cli import options
 from odeddim.cli.bench import shared
 
 
 @click.command("consistency")
-@click.option("-n", "--count", type=click.IntRange(2, 100_000), default=16, show_default=True, help="How many x_T.")
-@shared.solvers("euler@linear,dpmpp-2m,ab3,belm")
-@shared.steps("10,20,50,100")
+@click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(2, 100_000),
+    default=defaults.CONSISTENCY.count,
+    show_default=True,
+    help="How many x_T.",
+)
+@shared.solvers(defaults.CONSISTENCY.solvers)
+@shared.steps(defaults.CONSISTENCY.steps)
 @shared.features
 @options.seed
 @options.size
@@ -43,16 +51,10 @@ def command(
       odeddim bench consistency --solvers euler@linear,ddpm,unipc-2 --steps 10,20,50
       odeddim bench consistency --model MODEL --features network.pt2 -n 64
     """
-    from odeddim.bench import consistency as bench
-    from odeddim.bench.harness import expected
-    from odeddim.bench.work_precision import references
-    from odeddim.jobs.sample import shape_for
+    from odeddim import jobs
 
-    run.check_folder("consistency")
-    shape = shape_for(run.field, size)
-    network = run.features(features, run.field.image_shape or shape)
-    runs = run.runs(solvers, steps, end, settings)
-    total = count * sum(expected(each) for each in (*runs, *references(run.field, end)))
-    with run.stand(total, count) as stand:
-        table = bench.consistency(stand, runs, count, shape, seed=seed, end=end, features=network)
-    run.deliver(table)
+    table = jobs.bench.consistency(
+        run.workbench, count=count, solvers=solvers, steps=steps, features=features, seed=seed, size=size, end=end,
+        **settings,
+    )  # fmt: skip
+    run.print(table)

@@ -6,26 +6,36 @@ from typing import Any
 
 import click
 
+from odeddim.bench import defaults
 from odeddim.cli import options
 from odeddim.cli.bench import shared
 
 
 @click.command("interpolation")
 @click.option(
-    "--pairs", type=click.IntRange(1, 1000), default=4, show_default=True, help="Lines, each between two latents."
+    "--pairs",
+    type=click.IntRange(1, 1000),
+    default=defaults.INTERPOLATION.count,
+    show_default=True,
+    help="Lines, each between two latents.",
 )
 @click.option(
-    "-n", "--points", type=click.IntRange(3, 1000), default=11, show_default=True, help="Images on each line."
+    "-n",
+    "--points",
+    type=click.IntRange(3, 1000),
+    default=defaults.POINTS,
+    show_default=True,
+    help="Images on each line.",
 )
 @click.option(
     "--side",
     type=click.IntRange(0, 64),  # as many as a sheet holds
-    default=6,
+    default=defaults.SIDE,
     show_default=True,
     help="Images along each side of the grid between four latents, of the first solver; 0: no grid.",
 )
-@shared.solvers("euler@linear,ab3,ddpm")
-@shared.steps("50")
+@shared.solvers(defaults.INTERPOLATION.solvers)
+@shared.steps(defaults.INTERPOLATION.steps)
 @options.seed
 @options.size
 @options.end
@@ -55,14 +65,10 @@ def command(
       odeddim bench interpolation --solvers euler@linear,ddpm --pairs 8 --points 21
       odeddim bench interpolation --model MODEL --steps 10,50 --side 0
     """
-    from odeddim.bench import interpolation as bench
-    from odeddim.bench.harness import expected
-    from odeddim.jobs.sample import shape_for
+    from odeddim import jobs
 
-    run.check_folder("interpolation")
-    shape = shape_for(run.field, size)
-    runs = run.runs(solvers, steps, end, settings)
-    total = pairs * points * sum(expected(each) for each in runs) + side**2 * expected(runs[0])
-    with run.stand(total) as stand:
-        table = bench.interpolation(stand, runs, shape, pairs=pairs, points=points, side=side, seed=seed)
-    run.deliver(table)
+    table = jobs.bench.interpolation(
+        run.workbench, pairs=pairs, points=points, side=side, solvers=solvers, steps=steps, seed=seed, size=size,
+        end=end, **settings,
+    )  # fmt: skip
+    run.print(table)

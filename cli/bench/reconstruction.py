@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from odeddim.bench import defaults
 from odeddim.cli import options
 from odeddim.cli.bench import shared
 from odeddim.cli.kinds import Items
@@ -14,13 +15,19 @@ from odeddim.cli.kinds import Items
 
 @click.command("reconstruction")
 @click.argument("images", required=False, type=click.Path(path_type=Path))
-@click.option("-n", "--count", type=click.IntRange(1), default=24, show_default=True, help="How many images.")
-@shared.solvers("euler@linear,euler@quadratic,ab3,belm")
-@shared.steps("10,20,50,100")
+@click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(1),
+    default=None,
+    help=f"How many images.  [default: {defaults.RECONSTRUCTION.count}]",
+)
+@shared.solvers(defaults.RECONSTRUCTION.solvers)
+@shared.steps(defaults.RECONSTRUCTION.steps)
 @click.option(
     "--labels",
     type=Items(click.Choice(["source", "target"])),
-    default="source",
+    default=",".join(defaults.LABELS),
     show_default=True,
     metavar="LIST",
     help="Where encoding takes the network's label t. source: as eq. 14 reversed says; target: of euler only, as much "
@@ -38,7 +45,7 @@ from odeddim.cli.kinds import Items
 def command(
     run: shared.Bench,
     images: Path | None,
-    count: int,
+    count: int | None,
     solvers: list[str],
     steps: list[int],
     labels: list[str],
@@ -62,31 +69,10 @@ def command(
       odeddim bench reconstruction -n 64 --steps 10,20,50 --csv > table.csv
       odeddim bench reconstruction cifar10-test/ --model MODEL --paper -n 10000 --solvers euler@quadratic
     """
-    import statistics
+    from odeddim import jobs
 
-    from odeddim.api import to_data
-    from odeddim.bench import reconstruction as bench
-    from odeddim.jobs.subject import data_and_floor, images_for, warn_of_count
-
-    run.check_folder("reconstruction")
-    source = images_for(run.whole, images)
-    run.measure_data()
-    if options.is_given("count"):
-        warn_of_count(count, len(source), images)
-    count = min(count, len(source))
-    runs = run.runs(solvers, steps, end, settings)
-    with run.stand(count * bench.expected_evaluations(runs, labels), count) as stand:
-        table = bench.reconstruction(
-            stand,
-            lambda start, stop: to_data(run.whole, source[start:stop].to(run.place.state)),
-            count,
-            runs,
-            end=end,
-            labels=labels,
-            source={"path": str(images or "the package's sample")},
-            paper=paper,
-        )
-    floor = None
-    if run.whole.codec is not None:  # image by image, as it works itself
-        floor = statistics.median(float(data_and_floor(run.whole, source[i : i + 1])[1]["floor"]) for i in range(count))
-    run.deliver(table, floor)
+    table = jobs.bench.reconstruction(
+        run.workbench, images, count=count, solvers=solvers, steps=steps, labels=labels, paper=paper, end=end,
+        **settings,
+    )  # fmt: skip
+    run.print(table)

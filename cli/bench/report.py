@@ -6,17 +6,17 @@ from pathlib import Path
 
 import click
 
+from odeddim.bench import defaults
 from odeddim.cli import options
-from odeddim.cli.bench import shared
 
 
 @click.command("report")
-@click.argument("folder", default=shared.FOLDER, type=click.Path(path_type=Path))
+@click.argument("folder", default=defaults.FOLDER, type=click.Path(path_type=Path))
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    default="report.html",
+    default=defaults.PAGE,
     show_default=True,
     metavar="FILE.html",
     help="The page.",
@@ -34,7 +34,7 @@ def command(folder: Path, output: Path, overwrite: bool) -> None:
       odeddim bench report
       odeddim bench report results/ -o results/report.html
     """
-    from odeddim.bench.report import report
+    from odeddim import jobs
 
-    names = report(folder, output, overwrite=overwrite)
+    names = jobs.bench.report(folder, output, overwrite=overwrite)
     options.echo(f"{output}: {', '.join(names)} (open it in a browser)")

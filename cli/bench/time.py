@@ -6,24 +6,29 @@ from typing import Any
 
 import click
 
+from odeddim.bench import defaults
 from odeddim.cli import options
 from odeddim.cli.bench import shared
 from odeddim.cli.kinds import Items
 
 
 @click.command("time")
-@shared.solvers("euler")
-@shared.steps("10,20,50,100")
+@shared.solvers(defaults.TIMING.solvers)
+@shared.steps(defaults.TIMING.steps)
 @click.option(
     "--batches",
     type=Items(click.IntRange(1, options.MOST_AT_ONCE)),
-    default="1,4,16",
+    default=",".join(map(str, defaults.BATCHES)),
     show_default=True,
     metavar="LIST",
     help="How many images to decode together, comma-separated. The network sees them as one batch.",
 )
 @click.option(
-    "--repeats", type=click.IntRange(1, 10_000), default=5, show_default=True, help="Times that each run is timed."
+    "--repeats",
+    type=click.IntRange(1, 10_000),
+    default=defaults.TIMING.count,
+    show_default=True,
+    help="Times that each run is timed.",
 )
 @options.seed
 @options.size
@@ -53,18 +58,10 @@ def command(
       odeddim bench time --solvers euler,heun,belm --batches 8 --repeats 9
       odeddim bench time --model MODEL --device cuda --batches 1,64,512
     """
-    from odeddim.bench import timing as bench
-    from odeddim.bench.harness import expected
-    from odeddim.jobs.sample import shape_for
-    from odeddim.storage.workers import rank
+    from odeddim import jobs
 
-    if rank()[1] > 1:
-        raise click.UsageError("several processes would time each other: run `odeddim bench time` without torchrun")
-    run.check_folder("time")
-    shape = shape_for(run.whole, size)
-    run.measure_data()
-    runs = run.runs(solvers, steps, end, settings)
-    total = repeats * sum(batch * expected(each) for each in runs for batch in {*batches})
-    with run.stand(total, still=True) as stand:
-        table = bench.timing(stand, runs, shape, batches=batches, repeats=repeats, seed=seed)
-    run.deliver(table)
+    table = jobs.bench.timing(
+        run.workbench, solvers=solvers, steps=steps, batches=batches, repeats=repeats, seed=seed, size=size, end=end,
+        **settings,
+    )  # fmt: skip
+    run.print(table)

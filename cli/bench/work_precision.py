@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
+from odeddim.bench import defaults
 from odeddim.cli import options
 from odeddim.cli.bench import shared
 from odeddim.cli.kinds import Items, Tolerance
-
-PLAN = "plan.json"
-SOLVERS = ("euler@linear", "euler@log", "heun", "ab2", "ab3", "dpmpp-2m", "unipc-2", "belm", "dopri5")
-# The likely ones first: what cannot beat them is given up after one run.
-CANDIDATES = ("dpmpp-3m", "unipc-2", "ab3", "dpmpp-2m", "ab2", "unipc-1", "belm", "deis-tab2", "bdia", "heun", "euler")
 
 
 @click.command("work-precision")
@@ -21,16 +18,19 @@ CANDIDATES = ("dpmpp-3m", "unipc-2", "ab3", "dpmpp-2m", "ab2", "unipc-1", "belm"
     "-n",
     "--count",
     type=click.IntRange(1, 100_000),
-    default=16,
+    default=defaults.WORK_PRECISION.count,
     show_default=True,
     help="How many solutions; with --find as many in each of two sets.",
 )
-@shared.solvers(None, f"  [default: {', '.join(SOLVERS)}; with --find {', '.join(CANDIDATES)}]")
-@shared.steps("5,10,20,40,80")
+@shared.solvers(
+    (),
+    f"  [default: {', '.join(defaults.WORK_PRECISION.solvers)}; with --find {', '.join(defaults.CANDIDATES)}]",
+)
+@shared.steps(defaults.WORK_PRECISION.steps)
 @click.option(
     "--tolerances",
     type=Items(Tolerance(0, min_open=True)),
-    default="1e-2,1e-3,1e-4",
+    default=",".join(f"{tolerance:g}" for tolerance in defaults.TOLERANCES),
     show_default=True,
     metavar="LIST",
     help="rtol and atol of solvers that choose their steps.",
@@ -78,39 +78,24 @@ def command(
       odeddim bench work-precision --find 1e-2
       odeddim encode -o z.h5 --plan bench/plan.json
     """
-    from odeddim.bench import cheapest as search
-    from odeddim.bench import work_precision as bench
-    from odeddim.bench.harness import Entry, expected
-    from odeddim.jobs.sample import shape_for
+    from odeddim import jobs
 
-    run.check_folder("work-precision" if find is None else "cheapest", [] if find is None else [PLAN])
-    shape = shape_for(run.whole, size)
-    run.measure_data()
-    given = {key: value for key, value in settings.items() if value is not None}
+    chosen = {**({} if solvers is None else {"solvers": solvers}), **settings}
     if find is None:
-        entries = [Entry.parse(text) for text in solvers or SOLVERS]
-        runs = bench.runs_of(run.field, entries, steps, tolerances, end, given)
-        total = bench.truth_evaluations() + sum(2 * expected(each) for each in runs)
-        with run.stand(count * total, count) as stand:
-            exact = bench.truth(stand, count, shape, seed=seed, end=end)
-            table = bench.work_precision(stand, runs, exact)
-    else:
-        for name in ("steps", "tolerances"):
-            if options.is_given(name):
-                raise click.UsageError(f"--find finds the steps: leave out --{name}")
-        entries = search.candidates(solvers or CANDIDATES)
-        # How many evaluations it takes nobody knows beforehand: solvers on grids are counted, both sets, and the check.
-        with run.stand(len(entries) + 3, count, unit="solvers") as stand:
-            done, stand.advance = stand.advance, lambda evaluations: None
-            sets = []
-            for its_seed in (seed, seed + 1):
-                sets.append(bench.truth_for(stand, find, count, shape, seed=its_seed, end=end))
-                done(1)
-            table, plan = search.cheapest(stand, find, entries, *sets, settings=given, advance=done)
-    run.deliver(table, beside={} if find is None else {PLAN: plan.to_json().encode()})
-    if find is not None and shared.first():
+        run.print(
+            jobs.bench.work_precision(
+                run.workbench, count=count, steps=steps, tolerances=tolerances, seed=seed, size=size, end=end, **chosen
+            )
+        )
+        return
+    for name in ("steps", "tolerances"):
+        if options.is_given(name):
+            raise click.UsageError(f"--find finds the steps: leave out --{name}")
+    table, plan = jobs.bench.find(run.workbench, find, count=count, seed=seed, size=size, end=end, **chosen)
+    run.print(table)
+    if table.files:
         options.echo(
             f"{plan.solver.name} on {plan.grid} with {plan.steps} steps, {plan.notes['evaluations']:g} evaluations to "
-            f"encode and decode: {plan.notes['kept']}; --plan {run.output / PLAN}",
+            f"encode and decode: {plan.notes['kept']}; --plan {Path(run.workbench.folder) / defaults.PLAN}",
             err=run.as_csv or run.as_json,
         )

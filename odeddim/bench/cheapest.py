@@ -1,9 +1,9 @@
 """The cheapest run that keeps an error: how many steps each solver on each grid needs, and which needs least.
 
-An error is kept if nine images in ten keep it, decoding and encoding. The steps are found on a first set of solutions
-(`odeddim.bench.work_precision`), and so they fit that set: on other images the error may be larger. So a second set,
-from other noise, checks what was found. A run that does not keep the error there gets more steps, or the next cheapest
-run takes its place.
+A run keeps an error if nine images in ten have no more, decoding and encoding. The steps are found on a first set of
+solutions (`odeddim.bench.work_precision`) and therefore fit that set: on other images the error may be larger. A second
+set, from other noise, checks what was found. A run that does not keep the error there gets more steps, or the next
+cheapest run takes its place.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from odeddim import solvers
-from odeddim.bench.harness import Entry, Stand, check_settings, error_words
-from odeddim.bench.spread import quantile
+from odeddim.bench.harness import Entry, Harness, check_settings, error_words
+from odeddim.bench.measures import quantile
 from odeddim.bench.tables import Column, Table, counted
 from odeddim.bench.work_precision import Truth, measured, table_of
 from odeddim.ode import grids
@@ -69,7 +69,7 @@ class Tried:
 class _Search:
     """Runs on the solutions of the first set, `exact`, and of the second, `held`."""
 
-    stand: Stand
+    harness: Harness
     error: float
     exact: Truth
     held: Truth
@@ -82,12 +82,12 @@ class _Search:
 
     def run(self, entry: Entry, steps: int) -> Plan:
         """A run of an entry. Errors: InputError where its grid has no room for so many steps."""
-        return Plan.of(self.stand.model.schedule, entry.solver, steps, entry.grid, self.exact.end, self.own(entry))
+        return Plan.of(self.harness.model.schedule, entry.solver, steps, entry.grid, self.exact.end, self.own(entry))
 
     def tried(self, entry: Entry, steps: int, solutions: Truth) -> Tried:
         """A run, measured on one of the sets."""
         run = self.run(entry, steps)
-        cell = measured(self.stand, run, solutions)
+        cell = measured(self.harness, run, solutions)
         each = cell["decode_error"], cell["encode_error"]
         failure = error_words(cell["failure"])
         decoded, encoded, error = (math.inf if failure else quantile(of, KEPT) for of in (*each, np.maximum(*each)))
@@ -125,7 +125,7 @@ class _Search:
             if most is not None and row.nfe is not None and 2 * ((row.evaluations(inner) or 0) + at_zero) >= most:
                 break
             try:
-                Plan.of(self.stand.model.schedule, row, count, entry.grid, self.exact.end)
+                Plan.of(self.harness.model.schedule, row, count, entry.grid, self.exact.end)
             except InputError as problem:  # a grid of whole labels has room for no more
                 if not counts:
                     raise InputError(f"{entry.solver}@{entry.grid}: {problem}") from problem
@@ -165,7 +165,7 @@ class _Search:
 
 
 def cheapest(
-    stand: Stand,
+    harness: Harness,
     error: float,
     entries: Sequence[Entry],
     exact: Truth,
@@ -176,15 +176,28 @@ def cheapest(
 ) -> tuple[Table, Plan]:
     """The fewest steps of each solver on each grid that keep an error both ways, and the plan of the cheapest of all.
 
-    error: rms, of decoding over pixels in [-1, 1] and of encoding over σ_T: nine images in ten are to have no more of
-    both. Cheap: few evaluations to encode and decode. A solver that does not keep the error with nearly as many as the
-    cheapest before it is given up. The steps are the fewest to within 4%, as far as errors fall with the steps.
-    exact, held: the solutions that the steps are found on, and those that have no part in it and check what was found;
-    from `truth_for`, or others known well enough. advance: told of each entry that is done.
-    Errors: InputError if nothing keeps the error on both.
+    Cheap means few evaluations to encode and decode. A solver that does not keep the error with nearly as many
+    evaluations as the cheapest before it is given up. The steps are the fewest to within 4%, as far as errors fall with
+    the steps.
+
+    Args:
+        harness: What measures the model.
+        error: The error that nine images in ten may have at most: of decoding the rms over pixels in [-1, 1], of
+            encoding the rms over σ_T.
+        entries: The solvers on their grids.
+        exact: The solutions that the steps are found on; from `truth_for`, or others whose error is small enough.
+        held: The solutions that check what was found.
+        settings: The settings of the solvers.
+        advance: Called with 1 for each entry that is done.
+
+    Returns:
+        The table, and the plan with notes about the model and the error.
+
+    Raises:
+        InputError: Where nothing keeps the error on both sets.
     """
     check_settings(entries, settings or {})
-    search = _Search(stand, error, exact, held, settings or {})
+    search = _Search(harness, error, exact, held, settings or {})
     found: list[Tried] = []
     most: float | None = None
     for entry in entries:
@@ -248,9 +261,9 @@ def _table(search: _Search, found: Sequence[Tried], checked: Sequence[tuple[Trie
     )
     table = table_of(
         "cheapest",
-        f"Cheapest runs with errors of {error:g} for nine images in ten: {search.stand.model.title}, "
-        f"{search.stand.conventions(exact.run)}",
-        search.stand, exact, columns, rows, error=error, errors="what nine images in ten keep",
+        f"Cheapest runs with errors of {error:g} for nine images in ten: {search.harness.model.title}, "
+        f"{search.harness.conventions(exact.run)}",
+        search.harness, exact, columns, rows, error=error, errors="what nine images in ten keep",
         **{"solutions of the second set": len(held.images), "seed of the second set": held.seed},
     )  # fmt: skip
     sets = (
@@ -262,7 +275,7 @@ def _table(search: _Search, found: Sequence[Tried], checked: Sequence[tuple[Trie
 
 def _noted(search: _Search, first: Tried, second: Tried) -> Plan:
     """The plan of a run, with notes of the model that it was found for and of what it keeps."""
-    model, held = search.stand.model, search.held
+    model, held = search.harness.model, search.held
     kept = (
         f"of {counted(len(held.images), 'image')} from seed {held.seed}, which had no part in the choice, nine in ten "
         f"err no more than {second.error:.2e} both ways (rms; pixels in [-1, 1], latents over σ_T); of the "

@@ -1,15 +1,16 @@
 """Consistency: one x_T through every solver and number of steps, DDIM's Figure 5 and section 5.2.
 
-The ODE's images of an x_T do not depend on the steps, but for the solver's error. So each image is compared with the
-one that a tight run makes of the same x_T, in pixels and in features. The median of these distances is set beside the
-distance between different x_T: a share of 1 would mean that nothing but chance is left in common.
+Apart from the solver's error, the ODE's image of an x_T does not depend on the steps. Each image is therefore compared
+with the image that a run with many steps, the reference, makes of the same x_T: in pixels and in features. The share
+is the median of these distances over the distance between the images of different x_T. A share of 1 means that the
+images have no more in common than images of different x_T.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +18,9 @@ from torch import Tensor
 
 from odeddim.api import sample
 from odeddim.bench.features import Features
-from odeddim.bench.harness import Stand, error_words, expected, failure_column, first_cells, in_words
-from odeddim.bench.reconstruction import mean_square
-from odeddim.bench.spread import quantile, spread, spread_columns
-from odeddim.bench.tables import Column, Table, sheet, telling
+from odeddim.bench.harness import Harness, error_words, expected, failure_column, first_cells, in_words
+from odeddim.bench.measures import Values, quantile, rms_per_image, spread, spread_columns
+from odeddim.bench.tables import Column, Sheet, Table, sheet, telling
 from odeddim.bench.work_precision import references
 from odeddim.plans import Plan
 from odeddim.storage.row_files import Columns
@@ -42,7 +42,7 @@ _COLUMNS = (
 
 
 def consistency(
-    stand: Stand,
+    harness: Harness,
     runs: Sequence[Plan],
     count: int,
     shape: tuple[int, ...],
@@ -51,103 +51,139 @@ def consistency(
     end: str = "zero",
     features: Features | None = None,
 ) -> Table:
-    """The table of these runs from `count` noises (C, H, W) of a seed, and a sheet of images for each solver.
+    """Decode the same noise by every run, and compare the images with those of the reference.
 
-    features: a network to compare images by, if there is one that takes them. Errors: InputError for one x_T alone,
-    which nothing can be set beside.
+    Args:
+        harness: What measures the model.
+        runs: The plans that decode.
+        count: How many x_T.
+        shape: (C, H, W) of an x_T.
+        seed: Of the noise; x_T number i is the noise of (seed, i).
+        end: "zero" or "sigma_min", of the reference.
+        features: A network whose features are compared too; None for pixels only.
+
+    Returns:
+        The table, with a sheet of images for each solver.
+
+    Raises:
+        InputError: For fewer than 2 x_T, and where the reference fails.
     """
     if count < 2:
-        raise InputError("the images of one x_T alone have nothing to be set beside: give 2 or more")
-    coarse, fine = references(stand.model, end)
-    reference = f"{fine.solver.name} on the {fine.grid} grid, {fine.steps} steps"
-    cells = [decoded(stand, run, count, shape, seed) for run in (coarse, fine)]
-    if failure := next((words for cell in cells if (words := error_words(cell["failure"]))), ""):
-        raise InputError(f"the reference, {reference}, failed: {failure}")
-    before, goal = (torch.from_numpy(cell["images"]) for cell in cells)
-    goal_features = features(goal) if features else None
-    apart = _between(goal), _between(goal_features)
-    error = quantile(_rms(goal - before), 0.9)
+        raise InputError("one x_T has no other x_T to be compared with: give count=2 or more")
+    goal = _reference(harness, count, shape, seed, end, features)
     rows: list[dict[str, Any]] = []
     shown: dict[str, list[tuple[str, Tensor]]] = {}
     for run in runs:
-        cell = decoded(stand, run, count, shape, seed)
-        failure, images = error_words(cell["failure"]), torch.from_numpy(cell["images"])
-        seen = spread("pixels", None if failure else _rms(images - goal))
-        compared = None
-        if features is not None and goal_features is not None and not failure:
-            compared = _rms(features(images) - goal_features)
-        felt = spread("features", compared)
-        rows.append({
-            **first_cells(run), "evaluations": float(cell["evaluations"].mean()),
-            **seen, "pixel_share": _share(seen["pixels"], apart[0]),
-            **felt, "feature_share": _share(felt["features"], apart[1]),
-            "remark": failure,
-        })  # fmt: skip
+        cell = decoded(harness, run, count, shape, seed)
+        rows.append(_row(run, cell, goal, features))
         label = f"S = {run.steps}" if run.steps else "adaptive"
-        shown.setdefault(in_words(run), []).append((label, images[:SHOWN]))
+        shown.setdefault(in_words(run), []).append((label, torch.from_numpy(cell["images"][:SHOWN])))
     optional = ["remark", *([] if features else ["features", "features_10", "features_90", "feature_share"])]
     columns, said = telling(_COLUMNS, rows, optional)
     return Table(
         bench="consistency",
-        title=f"Consistency: {stand.model.title}, {count} x_T of seed {seed}, {stand.conventions(fine)}",
+        title=f"Consistency: {harness.model.title}, {count} x_T of seed {seed}, {harness.conventions(goal.plan)}",
         settings={
-            **stand.header(fine), "x_T": count, "seed": seed, "end": end,
-            "reference": reference, "reference_error": error, "features": features.name if features else "none",
-            "features_sha256": features.sha256 if features else "", "pixels between different x_T": apart[0],
-            "features between different x_T": apart[1],
+            **harness.header(goal.plan), "x_T": count, "seed": seed, "end": end,
+            "reference": goal.words, "reference_error": goal.error, "features": features.name if features else "none",
+            "features_sha256": features.sha256 if features else "", "pixels between different x_T": goal.pixels_apart,
+            "features between different x_T": goal.features_apart,
         },
         columns=columns,
         rows=said,
         notes=(
-            f"the reference is {reference}, itself known to {error:.1e} in pixels for nine images in ten",
+            f"the reference is {goal.words}, itself known to {goal.error:.1e} in pixels for nine images in ten",
             f"features: {features.name if features else 'none given'}",
         ),
         group=("solver", "grid"),
-        sheets=tuple(
-            sheet(
-                f"{words}: an x_T in each row",
-                torch.stack([*(images for _, images in series), goal[:SHOWN]], dim=1),
-                [f"x_T {i}" for i in range(min(count, SHOWN))],
-                [*(label for label, _ in series), "reference"],
-            )
-            for words, series in shown.items()
-        ),
+        sheets=tuple(_sheet(words, series, goal.images[:SHOWN]) for words, series in shown.items()),
     )  # fmt: skip
 
 
-def decoded(stand: Stand, run: Plan, count: int, shape: tuple[int, ...], seed: int) -> Columns:
-    """The images (count, C, H, W) that a run makes of the noises of a seed, image i of (seed, i)."""
-    settings = stand.settings("consistency", run, seed=seed, size=list(shape))
+class _Reference(NamedTuple):
+    """The run that the others are compared with.
+
+    images (N, C, H, W), features (N, d): of the x_T. error: how far nine images in ten are known, rms over pixels.
+    pixels_apart, features_apart: the rms distance between different x_T.
+    """
+
+    plan: Plan
+    words: str
+    images: Tensor
+    features: Tensor | None
+    error: float
+    pixels_apart: float | None
+    features_apart: float | None
+
+
+def _reference(
+    harness: Harness, count: int, shape: tuple[int, ...], seed: int, end: str, features: Features | None
+) -> _Reference:
+    coarse, fine = references(harness.model, end)
+    words = f"{fine.solver.name} on the {fine.grid} grid, {fine.steps} steps"
+    cells = [decoded(harness, run, count, shape, seed) for run in (coarse, fine)]
+    if failure := next((failed for cell in cells if (failed := error_words(cell["failure"]))), ""):
+        raise InputError(f"the reference, {words}, failed: {failure}")
+    before, images = (torch.from_numpy(cell["images"]) for cell in cells)
+    found = features(images) if features else None
+    error = quantile(rms_per_image(images - before), 0.9)
+    return _Reference(fine, words, images, found, error, _between(images), _between(found))
+
+
+def _row(run: Plan, cell: Columns, goal: _Reference, features: Features | None) -> dict[str, Any]:
+    failure, images = error_words(cell["failure"]), torch.from_numpy(cell["images"])
+    pixels = compared = None
+    if not failure:
+        pixels = rms_per_image(images - goal.images)
+        if features is not None and goal.features is not None:
+            compared = rms_per_image(features(images) - goal.features)
+    return {
+        **first_cells(run),
+        "evaluations": float(cell["evaluations"].mean()),
+        **_distances("pixels", "pixel_share", pixels, goal.pixels_apart),
+        **_distances("features", "feature_share", compared, goal.features_apart),
+        "remark": failure,
+    }
+
+
+def _sheet(words: str, series: Sequence[tuple[str, Tensor]], goal: Tensor) -> Sheet:
+    """The images of a solver, an x_T in each row and a number of steps in each column, the reference last."""
+    images = torch.stack([*(images for _, images in series), goal], dim=1)
+    columns = [*(label for label, _ in series), "reference"]
+    return sheet(f"{words}: an x_T in each row", images, [f"x_T {i}" for i in range(len(goal))], columns)
+
+
+def decoded(harness: Harness, run: Plan, count: int, shape: tuple[int, ...], seed: int) -> Columns:
+    """The images (count, C, H, W) that a run makes of the noise of a seed, image i of (seed, i)."""
+    settings = harness.settings("consistency", run, seed=seed, size=list(shape))
 
     def measure(start: int, stop: int) -> Columns:
         n, failure = stop - start, ""
-        images = torch.full((n, *(stand.model.image_shape or shape)), math.nan)
-        stand.model.reset()
+        images = torch.full((n, *(harness.model.image_shape or shape)), math.nan)
+        harness.model.reset()
         try:
-            images = sample(n, seed=seed, start=start, model=stand.model, plan=run, shape=shape)
-        except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
+            images = sample(n, seed=seed, start=start, model=harness.model, plan=run, shape=shape)
+        except (InputError, BudgetExceeded) as error:  # the other rows are still of use
             failure = str(error)
         return {
             "images": images.cpu().to(torch.float32).numpy(),
-            "evaluations": np.full(n, stand.model.rows / n),
+            "evaluations": np.full(n, harness.model.rows / n),
             "failure": failure_column(failure, n),
         }
 
-    return stand.measure(settings, count, measure, evaluations=expected(run))
+    return harness.measure(settings, count, measure, evaluations=expected(run))
 
 
-def _rms(difference: Tensor) -> np.ndarray[Any, Any]:
-    """The rms of each image, (N, *) -> (N,)."""
-    return mean_square(difference).sqrt().cpu().numpy()
-
-
-def _share(distance: float | None, apart: float | None) -> float | None:
-    return None if distance is None or apart is None else distance / apart
+def _distances(name: str, share: str, values: Values | None, apart: float | None) -> dict[str, float | None]:
+    """The cells of the distances (N,), and of their median over the distance between different x_T."""
+    cells = spread(name, values)
+    middle = cells[name]
+    return {**cells, share: None if middle is None or apart is None else middle / apart}
 
 
 def _between(values: Tensor | None) -> float | None:
-    """The rms distance between different rows of (N, *): over all pairs, √2 times the spread about the mean."""
+    """The rms distance between different rows of (N, *): over all pairs, √2 times the deviation from the mean."""
     if values is None:
         return None
-    spread = values.double() - values.double().mean(dim=0)
-    return math.sqrt(2 * float(spread.square().flatten(1).mean(dim=1).sum()) / (len(values) - 1))
+    deviation = values.double() - values.double().mean(dim=0)
+    return math.sqrt(2 * float(deviation.square().flatten(1).mean(dim=1).sum()) / (len(values) - 1))

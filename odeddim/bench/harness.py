@@ -1,12 +1,12 @@
-"""The stand that a model is measured on: what is measured is kept, and a bench goes on where it was stopped.
+"""The harness that measures a model: it keeps every measurement, so that a bench that was stopped goes on.
 
     bench/                                     the folder of all benches of a model
     bench/reconstruction.h5, .json, .csv, ...  a table and its figures (`odeddim.bench.tables`)
     bench/cells/reconstruction-0f1e2d3c.h5     a cell: a row for each image, noise or repetition
 
-A cell is a file with parts until it is whole (`odeddim.storage.resumable`). Its name is a hash of all that its figures
-depend on: other settings are other cells, a table with one more solver measures that one only, and several processes
-share work.
+A cell is a file with parts until all its rows are there (`odeddim.storage.resumable`). Its name is a hash of everything
+that its figures depend on. Other settings therefore give another cell, a table with one more solver measures only that
+solver, and several processes share the work.
 """
 
 from __future__ import annotations
@@ -44,43 +44,50 @@ WAIT = 0.5  # seconds between two looks at a cell that another process is measur
 
 
 @dataclass
-class Stand:
-    """A model, and the folder where what is measured of it is kept.
+class Harness:
+    """A model, and the folder where its measurements are kept.
 
-    fit: called with the solver that is next, sets what of the machine its digits depend on, and returns it, JSON-able.
-    advance: told of evaluations done, or that had been, for a progress bar. overwrite: measure everything anew.
+    Attributes:
+        model: The model that is measured.
+        folder: The folder of the tables; the cells are in a folder inside it.
+        dtype: The dtype of the state.
+        batch_size: How many images are in work at once.
+        fit: Called with the solver that runs next. It sets up the machine and returns, JSON-able, everything about the
+            machine that the digits depend on.
+        advance: Called with numbers of evaluations, new ones and those read from cells, for a progress bar.
+        overwrite: Whether to measure everything again.
     """
 
     model: VectorField
     folder: Path
-    dtype: torch.dtype = torch.float32  # of the state
+    dtype: torch.dtype = torch.float32
     batch_size: int = 32
     fit: Callable[[Solver], dict[str, Any]] = lambda row: {}
     advance: Callable[[int], Any] = lambda evaluations: None
     overwrite: bool = False
     _identities: dict[int, tuple[Any, str]] = field(default_factory=dict)
-    _anew: set[Path] = field(default_factory=set)  # what has been measured anew already, where all is to be
+    _anew: set[Path] = field(default_factory=set)  # the cells that `overwrite` has replaced already
 
     def subject(self) -> dict[str, Any]:
-        """What a table says of the model, JSON-able."""
+        """What a table says about the model, JSON-able."""
         return {"model": self.model.name, "sha256": self.model.sha256, "condition": self.model.condition.words}
 
     def header(self, run: Plan) -> dict[str, Any]:
-        """What a table says of the model and the machine, JSON-able. run: any of its runs."""
+        """What a table says about the model and the machine, JSON-able. run: any of the runs of the table."""
         return {
             **self.subject(), "state": str(self.dtype).removeprefix("torch."),
             **self.fit(run.solver), "odeddim": odeddim.__version__, "torch": torch.__version__,
         }  # fmt: skip
 
     def conventions(self, run: Plan) -> str:
-        """What a title says of how it was measured: where images end, and in what precision and where it ran."""
+        """What a title says about the measurement: the end of the nodes, the precision and the device."""
         details = self.fit(run.solver)
         end = "end zero" if float(run.nodes[0]) == 0 else "end sigma_min"
         dtype = details.get("dtype", str(self.dtype).removeprefix("torch."))
         return f"{end}, {dtype} on {details.get('device', self.model.device or 'cpu')}"
 
     def settings(self, bench: str, run: Plan, **details: Any) -> dict[str, Any]:
-        """All that the figures of a run depend on; the machine is set up for it."""
+        """Everything that the figures of a run depend on, JSON-able. The machine is set up for the run."""
         return asdict(
             provenance_of(
                 self.model, run, f"bench {bench}", chosen=dict(run.solver.chosen), **self.fit(run.solver),
@@ -97,75 +104,122 @@ class Stand:
         evaluations: float = 0,
         at_once: int | None = None,
     ) -> Columns:
-        """The columns of a cell, each with `rows` rows: measured by function(start, stop), or read if they are there.
+        """The columns of a cell: read where they are there, otherwise measured.
 
-        settings: all that they depend on, with `made_by`. evaluations: per row, as expected. at_once: rows that
-        `function` is asked for at a time. Errors: InputError for a cell that is damaged.
+        Args:
+            settings: Everything that the columns depend on, with `made_by`.
+            rows: The number of rows of each column.
+            function: function(start, stop) measures the rows start, ..., stop-1.
+            evaluations: The expected evaluations of a row, for the progress bar.
+            at_once: How many rows `function` is asked for at a time. Default: the batch size.
+
+        Returns:
+            The columns, each with `rows` rows.
+
+        Raises:
+            InputError: For a cell that is damaged, and for a folder that cannot be made.
         """
-        place = self.folder / CELLS
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"the folder {place} cannot be made ({error.strerror}): choose another with -o") from error
-        bench = settings["made_by"].split()[-1]
         its_run = run_of(comparable(rows, settings))
-        path = place / f"{bench}-{its_run[:16]}.h5"
-        told = 0
-
-        def tell(upto: float) -> None:
-            nonlocal told
-            if int(upto) != told:
-                self.advance(int(upto) - told)
-                told = int(upto)
-
-        looked = False
+        path, told, looked = self._cell(settings["made_by"].split()[-1], its_run), _Told(self.advance), False
         while True:
             anew = self.overwrite and path not in self._anew
             if not anew:
                 cell = _whole(path, rows, its_run)
                 if cell is not None:
-                    tell(rows * evaluations)
+                    told.upto(rows * evaluations)
                     return cell
                 if looked:
-                    time.sleep(WAIT)  # another process is at the rest; if it dies, the rest is ours
+                    time.sleep(WAIT)  # another process measures the other rows; if it dies, this one measures them
             looked = True
             try:
                 with Run(path, rows, settings, overwrite=anew, together=False) as run:
                     self._anew.add(path)
-                    tell(run.done * evaluations)
+                    told.upto(run.done * evaluations)
                     for start, stop in run.batches(at_once or self.batch_size):
-                        before, most = told, told + (stop - start) * evaluations
-                        seen = 0
-
-                        def watch(count: int, before: int = before, most: float = most) -> None:
-                            nonlocal seen
-                            seen += count
-                            tell(min(before + seen, most))
-
-                        self.model.watch = watch if evaluations else None
+                        most = told.count + (stop - start) * evaluations
+                        self.model.watch = told.watch(most) if evaluations else None
                         try:
                             columns = function(start, stop)
                         finally:
                             self.model.watch = None
                         run.commit(start, stop, columns)
-                        tell(most)
+                        told.upto(most)
             except InputError:
                 if _whole(path, rows, its_run) is None:
                     raise
-                # Otherwise another process has made it whole meanwhile, under our feet.
+                # Otherwise another process has completed the cell meanwhile, and its parts are gone.
+
+    def _cell(self, bench: str, run: str) -> Path:
+        """The path of a cell, in a folder that is there."""
+        place = self.folder / CELLS
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"the folder {place} cannot be made ({error.strerror}): choose another with folder=..."
+            ) from error
+        return place / f"{bench}-{run[:16]}.h5"
 
     def identity(self, thing: VectorField | Features) -> str:
-        """What tells a model or a feature network from others: the hash of its weights, or its name if it is built in.
+        """What identifies a model or a feature network: the hash of its weights, or the name of a built-in one.
 
-        Of a function, which has neither, it is one that no other has: what is measured of it is for this stand only.
+        A function has neither. Its identity is a random one, so that its measurements are for this harness only.
         """
         if thing.sha256 or thing.name in BUILT_IN:
             return thing.sha256 or thing.name
         return self._identities.setdefault(id(thing), (thing, uuid.uuid4().hex))[1]
 
 
-def hash_of(images: Callable[[int, int], Tensor], count: int, at_once: int = 256) -> str:
-    """The SHA-256 of the first images of a source: names and sizes do not tell when one has been edited."""
+class _Told:
+    """How many evaluations the progress bar has been told of."""
+
+    def __init__(self, advance: Callable[[int], Any]) -> None:
+        self._advance, self.count = advance, 0
+
+    def upto(self, count: float) -> None:
+        """Tell the progress bar that so many evaluations are done in all."""
+        if int(count) != self.count:
+            self._advance(int(count) - self.count)
+            self.count = int(count)
+
+    def watch(self, most: float) -> Callable[[int], None]:
+        """A function that is called with new evaluations and tells of them, up to `most` in all."""
+        before, seen = self.count, 0
+
+        def watch(count: int) -> None:
+            nonlocal seen
+            seen += count
+            self.upto(min(before + seen, most))
+
+        return watch
+
+
+Images = Callable[[int, int], Tensor]
+"""images(start, stop) -> (B, C, H, W) in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images that are read a batch at a time.
+
+    Attributes:
+        read: read(start, stop) gives the images start, ..., stop-1, (B, C, H, W) in [-1, 1].
+        count: How many images there are.
+        name: What a table calls them.
+    """
+
+    read: Images
+    count: int
+    name: str = ""
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What the settings of a table say about a reference."""
+        return {"reference images": self.count, **({"reference": self.name} if self.name else {})}
+
+
+def hash_of(images: Images, count: int, at_once: int = 256) -> str:
+    """The SHA-256 of the first images of a source. Names and sizes do not show that an image was edited."""
     digest = hashlib.sha256()
     for start in range(0, count, at_once):
         batch = images(start, min(start + at_once, count))
@@ -175,7 +229,10 @@ def hash_of(images: Callable[[int, int], Tensor], count: int, at_once: int = 256
 
 
 def _whole(path: Path, rows: int, run: str) -> Columns | None:
-    """The columns of a cell that is whole, None of one that is not there or unfinished. run: whose it must be."""
+    """The columns of a complete cell; None where there is none, or an unfinished one.
+
+    run: the hash of the settings that the cell must have.
+    """
     if not path.exists():
         return None
     try:
@@ -193,25 +250,25 @@ def _whole(path: Path, rows: int, run: str) -> Columns | None:
 
 
 def error_words(failures: np.ndarray[Any, Any]) -> str:
-    """The first failure in a column of them, "" if there is none."""
+    """The first message in a column of failures, "" if there is none."""
     return next((words.decode("utf-8", "replace") for words in failures.tolist() if words), "")
 
 
 def failure_column(words: str, count: int) -> np.ndarray[Any, Any]:
-    """Why a batch gave no result, for each of its images; "" if it did."""
+    """A column with the reason why a batch gave no result, the same for each image; "" if it gave one."""
     return np.array([words.encode()[:300]] * count, "S300")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What to run: a solver on a grid, a name or a file (None: its own)."""
+    """A solver on a grid: the grid's name or file, or None for the solver's own grid."""
 
     solver: str
     grid: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Entry:
-        """From "SOLVER" or "SOLVER@GRID"."""
+        """An entry from "SOLVER" or "SOLVER@GRID"."""
         solver, _, grid = text.partition("@")
         return cls(solver, grid or None)
 
@@ -222,13 +279,13 @@ def in_words(plan: Plan) -> str:
 
 
 def first_cells(plan: Plan) -> dict[str, Any]:
-    """The first columns of its line in a table; an adaptive solver has no grid and no steps."""
+    """The first cells of a plan's row in a table. An adaptive solver has no grid and no steps."""
     grid = "-" if plan.solver.adaptive else plan.grid
     return {"solver": plan.solver.name, "grid": grid, "steps": plan.steps}
 
 
 def expected(plan: Plan) -> int:
-    """Evaluations in one direction, for a progress bar: a guess where they depend on the image."""
+    """The evaluations in one direction, for a progress bar; a guess where they depend on the image."""
     count = plan.evaluations_down if plan.solver.stochastic else plan.evaluations
     return 100 if math.isnan(count) else int(count)
 
@@ -243,10 +300,21 @@ def check_settings(entries: Sequence[Entry], settings: Mapping[str, Any]) -> Non
 def planned(
     model: VectorField, entries: Sequence[Entry], steps: Sequence[int], end: str, settings: Mapping[str, Any]
 ) -> list[Plan]:
-    """Every solver on its grid with each number of steps, checked before anything runs.
+    """The plans of every solver on its grid with each number of steps.
 
-    Adaptive solvers run once, and so do grid files, each with as many steps as it has, whatever `steps` says. Settings
-    such as rtol go to the solvers that have them. Errors: InputError, also for a setting that none of them has.
+    Args:
+        model: The model that is run.
+        entries: The solvers on their grids. An adaptive solver runs once, and so does a grid file, which has its own
+            number of steps.
+        steps: The numbers of steps of all others.
+        end: "zero" or "sigma_min".
+        settings: The settings of the solvers, such as rtol; each goes to the solvers that have it.
+
+    Returns:
+        The plans, in the order of the entries.
+
+    Raises:
+        InputError: For plans that cannot be made, and for a setting that none of the solvers has.
     """
     runs = []
     check_settings(entries, settings)

@@ -1,8 +1,8 @@
 """Interpolation: how smooth the images between two latents are, for each solver. DDIM's appendix D.5.
 
-Noise x_T of a seed is interpolated on great circles (`odeddim.latents.interpolate`) and each point decoded. The ODE's
-solution depends smoothly on x_T, so that its images lie on a path; DDPM adds noise to each point, its own as to any
-other image, and what lies side by side has nothing more in common than what is left of x_T.
+The noise x_T of a seed is interpolated on great circles (`odeddim.latents.interpolate`), and each point is decoded. The
+ODE's solution depends smoothly on x_T, so that its images lie on a path. DDPM adds independent noise to each point, and
+neighbouring images have no more in common than what is left of x_T.
 
 The figures are those of a broken line through the images v_0, ..., v_{K-1} in pixel space, d_i = rms(v_{i+1} - v_i),
 for images in [-1, 1]. For reference, the cross-fade: the straight line between the first solver's end images.
@@ -11,14 +11,16 @@ for images in [-1, 1]. For reference, the cross-fade: the straight line between 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from odeddim.api import noise, solve, with_noise
-from odeddim.bench.harness import Stand, error_words, expected, failure_column, first_cells, in_words
+from odeddim.bench import defaults
+from odeddim.bench.harness import Harness, error_words, expected, failure_column, first_cells, in_words
+from odeddim.bench.measures import rms_per_row
 from odeddim.bench.tables import Column, Sheet, Table, telling
 from odeddim.latents.interpolate import LatentPath
 from odeddim.plans import Plan
@@ -26,13 +28,6 @@ from odeddim.storage.png import to_bytes
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError, State
 
-if TYPE_CHECKING:
-    pass
-
-
-PAIRS = 4
-POINTS = 11
-SIDE = 6
 CROSS_FADE = "cross-fade"
 
 _COLUMNS = (
@@ -72,7 +67,7 @@ def smoothness(images: np.ndarray[Any, Any]) -> Smoothness:
     """
     paths = np.asarray(images, np.float64).reshape(*images.shape[:2], -1)
     moves = np.diff(paths, axis=1)
-    steps, distances = _rms(moves), _rms(paths - paths[:, :1])
+    steps, distances = rms_per_row(moves), rms_per_row(paths - paths[:, :1])
     cosines = _quotient((moves[:, 1:] * moves[:, :-1]).mean(axis=-1), steps[:, 1:] * steps[:, :-1])
     return Smoothness(
         ends=float(distances[:, -1].mean()),
@@ -85,10 +80,6 @@ def smoothness(images: np.ndarray[Any, Any]) -> Smoothness:
     )
 
 
-def _rms(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.asarray(np.sqrt((vectors**2).mean(axis=-1)))
-
-
 def _quotient(above: np.ndarray[Any, Any], below: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.asarray(np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0))
 
@@ -99,65 +90,69 @@ def _mean(values: np.ndarray[Any, Any]) -> float:
 
 
 def interpolation(
-    stand: Stand,
+    harness: Harness,
     runs: Sequence[Plan],
     shape: Sequence[int],
     *,
-    pairs: int = PAIRS,
-    points: int = POINTS,
-    side: int = SIDE,
+    pairs: int = defaults.INTERPOLATION.count,
+    points: int = defaults.POINTS,
+    side: int = defaults.SIDE,
     seed: int = 0,
 ) -> Table:
-    """The table of these runs over `pairs` lines of `points` images (C, H, W), and sheets of them.
+    """Decode lines between latents by every run, and measure how smooth their images are.
 
-    Pair p lies between the noise of (seed, 2p) and (seed, 2p + 1). The first run also decodes a grid of side × side
-    points between the noise of (seed, 0), ..., (seed, 3); side 0: none.
-    Errors: InputError for fewer than 3 points, and for a side of 1.
+    Args:
+        harness: What measures the model.
+        runs: The plans that decode. The first decodes the grid too.
+        shape: (C, H, W) of an x_T.
+        pairs: How many lines; line p lies between the noise of (seed, 2p) and (seed, 2p + 1).
+        points: How many images on each line.
+        side: How many images along each side of the grid between the noise of (seed, 0), ..., (seed, 3); 0 for no grid.
+        seed: Of the noise.
+
+    Returns:
+        The table, with sheets of the images.
+
+    Raises:
+        InputError: For fewer than 3 points, and for a side of 1.
     """
     if points < 3:
-        raise InputError(f"a line of {points} images has no bends: give 3 points or more")
+        raise InputError(f"a line of {points} images has no bends: give points=3 or more")
     ends = [_latent(i, shape, seed) for i in range(max(2 * pairs, 4))]
     lines = [LatentPath.line(ends[2 * p], ends[2 * p + 1], points) for p in range(pairs)]
     between = [LatentPath.grid(ends[:4], side)] if side else []
-    rows: list[dict[str, Any]] = []
-    profiles: list[dict[str, Any]] = []
-    shown: dict[str, np.ndarray[Any, Any]] = {}
-    square = None
+    found = _Found()
     for run in runs:
-        cell, failure = _decoded(stand, run, lines, seed)
-        label = {**first_cells(run), "evaluations": float(cell["evaluations"].mean())}
-        if failure:
-            rows.append({**_NOTHING, **label, "remark": failure})
+        name, images = _name(run, runs), _line(harness, run, lines, seed, found)
+        if images is None:
             continue
-        images = cell["image"].reshape(pairs, points, *cell["image"].shape[1:])
-        if not shown and between:
-            grid, failure = _decoded(stand, run, between, seed)
-            square = None if failure else (_name(run, runs), grid["image"].reshape(side, side, *images.shape[2:]))
-        shown[_name(run, runs)] = images
-        _add(rows, profiles, label, smoothness(images))
-    for images in [*shown.values()][:1]:
+        if not found.shown and between:
+            grid, failure = _decoded(harness, run, between, seed)
+            found.square = None if failure else (name, grid["image"].reshape(side, side, *images.shape[2:]))
+        found.shown[name] = images
+    for images in [*found.shown.values()][:1]:
         u = np.linspace(0, 1, points).reshape(1, -1, *[1] * len(shape))
         label = {"solver": CROSS_FADE, "grid": "-", "steps": None, "evaluations": None}
-        _add(rows, profiles, label, smoothness((1 - u) * images[:, :1] + u * images[:, -1:]))
-    columns, said = telling(_COLUMNS, rows, ("remark",))
+        found.add(label, smoothness((1 - u) * images[:, :1] + u * images[:, -1:]))
+    columns, said = telling(_COLUMNS, found.rows, ("remark",))
     return Table(
         bench="interpolation",
-        title=f"Interpolation: {stand.model.title}, {pairs} lines of {points} images{_steps(runs)}, seed {seed}, "
-        f"{stand.conventions(runs[0])}",
+        title=f"Interpolation: {harness.model.title}, {pairs} lines of {points} images{_steps(runs)}, seed {seed}, "
+        f"{harness.conventions(runs[0])}",
         settings={
-            **stand.header(runs[0]), "seed": seed, "shape": list(shape),
+            **harness.header(runs[0]), "seed": seed, "shape": list(shape),
             "pairs": pairs, "points": points, "side": side, "images": "in [-1, 1]; nothing is clipped",
-            "path": "x_T on the great circle between two (slerp)", "profiles": profiles,
+            "path": "x_T on the great circle between two (slerp)", "profiles": found.profiles,
         },
         columns=columns,
         rows=said,
         notes=(
             "figures are means over the lines",
-            f"{CROSS_FADE}: the straight line in pixel space between the end images of {next(iter(shown), 'nothing')}; "
-            "no path between these has a shorter mean step",
+            f"{CROSS_FADE}: the straight line in pixel space between the end images of "
+            f"{next(iter(found.shown), 'nothing')}; no path between these has a shorter mean step",
         ),
         group=("solver", "grid"),
-        sheets=tuple(_sheets(stand.model.title, shown, square)),
+        sheets=tuple(_sheets(harness.model.title, found.shown, found.square)),
     )  # fmt: skip
 
 
@@ -166,7 +161,7 @@ def _latent(i: int, shape: Sequence[int], seed: int) -> State:
     return State(noise(1, tuple(shape), seed=seed, start=i), 0.0)
 
 
-def _decoded(stand: Stand, run: Plan, paths: Sequence[LatentPath], seed: int) -> tuple[Columns, str]:
+def _decoded(harness: Harness, run: Plan, paths: Sequence[LatentPath], seed: int) -> tuple[Columns, str]:
     """The images of all points of paths of one length, one after the other: a cell with `image` (N, C, H, W); failure.
 
     A stochastic solver's point i has the noise of (seed, i, step).
@@ -176,37 +171,59 @@ def _decoded(stand: Stand, run: Plan, paths: Sequence[LatentPath], seed: int) ->
 
     def measure(start: int, stop: int) -> Columns:
         x_T = torch.cat([paths[i // each].read(i % each, i % each + 1).xbar for i in range(start, stop)])
-        images, failure = torch.full((len(x_T), *(stand.model.image_shape or shape)), torch.nan, dtype=stand.dtype), ""
-        stand.model.reset()
+        images = torch.full((len(x_T), *(harness.model.image_shape or shape)), torch.nan, dtype=harness.dtype)
+        failure = ""
+        harness.model.reset()
         try:
             noisy = run.with_solver(with_noise(run.solver, seed=seed, start=start))
-            images = solve(x_T.to(stand.dtype), model=stand.model, plan=noisy)
-        except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
+            images = solve(x_T.to(harness.dtype), model=harness.model, plan=noisy)
+        except (InputError, BudgetExceeded) as error:  # the other rows are still of use
             failure = str(error)
         return {
             "image": images.cpu().numpy(),
-            "evaluations": np.full(stop - start, stand.model.rows / (stop - start)),
+            "evaluations": np.full(stop - start, harness.model.rows / (stop - start)),
             "failure": failure_column(failure, stop - start),
         }
 
-    settings = stand.settings(
+    settings = harness.settings(
         "interpolation", run, seed=seed, size=list(shape), paths=len(paths), corners=corners, points=each
     )
-    cell = stand.measure(settings, len(paths) * each, measure, evaluations=expected(run))
+    cell = harness.measure(settings, len(paths) * each, measure, evaluations=expected(run))
     return cell, error_words(cell["failure"])
 
 
 _NOTHING: dict[str, Any] = dict.fromkeys(column.name for column in _COLUMNS)
 
 
-def _add(
-    rows: list[dict[str, Any]], profiles: list[dict[str, Any]], label: Mapping[str, Any], found: Smoothness
-) -> None:
-    """A line of the table, and what its line in the figure needs."""
-    figures = {key: value for key, value in asdict(found).items() if key not in ("steps", "distances")}
-    rows.append({**label, **figures, "remark": ""})
-    about = {key: label[key] for key in ("solver", "grid", "steps")}
-    profiles.append({**about, "lengths": list(found.steps), "distances": list(found.distances)})
+@dataclass
+class _Found:
+    """What the runs add up to: the rows, the lines of the figure, and the images of the sheets."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    profiles: list[dict[str, Any]] = field(default_factory=list)
+    shown: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    square: tuple[str, np.ndarray[Any, Any]] | None = None
+
+    def add(self, label: Mapping[str, Any], found: Smoothness) -> None:
+        """A row of the table, and what its line in the figure needs."""
+        figures = {key: value for key, value in asdict(found).items() if key not in ("steps", "distances")}
+        self.rows.append({**label, **figures, "remark": ""})
+        about = {key: label[key] for key in ("solver", "grid", "steps")}
+        self.profiles.append({**about, "lengths": list(found.steps), "distances": list(found.distances)})
+
+
+def _line(
+    harness: Harness, run: Plan, lines: Sequence[LatentPath], seed: int, found: _Found
+) -> np.ndarray[Any, Any] | None:
+    """The images (P, K, C, H, W) of a run's lines, whose row is added; None where the run failed."""
+    cell, failure = _decoded(harness, run, lines, seed)
+    label = {**first_cells(run), "evaluations": float(cell["evaluations"].mean())}
+    if failure:
+        found.rows.append({**_NOTHING, **label, "remark": failure})
+        return None
+    images = cell["image"].reshape(len(lines), len(lines[0]), *cell["image"].shape[1:])
+    found.add(label, smoothness(images))
+    return images
 
 
 def _name(run: Plan, runs: Sequence[Plan]) -> str:

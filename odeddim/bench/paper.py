@@ -34,4 +34,4 @@ def check_setting(dataset: str, model: VectorField, shape: tuple[int, ...], end:
         what = f"end is {end}, not zero"
     else:
         return
-    raise InputError(f"the paper's figures of {dataset} do not belong beside these: the {what}; leave out --paper")
+    raise InputError(f"the paper's figures of {dataset} do not belong beside these: the {what}; leave out paper=...")

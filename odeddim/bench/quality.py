@@ -1,8 +1,9 @@
 """Quality of samples: DDIM's Tables 1 and 3, over η and the number of steps, and for any solver in place of DDIM.
 
-Exactly N samples of (seed, index) each, rounded to the 8 bits of a PNG, are compared with the images of a reference by
-their features: Fréchet distance, KID, precision and recall (`odeddim.bench.distances`). Which network gives the
-features is part of the result: the distance of a small classifier's is not the FID, and is never called so.
+Each line has N samples; sample i depends on (seed, i) only, and is rounded to the 8 bits of a PNG. The samples are
+compared with reference images by their features: Fréchet distance, KID, precision and recall
+(`odeddim.bench.distances`). The network that gives the features is part of the result: a distance of a small
+classifier's features is not the FID, and is not called so.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,17 @@ from torch import Tensor
 from odeddim.api import sample
 from odeddim.bench.distances import frechet, kid, precision_recall
 from odeddim.bench.features import Features
-from odeddim.bench.harness import Stand, error_words, expected, failure_column, first_cells, hash_of, in_words
+from odeddim.bench.harness import (
+    Harness,
+    Pictures,
+    error_words,
+    expected,
+    failure_column,
+    first_cells,
+    hash_of,
+    in_words,
+)
 from odeddim.bench.paper import TAU, check_setting
-from odeddim.bench.reconstruction import Images
 from odeddim.bench.tables import Column, Sheet, Table, sheet, telling
 from odeddim.plans import Plan
 from odeddim.storage.png import to_bytes
@@ -79,73 +88,65 @@ def _columns(measure: str, paper: str | None) -> tuple[Column, ...]:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A line of the table: a run, and the η that it stands for ("" of other solvers)."""
+    """A line of the table: a run, and the η that the run has ("" of solvers that are not of DDIM's family)."""
 
     run: Plan
     eta: str = ""
 
 
 def quality(
-    stand: Stand,
+    harness: Harness,
     lines: Sequence[Sampled],
     count: int,
     shape: tuple[int, ...],
     features: Features,
-    reference: Images,
-    references: int,
+    reference: Pictures,
     *,
     seed: int = 0,
     end: str = "zero",
     paper: str | None = None,
-    source: Mapping[str, Any] | None = None,
-    others: tuple[Images, int] | None = None,
+    others: Pictures | None = None,
 ) -> Table:
-    """The table of these lines, `count` samples (C, H, W) each, against `references` images.
+    """Sample by every line, and compare the samples with reference images.
 
-    source: what is noted of the reference. paper: the data set of the paper, if model and reference are its own, so
-    that its figures stand beside. others: more real images, and how many: as many as there are samples are measured
-    like samples, which is what a perfect sampler would get.
-    Errors: InputError for too few images to compare, and for `paper` where its setting is another.
+    Args:
+        harness: What measures the model.
+        lines: The runs, with their η.
+        count: How many samples of each line.
+        shape: (C, H, W) of a sample.
+        features: The network whose features are compared.
+        reference: Real images.
+        seed: Of the noise; sample i depends on (seed, i) only.
+        end: "zero" or "sigma_min", as of the runs.
+        paper: The data set of the paper, where the model and the reference are the paper's: the paper's figures are
+            then in a column.
+        others: More real images. As many as there are samples are measured like samples: a perfect sampler would get
+            these figures.
+
+    Returns:
+        The table, with a sheet of the first samples.
+
+    Raises:
+        InputError: For too few images, and for `paper` where the setting is not the paper's.
     """
-    if paper:
-        check_setting(paper, stand.model, shape, end)
-        if features.measure != "FID":
-            raise InputError(
-                f"the paper's figures are FIDs, these are distances of {features.name}: leave out --paper, or give "
-                "Inception's weights (--features inception:WEIGHTS.pth)"
-            )
-    if min(count, references) <= _NEIGHBOURS:
-        raise InputError(f"{count} samples and {references} reference images: {_NEIGHBOURS + 1} of each are needed")
-    real = of_images(stand, features, reference, references)
-    rows, sheets = [], []
+    _check(harness, features, (paper, shape, end), (count, reference.count))
+    real = of_images(harness, features, reference)
+    rows, sheets, references = [], [], reference.count
     for line in lines:
-        cell = sampled(stand, line.run, features, real.shape[1], count, shape, seed)
-        failure = error_words(cell["failure"])
-        found = dict.fromkeys(("frechet", "kid", "kid_std", "precision", "recall"))
-        if not failure:
-            found = compared(real, torch.from_numpy(cell["features"]), seed)
-            sheets.append((line, shown(stand, line.run, min(SHOWN, count), shape, seed)))
-        rows.append({
-            "eta": line.eta, **first_cells(line.run), "evaluations": float(cell["evaluations"].mean()), **found,
-            "paper": PAPER[paper].get((line.eta, line.run.steps or 0)) if paper and line.run.grid in TAU else None,
-            "seconds": float(cell["seconds"].sum()),
-            "remark": failure,
-        })  # fmt: skip
-    best: dict[str, Any] = {}
-    if others is not None:
-        images, there = others
-        held = of_images(stand, features, images, min(count, there))
-        best = {f"{key} of real images": value for key, value in compared(real, held, seed).items()}
-        best["real images"] = len(held)
+        cell = sampled(harness, line.run, features, real.shape[1], count, shape, seed)
+        rows.append(_row(line, cell, real, seed, paper))
+        if not rows[-1]["remark"]:
+            sheets.append((line, shown(harness, line.run, min(SHOWN, count), shape, seed)))
+    best = {} if others is None else _best(harness, features, real, others, count, seed)
     columns, said = telling(_columns(features.measure, paper), rows, ("eta", "paper", "remark"))
     return Table(
         bench="quality",
-        title=f"Quality: {stand.model.title}, {count} samples of seed {seed} against {references} images, "
-        f"{stand.conventions(lines[0].run)}",
+        title=f"Quality: {harness.model.title}, {count} samples of seed {seed} against {references} images, "
+        f"{harness.conventions(lines[0].run)}",
         settings={
-            **stand.header(lines[0].run), "samples": count, "seed": seed, "end": end,
+            **harness.header(lines[0].run), "samples": count, "seed": seed, "end": end,
             "size": list(shape), "measure": features.measure, "features": features.name,
-            "features_sha256": features.sha256, "reference images": references, **(source or {}),
+            "features_sha256": features.sha256, **reference.described,
             "rounding": "samples are clipped and rounded to 8 bits, as in a PNG", **best,
         },
         columns=columns,
@@ -158,6 +159,47 @@ def quality(
         group=tuple(column.name for column in columns if column.name in ("eta", "solver", "grid")),
         sheets=_sheets(sheets),
     )  # fmt: skip
+
+
+def _row(line: Sampled, cell: Columns, real: Tensor, seed: int, paper: str | None) -> dict[str, Any]:
+    failure = error_words(cell["failure"])
+    found = dict.fromkeys(("frechet", "kid", "kid_std", "precision", "recall"))
+    if not failure:
+        found = compared(real, torch.from_numpy(cell["features"]), seed)
+    return {
+        "eta": line.eta,
+        **first_cells(line.run),
+        "evaluations": float(cell["evaluations"].mean()),
+        **found,
+        "paper": PAPER[paper].get((line.eta, line.run.steps or 0)) if paper and line.run.grid in TAU else None,
+        "seconds": float(cell["seconds"].sum()),
+        "remark": failure,
+    }
+
+
+def _check(
+    harness: Harness, features: Features, setting: tuple[str | None, tuple[int, ...], str], counts: tuple[int, int]
+) -> None:
+    """Raise an InputError for too few images, and for `paper` where model, shape, end or features are not its own."""
+    paper, shape, end = setting
+    if paper:
+        check_setting(paper, harness.model, shape, end)
+        if features.measure != "FID":
+            raise InputError(
+                f"the paper's figures are FIDs, these are distances of {features.name}: leave out paper=..., or give "
+                "the weights of Inception (features='inception:WEIGHTS.pth')"
+            )
+    if min(counts) <= _NEIGHBOURS:
+        raise InputError(f"{counts[0]} samples and {counts[1]} reference images: {_NEIGHBOURS + 1} of each are needed")
+
+
+def _best(
+    harness: Harness, features: Features, real: Tensor, others: Pictures, count: int, seed: int
+) -> dict[str, Any]:
+    """The figures of `count` other real images in place of samples, as the settings of the table have them."""
+    held = of_images(harness, features, replace(others, count=min(count, others.count)))
+    found = {f"{key} of real images": value for key, value in compared(real, held, seed).items()}
+    return {**found, "real images": len(held)}
 
 
 def _best_words(best: Mapping[str, Any], measure: str) -> tuple[str, ...]:
@@ -191,55 +233,56 @@ def compared(real: Tensor, fake: Tensor, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def of_images(stand: Stand, features: Features, images: Images, count: int) -> Tensor:
-    """The features of real images, (count, d)."""
-    settings = {"made_by": "bench features", "features": stand.identity(features), "images": hash_of(images, count)}
+def of_images(harness: Harness, features: Features, images: Pictures) -> Tensor:
+    """The features of real images, (N, d)."""
+    sha256 = hash_of(images.read, images.count)
+    settings = {"made_by": "bench features", "features": harness.identity(features), "images": sha256}
 
     def measure(start: int, stop: int) -> Columns:
-        return {"features": features(images(start, stop).float()).numpy()}
+        return {"features": features(images.read(start, stop).float()).numpy()}
 
-    return torch.from_numpy(stand.measure(settings, count, measure, at_once=256)["features"])
+    return torch.from_numpy(harness.measure(settings, images.count, measure, at_once=256)["features"])
 
 
 def sampled(
-    stand: Stand, run: Plan, features: Features, width: int, count: int, shape: tuple[int, ...], seed: int
+    harness: Harness, run: Plan, features: Features, width: int, count: int, shape: tuple[int, ...], seed: int
 ) -> Columns:
     """The features of `count` samples, (count, width), and what each took: columns of (count,)."""
-    settings = stand.settings("quality", run, seed=seed, size=list(shape), features=stand.identity(features))
+    settings = harness.settings("quality", run, seed=seed, size=list(shape), features=harness.identity(features))
 
     def measure(start: int, stop: int) -> Columns:
         n, failure = stop - start, ""
-        stand.model.reset()
+        harness.model.reset()
         began, found = time.perf_counter(), None
         try:
-            images = _samples(stand, run, start, stop, shape, seed)
+            images = _samples(harness, run, start, stop, shape, seed)
             seconds = time.perf_counter() - began
             found = features(images)
-        except (InputError, BudgetExceeded) as error:  # the other lines are worth having all the same
+        except (InputError, BudgetExceeded) as error:  # the other lines are still of use
             failure, seconds = str(error), time.perf_counter() - began
         return {
             "features": np.full((n, width), math.nan, np.float32) if found is None else found.numpy(),
-            "evaluations": np.full(n, stand.model.rows / n),
+            "evaluations": np.full(n, harness.model.rows / n),
             "seconds": np.full(n, seconds / n),
             "failure": failure_column(failure, n),
         }
 
-    return stand.measure(settings, count, measure, evaluations=expected(run))
+    return harness.measure(settings, count, measure, evaluations=expected(run))
 
 
-def shown(stand: Stand, run: Plan, count: int, shape: tuple[int, ...], seed: int) -> Tensor:
+def shown(harness: Harness, run: Plan, count: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """The first samples, (count, C, H, W)."""
-    settings = stand.settings("samples", run, seed=seed, size=list(shape))
+    settings = harness.settings("samples", run, seed=seed, size=list(shape))
 
     def measure(start: int, stop: int) -> Columns:
-        return {"images": _samples(stand, run, start, stop, shape, seed).numpy()}
+        return {"images": _samples(harness, run, start, stop, shape, seed).numpy()}
 
-    return torch.from_numpy(stand.measure(settings, count, measure, evaluations=expected(run))["images"])
+    return torch.from_numpy(harness.measure(settings, count, measure, evaluations=expected(run))["images"])
 
 
-def _samples(stand: Stand, run: Plan, start: int, stop: int, shape: tuple[int, ...], seed: int) -> Tensor:
+def _samples(harness: Harness, run: Plan, start: int, stop: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """Samples as a PNG holds them, float32 in [-1, 1]."""
-    images = sample(stop - start, seed=seed, start=start, model=stand.model, plan=run, shape=shape)
+    images = sample(stop - start, seed=seed, start=start, model=harness.model, plan=run, shape=shape)
     if not bool(torch.isfinite(images).all()):
         raise InputError(f"{run.solver.name} gave NaN or infinite values: take more steps or another grid")
     return to_bytes(images).float() / 127.5 - 1

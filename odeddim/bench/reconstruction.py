@@ -1,20 +1,21 @@
 """Reconstruction: encode, decode, compare. DDIM's Table 2, for any solver and grid, with the latent's own error.
 
-Round trip: rms over the pixels of an image in [-1, 1]. Latent: distance to the ODE's true latent, rms per dimension
-over σ_T. Both are medians over the images, with their spread (`odeddim.bench.spread`). A method can come back exactly
-from a latent that is wrong; so both are given. The true latent comes from a tight run, which is itself checked against
-a coarser one. Where a grid ends below σ_T, latents are compared there, and over the σ there. In the paper's setting
-(`odeddim.bench.paper`) its Table 2 stands beside, and the mean squared error that it reports.
+The round trip is the rms over the pixels of an image in [-1, 1]. The latent's error is its distance to the ODE's true
+latent, rms per dimension over σ_T. Both are medians over the images, with their spread (`odeddim.bench.measures`). A
+solver can come back exactly from a latent that is wrong, so both are given. The true latent comes from a run with many
+steps; its error is estimated by a run with half of them. Where a grid ends below σ_T, latents are compared at the σ
+where it ends. In the paper's setting (`odeddim.bench.paper`) the table has the figures of the paper's Table 2, and the
+mean squared error that the paper reports.
 
 Labels: eq. 14 reversed evaluates ε(x, t) at the step's source, and so does every solver here. Much code that inverts
-DDIM takes the label t of the step's target and the x of its source; with `labels` that is measured too, of `euler`.
+DDIM takes the label t of the step's target and the x of its source; with `labels` that is measured too, for `euler`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,10 @@ from torch import Tensor
 
 from odeddim import solvers
 from odeddim.api import decode, encode
-from odeddim.bench.harness import Stand, error_words, expected, failure_column, first_cells, hash_of
+from odeddim.bench.harness import Harness, Images, error_words, expected, failure_column, first_cells, hash_of
+from odeddim.bench.measures import mean_square, quantile, spread, spread_columns
 from odeddim.bench.paper import RECONSTRUCTION, TAU, check_setting
-from odeddim.bench.spread import quantile, spread, spread_columns
 from odeddim.bench.tables import Column, Table, counted, telling
-from odeddim.fitting.grid_search import REFERENCE
 from odeddim.ode import grids
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan, check_encodes, integrate
@@ -35,9 +35,8 @@ from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError, State
 
 LABELS = ("source", "target")
-
-Images = Callable[[int, int], Tensor]
-"""images(start, stop) -> (B, C, H, W) in [-1, 1], in the state's dtype and on the model's device."""
+REFERENCE = ("ab4", "log", 200)
+"""Solver, grid and steps of the run that gives the true latents."""
 
 _COLUMNS = (
     Column("solver", "solver", form="s"),
@@ -55,7 +54,7 @@ _COLUMNS = (
 
 
 def reconstruction(
-    stand: Stand,
+    harness: Harness,
     images: Images,
     count: int,
     runs: Sequence[Plan],
@@ -65,25 +64,38 @@ def reconstruction(
     source: Mapping[str, Any] | None = None,
     paper: bool = False,
 ) -> Table:
-    """The table of these runs over `count` images. end: of the runs' grids. source: what is noted of the images.
+    """Encode and decode images by every run, and measure both errors.
 
-    paper: model and images are the paper's (CIFAR-10), so that its Table 2 stands beside.
-    Errors: InputError for solvers that only decode, and for `paper` where that cannot be.
+    Args:
+        harness: What measures the model.
+        images: The images, in the state's dtype and on the model's device.
+        count: How many images.
+        runs: The plans.
+        end: "zero" or "sigma_min", as of the runs.
+        labels: "source", "target" or both.
+        source: What the table notes about the images.
+        paper: Whether model and images are the paper's (CIFAR-10): the figures of its Table 2 are then in a column.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: For solvers that only decode, and for `paper` where the setting is not the paper's.
     """
     if paper:
-        check_setting("cifar10", stand.model, tuple(images(0, 1).shape[1:]), end)
+        check_setting("cifar10", harness.model, tuple(images(0, 1).shape[1:]), end)
     for run in runs:
         check_encodes(run.solver)
     sha256 = hash_of(images, count)
-    truth = reference(stand, images, count, runs, end, sha256)
+    truth = reference(harness, images, count, runs, end, sha256)
     rows = []
     for run, where in _with_labels(runs, labels):
-        settings = stand.settings("reconstruction", run, images=sha256, labels=where)
+        settings = harness.settings("reconstruction", run, images=sha256, labels=where)
 
         def measure(start: int, stop: int, run: Plan = run, where: str = where) -> Columns:
-            return round_trip(stand.model, images(start, stop), run, truth.at(run, start, stop), where)
+            return round_trip(harness.model, images(start, stop), run, truth.at(run, start, stop), where)
 
-        cell = stand.measure(settings, count, measure, evaluations=2 * expected(run))
+        cell = harness.measure(settings, count, measure, evaluations=2 * expected(run))
         rows.append(_row(run, where, cell))
     several = any(row["labels"] != "source" for row in rows)
     without = {"mean_square", "paper"} if not paper else set()
@@ -91,10 +103,10 @@ def reconstruction(
     columns, shown = telling([column for column in _COLUMNS if column.name not in without], rows, ("remark",))
     return Table(
         bench="reconstruction",
-        title=f"Reconstruction: {stand.model.title}, {counted(count, 'image')}, {stand.conventions(runs[0])}, "
+        title=f"Reconstruction: {harness.model.title}, {counted(count, 'image')}, {harness.conventions(runs[0])}, "
         f"labels {' and '.join(dict.fromkeys(labels))}",
         settings={
-            **stand.header(runs[0]), "images": count, **(source or {}), "images_sha256": sha256, "end": end,
+            **harness.header(runs[0]), "images": count, **(source or {}), "images_sha256": sha256, "end": end,
             "round trip": "rms over the pixels of an image in [-1, 1]; nothing is clipped",
             "figures": "median over the images; 10 and 90 %: one and nine images in ten have no more",
             "label convention": "source: eq. 14 reversed, ε(x_source, t_source); target: ε(x_source, t_target)",
@@ -108,7 +120,7 @@ def reconstruction(
 
 
 def _with_labels(runs: Sequence[Plan], labels: Sequence[str]) -> list[tuple[Plan, str]]:
-    """The runs with each convention; the target's label is one of DDIM's Euler step."""
+    """The runs with each convention of the label; that of the target is for DDIM's Euler step only."""
     if "target" in labels and not any(run.solver.ddim for run in runs):
         raise InputError("the label of the target is a convention of inverting DDIM: add the solver 'euler'")
     where = dict.fromkeys(labels)
@@ -135,10 +147,17 @@ def _row(run: Plan, where: str, cell: Columns) -> dict[str, Any]:
 
 
 def round_trip(model: VectorField, x_0: Tensor, run: Plan, truth: Tensor, labels: str = "source") -> Columns:
-    """Encode and decode a batch, and say of each image how that went: columns of (B,) each.
+    """Encode and decode a batch, and measure each image.
 
-    x_0, truth: (B, C, H, W), images in [-1, 1] and their true latents x̄ at the top of the run's nodes. The column
-    round_trip is the mean square on the [0, 1] scale, as in the paper.
+    Args:
+        model: The model.
+        x_0: Images (B, C, H, W) in [-1, 1].
+        run: The plan.
+        truth: Their true latents x̄ (B, C, H, W) at the top of the plan's nodes.
+        labels: "source" or "target".
+
+    Returns:
+        Columns of (B,) each; round_trip is the mean square on the [0, 1] scale, as in the paper.
     """
     import time
 
@@ -157,7 +176,7 @@ def round_trip(model: VectorField, x_0: Tensor, run: Plan, truth: Tensor, labels
         if "converged" in state.report:
             residual = torch.where(state.report["converged"], 0.0, state.report["residual"].double()).cpu()
         back = mean_square(decode(state, model=model, plan=run).cpu() - x_0.cpu()) / 4  # on [0, 1]
-    except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
+    except (InputError, BudgetExceeded) as error:  # the other rows are still of use
         failure = str(error)
     seconds = (time.perf_counter() - began) / count
     rows = model.rows if up is model else model.rows + up.rows
@@ -171,13 +190,8 @@ def round_trip(model: VectorField, x_0: Tensor, run: Plan, truth: Tensor, labels
     }
 
 
-def mean_square(difference: Tensor) -> Tensor:
-    """The mean square of each image, (B, *) -> (B,) float64."""
-    return difference.double().square().flatten(1).mean(dim=1)
-
-
 class Truth:
-    """The ODE's latents of images at the tops of grids, and how far nine in ten of them are known."""
+    """The ODE's latents of images at the tops of grids, with the error that nine in ten of them do not exceed."""
 
     def __init__(self, cell: Columns, tops: Sequence[float]) -> None:
         self._cell, self._tops = cell, {top: i for i, top in enumerate(tops)}
@@ -191,33 +205,33 @@ class Truth:
 
 
 def reference(
-    stand: Stand,
+    harness: Harness,
     images: Images,
     count: int,
     runs: Sequence[Plan],
     end: str,
     sha256: str,
 ) -> Truth:
-    """The true latents at the tops of these runs; their error against half the steps, rms over σ."""
-    tops = sorted({run.top for run in runs} | {stand.model.schedule.sigma_max})
+    """The true latents at the tops of these runs, with their difference to those of half the steps, rms over σ."""
+    tops = sorted({run.top for run in runs} | {harness.model.schedule.sigma_max})
     name, grid, steps = REFERENCE
-    fine = Plan.of(stand.model.schedule, name, steps, grid, end)
+    fine = Plan.of(harness.model.schedule, name, steps, grid, end)
 
     def measure(start: int, stop: int) -> Columns:
         x_0 = images(start, stop)
-        coarse, exact = (true_latents(stand.model, x_0, tops, end, part) for part in (steps // 2, steps))
+        coarse, exact = (true_latents(harness.model, x_0, tops, end, part) for part in (steps // 2, steps))
         found: dict[str, Any] = {}
         for i, top in enumerate(tops):
             found[f"latent/{i}"] = exact[top].cpu().numpy()
             found[f"error/{i}"] = (mean_square(coarse[top] - exact[top]).sqrt() / top).cpu().numpy()
         return found
 
-    settings = stand.settings("reference", fine, images=sha256, tops=tops)
-    return Truth(stand.measure(settings, count, measure, evaluations=reference_evaluations()), tops)
+    settings = harness.settings("reference", fine, images=sha256, tops=tops)
+    return Truth(harness.measure(settings, count, measure, evaluations=reference_evaluations()), tops)
 
 
 def true_latents(model: VectorField, x_0: Tensor, tops: Sequence[float], end: str, steps: int) -> dict[float, Tensor]:
-    """x̄ of images at each of these σ, rising: one way up by the reference solver, with a stop at each."""
+    """x̄ of images at each of these rising σ: the reference solver encodes them once, and stops at each σ."""
     name, grid, _ = REFERENCE
     nodes = grids.grid(grid, model.schedule, steps, end=end)
     state, latents = State(x_0, float(nodes[0])), {}

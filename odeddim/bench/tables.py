@@ -31,7 +31,14 @@ FORMAT = "odeddim bench"
 
 @dataclass(frozen=True)
 class Column:
-    """name: its key in files. heading: what stands above it. meaning: with its unit. form: of its figures, as ".2e"."""
+    """A column of a table.
+
+    Attributes:
+        name: Its key in files.
+        heading: Its heading.
+        meaning: What its values are, with the unit.
+        form: The format of its figures, such as ".2e"; "s" for words.
+    """
 
     name: str
     heading: str
@@ -52,7 +59,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Images in rows and columns with words beside them: (R, K, H, W, C) uint8, C = 1 or 3; a title says what of."""
+    """Images in rows and columns, (R, K, H, W, C) uint8 with C = 1 or 3, with a title and labels."""
 
     title: str
     images: np.ndarray[Any, Any]
@@ -62,10 +69,18 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Table:
-    """What a bench has found out. bench: its name. title: in words. settings: the model and the conventions, JSON-able.
+    """What a bench has found.
 
-    rows: a value for each column: a number, words, or None where there is none. notes: what is to be said below.
-    group: the columns that tell lines of a figure apart.
+    Attributes:
+        bench: The name of the bench.
+        title: What was measured, in words.
+        settings: The model and the conventions, JSON-able.
+        columns: The columns.
+        rows: A value for each column: a number, words, or None where there is none.
+        notes: Sentences that belong below the table.
+        group: The columns that identify a line of the figure.
+        sheets: Sheets of images.
+        files: The files that hold the table and its figures, once they are written.
     """
 
     bench: str
@@ -76,6 +91,7 @@ class Table:
     notes: tuple[str, ...] = ()
     group: tuple[str, ...] = ()
     sheets: tuple[Sheet, ...] = field(default=(), compare=False)
+    files: tuple[Path, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         names = {column.name for column in self.columns}
@@ -94,8 +110,8 @@ class Table:
         return found
 
     def to_json(self) -> str:
-        """All but the sheets as JSON."""
-        content = {key: value for key, value in vars(self).items() if key != "sheets"}
+        """Everything but the sheets as JSON."""
+        content = {key: value for key, value in vars(self).items() if key not in ("sheets", "files")}
         content["columns"] = [asdict(column) for column in self.columns]
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
 
@@ -108,9 +124,16 @@ class Table:
         return out.getvalue()
 
     def save(self, folder: Path, beside: Mapping[str, bytes] | None = None) -> list[Path]:
-        """Write NAME.h5, NAME.json, NAME.csv and what else belongs to it into a folder; their paths.
+        """Write NAME.h5, NAME.json, NAME.csv and the files that belong to the table into a folder.
 
-        beside: file name -> its content. What was there under these names is replaced: see `check_files`.
+        What is there under these names is replaced; `check_files` refuses files of others before.
+
+        Args:
+            folder: The folder.
+            beside: Other files, name -> content.
+
+        Returns:
+            The paths of the files.
         """
         path, written = folder / f"{self.bench}.h5", {f"{self.bench}.json": f"{self.to_json()}\n".encode()}
         written |= {f"{self.bench}.csv": self.to_csv().encode(), **(beside or {})}
@@ -136,9 +159,9 @@ class Table:
 
 
 def check_files(folder: Path, bench: str, also: Sequence[str] = ()) -> None:
-    """Raise an InputError where a file that `Table.save` would replace is not what it has written with NAME.h5.
+    """Raise an InputError where `Table.save` would replace a file that it has not written itself with NAME.h5.
 
-    also: names of files besides those of the table and its figures.
+    also: names of files other than those of the table and its figures.
     """
     written = _written(folder / f"{bench}.h5")
     if written is None or not folder.is_dir():
@@ -151,7 +174,7 @@ def check_files(folder: Path, bench: str, also: Sequence[str] = ()) -> None:
 
 
 def _written(path: Path) -> dict[str, list[str]] | None:
-    """The hashes of what was written beside a NAME.h5: those that each file may have; None where it notes none."""
+    """The hashes that each file beside a NAME.h5 may have; None where NAME.h5 notes no hashes."""
     try:
         with opened(path, "a table") as file:
             if words(file.attrs.get("format", "")) != FORMAT:
@@ -172,7 +195,7 @@ def _hash(content: bytes) -> str:
 def telling(
     columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], optional: Collection[str]
 ) -> tuple[tuple[Column, ...], tuple[dict[str, Any], ...]]:
-    """Columns and rows without those columns of `optional` in which no row has anything."""
+    """Columns and rows without the columns of `optional` that are empty."""
     kept = [c for c in columns if c.name not in optional or any(row[c.name] not in (None, "") for row in rows)]
     return tuple(kept), tuple({column.name: row[column.name] for column in kept} for row in rows)
 
@@ -191,7 +214,7 @@ def sheet(title: str, images: Tensor, rows: Sequence[str], columns: Sequence[str
 
 
 def load(path: Path) -> Table:
-    """The table of a NAME.h5; an InputError for anything else."""
+    """The table that a NAME.h5 holds; an InputError for any other file."""
     with opened(path, "a table that `odeddim bench` wrote") as file:
         if words(file.attrs.get("format", "")) != FORMAT:
             raise InputError(f"{path} is an HDF5 file, but not a table of `odeddim bench`")

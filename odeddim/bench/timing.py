@@ -20,26 +20,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from time import perf_counter, time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from odeddim.api import noise, solve, with_noise
-from odeddim.bench.harness import Stand, error_words, expected, failure_column, first_cells
+from odeddim.bench import defaults
+from odeddim.bench.harness import Harness, error_words, expected, failure_column, first_cells
 from odeddim.bench.tables import Column, Table, telling
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError
 
-if TYPE_CHECKING:
-    pass
-
-
-BATCHES = (1, 4, 16)
-REPEATS = 5
 QUIET = 1.5  # the slowest time of a run over its fastest, on a machine that does nothing else
 
 _COLUMNS = (
@@ -83,17 +78,26 @@ class Turn(NamedTuple):
 
 
 def timing(
-    stand: Stand,
+    harness: Harness,
     runs: Sequence[Plan],
     shape: Sequence[int],
     *,
-    batches: Sequence[int] = BATCHES,
-    repeats: int = REPEATS,
+    batches: Sequence[int] = defaults.BATCHES,
+    repeats: int = defaults.TIMING.count,
     seed: int = 0,
 ) -> Table:
-    """The table of these runs with each batch size, each timed `repeats` times. shape: (C, H, W) of an image.
+    """Time the decoding of noise by every run with each batch size.
 
-    Images are decoded from the noise of (seed, 0), (seed, 1), ...
+    Args:
+        harness: What measures the model.
+        runs: The plans that decode.
+        shape: (C, H, W) of an x_T.
+        batches: How many images to decode together.
+        repeats: How many times each run is timed.
+        seed: Of the noise; image i is decoded from the noise of (seed, i).
+
+    Returns:
+        The table.
     """
     chosen = [
         Turn(run, batch)
@@ -102,38 +106,16 @@ def timing(
         for run in runs
         if (run.solver.name, run.grid) == pair
     ]
-    # One with another at its side is timed anew: times that were not taken in turns are not to be compared.
-    turns = [list(turn.label.values()) for turn in chosen]
-    computer = described(stand.model)
-    warm: set[tuple[Any, ...]] = set()
-    cells: list[list[Columns]] = [[] for _ in chosen]
-    for repetition in range(repeats):
-        for turn, measured in zip(chosen, cells, strict=True):
-            settings = stand.settings(
-                "time", turn.plan, batch=turn.batch, repetition=repetition, seed=seed, size=list(shape),
-                machine=computer, in_turns_with=turns,
-            )  # fmt: skip
-            # Whatever the machine was set up for: see `timed`.
-            settings["details"] = {**settings["details"], "network_batch": None, "batch_size": None}
-
-            def measure(start: int, stop: int, turn: Turn = turn) -> Columns:
-                x_T = noise(turn.batch, tuple(shape), seed=seed).to(stand.model.device or "cpu", stand.dtype)
-                if _group(turn) not in warm:
-                    warm.add(_group(turn))
-                    alike = [other.plan for other in chosen if _group(other) == _group(turn)]
-                    timed(stand.model, min(alike, key=lambda other: other.evaluations), x_T, seed)
-                return timed(stand.model, turn.plan, x_T, seed)
-
-            measured.append(stand.measure(settings, 1, measure, evaluations=turn.batch * expected(turn.plan)))
+    cells = _in_turns(harness, chosen, tuple(shape), repeats, seed)
     rows = _rows(chosen, cells)
     columns, said = telling(_COLUMNS, rows, ("remark",))
-    computer = {**computer, "threads": torch.get_num_threads()}
+    computer = {**described(harness.model), "threads": torch.get_num_threads()}
     return Table(
         bench="time",
-        title=f"Time: {stand.model.title}, decoding noise on {_brief(computer)}",
+        title=f"Time: {harness.model.title}, decoding noise on {_brief(computer)}",
         settings={
-            **stand.subject(), "machine": computer, "seed": seed,
-            "shape": list(shape), "dtype": str(stand.model.dtype or stand.dtype), "state": str(stand.dtype),
+            **harness.subject(), "machine": computer, "seed": seed,
+            "shape": list(shape), "dtype": str(harness.model.dtype or harness.dtype), "state": str(harness.dtype),
             "repeats": repeats, "network batch": "as the solver hands it over: the whole batch, or what it takes of it",
         },
         columns=columns,
@@ -145,6 +127,36 @@ def timing(
         ),
         group=("solver", "grid", "batch"),
     )  # fmt: skip
+
+
+def _in_turns(
+    harness: Harness, chosen: Sequence[Turn], shape: tuple[int, ...], repeats: int, seed: int
+) -> list[list[Columns]]:
+    """The times of each turn, all of them in turns, so that a change of the machine slows all of them alike."""
+    # Times that were not taken in turns do not compare: a table with one more run is timed anew.
+    turns = [list(turn.label.values()) for turn in chosen]
+    computer = described(harness.model)
+    warm: set[tuple[Any, ...]] = set()
+    cells: list[list[Columns]] = [[] for _ in chosen]
+    for repetition in range(repeats):
+        for turn, measured in zip(chosen, cells, strict=True):
+            settings = harness.settings(
+                "time", turn.plan, batch=turn.batch, repetition=repetition, seed=seed, size=list(shape),
+                machine=computer, in_turns_with=turns,
+            )  # fmt: skip
+            # Whatever the machine was set up for: see `timed`.
+            settings["details"] = {**settings["details"], "network_batch": None, "batch_size": None}
+
+            def measure(start: int, stop: int, turn: Turn = turn) -> Columns:
+                x_T = noise(turn.batch, shape, seed=seed).to(harness.model.device or "cpu", harness.dtype)
+                if _group(turn) not in warm:
+                    warm.add(_group(turn))
+                    alike = [other.plan for other in chosen if _group(other) == _group(turn)]
+                    timed(harness.model, min(alike, key=lambda other: other.evaluations), x_T, seed)
+                return timed(harness.model, turn.plan, x_T, seed)
+
+            measured.append(harness.measure(settings, 1, measure, evaluations=turn.batch * expected(turn.plan)))
+    return cells
 
 
 def _group(turn: Turn) -> tuple[Any, ...]:
@@ -165,7 +177,7 @@ def timed(model: VectorField, run: Plan, x_T: Tensor, seed: int = 0) -> dict[str
     began = now(model.device)
     try:
         solve(x_T, model=model, plan=noisy)
-    except (InputError, BudgetExceeded) as error:  # the other rows are worth having all the same
+    except (InputError, BudgetExceeded) as error:  # the other rows are still of use
         failure = str(error)
     finally:
         model.eps, model.watch, model.network_batch = kept

@@ -1,12 +1,13 @@
 """Work and precision: how far a run is from the ODE's solution, against evaluations and against seconds.
 
-No images are needed: noise x_T is decoded by a tight run, the images that come out are encoded by it, and both are
-what others are measured by. How far the tight run itself is known, by one with half its steps, is the floor of the
-figures. Decoding: rms distance to the tight run's image, per pixel of [-1, 1]. Encoding, of those images: rms distance
-to the tight run's latent, over σ_T. Both are medians over the images, with their spread (`odeddim.bench.spread`). All
-runs end as the tight one does (`odeddim.ode.grids`), and take its step at σ = 0.
+No images are needed. A run with many steps, the reference, decodes noise x_T and encodes the images that come out; its
+images and latents are the solutions that other runs are compared with. The difference to a run with half the steps says
+how well the solutions are known, and is the floor of the figures. The error of decoding is the rms distance to the
+reference's image, per pixel in [-1, 1]. The error of encoding those images is the rms distance to the reference's
+latent, over σ_T. Both are medians over the images, with their spread (`odeddim.bench.measures`). All runs end as the
+reference does (`odeddim.ode.grids`), and take its step at σ = 0.
 
-`odeddim.bench.cheapest` turns the question round: how many steps does each solver need to keep an error both ways?
+`odeddim.bench.cheapest` asks the reverse: how many steps does each solver need to keep an error both ways?
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from odeddim import solvers
 from odeddim.api import noise
 from odeddim.bench.harness import (
     Entry,
-    Stand,
+    Harness,
     check_settings,
     error_words,
     expected,
@@ -32,8 +33,7 @@ from odeddim.bench.harness import (
     first_cells,
     planned,
 )
-from odeddim.bench.reconstruction import mean_square
-from odeddim.bench.spread import quantile, spread, spread_columns
+from odeddim.bench.measures import mean_square, quantile, spread, spread_columns
 from odeddim.bench.tables import Column, Table, counted, telling
 from odeddim.bench.timing import described, now
 from odeddim.ode.field import VectorField
@@ -67,7 +67,11 @@ _BOTH = (
 class Truth:
     """Images and latents of the ODE's solutions from noise, (n, *) float64 each.
 
-    seed: of the noise. run: what has solved it. decode, encode: how far nine in ten are known, each way.
+    Attributes:
+        run: The plan of the reference.
+        seed: Of the noise.
+        decode: The error of the images that nine in ten do not exceed.
+        encode: The same of the latents.
     """
 
     def __init__(self, cell: Columns, run: Plan, seed: int) -> None:
@@ -81,10 +85,10 @@ class Truth:
 
 
 def truth(
-    stand: Stand, count: int, shape: tuple[int, ...], *, seed: int = 0, end: str = "zero", steps: int = REFERENCE[2]
+    harness: Harness, count: int, shape: tuple[int, ...], *, seed: int = 0, end: str = "zero", steps: int = REFERENCE[2]
 ) -> Truth:
     """The solutions from `count` noises (C, H, W) of this seed."""
-    model = stand.model
+    model = harness.model
     coarse, fine = references(model, end, steps)
 
     def measure(start: int, stop: int) -> Columns:
@@ -98,34 +102,35 @@ def truth(
             "encode_error": (mean_square(latent - latent_2).sqrt() / model.schedule.sigma_max).cpu().numpy(),
         }
 
-    settings = stand.settings("solutions", fine, seed=seed, size=list(shape))
-    return Truth(stand.measure(settings, count, measure, evaluations=truth_evaluations(steps)), fine, seed)
+    settings = harness.settings("solutions", fine, seed=seed, size=list(shape))
+    return Truth(harness.measure(settings, count, measure, evaluations=truth_evaluations(steps)), fine, seed)
 
 
 def references(model: VectorField, end: str, steps: int = REFERENCE[2]) -> tuple[Plan, Plan]:
-    """The runs that others are measured by: one that shows how far the other is known, and that other."""
+    """The plan with half the steps, which gives the error of the reference, and the plan of the reference."""
     name, grid, _ = REFERENCE
     coarse, fine = (Plan.of(model.schedule, name, n, grid, end) for n in (steps // 2, steps))
     return coarse, fine
 
 
 def truth_for(
-    stand: Stand, error: float, count: int, shape: tuple[int, ...], *, seed: int = 0, end: str = "zero"
+    harness: Harness, error: float, count: int, shape: tuple[int, ...], *, seed: int = 0, end: str = "zero"
 ) -> Truth:
-    """The solutions, nine in ten known three times better than an error: their steps are doubled until they are.
+    """The solutions with an error below a third of this error for nine in ten; the steps are doubled until it is so.
 
-    Errors: InputError if 6,400 steps are not enough.
+    Raises:
+        InputError: Where 6,400 steps are not enough.
     """
     steps = COARSEST
     while True:
-        exact = truth(stand, count, shape, seed=seed, end=end, steps=steps)
+        exact = truth(harness, count, shape, seed=seed, end=end, steps=steps)
         floor = max(exact.decode, exact.encode)
         if floor <= error / ABOVE:
             return exact
         if steps >= FINEST:
             raise InputError(
                 f"with {steps} steps the solutions are known to {floor:.1e} only, so an error of {error:g} cannot be "
-                f"told: ask for {ABOVE * floor:.1e} or more, or --dtype float64"
+                f"told: ask for {ABOVE * floor:.1e} or more, or dtype='float64'"
             )
         steps *= 2
 
@@ -143,7 +148,7 @@ def runs_of(
     end: str,
     settings: Mapping[str, Any],
 ) -> list[Plan]:
-    """What is to be measured: fixed-step rows with each number of steps, adaptive ones with each tolerance."""
+    """The plans: solvers with fixed steps with each number of steps, adaptive solvers with each tolerance."""
     check_settings(entries, settings)
     runs: list[Plan] = []
     for entry in entries:
@@ -157,36 +162,36 @@ def runs_of(
     return runs
 
 
-def work_precision(stand: Stand, runs: Sequence[Plan], exact: Truth) -> Table:
+def work_precision(harness: Harness, runs: Sequence[Plan], exact: Truth) -> Table:
     """The table of these runs."""
     rows: list[dict[str, Any]] = []
     for run in runs:
-        row = {**first_cells(run), "tolerance": run.solver.chosen.get("rtol"), **_figures(stand, run, exact)}
+        row = {**first_cells(run), "tolerance": run.solver.chosen.get("rtol"), **_figures(harness, run, exact)}
         before = rows[-1] if rows and all(rows[-1][name] == row[name] for name in ("solver", "grid")) else None
         for way, floor in (("decode", exact.decode), ("encode", exact.encode)):
             row[f"{way}_order"] = _order(before, row, way, floor) if before else None
         rows.append(row)
-    conventions = f"{counted(len(exact.images), 'solution')} from seed {exact.seed}, {stand.conventions(exact.run)}"
-    title = f"Work and precision: {stand.model.title}, {conventions}"
-    return table_of("work-precision", title, stand, exact, (*_RUN, *_BOTH), rows)
+    conventions = f"{counted(len(exact.images), 'solution')} from seed {exact.seed}, {harness.conventions(exact.run)}"
+    title = f"Work and precision: {harness.model.title}, {conventions}"
+    return table_of("work-precision", title, harness, exact, (*_RUN, *_BOTH), rows)
 
 
 def table_of(
     bench: str,
     title: str,
-    stand: Stand,
+    harness: Harness,
     exact: Truth,
     columns: Sequence[Column],
     rows: Sequence[dict[str, Any]],
     **settings: Any,
 ) -> Table:
-    """The table of a bench by these solutions; settings: what it says of them besides."""
+    """The table of a bench that compares with these solutions. settings: more settings of the table."""
     columns, shown = telling(columns, rows, ("remark", "tolerance"))
     return Table(
         bench=bench,
         title=title,
         settings={
-            **stand.header(exact.run), "solutions": len(exact.images), "seed": exact.seed, "end": exact.end,
+            **harness.header(exact.run), "solutions": len(exact.images), "seed": exact.seed, "end": exact.end,
             "reference": exact.words, "decode_floor": exact.decode, "encode_floor": exact.encode,
             "decode error": "rms over the pixels of an image in [-1, 1]", "encode error": "rms of x̄ over σ_T",
             **settings,
@@ -210,23 +215,23 @@ def _order(before: Mapping[str, Any], after: Mapping[str, Any], way: str, floor:
     return math.log(errors[0] / errors[1]) / math.log(work[1] / work[0])
 
 
-def measured(stand: Stand, run: Plan, exact: Truth) -> Columns:
-    """What `both_ways` says of a run for each of the solutions, measured or as it was."""
-    settings = stand.settings(
+def measured(harness: Harness, run: Plan, exact: Truth) -> Columns:
+    """The columns of `both_ways` for all solutions, measured or read."""
+    settings = harness.settings(
         "work-precision", run, seed=exact.seed, size=list(exact.images.shape[1:]), truth=exact.words
     )
 
     def measure(start: int, stop: int) -> Columns:
-        return both_ways(stand, run, exact, start, stop)
+        return both_ways(harness, run, exact, start, stop)
 
     # Seconds depend on these, too.
-    settings["details"] |= {"machine": described(stand.model), "batch_size": stand.batch_size}
-    return stand.measure(settings, len(exact.images), measure, evaluations=2 * expected(run))
+    settings["details"] |= {"machine": described(harness.model), "batch_size": harness.batch_size}
+    return harness.measure(settings, len(exact.images), measure, evaluations=2 * expected(run))
 
 
-def _figures(stand: Stand, run: Plan, exact: Truth) -> dict[str, Any]:
+def _figures(harness: Harness, run: Plan, exact: Truth) -> dict[str, Any]:
     """Errors, evaluations and seconds of a run both ways, over all solutions."""
-    cell = measured(stand, run, exact)
+    cell = measured(harness, run, exact)
     failure = error_words(cell["failure"])
     found: dict[str, Any] = {"remark": failure}
     for way in ("decode", "encode"):
@@ -236,12 +241,12 @@ def _figures(stand: Stand, run: Plan, exact: Truth) -> dict[str, Any]:
     return found
 
 
-def both_ways(stand: Stand, run: Plan, exact: Truth, start: int, stop: int) -> Columns:
-    """Decode noises and encode images of solutions, and say of each how far off it is: columns of (B,) each."""
-    model, count, failure = stand.model, stop - start, ""
+def both_ways(harness: Harness, run: Plan, exact: Truth, start: int, stop: int) -> Columns:
+    """Decode the noise and encode the images of solutions, and measure the error of each: columns of (B,) each."""
+    model, count, failure = harness.model, stop - start, ""
     shape = tuple(exact.images.shape[1:])
     found: dict[str, np.ndarray[Any, Any]] = {}
-    _warm_up(model, exact.images[start:stop].to(stand.dtype), run.solver)
+    _warm_up(model, exact.images[start:stop].to(harness.dtype), run.solver)
     for way in ("decode", "encode"):
         if way == "decode":
             begin, goal, scale = _noise(model, start, stop, shape, exact.seed).xbar, exact.images[start:stop], 1.0
@@ -251,9 +256,9 @@ def both_ways(stand: Stand, run: Plan, exact: Truth, start: int, stop: int) -> C
         began, error = now(model.device), torch.full((count,), math.nan)
         try:
             sigma = run.top if way == "decode" else float(run.nodes[0])
-            end = integrate(model, State(begin.to(stand.dtype), sigma), run).xbar
+            end = integrate(model, State(begin.to(harness.dtype), sigma), run).xbar
             error = mean_square(end.cpu().double() - goal).sqrt() / scale
-        except (InputError, BudgetExceeded) as stopped:  # the other rows are worth having all the same
+        except (InputError, BudgetExceeded) as stopped:  # the other rows are still of use
             failure = failure or str(stopped)
         found[f"{way}_seconds"] = np.full(count, (now(model.device) - began) / count)
         found[f"{way}_evaluations"] = np.full(count, model.rows / count)
@@ -262,7 +267,7 @@ def both_ways(stand: Stand, run: Plan, exact: Truth, start: int, stop: int) -> C
 
 
 def _warm_up(model: VectorField, xbar: Tensor, row: Solver) -> None:
-    """A short run, so that no run is timed with what only the first of its kind does."""
+    """A short run: the first run of its kind takes longer, and must not be the one that is timed."""
     top = model.schedule.sigma_max
     with contextlib.suppress(InputError, BudgetExceeded):
         integrate(model, State(xbar, top), Plan(row, torch.tensor([top / 1.01, top], dtype=torch.float64)))

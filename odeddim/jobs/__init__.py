@@ -6,6 +6,7 @@ that was stopped, by whatever, goes on with the same call.
 
 from __future__ import annotations
 
+from odeddim.jobs import bench as bench
 from odeddim.jobs.bridge import bridge as bridge
 from odeddim.jobs.combining import Drawing as Drawing
 from odeddim.jobs.decode import decode as decode

@@ -1,4 +1,4 @@
-"""What is measured is kept and right: the stand, tables and files, reconstruction against a script of its own."""
+"""What is measured is kept and right: the harness, tables and files, reconstruction against a script of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 import odeddim
 from odeddim.bench import figures, tables
 from odeddim.bench import reconstruction as bench
-from odeddim.bench.harness import Entry, Stand, expected, planned
+from odeddim.bench.harness import Entry, Harness, expected, planned
 from odeddim.bench.tables import Column, Sheet, Table
 from odeddim.storage.hdf5 import text
 from odeddim.storage.images import sample_images
@@ -100,7 +100,7 @@ def test_the_papers_column_is_for_the_papers_setting(run, here: Path, tmp_path: 
     assert code == 2
     assert "the end is sigma_min, not zero" in err
     for schedule in (odeddim.Schedule.cosine(), odeddim.Schedule.linear(T=500)):
-        place = Stand(odeddim.VectorField(lambda x, t: x * 0.5, schedule, name="mine"), tmp_path / "other")
+        place = Harness(odeddim.VectorField(lambda x, t: x * 0.5, schedule, name="mine"), tmp_path / "other")
         runs = planned(place.model, [Entry("euler", "linear")], (4,), "zero", {})
         with pytest.raises(InputError, match="schedule of 'mine' is not the linear one with T = 1000"):
             bench.reconstruction(place, lambda start, stop: torch.zeros(2, 3, 32, 32)[start:stop], 2, runs, paper=True)
@@ -108,7 +108,7 @@ def test_the_papers_column_is_for_the_papers_setting(run, here: Path, tmp_path: 
 
 def test_one_image_does_not_rule_a_row(tmp_path: Path) -> None:
     """A mean over ten images, one of them a hundred times as bright, is that image's; the median is not."""
-    place = stand(tmp_path)
+    place = harness(tmp_path)
     runs = planned(place.model, [Entry("euler", "linear")], (10,), "zero", {})
     plain = sample_images()[0:10].double()
     bright = plain.clone()
@@ -132,11 +132,11 @@ def test_what_is_printed_names_its_figures(run) -> None:  # type: ignore[no-unty
     assert "round_trip,round_trip_10,round_trip_90,latent,latent_10,latent_90" in out
 
 
-def stand(folder: Path, model: str | odeddim.VectorField = "exact-mixture", **more: Any) -> Stand:
-    return Stand(odeddim.load(model), folder, dtype=torch.float64, **more)
+def harness(folder: Path, model: str | odeddim.VectorField = "exact-mixture", **more: Any) -> Harness:
+    return Harness(odeddim.load(model), folder, dtype=torch.float64, **more)
 
 
-def reconstructed(place: Stand, solvers: str = "euler@linear,ab3", steps: tuple[int, ...] = (4, 8)) -> Table:
+def reconstructed(place: Harness, solvers: str = "euler@linear,ab3", steps: tuple[int, ...] = (4, 8)) -> Table:
     images = sample_images()[0:4].double()
     runs = planned(place.model, [Entry.parse(name) for name in solvers.split(",")], steps, "zero", {})
     return bench.reconstruction(place, lambda start, stop: images[start:stop], 4, runs)
@@ -147,7 +147,7 @@ def without_seconds(table: Table) -> list[dict[str, Any]]:
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
-    place = stand(tmp_path)
+    place = harness(tmp_path)
     first = reconstructed(place)
     place.model.reset()
     assert reconstructed(place) == first
@@ -157,7 +157,7 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert more.rows[0]["seconds"] == first.rows[0]["seconds"]  # as measured the first time
     files = {path.name for path in (tmp_path / "cells").iterdir()}
     assert len(files) == 1 + 6
-    anew = stand(tmp_path, overwrite=True)
+    anew = harness(tmp_path, overwrite=True)
     again = reconstructed(anew)
     assert anew.model.nfe > 0
     assert without_seconds(again) == without_seconds(first)
@@ -165,9 +165,9 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_bench_goes_on(tmp_path: Path) -> None:
-    expected = without_seconds(reconstructed(stand(tmp_path / "whole")))
+    expected = without_seconds(reconstructed(harness(tmp_path / "whole")))
     for calls in (5, 400, 300, 40):  # of 704
-        place = stand(tmp_path / "stopped", batch_size=2)
+        place = harness(tmp_path / "stopped", batch_size=2)
         network, left = place.model.eps, itertools.count(calls, -1)
 
         def eps(x: torch.Tensor, t: torch.Tensor, network: Any = network, left: Any = left) -> torch.Tensor:
@@ -179,21 +179,21 @@ def test_an_interrupted_bench_goes_on(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             reconstructed(place)
         assert place.model.watch is None
-    place = stand(tmp_path / "stopped", batch_size=2)
+    place = harness(tmp_path / "stopped", batch_size=2)
     assert without_seconds(reconstructed(place)) == expected
     assert place.model.nfe <= 704 - 600 - 16
     assert not list((tmp_path / "stopped" / "cells").glob("*.parts"))
 
 
 def test_another_model_image_or_dtype_is_another_cell(tmp_path: Path) -> None:
-    place = stand(tmp_path)
+    place = harness(tmp_path)
     run = planned(place.model, [Entry("euler")], [3], "zero", {})[0]
     cells = set()
     for settings in (
         place.settings("reconstruction", run, images={"sha256": "a"}),
         place.settings("reconstruction", run, images={"sha256": "b"}),
         replace(place, dtype=torch.float32).settings("reconstruction", run, images={"sha256": "a"}),
-        stand(tmp_path, "exact-gaussian").settings("reconstruction", run, images={"sha256": "a"}),
+        harness(tmp_path, "exact-gaussian").settings("reconstruction", run, images={"sha256": "a"}),
         place.settings("quality", run, images={"sha256": "a"}),
     ):
         place.measure(settings, 2, lambda start, stop: {"value": np.arange(start, stop) * 1.0})
@@ -202,21 +202,21 @@ def test_another_model_image_or_dtype_is_another_cell(tmp_path: Path) -> None:
 
 
 def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
-    reconstructed(stand(tmp_path))
+    reconstructed(harness(tmp_path))
     cell = sorted((tmp_path / "cells").glob("reconstruction-*.h5"))[0]
     content = bytearray(cell.read_bytes())
     content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
     cell.write_bytes(content)
     with pytest.raises(InputError, match=cell.name):
-        reconstructed(stand(tmp_path))
+        reconstructed(harness(tmp_path))
     cell.unlink()
-    reconstructed(stand(tmp_path))
+    reconstructed(harness(tmp_path))
 
 
 def test_progress_ends_where_it_said(tmp_path: Path) -> None:
     for _ in range(2):  # measured, and read
         seen: list[int] = []
-        place = stand(tmp_path, advance=seen.append)
+        place = harness(tmp_path, advance=seen.append)
         runs = planned(place.model, [Entry("euler", "linear"), Entry("ab3")], (4, 8), "zero", {})
         reconstructed(place)
         assert sum(seen) == 4 * (bench.reference_evaluations() + sum(2 * expected(run) for run in runs))
@@ -275,7 +275,7 @@ def test_the_command_leaves_table_and_figures(run, here: Path) -> None:  # type:
     assert (here / "bench" / "reconstruction.svg").read_bytes() == svg
     code, out, err = run("bench", "-n", 2, "--solvers", "euler", "--steps", 3, "--model", "exact-gaussian")
     assert code == 2
-    assert "is a table of the model 'exact-mixture': give another folder with -o, or --overwrite" in err
+    assert "is a table of the model 'exact-mixture': give another folder with --output, or --overwrite" in err
     code, out, err = run("bench", "reconstruction", "-n", 2, "-o", "bench/reconstruction.h5", *MIXTURE)
     assert code == 2
     assert "is a file: give a folder" in err
@@ -308,12 +308,12 @@ def test_edited_images_and_other_functions_are_measured_anew(tmp_path: Path) -> 
     """Names and sizes say nothing of an image's content, nor a name of what a function does."""
     images = sample_images()[0:6].double()
 
-    def errors(place: Stand, x_0: torch.Tensor) -> list[float]:
+    def errors(place: Harness, x_0: torch.Tensor) -> list[float]:
         runs = planned(place.model, [Entry("euler", "linear")], (4,), "zero", {})
         table = bench.reconstruction(place, lambda start, stop: x_0[start:stop], 2, runs)
         return [row["round_trip"] for row in table.rows]
 
-    place = stand(tmp_path)
+    place = harness(tmp_path)
     first = errors(place, images[:2])
     assert errors(place, images[2:4]) != first
     assert errors(place, images[:2]) == first
@@ -321,19 +321,19 @@ def test_edited_images_and_other_functions_are_measured_anew(tmp_path: Path) -> 
     found = []
     for scale in (0.5, 0.1):
         model = odeddim.VectorField(lambda x, t, scale=scale: x * scale, schedule, name="mine")
-        mine = Stand(model, tmp_path, dtype=torch.float64)
+        mine = Harness(model, tmp_path, dtype=torch.float64)
         found += [errors(mine, images[:2]), errors(mine, images[:2])]
     assert found[0] == found[1] != found[2] == found[3]
 
 
 def test_a_cell_that_is_another_one_is_refused(tmp_path: Path) -> None:
-    table = reconstructed(stand(tmp_path))
+    table = reconstructed(harness(tmp_path))
     first, second = sorted((tmp_path / "cells").glob("reconstruction-*.h5"))[:2]
     first.write_bytes(second.read_bytes())
     with pytest.raises(InputError, match=f"{first.name} is not the cell that its name says; delete it"):
-        reconstructed(stand(tmp_path))
+        reconstructed(harness(tmp_path))
     first.unlink()
-    assert without_seconds(reconstructed(stand(tmp_path))) == without_seconds(table)
+    assert without_seconds(reconstructed(harness(tmp_path))) == without_seconds(table)
 
 
 def test_a_table_of_failures_is_drawn(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_a_run_that_gave_up_is_made_again_with_a_larger_budget(tmp_path: Path) -
     images = sample_images()[0:2].double()
 
     def table(most: int) -> Table:
-        place = stand(tmp_path)
+        place = harness(tmp_path)
         runs = planned(place.model, [Entry("dopri5")], (4,), "zero", {"rtol": 1e-2, "atol": 1e-2, "max_nfe": most})
         return bench.reconstruction(place, lambda start, stop: images[start:stop], 2, runs)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import odeddim
 from odeddim.bench import drawing, figures, interpolation
-from odeddim.bench.harness import Entry, Stand, expected, planned
+from odeddim.bench.harness import Entry, Harness, expected, planned
 from odeddim.bench.interpolation import smoothness
 from odeddim.bench.tables import Table, load
 from odeddim.ode.analytic import GaussianMixture
@@ -27,8 +27,8 @@ from odeddim.plans import Plan
 SHAPE = (1, 4, 4)
 
 
-class Forgetful(Stand):
-    """A stand that keeps nothing on the disk, but for what it was asked for."""
+class Forgetful(Harness):
+    """A harness that keeps nothing on the disk, but for what it was asked for."""
 
     asked: list[dict[str, Any]]
 
@@ -55,9 +55,9 @@ def bench(
 ) -> Table:
     """The table of a model; without a folder nothing is kept."""
     runs = runs_of(model, solvers, options.pop("steps", (6,)))
-    stand = Forgetful(model, Path()) if folder is None else Stand(model, folder)
+    harness = Forgetful(model, Path()) if folder is None else Harness(model, folder)
     shape = model.shape or SHAPE
-    return interpolation.interpolation(stand, runs, shape, **{"pairs": 2, "points": 5, "side": 3, **options})
+    return interpolation.interpolation(harness, runs, shape, **{"pairs": 2, "points": 5, "side": 3, **options})
 
 
 def images_of(*vectors: tuple[float, ...]) -> np.ndarray[Any, Any]:
@@ -122,16 +122,16 @@ def test_lines_and_grid_end_in_the_corners_digit_for_digit(tmp_path: Path) -> No
     model.network_batch = 1  # then an image is the same in whatever company
     euler, other = runs_of(model, "euler@linear,ab3")
     corners = odeddim.noise(4, SHAPE, seed=3)
-    stand = Stand(model, tmp_path, batch_size=4)
+    harness = Harness(model, tmp_path, batch_size=4)
     ends = [interpolation._latent(i, SHAPE, 3) for i in range(4)]
     lines = [interpolation.LatentPath.line(ends[0], ends[1], 5), interpolation.LatentPath.line(ends[2], ends[3], 5)]
     for run in (euler, other):
-        images = interpolation._decoded(stand, run, lines, 3)[0]["image"]
+        images = interpolation._decoded(harness, run, lines, 3)[0]["image"]
         assert (images[[0, 4, 5, 9]] == decoded(model, run, corners)).all()
         between = torch.cat([path.read(i, i + 1).xbar for path in lines for i in range(5)])
         assert (images == decoded(model, run, between)).all()
         assert not any((images[2] == images[i]).all() for i in (0, 1, 3, 4))
-    square = interpolation._decoded(stand, euler, [interpolation.LatentPath.grid(ends, 3)], 3)[0]["image"]
+    square = interpolation._decoded(harness, euler, [interpolation.LatentPath.grid(ends, 3)], 3)[0]["image"]
     assert (square[[0, 2, 6, 8]] == decoded(model, euler, corners)).all()
 
 
@@ -295,8 +295,8 @@ def test_the_progress_adds_up(tmp_path: Path) -> None:
     told: list[int] = []
     for _ in range(2):  # measured, and then read
         told.clear()
-        stand = Stand(model, tmp_path, advance=told.append, batch_size=3)
-        interpolation.interpolation(stand, runs_of(model, "euler,ddpm"), SHAPE, pairs=2, points=5, side=3)
+        harness = Harness(model, tmp_path, advance=told.append, batch_size=3)
+        interpolation.interpolation(harness, runs_of(model, "euler,ddpm"), SHAPE, pairs=2, points=5, side=3)
         assert sum(told) == 2 * 10 * 6 + 9 * 6
 
 

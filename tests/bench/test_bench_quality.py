@@ -17,7 +17,7 @@ import odeddim
 from odeddim.bench import consistency, quality
 from odeddim.bench.distances import frechet, kid, precision_recall
 from odeddim.bench.features import Features, load_features
-from odeddim.bench.harness import Entry, Stand, planned
+from odeddim.bench.harness import Entry, Harness, Pictures, planned
 from odeddim.bench.tables import Table
 from odeddim.bench.work_precision import references
 from odeddim.storage.png import to_bytes
@@ -34,15 +34,15 @@ def sixteen(images: torch.Tensor) -> torch.Tensor:
 FEATURES = Features(sixteen, "pixels", sha256="1", block=4)
 
 
-def stand(folder: Path, **more: Any) -> Stand:
-    return Stand(odeddim.load("exact-mixture"), folder, **more)
+def harness(folder: Path, **more: Any) -> Harness:
+    return Harness(odeddim.load("exact-mixture"), folder, **more)
 
 
 def real(start: int, stop: int) -> torch.Tensor:
     return odeddim.sample(stop - start, "ab3", seed=9, start=start, model="exact-mixture", steps=50, shape=SHAPE)
 
 
-def measured(place: Stand, etas: Sequence[str], count: int, steps: Sequence[int] = (4,), **more: Any) -> Table:
+def measured(place: Harness, etas: Sequence[str], count: int, steps: Sequence[int] = (4,), **more: Any) -> Table:
     names = {"0": "euler", "hat": "ddpm-sigma-hat"}
     lines = []
     for eta in etas:
@@ -50,12 +50,12 @@ def measured(place: Stand, etas: Sequence[str], count: int, steps: Sequence[int]
         own = {"eta": float(eta)} if name == "ddim-eta" else {}
         runs = planned(place.model, [Entry(name, "linear")], steps, "zero", own)
         lines += [quality.Sampled(run, eta) for run in runs]
-    return quality.quality(place, lines, count, SHAPE, FEATURES, real, 24, **more)
+    return quality.quality(place, lines, count, SHAPE, FEATURES, Pictures(real, 24), **more)
 
 
 @pytest.mark.parametrize("batch_size", [3, 32])
 def test_exactly_these_samples_are_measured(tmp_path: Path, batch_size: int) -> None:
-    table = measured(stand(tmp_path, batch_size=batch_size), ("0", "0.5"), 13, seed=4)
+    table = measured(harness(tmp_path, batch_size=batch_size), ("0", "0.5"), 13, seed=4)
     reference = real(0, 24).flatten(1)
     for row, eta in zip(table.rows, (0.0, 0.5), strict=True):
         images = odeddim.sample(
@@ -72,26 +72,26 @@ def test_exactly_these_samples_are_measured(tmp_path: Path, batch_size: int) -> 
 
 
 def test_more_samples_and_other_seeds_are_other_figures(tmp_path: Path) -> None:
-    place = stand(tmp_path)
+    place = harness(tmp_path)
     first = measured(place, ("1", "hat"), 8)
     assert measured(place, ("1", "hat"), 8).rows == first.rows
     assert measured(place, ("1",), 8, seed=1).rows[0]["frechet"] != first.rows[0]["frechet"]
-    again = measured(stand(tmp_path / "other"), ("1", "hat"), 8)
+    again = measured(harness(tmp_path / "other"), ("1", "hat"), 8)
     assert [row["frechet"] for row in again.rows] == [row["frechet"] for row in first.rows]
 
 
 def test_as_many_other_real_images_are_the_floor(tmp_path: Path) -> None:
-    table = measured(stand(tmp_path), ("hat",), 8, others=(lambda a, b: real(100 + a, 100 + b), 50))
+    table = measured(harness(tmp_path), ("hat",), 8, others=Pictures(lambda a, b: real(100 + a, 100 + b), 50))
     assert table.settings["real images"] == 8
     held = frechet(real(0, 24).flatten(1), real(100, 108).flatten(1))
     assert table.settings["frechet of real images"] == pytest.approx(held, rel=1e-9)
     assert "8 other real images have Fréchet distance" in " ".join(table.notes)
     with pytest.raises(InputError, match="4 of each are needed"):
-        measured(stand(tmp_path), ("0",), 3)
+        measured(harness(tmp_path), ("0",), 3)
 
 
 def test_a_failing_line_does_not_cost_the_others(tmp_path: Path) -> None:
-    place = stand(tmp_path, batch_size=4)
+    place = harness(tmp_path, batch_size=4)
     network, calls = place.model.eps, []
 
     def eps(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_a_failing_line_does_not_cost_the_others(tmp_path: Path) -> None:
 
 def test_the_papers_fid_is_for_the_papers_setting(tmp_path: Path) -> None:
     """A column only where the user names the data set, of its shape, with the features of the FID."""
-    place, shape = stand(tmp_path), (3, 32, 32)
+    place, shape = harness(tmp_path), (3, 32, 32)
     inception = Features(lambda images: images[:, :, 0, :2].flatten(1), "as if", sha256="2", measure="FID", block=4)
     lines = [
         quality.Sampled(run, "0" if run.solver.name == "euler" else "")
@@ -119,7 +119,7 @@ def test_the_papers_fid_is_for_the_papers_setting(tmp_path: Path) -> None:
         return odeddim.noise(stop - start, shape, seed=4, start=start).clamp(-1, 1)
 
     def table(shape: tuple[int, ...], features: Features, paper: str | None) -> Table:
-        return quality.quality(place, lines, 5, shape, features, pictures, 5, paper=paper)
+        return quality.quality(place, lines, 5, shape, features, Pictures(pictures, 5), paper=paper)
 
     assert "paper" not in table(shape, inception, None).rows[0]
     assert [row["paper"] for row in table(shape, inception, "cifar10").rows] == [13.36, None, None]
@@ -130,7 +130,7 @@ def test_the_papers_fid_is_for_the_papers_setting(tmp_path: Path) -> None:
 
 
 def test_distances_of_consistency(tmp_path: Path) -> None:
-    place = stand(tmp_path)
+    place = harness(tmp_path)
     runs = planned(place.model, [Entry("euler", "linear"), Entry("ab3")], (5, 10), "zero", {})
     table = consistency.consistency(place, runs, 3, SHAPE, seed=2, features=FEATURES)
     x_T = odeddim.noise(3, SHAPE, seed=2)
@@ -156,7 +156,7 @@ def test_distances_of_consistency(tmp_path: Path) -> None:
 def test_images_of_one_x_t_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 5.2, on the built-in model: 20 steps share with 1000 what other x_T do not, and more steps more."""
     monkeypatch.setattr(consistency, "references", lambda model, end: references(model, end, 80))
-    place = Stand(odeddim.load(), tmp_path)
+    place = Harness(odeddim.load(), tmp_path)
     runs = planned(place.model, [Entry("euler", "linear"), Entry("ab3")], (5, 10, 20), "zero", {})
     table = consistency.consistency(place, runs, 4, (1, 28, 28), features=load_features())
     for rows in table.lines().values():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from odeddim.api import noise
 from odeddim.bench import drawing, figures, timing
-from odeddim.bench.harness import Entry, Stand, planned
+from odeddim.bench.harness import Entry, Harness, planned
 from odeddim.bench.tables import Table, load
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
@@ -77,8 +77,8 @@ def runs_of(model: VectorField, solvers: str = "euler", steps: tuple[int, ...] =
     return planned(model, [Entry.parse(name) for name in solvers.split(",")], steps, "zero", {})
 
 
-class Forgetful(Stand):
-    """A stand that keeps nothing on the disk."""
+class Forgetful(Harness):
+    """A harness that keeps nothing on the disk."""
 
     def measure(self, settings: Any, rows: int, function: Any, **more: Any) -> Any:
         return function(0, rows)
@@ -87,8 +87,8 @@ class Forgetful(Stand):
 def bench(model: VectorField, folder: Path | None = None, solvers: str = "euler", **options: Any) -> Table:
     """The table of a model; without a folder nothing is kept."""
     steps = options.pop("steps", (2, 3, 5))
-    stand = Forgetful(model, Path()) if folder is None else Stand(model, folder)
-    return timing.timing(stand, runs_of(model, solvers, steps), SHAPE, **options)
+    harness = Forgetful(model, Path()) if folder is None else Harness(model, folder)
+    return timing.timing(harness, runs_of(model, solvers, steps), SHAPE, **options)
 
 
 def figures_of(table: Table) -> list[dict[str, Any]]:
@@ -197,7 +197,7 @@ def test_the_provenance_does_not_tell_of_blocks(clock: Clock, tmp_path: Path) ->
     model = model_of(Network(clock))
     told: list[dict[str, Any]] = []
 
-    class Told(Stand):
+    class Told(Harness):
         def measure(self, settings: Any, *rest: Any, **more: Any) -> Any:
             told.append(settings)
             return super().measure(settings, *rest, **more)
@@ -268,7 +268,7 @@ def test_the_progress_adds_up(clock: Clock, tmp_path: Path) -> None:
     runs = runs_of(model)
     for _ in range(2):  # measured, and then read
         told.clear()
-        timing.timing(Stand(model, tmp_path, advance=told.append), runs, SHAPE, batches=(1, 3), repeats=2)
+        timing.timing(Harness(model, tmp_path, advance=told.append), runs, SHAPE, batches=(1, 3), repeats=2)
         assert sum(told) == 2 * (1 + 3) * (2 + 3 + 5)
 
 

@@ -13,7 +13,8 @@ import torch
 import odeddim
 from odeddim.bench import cheapest as search
 from odeddim.bench import work_precision as bench
-from odeddim.bench.harness import Entry, Stand
+from odeddim.bench.harness import Entry, Harness
+from odeddim.bench.measures import mean_square
 from odeddim.latents.latent_file import LatentFile
 from odeddim.plans import Plan
 from odeddim.types import InputError
@@ -21,25 +22,25 @@ from odeddim.types import InputError
 SHAPE = (1, 4, 4)
 
 
-def stand(folder: Path, model: str = "exact-gaussian", **more: Any) -> Stand:
-    return Stand(odeddim.load(model), folder, dtype=torch.float64, **more)
+def harness(folder: Path, model: str = "exact-gaussian", **more: Any) -> Harness:
+    return Harness(odeddim.load(model), folder, dtype=torch.float64, **more)
 
 
 def test_the_solutions_are_the_closed_form_of_a_gaussian(tmp_path: Path) -> None:
     """x̄ of data N(0, s²) moves as √(s² + σ²): decoded from σ_T to σ_1, and encoded back again."""
-    place = stand(tmp_path)
+    place = harness(tmp_path)
     exact = bench.truth(place, 3, SHAPE, seed=5, end="sigma_min", steps=100)
     low, high = place.model.schedule.sigma_min, place.model.schedule.sigma_max
     x_T = odeddim.noise(3, SHAPE, seed=5).double() * math.sqrt(1 + high**2)
     shrink = math.sqrt((0.25 + low**2) / (0.25 + high**2))
-    error = bench.mean_square(exact.images - shrink * x_T).mean().sqrt()
+    error = mean_square(exact.images - shrink * x_T).mean().sqrt()
     assert error < 1e-5
     assert error < exact.decode < 1e-4  # what it says of itself
-    back = bench.mean_square(exact.latents - exact.images / shrink).mean().sqrt() / high
+    back = mean_square(exact.latents - exact.images / shrink).mean().sqrt() / high
     assert back < exact.encode < 1e-4
 
 
-def measured(place: Stand, solvers: str, steps: tuple[int, ...], **more: Any) -> list[Any]:
+def measured(place: Harness, solvers: str, steps: tuple[int, ...], **more: Any) -> list[Any]:
     exact = bench.truth(place, 3, SHAPE, end="sigma_min", steps=400)
     entries = [Entry.parse(name) for name in solvers.split(",")]
     runs = bench.runs_of(place.model, entries, steps, more.pop("tolerances", (1e-3,)), "sigma_min", more)
@@ -48,7 +49,7 @@ def measured(place: Stand, solvers: str, steps: tuple[int, ...], **more: Any) ->
 
 @pytest.mark.parametrize(("solver", "order"), [("euler@log", 1), ("ab2@log", 2), ("ab3@log", 3), ("heun@log", 2)])
 def test_observed_orders(tmp_path: Path, solver: str, order: int) -> None:
-    rows = measured(stand(tmp_path, "exact-mixture"), solver, (40, 80, 160))
+    rows = measured(harness(tmp_path, "exact-mixture"), solver, (40, 80, 160))
     assert rows[0]["decode_order"] is None  # of one row there is none
     for row in rows[2:]:
         assert row["decode_order"] == pytest.approx(order, abs=0.5)
@@ -56,7 +57,7 @@ def test_observed_orders(tmp_path: Path, solver: str, order: int) -> None:
 
 
 def test_errors_evaluations_and_what_has_no_order(tmp_path: Path) -> None:
-    place = stand(tmp_path)
+    place = harness(tmp_path)
     rows = measured(place, "euler@log,belm,dopri5", (10, 20), tolerances=(1e-2, 1e-6))
     assert [(row["solver"], row["steps"], row["tolerance"]) for row in rows] == [
         ("euler", 10, None), ("euler", 20, None), ("belm", 10, None), ("belm", 20, None),
@@ -77,7 +78,7 @@ def test_errors_evaluations_and_what_has_no_order(tmp_path: Path) -> None:
     assert [row["encode_order"] for row in exact_rows] == [None, None]
 
 
-def nine_in_ten(place: Stand, entry: Entry, steps: int, solutions: bench.Truth) -> float:
+def nine_in_ten(place: Harness, entry: Entry, steps: int, solutions: bench.Truth) -> float:
     """The error that nine in ten images of a set keep both ways, by runs of odeddim's functions alone."""
     model, end = place.model, solutions.end
     how = {"model": model, "steps": steps, "grid": entry.grid, "end": end}
@@ -93,19 +94,19 @@ def nine_in_ten(place: Stand, entry: Entry, steps: int, solutions: bench.Truth) 
 
 
 @pytest.fixture(scope="module")
-def mixture(tmp_path_factory: pytest.TempPathFactory) -> Stand:
-    """A stand for several tests: what one has measured, the others read."""
-    return stand(tmp_path_factory.mktemp("bench"), "exact-mixture")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Harness:
+    """A harness for several tests: what one has measured, the others read."""
+    return harness(tmp_path_factory.mktemp("bench"), "exact-mixture")
 
 
-def two_sets(place: Stand) -> list[bench.Truth]:
+def two_sets(place: Harness) -> list[bench.Truth]:
     return [bench.truth(place, 12, SHAPE, seed=seed, end="sigma_min", steps=200) for seed in (0, 1)]
 
 
 ENTRIES = [Entry("euler", "log"), Entry("ab2", "log"), Entry("heun", "log"), Entry("ab2", "quadratic")]
 
 
-def test_the_fewest_steps_are_found(mixture: Stand) -> None:
+def test_the_fewest_steps_are_found(mixture: Harness) -> None:
     place, (exact, held) = mixture, two_sets(mixture)
     table, found = search.cheapest(place, 1e-2, ENTRIES, exact, held)
     best = table.rows[0]
@@ -133,7 +134,7 @@ def test_the_fewest_steps_are_found(mixture: Stand) -> None:
 
 
 @pytest.mark.parametrize("entry", ENTRIES[:3], ids=str)
-def test_four_percent_fewer_steps_do_not_keep_it(mixture: Stand, entry: Entry) -> None:
+def test_four_percent_fewer_steps_do_not_keep_it(mixture: Harness, entry: Entry) -> None:
     place, (exact, _) = mixture, two_sets(mixture)
     kept = search.cheapest(place, 1e-2, [entry], exact, exact)[1]
     fewer = math.floor(kept.steps * (1 - search.CLOSE)) - 1
@@ -144,7 +145,7 @@ def harder(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     """Make all errors on the set of seed 1 larger by a factor, as if its images were harder."""
     measured = bench.measured
 
-    def inflated(place: Stand, run: Any, solutions: bench.Truth) -> Any:
+    def inflated(place: Harness, run: Any, solutions: bench.Truth) -> Any:
         cell = measured(place, run, solutions)
         if solutions.seed == 1:
             cell |= {name: cell[name] * factor for name in ("decode_error", "encode_error")}
@@ -153,7 +154,7 @@ def harder(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     monkeypatch.setattr(search, "measured", inflated)
 
 
-def test_what_fits_one_set_only_is_not_named(mixture: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fits_one_set_only_is_not_named(mixture: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fewest steps for one set err three times as much on a harder one: more steps are taken, or another run."""
     place, (exact, held) = mixture, two_sets(mixture)
     alone = search.cheapest(place, 1e-2, ENTRIES, exact, exact)[1]
@@ -185,7 +186,7 @@ def test_nothing_is_named_that_the_second_set_does_not_keep(
 
 
 def test_nothing_keeps_it_and_nothing_can_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = stand(tmp_path)
+    place = harness(tmp_path)
     monkeypatch.setattr(search, "LADDER", (5, 7))
     exact = bench.truth(place, 2, SHAPE, end="sigma_min", steps=100)
     with pytest.raises(InputError, match=r"none of these solvers keeps an error of 0\.0001 with up to 7 steps"):

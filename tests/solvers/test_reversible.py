@@ -23,8 +23,8 @@ from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.latents.provenance import provenance_of
 from odeddim.plans import Plan
 from odeddim.solvers import reversible
-from odeddim.solvers._operations import Course, Kick, Mix
-from odeddim.solvers._registers import Flip, Machine
+from odeddim.solvers._operations import Kick, Mix, Moves
+from odeddim.solvers._registers import Flip, Registers
 from odeddim.solvers.reversible import mccallum_foster
 from odeddim.types import InputError, State
 
@@ -220,10 +220,10 @@ def test_any_list_of_operations_is_undone(operations: list[tuple[float, ...]], s
         for part in made
         if not isinstance(part, Mix) or max(map(abs, (part.matrix[0][1], part.matrix[1][0]))) > 0.1
     ]
-    machine = Machine(Course(tuple(operated)), [0.1, 2.0], single=single)
-    start = [machine.read(IMAGES[:, :1]), machine.read(IMAGES[:, 1:])]
+    bank = Registers(Moves(tuple(operated)), [0.1, 2.0], single=single)
+    start = [bank.read(IMAGES[:, :1]), bank.read(IMAGES[:, 1:])]
     registers = [register.clone() for register in start]
-    machine.run(_wave, registers, False, {})
+    bank.run(_wave, registers, False, {})
     values = [IMAGES[:, :1], IMAGES[:, 1:]]
     for part in operated:
         if isinstance(part, Kick):
@@ -235,9 +235,9 @@ def test_any_list_of_operations_is_undone(operations: list[tuple[float, ...]], s
             values = [a * values[0] + b * values[1], c * values[0] + d * values[1]]
     for register, value in zip(registers, values, strict=True):
         assert torch.allclose(
-            register.double() * machine.quantum * machine.scale, value, rtol=1e-4, atol=1e-4 if single else 1e-7
+            register.double() * bank.quantum * bank.scale, value, rtol=1e-4, atol=1e-4 if single else 1e-7
         )
-    machine.run(_wave, registers, True, {})
+    bank.run(_wave, registers, True, {})
     assert all(torch.equal(*pair) for pair in zip(registers, start, strict=True))
 
 
@@ -483,4 +483,4 @@ def test_only_one_step_rows_are_coupled() -> None:
 def test_coupling_of_one_step_needs_no_mixture() -> None:
     made = reversible.coupled([0.1, 1.0, 10.0], base=solvers.get("euler"), coupling=1.0)
     assert not any(isinstance(operation, Mix) for operation in made.operations)
-    assert not any(isinstance(step, Flip) for step in Machine(made, [0.1, 10.0], single=True).steps)
+    assert not any(isinstance(step, Flip) for step in Registers(made, [0.1, 10.0], single=True).steps)

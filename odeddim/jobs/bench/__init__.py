@@ -1,0 +1,17 @@
+"""The benches: each measures solvers on a model, and leaves a table and its figures in a folder.
+
+A bench takes a `Workbench`: the model, where it runs, and the folder. Every measurement is kept in the folder: a bench
+that was stopped goes on with the same call, and a table with one more solver measures only that solver.
+"""
+
+from __future__ import annotations
+
+from odeddim.jobs.bench.consistency import consistency as consistency
+from odeddim.jobs.bench.interpolation import interpolation as interpolation
+from odeddim.jobs.bench.quality import quality as quality
+from odeddim.jobs.bench.reconstruction import reconstruction as reconstruction
+from odeddim.jobs.bench.report import report as report
+from odeddim.jobs.bench.timing import timing as timing
+from odeddim.jobs.bench.work_precision import find as find
+from odeddim.jobs.bench.work_precision import work_precision as work_precision
+from odeddim.jobs.bench.workbench import Workbench as Workbench

@@ -1,0 +1,69 @@
+"""DDIM's appendix D.5: images between latents, and how smooth they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from odeddim.bench import defaults
+from odeddim.bench import interpolation as bench
+from odeddim.bench.harness import expected
+from odeddim.bench.tables import Table
+from odeddim.jobs.bench.workbench import Session, Workbench
+
+
+def interpolation(
+    workbench: Workbench,
+    *,
+    pairs: int = defaults.INTERPOLATION.count,
+    points: int = defaults.POINTS,
+    side: int = defaults.SIDE,
+    solvers: Sequence[str] = defaults.INTERPOLATION.solvers,
+    steps: Sequence[int] = defaults.INTERPOLATION.steps,
+    seed: int = 0,
+    size: tuple[int, ...] | None = None,
+    end: str = "zero",
+    **settings: Any,
+) -> Table:
+    """Decode lines and a grid between latents, and measure how smooth the images along them are.
+
+    An ODE's images change smoothly. DDPM, here for contrast, adds noise to each image, and neighbouring images have
+    little in common. The cross-fade between the first solver's end images, which is straight, is the reference.
+
+    Args:
+        workbench: The model, where it runs, and the folder.
+        pairs: How many lines, each between two latents.
+        points: How many images on each line, 3 or more.
+        side: How many images along each side of the grid between four latents, of the first solver; 0 for no grid.
+        solvers: SOLVER or SOLVER@GRID; a grid file runs with its own steps.
+        steps: The numbers of steps.
+        seed: Of the noise; pair p lies between the noise of (seed, 2p) and (seed, 2p + 1).
+        size: (C, H, W) of the images, for models that take any.
+        end: "zero" or "sigma_min".
+        **settings: The settings of the solvers, such as rtol; each goes to the solvers that have it.
+
+    Returns:
+        The table. It is in the folder too, with its figures and sheets of the images.
+
+    Raises:
+        InputError: For what cannot be measured, before anything is measured, and for a folder with files of others.
+
+    Source:
+        Song et al., Denoising Diffusion Implicit Models, arXiv 2010.02502, appendix D.5.
+
+    Example:
+        >>> import odeddim, tempfile
+        >>> bench = odeddim.jobs.bench.Workbench("exact-mixture", folder=tempfile.mkdtemp())
+        >>> table = odeddim.jobs.bench.interpolation(
+        ...     bench, pairs=1, points=3, side=0, solvers=["euler"], steps=[5], size=(1, 4, 4)
+        ... )
+        >>> [row["solver"] for row in table.rows]
+        ['euler', 'cross-fade']
+    """
+    session = Session.of(workbench, "interpolation")
+    shape = session.shape(size)
+    plans = session.plans(solvers, steps, end, settings)
+    total = pairs * points * sum(expected(each) for each in plans) + side**2 * expected(plans[0])
+    with session.harness(total) as harness:
+        table = bench.interpolation(harness, plans, shape, pairs=pairs, points=points, side=side, seed=seed)
+    return session.deliver(table)

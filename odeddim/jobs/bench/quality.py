@@ -1,0 +1,129 @@
+"""DDIM's Tables 1 and 3: how good samples are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from odeddim.bench import defaults
+from odeddim.bench import quality as bench
+from odeddim.bench.features import Features
+from odeddim.bench.harness import Pictures, expected
+from odeddim.bench.tables import Table
+from odeddim.defaults import SAMPLE_WITH_ETA
+from odeddim.jobs.bench.workbench import Session, Workbench
+from odeddim.jobs.subject import images_for
+from odeddim.models.networks.classifier import REFERENCE
+from odeddim.storage.images import ImageSource, check_shape, sample_images
+from odeddim.types import InputError
+
+
+def quality(
+    workbench: Workbench,
+    *,
+    count: int = defaults.QUALITY.count,
+    eta: Sequence[float | str] | None = None,
+    solvers: Sequence[str] = defaults.QUALITY.solvers,
+    grid: str = defaults.GRID,
+    steps: Sequence[int] = defaults.QUALITY.steps,
+    reference: str | Path | None = None,
+    features: str | Path | Features | None = None,
+    paper: str | None = None,
+    **how: Any,
+) -> Table:
+    """Sample by DDIM's family and by any solver, and compare the samples with real images: DDIM's Tables 1 and 3.
+
+    The figures are Fréchet distance, KID, precision and recall of the features of exactly so many samples. Sample i
+    depends on the seed and i only. Needs torchmetrics: pip install 'odeddim[metrics]'.
+
+    Args:
+        workbench: The model, where it runs, and the folder.
+        count: How many samples of each line.
+        eta: DDIM's η, from 0 (the ODE) to 1 (DDPM), and "hat" for DDPM with the larger variance σ̂. None for 0, 0.2,
+            0.5, 1 and hat, or for none where solvers are given.
+        solvers: SOLVER or SOLVER@GRID; a grid file runs with its own steps.
+        grid: The grid of the lines with η.
+        steps: The numbers of steps.
+        reference: Real images to compare with; None, for built-in models only, for 2,048 test images of Fashion-MNIST.
+        features: The network whose features are compared, as of `odeddim.bench.features.load_features`; None for the
+            built-in network where the model is built in.
+        paper: "cifar10", "celeba", "bedroom" or "church", where model and reference are the paper's own of this data
+            set: the paper's FIDs are then in a column.
+        **how: seed and size (C, H, W) of the noise, end, and the settings of the solvers, as of the other benches.
+
+    Returns:
+        The table. It is in the folder too, with its figures and a sheet of the first samples.
+
+    Raises:
+        InputError: For what cannot be measured, before anything is measured, and for a folder with files of others.
+
+    Source:
+        Song et al., Denoising Diffusion Implicit Models, arXiv 2010.02502, Tables 1 and 3.
+
+    Example:
+        >>> import odeddim, tempfile
+        >>> bench = odeddim.jobs.bench.Workbench("exact-mixture", folder=tempfile.mkdtemp())
+        >>> table = odeddim.jobs.bench.quality(bench, count=4, eta=[0, 1], steps=[3], size=(1, 28, 28))
+        >>> [row["eta"] for row in table.rows]
+        ['0', '1']
+    """
+    seed, size, end = how.pop("seed", 0), how.pop("size", None), how.pop("end", "zero")
+    etas = [_eta(value) for value in eta or (() if solvers else defaults.ETA)]
+    session = Session.of(workbench, "quality")
+    shape = session.shape(size)
+    image_shape = session.field.image_shape or shape
+    network, real, others = _compared_with(session, reference, features, image_shape)
+    lines = []
+    for each in etas:
+        name, its_own = _sampler(each)
+        lines += [bench.Sampled(plan, each) for plan in session.plans([f"{name}@{grid}"], steps, end, its_own)]
+    lines += [bench.Sampled(plan) for plan in session.plans(solvers, steps, end, how)]
+    total = (count + min(bench.SHOWN, count)) * sum(expected(line.run) for line in lines)
+    with session.harness(total, count) as harness:
+        table = bench.quality(
+            harness, lines, count, shape, network, real, seed=seed, end=end, paper=paper, others=others
+        )
+    return session.deliver(table)
+
+
+def _eta(value: float | str) -> str:
+    """An η as the table has it: "hat", or a number."""
+    text = str(value).strip()
+    if text in (bench.HAT, "σ̂", "sigma-hat"):
+        return bench.HAT
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 100:
+        raise InputError(f"{text!r} is no η: give numbers from 0 (the ODE) to 1 (DDPM), or hat for σ̂")
+    return f"{number:g}"
+
+
+def _sampler(eta: str) -> tuple[str, dict[str, float]]:
+    """The solver that samples with an η, and its settings."""
+    if eta == bench.HAT:
+        return "ddpm-sigma-hat", {}
+    return (SAMPLE_WITH_ETA, {"eta": float(eta)}) if float(eta) else ("euler", {})
+
+
+def _compared_with(
+    session: Session, reference: str | Path | None, features: str | Path | Features | None, shape: tuple[int, ...]
+) -> tuple[Features, Pictures, Pictures | None]:
+    """The feature network, the reference, and more real images where the reference is the package's own."""
+    name = session.field.name
+    if reference is None and not session.built_in:
+        raise InputError(f"what are the samples of {name!r} to be compared with? Give reference=...")
+    network = session.features(features, shape)
+    if network is None:
+        raise InputError(f"which features of the images of {name!r} are to be compared? Give features=...")
+    real = images_for(session.field, Path(reference or REFERENCE))
+    check_shape(real, shape, Path(reference) if reference else "the package")
+    others = sample_images() if reference is None else None
+    named = str(reference or "2,048 test images of Fashion-MNIST")
+    return network, _pictures(real, named), None if others is None else _pictures(others)
+
+
+def _pictures(source: ImageSource, name: str = "") -> Pictures:
+    return Pictures(lambda start, stop: source[start:stop], len(source), name)

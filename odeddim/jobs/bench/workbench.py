@@ -1,0 +1,194 @@
+"""What all benches share: the model, where it runs, and the folder that holds what was measured."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from odeddim.api import Model
+from odeddim.bench import figures
+from odeddim.bench.defaults import FOLDER, TOLERANCE
+from odeddim.bench.features import DEFAULT as FEATURES
+from odeddim.bench.features import Features, load_features
+from odeddim.bench.harness import Entry, Harness, planned
+from odeddim.bench.tables import Table, check_files, load
+from odeddim.jobs.machine import QUEUE, Machine, Place, in_work
+from odeddim.jobs.sample import shape_for
+from odeddim.jobs.subject import Subject, subject_on, warn_of_plan
+from odeddim.jobs.work import Progress, silent
+from odeddim.models import BUILT_IN, DEFAULT
+from odeddim.ode.field import VectorField
+from odeddim.plans import Plan
+from odeddim.storage.workers import rank
+from odeddim.types import InputError, Solver
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A model, where it runs, and the folder of its tables, figures and measurements.
+
+    What is measured is kept in the folder. A bench that was stopped goes on with the same call, and several processes
+    share the work.
+
+    Attributes:
+        model: A name, a path, a VectorField, or a Subject with its condition.
+        machine: Where to run.
+        folder: The folder; the measurements are in its folder "cells".
+        overwrite: Whether to measure everything again and to replace the files of the tables.
+        progress: Called with the total, the unit and the number done; shows the progress.
+
+    Example:
+        >>> import odeddim, tempfile
+        >>> bench = odeddim.jobs.bench.Workbench("exact-mixture", folder=tempfile.mkdtemp())
+        >>> table = odeddim.jobs.bench.reconstruction(bench, count=2, solvers=["euler@linear"], steps=[3])
+        >>> table.rows[0]["evaluations"]
+        3.0
+    """
+
+    model: Model | Subject = DEFAULT
+    machine: Machine | None = None
+    folder: str | Path = FOLDER
+    overwrite: bool = False
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Session:
+    """A workbench with its model loaded, ready to measure.
+
+    Attributes:
+        workbench: The workbench.
+        folder: Its folder.
+        place: Where the model runs.
+        whole: The model, with its autoencoder if it is a latent model.
+        field: The model that is measured: `whole`, or the model of its data without the autoencoder.
+    """
+
+    workbench: Workbench
+    folder: Path
+    place: Place
+    whole: VectorField
+    field: VectorField
+
+    @classmethod
+    def of(cls, workbench: Workbench, name: str, also: Sequence[str] = (), *, on_data: bool = False) -> Session:
+        """Check the folder, and load the model.
+
+        Args:
+            workbench: The workbench.
+            name: The name of the table that is to be written.
+            also: The names of other files that are to be written.
+            on_data: Whether a latent model is measured on its data, without its autoencoder.
+
+        Raises:
+            InputError: For a model that cannot be loaded, and where the folder is a file, has a table of another model
+                under this name, or has files of others in the place of what is to be written.
+        """
+        folder = Path(workbench.folder)
+        if workbench.overwrite and rank()[1] > 1:
+            raise InputError("overwrite=True with several processes: each would begin anew; run it with one first")
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file: give a folder with folder=...")
+        if not workbench.overwrite:
+            check_files(folder, name, also)
+        place = (workbench.machine or Machine()).at()
+        whole = subject_on(place, workbench.model)
+        if not workbench.overwrite:
+            _check_table(folder / f"{name}.h5", whole)
+        return cls(workbench, folder, place, whole, whole.on_data() if on_data else whole)
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the model is one of the package's own."""
+        return self.whole.name in BUILT_IN
+
+    @property
+    def _own_dtype(self) -> dict[str, str]:
+        """The dtype of a VectorField that was given, which is taken as it is, where it is not that of the machine."""
+        own = self.field.dtype
+        if not isinstance(self.workbench.model, VectorField) or own == self.place.dtype:
+            return {}
+        return {"dtype": "the state's dtype" if own is None else str(own).removeprefix("torch.")}
+
+    def shape(self, size: Sequence[int] | None) -> tuple[int, ...]:
+        """(C, H, W) of the noise. size: of images, for models that take any; None: the model's own."""
+        return shape_for(self.whole, None if size is None else tuple(size))
+
+    def plans(self, names: Sequence[str], steps: Sequence[int], end: str, settings: Mapping[str, Any]) -> list[Plan]:
+        """The plans of these SOLVER[@GRID]s; adaptive solvers have tolerances that make a comparison fair."""
+        given = {"rtol": TOLERANCE, "atol": TOLERANCE, **chosen(settings)}
+        plans = planned(self.field, [Entry.parse(name) for name in names], steps, end, given)
+        for plan in {(plan.grid, plan.solver.name): plan for plan in plans}.values():
+            warn_of_plan(plan, self.field)
+        return plans
+
+    def features(self, which: str | Path | Features | None, shape: tuple[int, ...]) -> Features | None:
+        """The feature network that was named; of a built-in model its own, for images (C, H, W) that it takes."""
+        if which is None and not self.built_in:
+            return None
+        network = load_features(which or FEATURES, device=self.place.device)
+        return None if which is None and network.shape not in (None, shape) else network
+
+    @contextlib.contextmanager
+    def harness(self, total: float, images: int | None = None, *, unit: str = "evaluations") -> Iterator[Harness]:
+        """The harness that measures the model, with a progress bar.
+
+        Args:
+            total: What the bar ends at.
+            images: How many images there are. The network sees no more at once: filling up would cost as much again.
+            unit: What the bar counts.
+        """
+        place, given = self.place, self.place.machine
+        size = given.batch_size or in_work(given.network_batch or place.usual_network_batch)
+
+        def fit(row: Solver) -> dict[str, Any]:
+            place.fit(self.field, row)
+            if given.network_batch is None and images is not None:
+                self.field.network_batch = min(self.field.network_batch or images, images)
+            return {**place.details(self.field, row, size * (QUEUE if row.queued else 1)), **self._own_dtype}
+
+        with self.workbench.progress(int(total), unit, 0) as advance:
+            yield Harness(self.field, self.folder, place.state, size, fit, advance, self.workbench.overwrite)
+
+    def deliver(self, table: Table, floor: float | None = None, beside: Mapping[str, bytes] | None = None) -> Table:
+        """Write a table and its figures to the folder; of several processes, the first does.
+
+        Args:
+            table: The table.
+            floor: What a latent model's autoencoder alone loses of the images: the median over the images of the rms
+                over pixels in [-1, 1].
+            beside: Other files that belong to the table, name -> content.
+
+        Returns:
+            The table as it was written, with the paths of its files.
+        """
+        if self.whole.codec is not None and self.field.codec is None:
+            lost = "" if floor is None else f"; its autoencoder alone loses {floor:.3g} of the images (rms, median)"
+            table = replace(table, notes=(*table.notes, f"all of the latent model's data in place of images{lost}"))
+        if rank()[0] > 0:
+            return table
+        return replace(table, files=tuple(table.save(self.folder, {**figures.files(table), **(beside or {})})))
+
+
+def chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that have a value."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _check_table(path: Path, model: VectorField) -> None:
+    """Raise an InputError where a table is of another model, or damaged."""
+    if not path.exists():
+        return
+    try:
+        name, sha256, condition = (load(path).settings.get(key, "") for key in ("model", "sha256", "condition"))
+    except InputError as error:
+        raise InputError(f"{error}; overwrite=True replaces it") from error
+    if (sha256 or name, condition) != (model.sha256 or model.name, model.condition.words):
+        under = f" under {condition}" if condition else ""
+        raise InputError(
+            f"{path} is a table of the model {name!r}{under}: give another folder with folder=..., or overwrite=True "
+            "to replace it"
+        )
