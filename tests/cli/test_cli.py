@@ -545,7 +545,7 @@ BAD = {
             "--model",
             "exact-mixture",
         ],
-        "went to σ = nan",
+        "reached σ = nan",
     ),
     "a reference of other sizes": (
         ["bench", "quality", "--model", "exact-mixture", "--size", "1,28,28", "--reference", "small.npy"],
