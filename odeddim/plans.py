@@ -180,7 +180,7 @@ class Plan:
         return replace(self, notes={"model": model.name, "sha256": model.sha256, **condition, **notes})
 
     def unlike(self, model: VectorField) -> str:
-        """How the model for which the plan was found differs from this one, in words; "" if not, or if it is unknown."""
+        """How the model for which the plan was found differs from this one, in words; "" if it does not."""
         theirs = self.notes.get("sha256") or self.notes.get("model")
         if theirs and theirs != (model.sha256 if self.notes.get("sha256") else model.name):
             name = self.notes.get("model", theirs)

@@ -187,7 +187,7 @@ def test_the_nodes_of_a_plan_file_are_a_grid(tmp_path: Path) -> None:
     Plan(solvers.get("ab3"), nodes, "karras", notes={"model": "a: b\n1 2", "steps": 7}).save(path)
     assert torch.equal(grids.grid(str(path), LINEAR), nodes)  # to the last bit
     assert torch.equal(grids.grid(str(path), LINEAR, 7), nodes)
-    with pytest.raises(InputError, match="7 steps, but 50"):
+    with pytest.raises(InputError, match="7 steps, not 50"):
         grids.grid(str(path), LINEAR, 50)
     assert torch.equal(grids.grid(str(path), LINEAR, end="zero"), nodes)
     with pytest.raises(InputError, match="begin at σ = 0"):
@@ -233,5 +233,5 @@ def test_a_grid_can_end_below_the_top(name: str, end: str) -> None:
     for wrong in (schedule.sigma_max * 1.01, schedule.sigma_min / 2, float("nan")):
         with pytest.raises(InputError, match="cannot end"):
             grids.grid(name, schedule, 20, end=end, top=wrong)
-    with pytest.raises(InputError, match="take 'trailing' or 'linear'"):
+    with pytest.raises(InputError, match="give grid='trailing' or grid='linear'"):
         grids.grid("leading", schedule, 20, end=end, top=top)

@@ -493,7 +493,7 @@ def test_from_one_end_to_the_other_and_from_nowhere_else(name: str, nodes: list[
     assert integrate(field, up, plan).sigma == nodes[0]
     asked = field.nfe
     for level in (nodes[0] + 0.1, nodes[1] + 0.1, 3.0, 19.99, 20.01, 157.0, math.nan):
-        with pytest.raises(InputError, match=r"the state lies at σ = .* but the plan goes from σ = .* to 20: begin at"):
+        with pytest.raises(InputError, match=r"the state lies at σ = .* goes from σ = .* to 20: give a state at one"):
             integrate(field, State(images(), level), plan)
     with pytest.raises(InputError, match="the latent lies at σ = 19, but the grid ends at σ = 20"):
         odeddim.decode(State(images(), 19.0), model=field, plan=plan)
