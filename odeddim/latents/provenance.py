@@ -69,7 +69,7 @@ class Provenance:
             if model.name == self.model:
                 raise InputError(
                     f"{where} holds latents of model {self.model!r} with the hash {self.sha256[:12]}, but its "
-                    f"weights or settings have changed since ({model.sha256[:12]}): give the former model with model=..."
+                    f"weights or settings have changed since ({model.sha256[:12]}): give the former one, model=..."
                 )
             ours, theirs = _model_words(self.model, self.sha256), _model_words(model.name, model.sha256)
             raise InputError(

@@ -218,9 +218,7 @@ def _among(nodes: Tensor, levels: Tensor) -> Tensor:
     place = torch.bucketize(nodes, (levels[1:] + levels[:-1]) / 2)
     count, first, last = len(place), int(place[0]), int(place[-1])
     if last - first + 1 < count:
-        raise InputError(
-            f"the grid 'edm' has only {last - first + 1} noise levels on this model: give fewer steps"
-        )
+        raise InputError(f"the grid 'edm' has only {last - first + 1} noise levels on this model: give fewer steps")
     order = torch.arange(count)
     upwards = torch.cummax(place - order, 0).values + order
     return levels[torch.minimum(upwards, last - order.flip(0))]
