@@ -1,11 +1,10 @@
 """Bridges: encode with one model, decode with another (DDIB, arXiv 2203.08382).
 
-Both models move x̄ = x0 + σ·ε, whatever they predict and however they count time; so the state at a noise level that
-both know is handed over as it is. That level is the lower of their two σ_T: what one model calls noise there is a
-state that the other knows, and nothing is rescaled.
+Both models move x̄ = x0 + σ·ε, whatever they predict and whatever labels they take, so the state at a noise level that
+both know passes from one to the other as it is, without rescaling. That level is the lower of their two σ_T.
 
-The cycle error says how much of an image the way there and back keeps: encoded by the source, decoded and encoded
-again by the target, decoded by the source.
+The cycle error says how much of an image is lost on the way to the target and back: the source encodes it, the target
+decodes and encodes it, and the source decodes it.
 """
 
 from __future__ import annotations
@@ -27,9 +26,15 @@ from odeddim.types import InputError, Settings, Solver, State
 
 @dataclass(frozen=True)
 class Bridged:
-    """images: (B, C, H, W) of the target model. state: where the two models met. again: the images come back, and
-    error: (B,) float64 on the CPU, the rms over pixels, in [-1, 1], between them and what was given; None without the
-    cycle."""
+    """The result of a bridge.
+
+    Attributes:
+        images: The images of the target model, (B, C, H, W), nominally in [-1, 1] and not clipped.
+        state: The state at the noise level where the models meet.
+        again: The images after the way back, (B, C, H, W) of the source model; None without the cycle.
+        error: The cycle error of each image, (B,) float64 on the CPU: the rms over pixels of `again` minus the image
+            that was given, in [-1, 1]; None without the cycle.
+    """
 
     images: Tensor
     state: State
@@ -39,7 +44,14 @@ class Bridged:
 
 @dataclass(frozen=True)
 class Bridge:
-    """A bridge between two models, and for each of them the plan up to the noise level where they meet."""
+    """A bridge between two models.
+
+    Attributes:
+        source: The model that encodes.
+        target: The model that decodes.
+        source_plan: The plan of the source, up to the noise level where the models meet.
+        target_plan: The plan of the target, up to the same noise level.
+    """
 
     source: VectorField
     target: VectorField
@@ -57,7 +69,19 @@ class Bridge:
         return self.source_plan.top
 
     def cross(self, x_0: Tensor, *, cycle: bool = True) -> Bridged:
-        """Images (B, C, H, W) in [-1, 1] of the source, over the bridge; with `cycle` also back again."""
+        """Take images over the bridge.
+
+        Args:
+            x_0: Images of the source, (B, C, H, W) in [-1, 1].
+            cycle: Whether to take them back too, for the cycle error; 3 times the evaluations.
+
+        Returns:
+            The images of the target.
+
+        Raises:
+            InputError: If a model does not take the images.
+            BudgetExceeded: If an adaptive run reaches max_nfe; the error holds the best state so far.
+        """
         given = state_dtype(x_0)
         state = self._up(self.source, given, self.source_plan)
         images = self._down(self.target, state, self.target_plan)
@@ -69,7 +93,7 @@ class Bridge:
     @staticmethod
     def _up(field: VectorField, images: Tensor, plan: Plan) -> State:
         state = integrate(field, State(to_data(field, images), float(plan.nodes[0])), plan)
-        return State(state.xbar, state.sigma)  # without what belongs to the way back of this model
+        return State(state.xbar, state.sigma)  # without the aux that only this model's way back can use
 
     @staticmethod
     def _down(field: VectorField, state: State, plan: Plan) -> Tensor:
@@ -86,18 +110,33 @@ def between(
     end: str = "zero",
     **settings: Unpack[Settings],
 ) -> Bridge:
-    """The bridge between two models; arguments and errors as of `odeddim.solve`, and an InputError where they do not
-    meet: images of other shapes, data of other autoencoders, or no common noise level at which images are noise."""
+    """The bridge between two models.
+
+    Args:
+        source: The model that encodes: a built-in name, the path of a model, or a VectorField.
+        target: The model that decodes.
+        solver, steps, grid, end, **settings: As of `odeddim.solve`; they hold for both models.
+
+    Returns:
+        The bridge.
+
+    Raises:
+        InputError: If an argument cannot be used, or the models do not meet: they have images of different shapes,
+            data of different autoencoders, or no common noise level at which images are noise.
+
+    Source:
+        Su et al. 2022, arXiv 2203.08382.
+    """
     one, other = load(source), load(target)
     _check_units(one, other)
     top = min(one.schedule.sigma_max, other.schedule.sigma_max)
     up, down = (Plan.of(field.schedule, solver, steps, grid, end, settings, top=top) for field in (one, other))
     check_encodes(up.solver)
-    meet = min(up.top, down.top)  # of nodes that were given, rounded, each was taken to its own σ_T
+    meet = min(up.top, down.top)  # each plan may have moved given nodes, rounded, to its own σ_T
     if meet < LOWEST_TOP:
         raise InputError(
             f"{one.name!r} and {other.name!r} would meet at σ = {meet:.4g}, where images still show through the noise: "
-            f"a bridge needs σ of {LOWEST_TOP:g} at least"
+            f"give models and a grid that reach σ = {LOWEST_TOP:g}"
         )
     up, down = (replace(way, nodes=torch.cat([way.nodes[:-1], way.nodes.new_tensor([meet])])) for way in (up, down))
     return Bridge(one, other, up, down)
@@ -115,9 +154,31 @@ def bridge(
     end: str = "zero",
     **settings: Unpack[Settings],
 ) -> Bridged:
-    """Encode images with one model and decode them with another: x_0 (B, C, H, W) in [-1, 1] -> Bridged.
+    """Encode images with one model and decode them with another: a dual diffusion implicit bridge.
 
-    cycle: also go back, for the error, at thrice the evaluations. The rest and errors as of `between`.
+    Args:
+        x_0: Images of the source, (B, C, H, W) in [-1, 1], float32 or float64.
+        source: The model that encodes: a built-in name, the path of a model, or a VectorField.
+        target: The model that decodes.
+        solver, steps, grid, end, **settings: As of `odeddim.solve`; they hold for both models.
+        cycle: Whether to take the images back too, for the cycle error; 3 times the evaluations.
+
+    Returns:
+        The images of the target, the state where the models meet and, with the cycle, the cycle error.
+
+    Raises:
+        InputError: If an argument cannot be used, or the models do not meet: they have images of different shapes,
+            data of different autoencoders, or no common noise level at which images are noise.
+        BudgetExceeded: If an adaptive run reaches max_nfe; the error holds the best state so far.
+
+    Source:
+        Su et al. 2022, arXiv 2203.08382.
+
+    Example:
+        >>> images = odeddim.sample(2, model="exact-gaussian", steps=5, shape=(1, 4, 4))
+        >>> bridged = odeddim.bridge(images, "exact-gaussian", "exact-mixture", steps=5)
+        >>> bridged.images.shape, bridged.error.shape
+        (torch.Size([2, 1, 4, 4]), torch.Size([2]))
     """
     return between(source, target, solver, steps=steps, grid=grid, end=end, **settings).cross(x_0, cycle=cycle)
 
@@ -126,10 +187,12 @@ def _check_units(one: VectorField, other: VectorField) -> None:
     if one.shape is not None and other.shape is not None and one.shape != other.shape:
         words = ["×".join(map(str, field.shape or ())) for field in (one, other)]
         raise InputError(
-            f"{one.name!r} moves data of {words[0]} and {other.name!r} of {words[1]}: no bridge joins them"
+            f"{one.name!r} moves data of shape {words[0]} and {other.name!r} of {words[1]}: "
+            "give two models with data of one shape"
         )
     ours, theirs = ("" if field.codec is None else field.codec.sha256 for field in (one, other))
     if ours != theirs:
         raise InputError(
-            f"the data of {one.name!r} and {other.name!r} are not in the same units: they have different autoencoders"
+            f"{one.name!r} and {other.name!r} have different autoencoders, so their data are not in the same units: "
+            "give two models with one autoencoder"
         )

@@ -1,7 +1,7 @@
 """Plans: what a run does, decided before it runs. A solver with its settings, over the nodes of a grid.
 
-A plan is made in one place, `Plan.of`, from what people say (a solver, steps, a grid, an end, settings), and everything
-that runs, keeps or compares runs holds one: `integrate`, latent files, benches, bridges.
+A plan is made in one place, `Plan.of`, from the arguments that a user gives (a solver, steps, a grid, an end,
+settings). Everything that runs, stores or compares runs holds a plan: `integrate`, latent files, benches, bridges.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from odeddim.types import Field, InputError, Solver, State, pick
 
 Grid: TypeAlias = str | Path | Tensor | Sequence[float] | None
 GIVEN = "nodes"
-"""The name of a grid whose nodes were given, and of an end that is neither σ = 0 nor σ_1."""
+"""The name of a grid whose nodes were given as numbers, and of an end that is neither σ = 0 nor σ_1."""
 
 FORMAT, VERSION = "odeddim plan", 1
-_LARGEST = 1 << 26  # letters of a file: a plan of the most steps has 25 million
-_TOLD = ("model", "sha256", "condition")  # notes of `Plan.noted`, words all
-_NO_STEPS = "solver {!r} chooses its own steps: leave out steps and grid, and give rtol and atol"
-_LOWEST = 1e-6  # of σ_1: nodes below would only add rounding
+_LARGEST = 1 << 26  # characters of a file: a plan with the most steps has 25 million
+_TOLD = ("model", "sha256", "condition")  # notes of `Plan.noted`, all of them words
+_NO_STEPS = "solver {!r} chooses its own steps: leave out steps=... and grid=..., and give rtol=... and atol=..."
+_LOWEST = 1e-6  # as a share of σ_1: nodes below it would only add rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a run does.
+    """What a run does: a solver with its settings, and the nodes that it walks. `odeddim.plan` makes one.
 
     Attributes:
         solver: The row of the solver table, with its settings.
@@ -46,7 +46,17 @@ class Plan:
             decoding walks them down. An adaptive solver goes from the first to the last and chooses those between.
         grid: The name of the grid, the path of its file, or "nodes" where the nodes were given.
         end: Where images lie: "zero" (σ = 0), "sigma_min" (σ_1), or "nodes" (elsewhere).
-        notes: What a file says besides: for which model the plan was found, and what it keeps.
+        notes: Notes that the file of the plan holds too: the model for which the plan was found, and how.
+
+    Raises:
+        InputError: If the nodes are not at least two finite noise levels that rise strictly.
+
+    Example:
+        >>> plan = odeddim.plan(solver="belm", steps=10)
+        >>> print(plan)
+        belm, log grid, 10 steps, end zero
+        >>> plan.steps, plan.evaluations, plan.nodes.shape
+        (10, 10, torch.Size([11]))
     """
 
     solver: Solver
@@ -72,25 +82,28 @@ class Plan:
         *,
         top: float | None = None,
     ) -> Plan:
-        """The plan of what people say.
+        """The plan of the arguments that a user gives.
 
         Args:
             schedule: The noise levels of the model.
-            solver: A name of `odeddim.solvers.names()`, or a row of one's own.
-            steps: The number of steps; 50 unless given, or as many as a file has. Not of adaptive solvers.
-            grid: A name of `odeddim.ode.grids.NAMES`, a file, the nodes themselves (rising σ), or None for the
-                solver's own. Of nodes given to an adaptive solver only the ends are kept.
-            end: "zero" or "sigma_min" (see `odeddim.ode.grids`).
-            settings: The solver's own (`Solver.settings`); those that are None keep their defaults.
-            top: Where a named grid ends in place of σ_T.
+            solver: A name of `odeddim.solvers.names()`, or a row of your own.
+            steps: The number of steps; 50 by default, or as many as a grid file has. Adaptive solvers take none.
+            grid: A name of `odeddim.ode.grids.NAMES`, the path of a grid file, the nodes themselves (rising σ), or None
+                for the grid that the solver recommends. Adaptive solvers keep only the ends of nodes.
+            end: Where the image lies: "zero" or "sigma_min" (see `odeddim.ode.grids`).
+            settings: The solver's settings (`Solver.settings`); those that are None keep their defaults.
+            top: The last node of a named grid, in place of σ_T.
+
+        Returns:
+            The plan.
 
         Raises:
-            InputError: What cannot be used: an unknown name, steps of an adaptive solver, nodes outside the model's.
+            InputError: If a name is unknown, an adaptive solver is given steps, or a node is outside the model's range.
         """
         pick(end, grids.ENDS, "end")
         row = solvers.get(solver) if isinstance(solver, str) else solver
         if not isinstance(row, Solver):
-            raise InputError(f"a solver is a name or a row of the table (odeddim.Solver), not {row!r}")
+            raise InputError(f"solver must be a name or a row of the table (odeddim.Solver), not {row!r}")
         row = row.with_settings(**(settings or {}))
         if grid is None or isinstance(grid, (str, Path)):
             nodes, name = _named(schedule, row, steps, grid, end, top), str(grid or row.grid)
@@ -99,13 +112,13 @@ class Plan:
                 raise InputError(_NO_STEPS.format(row.name))
             nodes, name = grids.check_nodes(grid, steps=steps), GIVEN
             if end == "sigma_min" and float(nodes[0]) == 0:
-                raise InputError("the nodes given begin at σ = 0, which is end 'zero', not 'sigma_min'")
+                raise InputError("the nodes begin at σ = 0: give end='zero' instead of end='sigma_min'")
         nodes = on_schedule(nodes, schedule, adaptive=row.adaptive)
         return cls(row, nodes, name, end_of(nodes, schedule))
 
     @property
     def steps(self) -> int | None:
-        """How many steps; None where the solver chooses them."""
+        """The number of steps; None if the solver chooses them."""
         return None if self.solver.adaptive else len(self.nodes) - 1
 
     @property
@@ -115,29 +128,29 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that change a result: all that were chosen, but for where a run gives up."""
+        """The chosen settings that change a result, so without those that only decide when a run gives up."""
         return {key: value for key, value in self.solver.chosen.items() if key not in self.solver.limits}
 
     @cached_property
     def evaluations(self) -> float:
-        """Evaluations of the network per image to encode; NaN where they depend on the image.
+        """Evaluations of the network per image to encode; NaN if they depend on the image.
 
         Raises:
-            InputError: For a solver that only decodes.
+            InputError: If the solver only decodes.
         """
         check_encodes(self.solver)
         return self._count(State(self.nodes.new_zeros(1, 1), float(self.nodes[0])))
 
     @cached_property
     def evaluations_down(self) -> float:
-        """Evaluations of the network per image to decode; NaN where they depend on the image."""
+        """Evaluations of the network per image to decode; NaN if they depend on the image."""
         return self._count(State(self.nodes.new_zeros(1, 1), self.top))
 
     def _count(self, start: State) -> float:
-        """By a run over one number: no other way of counting holds for all rows."""
+        """Counted in a run over one number: no other way of counting holds for all rows."""
         rising = start.sigma < self.top
         row = self.solver
-        if row.adaptive or (rising and row.nfe is None):  # falling, rows that iterate do not
+        if row.adaptive or (rising and row.nfe is None):  # rows that iterate do so on rising nodes only
             return math.nan
         calls = 0
 
@@ -150,16 +163,24 @@ class Plan:
         return calls
 
     def with_solver(self, solver: Solver) -> Plan:
-        """The same nodes, walked by another row or by this one with other settings."""
+        """The plan with the same nodes and another row, or this row with other settings."""
         return replace(self, solver=solver)
 
     def noted(self, model: VectorField, **notes: Any) -> Plan:
-        """The plan with notes of the model that it was found for, and of whatever else is known of it."""
+        """The plan with notes.
+
+        Args:
+            model: The model for which the plan was found.
+            **notes: Further notes, values that JSON can hold.
+
+        Returns:
+            The plan.
+        """
         condition = {"condition": model.condition.words} if model.condition.words else {}
         return replace(self, notes={"model": model.name, "sha256": model.sha256, **condition, **notes})
 
     def unlike(self, model: VectorField) -> str:
-        """What the notes say of the model that the plan was found for, if that is another one; "" if it is this one."""
+        """How the model for which the plan was found differs from this one, in words; "" if it does not."""
         theirs = self.notes.get("sha256") or self.notes.get("model")
         if theirs and theirs != (model.sha256 if self.notes.get("sha256") else model.name):
             name = self.notes.get("model", theirs)
@@ -171,17 +192,27 @@ class Plan:
         return ""
 
     def on(self, schedule: Schedule) -> Plan:
-        """The plan for a model with this schedule. Raises InputError for nodes that the model does not know."""
+        """The plan for a model with another schedule.
+
+        Args:
+            schedule: The noise levels of the model.
+
+        Returns:
+            The plan, its last node at the model's σ_T if it is that up to rounding.
+
+        Raises:
+            InputError: If a node is outside the model's range.
+        """
         nodes = on_schedule(self.nodes, schedule, adaptive=self.solver.adaptive)
         end = end_of(nodes, schedule)
         return self if torch.equal(nodes, self.nodes) and end == self.end else replace(self, nodes=nodes, end=end)
 
     def __eq__(self, other: object) -> bool:
-        """Whether both do the same: the solver by its name, its settings, the nodes to the bit, grid, end and notes."""
+        """Whether both are the same: the solver's name and settings, the nodes bit for bit, grid, end and notes."""
         return isinstance(other, Plan) and self.to_dict() == other.to_dict()
 
     def __str__(self) -> str:
-        """The plan in words, as a last line tells it."""
+        """The plan in words, such as "belm, log grid, 10 steps, end zero"."""
         steps = "its own steps" if self.steps is None else f"{self.steps} step{'s' if self.steps != 1 else ''}"
         grid = "" if self.solver.adaptive else f", {self.grid} grid"
         words = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.settings.items()}
@@ -189,7 +220,7 @@ class Plan:
         return f"{self.solver.name}{grid}, {steps}, end {self.end}{settings}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of its file."""
+        """The content of the plan's file, as values that JSON can hold."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -202,11 +233,14 @@ class Plan:
         }
 
     def to_json(self) -> str:
-        """The content of its file, in words."""
+        """The content of the plan's file, as text."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Write the plan to a file, plan.json, which `Plan.load`, `--plan` and, for its nodes, `--grid` read.
+        """Write the plan to a file, for `Plan.load`, `odeddim encode --plan`, or as a grid file.
+
+        Args:
+            path: The file, such as plan.json.
 
         Raises:
             InputError: If the file cannot be written.
@@ -216,20 +250,26 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """The plan of a file that `save` wrote.
+        """Read a plan from a file.
+
+        Args:
+            path: A file that `save` or `odeddim grid` has written.
+
+        Returns:
+            The plan.
 
         Raises:
-            InputError: For anything else, and for a solver or a setting that this version does not have.
+            InputError: If the file is no plan or damaged, or names a solver or a setting that does not exist.
         """
         try:
             with open(path, encoding="utf-8") as file:
-                content = json.loads(file.read(_LARGEST))  # a device would never end
+                content = json.loads(file.read(_LARGEST))  # a device may have no end
         except OSError as error:
-            raise InputError(f"the plan {path} cannot be read ({error.strerror})") from error
+            raise InputError(f"the plan {path} cannot be read ({error.strerror}): check its path and rights") from error
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is no plan: `Plan.save` and `odeddim grid` write them") from error
+            raise InputError(f"{path} is no plan: make one with `Plan.save` or `odeddim grid`") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise InputError(f"{path} is no plan: `Plan.save` and `odeddim grid` write them")
+            raise InputError(f"{path} is no plan: make one with `Plan.save` or `odeddim grid`")
         kinds = {"solver": str, "settings": dict, "grid": str, "end": str, "nodes": list}
         wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
         notes, version = content.get("notes", {}), content.get("version")
@@ -238,22 +278,23 @@ class Plan:
             wrong.append("notes")
         if version != VERSION or isinstance(version, bool) or wrong:
             what = f"{wrong[0]} is missing or wrong" if wrong else f"version {version!r:.20}"
-            raise InputError(f"{path} is damaged, or was written by a newer odeddim ({what}): make it again")
+            raise InputError(f"{path} is damaged, or was written by a newer odeddim ({what}): make the plan again")
         try:
             row, settings = solvers.get(content["solver"]), content["settings"]
             if unknown := [name for name, value in settings.items() if name not in row.settings or value is None]:
                 raise InputError(
-                    f"solver {row.name!r} has no setting {unknown[0]!r} of that value: make the plan again"
+                    f"solver {row.name!r} has no setting {unknown[0]!r} with that value: make the plan again"
                 )
             row, nodes = row.with_settings(**settings), grids.check_nodes(content["nodes"], where="nodes")
             pick(content["end"], (*grids.ENDS, GIVEN), "end")
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # what is no number, or none of float64
-            raise InputError(f"{path} is damaged (nodes or settings are no numbers): make the plan again") from error
+        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # not numbers, or too large for float64
+            raise InputError(f"{path} is damaged (nodes or settings are not numbers): make the plan again") from error
         if (content["end"] == "zero") != (float(nodes[0]) == 0):
             raise InputError(
-                f"{path} is damaged (end {content['end']!r}, but its nodes begin at {float(nodes[0]):.6g})"
+                f"{path} is damaged (end {content['end']!r}, but its nodes begin at {float(nodes[0]):.6g}): "
+                "make the plan again"
             )
         return cls(row, nodes, content["grid"], content["end"], notes)
 
@@ -261,7 +302,7 @@ class Plan:
 def _named(
     schedule: Schedule, row: Solver, steps: int | None, grid: str | Path | None, end: str, top: float | None
 ) -> Tensor:
-    """The nodes of a named grid or a file; of adaptive solvers its ends."""
+    """The nodes of a named grid or a grid file; for adaptive solvers only the ends."""
     if not row.adaptive:
         return grids.grid(str(grid or row.grid), schedule, steps, end=end, top=top)
     if steps is not None or grid is not None:
@@ -271,32 +312,45 @@ def _named(
 
 
 def end_of(nodes: Tensor, schedule: Schedule) -> str:
-    """Where images lie on these nodes: "zero", "sigma_min" or "nodes"."""
+    """Where images lie on these nodes: "zero" (σ = 0), "sigma_min" (σ_1) or "nodes" (elsewhere)."""
     return {0.0: "zero", 1.0: "sigma_min"}.get(float(nodes[0]) / schedule.sigma_min, GIVEN)
 
 
 def on_schedule(nodes: Tensor, schedule: Schedule, *, adaptive: bool) -> Tensor:
-    """Nodes within the model's range: a top within a rounded figure of σ_T is σ_T; above it the model knows nothing."""
+    """Nodes on the model's range of noise levels.
+
+    Args:
+        nodes: The nodes, (N+1,), rising.
+        schedule: The noise levels of the model.
+        adaptive: Whether the solver chooses the nodes between the ends.
+
+    Returns:
+        The nodes, the last one at σ_T if it is that up to rounding; for an adaptive solver only the ends, with a node
+        for the Euler step from 0 if they begin there.
+
+    Raises:
+        InputError: If a node lies above σ_T, or too close to 0.
+    """
     top = schedule.sigma_max
     if float(nodes[-1]) > top * (1 + 1e-5):
         raise InputError(
-            f"the grid ends at σ = {float(nodes[-1]):.9g}, above the model's σ_T = {top:.9g}: end it there"
+            f"the grid ends at σ = {float(nodes[-1]):.9g}, above the model's σ_T = {top:.9g}: end it at σ_T or below"
         )
     if math.isclose(float(nodes[-1]), top, rel_tol=1e-5):
         nodes = torch.cat([nodes[:-1], nodes.new_tensor([top])])
     first = nodes[1] if float(nodes[0]) == 0 else nodes[0]
     if float(first) < schedule.sigma_min * _LOWEST:
         raise InputError(
-            f"the grid's node σ = {float(first):.3g} is too close to 0: put it at 0, or {_LOWEST}·σ_1 or more"
+            f"the grid's node σ = {float(first):.3g} is too close to 0: put it at 0, or at {_LOWEST}·σ_1 or above"
         )
     if adaptive and float(nodes[0]) == 0:
-        # The step from 0 is Euler's and nobody controls its error: it must be the shortest that the model knows.
+        # The step from 0 is an Euler step whose error is not controlled: it must be as short as the model allows.
         return nodes.new_tensor([0.0, min(schedule.sigma_min, float(first)), float(nodes[-1])])
     return nodes[[0, -1]] if adaptive else nodes
 
 
 def check_encodes(row: Solver) -> None:
-    """Raises InputError for a solver that only decodes."""
+    """Raise an InputError if a solver only decodes."""
     if row.stochastic:
         raise InputError(f"solver {row.name!r} {ONLY_DECODES}")
 
@@ -304,21 +358,21 @@ def check_encodes(row: Solver) -> None:
 def integrate(field: VectorField | Field, state: State, plan: Plan) -> State:
     """Walk a state along the nodes of a plan: from its first node up, from its last node down.
 
-    This is the bare ODE, and the only place that knows the end at σ = 0. Between 0 and its neighbour lies one Euler
-    step, as in the paper: x̄ + σ·ε with ε from the step's source. The solver gets the other nodes, all positive; one
-    that goes to 0 itself gets them all. Gradients are off.
+    This is the ODE alone, and the only place that treats the end at σ = 0. Between 0 and its neighbour lies one Euler
+    step, as in the paper: x̄ + σ·ε with ε from the step's source. The solver gets the other nodes, all positive; a
+    solver that goes to 0 itself gets all of them. Gradients are off.
 
     Args:
         field: A model, or any function ε = field(σ, x̄), σ () or (B,) float64, x̄ (B, *).
-        state: x̄ (B, *) at the first node of the plan or at its last.
+        state: The state, x̄ (B, *), at the first node of the plan or at the last.
         plan: The solver and the nodes.
 
     Returns:
-        The state at the other end of the plan. Its `report` says what the solver tells of each image.
+        The state at the other end of the plan. Its `report` holds what the solver reports of each image.
 
     Raises:
-        InputError: For a state that lies elsewhere, or that the model does not take.
-        BudgetExceeded: When an adaptive solver reaches max_nfe; it carries the best state so far.
+        InputError: If the state lies elsewhere, or the model does not take it.
+        BudgetExceeded: If an adaptive solver reaches max_nfe; the error holds the best state so far.
 
     Source:
         Song et al. 2020, arXiv 2010.02502, eq. 13 and 14.
@@ -335,7 +389,7 @@ def integrate(field: VectorField | Field, state: State, plan: Plan) -> State:
         if not math.isclose(state.sigma, plan.top, rel_tol=1e-12):
             raise InputError(
                 f"the state lies at σ = {state.sigma:.9g}, but the plan goes from σ = {float(sigmas[0]):.9g} to "
-                f"{plan.top:.9g}: begin at one of them"
+                f"{plan.top:.9g}: give a state at one of them"
             )
         sigmas = sigmas.flip(0)
     return _walk(field, state, sigmas, plan.solver)
@@ -368,7 +422,7 @@ def _euler(field: Field, state: State, source: Tensor, target: Tensor) -> State:
 
 
 def _ready(field: VectorField | Field, state: State) -> tuple[Field, State]:
-    """The state on the field's device, checked against what the model takes."""
+    """The state on the field's device, after a check that the model takes it."""
     if isinstance(field, VectorField):
         field.check(state.xbar)
         if field.device is not None:

@@ -35,13 +35,29 @@ It is called with gradients off (`odeddim.api.integrate` sees to it)."""
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message is one sentence: what, where, what to do."""
+    """Something that the user gave cannot be used. The message is one sentence: what, where, what to do.
+
+    Example:
+        >>> odeddim.solvers.get("eulr")
+        Traceback (most recent call last):
+        odeddim.types.InputError: unknown solver 'eulr'; did you mean euler...
+    """
 
 
 class BudgetExceeded(RuntimeError):  # noqa: N818 - it is an outcome, not a defect
-    """An adaptive run used up its evaluations. `state` is the best so far: the last accepted point of the solution.
+    """An adaptive run used up its evaluations.
 
-    Of solvers that take one image at a time it is that of the image (1, *) that the message names.
+    Attributes:
+        state: The best state so far, the last accepted point of the solution. If the solver takes one image at a time,
+            it is the state of the image (1, *) that the message names.
+        nfe: The evaluations that the run has made.
+
+    Example:
+        >>> try:
+        ...     odeddim.solve(odeddim.noise(1, (1, 4, 4)), "dopri5", model="exact-mixture", max_nfe=20)
+        ... except odeddim.BudgetExceeded as error:
+        ...     print(len(error.state), error.state.sigma < 157)
+        1 True
     """
 
     def __init__(self, message: str, state: State, nfe: int) -> None:
@@ -323,6 +339,11 @@ class Solver:
         instructions: The arithmetic of the run, for rows that know it beforehand; `odeddim explain` prints it.
         growth: growth(nodes, single) -> `Growth`, for rows whose coefficients are known; `single` says whether the
             state is float32.
+
+    Example:
+        >>> row = odeddim.solvers.get("belm")
+        >>> row.order, row.nfe, row.reversible
+        (2, 1, True)
     """
 
     name: str

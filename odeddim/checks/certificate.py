@@ -1,10 +1,10 @@
-"""How good each latent is, by figures of its own, and as many steps for each image as a tolerance asks for.
+"""The certificate of each latent, and runs with as many steps for each image as a tolerance needs.
 
-A certificate is made of runs, not of promises: the image is decoded again, and encoded again by a more accurate run,
-whose latent tells how far this one is from the ODE's. Two different things: a method may come back exactly from a
+A certificate is measured: the latent is decoded again, and the image is encoded again by a more accurate run, whose
+latent tells how far this one is from the ODE's. These are two different errors: a solver may come back exactly from a
 latent that is wrong.
 
-But for `certify`, images are here what the ODE moves: of latent models the data that `odeddim.api.to_data` gives.
+Except in `certify`, images are here what the ODE moves: for latent models the data that `odeddim.api.to_data` returns.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from odeddim.plans import Grid, Plan, check_encodes, integrate
 from odeddim.types import InputError, Settings, Solver, State, pick
 
 CERTIFICATE = ("round_trip", "latent_error", "evaluations", *FIGURES)
-"""What is certified of each latent.
+"""The figures of a certificate.
 
-round_trip: rms over pixels of the image decoded again minus the image, images in [-1, 1]; of latent models over their
-data, which have a variance of about 1. latent_error: an estimate of the rms distance of x_T to the ODE's
-(`latent_error`). evaluations: of the network, to encode, NaN where a solver does not tell them of each image. The
-others are statistics of x_T (`odeddim.checks.whiteness.statistics`).
+round_trip: The rms over pixels of the image decoded again minus the image, with images in [-1, 1]; for latent models
+over their data, whose variance is about 1.
+latent_error: An estimate of the rms distance of x_T to the ODE's (`latent_error`).
+evaluations: Evaluations of the network to encode; NaN if the solver does not report them for each image.
+The others are statistics of x_T (`odeddim.checks.whiteness.statistics`).
 """
 
 BADNESS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -49,19 +50,19 @@ BADNESS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "autocorrelation": lambda value: value.abs(),
     "normality": lambda value: -value,
 }
-"""How bad a figure of the certificate is, the larger the worse: what sorts the worst images to the front."""
+"""How bad the values of each figure are, the larger the worse. They sort the worst images to the front."""
 
 LADDER = (10, 20, 40, 80, 160, 320, 640)
 """The numbers of steps that a tolerance tries, one after the other."""
 
 REFERENCE = "unipc-3"
-"""The row that others are compared with, over even steps in log σ: its error has little in common with theirs."""
+"""The solver that others are compared with, over even steps in log σ: its error has little in common with theirs."""
 
 MORE = 2
-"""The evaluations of that run over those of the one it judges."""
+"""The evaluations of the reference run over those of the run that it judges."""
 
 LEAST = 40
-"""The fewest evaluations of that run: with less it is no better than what it judges."""
+"""The fewest evaluations of the reference run: with fewer it is no more accurate than what it judges."""
 
 
 Rungs = Mapping[int, Plan]
@@ -79,11 +80,28 @@ def certify(
     plan: Plan | None = None,
     **settings: Unpack[Settings],
 ) -> tuple[State, dict[str, Tensor]]:
-    """Encode images and say how good each latent is: x_0 (B, C, H, W) in [-1, 1] -> State, figures (B,) by name.
+    """Encode images and measure how good each latent is.
 
-    Arguments and errors as of `odeddim.encode`; the figures are those of `CERTIFICATE`, of a latent model in the units
-    of its data: what its autoencoder loses is not in them. It takes 4 times the evaluations of encoding, more where
-    those are few or each image has its own (`latent_error`).
+    It takes 4 times the evaluations of encoding, and more if those are few or differ from image to image.
+
+    Args:
+        x_0: The images, (B, C, H, W) in [-1, 1], float32 or float64.
+        solver, model, steps, grid, end, plan, **settings: As of `odeddim.encode`.
+
+    Returns:
+        The State, as `odeddim.encode` returns it, and the figures of `odeddim.checks.certificate.CERTIFICATE` by name,
+        (B,) float64 on the CPU. For a latent model they are in the units of its data, without what its autoencoder
+        loses.
+
+    Raises:
+        InputError: If an argument cannot be used.
+        BudgetExceeded: If an adaptive run reaches max_nfe; the error holds the best state so far.
+
+    Example:
+        >>> images = odeddim.sample(2, model="exact-gaussian", steps=5, shape=(1, 4, 4))
+        >>> state, figures = odeddim.certify(images, "belm", model="exact-gaussian", steps=10)
+        >>> figures["latent_error"].shape, bool((figures["round_trip"] < 1e-6).all())
+        (torch.Size([2]), True)
     """
     field = load(model)
     plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings)
@@ -95,9 +113,17 @@ def certify(
 
 
 def certificate(x_0: Tensor, state: State, plan: Plan, field: VectorField, evaluations: Tensor) -> dict[str, Tensor]:
-    """The figures of `CERTIFICATE` for latents that are there already: (B,) float64 each, on the CPU.
+    """The certificate of latents that were encoded before.
 
-    x_0: the images (B, C, H, W) in the state's dtype; state: what the plan made of them, `evaluations` (B,).
+    Args:
+        x_0: The images, (B, *), in the state's dtype.
+        state: Their latents, as the plan encoded them.
+        plan: The plan.
+        field: The model.
+        evaluations: The evaluations that each image took, (B,).
+
+    Returns:
+        The figures of `CERTIFICATE` by name, (B,) float64 each, on the CPU.
     """
     again = integrate(field, state, plan).xbar
     return {
@@ -109,11 +135,17 @@ def certificate(x_0: Tensor, state: State, plan: Plan, field: VectorField, evalu
 
 
 def latent_error(x_0: Tensor, state: State, plan: Plan, field: VectorField, evaluations: Tensor) -> Tensor:
-    """An estimate of how far each latent is from the ODE's: rms over x_T of their difference, (B,) float64 on the CPU.
+    """An estimate of how far each latent is from the ODE's.
 
     It is the distance to the latent of another run from the same image, `reference`, with `MORE` times the evaluations
-    of a run of the plan, and not fewer than `LEAST`. Of rows that choose their evaluations image by image it
-    has the next larger number of `LADDER`, at most its last. The arguments are those of `certificate`.
+    of a run of the plan, and at least `LEAST`. If the solver chooses its evaluations image by image, the number is the
+    next larger one of `LADDER`, at most its last.
+
+    Args:
+        x_0, state, plan, field, evaluations: As of `certificate`.
+
+    Returns:
+        The rms of the difference of the two x_T, (B,) float64 on the CPU.
     """
     error = torch.empty(len(x_0), dtype=torch.float64)
     for count, rows in _groups(_more(plan, evaluations)):
@@ -123,10 +155,19 @@ def latent_error(x_0: Tensor, state: State, plan: Plan, field: VectorField, eval
 
 
 def reference(start: State, plan: Plan, count: int, field: VectorField) -> State:
-    """Where a run that others are judged by leads: `REFERENCE` over even steps in log σ, `count` evaluations.
+    """The result of the run that others are judged by: `REFERENCE` over even steps in log σ.
 
-    start: at the first node of the plan or at its last; the run goes to the other one. Next to 0 it has the node σ_1,
-    whatever the plan has: a longer Euler step there, as on the grid "linear", has an error to be seen.
+    The node next to 0 is σ_1, whatever the plan has, because the error of a longer Euler step, such as that of the grid
+    "linear", is to be part of the estimate.
+
+    Args:
+        start: The state where the run starts, at the first node of the plan or at the last.
+        plan: The plan, whose ends are those of the run.
+        count: The evaluations of the run.
+        field: The model.
+
+    Returns:
+        The state at the other end of the plan.
     """
     row, nodes = solvers.get(REFERENCE), plan.nodes
     low, high = nodes[[0, -1]].tolist()
@@ -140,7 +181,17 @@ def reference(start: State, plan: Plan, count: int, field: VectorField) -> State
 
 
 def certificate_of_rungs(x_0: Tensor, state: State, rungs: Rungs, field: VectorField) -> dict[str, Tensor]:
-    """The same for latents that `encode_to` made, each over as many steps as its `report` says."""
+    """The certificate of latents that `encode_to` made, each with as many steps as its `report` says.
+
+    Args:
+        x_0: The images, (B, *), in the state's dtype.
+        state: Their latents.
+        rungs: The plans that `encode_to` tried.
+        field: The model.
+
+    Returns:
+        The figures of `CERTIFICATE` by name, (B,) float64 each, on the CPU.
+    """
     steps = state.report["steps"]
     whole = {name: torch.full((len(steps),), torch.nan, dtype=torch.float64) for name in CERTIFICATE}
     for count, rows in _groups(steps):
@@ -152,22 +203,33 @@ def certificate_of_rungs(x_0: Tensor, state: State, rungs: Rungs, field: VectorF
 
 
 def worst(figures: Mapping[str, Tensor], by: str) -> Tensor:
-    """The images in the order of one of their figures, the worst first, those without it before all: (N,) int64."""
+    """The order of images by one of their figures, the worst first.
+
+    Args:
+        figures: The figures, (N,) by name.
+        by: The name of the figure.
+
+    Returns:
+        The indices of the images, (N,) int64; images whose figure is NaN come before all others.
+
+    Raises:
+        InputError: If there is no such figure.
+    """
     badness = BADNESS[pick(by, BADNESS, "figure")](figures[by].double())
     return torch.argsort(badness.nan_to_num(torch.inf), descending=True, stable=True)
 
 
 def _more(plan: Plan, spent: Tensor) -> Tensor:
-    """How many evaluations the reference has for each image, (B,) int64. spent: of the image, (B,)."""
+    """The evaluations of the reference run for each image, (B,) int64, given those of the image, (B,)."""
     own = plan.evaluations
     if not math.isnan(own):
         return torch.full((len(spent),), max(LEAST, int(MORE * own)))
-    rungs = torch.tensor([count for count in LADDER if count >= LEAST])  # few different ones: batches stay together
+    rungs = torch.tensor([count for count in LADDER if count >= LEAST])  # few different numbers make large batches
     return rungs[torch.searchsorted(rungs, MORE * spent.to("cpu", torch.float64)).clamp(max=len(rungs) - 1)]
 
 
 def _groups(counts: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The images that have the same count, (B,): each count with their places, (b,) int64."""
+    """The images by their count, (B,): each count with the indices of its images, (b,) int64."""
     for count in sorted(set(counts.tolist())):
         yield count, (counts == count).nonzero()[:, 0]
 
@@ -175,11 +237,19 @@ def _groups(counts: Tensor) -> Iterator[tuple[int, Tensor]]:
 def rungs_of(
     schedule: Schedule, solver: str | Solver, steps: int | None, grid: Grid, end: str, settings: Mapping[str, object]
 ) -> Rungs:
-    """What a tolerance tries: the same run with more and more steps (`LADDER`), as many as the grid has room for.
+    """The plans that a tolerance tries: the same run with more and more steps (`LADDER`), as far as the grid has room.
+
+    Args:
+        schedule: The noise levels of the model.
+        solver, grid, end, settings: As of `Plan.of`.
+        steps: The number of steps, which must be None.
+
+    Returns:
+        The plans by their numbers of steps.
 
     Raises:
-        InputError: For adaptive solvers, for steps, and for a grid that has steps of its own or ends at another noise
-            level with each number of steps.
+        InputError: If the solver is adaptive, steps are given, or the grid has steps of its own or ends at another
+            noise level with each number of steps.
     """
     row = solvers.get(solver) if isinstance(solver, str) else solver
     if row.adaptive:
@@ -192,25 +262,33 @@ def rungs_of(
             rungs[count] = Plan.of(schedule, row, count, grid, end, settings)
     if len({plan.top for plan in rungs.values()}) > 1:
         raise InputError(
-            f"tol=... compares numbers of steps, and the grid {grid!r} ends at another noise level for each of them: "
-            "take trailing or linear"
+            f"tol=... compares numbers of steps, but the grid {grid!r} ends at another noise level for each of them: "
+            "give grid='trailing' or grid='linear'"
         )
     return rungs
 
 
 def encode_to(tolerance: float, x_0: Tensor, rungs: Rungs, field: VectorField) -> tuple[State, dict[str, Tensor]]:
-    """Encode each image with the fewest steps whose round trip keeps the tolerance: -> State, figures (B,) by name.
+    """Encode each image with the fewest steps whose round trip keeps the tolerance.
 
-    tolerance: most rms over pixels of the image decoded again minus the image x_0 (B, C, H, W). Of images that keep it
-    with none of the rungs the last is taken. `State.report` has "steps" and "evaluations", all that were spent on the
-    image, the figures "round_trip".
-    Errors: InputError for rows that come back exactly whatever the latent, which a tolerance says nothing about.
+    Args:
+        tolerance: The largest rms over pixels of the image decoded again minus the image.
+        x_0: The images, (B, *).
+        rungs: The plans to try, of `rungs_of`. An image that keeps the tolerance with none of them has the last.
+        field: The model.
+
+    Returns:
+        The State, whose `report` has the "steps" and all "evaluations" of each image; and the figure "round_trip" (B,).
+
+    Raises:
+        InputError: If the solver is reversible: it comes back exactly even from a wrong latent, so any number of steps
+            would keep the tolerance.
     """
     row = next(iter(rungs.values())).solver
     if row.reversible:
         raise InputError(
-            f"solver {row.name!r} comes back exactly with any number of steps, from a latent that may be wrong: "
-            f"a tolerance of the round trip needs another one, as {defaults.TOLERANCE}"
+            f"solver {row.name!r} comes back exactly with any number of steps, even from a wrong latent, so tol=... "
+            f"cannot choose the steps: give another solver, such as solver='{defaults.TOLERANCE}'"
         )
     x_0 = state_dtype(x_0)
     found = torch.empty_like(x_0, device=field.device)
@@ -233,15 +311,22 @@ def encode_to(tolerance: float, x_0: Tensor, rungs: Rungs, field: VectorField) -
 
 
 def decode_to(tolerance: float, state: State, rungs: Rungs, field: VectorField) -> tuple[Tensor, Tensor, Tensor]:
-    """Decode each latent with the fewest steps whose image is as near to the ODE's as the tolerance, by an estimate.
+    """Decode each latent with the fewest steps whose image is within the tolerance of the ODE's, by an estimate.
 
-    The estimate is that of `latent_error`, downwards: the distance to the image of the `reference`, rms over pixels.
-    Not to that of half the steps: their nodes are among those of the whole, and of a network whose answer oscillates
-    in its label both then make the same error.
-    Returns the images (B, C, H, W), the steps (B,), and the estimates (B,): above the tolerance for those that do not
-    keep it with any of the rungs.
+    The estimate is the distance to the image of the `reference`, rms over pixels, as in `latent_error`. The image of
+    half the steps would not serve: its nodes are among those of the whole run, so if the network's answer oscillates
+    in its label both runs make the same error.
+
+    Args:
+        tolerance: The largest estimate.
+        state: The latents, xbar (B, *).
+        rungs: The plans to try, of `rungs_of`. A latent that keeps the tolerance with none of them has the last.
+        field: The model.
+
+    Returns:
+        The images (B, *), the steps (B,), and the estimates (B,).
     """
-    plain = replace(state, aux=(), kept="", report={})  # what an exact way back needs belongs to one list of nodes
+    plain = replace(state, aux=(), kept="", report={})  # aux belong to one list of nodes
     left = torch.arange(len(state.xbar))
     images = torch.empty_like(state.xbar, device=field.device)
     steps, error = torch.zeros(len(left), dtype=torch.int64), torch.full((len(left),), torch.inf, dtype=torch.float64)
@@ -258,7 +343,16 @@ def decode_to(tolerance: float, state: State, rungs: Rungs, field: VectorField) 
 
 
 def decode_as_encoded(state: State, rungs: Rungs, field: VectorField) -> Tensor:
-    """Decode latents that `encode_to` made, each over as many steps as its `report` says; (B, C, H, W)."""
+    """Decode latents that `encode_to` made, each with as many steps as its `report` says.
+
+    Args:
+        state: The latents, xbar (B, *).
+        rungs: The plans that `encode_to` tried.
+        field: The model.
+
+    Returns:
+        The images, (B, *).
+    """
     images = torch.empty_like(state.xbar, device=field.device)
     for count, rows in _groups(state.report["steps"]):
         some = State(state.xbar[rows.to(state.xbar.device)], state.sigma)

@@ -26,13 +26,22 @@ DIRECTIONS = ("encode", "decode")
 class Explanation:
     """What a run will do.
 
-    nodes (N+1,): its noise levels as they are walked; labels: the network's t at each. evaluations: per image, None
-    where they depend on the data. instructions: the arithmetic in words, empty where it is another library's or depends
-    on the data. growth: of rounding errors, None where it is not known. refused: why such a run is refused, if it is.
-    reversible: whether the way back of an encoding is exact, see `Solver`. settings: the default of each setting, those
-    that depend on the run in words; chosen: the settings that were given.
-    gaussian: how far such a run, begun afresh, ends from where images N(0, 0.5²) should, relative; None where the
-    evaluations are. Far from 0 the solver is inaccurate there, above 1 unstable.
+    Attributes:
+        solver, family, order, reference, reversible: Of the solver's row, see `odeddim.types.Solver`.
+        settings: The default of each setting; a default that depends on the run is in words.
+        chosen: The settings that were given.
+        direction: "encode" or "decode".
+        model: The name of the model.
+        end: "zero" or "sigma_min".
+        dtype: The dtype of the state.
+        nodes: The noise levels in the order of the run, (N+1,).
+        labels: The network's label t at each node, (N+1,).
+        evaluations: Evaluations of the network per image; None if they depend on the data.
+        instructions: The arithmetic in words; empty if another library does it, or it depends on the data.
+        growth: The growth of rounding errors; None if it is not known.
+        refused: Why such a run is refused; "" if it is not.
+        gaussian: The relative error of such a run for images N(0, 0.5²), whose exact solution is known; None if the
+            evaluations depend on the data, or the solver adds noise. A solver with an error above 1 is unstable there.
     """
 
     solver: str
@@ -55,7 +64,7 @@ class Explanation:
     gaussian: float | None
 
     def to_json(self) -> str:
-        """All of it as JSON; what is no finite number is null."""
+        """The explanation as JSON. Numbers that are not finite become null."""
         return json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
 
 
@@ -71,9 +80,25 @@ def explain(
     plan: Plan | None = None,
     **settings: Unpack[Settings],
 ) -> Explanation:
-    """What `encode` or `decode` with the same arguments will do. dtype: of the state, "float32" or "float64".
+    """What `odeddim.encode` or `odeddim.decode` with the same arguments will do, before it does it.
 
-    Errors: InputError for what cannot be used, as in `encode`.
+    Args:
+        direction: "encode" or "decode".
+        solver, model, steps, grid, end, plan, **settings: As of `odeddim.encode`.
+        dtype: The dtype of the state, "float32" or "float64".
+
+    Returns:
+        The nodes, labels, evaluations, instructions and growth of rounding errors of the run.
+
+    Raises:
+        InputError: If an argument cannot be used.
+
+    Example:
+        >>> run = odeddim.explain("belm", steps=10)
+        >>> run.evaluations, run.reversible, len(run.nodes)
+        (10, True, 11)
+        >>> run.instructions[0]
+        'x̄ = x̄ + 0.0100005·ε(x̄, σ = 0), Euler from σ = 0'
     """
     field = load(model)
     pick(direction, DIRECTIONS, "direction")
@@ -108,7 +133,7 @@ def explain(
 
 
 def _growth(row: Solver, levels: list[float], single: bool) -> Growth | None:
-    """None where there is no step, where it is not known, and where it is no number: such a run is refused."""
+    """The growth; None without any step, if it is not known, or if it overflows, where the run is refused."""
     if row.growth is None or len(levels) < 2:
         return None
     try:
@@ -118,8 +143,8 @@ def _growth(row: Solver, levels: list[float], single: bool) -> Growth | None:
 
 
 def _dry_run(plan: Plan, dtype: torch.dtype, direction: str) -> tuple[int | None, float | None, str]:
-    """Evaluations and error of a run over one number of Gaussian data, whose solution is known; why there is no run."""
-    # Encoding, a row whose evaluations depend on the data iterates; decoding, it does not.
+    """Evaluations and error of a run over one number of Gaussian data, and the reason if the run is refused."""
+    # A row whose evaluations depend on the data iterates when it encodes, and not when it decodes.
     row = plan.solver
     if row.adaptive or (row.nfe is None and direction == "encode"):
         return None, None, ""
@@ -141,7 +166,7 @@ def _dry_run(plan: Plan, dtype: torch.dtype, direction: str) -> tuple[int | None
 
 
 def _finite(value: Any) -> Any:
-    """The same with None in the place of numbers that JSON does not have."""
+    """The value with None in place of the numbers that JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -14,9 +14,9 @@ FIGURES = ("norm", "mean", "variance", "kurtosis", "autocorrelation", "normality
 
 
 def statistics(x_T: Tensor) -> dict[str, Tensor]:
-    """Is each latent white noise? x_T (B, *) of unit variance -> figures by name, (B,) float64 each, on the CPU.
+    """Statistics that say whether each latent looks like white noise.
 
-    Of a latent of D values x_i with mean m and d_i = x_i - m, in float64, the same bits in any batch:
+    For a latent of D values x_i with mean m and d_i = x_i - m, in float64, the same bits in any batch:
 
         name             formula                               white noise   its standard deviation
         norm             ‖x‖/√D                                1             1/√(2D)
@@ -26,20 +26,33 @@ def statistics(x_T: Tensor) -> dict[str, Tensor]:
         autocorrelation  (D/P)·Σ d_i·d_j/Σ d_i²                0             1/√P
         normality        p-value, x_i against N(0, 1)          1/2           1/√12, evenly between 0 and 1
 
-    The expected norm, kurtosis and autocorrelation are lower by 1/(4D), 6/(D+1) and 1/(D-1). autocorrelation is
-    Moran's I (Biometrika 37, 1950), the correlation of direct neighbours: its sum is over the P pairs of them, below
-    and beside each other in latents (C, H, W), along the last axis in others. normality is Kolmogorov's and Smirnov's
-    test: the limiting law at √D + 0.12 + 0.11/√D times the greatest distance between the two distribution functions
-    (M. A. Stephens, J. R. Stat. Soc. B 32, 1970); from D = 4 the p-value is within 0.03 of the exact one, and within
-    0.003 of one below 0.1. Figures that a latent does not have are NaN: variance of one value, kurtosis and
-    autocorrelation of a constant, autocorrelation without neighbours.
+    The expected norm, kurtosis and autocorrelation are lower by 1/(4D), 6/(D+1) and 1/(D-1).
+
+    autocorrelation is Moran's I, the correlation of direct neighbours: its sum is over the P pairs of them, below and
+    beside each other in latents (C, H, W), along the last axis in others.
+
+    normality is the test of Kolmogorov and Smirnov: the limiting law at √D + 0.12 + 0.11/√D times the largest distance
+    between the two distribution functions. From D = 4 the p-value is within 0.03 of the exact one, and within 0.003 of
+    an exact one below 0.1.
+
+    Figures that are not defined are NaN: the variance of one value, the kurtosis and autocorrelation of a constant, the
+    autocorrelation without neighbours.
+
+    Args:
+        x_T: The latents, (B, *) of unit variance.
+
+    Returns:
+        The figures by name, (B,) float64 each, on the CPU.
+
+    Source:
+        P. A. P. Moran, Biometrika 37, 1950; M. A. Stephens, J. R. Stat. Soc. B 32, 1970.
     """
     figures = np.array([_figures(_double(row)) for row in x_T], np.float64).reshape(-1, len(FIGURES))
     return {name: torch.from_numpy(column.copy()) for name, column in zip(FIGURES, figures.T, strict=True)}
 
 
 def _double(row: Tensor) -> NDArray[np.float64]:
-    """One latent by itself in numpy, one axis or more: torch's order of summation depends on batch and threads."""
+    """One latent as an array of numpy, because torch's order of summation depends on the batch and the threads."""
     return np.ascontiguousarray(row.detach().to("cpu", torch.float64).numpy())
 
 
@@ -48,7 +61,7 @@ def _figures(x: NDArray[np.float64]) -> tuple[float, ...]:
     size = x.size
     first = x.flat[0]
     offset = (x - first).mean()
-    d = x - first - offset  # the first goes first: of a constant, x - x.mean() would leave rounding errors, not 0
+    d = x - first - offset  # exactly 0 for a constant latent, where x - x.mean() would leave rounding errors
     squares = (d**2).sum()
     pairs = [d[..., 1:] * d[..., :-1]]
     if x.ndim == 3:

@@ -36,24 +36,27 @@ from odeddim.plans import Plan, check_encodes, integrate
 from odeddim.types import InputError, Settings, Solver, State
 
 REFERENCE = ("ab4", "log", 200)
-KNOTS = 8  # of the density
-SWEEPS = 6  # of part 1
-MOST_REPLAYED = 50  # steps: a longer grid gets the density of one with so many
-MOST_PIXELS = 1024  # per image, for which ε is kept
-ROUNDS = 4  # of part 3
-PROBE = 0.1  # how far the log density is moved at a knot to see what follows
-FARTHEST = 1.0  # how far a round may move it
-HALVINGS = 3  # of the way back to the own grid, from one that is better only in sum
-GAIN = 0.05  # of the objective: a round that gains less is the last
-FLOOR = 1e-10  # of a squared error: below it is rounding, which is all that a reversible solver's round trip has
-WORSE = 3.0  # how much more a figure counts where it is worse than the own grid's
+KNOTS = 8  # the number of knots of the density
+SWEEPS = 6  # the number of sweeps of part 1
+MOST_REPLAYED = 50  # the most steps in part 1: a longer grid gets the density of one with this many
+MOST_PIXELS = 1024  # the most pixels of an image for which ε is kept
+ROUNDS = 4  # the most rounds of part 3
+PROBE = 0.1  # how far the log density is moved at a knot to measure its effect
+FARTHEST = 1.0  # how far a round may move the log density at a knot
+HALVINGS = 3  # the most steps back to the solver's own grid from one that is better only in sum
+GAIN = 0.05  # a round that lowers the objective by less is the last
+FLOOR = 1e-10  # squared errors below are rounding, which is all that a reversible solver's round trip has
+WORSE = 3.0  # the weight of a figure that is worse than that of the solver's own grid
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A grid, nodes (N+1,) float64, and what a round trip on it did to the images.
+    """A grid, and the errors of a round trip on it, over all images.
 
-    round_trip: rms over pixels in [-1, 1]; latent: rms distance to the true latent, over σ_T; both over all the images.
+    Attributes:
+        nodes: The grid, (N+1,) float64.
+        round_trip: The rms over pixels of the images decoded again minus the images, in [-1, 1].
+        latent: The rms distance to the true latents, over σ_T.
     """
 
     nodes: Tensor
@@ -63,7 +66,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class ComputedGrid:
-    """The best grid and its plan, the solver's own grid on the same images, and the evaluations per image it took."""
+    """A computed grid, and what was measured.
+
+    Attributes:
+        best: The best grid.
+        own: The solver's own grid, measured on the same images.
+        plan: The plan with the best grid.
+        evaluations: The evaluations per image that the search took.
+    """
 
     best: Measured
     own: Measured
@@ -80,12 +90,27 @@ def computed_grid(
     end: str = "zero",
     **settings: Unpack[Settings],
 ) -> Tensor:
-    """The grid on which a solver errs least on these images: nodes (steps+1,) float64, rising, for `grid=`.
+    """Compute the grid on which a solver has the smallest error, measured on a few images.
 
-    images: (B, C, H, W) in [-1, 1]; eight of them do. solver, model, end, settings: as of `odeddim.encode`. The grid
-    begins and ends where the solver's own does and is not worse than it on these images, neither in the round trip
-    nor in the latent; the same call gives the same grid. It takes some 200 evaluations and 40 round trips.
-    Errors: InputError for adaptive and stochastic solvers, and for too few steps for a grid to have inner nodes.
+    The grid has the ends of the solver's own grid, and on these images it is not worse than that one, neither in the
+    round trip nor in the latent. The same call gives the same grid. It takes about 200 evaluations and 40 round trips.
+
+    Args:
+        images: The images, (B, C, H, W) in [-1, 1]; eight are enough.
+        solver, model, end, **settings: As of `odeddim.encode`.
+        steps: The number of steps.
+
+    Returns:
+        The nodes, (steps+1,) float64, rising, for `grid=`.
+
+    Raises:
+        InputError: If the solver is adaptive or stochastic, or there are too few steps for a grid to have inner nodes.
+
+    Example:
+        >>> images = odeddim.sample(2, model="exact-mixture", steps=5, shape=(1, 4, 4))
+        >>> nodes = odeddim.computed_grid(images, "ab2", 6, model="exact-mixture")
+        >>> nodes.shape, odeddim.encode(images, "ab2", model="exact-mixture", grid=nodes)
+        (torch.Size([7]), State(2 × (1, 4, 4) float32, σ = 157.407))
     """
     return compute(load(model), images, solver, steps, end=end, settings=settings).best.nodes
 
@@ -101,7 +126,22 @@ def compute(
     batch_size: int = 32,
     advance: Callable[[int], Any] = lambda evaluations: None,
 ) -> ComputedGrid:
-    """As `computed_grid`, with what was measured. advance: told of evaluations done, of `most_evaluations`."""
+    """Compute a grid as `computed_grid` does, and return what was measured too.
+
+    Args:
+        field: The model.
+        images, solver, steps, end: As of `computed_grid`.
+        settings: The solver's settings.
+        batch_size: The number of images in work at once.
+        advance: A function that is called with the number of evaluations done, for a progress bar up to
+            `most_evaluations`.
+
+    Returns:
+        The grid, with the figures of it and of the solver's own grid.
+
+    Raises:
+        InputError: As of `computed_grid`.
+    """
     own = own_plan(field, solver, steps, end, settings)
     images, field = to_data(field, images), field.on_data()
     field.check(images)
@@ -127,20 +167,32 @@ def own_plan(
     end: str = "zero",
     settings: Mapping[str, object] | None = None,
 ) -> Plan:
-    """A solver on its own grid, of `steps` steps; an InputError where there is no grid to compute for it."""
+    """The plan of a solver on its own grid, which is where the search starts.
+
+    Args:
+        field: The model.
+        solver, steps, end: As of `computed_grid`.
+        settings: The solver's settings.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: If no grid can be computed for the solver and the number of steps.
+    """
     row = Plan.of(field.schedule, solver, None, None, end, settings).solver
     check_encodes(row)
     if row.adaptive:
-        raise InputError(f"solver {row.name!r} chooses its own steps: a grid is computed for solvers that walk one")
+        raise InputError(f"solver {row.name!r} chooses its own steps, so it has no grid: give one with fixed steps")
     own = Plan.of(field.schedule, solver, steps, None, end, settings)
     if len(_positive(own.nodes)) < 3:
         least = 3 if end == "zero" else 2
-        raise InputError(f"a grid of {steps} steps with end {end!r} has no node to choose: give at least {least} steps")
+        raise InputError(f"a grid of {steps} steps with end={end!r} has no inner nodes: give at least {least} steps")
     return own
 
 
 def most_evaluations(own: Plan) -> int:
-    """Evaluations per image that `compute` takes at most, nearly, for a progress bar. own: of `own_plan`."""
+    """About the most evaluations per image that `compute` takes, for a progress bar, given the plan of `own_plan`."""
     knots = len(_Density.of(own.nodes).at)
     return REFERENCE[2] + (4 + ROUNDS * knots + HALVINGS) * _round_trip_evaluations(own)
 
@@ -191,9 +243,9 @@ class _Trace:
         return cls(spline, spline.antiderivative(), torch.cat(latents), (eps.shape[1], eps.shape[2]))
 
     def local_errors(self, row: Solver, nodes: Tensor) -> Tensor:
-        """What each step adds to a solver's error when ε is the true one: (N, B, P), nodes (N+1,) rising or falling.
+        """What each step adds to a solver's error if ε is the true one: (N, B, P), for nodes (N+1,), rising or falling.
 
-        By runs to every node, because a row is a whole run: no other way of asking it holds for all of them.
+        It takes a run to every node, because a row is a whole run, and there is no other way that holds for all rows.
         """
         eps: dict[float, Tensor] = {}
 

@@ -1,7 +1,7 @@
-"""What the commands do, as functions: from files to files, resumable, shared among processes.
+"""What the commands do, as functions from files to files. They can be stopped, and shared among processes.
 
-Every job takes paths, and where to run (`Machine`); a model is a name, a path, a VectorField, or a `Subject`. A job
-that was stopped, by whatever, goes on with the same call.
+Every job takes paths, and a `Machine` that says where it runs. A model is a name, a path, a VectorField, or a
+`Subject`. A job that was stopped, even by a kill, goes on with the same call.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images of one model made images of another."""
+"""The job that takes images of one model to images of another."""
 
 from __future__ import annotations
 
@@ -29,13 +29,17 @@ _COLUMNS = 4  # of a sheet
 
 @dataclass(frozen=True)
 class Crossed(Outcome):
-    """What became of a bridge. cycle_errors: of the images that are known here, by name; none without the cycle."""
+    """The outcome of a bridge.
+
+    Attributes:
+        cycle_errors: The names and cycle errors of the images whose error is known; empty without the cycle.
+    """
 
     cycle_errors: tuple[tuple[str, float], ...] = ()
 
     @property
     def cycle_words(self) -> str:
-        """The cycle errors in a line of words; "" without any."""
+        """The cycle errors in one line; "" without any."""
         if not self.cycle_errors:
             return ""
         worst, name = max((error, name) for name, error in self.cycle_errors)
@@ -62,22 +66,32 @@ def bridge(
     A run that was stopped goes on with the same call.
 
     Args:
-        images: As of `encode`; None for the package's own.
+        images: A path, as of `odeddim.jobs.encode`; None for the 256 sample images of the package.
         output: A folder for PNGs, a sheet.png or a file.h5.
-        target: The model that decodes.
-        model: The model that encodes.
-        count: Only the first so many images.
-        cycle: Whether to go back too, for the cycle error; 3 times the evaluations.
+        target: The model that decodes: a name, a path, a VectorField, or a Subject with its condition.
+        model: The model that encodes, likewise.
+        count: The number of images to take, the first ones; by default all.
+        cycle: Whether to take the images back too, for the cycle error; 3 times the evaluations.
         machine: Where to run.
-        overwrite: Whether to begin anew, whatever is there.
-        progress: Shown while the job works.
+        overwrite: Whether to begin anew, whatever is at `output`.
+        progress: A progress display, see `odeddim.jobs.work.Progress`.
         **how: solver, steps, grid, end and the solver's settings, as of `odeddim.bridge`.
 
     Returns:
-        What became of the images, with their cycle errors; `print` it for a line of words.
+        The outcome, with the cycle errors; `print` it for one line.
 
     Raises:
-        InputError: For what cannot be used, before anything is written.
+        InputError: If an argument cannot be used. Nothing is written then.
+
+    Source:
+        Su et al. 2022, arXiv 2203.08382.
+
+    Example:
+        >>> import odeddim, tempfile, pathlib
+        >>> folder = pathlib.Path(tempfile.mkdtemp(), "out")
+        >>> crossed = odeddim.jobs.bridge(None, folder, "exact-mixture", model="exact-gaussian", count=2, steps=4)
+        >>> crossed.done, len(crossed.cycle_errors)
+        (2, 2)
     """
     images, output, said = None if images is None else Path(images), Path(output), How.of(how)
     if not output.is_dir():
@@ -122,7 +136,7 @@ def bridge(
 
 
 class _Crossing:
-    """The work on each batch of images, and what it adds up to."""
+    """The work on each batch of images, and its totals."""
 
     def __init__(self, over: Bridge, images: ImageSource, dtype: torch.dtype, cycle: bool, side_by_side: bool) -> None:
         self.over, self.images, self.dtype, self.cycle, self.side_by_side = over, images, dtype, cycle, side_by_side
@@ -130,7 +144,7 @@ class _Crossing:
         self.known: list[tuple[str, float]] = []
 
     def batch(self, start: int, stop: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """What to write of the images start, ..., stop-1, and their cycle errors."""
+        """What to write for images start, ..., stop-1, and their cycle errors."""
         x_0 = self.images[start:stop].to(self.dtype)
         found = self.over.cross(x_0, cycle=self.cycle)
         errors = {} if found.error is None else {ERROR: found.error}

@@ -1,4 +1,4 @@
-"""What interpolation, shifts and neighbours share: latents made of others, written to a file and drawn on a sheet."""
+"""What the jobs interpolate, shift and neighbours share: latents made of others go to a file and onto a sheet."""
 
 from __future__ import annotations
 
@@ -27,15 +27,19 @@ from odeddim.types import InputError
 
 @dataclass(frozen=True)
 class Drawing:
-    """Where new latents go, and how they are drawn.
+    """Where new latents go, and how their images are drawn.
 
     Attributes:
-        output: The latent file to write; None: none.
-        sheet: The sheet of their images, sheet.png; None: none.
-        model: What decodes for the sheet; None for the model that the latents name.
+        output: The latent file to write; None for no file.
+        sheet: The sheet of their images, sheet.png; None for no sheet.
+        model: The model that decodes for the sheet; None for the model that the latent file names.
         machine: Where to run; what is not given is as the latents were encoded.
-        overwrite: Whether to begin anew, whatever is there.
-        progress: Shown while the job works.
+        overwrite: Whether to begin anew, whatever is at these places.
+        progress: A progress display, see `odeddim.jobs.work.Progress`.
+
+    Example:
+        >>> import odeddim, pathlib
+        >>> to = odeddim.jobs.Drawing(output=pathlib.Path("path.h5"), sheet=pathlib.Path("path.png"))
     """
 
     output: Path | None = None
@@ -46,7 +50,7 @@ class Drawing:
     progress: Progress = silent
 
     def check(self, *inputs: Path | None) -> None:
-        """Refuse places where a latent file and a sheet cannot be, or which would replace what is being read."""
+        """Raise an InputError if a file cannot be written to its place, or would replace one that is being read."""
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":
             raise InputError(f"sheet {self.sheet}: a sheet is a PNG, name it sheet.png")
         if self.sheet is not None:
@@ -56,7 +60,7 @@ class Drawing:
 
     @contextlib.contextmanager
     def of(self, file: LatentFile) -> Iterator[Drawn]:
-        """To be entered while the latents of a file are combined: the model comes first, without it nothing is made."""
+        """A context in which the latents of a file are combined. The model is loaded first, before anything is made."""
         place = (self.machine or Machine()).at(file)
         field = None if self.sheet is None else subject_of(file, place, self.model)
         yield Drawn(self, file, place, field)
@@ -64,7 +68,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A drawing of latents that are made of those of a file."""
+    """A drawing of latents that are made of those of a file, with the model and the place that it needs."""
 
     drawing: Drawing
     file: LatentFile
@@ -72,7 +76,17 @@ class Drawn:
     field: VectorField | None
 
     def make(self, latents: Readable, names: Sequence[str], made: Provenance, columns: int) -> list[Path]:
-        """Write the latents and draw their images; the files. made: how the latents came about."""
+        """Write the latents and draw their images.
+
+        Args:
+            latents: The latents.
+            names: Their names.
+            made: How they came about.
+            columns: The columns of the sheet.
+
+        Returns:
+            The files that were written.
+        """
         made, plan = combined(self.file, made)
         if self.field is None:
             self._write(latents, names, made, plan)
@@ -102,7 +116,7 @@ class Drawn:
         size = place.at_once(field, row)
         settings = {**asdict(made), "drawn": place.details(field, row, size)}
         largest = 0.0
-        # The sheet is opened first: whatever is in its place is found before anything is written.
+        # The sheet is opened first, so that a file in its place is found before anything is written.
         with open_output(sheet, names, settings, overwrite=self.drawing.overwrite, columns=columns) as out:
             self._write(latents, names, made, kept)
             with self.drawing.progress(len(names), "decoding", out.done) as advance:
@@ -115,7 +129,7 @@ class Drawn:
 
 
 def combined(file: LatentFile, made: Provenance) -> tuple[Provenance, Plan]:
-    """How latents made of those of a file are decoded: of latents with steps of their own, with the most of these."""
+    """How latents made of those of a file are decoded; if each has steps of its own, with the most of these."""
     taken = file.figures("report").get("steps")
     if "ladder" not in made.details or taken is None:
         return made, file.plan

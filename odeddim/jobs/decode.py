@@ -1,4 +1,4 @@
-"""A latent file to images."""
+"""The job that decodes a latent file to images."""
 
 from __future__ import annotations
 
@@ -34,26 +34,27 @@ def decode(
     progress: Progress = silent,
     **how: Any,
 ) -> Outcome:
-    """Decode a latent file to images: by the plan of the file, unless something else is asked for.
+    """Decode a latent file to images, with the plan of the file unless another one is given.
 
     A run that was stopped goes on with the same call.
 
     Args:
         latents: The latent file, z.h5.
         output: A folder for PNGs, a sheet.png or a file.h5.
-        model: The model that encoded; None for the one that the file names, under the condition it names.
-        plan: What decodes; in place of `how`.
-        tol: In place of steps: as few for each image as come so near to the image of a more accurate run (rms).
+        model: The model that encoded; None for the one that the file names, under the condition that it names.
+        plan: The plan that decodes, in place of `how`.
+        tol: A tolerance in place of steps: each image takes the fewest steps with which it is this close to the image
+            of a more accurate run, rms over pixels in [-1, 1].
         machine: Where to run; what is not given is as the latents were encoded.
-        overwrite: Whether to begin anew, whatever is there.
-        progress: Shown while the job works.
+        overwrite: Whether to begin anew, whatever is at `output`.
+        progress: A progress display, see `odeddim.jobs.work.Progress`.
         **how: solver, steps, grid and the solver's settings; what is not given is as in the file.
 
     Returns:
-        What became of the latents; `print` it for a line of words.
+        The outcome; `print` it for one line.
 
     Raises:
-        InputError: For what cannot be used, before anything is written.
+        InputError: If an argument cannot be used. Nothing is written then.
 
     Example:
         >>> import odeddim, tempfile, pathlib

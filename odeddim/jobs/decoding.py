@@ -1,4 +1,4 @@
-"""How a latent file is decoded: by its own plan, or by what was asked for in its place."""
+"""How a latent file is decoded: with its own plan, or with what the user gives in its place."""
 
 from __future__ import annotations
 
@@ -24,29 +24,43 @@ NOTHING = How(None, None, None, None, {})
 
 @dataclass(frozen=True)
 class Decoding:
-    """What decodes a latent file: a plan, or plans by the steps of each image (`rungs`)."""
+    """What decodes a latent file.
+
+    Attributes:
+        plan: The plan.
+        rungs: Plans by their numbers of steps, if each image has steps of its own; otherwise empty.
+    """
 
     plan: Plan
     rungs: Rungs = field(default_factory=dict)
 
     @property
     def steps(self) -> str:
-        """How many steps that are, in words."""
+        """The steps in words."""
         if self.rungs:
             return "steps as encoded"
         return "adaptive" if self.plan.steps is None else f"{self.plan.steps} steps"
 
     def images(self, state: State, model: VectorField, first: int = 0) -> torch.Tensor:
-        """The images, or of `model.on_data()` the data, of latents of the file. first: the index of the first one."""
+        """The images of latents of the file.
+
+        Args:
+            state: The latents, xbar (B, *).
+            model: The model, or its `on_data()` for the data in place of images.
+            first: The index of the first latent in the file.
+
+        Returns:
+            The images, (B, C, H, W), or the data.
+        """
         if self.rungs:
             return decode_as_encoded(state, self.rungs, model)
         row = self.plan.solver
-        # The noise of an image belongs to its place in the file, whatever the batch.
+        # The noise of an image depends on its index in the file, and not on the batch.
         plan = self.plan.with_solver(row.with_settings(first=first)) if row.stochastic else self.plan
         return decode(state, model=model, plan=plan)
 
     def provenance(self, file: LatentFile, model: VectorField, **details: Any) -> Provenance:
-        """How the images of this file come about."""
+        """The provenance of the images of a latent file."""
         latents = {"path": str(file.path), "sha256": file.fingerprint}
         return provenance_of(model, self.plan, "decode", latents=latents, encoded=asdict(file.provenance), **details)
 
@@ -60,25 +74,30 @@ def decoding_of(
     *,
     made_by: str | None = None,
 ) -> Decoding:
-    """What decodes a latent file: its own plan, unless something else is asked for.
+    """What decodes a latent file: the file's own plan, unless something else is given.
 
-    Settings such as rtol are the file's, as long as the solver is. Latents with steps of their own are decoded with
-    those, unless something else is asked for.
+    Settings such as rtol are the file's if the solver is. Latents with steps of their own are decoded with those.
 
     Args:
-        file: The latents.
-        schedule: Of the model.
-        how: What is asked for in place of what the file says; it has no end, which is that of the file.
-        plan: All of that at once.
+        file: The latent file.
+        schedule: The noise levels of the model.
+        how: What is given in place of what the file says. The end is that of the file.
+        plan: A plan in place of the file's.
         tol: A tolerance, which chooses the steps.
-        made_by: What has made the latents, if not what has made the file.
+        made_by: The command that made the latents, if it is not the one that made the file.
+
+    Returns:
+        What decodes the file.
+
+    Raises:
+        InputError: If an argument cannot be used, or the plan does not end where the latents lie.
     """
     made = file.provenance
     if how.end is not None and how.end != made.end:
         raise InputError(f"the images of {file.path} lie at the end {made.end!r}: leave out end={how.end!r}")
     if tol is not None:
         if plan is not None:
-            raise InputError("tol= chooses the steps, and plan= says them: give one of them")
+            raise InputError("tol=... chooses the steps, but plan=... has steps of its own: give one of the two")
         return _within(how, file, schedule)
     if plan is not None:
         return Decoding(_landing(the_plan(plan, how, schedule, made.solver), file))
@@ -107,12 +126,12 @@ def decoding_of(
 
 
 def _within(how: How, file: LatentFile, schedule: Schedule) -> Decoding:
-    """As few steps as keep a tolerance."""
+    """The plans that a tolerance tries."""
     made = file.provenance
     _check_end(file)
     own, solver, grid = solvers.get(made.solver), how.solver, how.grid
     its_grid = None if own.adaptive else made.grid
-    if solver is None:  # what comes back exactly does so over the nodes of the file only
+    if solver is None:  # a reversible solver comes back exactly on the nodes of the file only
         solver = defaults.TOLERANCE if own.to_zero or own.adaptive else made.solver
     if grid is None and solver == made.solver and its_grid is not None and is_named(its_grid):
         grid = its_grid
@@ -128,10 +147,10 @@ def _named(plan: Plan, grid: str) -> Plan:
 
 
 def _landing(plan: Plan, file: LatentFile) -> Plan:
-    """The plan, if it ends where the latents lie."""
+    """The plan, if it ends where the latents lie; otherwise an InputError."""
     if abs(plan.top - file.sigma) > 1e-12 * file.sigma:
         raise InputError(
-            f"the latents of {file.path} lie at σ = {file.sigma:.9g}, but the grid ends at σ = {plan.top:.9g}: take a "
+            f"the latents of {file.path} lie at σ = {file.sigma:.9g}, but the grid ends at σ = {plan.top:.9g}: give a "
             "grid that ends where they lie"
         )
     return plan
@@ -139,4 +158,7 @@ def _landing(plan: Plan, file: LatentFile) -> Plan:
 
 def _check_end(file: LatentFile) -> None:
     if file.provenance.end not in ENDS:
-        raise InputError(f"{file.path}: its images lie at σ = {float(file.nodes[0]):.6g}: only its own nodes decode it")
+        raise InputError(
+            f"{file.path}: its images lie at σ = {float(file.nodes[0]):.6g}, so only its own nodes decode it: "
+            "leave out grid=..., steps=... and tol=..."
+        )

@@ -1,4 +1,4 @@
-"""Images to a latent file."""
+"""The job that encodes images to a latent file."""
 
 from __future__ import annotations
 
@@ -46,28 +46,29 @@ def encode(
     progress: Progress = silent,
     **how: Any,
 ) -> Outcome:
-    """Encode images to a latent file. A run that was stopped, by whatever, goes on with the same call.
+    """Encode images to a latent file. A run that was stopped, even by a kill, goes on with the same call.
 
-    Several processes share the work: start it in each, as torchrun does.
+    Several processes share the work if each of them makes the same call, as under torchrun.
 
     Args:
         images: A folder, an image file, .npz, .npy, IDX or HDF5; None for the 256 sample images of the package.
         output: The latent file, z.h5.
         model: A name, a path, a VectorField, or a Subject with its condition.
-        plan: What encodes; in place of `how`.
-        count: Only the first so many images.
-        tol: In place of steps: as few for each image as keep this round trip, rms over pixels in [-1, 1].
-        certify: Whether to store with each latent how good it is; 4 times the evaluations.
+        plan: The plan that encodes, in place of `how`.
+        count: The number of images to take, the first ones; by default all.
+        tol: A tolerance in place of steps: each image takes the fewest steps whose round trip is this good, rms over
+            pixels in [-1, 1].
+        certify: Whether to store a certificate with each latent; 4 times the evaluations.
         machine: Where to run.
-        overwrite: Whether to begin anew, whatever is there.
-        progress: Shown while the job works.
+        overwrite: Whether to begin anew, whatever is at `output`.
+        progress: A progress display, see `odeddim.jobs.work.Progress`.
         **how: solver, steps, grid, end and the solver's settings, as of `odeddim.encode`.
 
     Returns:
-        What became of the images; `print` it for a line of words.
+        The outcome; `print` it for one line.
 
     Raises:
-        InputError: For what cannot be used, before anything is written.
+        InputError: If an argument cannot be used. Nothing is written then.
 
     Example:
         >>> import odeddim, tempfile, pathlib
@@ -78,7 +79,7 @@ def encode(
     images, output = None if images is None else Path(images), Path(output)
     check_place(output, images, suffixes=SUFFIXES)
     if images == Path("-") and rank()[1] > 1:
-        raise InputError("several processes cannot share a list on standard input: give a folder or a file")
+        raise InputError("several processes cannot share a list on standard input: give a folder or a file of images")
     place = (machine or Machine()).at()
     field = subject_on(place, model)
     said = How.of(how)
@@ -107,17 +108,20 @@ def encode(
 
 
 def _rungs(field: VectorField, tol: float | None, plan: Plan | None, how: How) -> Rungs:
-    """What a tolerance tries. Images then lie at σ_1 unless told otherwise: the step at 0 errs whatever the steps."""
+    """The plans that a tolerance tries; none without one.
+
+    By default images then lie at σ_1, because the error of the Euler step at 0 does not fall with more steps.
+    """
     if tol is None:
         return {}
     if plan is not None:
-        raise InputError("tol= chooses the steps, and plan= says them: give one of them")
+        raise InputError("tol=... chooses the steps, but plan=... has steps of its own: give one of the two")
     usual = how.solver or defaults.TOLERANCE
     return rungs_of(field.schedule, usual, how.steps, how.grid, how.end or "sigma_min", how.settings)
 
 
 class _Encoding:
-    """The work on each batch of images, and what it adds up to."""
+    """The work on each batch of images, and its totals."""
 
     def __init__(
         self, field: VectorField, ode: VectorField, plan: Plan, rungs: Rungs, place: Place, tol: float | None,
@@ -128,7 +132,7 @@ class _Encoding:
         self.reports, self.tally, self.rms = Reports(), Tally(tol or 0.0), 0.0
 
     def provenance(self, images: dict[str, str], size: int) -> Provenance:
-        """How the latents come about. images: which ones."""
+        """The provenance of the latents, given the identity of the images and the number of images at once."""
         return provenance_of(
             self.field,
             self.plan,
@@ -158,7 +162,7 @@ class _Encoding:
         return state, figures
 
     def words(self, output: Path, done: int, total: int, seconds: float) -> str:
-        """The last line; warns of what went wrong."""
+        """The line of the outcome. It warns of images that did not converge, or whose latents are out of range."""
         self.reports.warn(self.plan.end)
         steps = f", {self.tally.tell()}" if self.tol is not None and self.reports.images else ""
         warn_of_range(self.rms, "the latents x_T have rms {:.3g} where 1 is expected")

@@ -1,4 +1,4 @@
-"""A plan whose nodes are computed from the model's own error."""
+"""The job that computes the nodes of a plan from the model's own error."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ from odeddim.plans import Plan
 from odeddim.storage.atomic import check_own, check_place, has_mark, mark_of, plain_text
 
 SUFFIXES = (".json",)
-COUNT = 16  # images, unless given
+COUNT = 16  # the number of images by default
 
 
 @dataclass(frozen=True)
 class Computed(Outcome):
-    """A plan that was computed, and what was measured on the images, on it and on the solver's own grid."""
+    """The outcome of the job `grid`.
+
+    Attributes:
+        plan: The plan that was computed.
+        found: What was measured on the images, on this grid and on the solver's own.
+        title: A title for figures of it.
+    """
 
     plan: Plan
     found: ComputedGrid
@@ -44,25 +50,32 @@ def grid(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Computed:
-    """Compute the noise levels on which a solver with so many steps errs least, and keep the plan in a file.
+    """Compute the noise levels on which a solver has the smallest error, and write the plan to a file.
 
     Args:
-        images: As of `encode`; the last `count` of them are taken. None for the package's own.
-        output: The file, plan.json, for `plan=` and, for its nodes, `grid=`.
-        solver: A name of the table.
+        images: A path, as of `odeddim.jobs.encode`; None for the 256 sample images of the package.
+        output: The file, plan.json, which `Plan.load` reads; it is also a grid file.
+        solver: A name of `odeddim.solvers.names()`.
         steps: The number of steps.
-        end: "zero" or "sigma_min".
-        count: How many images; 16 unless given.
+        end: Where images lie: "zero" or "sigma_min".
+        count: The number of images to take, the last ones; by default 16.
         model: A name, a path, a VectorField, or a Subject with its condition.
         machine: Where to run.
-        overwrite: Whether to replace what is there.
-        progress: Shown while the job works.
+        overwrite: Whether to replace what is at `output`.
+        progress: A progress display, see `odeddim.jobs.work.Progress`.
 
     Returns:
-        The plan, with what was measured; `print` it for a line of words.
+        The outcome, with the plan and what was measured; `print` it for one line.
 
     Raises:
-        InputError: For what cannot be used, before anything is written.
+        InputError: If an argument cannot be used. Nothing is written then.
+
+    Example:
+        >>> import odeddim, tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "plan.json")
+        >>> computed = odeddim.jobs.grid(None, path, "euler", 4, count=2, model="exact-gaussian")
+        >>> odeddim.Plan.load(path) == computed.plan
+        True
     """
     images, output = None if images is None else Path(images), Path(output)
     check_place(output, images, suffixes=SUFFIXES)

@@ -1,4 +1,4 @@
-"""Latents between latents: lines, grids, loops."""
+"""The job that interpolates between latents: lines, grids, loops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from odeddim.latents.latent_file import LatentFile
 from odeddim.types import InputError
 
 KINDS = {"line": 2, "grid": 4, "loop": None}
-"""What is made between latents, and between how many."""
+"""The kinds of paths, and the number of latents that each needs; None for any."""
 
 
 def interpolate(
@@ -24,16 +24,19 @@ def interpolate(
 
     Args:
         latents: The latent file, z.h5.
-        between: The latents, by index: two for a line, four for a grid, any number for a loop.
-        count: Points of the line, of each side of the grid, or of each leg of the loop.
+        between: The latents, by index: two for a line, four for a grid, two or more for a loop.
+        count: The number of latents on the line, on each side of the grid, or on each leg of the loop.
         kind: "line", "grid" or "loop".
-        to: The file that the path is written to, the sheet that it is drawn on.
+        to: The file that the latents are written to, and the sheet that they are drawn on.
 
     Returns:
-        What became of it; `print` it for its lines of words.
+        The outcome; `print` it for a line about each file.
 
     Raises:
-        InputError: For what cannot be used, before anything is written.
+        InputError: If an argument cannot be used. Nothing is written then.
+
+    Source:
+        Song et al. 2020, arXiv 2010.02502, appendix D.5.
 
     Example:
         >>> import odeddim, tempfile, pathlib
@@ -47,9 +50,9 @@ def interpolate(
     if kind not in KINDS or (KINDS[kind] or len(between)) != len(between):
         raise InputError(f"a {kind} needs {KINDS.get(kind)} latents, not {len(between)}: line 2, grid 4, loop any")
     if count < 2 and kind != "loop":
-        raise InputError(f"count={count}: a line has two ends at least")
+        raise InputError(f"count={count}: a line has at least 2 points, its ends")
     if to.output is None and to.sheet is None:
-        raise InputError("give output=..., sheet=... or both: there is nothing to write to")
+        raise InputError("the path has no place to go: give output=..., sheet=... or both")
     to.check(latents)
     with LatentFile(latents) as file, to.of(file) as drawn:
         states = [drawn.place.cast(file.pick(index)) for index in between]

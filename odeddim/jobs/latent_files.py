@@ -24,7 +24,7 @@ from odeddim.types import InputError, State
 class Latents(LatentFile):
     """An open latent file: `len`, `[i]` and `[a:b]` as a State, names, plan, certificate, summary, decode.
 
-    Use it as a context manager, or `close` it. Rows are read as they are asked for, each against its checksum.
+    Use it as a context manager, or `close` it. Rows are read when they are needed, and checked against their checksums.
     """
 
     def decode(
@@ -36,12 +36,12 @@ class Latents(LatentFile):
         machine: Machine | None = None,
         **how: Any,
     ) -> Tensor:
-        """Decode latents of the file: what `odeddim decode` writes, to the bit.
+        """Decode latents of the file: bit for bit what `odeddim decode` writes.
 
         Args:
-            rows: Which: an index or a slice; all unless given. They are decoded together, so they must fit in memory.
-            model: The model that encoded; None for the one that the file names, under the condition it names.
-            plan: What decodes; in place of `how`.
+            rows: An index or a slice; by default all. The latents are decoded together, so they must fit in memory.
+            model: The model that encoded; None for the one that the file names, under the condition that it names.
+            plan: The plan that decodes, in place of `how`.
             machine: Where to run; what is not given is as the latents were encoded.
             **how: solver, steps, grid and the solver's settings; what is not given is as in the file.
 
@@ -49,8 +49,8 @@ class Latents(LatentFile):
             The images, (n, C, H, W), nominally in [-1, 1].
 
         Raises:
-            InputError: For what cannot be used.
-            IndexError: Where there is no such latent.
+            InputError: If an argument cannot be used, or a row is damaged.
+            IndexError: If there is no latent with this index.
         """
         place = (machine or Machine()).at(self)
         field = subject_of(self, place, model)
@@ -72,7 +72,7 @@ def open(path: str | Path) -> Latents:
         The open file; use it as a context manager.
 
     Raises:
-        InputError: For anything else, and for a file that is damaged.
+        InputError: If the file is no latent file, or is damaged.
 
     Example:
         >>> import odeddim, pathlib, tempfile
@@ -103,14 +103,14 @@ def save(
     Args:
         state: The latents, as `odeddim.encode` gives them.
         path: The file, z.h5.
-        names: Where each latent comes from; numbers unless given. `odeddim decode` names the images after them.
+        names: Where each latent comes from; by default numbers. `odeddim decode` names the images after them.
         model: The model that encoded.
-        plan: What encoded; in place of `how`.
-        overwrite: Whether to replace a file that is there.
+        plan: The plan that encoded, in place of `how`.
+        overwrite: Whether to replace a file that is at `path`.
         **how: solver, steps, grid, end and settings as they were given to `encode`.
 
     Raises:
-        InputError: For a plan that does not end where the latents lie, and for a place where another file is.
+        InputError: If the plan does not end where the latents lie, or another file is at `path`.
 
     Example:
         >>> import odeddim, pathlib, tempfile, torch
@@ -126,10 +126,10 @@ def save(
     if abs(plan.top - state.sigma) > 1e-12 * plan.top:
         raise InputError(
             f"the latents lie at σ = {state.sigma:.9g}, but the plan ends at σ = {plan.top:.9g}: give the plan, or the "
-            "arguments, that encoded them"
+            "arguments, with which they were encoded"
         )
     if names is not None and len(names) != len(state):
-        raise InputError(f"names= has {len(names)} names for {len(state)} latents: give one for each")
+        raise InputError(f"names=... has {len(names)} names for {len(state)} latents: give one name for each")
     place = Machine(None if field.device is None else str(field.device)).at()
     details = place.details(field, plan.solver, len(state)) | {"dtype": str(field.dtype or state.xbar.dtype)[6:]}
     made = provenance_of(field, plan, "encode", **details)

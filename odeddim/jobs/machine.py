@@ -1,4 +1,4 @@
-"""Where a job runs: the device, the network's dtype, and how many images are in work at once."""
+"""Where a job runs: the device, the network's dtype, and the number of images in work at once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from odeddim.ode.devices import DTYPES, dtype_of, place_of
 from odeddim.ode.field import VectorField
 from odeddim.types import Solver, State, pick
 
-BATCH = 32  # images in work at once, unless given or the network sees more
-QUEUE = 8  # batches at once where images leave a run one by one, to keep its evaluations full
-NETWORK_BATCH = {"cpu": 8}  # images that the network sees at once: fewer cost more each, more gain nothing here
+BATCH = 32  # images in work at once by default, unless the network takes more at once
+QUEUE = 8  # batches in work at once if images leave a run one by one, to keep the network's batches full
+NETWORK_BATCH = {"cpu": 8}  # images that the network takes at once: fewer cost more per image, more gain nothing here
 NETWORK_BATCH_ELSEWHERE = 64
 
 
@@ -25,12 +25,19 @@ class Machine:
     """Where and how a job runs. What is not given is as the latents were encoded, or suits the device.
 
     Attributes:
-        device: "cpu", "cuda", "cuda:1", ...; a GPU if there is one. Under torchrun each process takes its own.
-        dtype: Of the network: "float32", "tf32", "float64" or "bfloat16". The state is float32, or float64 with it.
-        batch_size: Images in work at once: memory and speed, not the result.
-        network_batch: Images that the network always sees at once, filled up if need be. Its last digits depend on it
-            and on no neighbour. 8 on a CPU, 64 on a GPU.
-        threads: Of a CPU; the network's last digits depend on them too. 1 unless given.
+        device: "cpu", "cuda", "cuda:1", ...; by default a GPU if there is one. Under torchrun each process takes its
+            own.
+        dtype: The dtype of the network: "float32", "tf32", "float64" or "bfloat16". The state is float64 with a float64
+            network, otherwise float32.
+        batch_size: The number of images in work at once. It changes memory and speed, not the result.
+        network_batch: The number of images in each evaluation of the network, the last batch being filled up; by
+            default 8 on a CPU, 64 on a GPU. The last digits of a result depend on it.
+        threads: The number of threads on a CPU; by default 1. The last digits of a result depend on it.
+
+    Example:
+        >>> import odeddim
+        >>> odeddim.jobs.Machine("cpu", dtype="float64", batch_size=64)
+        Machine(device='cpu', dtype='float64', batch_size=64, network_batch=None, threads=None)
     """
 
     device: str | None = None
@@ -40,7 +47,17 @@ class Machine:
     threads: int | None = None
 
     def at(self, encoded: LatentFile | None = None) -> Place:
-        """The device, set up, and the dtype: as given, or as these latents were encoded."""
+        """Find the device and set it up.
+
+        Args:
+            encoded: The latent file that the job reads, if it reads one: what is not given is as it was encoded.
+
+        Returns:
+            The place where the job runs.
+
+        Raises:
+            InputError: If this machine has no such device, or the dtype is unknown.
+        """
         place = place_of(self.device)
         dtype = self.dtype
         if dtype is None:
@@ -54,7 +71,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Place:
-    """A machine that was found and set up for a job, and the latents that the job reads, if it reads any."""
+    """A machine that was found and set up for a job.
+
+    Attributes:
+        machine: What the user gave.
+        device: The device.
+        dtype: The dtype of the network.
+        tf32: Whether a GPU multiplies the network's float32 numbers in TF32.
+        encoded: The latent file that the job reads, if it reads one.
+    """
 
     machine: Machine
     device: torch.device
@@ -74,20 +99,28 @@ class Place:
 
     @property
     def dtype_name(self) -> str:
-        """The network's dtype, as `Machine.dtype` has it."""
+        """The network's dtype by its name, as in `Machine.dtype`."""
         return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
 
     def cast(self, state: State) -> State:
-        """A State in this place's state dtype."""
+        """A State in the dtype that states have here."""
         return state.to(dtype=self.state)
 
     @cached_property
     def usual_network_batch(self) -> int:
-        """How many images the network sees at once, unless given."""
+        """The default of `Machine.network_batch` on this device."""
         return NETWORK_BATCH.get(self.device.type, NETWORK_BATCH_ELSEWHERE)
 
     def fit(self, field: VectorField, row: Solver) -> VectorField:
-        """The field with batch and threads of its network fixed: as given, as encoded, or as suits device and row."""
+        """Fix the batch and the threads of a network: as given, as encoded, or as suits the device and the solver.
+
+        Args:
+            field: The model.
+            row: The solver.
+
+        Returns:
+            The field itself.
+        """
         kept = self.encoded.provenance.details if self.encoded else {}
         network_batch = self.machine.network_batch or _positive(kept.get("network_batch"))
         if self.device.type == "cpu":
@@ -98,9 +131,17 @@ class Place:
         return field
 
     def at_once(self, field: VectorField, row: Solver, *, queued: bool = False) -> int:
-        """How many images to work on together: memory and speed, not the result, unless the row shares its steps.
+        """The number of images to work on together. The result depends on it only if the solver shares its steps.
 
-        Whole batches of the field's network, so that none has to be filled up but the last.
+        It is a multiple of the network's batch, so that only the last batch is filled up.
+
+        Args:
+            field: The model.
+            row: The solver.
+            queued: Whether images leave the run one by one.
+
+        Returns:
+            The number.
         """
         size = self.machine.batch_size
         if size is None and self.encoded is not None and row.shares_steps:
@@ -108,7 +149,7 @@ class Place:
         return (size or in_work(field.network_batch or 1)) * (QUEUE if queued or row.queued else 1)
 
     def details(self, field: VectorField, row: Solver, size: int) -> dict[str, Any]:
-        """What of the machine belongs into the provenance: whatever changes a digit of the result."""
+        """What the provenance says of the machine: everything on which the digits of the result depend."""
         details = {"dtype": self.dtype_name, "device": self.device.type, "network_batch": field.network_batch}
         if self.device.type == "cpu":
             details["threads"] = torch.get_num_threads()
@@ -120,9 +161,9 @@ class Place:
         return details
 
     def inexact(self, field: VectorField, row: Solver) -> str:
-        """Why latents that come back exactly will not do so here, and how far off they will be; "" if they will.
+        """Why the way back of a reversible solver is not exact here, and by how much; "" if it is exact.
 
-        Of another solver, other nodes and settings and another dtype of the state, the run itself warns.
+        The run itself warns of another solver, other nodes, other settings and another dtype of the state.
         """
         file = self.encoded
         if file is None or not row.reversible:
@@ -137,18 +178,18 @@ class Place:
             return ""
         told = ", ".join(f"{key.replace('_', ' ')} {now[key]} where it was {then[key]}" for key in differ)
         return (
-            f"{file.path} does not come back exactly by {row.name}, for the network does not answer as when it was "
-            f"encoded ({told}){_off(row, file.nodes, str(then.get('dtype')), self.dtype_name)}"
+            f"{file.path} does not come back exactly by {row.name}, because the network runs otherwise than when it "
+            f"was encoded ({told}){_off(row, file.nodes, str(then.get('dtype')), self.dtype_name)}"
         )
 
 
 def in_work(network_batch: int) -> int:
-    """How many images to work on together with a network that sees so many at once: whole batches, of about BATCH."""
+    """The number of images to work on together, given the network's batch: a multiple of it, about BATCH."""
     return network_batch * max(1, BATCH // network_batch)
 
 
 def _off(row: Solver, nodes: torch.Tensor, *dtypes: str) -> str:
-    """How far off images are by what the network rounds, to its coarser dtype, as the row's coefficients carry it."""
+    """The expected error of images in words, from the rounding of the coarser dtype and the growth of the solver."""
     levels = [sigma for sigma in nodes.tolist() if sigma > 0]
     if row.growth is None or len(levels) < 2:
         return ""

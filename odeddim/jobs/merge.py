@@ -1,4 +1,4 @@
-"""One HDF5 file of an index and its parts, or of several files."""
+"""The job that makes one HDF5 file of an index and its parts, or of several files."""
 
 from __future__ import annotations
 
@@ -23,30 +23,38 @@ def merge(
     """Make one HDF5 file of an index and the parts beside it, or of several files, row after row.
 
     Args:
-        files: One file that is still an index, or several that were made in the same way.
-        output: The one file; None: in place of the first of `files`.
-        overwrite: Whether to replace what is there.
-        progress: Shown while the job works.
+        files: One file that is still an index, or several files that were made in the same way.
+        output: The new file; None to replace the index by it.
+        overwrite: Whether to replace what is at `output`.
+        progress: A progress display, see `odeddim.jobs.work.Progress`.
 
     Returns:
-        What became of it; `print` it for a line of words.
+        The outcome; `print` it for one line.
 
     Raises:
-        InputError: For files that do not belong together, or a place where something else is.
+        InputError: If the files do not belong together, or another file is at `output`.
+
+    Example:
+        >>> import odeddim, tempfile, pathlib
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for name in ("a.h5", "b.h5"):
+        ...     made = odeddim.jobs.encode(None, folder / name, model="exact-samples", count=2, steps=4)
+        >>> odeddim.jobs.merge([folder / "a.h5", folder / "b.h5"], folder / "both.h5").total
+        4
     """
     paths = [Path(path) for path in files]
     if output is None:
         if len(paths) > 1:
-            raise InputError("give -o z.h5: several files are not made one in place")
+            raise InputError("several files are not merged in place: give output=...")
         rows = finish(paths[0])
         return Outcome(paths[0], rows, rows, f"{rows} rows in {paths[0]}")
     output = Path(output)
     for i, path in enumerate(paths):
         if any(path.exists() and other.exists() and path.samefile(other) for other in paths[:i]):
-            raise InputError(f"{path} is given twice: its rows would be there twice")
+            raise InputError(f"{path} is given twice: give each file once")
     check_place(output, *paths, suffixes=SUFFIXES)
     if output.exists() and not overwrite:
-        raise InputError(f"{output} is there already: give another name, or overwrite=True")
+        raise InputError(f"{output} exists already: give another name, or overwrite=True to replace it")
     total, settings = 0, []
     for path in paths:
         with opened(path, "a file that odeddim wrote") as file:

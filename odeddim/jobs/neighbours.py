@@ -1,4 +1,4 @@
-"""The nearest latents of each."""
+"""The job that finds the nearest neighbours of latents."""
 
 from __future__ import annotations
 
@@ -20,12 +20,18 @@ from odeddim.storage.hdf5 import CHUNK
 from odeddim.storage.workers import cut
 from odeddim.types import InputError, State
 
-QUERIES = 8  # unless given
-AT_ONCE = 64  # queries held while the file goes by: of more, it goes by again
+QUERIES = 8  # the number of queries by default
+AT_ONCE = 64  # the queries held while the file is read: for more, it is read again
 
 
 class Neighbour(NamedTuple):
-    """A latent, by its number in its file and where it comes from, and its distance to what it is a neighbour of."""
+    """A latent and its distance to the one whose neighbour it is.
+
+    Attributes:
+        number: The index of the latent in its file.
+        name: Where the latent comes from.
+        distance: The distance, rms in units of x_T.
+    """
 
     number: int
     name: str
@@ -34,7 +40,13 @@ class Neighbour(NamedTuple):
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """A latent, by its number in its file and where it comes from, and its nearest, the nearest first."""
+    """A latent and its nearest neighbours.
+
+    Attributes:
+        number: The index of the latent in its file.
+        name: Where the latent comes from.
+        neighbours: Its neighbours, the nearest first.
+    """
 
     number: int
     name: str
@@ -55,7 +67,7 @@ class _Place(NamedTuple):
 
 
 class _Places(list[_Place]):
-    """Latents of files, read as they are asked for, with their distances as a report."""
+    """Latents of files, read when they are needed, with their distances as a report."""
 
     def read(self, start: int, stop: int) -> State:
         """Latents start, ..., stop-1."""
@@ -77,16 +89,24 @@ def neighbours(
 
     Args:
         latents: The latent file, z.h5.
-        of: Which latents, by index; the first 8 unless given.
-        count: Neighbours of each.
-        among: The file where to search; None for the others in `latents`.
-        to: The file that each latent and then its neighbours are written to, the sheet that they are drawn on.
+        of: The latents whose neighbours are searched, by index; by default the first 8.
+        count: The number of neighbours of each.
+        among: The latent file to search in; None for the other latents in `latents`.
+        to: The file that each latent and its neighbours are written to, and the sheet that they are drawn on.
 
     Returns:
-        For each latent its neighbours. Distances are rms in units of x_T: those of independent noise are √2 apart.
+        The neighbours of each latent. Distances are rms in units of x_T: latents of independent noise are √2 apart.
 
     Raises:
-        InputError: For what cannot be used, before anything is written.
+        InputError: If an argument cannot be used. Nothing is written then.
+
+    Example:
+        >>> import odeddim, tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "z.h5")
+        >>> made = odeddim.jobs.encode(None, path, model="exact-samples", count=4, steps=4)
+        >>> found = odeddim.jobs.neighbours(path, of=[0], count=2)
+        >>> found[0].number, len(found[0].neighbours)
+        (0, 2)
     """
     latents, among, to = Path(latents), None if among is None else Path(among), to or Drawing()
     to.check(latents, among)
@@ -120,11 +140,11 @@ def neighbours(
 
 
 def _search(file: LatentFile, queries: Group, pool: LatentFile, count: int, progress: Progress) -> list[list[_Place]]:
-    """For each latent itself, and then its nearest in the pool, but not itself once more."""
+    """Each latent, followed by its nearest in the pool without itself."""
     inside = int(pool is file)
     if count > len(pool) - inside:
         held = f"{len(pool) - 1} other" if inside else f"{len(pool)}"
-        raise InputError(f"{pool.path} holds {held} latents: there are no {count} nearest, give a lower count=...")
+        raise InputError(f"{pool.path} holds {held} latents, so there are no {count} nearest: give a lower count=...")
     rows: list[list[_Place]] = []
     passes = range(0, len(queries), AT_ONCE)
     with progress(len(passes) * len(pool), "comparing", 0) as advance:
@@ -136,7 +156,7 @@ def _search(file: LatentFile, queries: Group, pool: LatentFile, count: int, prog
 
         for at in passes:
             some = queries[at : at + AT_ONCE]
-            # One more where each finds itself; of equal latents, it need not be the first.
+            # One more if each finds itself, which need not be the first of several equal latents.
             found = nearest(join([file.pick(query) for query in some]), batches(), count + inside)
             for query, distances, numbers in zip(some, *(part.tolist() for part in found), strict=True):
                 near = [_Place(pool, number, apart) for number, apart in zip(numbers, distances, strict=True)]

@@ -1,4 +1,4 @@
-"""New images from noise."""
+"""The job that samples images from noise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.outputs import open_output
 from odeddim.types import InputError
 
-MOST = 10_000_000  # images or latents: beyond, no run ends
+MOST = 10_000_000  # the most images or latents of a run
 
 
 def sample(
@@ -42,28 +42,28 @@ def sample(
     progress: Progress = silent,
     **how: Any,
 ) -> Outcome:
-    """Sample images from noise. Image i depends on the seed and i only, whatever the count or the batch.
+    """Sample images from noise. Image i depends on the seed and i only, and not on the count or the batch.
 
     A run that was stopped goes on with the same call.
 
     Args:
-        count: How many images.
+        count: The number of images.
         output: A sheet.png, a file.h5 or a folder for PNGs.
-        seed: Of the noise.
-        eta: DDIM's η, of "euler" (0: the ODE) and "ddim-eta" (0.5).
-        shape: (C, H, W) of the images, for models that take any.
+        seed: The seed of the noise.
+        eta: DDIM's η between 0 (the ODE) and 1 (DDPM), for the solver "euler" or "ddim-eta"; None for the solver's own.
+        shape: The shape (C, H, W) of the images, for models that take any.
         model: A name, a path, a VectorField, or a Subject with its condition.
-        plan: What decodes; in place of `how`.
+        plan: The plan that decodes, in place of `how`.
         machine: Where to run.
-        overwrite: Whether to begin anew, whatever is there.
-        progress: Shown while the job works.
+        overwrite: Whether to begin anew, whatever is at `output`.
+        progress: A progress display, see `odeddim.jobs.work.Progress`.
         **how: solver, steps, grid, end and the solver's settings, as of `odeddim.sample`.
 
     Returns:
-        What became of it; `print` it for a line of words.
+        The outcome; `print` it for one line.
 
     Raises:
-        InputError: For what cannot be used, before anything is written.
+        InputError: If an argument cannot be used. Nothing is written then.
 
     Example:
         >>> import odeddim, tempfile, pathlib
@@ -102,26 +102,44 @@ def sample(
 
 
 def check_amount(output: Path, count: int, size: int, what: str) -> None:
-    """Refuse so many images or latents of so many bytes as no run ends with, before the first is made."""
+    """Raise an InputError if there are too many images or latents for a run or for the disk.
+
+    Args:
+        output: Where they go.
+        count: Their number.
+        size: The bytes of each.
+        what: What they are called: "images" or "latents".
+    """
     if count > MOST:
         raise InputError(f"{count:,} {what} are too many for one run: ask for {MOST:,} at most")
     room = shutil.disk_usage(output.parent).total if output.suffix.lower() in SUFFIXES and output.parent.is_dir() else 0
     if room and count * size > room:
         raise InputError(
-            f"{count:,} {what} take {count * size / 1e9:,.3g} GB, and all of the disk of {output} is "
+            f"{count:,} {what} take {count * size / 1e9:,.3g} GB, but the disk of {output} has only "
             f"{room / 1e9:,.3g} GB: ask for fewer"
         )
 
 
 def check_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(C, H, W) of an image that can be made; an InputError for any other."""
+    """The shape, if it is (C, H, W) of an image that can be made; otherwise an InputError."""
     if len(shape) != 3 or min(shape) < 1 or 4 * math.prod(shape) > MOST_ROW:
         raise InputError(f"an image of shape {shape} has more than {MOST_ROW // 4:,} values, or none: give (C, H, W)")
     return shape
 
 
 def shape_for(field: VectorField, shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The shape of noise to begin at: the model's, or the one given for models that take any."""
+    """The shape of the noise: the model's, or the one that is given for a model that takes any.
+
+    Args:
+        field: The model.
+        shape: The shape (C, H, W) of images that the user gave, or None.
+
+    Returns:
+        The shape of the noise, which for a latent model is that of its data.
+
+    Raises:
+        InputError: If the model makes images of another shape, or takes any shape and none is given.
+    """
     if shape is not None:
         check_shape(shape)
     if shape and field.codec is not None and shape != field.codec.image_shape:

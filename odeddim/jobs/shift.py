@@ -1,4 +1,4 @@
-"""Latents moved along the difference of the means of two groups."""
+"""The job that moves latents along the difference of the means of two groups."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ MEANS = ("mean of --from", "mean of --to", "difference")  # the rows of a stored
 
 
 class ShiftedNames(Sequence[str]):
-    """cat.png shifted by 1.5 is cat+1.5.png, with a suffix at the end, for `decode` drops one; made as asked for."""
+    """The names of shifted latents, made when they are needed: cat.png shifted by 1.5 is cat+1.5.png.
+
+    They always have a suffix, because `decode` drops one.
+    """
 
     def __init__(self, names: Sequence[str], by: Sequence[float]) -> None:
         self._names, self._by = names, by
@@ -48,13 +51,18 @@ class ShiftedNames(Sequence[str]):
 
 @dataclass(frozen=True)
 class Direction:
-    """Where latents are moved: between the means of two groups of them, or along a direction that was stored.
+    """The direction of a shift: from the mean of one group of latents to that of another, or a stored direction.
 
     Attributes:
-        start: The group whose mean it begins at, by index.
-        goal: The group whose mean it leads to.
-        along: A stored direction, in place of both.
-        keep: Where both means and their difference are stored, d.h5.
+        start: The group at whose mean the direction starts, by index.
+        goal: The group at whose mean the direction ends, by index.
+        along: The file of a stored direction, in place of both groups.
+        keep: The file, d.h5, where both means and their difference are stored; None for none.
+
+    Example:
+        >>> import odeddim
+        >>> odeddim.jobs.Direction(start=range(0, 4), goal=[4, 7])
+        Direction(start=range(0, 4), goal=[4, 7], along=None, keep=None)
     """
 
     start: Sequence[int] | None = None
@@ -63,15 +71,15 @@ class Direction:
     keep: Path | None = None
 
     def check(self, to: Drawing, latents: Path) -> None:
-        """Raise an InputError unless it is one of both, and its files are not those of others."""
+        """Raise an InputError unless it is either two groups or a stored direction, and its files can be written."""
         if (self.start is None, self.goal is None) != (self.along is not None, self.along is not None):
             raise InputError("give two groups, start=... and goal=..., or a stored direction, along=...")
         if self.along is not None and self.keep is not None:
-            raise InputError("along=... takes a stored direction, and keep=... stores one: give one of them")
+            raise InputError("along=... takes a stored direction, but keep=... stores a new one: give one of the two")
         if self.keep is None:
             return
         if to.output is not None and os.path.realpath(self.keep) == os.path.realpath(to.output):
-            raise InputError("keep=... and output=... name the same file")
+            raise InputError("keep=... and output=... name the same file: give two different files")
         check_place(self.keep, latents, suffixes=SUFFIXES)
 
 
@@ -83,21 +91,29 @@ def shift(
     *,
     to: Drawing,
 ) -> Outcome:
-    """Move latents of a file along the difference of the means of two groups of them; each keeps its norm.
+    """Move latents of a file along the difference of the means of two groups of latents. Each latent keeps its norm.
 
     Args:
         latents: The latent file, z.h5.
-        direction: Between which groups, or along which stored direction.
-        of: What is moved, by index; the first group, or all along a stored direction, unless given.
-        by: How far; 1 is from one mean to the other.
-        to: The file that the shifted latents are written to, the sheet that they are drawn on.
+        direction: The two groups, or a stored direction.
+        of: The latents to move, by index; by default those of the first group, or all along a stored direction.
+        by: The amounts; 1 is the way from one mean to the other.
+        to: The file that the shifted latents are written to, and the sheet that they are drawn on.
 
     Returns:
-        What became of it. Its words say how far the means are apart, and how far those of two such groups of noise
-        would be: where that is as far, the direction says nothing.
+        The outcome. Its words give the distance of the means, and the distance that the means of two such groups of
+        noise would have: if the two are about equal, the direction has no meaning.
 
     Raises:
-        InputError: For what cannot be used, before anything is written.
+        InputError: If an argument cannot be used. Nothing is written then.
+
+    Example:
+        >>> import odeddim, tempfile, pathlib
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> made = odeddim.jobs.encode(None, folder / "z.h5", model="exact-samples", count=4, steps=4)
+        >>> way, to = odeddim.jobs.Direction(start=[0, 1], goal=[2, 3]), odeddim.jobs.Drawing(folder / "moved.h5")
+        >>> odeddim.jobs.shift(folder / "z.h5", way, by=[0.5, 1.0], to=to).total
+        4
     """
     latents = Path(latents)
     direction.check(to, latents)
@@ -131,7 +147,7 @@ def shift(
 def _means(
     file: LatentFile, way: Direction, stack: contextlib.ExitStack
 ) -> tuple[list[State], dict[str, Any], list[str]]:
-    """Both means and the direction, or the direction alone; what the provenance says of it; its length in words."""
+    """Both means and the direction, or a stored direction alone; its part of the provenance; its length in words."""
     if way.along is not None:
         stored = stack.enter_context(LatentFile(way.along))
         if stored.provenance.made_by != "direction" or len(stored) != len(MEANS):
@@ -145,9 +161,9 @@ def _means(
         group.check(len(file), file.path)
     first, second = (set(group) for group in groups)
     if first == second:
-        raise InputError("start=... and goal=... are the same latents: their means are not apart, give two groups")
+        raise InputError("start=... and goal=... are the same latents, so their means are equal: give two groups")
     means = [mean(file.read(*span) for span in cut(group.spans, CHUNK)) for group in groups]
-    # Rounded as it is stored, so that --along does the same.
+    # Rounded to the dtype in which it is stored, so that along=... gives the same latents.
     rows = [state.to(getattr(torch, file.dtype)) for state in (*means, direction(*means))]
     chance, spread = apart_by_chance(len(first), len(second), len(first & second), rows[2].xbar.numel())
     line = (

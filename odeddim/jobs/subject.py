@@ -1,4 +1,4 @@
-"""What a job is done with: a model as people say it, and images."""
+"""What a job takes: a model as a user names it, and images."""
 
 from __future__ import annotations
 
@@ -26,12 +26,17 @@ from odeddim.types import InputError
 
 @dataclass(frozen=True)
 class Subject:
-    """A model as people say it: by name or path, under a condition.
+    """A model as a user names it: by name or path, under a condition.
 
     Attributes:
-        name: A name of `odeddim.load`, or a path; None for the one that the latents name.
-        condition: What `VectorField.conditioned` takes: label, prompt, negative_prompt, guidance, interval.
-        allow_pickle: Whether to run the code that is in a pickle.
+        name: A built-in name or a path, as `odeddim.load` takes them; None for the model that the latent file names.
+        condition: The arguments of `VectorField.conditioned`: label, prompt, negative_prompt, guidance, interval.
+        allow_pickle: Whether to read files that run the code in them.
+
+    Example:
+        >>> import odeddim
+        >>> odeddim.jobs.Subject("model.pkl", {"label": 3, "guidance": 2.0}, allow_pickle=True).condition["label"]
+        3
     """
 
     name: str | None = None
@@ -40,12 +45,18 @@ class Subject:
 
 
 def subject_on(place: Place, model: Model | Subject, made_under: Mapping[str, Any] | None = None) -> VectorField:
-    """The model on this machine, under its condition.
+    """Load a model on a machine, under its condition.
 
     Args:
-        place: Where it is to run.
-        model: A name, a path or a Subject; a VectorField is taken as it is.
-        made_under: The condition that latents were made under, which holds where the subject says nothing else.
+        place: Where it runs.
+        model: A name, a path or a Subject; a VectorField is returned as it is.
+        made_under: The condition under which latents were made. It holds where the subject says nothing else.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If the model cannot be loaded, or does not take the condition.
     """
     if isinstance(model, VectorField):
         return model
@@ -57,25 +68,40 @@ def subject_on(place: Place, model: Model | Subject, made_under: Mapping[str, An
     before = Condition(**(made_under or {}))
     told = {**before.to_dict(), **said.condition}
     if told.get("guidance", 1) == 1 and "interval" not in said.condition:
-        told.pop("interval", None)  # that of the latents, whose guidance is taken back
+        told.pop("interval", None)  # the interval of the latents has no meaning without their guidance
     field = field.conditioned(**told)
     if made_under is not None and field.condition != before:
         words = [it.words or "no condition" for it in (field.condition, before)]
-        warn(f"under {words[0]}, where the latents were made under {words[1]}: other images than those encoded")
+        warn(
+            f"the model runs under {words[0]}, but the latents were made under {words[1]}: the images will differ from "
+            "those that were encoded"
+        )
     if said.name not in BUILT_IN and rank()[0] == 0:
         log.info("%s: %s", said.name, field.describe())
     return field
 
 
 def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) -> VectorField:
-    """The model of a latent file: the one it names, or the one given; checked against its weights' hash."""
+    """The model of a latent file.
+
+    Args:
+        file: The latent file.
+        place: Where the model runs.
+        model: The model that encoded; None for the one that the file names.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If the model cannot be loaded, or the latents belong to another one.
+    """
     named = file.provenance.model
     if isinstance(model, VectorField):
         file.provenance.check_model(model, str(file.path))
         return model
     said = model if isinstance(model, Subject) else Subject(None if model is None else str(model))
     if said.name is None and named not in BUILT_IN and not os.path.exists(named):
-        raise InputError(f"{file.path} belongs to the model {named!r}, which is not there: give it with model=...")
+        raise InputError(f"{file.path} belongs to the model {named!r}, which is not here: give it with model=...")
     chosen = Subject(said.name or named, said.condition, said.allow_pickle)
     field = subject_on(place, chosen, file.provenance.condition)
     file.provenance.check_model(field, str(file.path))
@@ -83,7 +109,18 @@ def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) ->
 
 
 def images_for(field: VectorField, path: Path | None) -> ImageSource:
-    """The images of a path, or the package's own without one, in as many channels as the model takes."""
+    """The images of a path, in as many channels as the model takes.
+
+    Args:
+        field: The model.
+        path: The path, or None for the 256 sample images of the package.
+
+    Returns:
+        The images.
+
+    Raises:
+        InputError: If the images cannot be read, or have another shape than the model takes.
+    """
     shape = field.image_shape
     source = sample_images() if path is None else open_images(path, channels=shape[0] if shape else None)
     if shape is not None:
@@ -92,7 +129,7 @@ def images_for(field: VectorField, path: Path | None) -> ImageSource:
 
 
 def first_names(source: ImageSource, count: int | None, path: Path | None) -> Sequence[str]:
-    """The names of the first `count` images of a path, or of all without it."""
+    """The names of the first `count` images of a path, or of all if it is None."""
     if count is None:
         return source.names
     warn_of_count(count, len(source), path)
@@ -100,15 +137,21 @@ def first_names(source: ImageSource, count: int | None, path: Path | None) -> Se
 
 
 def warn_of_count(count: int, there: int, path: Path | None) -> None:
-    """Warn where more images are asked for than there are."""
+    """Warn if more images are asked for than there are."""
     if count > there:
         warn(f"count={count}: {path or SAMPLE} holds {there} images, and all of them are taken")
 
 
 def data_and_floor(field: VectorField, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """What the ODE begins at, and the report of what a latent model's autoencoder alone loses: "floor" (B,).
+    """The data where the ODE starts, and the error of a latent model's autoencoder.
 
-    floor: rms over pixels of the image that went through the autoencoder and back minus the image, in [-1, 1].
+    Args:
+        field: The model.
+        images: The images, (B, C, H, W) in [-1, 1].
+
+    Returns:
+        The data, (B, *), and a report: for latent models "floor", (B,), the rms over pixels of the image that the
+        autoencoder makes of the data minus the image, in [-1, 1].
     """
     data = to_data(field, images)
     if field.codec is None:
@@ -118,14 +161,14 @@ def data_and_floor(field: VectorField, images: torch.Tensor) -> tuple[torch.Tens
 
 
 def warn_of_plan(plan: Plan, field: VectorField) -> None:
-    """Warn where the notes of a plan, or of the file that its grid is from, name another model or solver."""
+    """Warn if the notes of a plan, or of the plan file that its grid comes from, name another model or solver."""
     if found := plan.unlike(field):
         warn(f"the plan was found {found}: `odeddim grid` and `odeddim bench work-precision --find` find one for it")
     if plan.notes or not os.path.isfile(plan.grid):
         return
     try:
         source = Plan.load(plan.grid)
-    except InputError:  # a plain list of noise levels, which says nothing
+    except InputError:  # a plain list of noise levels, without notes
         return
     if found := source.unlike(field):
         warn(f"{plan.grid} was computed {found}: `odeddim grid` computes one for it")

@@ -1,4 +1,4 @@
-"""What a job says of its images at the end: how many, how many evaluations they took, which went wrong."""
+"""The last line of a job and its warnings: how many images there are, their evaluations, and which have failed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from odeddim.jobs.work import warn
 from odeddim.ode.field import VectorField
 from odeddim.types import State
 
-NAMED = 8  # of images, in a warning
-WILD = 3.0  # |x| that no image has
+NAMED = 8  # the most images that a warning names
+WILD = 3.0  # |x| is larger in no image
 
 
 def warn_of_range(largest: float, what: str = "the images reach ±{:.3g} where data lie within ±1") -> None:
-    """Warn where images, or the rms of latents, are so large that the run must have been unstable."""
+    """Warn if images, or the rms of latents, are so large that the run must have been unstable."""
     if largest > WILD:
         advice = "this solver is unstable on this grid; take more steps, another grid or another solver"
         warn(f"{what.format(largest)}: {advice}")
 
 
 class Tally:
-    """How many images took how many steps to keep a tolerance, and which did not keep it."""
+    """Counts how many images took how many steps to keep a tolerance, and which did not keep it."""
 
     def __init__(self, tolerance: float) -> None:
         self._tolerance = tolerance
@@ -32,14 +32,14 @@ class Tally:
         self._missed = 0
 
     def add(self, steps: torch.Tensor, error: torch.Tensor, names: Sequence[str]) -> None:
-        """Count images, (B,) each."""
+        """Count the images of a batch: their steps (B,), errors (B,) and names."""
         self._steps.update(steps.tolist())
         missed = [(e, name) for e, name in zip(error.tolist(), names, strict=True) if not e <= self._tolerance]
         self._missed += len(missed)
         self._worst = sorted([*self._worst, *missed], reverse=True)[:NAMED]
 
     def tell(self) -> str:
-        """The steps taken, in words; warns of the images that did not keep the tolerance, the worst first."""
+        """The steps taken, in words. It warns of the images that did not keep the tolerance, the worst first."""
         if self._missed:
             named = ", ".join(f"{name!r} ({error:.1e})" for error, name in self._worst)
             more = f" and {self._missed - NAMED} more" if self._missed > NAMED else ""
@@ -51,12 +51,12 @@ class Tally:
 
 
 def so_far(done: int, total: int) -> str:
-    """How many images there are, as the last line begins."""
+    """How many images there are, for the beginning of the last line."""
     return f"{total}" if done == total else f"{done} of {total}"
 
 
 def of_all(done: int, total: int, here: int) -> str:
-    """What the last line says of the images that this process has not made itself."""
+    """The part of the last line about images that this process has not made itself."""
     if done < total:
         return (
             f" so far, {here} by this process (another process is at work on the other {total - done}, and goes on; "
@@ -66,7 +66,7 @@ def of_all(done: int, total: int, here: int) -> str:
 
 
 def evaluated(images: int, *fields: VectorField) -> str:
-    """What the last line says of the evaluations that these fields have made for so many images."""
+    """The part of the last line about the evaluations that these fields have made for so many images."""
     if not images:
         return "nothing left to do"
     rows, filled = sum(field.rows for field in fields), sum(field.filled for field in fields)
@@ -78,7 +78,7 @@ def _filling(filled: int, images: int, what: str = "to fill batches") -> str:
 
 
 class Reports:
-    """What the batches of a run say of their images, summed up to be told at the end of it."""
+    """Sums what the solver reports of the images of each batch, for the last line of a run."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -88,7 +88,7 @@ class Reports:
         self._floors = 0.0
 
     def add(self, state: State, names: Sequence[str]) -> None:
-        """Take note of what a batch's run reported of the images of these names."""
+        """Add the report of a batch, whose images have these names."""
         self.images += len(names)
         counts = state.report.get("evaluations")
         if counts is not None:
@@ -105,7 +105,7 @@ class Reports:
             self._residual = max(self._residual, float(residual[~converged].max()))
 
     def evaluations(self, field: VectorField, *, certified: bool = False) -> str:
-        """How many evaluations an image took, of all that this field has made, those of certificates among them."""
+        """The evaluations per image in words; those for certificates and to fill up batches are given apart."""
         if not self._reported:
             return evaluated(self.images, field)
         mean = self._evaluations / self._reported
@@ -114,11 +114,11 @@ class Reports:
         return text + _filling(field.rows + field.filled - self._evaluations, self.images, what)
 
     def floor(self) -> str:
-        """What a latent model's autoencoder alone lost of an image, on average; "" of other models."""
+        """The mean error of a latent model's autoencoder, in words; "" for other models."""
         return f", the autoencoder alone loses {self._floors / self.images:.3g} (rms)" if self._floors else ""
 
     def warn(self, end: str) -> None:
-        """Warn of the images whose iteration did not converge, and say what may help."""
+        """Warn of the images whose iteration did not converge, with advice."""
         if not self._failed:
             return
         more = f" and {self._failed - NAMED} more" if self._failed > NAMED else ""

@@ -1,4 +1,4 @@
-"""How good the latents of a file are."""
+"""The job that checks the latents of a file and says how good they are."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from odeddim.storage.prefetch import ahead
 from odeddim.storage.resumable import finish
 from odeddim.types import InputError, pick
 
-ENLARGED = 10  # times, the difference on the sheet
+ENLARGED = 10  # the factor of the difference on the sheet
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Verified:
 
     Attributes:
         path: The latent file.
-        names: Where each latent comes from, N.
+        names: Where each latent comes from, N names.
         figures: The certificate, (N,) float64 by name (`odeddim.checks.certificate.CERTIFICATE`); empty while other
-            processes are at work on it.
+            processes compute it.
         order: The indices of the latents, the worst first, (N,).
-        floor: What a latent model's autoencoder alone loses of each image, (N,); None of other models.
+        floor: The error of a latent model's autoencoder for each image, (N,); None for other models.
     """
 
     path: Path
@@ -62,25 +62,32 @@ def verify(
 ) -> Verified:
     """Check every latent of a file against its checksum, and say how good each one is.
 
-    What `encode(certify=True)` has stored is read; of a file without it, it is computed and stored, which takes three
-    times the evaluations of encoding. Stopped, it goes on with the same call.
+    The certificate that `encode(certify=True)` has stored is read. If the file has none, it is computed and stored,
+    which takes three times the evaluations of encoding. A run that was stopped goes on with the same call.
 
     Args:
         latents: The latent file, z.h5.
         images: The images that were encoded; None for those that the file names.
-        by: What sorts the worst to the front, a figure of the certificate.
-        sheet: Where to draw the worst, worst.png: each image, decoded again, and their difference ten times enlarged.
-        shown: How many to draw.
+        by: The figure of the certificate that sorts the latents.
+        sheet: Where to draw the worst, worst.png: each image, the image decoded again, and ten times their difference.
+        shown: The number of images to draw.
         model: The model that encoded; None for the one that the file names.
         machine: Where to run; what is not given is as the latents were encoded.
-        overwrite: Whether to replace a sheet that is another's.
-        progress: Shown while the job works.
+        overwrite: Whether to replace another file at `sheet`.
+        progress: A progress display, see `odeddim.jobs.work.Progress`.
 
     Returns:
         The figures of all latents, and their order.
 
     Raises:
-        InputError: For what cannot be used, and for latents that are damaged.
+        InputError: If an argument cannot be used, or a latent is damaged.
+
+    Example:
+        >>> import odeddim, tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "z.h5")
+        >>> made = odeddim.jobs.encode(None, path, model="exact-samples", count=2, steps=4, certify=True)
+        >>> odeddim.jobs.verify(path).figures["latent_error"].shape
+        torch.Size([2])
     """
     latents, images = Path(latents), None if images is None else Path(images)
     sheet = None if sheet is None else Path(sheet)
@@ -97,7 +104,7 @@ def verify(
         certified = set(CERTIFICATE) <= set(file.figures())
         if certified:
             _check(file, progress)
-            if file.is_index and len(file) == file.total:  # it was killed before it could make one file of them
+            if file.is_index and len(file) == file.total:  # a run that was killed before it could make one file
                 finish(latents)
         place, field = _set_up(file, model, machine) if not certified or sheet is not None else (None, None)
         if not certified:
@@ -126,7 +133,7 @@ def _set_up(file: LatentFile, model: Model | Subject | None, machine: Machine | 
 
 
 def _check(file: LatentFile, progress: Progress) -> None:
-    """Read every row, against its checksum."""
+    """Read every row, which checks it against its checksum."""
     with progress(len(file), "checking", 0) as advance:
         for start in range(0, len(file), CHUNK):
             stop = min(start + CHUNK, len(file))
@@ -135,25 +142,30 @@ def _check(file: LatentFile, progress: Progress) -> None:
 
 
 def _originals(file: LatentFile, field: VectorField, images: Path | None) -> ImageSource:
-    """The images that were encoded, which must be those at the path given, or at the one that the file names."""
+    """The images that were encoded: those at the path, or at the one that the file names; an InputError for others."""
     made = file.provenance
     if made.made_by != "encode":
-        raise InputError(f"{file.path} was made by {made.made_by!r}, not from images: there is nothing to compare with")
+        raise InputError(
+            f"{file.path} was made by {made.made_by!r} and not from images, so it has no certificate: give a file that "
+            "`odeddim encode` wrote"
+        )
     named = made.details.get("images", {})
     if images is None and named.get("path") not in (None, SAMPLE):
         images = Path(named["path"])
         if not images.exists():
-            raise InputError(f"the images of {file.path} are not at {images} any more: say where, verify z.h5 IMAGES")
+            raise InputError(f"the images of {file.path} are no longer at {images}: give images, verify z.h5 IMAGES")
     if images is None and named.get("path") != SAMPLE:
-        raise InputError(f"{file.path} does not say which images it was made of: say so, verify z.h5 IMAGES")
+        raise InputError(f"{file.path} does not name the images that it was made of: give images, verify z.h5 IMAGES")
     source = images_for(field, images)
     for start in range(0, len(file), CHUNK):
         stop = min(start + CHUNK, len(file))
         if file.names[start:stop] != [plain_text(name) for name in source.names[start:stop]]:
             raise InputError(f"{images or SAMPLE} does not hold the images of {file.path}, from number {start} on")
-    # Others may have the same names. Files from before there was "of" have a hash that tells less.
+    # Other images may have the same names. The hash in older files, without "of", does not cover all images.
     if "of" in named and named.get("sha256") != source.fingerprint(file.total):
-        raise InputError(f"{images or SAMPLE} does not hold the images of {file.path}: it was made of others")
+        raise InputError(
+            f"{images or SAMPLE} does not hold the images of {file.path}, which was made of other ones: give those"
+        )
     return source
 
 
@@ -161,7 +173,7 @@ def _certify(file: LatentFile, source: ImageSource, field: VectorField, place: P
     """Compute the certificates of a file and store them in it."""
     if len(file) < file.total:
         raise InputError(
-            f"{file.path} is unfinished, {len(file)} of {file.total} latents are there: encode the others first"
+            f"{file.path} is unfinished, with {len(file)} of {file.total} latents: encode the others first"
         )
     how = decoding_of(file, field.schedule)
     size = place.at_once(field, how.plan.solver, queued=bool(how.rungs))

@@ -1,4 +1,4 @@
-"""What all jobs share: what is said of a run, progress, warnings, outcomes, names of new images."""
+"""What all jobs share: the arguments of a run, progress, warnings, outcomes, names of new images."""
 
 from __future__ import annotations
 
@@ -17,29 +17,36 @@ from odeddim.types import InputError, Solver
 
 log = logging.getLogger("odeddim")
 Progress: TypeAlias = Callable[[int, str, int], AbstractContextManager[Callable[[int], Any]]]
-"""progress(total, unit, done) is entered while a job works, and gives a function that is told of images done."""
+"""A progress display: progress(total, unit, done) is a context in which the job works.
+
+Entering it gives a function that the job calls with the number of images done since the last call."""
 
 
 @contextlib.contextmanager
 def silent(total: int, unit: str, done: int) -> Iterator[Callable[[int], Any]]:
-    """No progress is shown."""
+    """A progress display that shows nothing."""
     yield lambda count: None
 
 
 def warn(message: str) -> None:
-    """A warning of the library; the command line shows it as one line."""
+    """Issue a warning, which the command line shows as one line."""
     warnings.warn(message, stacklevel=3)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """The outcome of a job; `print` shows its words.
 
     Attributes:
-        path: What was written.
-        done: How many of its images or latents are there now.
-        total: How many there are to be.
-        words: The job in words, as a last line tells it; `print` gives them.
+        path: The file or folder that was written.
+        done: The number of its images or latents that exist now.
+        total: The number of images or latents when the job is complete.
+        words: A line about the job.
+
+    Example:
+        >>> import odeddim, pathlib
+        >>> print(odeddim.jobs.Outcome(pathlib.Path("z.h5"), 2, 2, "2 latents in z.h5"))
+        2 latents in z.h5
     """
 
     path: Path
@@ -52,7 +59,7 @@ class Outcome:
 
 
 class How(NamedTuple):
-    """What people say of a run, apart from the plan that becomes of it."""
+    """The arguments of a run as a user gives them, from which a plan is made; None for what is not given."""
 
     solver: str | Solver | None
     steps: int | None
@@ -62,28 +69,41 @@ class How(NamedTuple):
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> How:
-        """From keyword arguments; whatever is none of these names is a setting."""
+        """The arguments among keyword arguments; all other names are settings of the solver."""
         settings = dict(given)
         solver, steps, grid, end = (settings.pop(name, None) for name in ("solver", "steps", "grid", "end"))
         return cls(solver, steps, grid, end, settings)
 
     def plan(self, schedule: Schedule, usual: str) -> Plan:
-        """The plan of it. usual: the solver where none is named."""
+        """The plan of these arguments, with a default solver `usual`."""
         return Plan.of(schedule, self.solver or usual, self.steps, self.grid, self.end or "zero", self.settings)
 
 
 def the_plan(given: Plan | None, how: How, schedule: Schedule, usual: str) -> Plan:
-    """The plan given, checked for a model with this schedule, or that of what people say; an InputError for both."""
+    """The plan of a run.
+
+    Args:
+        given: A plan, or None.
+        how: The other arguments of the run.
+        schedule: The noise levels of the model.
+        usual: The default solver.
+
+    Returns:
+        The plan that was given, for this model, or that of the other arguments.
+
+    Raises:
+        InputError: If both are given, or an argument cannot be used.
+    """
     if given is None:
         return how.plan(schedule, usual)
     named = {"solver": how.solver, "steps": how.steps, "grid": how.grid, "end": how.end, **how.settings}
     if said := [name for name, value in named.items() if value is not None]:
-        raise InputError(f"plan= says how to run: leave out {said[0]}=, or make another plan with it")
+        raise InputError(f"plan=... says how to run: leave out {said[0]}=..., or make another plan with it")
     return given.on(schedule)
 
 
 class Numbered(Sequence[str]):
-    """The names PREFIX000000, PREFIX000001, ..., made when they are asked for."""
+    """The names PREFIX000000, PREFIX000001, ..., made when they are needed."""
 
     def __init__(self, prefix: str, count: int) -> None:
         self._prefix, self._rows = prefix, range(count)

@@ -1,1 +1,1 @@
-"""Latents: kept in files (`store`), and combined (`interpolate`)."""
+"""Latents: the latent file and its provenance, interpolation, arithmetic, groups."""

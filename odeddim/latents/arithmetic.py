@@ -1,8 +1,8 @@
 """Latents as vectors: means, directions, shifts along them, distances, neighbours.
 
-Auxiliary states take the same linear combination as x̄, as along a path (`interpolate`): what a reversible run keeps
-books of is affine in (x̄, aux), so that the result can be decoded by the same run. Latents that are combined must have
-been kept by one run; those only compared need not.
+Auxiliary states are combined with the same weights as x̄, here and along a path (`interpolate`): what a reversible run
+computes is affine in (x̄, aux), so the same run can decode the result. Latents can be combined only if the same solver
+kept their aux on the same nodes; to compare them this does not matter.
 """
 
 from __future__ import annotations
@@ -18,26 +18,44 @@ from torch import Tensor
 
 from odeddim.types import InputError, State
 
-CHUNK = 2**24  # numbers cast to float64 at a time: 128 MiB
+CHUNK = 2**24  # the most numbers cast to float64 at a time: 128 MiB
 
 
 def check_alike(first: State, other: State) -> None:
-    """Raises InputError unless the two can be combined: shape, noise level and what was kept with them must agree."""
+    """Raise an InputError unless two states can be combined.
+
+    Args:
+        first: A state, xbar (B, *).
+        other: Another one.
+
+    Raises:
+        InputError: If they differ in shape, noise level, or in what a solver has kept for the way back.
+    """
     _check_comparable(first, other)
     if other.kept != first.kept or len(other.aux) != len(first.aux):
         raise InputError(
-            "latents that different reversible runs have kept cannot be combined: encode both with one solver, grid "
-            f"and dtype (kept by {first.kept or 'none'!r} and {other.kept or 'none'!r})"
+            f"latents of different reversible runs cannot be combined (kept by {first.kept or 'none'!r} and by "
+            f"{other.kept or 'none'!r}): encode both with one solver, grid and dtype"
         )
 
 
 def mean(batches: Iterable[State]) -> State:
-    """The mean of all latents of all batches: xbar (B, *) each -> xbar (1, *) float64, auxiliary states likewise.
+    """The mean of many latents.
 
-    Holds the first batch and one more. How the latents are cut into batches does not matter, bit for bit; the error
-    is that of rounding once or twice, however many they are (W. Kahan, Further remarks on reducing truncation errors,
-    1965).
-    Errors: InputError without any latents, or for batches that cannot be combined.
+    Two batches are held at a time. The result does not depend on how the latents are cut into batches, bit for bit, and
+    its error is that of one or two roundings, however many latents there are.
+
+    Args:
+        batches: The latents, in states with xbar (B, *).
+
+    Returns:
+        A state with xbar (1, *) float64, and auxiliary states likewise.
+
+    Raises:
+        InputError: If there are no latents, or they cannot be combined.
+
+    Source:
+        W. Kahan, Further remarks on reducing truncation errors, 1965.
     """
     first: State | None = None
     total = lost = torch.zeros((), dtype=torch.float64)
@@ -52,16 +70,26 @@ def mean(batches: Iterable[State]) -> State:
             total = grown
             count += 1
     if first is None or count == 0:
-        raise InputError("there are no latents to take the mean of: give at least one")
-    means = (total / count).unsqueeze(1)  # x̄'s and each auxiliary state's, (1, *)
+        raise InputError("there are no latents, so there is no mean: give at least one")
+    means = (total / count).unsqueeze(1)  # of x̄ and of each auxiliary state, (1, *)
     return State(means[0], first.sigma, tuple(means[1:]), first.kept, combined=True)
 
 
 def direction(from_mean: State, to_mean: State) -> State:
-    """to_mean - from_mean, (1, *) each: the way from one group of latents to another, float64.
+    """The direction to_mean - from_mean, from one group of latents to another, for `shift`.
 
-    A difference and no latent: it does not lie on their sphere, and decoding it shows nothing. It is for `shift`.
-    Errors: InputError for latents that cannot be combined.
+    A direction is a difference and not a latent: it does not lie on the sphere of latents, and its image has no
+    meaning.
+
+    Args:
+        from_mean: A latent, xbar (1, *).
+        to_mean: A latent, xbar (1, *).
+
+    Returns:
+        A state with xbar (1, *) float64.
+
+    Raises:
+        InputError: If the latents cannot be combined.
     """
     _check_one(from_mean)
     _check_one(to_mean)
@@ -70,11 +98,20 @@ def direction(from_mean: State, to_mean: State) -> State:
 
 
 def shift(state: State, direction: State, by: float, keep_norm: bool = True) -> State:
-    """x̄ + by·d of each latent: state (B, *), direction (1, *) -> (B, *) in the state's dtype.
+    """Move latents along a direction: x̄ + by·d.
 
-    keep_norm: each is brought back to the norm it had, its auxiliary states by the same factor. Latents of images lie
-    close to a sphere of radius √D (‖x_T‖ = √D ± √(1/2)), which a plain sum leaves.
-    Errors: InputError for latents that cannot be combined, a `by` that is not finite, a latent shifted onto 0.
+    Args:
+        state: The latents, xbar (B, *).
+        direction: The direction d, xbar (1, *).
+        by: How far.
+        keep_norm: Whether each latent is scaled to the norm that it had, and its auxiliary states by the same factor.
+            Latents of images lie close to a sphere of radius √D (‖x_T‖ = √D ± √(1/2)), which a plain sum leaves.
+
+    Returns:
+        The moved latents, xbar (B, *) in the state's dtype.
+
+    Raises:
+        InputError: If the latents cannot be combined, `by` is not finite, or a latent is moved to 0.
     """
     _check_one(direction)
     check_alike(state, direction)
@@ -84,7 +121,7 @@ def shift(state: State, direction: State, by: float, keep_norm: bool = True) -> 
         before, after = _norms(state.xbar), _norms(moved.xbar)
         if bool((after == 0).any()):
             raise InputError(
-                f"latent {int(after.argmin())} shifted by {by:g} is 0, which no factor brings back to its norm: "
+                f"latent {int(after.argmin())} shifted by {by:g} is 0, and 0 cannot be scaled to the norm it had: "
                 "shift by another number"
             )
         factors = (before / after).reshape(-1, *[1] * (state.xbar.ndim - 1))
@@ -94,7 +131,7 @@ def shift(state: State, direction: State, by: float, keep_norm: bool = True) -> 
 
 
 class Readable(Protocol):
-    """Latents that are read as they are asked for: a file, say."""
+    """Latents that are read or made when they are needed, such as those of a `LatentFile`."""
 
     def read(self, start: int, stop: int) -> State:
         """Latents start, ..., stop-1 as a State, xbar (stop-start, *)."""
@@ -102,10 +139,18 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class Shifted:
-    """Latents moved along a direction, made when they are read, as those of a `LatentFile`: there may be any number.
+    """Latents moved along a direction by several amounts each. They are made when they are read, in any number.
 
-    indices: which of `latents`; by: how far. Row by row: the first latent by all amounts, then the second. See `shift`.
-    Errors: InputError without any row, or for an amount that is not finite.
+    The first latent moved by each amount comes first, then the second latent. See `shift`.
+
+    Attributes:
+        latents: The latents.
+        indices: Which of them are moved.
+        direction: The direction, xbar (1, *).
+        by: The amounts.
+
+    Raises:
+        InputError: If there is no latent or no amount, or an amount is not finite.
     """
 
     latents: Readable
@@ -115,7 +160,7 @@ class Shifted:
 
     def __post_init__(self) -> None:
         if not len(self):
-            raise InputError("there is nothing to shift: give at least one latent and one amount")
+            raise InputError("a shift needs latents and amounts: give at least one of each")
         for by in self.by:
             _check_finite(by)
 
@@ -123,22 +168,32 @@ class Shifted:
         return len(self.indices) * len(self.by)
 
     def read(self, start: int, stop: int) -> State:
-        """Rows start, ..., stop-1 as a State, xbar (stop-start, *): the same bits however they are cut."""
+        """Rows start, ..., stop-1 as a State, xbar (stop-start, *): the same bits whatever rows are read together."""
         if not 0 <= start < stop <= len(self):
-            raise InputError(f"of {len(self)} shifted latents there are none from {start} to {stop - 1}")
+            raise InputError(f"there are {len(self)} shifted latents: read none from {start} to {stop - 1}")
         amounts = len(self.by)
         rows: list[State] = []
         for place in range(start // amounts, (stop - 1) // amounts + 1):
             index, first = self.indices[place], place * amounts
             latent = self.latents.read(index, index + 1)
-            # One by one: torch's order of summation, and so the norm's last bit, may depend on the batch.
+            # One by one, because torch's order of summation, and so the norm's last bit, may depend on the batch.
             some = self.by[max(start - first, 0) : stop - first]
             rows += [shift(latent, self.direction, by) for by in some]
         return join(rows)
 
 
 def join(states: Sequence[State]) -> State:
-    """All latents of one state or more in one, in their order. Errors: InputError for those that cannot be combined."""
+    """All latents of several states in one state.
+
+    Args:
+        states: At least one state, xbar (B, *) each.
+
+    Returns:
+        The state, with the latents in their order.
+
+    Raises:
+        InputError: If the latents cannot be combined.
+    """
     first = states[0]
     for state in states:
         check_alike(first, state)
@@ -148,9 +203,15 @@ def join(states: Sequence[State]) -> State:
 
 
 def rms(difference: Tensor) -> Tensor:
-    """Root mean square of each image, (B, *) -> (B,) float64 on the CPU.
+    """The root of the mean square over the values of each image.
 
-    One by one in numpy: torch's order of summation depends on batch and threads.
+    Images are taken one by one in numpy, because torch's order of summation depends on the batch and the threads.
+
+    Args:
+        difference: The values, (B, *).
+
+    Returns:
+        The rms, (B,) float64 on the CPU.
     """
     rows = (np.ascontiguousarray(row.to("cpu", torch.float64).numpy()) for row in difference.detach())
     return torch.tensor([math.sqrt(np.square(row).mean()) for row in rows], dtype=torch.float64)
@@ -159,19 +220,36 @@ def rms(difference: Tensor) -> Tensor:
 def apart_by_chance(first: int, second: int, shared: int, size: int) -> tuple[float, float]:
     """The rms between the means of two groups of independent white noise, and its standard deviation.
 
-    first, second: how many latents the groups have; shared: how many are in both; size: D, the values of a latent.
     Each value of the difference is normal with the variance 1/n + 1/m - 2s/(nm).
+
+    Args:
+        first: The number n of latents in the first group.
+        second: The number m of latents in the second group.
+        shared: The number s of latents in both.
+        size: The number D of values of a latent.
+
+    Returns:
+        The rms, and its standard deviation.
     """
     expected = math.sqrt((first + second - 2 * shared) / (first * second))
     return expected, expected / math.sqrt(2 * size)
 
 
 def distances(state: State, others: State) -> Tensor:
-    """‖x_T,a - x_T,b‖/√D of every latent a of state (B, *) and b of others (M, *): (B, M) float64.
+    """The distance ‖x_T,a - x_T,b‖/√D between each latent a of a state and each latent b of another.
 
-    Independent white noise is √2 ± 1/√D apart; a latent is 0 from itself, exactly. Differences come before squares,
-    so that small distances keep their digits, and no pair's figure depends on the others. aux is ignored.
-    Errors: InputError for latents of different shapes or noise levels.
+    Independent latents of white noise are √2 ± 1/√D apart, and a latent is exactly 0 from itself. Differences are taken
+    before squares, so small distances keep their digits, and the figure of a pair does not depend on the others.
+
+    Args:
+        state: The latents a, xbar (B, *).
+        others: The latents b, xbar (M, *). aux is ignored.
+
+    Returns:
+        The distances, (B, M) float64.
+
+    Raises:
+        InputError: If the latents have different shapes or noise levels.
     """
     _check_comparable(state, others)
     a, b = state.xbar.flatten(1).to(torch.float64), others.xbar.flatten(1)
@@ -185,11 +263,19 @@ def distances(state: State, others: State) -> Tensor:
 
 
 def nearest(query: State, batches: Iterable[tuple[int, State]], k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest of many latents to each of query (B, *): their distances (B, k) float64, rising, and indices int64.
+    """The k nearest of many latents, by `distances`. Of equal distances, the lower index comes first.
 
-    batches: (index of the first latent, State (m, *)), in any order and of any sizes, one of which is held at a time.
-    Of equal distances (`distances`) the lower index comes first.
-    Errors: InputError for k < 1, fewer than k latents, latents of different shapes or noise levels.
+    Args:
+        query: The latents whose neighbours are searched, xbar (B, *).
+        batches: The latents to search in: pairs of the index of the first latent and a State (m, *), in any order and
+            of any sizes. One is held at a time.
+        k: The number of neighbours.
+
+    Returns:
+        The distances, (B, k) float64, rising, and the indices, (B, k) int64.
+
+    Raises:
+        InputError: If k < 1, there are fewer than k latents, or the shapes or noise levels differ.
     """
     if k < 1:
         raise InputError(f"the number of nearest latents must be at least 1, not {k}")
@@ -225,17 +311,19 @@ def _norms(xbar: Tensor) -> Tensor:
 
 def _check_one(state: State) -> None:
     if state.xbar.shape[0] != 1:
-        raise InputError(f"a direction is made of one latent each, xbar (1, *), not of {state.xbar.shape[0]}")
+        raise InputError(f"a direction needs states of one latent each, xbar (1, *), not {state.xbar.shape[0]}")
 
 
 def _check_finite(by: float) -> None:
     if not math.isfinite(by):
-        raise InputError(f"a latent can be shifted by a finite number only, not by {by}")
+        raise InputError(f"the amount of a shift must be a finite number, not {by}")
 
 
 def _check_comparable(first: State, other: State) -> None:
     a, b = tuple(first.xbar.shape[1:]), tuple(other.xbar.shape[1:])
     if a != b:
-        raise InputError(f"latents of different shapes belong to different spaces: {a} and {b}")
+        raise InputError(f"latents of different shapes cannot be combined or compared: {a} and {b}")
     if first.sigma != other.sigma:
-        raise InputError(f"latents at different noise levels cannot be combined: σ = {first.sigma}, {other.sigma}")
+        raise InputError(
+            f"latents at different noise levels cannot be combined or compared: σ = {first.sigma} and {other.sigma}"
+        )

@@ -1,4 +1,4 @@
-"""Groups of latents, by index: 0-9,12,20-29."""
+"""Groups of latents by index, such as 0-9,12,20-29."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ Span = tuple[int, int]
 
 
 class Group(Sequence[int]):
-    """Indices of latents in the order given, none of them twice; kept as spans (start, stop), however many they are."""
+    """Indices of latents in the order given, no index twice. They are stored as spans, so a group may be large.
+
+    Args:
+        spans: Pairs (start, stop) of the first index and the one after the last.
+
+    Raises:
+        InputError: If an index is given twice.
+    """
 
     def __init__(self, spans: Iterable[Span]) -> None:
         self.spans = list(spans)
         for one, other in itertools.pairwise(sorted(self.spans)):
             if other[0] < one[1]:
-                raise InputError(f"latent {other[0]} is given twice")
+                raise InputError(f"latent {other[0]} is given twice: give each index once")
         self._ends = list(itertools.accumulate(stop - start for start, stop in self.spans))
 
     @classmethod
@@ -32,22 +39,32 @@ class Group(Sequence[int]):
             return cls([(indices.start, indices.stop)])
         spans: list[Span] = []
         for index in indices:
-            # Neighbours make one span, which is read at once.
+            # Neighbouring indices make one span, which is read at once.
             start = spans.pop()[0] if spans and spans[-1][1] == index else index
             spans.append((start, index + 1))
         return cls(spans)
 
     @classmethod
     def parse(cls, text: str) -> Group:
-        """The group of words: indices and ranges of them, ends included. Raises InputError for anything else."""
+        """The group that a text describes.
+
+        Args:
+            text: Indices and ranges of indices, ends included, such as "0-9,12,20-29".
+
+        Returns:
+            The group.
+
+        Raises:
+            InputError: If the text is anything else.
+        """
         spans: list[Span] = []
         for item in text.split(","):
             match = re.fullmatch(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?", item)
             if match is None:
-                raise InputError(f"{item.strip()!r} is no index and no range: give a group as in 0-9,12,20-29")
+                raise InputError(f"{item.strip()!r} is no index and no range: give a group such as 0-9,12,20-29")
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
-                raise InputError(f"the range {first}-{last} runs backwards: give {last}-{first}")
+                raise InputError(f"the range {first}-{last} falls: give {last}-{first}")
             start = spans.pop()[0] if spans and spans[-1][1] == first else first
             spans.append((start, last + 1))
         return cls(spans)
@@ -75,6 +92,11 @@ class Group(Sequence[int]):
         return max(stop for _, stop in self.spans) - 1
 
     def check(self, count: int, where: object) -> None:
-        """Raise an InputError unless there are so many latents that all of the group are there."""
+        """Raise an InputError if an index of the group is not below the number of latents.
+
+        Args:
+            count: The number of latents.
+            where: What holds them, for the message.
+        """
         if self.last >= count:
-            raise InputError(f"{where} holds latents 0 to {count - 1}: there is no {self.last}")
+            raise InputError(f"{where} holds latents 0 to {count - 1}: there is no latent {self.last}")

@@ -14,11 +14,15 @@ from odeddim.types import InputError, State
 
 @dataclass(frozen=True)
 class LatentPath:
-    """Latents between given ones, made when they are read, as those of a `LatentFile`: a path may be of any length.
+    """Latents between given latents, the corners. They are made when they are read, so a path may have any length.
 
-    corners: a State (K, *). places (N, m) int64 and weights (N, m) float64: point i is Σ_j weights[i, j] times the
-    corner places[i, j]; each auxiliary state is combined with the same weights as x̄, so that a reversible method can
-    decode every point. Where the path meets a corner, it is that corner, digit for digit.
+    Point i is Σ_j weights[i, j] times the corner places[i, j]. Each auxiliary state is combined with the same weights
+    as x̄, so a reversible solver can decode every point. A point at a corner is that corner, bit for bit.
+
+    Attributes:
+        corners: The corners, a State (K, *).
+        places: The corners of each point, (N, m) int64.
+        weights: Their weights, (N, m) float64.
     """
 
     corners: State
@@ -27,16 +31,16 @@ class LatentPath:
 
     @classmethod
     def line(cls, a: State, b: State, n: int) -> LatentPath:
-        """n latents on the great circle from a to b, ends included; see `interpolate`."""
+        """The path of `interpolate`: n latents on the great circle from a to b, ends included."""
         corners = _gather([a, b])
         start, end = _vectors(corners)
         return cls(corners, torch.arange(2).expand(n, 2), _slerp(start, end, _fractions(n, _segments(n))))
 
     @classmethod
     def grid(cls, states: Sequence[State], n: int) -> LatentPath:
-        """n × n latents between four, row by row; see `interpolate_grid`."""
+        """The path of `interpolate_grid`: n × n latents between four corners, row by row."""
         if len(states) != 4:
-            raise InputError(f"a grid lies between 4 latents, not {len(states)}")
+            raise InputError(f"a grid needs 4 latents, not {len(states)}")
         corners = _gather(states)
         fractions = _fractions(n, _segments(n))
         vectors = _vectors(corners)
@@ -48,9 +52,11 @@ class LatentPath:
 
     @classmethod
     def loop(cls, states: Sequence[State], n: int) -> LatentPath:
-        """A closed loop through K latents, n on each leg; see `interpolate_loop`."""
+        """The path of `interpolate_loop`: a closed loop through K latents, with n latents on each leg."""
         if len(states) < 2 or n < 1:
-            raise InputError(f"a loop takes 2 latents or more and 1 point per leg or more, not {len(states)} and {n}")
+            raise InputError(
+                f"a loop needs at least 2 latents and at least 1 point for each leg, not {len(states)} and {n}"
+            )
         corners = _gather(states)
         vectors = _vectors(corners)
         legs = [(k, (k + 1) % len(states)) for k in range(len(states))]
@@ -61,9 +67,9 @@ class LatentPath:
         return len(self.weights)
 
     def read(self, start: int, stop: int) -> State:
-        """Latents start, ..., stop-1 of the path as a State, xbar (stop-start, *): the same bits however it is cut."""
+        """Latents start, ..., stop-1 as a State, xbar (stop-start, *): the same bits whatever is read together."""
         if not 0 <= start <= stop <= len(self):
-            raise InputError(f"a path of {len(self)} latents has none from {start} to {stop - 1}")
+            raise InputError(f"the path has {len(self)} latents: read none from {start} to {stop - 1}")
         terms = list(zip(self.places[start:stop].T, self.weights[start:stop].T, strict=True))
 
         def points(corners: Tensor) -> Tensor:
@@ -78,30 +84,69 @@ class LatentPath:
 
 
 def interpolate(a: State, b: State, n: int) -> State:
-    """n latents on the great circle from a to b, ends included (DDIM, appendix D.5).
+    """Interpolate between two latents on the great circle through them (slerp), ends included.
 
-    a, b: one latent each, xbar (1, *), at the same σ. Returns a State with xbar (n, *); each auxiliary state is
-    combined with the same weights as x̄, so that a reversible method can decode every point.
-    Errors: InputError for n < 2, latents that cannot be combined, of zeros, or that point in opposite directions.
+    Each auxiliary state is combined with the same weights as x̄, so a reversible solver can decode every point.
+
+    Args:
+        a: A latent, xbar (1, *).
+        b: A latent, xbar (1, *), at the same σ.
+        n: The number of latents, at least 2.
+
+    Returns:
+        A State with xbar (n, *), in the dtype of a.
+
+    Raises:
+        InputError: If n < 2, the latents cannot be combined, one is 0, or they point in opposite directions.
+
+    Source:
+        Song et al. 2020, arXiv 2010.02502, appendix D.5.
+
+    Example:
+        >>> a, b = odeddim.State(odeddim.noise(2, (1, 28, 28)), 157.4)
+        >>> between = odeddim.interpolate(a, b, 5)
+        >>> len(between), between[0].xbar.equal(a.xbar)
+        (5, True)
     """
     path = LatentPath.line(a, b, n)
     return path.read(0, len(path))
 
 
 def interpolate_grid(corners: Sequence[State], n: int) -> State:
-    """n × n latents between four corners a, b, c, d: along the top (a to b) and bottom (c to d), then down the columns.
+    """Interpolate between four latents: along the top (a to b) and the bottom (c to d), then down the columns.
 
-    Returns a State with xbar (n·n, *), row by row (DDIM, appendix D.5). Errors as of `interpolate`.
+    Args:
+        corners: The latents a, b, c, d, xbar (1, *) each.
+        n: The number of latents on each side, at least 2.
+
+    Returns:
+        A State with xbar (n·n, *), row by row.
+
+    Raises:
+        InputError: As of `interpolate`, or if there are not four latents.
+
+    Source:
+        Song et al. 2020, arXiv 2010.02502, appendix D.5.
     """
     path = LatentPath.grid(corners, n)
     return path.read(0, len(path))
 
 
 def interpolate_loop(states: Sequence[State], n: int) -> State:
-    """From each of K >= 2 latents to the next on great circles, and from the last back to the first: a closed loop.
+    """Interpolate on a closed loop: from each latent to the next on great circles, and from the last to the first.
 
-    n latents per leg, the one it starts from among them and the one it leads to not: xbar (K·n, *), and after the
-    last comes the first again. Two latents make a way there and the same way back. Errors as of `interpolate`.
+    Each leg includes the latent where it starts and not the one where it ends. A loop through two latents goes there
+    and back the same way.
+
+    Args:
+        states: K >= 2 latents, xbar (1, *) each.
+        n: The number of latents on each leg, at least 1.
+
+    Returns:
+        A State with xbar (K·n, *).
+
+    Raises:
+        InputError: As of `interpolate`, or if there are fewer than two latents.
     """
     path = LatentPath.loop(states, n)
     return path.read(0, len(path))
@@ -109,7 +154,7 @@ def interpolate_loop(states: Sequence[State], n: int) -> State:
 
 def _segments(n: int) -> int:
     if n < 2:
-        raise InputError(f"a line between two latents needs at least its 2 ends, not {n}")
+        raise InputError(f"a line between two latents has at least 2 points, its ends, not {n}")
     return n - 1
 
 
@@ -117,7 +162,7 @@ def _gather(states: Sequence[State]) -> State:
     """Latents (1, *) each as one State (K, *)."""
     for state in states:
         if len(state) != 1:
-            raise InputError(f"interpolation takes one latent at a time, xbar (1, *), not {len(state)}")
+            raise InputError(f"interpolation needs states of one latent each, xbar (1, *), not {len(state)}")
     return join(states)
 
 
@@ -127,7 +172,10 @@ def _vectors(corners: State) -> Tensor:
 
 
 def _fractions(n: int, segments: int) -> Tensor:
-    """(1-u, u) of u = 0, 1/segments, ..., n of them: (n, 2). Both are divided: 1 - u would not be u of the way back."""
+    """(1-u, u) for the n fractions u = 0, 1/segments, ...: (n, 2).
+
+    Both are computed by division: 1 - u is not, bit for bit, the fraction u of the same point on the way back.
+    """
     i = torch.arange(n, dtype=torch.float64)
     return torch.stack([segments - i, i], dim=1) / segments
 
@@ -136,11 +184,13 @@ def _slerp(a: Tensor, b: Tensor, fractions: Tensor) -> Tensor:
     """sin((1-u)θ)/sin θ and sin(uθ)/sin θ, (n, 2), with θ the angle between vectors a and b; fractions: (1-u, u)."""
     na, nb = a.norm(), b.norm()
     if float(na) == 0 or float(nb) == 0:
-        raise InputError("a latent of zeros has no direction to interpolate from: choose another")
-    # 2·atan2 keeps its digits where arccos loses them: for almost parallel vectors.
+        raise InputError("a latent of zeros has no direction, so it cannot be interpolated: give another latent")
+    # For almost parallel vectors 2·atan2 keeps the digits that arccos loses.
     theta = 2 * torch.atan2((a / na - b / nb).norm(), (a / na + b / nb).norm())
-    if float(theta) < 1e-7:  # parallel: both weights tend to the straight line's
+    if float(theta) < 1e-7:  # parallel: the weights tend to those of a straight line
         return fractions
     if float(theta) > torch.pi - 1e-6:
-        raise InputError("the two latents point in opposite directions: every great circle joins them, choose another")
+        raise InputError(
+            "the two latents point in opposite directions, so many great circles join them: give another latent"
+        )
     return torch.sin(fractions * theta) / torch.sin(theta)

@@ -1,17 +1,17 @@
 """Latent files: HDF5 with the latents, their unit and noise level, and everything that decoding needs.
 
-    /xbar          (N, C, H, W) float32 or float64; attributes `unit` and `sigma`. x̄ and not x: it is what the ODE
-                   moves, so nothing is rounded on the way through the file. x_T = x̄/√(1+σ²) has unit variance.
-    /aux/0, ...    like xbar: what a reversible solver keeps besides; the group's attribute `kept` says which solver's
-    /report/...    (N,) each: evaluations per image and the like, of solvers that tell
-    /certificate/  (N,) each: how good each latent is, see `odeddim.latents.certificate`
+    /xbar          (N, C, H, W) float32 or float64; attributes `unit` and `sigma`. It holds x̄ and not x, because the ODE
+                   moves x̄, so that nothing is rounded in the file. x_T = x̄/√(1+σ²) has unit variance.
+    /aux/0, ...    like xbar: the auxiliary states of a reversible solver, which the group's attribute `kept` names
+    /report/...    (N,) each: figures that the solver reports of each image, such as evaluations
+    /certificate/  (N,) each: how good each latent is, see `odeddim.checks.certificate`
     /names         (N,) where each latent comes from
-    /crc32         (N,) of each row's bytes in all of these together: whether they still belong together
-    /nodes         (S+1,) float64, the noise levels walked, rising; the first is where images lie
+    /crc32         (N,) the checksum of each row's bytes in all of these columns together
+    /nodes         (S+1,) float64, the noise levels walked, rising; images lie at the first
     /provenance    JSON: model and hash of its weights, schedule, prediction, solver and settings, grid, end, versions
 
-Chunks of 64 images, no compression (noise does not compress), a checksum on every chunk. A file whose rows are still
-being computed shows those that are done (see `odeddim.storage.resumable`).
+Datasets have chunks of 64 images, a checksum on every chunk, and no compression (noise does not compress). A file whose
+rows are still being computed shows those that are done (see `odeddim.storage.resumable`).
 """
 
 from __future__ import annotations
@@ -54,14 +54,22 @@ from odeddim.types import InputError, State
 
 FORMAT, VERSION = "odeddim latents", 1
 UNIT = "xbar = x/sqrt(alpha), alpha cumulative as in DDIM; x_T = xbar/sqrt(1+sigma^2) has unit variance"
-MOST_ROW = 1 << 30  # bytes of one latent
+MOST_ROW = 1 << 30  # the most bytes of one latent
 
 
 class LatentRun(Run):
-    """The run that makes a latent file, NAME.h5: `write` each batch of `batches`. See `odeddim.storage.resumable.Run`.
+    """The run that makes a latent file: `write` each batch of `batches`. See `odeddim.storage.resumable.Run`.
 
-    names: where each latent comes from. nodes: (S+1,) rising, as `odeddim.grid` makes them. replace: `path` is a latent
-    file that stays what it is until the run is whole.
+    Args:
+        path: The file, NAME.h5.
+        names: Where each latent comes from, N names.
+        provenance: How the latents came about.
+        nodes: The nodes, (S+1,) float64, rising.
+        overwrite: Whether to begin anew, whatever is at `path`.
+        replace: Whether `path` is a latent file that stays as it is until the run is complete.
+
+    Raises:
+        InputError: If the file cannot be written to this place, or another file is there.
     """
 
     def __init__(
@@ -85,11 +93,18 @@ class LatentRun(Run):
             file[name].attrs["unit"], file[name].attrs["sigma"] = text(UNIT), notes["sigma"]
         if "aux" in file:
             file["aux"].attrs["kept"] = text(notes["kept"])
-            # Changed, it would only look like another method's.
+            # Without this hash a changed attribute would go unnoticed: it would look like that of another solver.
             file["aux"].attrs["sha256"] = text(sha256_of(notes["kept"]))
 
     def write(self, start: int, stop: int, state: State, certificate: Mapping[str, Tensor] | None = None) -> None:
-        """Write the latents start, ..., stop-1, xbar (B, *), with what is known of each: name -> (B,)."""
+        """Write latents start, ..., stop-1.
+
+        Args:
+            start: The index of the first latent.
+            stop: The index after the last one.
+            state: The latents, xbar (stop-start, *), with their aux and report.
+            certificate: Their certificate, (stop-start,) by name.
+        """
         columns = {"xbar": state.xbar, **{f"aux/{k}": part for k, part in enumerate(state.aux)}}
         columns |= {f"report/{key}": values for key, values in state.report.items()}
         columns |= {f"certificate/{key}": values for key, values in (certificate or {}).items()}
@@ -100,7 +115,7 @@ class LatentRun(Run):
 
 
 class Names(Sequence[str]):
-    """The names in a file, read as they are asked for."""
+    """The names in a file, read when they are needed."""
 
     def __init__(self, read: Callable[[int, int], np.ndarray[Any, Any]], count: int, path: Path) -> None:
         self._read, self._count, self._path = read, count, path
@@ -117,14 +132,31 @@ class Names(Sequence[str]):
             row = range(self._count)[i]
             return self[row : row + 1][0]
         start, stop, _ = i.indices(self._count)
-        try:  # strictly: HDF5's checksum takes two bytes 0xff for two zeros
+        try:  # errors are not ignored: HDF5's checksum takes two bytes 0xff for two zeros
             return [name.decode() for name in self._read(start, max(start, stop)).tolist()]
         except UnicodeDecodeError as error:
-            raise InputError(f"{self._path}: its names are damaged: make it anew") from error
+            raise InputError(f"{self._path}: its names are damaged: make the file again") from error
 
 
 class LatentFile:
-    """An open latent file, checked: rows are read as they are asked for. Use as a context manager."""
+    """An open latent file. It is checked when it is opened, and rows are read when they are needed.
+
+    Use it as a context manager.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        path: The file.
+        total: The number of latents that the file will hold when its run is complete.
+        provenance: How the latents came about.
+        sigma: The noise level of the latents.
+        kept: Which solver kept the auxiliary states, and on which nodes; "" without any.
+        nodes: The nodes, (S+1,) float64, rising.
+
+    Raises:
+        InputError: If the file cannot be read, is no latent file, or is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -137,23 +169,25 @@ class LatentFile:
     def _check(self) -> None:
         path, file = self.path, self._file
         if "format" not in file.attrs or words(file.attrs["format"]) != FORMAT:
-            raise InputError(f"{path} is an HDF5 file, but holds no odeddim latents: make one with `odeddim encode`")
+            raise InputError(f"{path} is an HDF5 file, but holds no latents of odeddim: make one with `odeddim encode`")
         if int(file.attrs["version"]) > VERSION:
             raise InputError(f"{path} was written by a newer odeddim (file version {file.attrs['version']}): upgrade")
         stated = settings_of(file, path)
         self.total = int(stated["total"])
         details = stated.get("details", {})
         if not isinstance(details, dict):
-            raise InputError(f"{path} is damaged: its details are {details!r:.50}, not settings by name")
+            raise InputError(
+                f"{path} is damaged: its details are {details!r:.50}, not settings by name: make the file again"
+            )
         self._fingerprint = str(details.get("fingerprint", ""))
-        # Certificates have no part in what latents are, nor in what is made of them.
+        # A certificate does not change the latents, nor what is made of them.
         details = {key: value for key, value in details.items() if key not in OF_CERTIFICATES}
         known = {item.name for item in fields(Provenance)}
         its_own = {key: value for key, value in stated.items() if key in known}
         try:
             self.provenance = Provenance(**{**its_own, "details": details})
         except TypeError as error:
-            raise InputError(f"{path} is damaged: {short(error)}") from error
+            raise InputError(f"{path} is damaged ({short(error)}): make the file again") from error
         Schedule.from_dict(self.provenance.schedule)
         self._columns = look_at(file, path)
         if is_index(file):
@@ -166,14 +200,14 @@ class LatentFile:
         for name in ("xbar", "names", "crc32"):
             if name not in columns:
                 raise InputError(
-                    f"{path}: the dataset '{name}' is missing: it is damaged or was written by something else"
+                    f"{path} has no dataset '{name}', so it is damaged or no latent file: make the file again"
                 )
         xbar = columns["xbar"]
         if len(xbar.shape) < 2 or xbar.dtype not in (np.float32, np.float64) or 0 in xbar.shape:
             raise InputError(f"{path}: 'xbar' must be float32 or float64 (N, *), not {xbar.dtype} {xbar.shape}")
         if xbar.dtype.itemsize * math.prod(xbar.shape[1:]) > MOST_ROW:
             raise InputError(
-                f"{path}: a latent of shape {xbar.shape[1:]} is larger than any that odeddim can work with"
+                f"{path}: a latent of shape {xbar.shape[1:]} is larger than odeddim can process: make the file again"
             )
         self.sigma = float(self._file["xbar"].attrs["sigma"])
         self._aux = [f"aux/{k}" for k in range(sum(name.startswith("aux/") for name in columns))]
@@ -187,11 +221,15 @@ class LatentFile:
                 fits = name in ("xbar", *self._aux) and (column.shape, column.dtype) == (xbar.shape, xbar.dtype)
             if not fits:
                 raise InputError(
-                    f"{path}: '{name}' {column.dtype} {column.shape} does not belong to {len(self)} latents"
+                    f"{path}: '{name}' of {column.dtype} {column.shape} does not belong to {len(self)} latents: "
+                    "make the file again"
                 )
         self.kept = words(self._file["aux"].attrs["kept"]) if self._aux else ""
         if self._aux and words(self._file["aux"].attrs["sha256"]) != sha256_of(self.kept):
-            raise InputError(f"{path}: what its auxiliary states belong to is damaged: its checksum does not fit")
+            raise InputError(
+                f"{path}: the checksum of 'kept', which says what its auxiliary states belong to, does not match: "
+                "make the file again"
+            )
 
     def _check_nodes(self) -> None:
         path = self.path
@@ -202,10 +240,11 @@ class LatentFile:
 
         self.nodes = check_nodes(torch.from_numpy(np.asarray(nodes[:])), where=str(path))
         if digest(self.nodes) != self.provenance.nodes:
-            raise InputError(f"{path}: its nodes are damaged or were edited: their checksum does not fit")
+            raise InputError(f"{path}: the checksum of its nodes does not match: make the file again")
         if not math.isclose(self.sigma, float(self.nodes[-1]), rel_tol=1e-12):
             raise InputError(
-                f"{path}: its latents lie at σ = {self.sigma}, but its grid ends at {float(self.nodes[-1])}"
+                f"{path}: its latents lie at σ = {self.sigma}, but its nodes end at {float(self.nodes[-1])}: "
+                "make the file again"
             )
 
     def __enter__(self) -> Self:
@@ -215,7 +254,7 @@ class LatentFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file; what was read stays."""
+        """Close the file. What was read stays valid."""
         self._closing.close()
 
     def __len__(self) -> int:
@@ -223,48 +262,57 @@ class LatentFile:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one latent."""
+        """The shape (C, H, W) of one latent."""
         return tuple(int(size) for size in self._columns["xbar"].shape[1:])
 
     @property
     def dtype(self) -> str:
-        """ "float32" or "float64"."""
+        """The dtype of the latents: "float32" or "float64"."""
         return str(self._columns["xbar"].dtype)
 
     @property
     def plan(self) -> Plan:
-        """What encoded the latents, and decodes them: the solver with its settings, the nodes, the grid, the end."""
+        """The plan that encoded the latents and decodes them."""
         made = self.provenance
         return Plan(solvers.get(made.solver).with_settings(**made.settings), self.nodes, made.grid, made.end)
 
     @property
     def aux_count(self) -> int:
-        """How many auxiliary states each latent has."""
+        """The number of auxiliary states of each latent."""
         return len(self._aux)
 
     @property
     def is_index(self) -> bool:
-        """Whether the rows lie in parts beside the file, as long as it is being made."""
+        """Whether the file is an index of rows in parts beside it, as it is while it is being made."""
         return is_index(self._file)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all latents, by their checksums: those that they had before `odeddim verify` added certificates."""
+        """A hash of the checksums of all latents, as they were before `odeddim verify` added certificates."""
         if self._fingerprint:
             return self._fingerprint
         return hashlib.sha256(np.ascontiguousarray(self._column("crc32", 0, len(self))).tobytes()).hexdigest()
 
     def rows(self, start: int, stop: int) -> Columns:
-        """The rows start, ..., stop-1 of all columns as they are in the file, each against its checksum."""
+        """Rows start, ..., stop-1 of all columns as they are in the file. Each is checked against its checksum."""
         return read_rows(self._file, self._columns, start, stop, self.path)
 
     def read(self, start: int, stop: int) -> State:
-        """Latents start, ..., stop-1 as a State, xbar (stop-start, *)."""
+        """Latents start, ..., stop-1.
+
+        Returns:
+            A State with xbar (stop-start, *).
+
+        Raises:
+            InputError: If a row does not match its checksum, or holds NaN or infinite values.
+        """
         rows = self.rows(start, stop)
         parts = [torch.from_numpy(rows[name]) for name in ("xbar", *self._aux)]
         for part in parts:
             if not bool(torch.isfinite(part).all()):
-                raise InputError(f"{self.path}: latents {start} to {stop - 1} hold NaN or infinite values")
+                raise InputError(
+                    f"{self.path}: latents {start} to {stop - 1} hold NaN or infinite values: make the file again"
+                )
         report = {
             name.removeprefix("report/"): torch.from_numpy(values)
             for name, values in rows.items()
@@ -274,13 +322,20 @@ class LatentFile:
         return State(parts[0], self.sigma, tuple(parts[1:]), self.kept, report, combined)
 
     def figures(self, kind: str = "certificate") -> dict[str, Tensor]:
-        """All that is known of each latent: (N,) by name, of a kind, "certificate" or "report"."""
+        """The figures of each latent.
+
+        Args:
+            kind: "certificate" or "report".
+
+        Returns:
+            The figures, (N,) by name; empty if the file has none of this kind.
+        """
         prefix = f"{kind}/"
         names = [name for name in self._columns if name.startswith(prefix)]
         return {name.removeprefix(prefix): torch.from_numpy(self._column(name, 0, len(self))) for name in names}
 
     def summary(self) -> dict[str, Any]:
-        """What the file holds, for people to read: JSON-able values by name. Means are of the first 256 latents."""
+        """A description of the file to read: values that JSON can hold. Means are those of the first 256 latents."""
         x = self.read(0, min(len(self), 256)).x.double()
         made = asdict(self.provenance)
         schedule = made.pop("schedule")
@@ -307,36 +362,45 @@ class LatentFile:
         }
 
     def __getitem__(self, rows: int | slice) -> State:
-        """Some of the latents as a State: by an index, from the end if negative, or by a slice. Raises IndexError."""
+        """Some of the latents as a State: by an index, from the end if negative, or by a slice.
+
+        Raises:
+            IndexError: If there is no latent with this index.
+            InputError: If a row is damaged.
+        """
         if isinstance(rows, slice):
             start, stop, step = rows.indices(len(self))
             whole = self.read(start, stop) if start < stop and step > 0 else self.read(0, 1)[:0]
             return whole if step == 1 else whole[::step]
         if not -len(self) <= rows < len(self):
-            raise IndexError(f"{self.path} holds latents 0 to {len(self) - 1}: there is no {rows}")
+            raise IndexError(f"{self.path} holds latents 0 to {len(self) - 1}: there is no latent {rows}")
         return self.pick(rows % len(self))
 
     @property
     def certificate(self) -> dict[str, Tensor]:
-        """How good each latent is, (N,) float64 by name (`odeddim.checks.certificate.CERTIFICATE`); empty without."""
+        """The certificate, (N,) by name (`odeddim.checks.certificate.CERTIFICATE`); empty if the file has none."""
         return self.figures("certificate")
 
     def pick(self, index: int) -> State:
-        """One latent, xbar (1, *)."""
+        """One latent by its index, xbar (1, *).
+
+        Raises:
+            InputError: If there is no latent with this index, or its row is damaged.
+        """
         if not 0 <= index < len(self):
-            raise InputError(f"{self.path} holds latents 0 to {len(self) - 1}: there is no {index}")
+            raise InputError(f"{self.path} holds latents 0 to {len(self) - 1}: there is no latent {index}")
         return self.read(index, index + 1)
 
     @property
     def names(self) -> Names:
-        """Where each latent comes from: a sequence of N words."""
+        """Where each latent comes from: a sequence of N names, read when they are needed."""
         return Names(functools.partial(self._column, "names"), len(self), self.path)
 
     def _column(self, name: str, start: int, stop: int) -> np.ndarray[Any, Any]:
-        """Rows of one column, unchecked."""
+        """Rows of one column, which are not checked against their checksums."""
         blocks = []
         try:
-            for first in range(start, stop, CHUNK):  # opened anew each time, see `read_rows`
+            for first in range(start, stop, CHUNK):  # the dataset is opened anew each time, see `read_rows`
                 blocks.append(np.asarray(self._file[name][first : min(first + CHUNK, stop)]))
         except (KeyError, OSError, ValueError, RuntimeError) as error:
             raise InputError(f"{self.path}: '{name}' cannot be read: {short(error)}") from error

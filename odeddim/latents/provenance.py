@@ -14,12 +14,30 @@ from odeddim.plans import Plan, end_of
 from odeddim.types import InputError
 
 MADE_OF_OTHERS = ("interpolate", "shift")
-"""What makes new latents of others (`Provenance.made_by`)."""
+"""The commands that make new latents of others (`Provenance.made_by`)."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """How latents came about, and so how to decode them. nodes: the hash of the (S+1,) noise levels walked."""
+    """How latents came about, and so how to decode them.
+
+    Attributes:
+        model: The name of the model.
+        sha256: The hash of the model; "" for exact fields.
+        predicts: What the network predicts.
+        schedule: The model's schedule, as `Schedule.to_dict` describes it.
+        solver: The name of the solver.
+        grid: The name of the grid.
+        end: Where images lie: "zero", "sigma_min" or "nodes".
+        steps: The number of steps.
+        nodes: The hash of the nodes, (S+1,).
+        made_by: The command: "encode", "interpolate", "shift", ...; for images "sample" or "decode".
+        time: The network's labels, see `odeddim.ode.schedule.TIMES`; "" in files that are older than this field.
+        condition: The condition, as `VectorField.conditioned` takes it.
+        settings: The settings of the solver.
+        versions: The versions of odeddim, PyTorch and Python.
+        details: Everything else on which the digits of the latents depend, or that says what they were made of.
+    """
 
     model: str
     sha256: str
@@ -30,35 +48,55 @@ class Provenance:
     end: str
     steps: int
     nodes: str
-    made_by: str  # the command: "encode", "interpolate", "shift", ...; of images "sample" or "decode"
-    time: str = ""  # the network's labels, see `odeddim.ode.schedule.TIMES`; "" in files from before there was a choice
-    condition: dict[str, Any] = field(default_factory=dict)  # of `VectorField.conditioned`
+    made_by: str
+    time: str = ""
+    condition: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
     def check_model(self, model: VectorField, where: str) -> None:
-        """Raise an InputError unless `model` is the one these latents belong to."""
+        """Raise an InputError unless the latents belong to a model.
+
+        Args:
+            model: The model.
+            where: The file of the latents, for messages.
+
+        Raises:
+            InputError: If the model has another name, weights, prediction, labels or schedule.
+        """
         if model.sha256 != self.sha256 or (not self.sha256 and model.name != self.model):
             if model.name == self.model:
                 raise InputError(
-                    f"{where} holds latents of {self.model!r} as it was ({self.sha256[:12]}): its weights or settings "
-                    f"have been changed since ({model.sha256[:12]}); give the model that it was with model=..."
+                    f"{where} holds latents of model {self.model!r} with the hash {self.sha256[:12]}, but its "
+                    f"weights or settings have changed since ({model.sha256[:12]}): give the former one, model=..."
                 )
             ours, theirs = _model_words(self.model, self.sha256), _model_words(model.name, model.sha256)
-            raise InputError(f"{where} holds latents of the model {ours}, not of {theirs}: give it as model=...")
+            raise InputError(
+                f"{where} holds latents of the model {ours}, not of {theirs}: give the former with model=..."
+            )
         is_now = {"predicts": model.predicts, "time": _time_of(model), "schedule": model.schedule.to_dict()}
         was = {"predicts": self.predicts, "time": self.time or is_now["time"], "schedule": self.schedule}
         for key, value in is_now.items():
             if value != was[key]:
                 raise InputError(
-                    f"{where} was made with {key} {_brief(was[key])}, but now {self.model!r} has {_brief(value)}: "
-                    "change that back in the model's files, or encode again"
+                    f"{where} was made with {key} {_brief(was[key])}, but {self.model!r} now has {_brief(value)}: "
+                    "restore it in the model's files, or encode again"
                 )
 
 
 def provenance_of(model: VectorField, plan: Plan, made_by: str, **details: Any) -> Provenance:
-    """The provenance of latents of this model that a run of this plan makes."""
+    """The provenance of what a run makes.
+
+    Args:
+        model: The model.
+        plan: The plan of the run.
+        made_by: The command, see `Provenance`.
+        **details: The details, see `Provenance`.
+
+    Returns:
+        The provenance.
+    """
     import platform
 
     import odeddim
@@ -93,11 +131,12 @@ def digest(nodes: Tensor) -> str:
 
 
 def sha256_of(words: str) -> str:
+    """The SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(words.encode()).hexdigest()
 
 
 def _brief(value: Any) -> str:
-    """A setting, without the numbers of a long list."""
+    """A setting in words, without the numbers of a list."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_brief(item)}" for key, item in value.items())
     return f"of {len(value)} numbers" if isinstance(value, list) else str(value)

@@ -1,7 +1,7 @@
-"""Models by name or path: `load` finds out which format a checkpoint has and makes it a VectorField.
+"""Models by name or path: `load` recognises the format of a checkpoint and makes a VectorField of it.
 
 Each format is one file in `odeddim.models.formats` with `matches(path) -> bool` and `read(path) -> VectorField`. It is
-imported when a path is tried, or a model of it is loaded, and not before.
+imported when a path is tried or a model of this format is loaded, and not before.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from odeddim.ode.field import VectorField
 from odeddim.types import InputError, pick
 
 DEFAULT, FLOW = "fashion-mnist", "fashion-mnist-flow"
-SUFFIXES = (*weights.SUFFIXES, ".pt2", ".pkl")  # of single files that may be models
+SUFFIXES = (*weights.SUFFIXES, ".pt2", ".pkl")  # suffixes of single files that may be models
 FORMATS = ("native", "edm", "latent_diffusion", "diffusers_unet", "guided", "exported", "ddim")
-"""The modules of `odeddim.models.formats`, in the order in which they are asked whether a path is theirs: those that
-look at names and folders before those that look into files."""
+"""The modules of `odeddim.models.formats`, in the order in which they are tried on a path.
+
+Those that look at names and folders come before those that look into files."""
 
 
 def _format(name: str) -> ModuleType:
@@ -71,14 +72,20 @@ BUILT_IN: dict[str, tuple[Callable[[], VectorField], str]] = {
     "exact-mixture": (_exact_mixture, "exact field: every pixel from two modes at ±0.6, s = 0.15"),
     "exact-samples": (_exact_samples, "exact denoiser of the 256 sample images: latents of a finite data set"),
 }
-"""Name -> (maker, description): the models inside the package."""
+"""The models inside the package: name -> (maker, description)."""
 
 
 def format_of(path: Path) -> ModuleType | None:
-    """The module of the format that a file or folder has, judged by its looks; None if it has no known format.
+    """The format of a file or folder.
+
+    Args:
+        path: The file or folder.
+
+    Returns:
+        The module of the format, or None if the format is unknown.
 
     Raises:
-        InputError: for a file that cannot be read, and for a pipe or a device, on which a reader might wait for ever.
+        InputError: If the file cannot be read, or is a pipe or a device, where a reader might wait forever.
     """
     if not os.path.isdir(path):
         weights.size_of(path)
@@ -92,19 +99,23 @@ def load(
     dtype: torch.dtype | str | None = None,
     allow_pickle: bool = False,
 ) -> VectorField:
-    """A model as a VectorField, ready to integrate: weights frozen, in evaluation mode.
+    """Load a model as a VectorField, with its weights frozen and the network in evaluation mode.
 
     Args:
-        model: a built-in name (`BUILT_IN`), or the path of a model's folder or file.
-        device: where the network runs. Default: torch's default device.
-        dtype: of the network, see `VectorField.to`; the state has its own. On a GPU "float32" is float32, and "tf32"
-            is what torch would do by default. Default: as stored.
-        allow_pickle: whether to read files that run the code in them with your rights (EDM's .pkl): only if you trust
-            them.
+        model: A built-in name (`odeddim.models.BUILT_IN`), or the path of a model's folder or file. A VectorField is
+            moved and returned.
+        device: The device of the network; by default torch's default device.
+        dtype: The dtype of the network, see `VectorField.to`; by default as stored. The state has its own dtype. On a
+            GPU "float32" is float32, and "tf32" is what torch would do by default.
+        allow_pickle: Whether to read files that run the code in them with your rights (EDM's .pkl). Do so only with
+            files that you trust.
+
+    Returns:
+        The model.
 
     Raises:
-        InputError: for an unknown name (with its nearest neighbours), for a path that holds no readable model, for a
-            device that is not there and for a dtype that no network has.
+        InputError: If the name is unknown (with the nearest names), the path holds no readable model, this machine has
+            no such device, or the dtype is not one of a network.
 
     Example:
         >>> odeddim.load("exact-mixture").schedule
@@ -114,8 +125,8 @@ def load(
         return model if device is None and dtype is None else model.to(device or model.device or "cpu", dtype)
     if not isinstance(model, (str, Path)):
         raise InputError(
-            f"model is a {type(model).__name__}, not a name, a path or a VectorField: wrap a network with "
-            "VectorField.from_network"
+            f"model must be a name, a path or a VectorField, not a {type(model).__name__}: make a VectorField of a "
+            "network with VectorField.from_network"
         )
     if str(model) in BUILT_IN:
         field = BUILT_IN[str(model)][0]()
@@ -126,20 +137,19 @@ def load(
         reader = format_of(path)
         if reader is None:
             raise InputError(
-                f"{path} has no format that odeddim knows: see the table of formats in the README, or give the network "
-                "itself to VectorField.from_network"
+                f"{path} has no format that odeddim knows: see the table of formats in the README, or make a "
+                "VectorField of the network with VectorField.from_network"
             )
         if getattr(reader, "RUNS_CODE", False) and not allow_pickle:
             raise InputError(
-                f"{path} is a pickle: reading it runs whatever code is in it; if you trust where it comes from, "
-                "say so with allow_pickle=True"
+                f"{path} is a pickle, and reading it runs the code in it: give allow_pickle=True if you trust its origin"
             )
         field = reader.read(path)
     return field.to(device or torch.get_default_device(), dtype)
 
 
 def summary(field: VectorField) -> dict[str, Any]:
-    """What a model is, for people to read: JSON-able values by name."""
+    """A description of a model to read: values that JSON can hold, by name."""
     facts: dict[str, Any] = {
         "model": field.name,
         "hash": field.sha256 or "none: an exact field",

@@ -1,4 +1,4 @@
-"""Adapted: a network of other people as one that returns a tensor and nothing else."""
+"""Adapted: wraps a network whose answer is more than one tensor, so that it returns one tensor."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from odeddim.types import InputError
 
 
 class Adapted(torch.nn.Module):
-    """A network whose answer may be a tensor, the first of a tuple, or the attribute `sample` of an object.
+    """A network whose answer may be a tensor, the first element of a tuple, or the attribute `sample` of an object.
 
     Args:
-        network: network(x (B, C, *), t (B,), *given) -> its answer. A module becomes a part of this one and moves
-            with it.
-        variances: whether the second half of the answer's channels are variances, which are left out.
+        network: The network, network(x (B, C, *), t (B,), *given) -> answer. A module becomes a submodule of this one
+            and moves with it.
+        variances: Whether the second half of the answer's channels are variances, which are left out.
     """
 
     def __init__(self, network: Callable[..., Any], *, variances: bool) -> None:
@@ -26,7 +26,19 @@ class Adapted(torch.nn.Module):
         self.variances = variances
 
     def forward(self, x: Tensor, t: Tensor, *given: Tensor) -> Tensor:
-        """x (B, C, *), t (B,) -> (B, C, *)."""
+        """Evaluate the network.
+
+        Args:
+            x: The network's input, (B, C, *).
+            t: The labels, (B,).
+            *given: What the network takes after x and t.
+
+        Returns:
+            The answer, (B, C, *), without variances.
+
+        Raises:
+            InputError: If the network returns no tensor.
+        """
         out = self.network(x, t, *given)
         out = out[0] if isinstance(out, (tuple, list)) else getattr(out, "sample", out)
         if not isinstance(out, Tensor):

@@ -15,10 +15,18 @@ from odeddim.types import InputError
 
 
 class GaussianMixture:
-    """ε of a mixture of K isotropic Gaussians, Σ_k w_k·N(m_k, s²): a Field, exact at every σ (std > 0: at 0 too).
+    """The exact ε of a mixture of K isotropic Gaussians, Σ_k w_k·N(m_k, s²), as a Field.
 
-    means: (K, *) float64, the m_k as whole images; or (K,): every pixel is an independent draw from the same mixture
-    of K numbers. std: s >= 0, in image units; 0 is a finite data set (`finite`). weights: (K,), equal if not given.
+    It is exact at every σ > 0, and for std > 0 also at σ = 0.
+
+    Args:
+        means: The m_k as whole images, (K, *); or (K,), where every pixel is an independent draw from the same mixture
+            of K numbers. They become float64.
+        std: s >= 0, in image units. 0 makes the mixture a finite data set (`finite`).
+        weights: The w_k > 0, (K,). They are equal if not given.
+
+    Raises:
+        InputError: If there is no mean, std is negative, or the weights are not K positive numbers.
     """
 
     def __init__(self, means: Tensor, std: float, weights: Tensor | None = None) -> None:
@@ -26,18 +34,33 @@ class GaussianMixture:
         count = means.shape[0] if means.ndim else 0
         weights = torch.full((count,), 1.0) if weights is None else torch.as_tensor(weights)
         if count == 0 or std < 0 or weights.shape != (count,) or not bool((weights > 0).all()):
-            raise InputError("a mixture needs means (K, *), std >= 0 and K positive weights")
+            raise InputError("a mixture needs means of shape (K, *), std >= 0 and K positive weights")
         self.means = means
         self.std = float(std)
         self.weights = weights.to(torch.float64) / weights.sum()
 
     @classmethod
     def finite(cls, images: Tensor) -> GaussianMixture:
-        """The exact denoiser's ε for a finite data set, images (K, *): a mixture of points. Needs σ > 0."""
+        """The exact ε of a finite data set: a mixture of points, which is known for σ > 0 only.
+
+        Args:
+            images: The data set, (K, *).
+
+        Returns:
+            The field.
+        """
         return cls(images, std=0.0)
 
     def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
-        """ε, like xbar (B, *); sigma () or (B,)."""
+        """The exact ε.
+
+        Args:
+            sigma: The noise levels, () or (B,).
+            xbar: x̄, (B, *).
+
+        Returns:
+            ε, with the shape and dtype of xbar.
+        """
         sigma = torch.as_tensor(sigma, dtype=xbar.dtype, device=xbar.device)
         means = self.means.to(xbar)
         if means.ndim == 1:  # one pixel is one point: (B·D, 1) against (K, 1)
@@ -53,20 +76,32 @@ class GaussianMixture:
         return ((points - share @ centres) * (per_image / variance)).reshape(xbar.shape)
 
     def network(self, schedule: Schedule) -> ExactNetwork:
-        """eps(x (B, *), t (B,)), as a network trained with this schedule would be called."""
+        """This field as a network that was trained with a schedule.
+
+        Args:
+            schedule: The schedule, which sets the units of x and the labels t.
+
+        Returns:
+            A function eps(x (B, *), t (B,)) -> (B, *).
+        """
         return ExactNetwork(self, schedule)
 
 
 @dataclass(frozen=True, eq=False)
 class ExactNetwork:
-    """An exact field as a network on a schedule: called with x in the schedule's units and the label t."""
+    """An exact field that is called as a network is: with x in the units of a schedule, and with the label t.
+
+    Attributes:
+        field: The exact field.
+        schedule: The schedule.
+    """
 
     field: GaussianMixture
     schedule: Schedule
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """ε (B, *) of x (B, *), t (B,)."""
-        # Half precisions have no distances, and an exact field in them would be none.
+        """The exact ε (B, *), given x (B, *) and t (B,)."""
+        # torch computes no distances in half precision, and ε would not be exact in it.
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         sigma = self.schedule.sigma(t).to(exact)
         scale = self.schedule.scale(sigma)
@@ -74,13 +109,27 @@ class ExactNetwork:
 
 
 class Gaussian(GaussianMixture):
-    """ε of one Gaussian N(mean, std²): ε = σ·(x̄ - mean)/(std² + σ²), whose ODE has a closed-form solution."""
+    """The exact ε of one Gaussian N(mean, std²), ε = σ·(x̄ - mean)/(std² + σ²). Its ODE has a closed-form solution.
+
+    Args:
+        mean: The mean, a number or one image (*).
+        std: The standard deviation, in image units.
+    """
 
     def __init__(self, mean: float | Tensor = 0.0, std: float = 1.0) -> None:
         super().__init__(torch.as_tensor(mean, dtype=torch.float64).unsqueeze(0), std)
 
     def flow(self, xbar: Tensor, sigma_from: float, sigma_to: float) -> Tensor:
-        """The exact solution: (x̄ - mean) grows with √(std² + σ²). xbar (B, *) at sigma_from -> (B, *) at sigma_to."""
+        """The exact solution of the ODE: x̄ - mean grows with √(std² + σ²).
+
+        Args:
+            xbar: x̄ at `sigma_from`, (B, *).
+            sigma_from: The noise level where the solution starts.
+            sigma_to: The noise level where it ends.
+
+        Returns:
+            x̄ at `sigma_to`, (B, *).
+        """
         mean = self.means[0].to(xbar)
         ratio: float = ((self.std**2 + sigma_to**2) / (self.std**2 + sigma_from**2)) ** 0.5
         return mean + (xbar - mean) * ratio

@@ -1,4 +1,4 @@
-"""Codec: what stands between images and the data of a latent model, an autoencoder."""
+"""Codec: the autoencoder of a latent model, which maps images to the data that the ODE moves, and back."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class Codec(Protocol):
-    """An autoencoder as a latent model uses it. Images are (B, C, H, W) in [-1, 1]."""
+    """The autoencoder of a latent model. Images are (B, C, H, W) in [-1, 1]."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images -> data (B, c, h, w), in the units that the network was trained on."""
+        """The data (B, c, h, w) of images (B, C, H, W), in the units that the network was trained on."""
         ...
 
     def decode(self, data: Tensor) -> Tensor:
-        """Data -> images."""
+        """The images (B, C, H, W) of data (B, c, h, w)."""
         ...
 
     def to(self, device: torch.device | str) -> Any:
@@ -25,10 +25,10 @@ class Codec(Protocol):
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of the images that it is made for."""
+        """The shape (C, H, W) of the images that the autoencoder takes."""
         ...
 
     @property
     def sha256(self) -> str:
-        """The hash of this autoencoder: data of two different autoencoders are not in the same units."""
+        """The hash of the autoencoder. Data of two different autoencoders are not in the same units."""
         ...

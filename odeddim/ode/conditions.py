@@ -20,22 +20,22 @@ from odeddim.ode.memo import Memo
 from odeddim.types import InputError
 
 Given = tuple[Tensor, ...]
-"""What the network takes after x and t: tensors of one row, (1, *), which is repeated for the images of a batch."""
+"""What the network takes after x and t: tensors of one row, (1, *), which are repeated for the images of a batch."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition as it is written into files.
+    """A condition, as latent files store it.
 
     Args:
-        label: a class.
-        prompt: a text.
-        negative_prompt: the text that guidance leads away from.
-        guidance: w of the module's equation; 1 is the condition alone.
-        interval: (σ from, σ to) where w holds; None for everywhere.
+        label: The class.
+        prompt: The text.
+        negative_prompt: The text that guidance leads away from.
+        guidance: The weight w of the module's equation; 1 is the condition alone.
+        interval: The noise levels (low, high) between which guidance holds; None for all of them.
 
     Raises:
-        InputError: for values that none of these can have.
+        InputError: If a value is of the wrong type or outside its range.
     """
 
     label: int | None = None
@@ -71,7 +71,7 @@ class Condition:
         return ", ".join(words)
 
     def to_dict(self) -> dict[str, Any]:
-        """The arguments of `Condition` that differ from their defaults; JSON-able."""
+        """The arguments of `Condition` that differ from their defaults, as values that JSON can hold."""
         found = {name: getattr(self, name) for name in ("label", "prompt", "negative_prompt", "interval")}
         found = {name: value for name, value in found.items() if value is not None}
         if "interval" in found:
@@ -80,29 +80,38 @@ class Condition:
 
 
 class Conditions(Protocol):
-    """What a network can be told."""
+    """The conditions that a network takes: classes, prompts, or conditions of your own."""
 
     @property
     def words(self) -> str:
-        """What the network can be told, in words."""
+        """The conditions in words."""
         ...
 
     def given(self, condition: Condition) -> tuple[Given, Given | None]:
-        """What the network takes for the condition, and for no condition (None if it has no unconditional mode).
+        """The tensors that the network takes for a condition.
+
+        Args:
+            condition: The condition.
+
+        Returns:
+            The tensors for the condition, and those for no condition: None if the network has no unconditional mode.
 
         Raises:
-            InputError: for a condition that the network cannot be given, and where it needs one and none is given.
+            InputError: If the network does not take this condition, or needs a condition and none is given.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Class labels.
+    """Classes as conditions.
 
     Args:
-        count: of the classes; labels are 0..count-1.
-        null: the label that stands for no class, if the network was trained with one.
+        count: The number of classes; labels are 0 to count - 1.
+        null: The label that stands for no class, if the network was trained with one.
+
+    Raises:
+        InputError: If the count is below 1, or one of the two is not a whole number.
     """
 
     count: int
@@ -112,7 +121,7 @@ class Classes:
         if not _is_whole(self.count) or self.count < 1:
             raise InputError(f"classes must be a whole number above 0, not {self.count!r:.50}")
         if self.null is not None and (not _is_whole(self.null) or self.null < 0):
-            raise InputError(f"null, the label of no class, must be a whole number from 0 on, not {self.null!r:.50}")
+            raise InputError(f"null, the label for no class, must be a whole number, at least 0, not {self.null!r:.50}")
 
     @property
     def words(self) -> str:
@@ -120,12 +129,12 @@ class Classes:
         return f"{self.count} classes" + ("" if self.null is None else f", {self.null} stands for none")
 
     def given(self, condition: Condition) -> tuple[Given, Given | None]:
-        """The labels (1,) int64 of the condition and of no class."""
+        """The labels for the condition and for no class, (1,) int64 each; see `Conditions.given`."""
         if condition.prompt is not None or condition.negative_prompt is not None:
-            raise InputError(f"this model takes classes 0 to {self.count - 1} and no prompts: give a label")
+            raise InputError(f"this model takes classes 0 to {self.count - 1} and no prompts: give label=... instead")
         label = self.null if condition.label is None else condition.label
         if label is None:
-            raise InputError(f"this model needs a class: give a label from 0 to {self.count - 1}")
+            raise InputError(f"this model needs a class: give label=... from 0 to {self.count - 1}")
         if label != self.null and not 0 <= label < self.count:
             raise InputError(f"this model takes classes 0 to {self.count - 1}, not {label}")
         null = None if self.null is None else (torch.tensor([self.null]),)
@@ -141,16 +150,16 @@ def _is_number(value: Any) -> bool:
 
 
 def words_of(conditions: Conditions | None) -> str:
-    """What a network can be told, in words and for its hash: "" for nothing."""
+    """The conditions in words, which are also a part of the model's hash; "" for a model without conditions."""
     return "" if conditions is None else conditions.words
 
 
 class Prompts:
-    """Texts.
+    """Prompts as conditions.
 
     Args:
-        embed: text -> what the network takes for it, tensors (1, *).
-        zeros: whether no text is all zeros to this network, and not the empty text. Whole numbers stay as they are.
+        embed: A function from a text to the tensors (1, *) that the network takes for it.
+        zeros: Whether zeros stand for no text, in place of the empty text. Tensors of whole numbers stay as they are.
     """
 
     def __init__(self, embed: Callable[[str], Given], *, zeros: bool = False) -> None:
@@ -159,13 +168,13 @@ class Prompts:
 
     @property
     def words(self) -> str:
-        """ "prompts", and what stands for none."""
+        """The conditions in words: "prompts", and what stands for no text if it is not the empty text."""
         return "prompts, none is all zeros" if self._zeros else "prompts"
 
     def given(self, condition: Condition) -> tuple[Given, Given | None]:
-        """What the network takes for the prompt, and for the negative prompt or no text."""
+        """The tensors for the prompt, and those for the negative prompt or no text; see `Conditions.given`."""
         if condition.label is not None:
-            raise InputError("this model takes prompts and no classes: give a prompt instead of a label")
+            raise InputError("this model takes prompts and no classes: give prompt=... instead of label=...")
         if condition.negative_prompt is not None and condition.guidance == 1:
             raise InputError("negative_prompt is what guidance leads away from: give it with a guidance other than 1")
         return self._of(condition.prompt), self._of(condition.negative_prompt)

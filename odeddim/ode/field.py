@@ -24,36 +24,47 @@ from odeddim.types import InputError, pick
 
 
 class VectorField:
-    """A network as a Field: called with (sigma () or (B,), xbar (B, *)), it returns ε (B, *) in xbar's dtype.
+    """A network as a Field: called with sigma () or (B,) and xbar (B, *), it returns ε (B, *) in xbar's dtype.
 
     The network is set to evaluation mode. It runs in its own dtype and on its own device; the state keeps its dtype.
-    On a GPU float32 is float32 while the network is evaluated, whatever torch is set to outside: torch's default
-    rounds what convolutions multiply to TF32, which here takes `to(device, "tf32")`.
+    On a GPU, products of float32 numbers are float32 while the network is evaluated, whatever torch's settings are.
+    torch's default, TF32 in convolutions, is available as `to(device, "tf32")`.
 
-    A field can be copied, deep-copied and pickled where its network can; `watch` stays behind.
+    A field can be copied, deep-copied and pickled if its network can; `watch` is not copied.
 
     Args:
-        eps: the network, eps(x (B, *), t (B,)) -> (B, *), with x in the units of its training and t the real-valued
-            label; with `conditions`, eps(x, t, *given). `from_network` takes networks as people have them.
-        schedule: the noise levels, labels and units that the network was trained with.
-        predicts: what the network predicts, a name of `odeddim.ode.predictions.PREDICTIONS`.
-        time: what t is, a name of `odeddim.ode.schedule.TIMES` or a function of σ. Default: the schedule's own.
-        shape: (C, H, W) of the network's input, if it is fixed.
-        name: of the model, as written into latent files.
-        sha256: the hash of the model, as written into latent files.
-        details: what else is known of the model, for `odeddim inspect`.
-        conditions: what the network can be told besides x and t, see `odeddim.ode.conditions`.
-        codec: the autoencoder of a latent model, whose data have the given shape.
+        eps: The network, eps(x (B, *), t (B,)) -> (B, *), with x in the units of its training and t the real-valued
+            label; with `conditions`, eps(x, t, *given). `from_network` takes networks of other forms.
+        schedule: The noise levels, labels and units that the network was trained with.
+        predicts: What the network predicts, a name of `odeddim.ode.predictions.PREDICTIONS`.
+        time: What t is, a name of `odeddim.ode.schedule.TIMES` or a function of σ; by default the schedule's own.
+        shape: The shape (C, H, W) of the network's input, if it is fixed.
+        name: The name of the model, as latent files store it.
+        sha256: The hash of the model, as latent files store it.
+        details: What else is known of the model, for `odeddim inspect`.
+        conditions: The conditions that the network takes, see `odeddim.ode.conditions`.
+        codec: The autoencoder of a latent model, whose data have the given shape.
 
     Attributes:
-        nfe: how often the field was called; `reset` sets the three counters to 0.
-        rows: images evaluated in these calls; a guided image counts twice.
-        filled: images among them that only filled up a batch to `network_batch`.
-        watch: a function that is told the number of images of each call, for a progress bar; None for no function.
-        network_batch: how many images the network always sees at once, the last batch being filled up; None for as
-            many as it is called with. The last digits of convolutions depend on the size of their batch, so with a
-            number here the latent of an image is the same, bit for bit, in whatever company it comes. (On a CPU,
-            images whose size is no multiple of 16 numbers can also be rounded by their place in the batch: 1 helps.)
+        nfe: The number of calls; `reset` sets the three counters to 0.
+        rows: The number of images evaluated in these calls; a guided image counts twice.
+        filled: The number of images among them that only filled up a batch to `network_batch`.
+        watch: A function that is called with the number of images of each call, for a progress bar, or None.
+        network_batch: The number of images in each evaluation of the network, the last batch being filled up; None for
+            as many as the field is called with. The last digits of convolutions depend on the size of their batch, so
+            with a number here the latent of an image is the same, bit for bit, whatever other images are in the batch.
+            (On a CPU, an image whose size is no multiple of 16 numbers can also be rounded differently by its place in
+            the batch; network_batch = 1 avoids it.)
+
+    Raises:
+        InputError: If `predicts` or `time` is an unknown name.
+
+    Example:
+        >>> field = odeddim.VectorField(lambda x, t: x / 2, odeddim.Schedule.linear(), name="mine")
+        >>> field(torch.tensor(1.0), torch.ones(2, 1, 4, 4)).shape
+        torch.Size([2, 1, 4, 4])
+        >>> odeddim.encode(torch.zeros(2, 1, 4, 4), "euler", model=field, steps=10)
+        State(2 × (1, 4, 4) float32, σ = 157.407)
     """
 
     def __init__(
@@ -87,19 +98,19 @@ class VectorField:
         self.watch: Callable[[int], Any] | None = None
         self._labels: Labels = labels_of(schedule, self.time)
         if isinstance(eps, torch.nn.Module):
-            eps.eval()  # dropout would make every run another one
+            eps.eval()  # dropout would make each run different
         parameter = next(eps.parameters(), None) if isinstance(eps, torch.nn.Module) else None
         self._place = _Place() if parameter is None else _Place(parameter.device, parameter.dtype)
         self.reset()
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The dtype of the network; None if it runs in that of the state."""
+        """The dtype of the network; None if it runs in the dtype of the state."""
         return self._place.dtype
 
     @property
     def device(self) -> torch.device | None:
-        """The device of the network; None if it runs on that of the state."""
+        """The device of the network; None if it runs on the device of the state."""
         return self._place.device
 
     @property
@@ -113,22 +124,25 @@ class VectorField:
         return self._place.tf32
 
     def to(self, device: torch.device | str, dtype: torch.dtype | str | None = None) -> VectorField:
-        """Move the network and the codec to a device and, if given, a dtype; returns the field itself.
+        """Move the network and the codec to a device, and the network to a dtype.
 
-        The fields of one network move together, whatever their conditions.
+        All fields that share the network move together, whatever their conditions.
 
         Args:
-            device: of torch, or its name.
-            dtype: of torch, or "float32", "float64", "bfloat16"; or "tf32" on CUDA, which is float32 with products
-                that are several times faster and keep 10 bits. Default: as it is.
+            device: A device of torch, or its name.
+            dtype: A dtype of torch, or "float32", "float64", "bfloat16"; or "tf32" on CUDA, which is float32 with
+                products that are several times faster and keep 10 bits. By default it stays as it is.
+
+        Returns:
+            The field itself.
 
         Raises:
-            InputError: for a device that is not there and for a dtype that no network has.
+            InputError: If this machine has no such device, or the dtype is not one of a network.
         """
         place = device_of(device)
         kind, tf32 = (self.dtype, self.tf32) if dtype is None else dtype_of(dtype)
         if dtype is not None and tf32 and place.type != "cuda":
-            raise InputError(f"tf32 is a way of CUDA to multiply float32 numbers, not of {place.type}: use float32")
+            raise InputError(f"dtype='tf32' needs CUDA, and the device is {place.type}: give dtype='float32'")
         if isinstance(self.eps, torch.nn.Module):
             self.eps.to(device=place, dtype=None if dtype is None else kind)
         if self.codec is not None:
@@ -138,11 +152,11 @@ class VectorField:
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
-        """(C, H, W) of one image, None if it takes any. `shape` is that of the data, which without codec are images."""
+        """The shape (C, H, W) of one image, or None if the model takes any. `shape` is that of the codec's data."""
         return self.shape if self.codec is None else self.codec.image_shape
 
     def on_data(self) -> VectorField:
-        """This field without its codec: a run then starts from and ends in the data that the ODE moves."""
+        """This field without its codec, so that a run starts and ends at the data that the ODE moves."""
         if self.codec is None:
             return self
         twin = copy.copy(self)
@@ -156,27 +170,37 @@ class VectorField:
         self.filled = 0
 
     def __copy__(self) -> VectorField:
-        """A field with the same network, which is not copied; see `conditioned` and `on_data`."""
+        """A field that shares the network; see `conditioned` and `on_data`."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VectorField:
-        """A field with a network of its own. `watch` belongs to the caller and is not copied."""
+        """A field with a copy of the network. `watch` belongs to the caller and is not copied."""
         twin = memo[id(self)] = object.__new__(type(self))
         twin.__dict__.update(copy.deepcopy({**self.__dict__, "watch": None}, memo))
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: all but `watch`. Raises InputError where a part of the model cannot be pickled."""
+        """What is pickled: everything but `watch`.
+
+        Raises:
+            InputError: If a part of the model cannot be pickled.
+        """
         parts = {"network": self.eps, "time labels": self._labels, "conditions": self.conditions, "codec": self.codec}
         check_pickles(self.name, parts)
         return {**self.__dict__, "watch": None}
 
     def relabelled(self, label_at: Callable[[float], float]) -> VectorField:
-        """This field with the network's label taken at another noise level: t(label_at(σ)), where all images share σ.
+        """This field with the labels of another noise level: t(label_at(σ)), where all images share σ.
 
-        With the next node of a grid that is how much code inverts DDIM: x at the source, the label of the target.
+        Much code inverts DDIM in this way, with the next node of the grid: x at the source, the label of the target.
+
+        Args:
+            label_at: A function from a noise level to the one whose label is taken.
+
+        Returns:
+            A field that shares the network.
         """
         twin = copy.copy(self)
         twin._labels = Relabelled(self._labels, label_at)
@@ -197,7 +221,7 @@ class VectorField:
         name: str = "custom",
         sha256: str = "",
     ) -> VectorField:
-        """A field of any network, as people have them.
+        """A field of any network.
 
             VectorField.from_network(net, Schedule.scaled_linear(), predicts="v")                  # time="index"
             VectorField.from_network(net, Schedule.rectified_flow(), predicts="flow")              # time="unit"
@@ -205,15 +229,28 @@ class VectorField:
             VectorField.from_network(denoiser, Schedule.edm(), predicts="x0")                      # D(x, σ)
 
         Args:
-            network: a module or function, network(x (B, *), t (B,)) -> (B, *). Its answer may also be the first of a
-                tuple, or the attribute `sample` of an object.
-            schedule: see the class; likewise predicts, time, shape, name, sha256.
-            variances: whether the second half of the answer's channels are variances, which are left out.
-            classes: the number of classes, if it is called network(x, t, labels (B,) int64), 0 <= label < classes.
-            null: the label that stands for no class, for guidance.
+            network: A module or function, network(x (B, *), t (B,)) -> (B, *). Its answer may also be the first element
+                of a tuple, or the attribute `sample` of an object.
+            schedule, predicts, time: As of the class.
+            variances: Whether the second half of the answer's channels are variances, which are left out.
+            classes: The number of classes, if the network is called as network(x, t, labels (B,) int64) with labels
+                from 0 to classes - 1.
+            null: The label that stands for no class, for guidance.
+            shape, name, sha256: As of the class.
+
+        Returns:
+            The field.
 
         Raises:
-            InputError: for unknown names of `predicts` and `time`, and for numbers that `classes` and `null` cannot be.
+            InputError: If `predicts` or `time` is an unknown name, or `classes` or `null` is outside its range.
+
+        Example:
+            >>> network = torch.nn.Conv2d(1, 1, 3, padding=1)
+            >>> field = odeddim.VectorField.from_network(
+            ...     lambda x, t: network(x), odeddim.Schedule.rectified_flow(), predicts="flow", name="mine"
+            ... )
+            >>> field
+            <VectorField mine: Schedule.rectified_flow(T=1000, σ 0.001 to 999), predicts flow, time unit>
         """
         return cls(
             Adapted(network, variances=variances),
@@ -228,7 +265,7 @@ class VectorField:
 
     @property
     def title(self) -> str:
-        """The name without its folders, and the condition: for the titles of figures."""
+        """The name without its folders, and the condition, for the titles of figures."""
         name = PurePath(self.name).name
         return f"{name} ({self.condition.words})" if self.condition.words else name
 
@@ -236,7 +273,7 @@ class VectorField:
         return f"<VectorField {self.title}: {self.describe()}>"
 
     def describe(self) -> str:
-        """This model in one line: what `load` found, and what it had to assume."""
+        """The model in one line: what `load` found in the files, and what it had to assume."""
         known = self.details
         words = [
             f"{self.schedule!r}, predicts {self.predicts}, time {self.time if isinstance(self.time, str) else 'own'}"
@@ -256,17 +293,20 @@ class VectorField:
         guidance: float = 1.0,
         interval: tuple[float, float] | None = None,
     ) -> VectorField:
-        """This field under a condition; both share the network.
+        """This field under a condition. Both fields share the network.
 
         Args:
-            label: a class.
-            prompt: a text.
-            negative_prompt: the text that guidance leads away from.
-            guidance: w of `odeddim.ode.conditions`; 1 is the condition alone.
-            interval: (from, to), the noise levels σ between which guidance holds. Default: everywhere.
+            label: The class.
+            prompt: The text.
+            negative_prompt: The text that guidance leads away from.
+            guidance: The weight w of `odeddim.ode.conditions`; 1 is the condition alone.
+            interval: The noise levels (low, high) between which guidance holds; by default all of them.
+
+        Returns:
+            A field with counters of its own.
 
         Raises:
-            InputError: for a condition that the network cannot be given.
+            InputError: If the network does not take this condition.
         """
         condition = Condition(label, prompt, negative_prompt, guidance, interval)
         twin = copy.copy(self)
@@ -285,15 +325,18 @@ class VectorField:
         return twin
 
     def check(self, x: Tensor, shape: tuple[int, ...] | None = None) -> None:
-        """Raise an InputError unless x is a finite batch (B, *), B >= 1, that this model takes.
+        """Raise an InputError unless this model takes a batch.
 
         Args:
-            x: images or latents.
-            shape: (*) of one of them. Default: that of the network's input.
+            x: The images or latents, (B, *).
+            shape: The shape (*) of one of them; by default that of the network's input.
+
+        Raises:
+            InputError: If the batch is empty, of another shape, or not finite.
         """
         shape = shape or self.shape
         if x.ndim < 2 or x.shape[0] == 0:
-            raise InputError(f"a batch (B, *) of at least one image or latent is needed, not shape {tuple(x.shape)}")
+            raise InputError(f"the batch must be (B, *) with at least one image or latent, not {tuple(x.shape)}")
         if shape is not None and tuple(x.shape[1:]) != shape:
             has, wants = "×".join(map(str, x.shape[1:])), "×".join(map(str, shape))
             what = "latents" if self.codec is not None and shape == self.shape else "images"
@@ -305,12 +348,24 @@ class VectorField:
             )
 
     def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
+        """Evaluate the field.
+
+        Args:
+            sigma: The noise levels, () or (B,).
+            xbar: x̄, (B, *).
+
+        Returns:
+            ε, (B, *), in xbar's dtype.
+
+        Raises:
+            InputError: If the network returns another shape, or values that are not finite.
+        """
         batch = xbar.shape[0]
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
-        # The label keeps float32 at least: bfloat16 would make 999 of it 1000.
+        # The label is float32 at least: bfloat16 would round 999 to 1000.
         dtype = self.dtype or xbar.dtype
         t_dtype = torch.promote_types(dtype, torch.float32)
-        if sigma.ndim == 0:  # Python numbers need no transfer to the device
+        if sigma.ndim == 0:  # Python numbers need no transfer to the device of the network
             label, scale = self._labels(float(sigma))
             x = xbar * scale
             labels = torch.full((batch,), label, dtype=t_dtype, device=xbar.device)
@@ -325,10 +380,10 @@ class VectorField:
         if out.shape != xbar.shape:
             raise InputError(
                 f"the model {self.name!r} returned shape {tuple(out.shape)} for an input of {tuple(xbar.shape)}: "
-                "if it also predicts variances, say from_network(..., variances=True)"
+                "if the network also predicts variances, make it with from_network(..., variances=True)"
             )
         if self.predicts != "eps":
-            # Below σ_1 the network is asked at σ_1, so its answer is read there: (x̄ - x0)/σ has no value at σ = 0.
+            # Below σ_1 the network is evaluated at σ_1, so σ_1 is used here too: (x̄ - x0)/σ has no value at σ = 0.
             held = sigma.clamp(min=self.schedule.sigma_min) if self.predicts == "x0" else sigma
             out = PREDICTIONS[self.predicts](out, xbar, _like_images(held.expand(batch), xbar))
         if not bool(torch.isfinite(out.sum())) and not bool(torch.isfinite(out).all()):
@@ -336,22 +391,22 @@ class VectorField:
             cause = (
                 "its input there was finite"
                 if bool(torch.isfinite(xbar).all())
-                else "its input had such values already"
+                else "its input already held such values"
             )
             raise InputError(
-                f"the model {self.name!r} gave NaN or infinite values at σ = {where:.6g} "
+                f"the model {self.name!r} returned NaN or infinite values at σ = {where:.6g} "
                 f"(t = {float(labels.max()):.6g}), evaluation {self.nfe}; {cause}: "
-                'try more steps, another solver, or dtype="float32"'
+                "try more steps, another solver, or dtype='float32'"
             )
         return out
 
     def _under_condition(self, x: Tensor, labels: Tensor, sigma: Tensor) -> Tensor:
-        """What the network answers, guided where the condition says so; x and labels (B, ...), sigma () or (B,)."""
+        """The network's answer under the condition, with guidance in its interval; labels (B,), sigma () or (B,)."""
         guided = where_guided(self.condition, sigma)
         if isinstance(guided, bool):
             self.rows += x.shape[0] * (1 + guided)
             return self._evaluate(x, labels, guided)
-        # An image outside must not see that another is within: its last digits would.
+        # An image outside the interval must not share a batch with those inside: its last digits would depend on them.
         rows = guided.to(x.device)
         self.rows += x.shape[0] + int(rows.sum())
         inside = self._evaluate(x[rows], labels[rows], True)
@@ -380,7 +435,7 @@ class VectorField:
 
 @dataclass
 class _Place:
-    """Where a network is and in what dtype: one thing for all fields that share it."""
+    """The device and dtype of a network: one object for all fields that share the network."""
 
     device: torch.device | None = None
     dtype: torch.dtype | None = None
@@ -389,7 +444,7 @@ class _Place:
 
 def _classes(count: int | None, null: int | None) -> Classes | None:
     if count is None and null is not None:
-        raise InputError(f"null={null} stands for no class: say how many classes there are, classes=N")
+        raise InputError(f"null={null} stands for no class, but the model has no classes: give classes=... too")
     return None if count is None else Classes(count, null)
 
 

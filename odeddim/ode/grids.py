@@ -1,11 +1,36 @@
 """Grids: the rising lists of noise levels that a solver walks, by name.
 
-A grid of S steps has S+1 nodes. Where the image sits is the `end`:
+A grid of S steps has S+1 nodes. The `end` says at which noise level the image lies:
 
     "zero"       the first node is σ = 0, as in the paper (α_0 := 1): one Euler step between 0 and the second node
     "sigma_min"  the first node is σ_1, and the image is taken as x̄ there: no step
 
-In both, S steps are S steps, for every S: grids over the training levels hold no duplicates.
+With both, S steps are S steps, for every S: no grid over the training levels holds a level twice.
+
+    name                 nodes
+    "linear"             the paper's τ_i = ⌊c·i⌋, with c such that the last level is T (DDIM, appendix D.2)
+    "quadratic"          the paper's τ_i = ⌊c·i²⌋, likewise
+    "trailing"           as "linear", but rounded, so counted from T downwards (arXiv 2305.08891)
+    "leading"            where diffusers' DDIMScheduler evaluates with timestep_spacing="leading"
+    "linspace"           where diffusers' DDIMScheduler evaluates with timestep_spacing="linspace"
+    "log"                even in log σ, from σ_1 to σ_T
+    "karras[:RHO]"       even in σ^(1/ρ), from σ_1 to σ_T; ρ = 7 unless given (arXiv 2206.00364, eq. 5)
+    "edm"                even in σ^(1/7), over those of EDM's levels 0.002 to 80 that the model knows
+    "ays[:LIST]"         Align Your Steps (arXiv 2404.14507, table 3): "sd15" unless given, "sdxl" or "deepfloyd-if"
+    the path of a file   the nodes in the file, see `read_nodes`
+
+leading, linspace: With end="zero", diffusers' default (steps_offset=0, set_alpha_to_one=True), the labels are
+i·(T//S) and round(i·(T-1)/(S-1)), 0 <= i < S. With end="sigma_min", "leading" has the labels i·(T//S) + 1 and ends at
+the label 0 (steps_offset=1, set_alpha_to_one=False, as of Stable Diffusion), and "linspace" has the S+1 labels
+round(i·(T-1)/S). "leading" begins T//S levels or more below σ_T. Every step of DDIMScheduler is T//S labels long,
+whatever its spacing, so with "linspace" its steps do not end where the next one begins unless S = T. Such runs cannot
+be reproduced, and here each step ends where the next one begins.
+
+edm: If the model's σ_T is above 80, latents lie at σ = 80. For a network that looks σ up among its levels, each node is
+the nearest level, as in EDM's sampler, and no level is taken twice.
+
+ays: The lists were made for 10 steps. For other numbers log σ is interpolated, as by its authors, and the lists are
+stretched to the model's levels.
 """
 
 from __future__ import annotations
@@ -29,7 +54,7 @@ STEPS = 50
 MOST_STEPS = 1_000_000
 MOST_RHO = 1000  # beyond, the grid is "log" to rounding
 
-# Over the training levels: the share of T at the fraction i/S of the steps, rounded to a whole level.
+# Grids over the training levels: the level at the fraction u = i/S of the steps, a whole number.
 _TAU: dict[str, Callable[[Fraction, int], int]] = {
     "linear": lambda u, T: math.floor(u * T),
     "quadratic": lambda u, T: math.floor(u * u * T),
@@ -55,35 +80,42 @@ AYS = {
 def grid(
     name: str, schedule: Schedule, steps: int | None = None, *, end: str = "zero", top: float | None = None
 ) -> Tensor:
-    """The nodes of a named grid, (steps+1,) float64, rising; 50 steps unless given, or as many as a file has.
+    """The nodes of a named grid: noise levels, rising from the image to the noise.
 
-    name: "linear" and "quadratic", the paper's τ_i = ⌊c·i⌋ and ⌊c·i²⌋ with c such that the last is T (appendix D.2);
-    "trailing", rounded where "linear" takes the floor, so counted from T downwards (arXiv 2305.08891);
-    "leading" and "linspace", where diffusers' DDIMScheduler evaluates with these names for its timestep_spacing, at the
-    labels i·(T//S) and round(i·(T-1)/(S-1)), 0 <= i < S; end="zero" is its default (steps_offset=0, set_alpha_to_one=
-    True). With end="sigma_min" "leading" is at i·(T//S) + 1 and ends at the label 0 (steps_offset=1, set_alpha_to_one=
-    False, as of Stable Diffusion), and "linspace" at the S+1 labels round(i·(T-1)/S). "leading" begins T//S levels or
-    more below σ_T. Every step of DDIMScheduler is T//S labels long, whatever its spacing, so with "linspace" its steps
-    do not end where the next one begins unless S = T; such runs cannot be reproduced, and here each step ends there;
-    "log", even in log σ; "karras" or "karras:RHO", even in σ^(1/ρ), ρ = 7 unless given (arXiv 2206.00364, eq. 5),
-    over the model's own levels σ_1 to σ_T; "edm", the same with ρ = 7 over EDM's levels 0.002 to 80, of which those
-    that the model knows are kept: where its σ_T is above 80, latents lie at σ = 80; of networks that look σ up among
-    their levels each node is the nearest level, as in EDM's sampler, and none is taken twice;
-    "ays" or "ays:LIST", the lists of Align Your Steps (arXiv 2404.14507, table 3), "sd15" unless given, "sdxl" or
-    "deepfloyd-if", made for 10 steps: log σ is interpolated to other numbers, as its authors do, and stretched to the
-    model's levels; or the path of a file with the nodes themselves, see `read_nodes`.
-    end: "zero" or "sigma_min", see the module. top: where the last node lies in place of σ_T, below it.
-    Errors: an unknown name, more steps than a grid over the training levels can have (T; one less with
-    end="sigma_min"), a top for "leading", or a file that begins at σ = 0 with end="sigma_min".
+    Args:
+        name: A name, as the table of `odeddim.ode.grids` has them: "linear", "quadratic", "trailing", "leading",
+            "linspace", "log", "karras", "karras:RHO", "edm", "ays" or "ays:LIST"; or the path of a grid file.
+        schedule: The noise levels of the model.
+        steps: The number of steps; 50 by default, and of a file as many as it has.
+        end: Where the image lies: "zero" (σ = 0) or "sigma_min" (σ_1).
+        top: The last node, in place of σ_T and below it.
+
+    Returns:
+        The nodes, (steps+1,) float64, rising, on the CPU.
+
+    Raises:
+        InputError: If the name is unknown, a file cannot be read, or a grid over the training levels has no room for
+            so many steps (T of them, and T - 1 with end="sigma_min"); or if the grid does not go with `end` or `top`.
+
+    Source:
+        Song et al. 2020, arXiv 2010.02502, appendix D.2; Karras et al. 2022, arXiv 2206.00364, eq. 5; the others as in
+        the table.
+
+    Example:
+        >>> import odeddim
+        >>> nodes = odeddim.grid("linear", odeddim.Schedule.linear(), steps=4)
+        >>> [round(sigma, 3) for sigma in nodes.tolist()]
+        [0.0, 0.953, 3.424, 17.247, 157.407]
     """
     pick(end, ENDS, "end")
     if not is_named(name):
         if os.path.isfile(name):
             nodes = check_nodes(read_nodes(Path(name)), where=name, steps=steps)
             if end == "sigma_min" and float(nodes[0]) == 0:
-                raise InputError(f"{name}: its nodes begin at σ = 0, which is end 'zero', not 'sigma_min'")
+                raise InputError(f"{name}: the nodes begin at σ = 0: give end='zero' instead of end='sigma_min'")
             if top is not None and not math.isclose(float(nodes[-1]), top, rel_tol=1e-5):
-                raise InputError(f"{name}: its nodes end at σ = {float(nodes[-1]):.9g}, not at {top:.9g}")
+                last = float(nodes[-1])
+                raise InputError(f"{name}: the nodes end at σ = {last:.9g}: give a grid that ends at {top:.9g}")
             return nodes
         pick(name, NAMES, "grid (or grid file)")
     steps = STEPS if steps is None else steps
@@ -91,7 +123,7 @@ def grid(
         raise InputError(f"steps must be a whole number, at least 1 and at most {MOST_STEPS}, not {steps!r}")
     family, colon, parameter = name.partition(":")
     if top is not None and not schedule.sigma_min < top <= schedule.sigma_max:
-        raise InputError(f"a grid of {schedule!r} cannot end at σ = {top:.6g}")
+        raise InputError(f"a grid for {schedule!r} cannot end at σ = {top:.6g}: give a noise level within its range")
     if family in (*_TAU, *_DIFFUSERS):
         return _over_levels(family, schedule, steps, end, top)
     count = steps if end == "zero" else steps + 1
@@ -100,7 +132,9 @@ def grid(
         low, high = max(low, EDM_RANGE[0]), min(high, EDM_RANGE[1])
         if low >= high:
             has = f"{schedule.sigma_min:.6g} to {schedule.sigma_max:.6g}"
-            raise InputError(f"the grid 'edm' lies between σ = 0.002 and 80, the model's levels at {has}: try 'karras'")
+            raise InputError(
+                f"the grid 'edm' lies between σ = 0.002 and 80, but the model's levels are {has}: try grid='karras'"
+            )
     u = torch.linspace(0, 1, count, dtype=torch.float64)
     if family == "log":
         nodes = torch.exp(math.log(low) + u * (math.log(high) - math.log(low)))
@@ -117,7 +151,7 @@ def grid(
 
 
 def is_named(name: str) -> bool:
-    """Whether a grid is made by name, for any number of steps; a file has its own."""
+    """Whether this is the name of a grid, which is made for any number of steps, and not the path of a grid file."""
     family, colon, _ = name.partition(":")
     return family in (_WITH_PARAMETER if colon else NAMES)
 
@@ -128,33 +162,39 @@ def _rho(name: str, parameter: str) -> float:
     except ValueError:
         rho = math.nan
     if not 1 <= rho <= MOST_RHO:
-        raise InputError(f"the grid {name!r} needs a number ρ from 1 to {MOST_RHO} after its colon: 'karras:5'")
+        raise InputError(f"the grid {name!r} needs a number ρ from 1 to {MOST_RHO} after the colon, as in 'karras:5'")
     return rho
 
 
 def _ays(name: str, which: str, u: Tensor) -> Tensor:
-    """Where in log σ, from 0 to 1, the published list is at the share u of its steps."""
+    """The positions in log σ, from 0 to 1, of a published list at the fractions u of its steps."""
     if which not in AYS:
-        raise InputError(f"the grid {name!r} needs a list after its colon: {', '.join(f'ays:{key}' for key in AYS)}")
+        raise InputError(
+            f"the grid {name!r} needs the name of a list after the colon: {', '.join(f'ays:{key}' for key in AYS)}"
+        )
     levels = np.log(AYS[which])
     place = (levels - levels[0]) / (levels[-1] - levels[0])
     return torch.from_numpy(np.interp(u.numpy(), np.linspace(0, 1, len(place)), place))
 
 
 def _over_levels(family: str, schedule: Schedule, steps: int, end: str, top: float | None) -> Tensor:
-    """Grids over the training levels: the paper's sub-sequences τ of 1, ..., T; or up to the top, the last of them."""
+    """Grids over the training levels: the paper's sub-sequences τ of 1, ..., T, or of the levels up to `top`."""
     levels = schedule.levels
     if top is not None:
         levels = torch.cat([levels[levels < top], levels.new_tensor([top])])
     T = len(levels)
     most = T if end == "zero" else T - 1
     if steps > most:
-        raise InputError(f"the grid {family!r} with end {end!r} has at most {most} steps on {T} levels, not {steps}")
+        raise InputError(
+            f"the grid {family!r} with end={end!r} has at most {most} steps on {T} levels, not {steps}: "
+            "give fewer steps, or another grid"
+        )
     first = 0 if end == "zero" else 1  # the first node: level 0 is σ = 0, level 1 is σ_1
     if family in _DIFFUSERS:
         if family == "leading" and top is not None:
             raise InputError(
-                "the grid 'leading' ends where its spacing does, at no given σ: take 'trailing' or 'linear'"
+                "the last node of the grid 'leading' follows from its spacing and cannot be chosen: "
+                "give grid='trailing' or grid='linear'"
             )
         tau = _as_diffusers(family, T, steps, first)
     else:
@@ -166,28 +206,37 @@ def _over_levels(family: str, schedule: Schedule, steps: int, end: str, top: flo
 
 
 def _as_diffusers(family: str, T: int, steps: int, first: int) -> list[int]:
-    """The levels of `grid`'s "leading" and "linspace", the label t being the level t + 1; the first of them given."""
+    """The levels of the grids "leading" and "linspace", given the first one; the label t is the level t + 1."""
     if family == "leading":
         return [first, *(1 + first + i * (T // steps) for i in range(steps))]
-    labels = np.linspace(0, T - 1, steps + first).round()  # in float64, which decides where a label lies halfway
+    labels = np.linspace(0, T - 1, steps + first).round()  # in float64, which decides how labels halfway are rounded
     return [*range(1 - first), *(1 + int(label) for label in labels)]
 
 
 def _among(nodes: Tensor, levels: Tensor) -> Tensor:
-    """The level nearest to each of the nodes, none of them twice; nodes (N,) and levels (T,) rise."""
+    """The level nearest to each of the nodes, no level twice; nodes (N,) and levels (T,) rise."""
     place = torch.bucketize(nodes, (levels[1:] + levels[:-1]) / 2)
     count, first, last = len(place), int(place[0]), int(place[-1])
     if last - first + 1 < count:
-        raise InputError(
-            f"the grid 'edm' has at most {last - first + 1} levels on this model, which knows no others: fewer steps"
-        )
+        raise InputError(f"the grid 'edm' has only {last - first + 1} noise levels on this model: give fewer steps")
     order = torch.arange(count)
     upwards = torch.cummax(place - order, 0).values + order
     return levels[torch.minimum(upwards, last - order.flip(0))]
 
 
 def read_nodes(path: Path) -> Tensor:
-    """Nodes from a file, float64: numbers between white space or commas, '#' starts a comment; a JSON list; a plan."""
+    """The nodes in a grid file.
+
+    Args:
+        path: The file. It holds numbers between white space or commas, where "#" starts a comment; or a JSON list; or a
+            plan, as `Plan.save` and `odeddim grid` write them.
+
+    Returns:
+        The nodes, (N+1,) float64, unchecked.
+
+    Raises:
+        InputError: If the file cannot be read.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         if text.lstrip().startswith(("[", "{")):
@@ -201,16 +250,28 @@ def read_nodes(path: Path) -> Tensor:
 
 
 def check_nodes(nodes: Tensor | Sequence[float], where: str = "grid", steps: int | None = None) -> Tensor:
-    """Nodes that the user gave, as (N+1,) float64 on the CPU, or an InputError that says what is wrong with them."""
+    """Nodes that the user gave, checked.
+
+    Args:
+        nodes: The noise levels, rising from the image to the noise.
+        where: Where they come from, for messages.
+        steps: The number of steps that they must have; None for any.
+
+    Returns:
+        The nodes, (N+1,) float64 on the CPU.
+
+    Raises:
+        InputError: If they are not one row of at least two finite noise levels σ >= 0 that rise strictly.
+    """
     nodes = torch.as_tensor(nodes, dtype=torch.float64).detach().cpu()
     if nodes.ndim != 1 or len(nodes) < 2:
-        raise InputError(f"{where}: a grid is one row of at least two noise levels, not of shape {tuple(nodes.shape)}")
+        raise InputError(f"{where}: a grid must be one row of at least two noise levels, not {tuple(nodes.shape)}")
     if not bool(torch.isfinite(nodes).all()) or float(nodes[0]) < 0:
-        raise InputError(f"{where}: noise levels must be finite and not negative")
+        raise InputError(f"{where}: noise levels must be finite and not negative: correct them")
     if not bool((nodes[1:] > nodes[:-1]).all()):
         raise InputError(
-            f"{where}: noise levels must rise strictly (decoding walks the list downwards): leave out repeated ones"
+            f"{where}: noise levels must rise strictly, for decoding too: sort them and leave out repeated ones"
         )
     if steps is not None and len(nodes) != steps + 1:
-        raise InputError(f"{where}: it has {len(nodes) - 1} steps, but {steps} were asked for")
+        raise InputError(f"{where}: the grid has {len(nodes) - 1} steps, not {steps}: leave out steps=...")
     return nodes

@@ -1,4 +1,4 @@
-"""How a network is evaluated under a condition: guided where the condition says so, in batches of one size."""
+"""How a network is evaluated under a condition: with guidance, and in batches of a fixed size."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 from odeddim.ode.conditions import Condition, Given
 
 Network = Callable[..., Tensor]
-"""eps(x (B, *), t (B,), *given) -> (B, *)."""
+"""A network, eps(x (B, *), t (B,), *given) -> (B, *)."""
 
 
 def where_guided(condition: Condition, sigma: Tensor) -> Tensor | bool:
-    """Which images are guided at their noise levels: one answer where it is the same for all of them.
+    """Which images are guided at their noise levels.
 
     Args:
-        condition: with its guidance and the interval where that holds.
-        sigma: () or (B,), the noise levels.
+        condition: The condition, with its guidance and interval.
+        sigma: The noise levels, () or (B,).
 
     Returns:
-        True or False for all images, or a mask (B,).
+        True or False if that holds for all images, otherwise a mask (B,).
     """
     if condition.guidance == 1 or condition.interval is None:
         return condition.guidance != 1
@@ -31,12 +31,37 @@ def where_guided(condition: Condition, sigma: Tensor) -> Tensor | bool:
 
 
 def conditioned_answer(network: Network, x: Tensor, labels: Tensor, given: Given) -> Tensor:
-    """What the network answers under a condition: x (B, *), labels (B,) -> (B, *)."""
+    """The network's answer under a condition.
+
+    Args:
+        network: The network.
+        x: Its input, (B, *).
+        labels: The labels t, (B,).
+        given: The tensors (1, *) for the condition.
+
+    Returns:
+        The answer, (B, *).
+    """
     return network(x, labels, *(_repeated(part, x) for part in given))
 
 
 def guided_answer(network: Network, x: Tensor, labels: Tensor, given: Given, null: Given, weight: float) -> Tensor:
-    """ε(none) + w·(ε(condition) - ε(none)): x (B, *), labels (B,) -> (B, *). Both come from one doubled batch."""
+    """The guided answer ε(none) + w·(ε(condition) - ε(none)). Both terms come from one batch of twice the images.
+
+    Args:
+        network: The network.
+        x: Its input, (B, *).
+        labels: The labels t, (B,).
+        given: The tensors (1, *) for the condition.
+        null: The tensors (1, *) for no condition.
+        weight: The guidance w.
+
+    Returns:
+        The answer, (B, *), float32 at least.
+
+    Source:
+        Ho and Salimans 2022, arXiv 2207.12598, eq. 6.
+    """
     both = [torch.cat([_repeated(part, x), _repeated(none, x)]) for part, none in zip(given, null, strict=True)]
     told, untold = network(torch.cat([x, x]), torch.cat([labels, labels]), *both).chunk(2)
     # In the state's precision at least: the difference is small and the guidance may be large.
@@ -46,22 +71,22 @@ def guided_answer(network: Network, x: Tensor, labels: Tensor, given: Given, nul
 
 
 def in_blocks(network: Network, x: Tensor, labels: Tensor, size: int) -> tuple[Tensor, int]:
-    """The answers of a network that always sees `size` images at once; the last block is filled up.
+    """The answers of a network that is always evaluated on blocks of `size` images; the last block is filled up.
 
     Args:
-        network: (x (size, *), labels (size,)) -> (size, *).
-        x: (B, *).
-        labels: (B,).
-        size: images in a block.
+        network: The network, (x (size, *), labels (size,)) -> (size, *).
+        x: Its input, (B, *).
+        labels: The labels t, (B,).
+        size: The number of images in a block.
 
     Returns:
-        The answers (B, *), and how many images only filled up a block.
+        The answers (B, *), and the number of images that only filled up a block.
     """
     blocks, filled = [], 0
     for start in range(0, x.shape[0], size):
         block, its_labels = x[start : start + size].clone(), labels[start : start + size]
         count = block.shape[0]
-        if count < size:  # any image will do
+        if count < size:  # any image serves to fill it up
             filling = (size - count, *[-1] * (x.ndim - 1))
             block = torch.cat([block, block[:1].expand(filling)])
             its_labels = torch.cat([its_labels, its_labels[:1].expand(size - count)])
@@ -71,6 +96,6 @@ def in_blocks(network: Network, x: Tensor, labels: Tensor, size: int) -> tuple[T
 
 
 def _repeated(part: Tensor, x: Tensor) -> Tensor:
-    """(1, *) for each image of x, on its device; in its dtype unless it is whole numbers."""
+    """A tensor (1, *) repeated for each image of x, on the device of x; in its dtype, unless it holds whole numbers."""
     part = part.to(x.device, x.dtype if part.is_floating_point() else None)
     return part.expand(x.shape[0], *part.shape[1:])

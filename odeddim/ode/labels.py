@@ -1,4 +1,4 @@
-"""What a network is told of a noise level, and what its input is multiplied by there: (t(σ), scale(σ))."""
+"""The label t(σ) that a network takes for a noise level, and the factor scale(σ) of its input there."""
 
 from __future__ import annotations
 
@@ -13,19 +13,32 @@ from odeddim.ode.schedule import Schedule, Time
 from odeddim.types import InputError
 
 Labels = Callable[[float], tuple[float, float]]
-"""The label t(σ) and the factor of x = scale(σ)·x̄, of one noise level."""
+"""A function from a noise level σ to its label t(σ) and to the factor in x = scale(σ)·x̄."""
 
 _REMEMBERED = 4096  # noise levels
 
 
 def labels_of(schedule: Schedule, time: Time) -> Labels:
-    """The labels of a schedule. A run meets every node once for each batch and direction: a node is looked up once."""
+    """The labels of a schedule. Results are remembered, because a run meets each node once per batch and direction.
+
+    Args:
+        schedule: The schedule.
+        time: A name of `odeddim.ode.schedule.TIMES`, or a function of σ.
+
+    Returns:
+        The function from σ to (t(σ), scale(σ)).
+    """
     return Memo(_Lookup(schedule, time), _REMEMBERED)
 
 
 @dataclass(frozen=True)
 class Relabelled:
-    """Labels that are taken at another noise level: t(label_at(σ)), with the scale of σ itself."""
+    """Labels that are taken at another noise level: t(label_at(σ)), with the scale of σ itself.
+
+    Attributes:
+        own: The labels of the model.
+        label_at: A function from a noise level to the one whose label is taken.
+    """
 
     own: Labels
     label_at: Callable[[float], float]
@@ -41,6 +54,6 @@ class _Lookup:
 
     def __call__(self, sigma: float) -> tuple[float, float]:
         if not math.isfinite(sigma):
-            raise InputError(f"the solver went to σ = {sigma}: give it tolerances that it can keep, or more steps")
+            raise InputError(f"the solver reached σ = {sigma}: give larger rtol=... and atol=..., or more steps")
         node = torch.tensor(sigma, dtype=torch.float64)
         return float(self.schedule.label(node, self.time)), float(self.schedule.scale(node))

@@ -11,7 +11,12 @@ Result = TypeVar("Result")
 
 
 class Memo(Generic[Key, Result]):
-    """A function of one argument that keeps its last `size` results. A copy and a pickle of it start empty."""
+    """A function of one argument that remembers its last results. A copy and a pickle of it start empty.
+
+    Args:
+        function: The function.
+        size: How many results are remembered.
+    """
 
     def __init__(self, function: Callable[[Key], Result], size: int) -> None:
         self.function, self.size = function, size

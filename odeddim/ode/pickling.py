@@ -1,4 +1,4 @@
-"""Whether the parts of a field can be pickled, found out before anything is written."""
+"""A check that the parts of a field can be pickled, before anything is written."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ def check_pickles(name: str, parts: Mapping[str, Any]) -> None:
     pickle itself would name an inner object ("Can't pickle local object ..."), not the model that it belongs to.
 
     Args:
-        name: of the model.
-        parts: what each part is called, and the part.
+        name: The name of the model.
+        parts: The parts, by the name that a message gives them.
+
+    Raises:
+        InputError: If a part cannot be pickled.
     """
     for called, part in parts.items():
         try:

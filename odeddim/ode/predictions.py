@@ -1,6 +1,6 @@
-"""What a network predicts, turned into ε: pointwise conversions, one line each.
+"""Conversions of what a network predicts into ε. They are pointwise, one line each.
 
-Every network here was trained on x = scale·(x0 + σ·ε); knowing x and one of ε, x0, v, u gives the others.
+Every network was trained on x = scale·(x0 + σ·ε), so x and one of ε, x0, v, u determine the others.
 """
 
 from __future__ import annotations
@@ -37,5 +37,7 @@ def _to_data(u: Tensor, xbar: Tensor, sigma: Tensor) -> Tensor:
 
 
 PREDICTIONS: dict[str, Conversion] = {"eps": _eps, "x0": _x0, "v": _v, "flow": _flow, "flow-to-data": _to_data}
-"""By the name that `VectorField(predicts=...)` takes. EDM's denoiser D(x, σ) is "x0" on `Schedule.edm()`; "flow" is
-ε - x0, the velocity where t is 0 at the image, and "flow-to-data" x0 - ε, where t is 0 at the noise."""
+"""The conversions by the name that `VectorField(predicts=...)` takes.
+
+EDM's denoiser D(x, σ) is "x0" on `Schedule.edm()`. "flow" is ε - x0, the velocity if t is 0 at the image;
+"flow-to-data" is x0 - ε, the velocity if t is 0 at the noise."""

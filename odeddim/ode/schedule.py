@@ -1,7 +1,7 @@
 """The noise schedule: α, σ and the network's time label t as functions of each other.
 
-The ODE knows noise levels only (σ = √(1-α)/√α, α cumulative as in DDIM). A schedule says which levels a network was
-trained on, by which label t the network knows a level, and in which units it takes its input: x = scale(σ)·x̄.
+The ODE is written in noise levels only (σ = √(1-α)/√α, α cumulative as in DDIM). A schedule says which levels a network
+was trained on, which label t the network takes for a level, and the units of its input: x = scale(σ)·x̄.
 
     from            x =                     scale(σ)       label t(σ)
     DDPM, DDIM      √α·x0 + √(1-α)·ε        1/√(1+σ²)      index of the level, linear in log σ between levels
@@ -23,7 +23,7 @@ from odeddim.types import InputError, pick
 Kind = Literal["preserving", "flow", "exploding"]
 
 Time = str | Callable[[Tensor], Tensor]
-"""How a network is told its noise level: a name of TIMES, or label(sigma float64) -> labels of sigma's shape."""
+"""The labels that a network takes: a name of TIMES, or a function label(sigma float64) -> labels of sigma's shape."""
 
 TIMES = {
     "index": "0..T-1, real-valued between the levels: DDPM, DDIM, Stable Diffusion; on flow paths t·T, as in diffusers",
@@ -39,12 +39,33 @@ _MADE_BY = ("linear", "scaled_linear", "cosine", "from_alphas", "rectified_flow"
 
 
 class Schedule:
-    """Noise levels σ_1 < ... < σ_T of a network, its labels for them, and the units of its input.
+    """The noise levels σ_1 < ... < σ_T of a network, its labels for them, and the units of its input.
 
-    levels: (T,) float64 on the CPU, rising; levels[i] is the paper's t = i+1 and the label i of a DDPM network.
-    discrete: whether the network knows these levels only, and takes the nearest one for any other.
     Make one with `linear`, `scaled_linear`, `cosine`, `from_alphas`, `rectified_flow`, `exploding`, `edm` or
     `from_sigmas`.
+
+    Args:
+        levels: The noise levels, (T,), rising; levels[i] is the paper's t = i+1 and the label i of a DDPM network.
+        kind: The path from image to noise, which sets the units of x: "preserving", "flow" or "exploding".
+        made_by: The name of the class method that made the schedule.
+        parameters: The arguments of that method.
+        discrete: Whether the network has these levels only, and takes the nearest one for any other.
+
+    Attributes:
+        levels: The noise levels, (T,) float64 on the CPU.
+        kind: As given.
+        name: The name of the class method, `made_by`.
+        discrete: As given.
+
+    Raises:
+        InputError: If there are fewer than two levels, or they are not finite, positive and strictly rising.
+
+    Example:
+        >>> schedule = odeddim.Schedule.linear()
+        >>> schedule
+        Schedule.linear(T=1000, σ 0.01 to 157.4)
+        >>> schedule.t(schedule.levels[[0, 499, 999]])
+        tensor([  0., 499., 999.], dtype=torch.float64)
     """
 
     def __init__(
@@ -55,7 +76,7 @@ class Schedule:
         if not good or not bool((levels[1:] > levels[:-1]).all()) or not float(levels[0]) > 0:
             raise InputError(
                 "a schedule needs at least two finite noise levels σ > 0 that rise strictly: "
-                "check its alphas_cumprod (they fall from below 1 to above 0) or betas"
+                "correct alphas_cumprod (which must fall from below 1 to above 0) or the betas"
             )
         self.levels = levels
         self.kind: Kind = kind
@@ -64,18 +85,48 @@ class Schedule:
         self._parameters = parameters
         self._ratio = torch.log(levels[1:] / levels[:-1])  # log σ_{i+1}/σ_i, what t is linear in
 
-    # Constructors: the published schedules.
+    # The published schedules.
 
     @classmethod
     def linear(cls, T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
-        """DDPM's schedule, β rising linearly (Ho et al. 2020, section 4), which DDIM uses in all its experiments."""
+        """DDPM's schedule, which DDIM uses in all its experiments: β rises linearly.
+
+        Args:
+            T: The number of levels.
+            beta_1: The first β.
+            beta_T: The last β.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            InputError: If T < 2, or not 0 < beta_1 <= beta_T < 1.
+
+        Source:
+            Ho et al. 2020, arXiv 2006.11239, section 4.
+        """
         _check_betas(T, beta_1, beta_T)
         betas = torch.linspace(beta_1, beta_T, T, dtype=torch.float64)
         return cls(_levels_from_betas(betas), "preserving", "linear", {"T": T, "beta_1": beta_1, "beta_T": beta_T})
 
     @classmethod
     def scaled_linear(cls, T: int = 1000, beta_1: float = 0.00085, beta_T: float = 0.012) -> Schedule:
-        """Latent diffusion's schedule, √β rising linearly (Rombach et al. 2022, arXiv 2112.10752)."""
+        """Latent diffusion's schedule: √β rises linearly.
+
+        Args:
+            T: The number of levels.
+            beta_1: The first β.
+            beta_T: The last β.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            InputError: If T < 2, or not 0 < beta_1 <= beta_T < 1.
+
+        Source:
+            Rombach et al. 2022, arXiv 2112.10752.
+        """
         _check_betas(T, beta_1, beta_T)
         betas = torch.linspace(math.sqrt(beta_1), math.sqrt(beta_T), T, dtype=torch.float64) ** 2
         parameters = {"T": T, "beta_1": beta_1, "beta_T": beta_T}
@@ -83,7 +134,18 @@ class Schedule:
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008) -> Schedule:
-        """Improved DDPM's schedule, α_t ∝ cos²((t/T+s)/(1+s)·π/2), β capped at 0.999 (arXiv 2102.09672, eq. 17)."""
+        """Improved DDPM's schedule: α_t ∝ cos²((t/T+s)/(1+s)·π/2), with β at most 0.999.
+
+        Args:
+            T: The number of levels.
+            s: The offset, which keeps β from being too small near the image.
+
+        Returns:
+            The schedule.
+
+        Source:
+            Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17.
+        """
         t = torch.arange(T + 1, dtype=torch.float64) / T
         alphas = torch.cos((t + s) / (1 + s) * (math.pi / 2)) ** 2
         betas = (1 - alphas[1:] / alphas[:-1]).clamp(max=0.999)
@@ -91,21 +153,44 @@ class Schedule:
 
     @classmethod
     def from_alphas(cls, alphas_cumprod: Tensor | list[float]) -> Schedule:
-        """A variance-preserving schedule from its α_1 > ... > α_T (DDIM's α; `alphas_cumprod` in other code), (T,)."""
+        """A variance-preserving schedule from its α.
+
+        Args:
+            alphas_cumprod: α_1 > ... > α_T, (T,), between 0 and 1: DDIM's α, the cumulative product.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            InputError: If an α is not strictly between 0 and 1, or the α do not fall strictly.
+        """
         alphas = torch.as_tensor(alphas_cumprod, dtype=torch.float64).detach().cpu()
         if alphas.ndim != 1 or not bool(((alphas > 0) & (alphas < 1)).all()):
             raise InputError(
-                "alphas_cumprod must be one row of numbers strictly between 0 and 1; "
-                "a level with α = 0 or 1 has no finite σ > 0: leave it out"
+                "alphas_cumprod must be one row of numbers strictly between 0 and 1: leave out levels with α = 0 or 1, "
+                "which have no finite σ > 0"
             )
         levels = torch.sqrt(torch.expm1(-torch.log(alphas)))
         return cls(levels, "preserving", "from_alphas", {"alphas_cumprod": alphas.tolist()})
 
     @classmethod
     def rectified_flow(cls, T: int = 1000, t_max: float = 0.999) -> Schedule:
-        """Straight paths x = (1-t)·x0 + t·ε (arXiv 2209.03003): σ = t/(1-t), label t in (0, t_max].
+        """Straight paths x = (1-t)·x0 + t·ε: σ = t/(1-t), with labels t in (0, t_max].
 
-        At t = 1, σ is infinite; the levels end at t_max instead, where the image's share is 1 - t_max.
+        At t = 1, σ is infinite. The levels end at t_max instead, where the share of the image in x is 1 - t_max.
+
+        Args:
+            T: The number of levels.
+            t_max: The last label, strictly between 0 and 1.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            InputError: If t_max is not strictly between 0 and 1.
+
+        Source:
+            Liu et al. 2022, arXiv 2209.03003.
         """
         if not 0 < t_max < 1:
             raise InputError(f"t_max must lie strictly between 0 and 1, not {t_max}: σ = t/(1-t) must be finite")
@@ -114,37 +199,90 @@ class Schedule:
 
     @classmethod
     def exploding(cls, T: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
-        """x = x0 + σ·ε with σ in geometric progression, label σ (the VE of Song et al. 2021, arXiv 2011.13456)."""
+        """The VE schedule: x = x0 + σ·ε with σ in geometric progression, and the label σ.
+
+        Args:
+            T: The number of levels.
+            sigma_min: The lowest level.
+            sigma_max: The highest level.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            InputError: If not 0 < sigma_min < sigma_max < ∞.
+
+        Source:
+            Song et al. 2021, arXiv 2011.13456.
+        """
         return cls._geometric("exploding", T, sigma_min, sigma_max)
 
     @classmethod
     def edm(cls, T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
-        """EDM's range of noise levels, label σ (Karras et al. 2022, arXiv 2206.00364, table 1)."""
+        """EDM's range of noise levels: x = x0 + σ·ε, and the label σ.
+
+        Args:
+            T: The number of levels.
+            sigma_min: The lowest level.
+            sigma_max: The highest level.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            InputError: If not 0 < sigma_min < sigma_max < ∞.
+
+        Source:
+            Karras et al. 2022, arXiv 2206.00364, table 1.
+        """
         return cls._geometric("edm", T, sigma_min, sigma_max)
 
     @classmethod
     def from_sigmas(cls, sigmas: Tensor | list[float]) -> Schedule:
-        """x = x0 + σ·ε, label σ, of a network that looks σ up among these levels, (T,) rising: EDM's iDDPM networks."""
+        """The schedule of a network that looks σ up in a list, such as EDM's iDDPM networks: x = x0 + σ·ε, label σ.
+
+        Args:
+            sigmas: The noise levels, (T,), rising.
+
+        Returns:
+            The schedule, with `discrete` set.
+
+        Raises:
+            InputError: If there are fewer than two levels, or they are not finite, positive and strictly rising.
+        """
         levels = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
         return cls(levels, "exploding", "from_sigmas", {"sigmas": levels.tolist()}, discrete=True)
 
     @classmethod
     def _geometric(cls, made_by: str, T: int, sigma_min: float, sigma_max: float) -> Schedule:
         if not 0 < sigma_min < sigma_max < math.inf:
-            raise InputError(f"sigma_min and sigma_max must satisfy 0 < {sigma_min} < {sigma_max} < ∞")
+            raise InputError(
+                f"noise levels must satisfy 0 < sigma_min < sigma_max < ∞, unlike sigma_min = {sigma_min} and "
+                f"sigma_max = {sigma_max}"
+            )
         levels = torch.logspace(math.log10(sigma_min), math.log10(sigma_max), T, dtype=torch.float64)
-        levels[0], levels[-1] = sigma_min, sigma_max  # logspace misses its ends by a rounding
+        levels[0], levels[-1] = sigma_min, sigma_max  # logspace rounds its ends
         return cls(levels, "exploding", made_by, {"T": T, "sigma_min": sigma_min, "sigma_max": sigma_max})
 
-    # Written into files, read from them.
+    # Descriptions of schedules in files.
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` needs to make this schedule again; JSON-able."""
+        """A description of the schedule, as values that JSON can hold, from which `from_dict` makes it again."""
         return {"name": self.name, **self._parameters}
 
     @classmethod
     def from_dict(cls, description: dict[str, Any]) -> Schedule:
-        """The schedule that `to_dict` described."""
+        """The schedule of a description.
+
+        Args:
+            description: What `to_dict` returns: {"name": ..., and the arguments of the class method of that name}.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            InputError: If the name is unknown, or the arguments make no schedule.
+        """
         if not isinstance(description, dict):
             raise InputError(f"a schedule is described by its name and parameters, not by {description!r}")
         parameters = dict(description)
@@ -173,35 +311,46 @@ class Schedule:
 
     @property
     def T(self) -> int:
-        """How many levels the schedule has."""
+        """The number of levels."""
         return len(self.levels)
 
     @property
     def time(self) -> str:
-        """The name in `TIMES` of the labels that `t` gives: what networks of this kind of schedule usually know."""
+        """The name in `TIMES` of the labels that `t` returns: those that networks on such schedules usually take."""
         return {"preserving": "index", "flow": "unit", "exploding": "sigma"}[self.kind]
 
     @property
     def sigma_min(self) -> float:
-        """σ_1, the lowest level the network knows."""
+        """σ_1, the lowest level that the network was trained on."""
         return float(self.levels[0])
 
     @property
     def sigma_max(self) -> float:
-        """σ_T, the highest level, where latents live."""
+        """σ_T, the highest level, where latents lie."""
         return float(self.levels[-1])
 
     def t(self, sigma: Tensor) -> Tensor:
-        """The network's label of noise levels, float64, of sigma's shape; held at the ends outside [σ_1, σ_T].
+        """The label of noise levels in the schedule's usual labels (`time`).
 
-        For DDPM's networks a float: i exactly at levels[i] (so 0 at the paper's t = 1), linear in log σ between.
+        For DDPM's networks it is exactly i at levels[i] (so 0 at the paper's t = 1), and linear in log σ in between.
+
+        Args:
+            sigma: The noise levels. Outside [σ_1, σ_T], they are moved to the nearer end.
+
+        Returns:
+            The labels, float64 on the CPU, of sigma's shape.
         """
         return self.label(sigma, self.time)
 
     def label(self, sigma: Tensor, time: Time) -> Tensor:
-        """What a network that counts time in its own way is told of noise levels: float64, of sigma's shape.
+        """The label of noise levels in any labels.
 
-        time: a name of `TIMES`, or a function of σ. As in `t`, it is held at the ends outside [σ_1, σ_T].
+        Args:
+            sigma: The noise levels. Outside [σ_1, σ_T], they are moved to the nearer end.
+            time: A name of `TIMES`, or a function of σ.
+
+        Returns:
+            The labels, float64 on the CPU, of sigma's shape.
         """
         sigma = sigma.detach().to("cpu", torch.float64).clamp(self.sigma_min, self.sigma_max)
         if callable(time):
@@ -216,7 +365,7 @@ class Schedule:
             t = sigma / (1 + sigma)
             return t if time == "unit" else t * self.T if time == "index" else 1 - t
         below = torch.searchsorted(self.levels, sigma, right=True) - 1
-        # At the last level there is none above: log(1) is 0, and any ratio does.
+        # There is no level above the last one: log(1) is 0 there, so any ratio serves.
         index = below + torch.log(sigma / self.levels[below]) / self._ratio[below.clamp(max=self.T - 2)]
         if time == "index":
             return index
@@ -224,7 +373,14 @@ class Schedule:
         return unit if time == "unit" else 1 - unit
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The noise level of labels, float64, of t's shape: the inverse of `t`."""
+        """The noise level of labels: the inverse of `t`.
+
+        Args:
+            t: The labels.
+
+        Returns:
+            The noise levels, float64 on the CPU, of t's shape.
+        """
         t = t.detach().to("cpu", torch.float64)
         if self.kind == "flow":
             return t / (1 - t)
@@ -235,7 +391,14 @@ class Schedule:
         return self.levels[below] * torch.exp((t - below) * self._ratio[below.clamp(max=self.T - 2)])
 
     def scale(self, sigma: Tensor) -> Tensor:
-        """The factor of x = scale·x̄, of sigma's shape: what the network takes is x."""
+        """The factor in x = scale·x̄, where x is the network's input.
+
+        Args:
+            sigma: The noise levels.
+
+        Returns:
+            The factors, of sigma's shape and dtype.
+        """
         if self.kind == "flow":
             return 1 / (1 + sigma)
         if self.kind == "exploding":
@@ -245,9 +408,12 @@ class Schedule:
 
 def _check_betas(T: int, beta_1: float, beta_T: float) -> None:
     if T < 2 or not 0 < beta_1 <= beta_T < 1:
-        raise InputError(f"betas need T >= 2 and 0 < beta_1 <= beta_T < 1, not T={T}, {beta_1}, {beta_T}")
+        raise InputError(
+            f"betas must satisfy T >= 2 and 0 < beta_1 <= beta_T < 1, unlike T = {T}, beta_1 = {beta_1} and "
+            f"beta_T = {beta_T}"
+        )
 
 
 def _levels_from_betas(betas: Tensor) -> Tensor:
-    """σ_t from β_t, (T,). Through logarithms: 1-α loses half its digits at small t when written 1 - cumprod(1-β)."""
+    """σ_t from β_t, (T,). It uses logarithms, because 1 - cumprod(1-β) loses half the digits of 1-α at small t."""
     return torch.sqrt(torch.expm1(-torch.cumsum(torch.log1p(-betas), dim=0)))

@@ -447,7 +447,7 @@ BAD = {
     "no such latents": (["decode", "missing.h5", "-o", "out"], "missing.h5"),
     "text as latents": (["decode", "text.png", "-o", "out"], "HDF5"),
     "cut latents": (["decode", "cut.h5", "-o", "out"], "cut.h5"),
-    "images as latents": (["decode", "images.h5", "-o", "out"], "no odeddim latents"),
+    "images as latents": (["decode", "images.h5", "-o", "out"], "no latents of odeddim"),
     "latents of another model": (["decode", "z.h5", "-o", "out", "--model", "exact-samples"], "fashion-mnist"),
     "unknown output": (["decode", "z.h5", "-o", "out.jpg"], "sheet.png"),
     "output is a file": (["decode", "z.h5", "-o", "text"], "text"),
@@ -545,7 +545,7 @@ BAD = {
             "--model",
             "exact-mixture",
         ],
-        "went to σ = nan",
+        "reached σ = nan",
     ),
     "a reference of other sizes": (
         ["bench", "quality", "--model", "exact-mixture", "--size", "1,28,28", "--reference", "small.npy"],

@@ -179,7 +179,7 @@ def test_shifted_latents_are_the_same_however_they_are_cut() -> None:
     for start, stop in ((0, 7), (-1, 2), (2, 2)):
         with pytest.raises(InputError, match="of 6 shifted latents"):
             shifted.read(start, stop)
-    for by, words in (([], "nothing to shift"), ([1.0, math.inf], "finite")):
+    for by, words in (([], "needs latents and amounts"), ([1.0, math.inf], "finite")):
         with pytest.raises(InputError, match=words):
             Shifted(shifted.latents, [0], shifted.direction, by)
 
@@ -343,11 +343,11 @@ BAD = {
     "nothing": (["shift", "z.h5", "--from", "", "--to", "1"], "'' is no index"),
     "nothing between": (["shift", "z.h5", "--from", "0", "--to", "1,,2"], "'' is no index"),
     "below 0": (["shift", "z.h5", "--from", "0", "--to=-1"], "'-1' is no index"),
-    "backwards": (["shift", "z.h5", "--from", "3-0", "--to", "1"], "runs backwards"),
+    "backwards": (["shift", "z.h5", "--from", "3-0", "--to", "1"], "range 3-0 falls"),
     "twice": (["shift", "z.h5", "--from", "0-3,2", "--to", "1"], "latent 2 is given twice"),
-    "beyond": (["shift", "z.h5", "--from", "0-3", "--to", "4-12"], "0 to 11: there is no 12"),
-    "far beyond": (["shift", "z.h5", "--from", "0-3", "--to", "4-999999999999"], "there is no 999999999999"),
-    "of beyond": (["shift", "z.h5", *GROUPS, "--of", "12"], "there is no 12"),
+    "beyond": (["shift", "z.h5", "--from", "0-3", "--to", "4-12"], "0 to 11: there is no latent 12"),
+    "far beyond": (["shift", "z.h5", "--from", "0-3", "--to", "4-999999999999"], "there is no latent 999999999999"),
+    "of beyond": (["shift", "z.h5", *GROUPS, "--of", "12"], "there is no latent 12"),
     "the same": (["shift", "z.h5", "--from", "0-2", "--to", "2,0,1", "-o", "y.h5"], "same latents"),
     "no amount": (["shift", "z.h5", *GROUPS, "--by", ",", "-o", "y.h5"], "empty list"),
     "an endless amount": (["shift", "z.h5", *GROUPS, "--by", "inf", "-o", "y.h5"], "--by"),
@@ -384,7 +384,7 @@ BAD = {
         ],
         "give that one with --model",
     ),
-    "neighbours beyond": (["neighbours", "z.h5", "--of", "3,12", "-o", "y.h5"], "there is no 12"),
+    "neighbours beyond": (["neighbours", "z.h5", "--of", "3,12", "-o", "y.h5"], "there is no latent 12"),
     "neighbours of words": (["neighbours", "z.h5", "--of", "all"], "'all' is no index"),
     "too many": (["neighbours", "z.h5", "-k", "12", "-o", "y.h5"], "11 other latents"),
     "too many there": (["neighbours", "z.h5", "-k", "4", "--among", "d.h5"], "holds 3 latents"),

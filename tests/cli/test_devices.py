@@ -135,7 +135,7 @@ def test_dtypes_by_name() -> None:
         field.to("cpu", torch.int32)
     with pytest.raises(InputError, match="not 32"):
         field.to("cpu", 32)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"tf32 is a way of CUDA .* not of cpu: use float32"):
+    with pytest.raises(InputError, match=r"dtype='tf32' needs CUDA, and the device is cpu: give dtype='float32'"):
         field.to("cpu", "tf32")
     assert device_of("cpu") == torch.device("cpu")
 
@@ -278,7 +278,7 @@ def test_another_gpu_does_not_go_on_with_a_run(run: Command, monkeypatch: pytest
 def test_tf32_is_refused_where_there_is_none(run: Command) -> None:
     code, _, err = run("encode", "-n", 1, "--dtype", "tf32", "--device", "cpu", "-o", "z.h5")
     assert code == 2
-    assert err == "Error: tf32 is a way of CUDA to multiply float32 numbers, not of cpu: use float32\n"
+    assert err == "Error: --dtype 'tf32' needs CUDA, and the device is cpu: give --dtype 'float32'\n"
 
 
 def test_training_by_several_processes_is_refused(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ def test_grids_given_as_nodes() -> None:
         odeddim.decode(state, model=field)
     with pytest.raises(odeddim.InputError, match="rise"):
         odeddim.encode(images(), model=field, grid=nodes[::-1])
-    with pytest.raises(odeddim.InputError, match="3 steps, but 5"):
+    with pytest.raises(odeddim.InputError, match="3 steps, not 5"):
         odeddim.encode(images(), model=field, grid=nodes, steps=5)
 
 

@@ -205,9 +205,9 @@ def test_refusals() -> None:
         with pytest.raises(InputError, match="no latents"):
             mean(batches)
     for first, second in ((a, one), (one, a)):
-        with pytest.raises(InputError, match="one latent each"):
+        with pytest.raises(InputError, match="of one latent each"):
             direction(first, second)
-    with pytest.raises(InputError, match="one latent each"):
+    with pytest.raises(InputError, match="of one latent each"):
         shift(a, a, 1.0)
     for by in (math.nan, math.inf):
         with pytest.raises(InputError, match="finite"):

@@ -108,7 +108,7 @@ def test_bad_conditions_are_one_sentence(here: Path, tmp_path: Path, told: list[
 
 def test_a_model_without_none_needs_a_label() -> None:
     field = VectorField(lambda x, t, y: x * 0, Schedule.linear(), name="strict", conditions=Classes(4))
-    with pytest.raises(InputError, match="needs a class: give a label from 0 to 3"):
+    with pytest.raises(InputError, match=r"needs a class: give label=... from 0 to 3"):
         field(torch.tensor(1.0), torch.zeros(2, 1, 4, 4))
     with pytest.raises(InputError, match="guidance"):
         field.conditioned(2, guidance=3)
@@ -220,9 +220,9 @@ def test_wrong_conditions_are_refused(condition: dict[str, object], words: str) 
 
 def test_wrong_classes_are_refused() -> None:
     for count, null in ((0, None), (True, None), (3, -1), (3, 1.5)):
-        with pytest.raises(InputError, match=r"classes must|label of no class"):
+        with pytest.raises(InputError, match=r"classes must|label for no class"):
             Classes(count, null)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="say how many classes"):
+    with pytest.raises(InputError, match="no classes: give classes="):
         VectorField.from_network(lambda x, t: x, Schedule.linear(), null=3)
 
 

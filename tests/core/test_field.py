@@ -127,7 +127,7 @@ def test_every_prediction_is_finite_at_sigma_zero() -> None:
 
 def test_non_finite_output_names_sigma() -> None:
     field = VectorField(lambda x, t: x / 0, LINEAR, name="broken")
-    with pytest.raises(InputError, match=r"'broken' gave NaN or infinite values at σ = 1\.5"):
+    with pytest.raises(InputError, match=r"'broken' returned NaN or infinite values at σ = 1\.5"):
         field(torch.tensor(1.5, dtype=torch.float64), images())
 
 

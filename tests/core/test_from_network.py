@@ -406,7 +406,7 @@ def test_refusals_are_one_sentence() -> None:
     said("has no conditions: leave out class 1", lambda: make(lambda x, t: x, linear).conditioned(1))
     said("has no conditions: leave out", lambda: make(lambda x, t: x, linear).conditioned(guidance=2))
     classy = make(lambda x, t, y: x, linear, classes=3)
-    said("needs a class: give a label from 0 to 2", lambda: classy(one, x))
+    said("needs a class: give label=... from 0 to 2", lambda: classy(one, x))
     said("needs a class", lambda: classy.conditioned())
     said("classes 0 to 2, not 3", lambda: classy.conditioned(3))
     said("classes 0 to 2, not -1", lambda: classy.conditioned(-1))

@@ -167,7 +167,7 @@ def test_dtype_is_kept() -> None:
 
 def test_refusals() -> None:
     a, b = latent(1), latent(2)
-    with pytest.raises(InputError, match="at least its 2 ends"):
+    with pytest.raises(InputError, match="at least 2 points"):
         interpolate(a, b, 1)
     with pytest.raises(InputError, match="different noise levels"):
         interpolate(a, State(b.xbar, 3.0), 3)
@@ -188,5 +188,5 @@ def test_refusals() -> None:
     for start, stop in ((-1, 2), (2, 1), (0, 4)):
         with pytest.raises(InputError, match="a path of 3 latents"):
             LatentPath.line(a, b, 3).read(start, stop)
-    with pytest.raises(InputError, match="one latent at a time"):
+    with pytest.raises(InputError, match="of one latent each"):
         interpolate(a, State(torch.cat([b.xbar, b.xbar]), b.sigma), 3)

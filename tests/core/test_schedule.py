@@ -142,7 +142,7 @@ def test_bad_descriptions_are_refused() -> None:
         with pytest.raises(InputError, match="'from_alphas' cannot be made") as error:
             Schedule.from_dict({"name": "from_alphas", "alphas_cumprod": alphas})
         assert len(str(error.value)) < 500
-    with pytest.raises(InputError, match=r"^betas need T >= 2"):  # its own sentence, as it is
+    with pytest.raises(InputError, match=r"^betas must satisfy T >= 2"):  # its own sentence, as it is
         Schedule.from_dict({"name": "linear", "T": 1})
     with pytest.raises(InputError, match="t_max"):
         Schedule.rectified_flow(t_max=1.0)

@@ -339,7 +339,7 @@ def test_what_is_said_wrongly(tmp_path: Path) -> None:
         ('{"shape": [3, 32]}', "shape must be"),
         ('{"wieghts": "raw"}', "did you mean weights"),
         ('{"predicts": "noise"}', "unknown prediction"),
-        ('{"schedule": {"name": "linear", "T": 1}}', "betas need T >= 2"),
+        ('{"schedule": {"name": "linear", "T": 1}}', "betas must satisfy T >= 2"),
         ("{", "not readable as JSON"),
     ):
         beside.write_text(said)

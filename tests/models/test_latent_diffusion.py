@@ -398,7 +398,7 @@ def test_latent_diffusion_with_classes_on_the_mean_of_a_kl_model(tmp_path: Path)
         theirs = network(x, torch.tensor(500.5), class_labels=torch.tensor([label] * 2)).sample
         assert off(field.conditioned(label)(sigma, scale * x), theirs.detach()) < 1e-5
     assert off(to_data(field, images()), codec.encode(images()).latent_dist.mean.detach() * 0.18215) < 1e-5
-    with pytest.raises(InputError, match="needs a class: give a label from 0 to 6"):
+    with pytest.raises(InputError, match=r"needs a class: give label=... from 0 to 6"):
         field(sigma, scale * x)
     with pytest.raises(InputError, match="has no unconditional mode"):
         field.conditioned(3, guidance=2)

@@ -95,9 +95,9 @@ def test_layout_is_what_the_module_says(tmp_path: Path) -> None:
 
 def test_a_latent_of_another_model_is_refused(tmp_path: Path) -> None:
     made = provenance()
-    with pytest.raises(InputError, match=r"'mine' as it was \(ab12.* have been changed since \(cd34"):
+    with pytest.raises(InputError, match=r"'mine' with the hash ab12.* have changed since \(cd34"):
         made.check_model(model(sha256="cd34" * 16), "z.h5")
-    with pytest.raises(InputError, match=r"schedule name linear, .* now 'mine' has name cosine"):
+    with pytest.raises(InputError, match=r"schedule name linear, .* 'mine' now has name cosine"):
         made.check_model(model(schedule=Schedule.cosine()), "z.h5")
     with pytest.raises(InputError, match="time index, but now 'mine' has integer"):
         made.check_model(model(time="integer"), "z.h5")
