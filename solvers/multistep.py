@@ -294,12 +294,12 @@ ROWS = (
         _adams_row(f"deis-tab{k - 1}", k, f"{DEIS}, tAB{k - 1}, ε in the time t", "quadratic", variable=in_time)
         for k in INNER
     ),
-    *(_adams_row(f"deis-rhoab{k - 1}", k, f"{DEIS}, ρAB{k - 1}, ε in σ", variable=in_sigma) for k in INNER),
-    _adams_row("lms", 4, "k-diffusion's linear multistep method, ε in σ: `deis-rhoab3`", variable=in_sigma),
+    *(_adams_row(f"deis-rhoab{k - 1}", k, f"{DEIS}, ρAB{k - 1}, ε in σ", "karras", variable=in_sigma) for k in INNER),
+    _adams_row("lms", 4, "k-diffusion's linear multistep method, ε in σ: `deis-rhoab3`", "karras", variable=in_sigma),
     _row("dpmpp-2m", dpmpp_2m, 2, "Lu et al. 2022, arXiv 2211.01095, Algorithm 2 (DPM-Solver++ 2M)"),
     _adams_row("dpmpp-3m", 3, "Lu et al. 2022, arXiv 2211.01095 (DPM-Solver++ 3M)", data=True, settle=True),
     *(_unipc_row(p, b) for b in ("bh2", "bh1") for p in (1, 2, 3)),
-    _row("pndm", pndm, 2, "Liu et al. 2022, arXiv 2202.09778 (F-PNDM)", warmup=(3, 3, 3)),
+    _row("pndm", pndm, 2, "Liu et al. 2022, arXiv 2202.09778 (F-PNDM)", warmup=(3, 3, 3), grid="karras"),
     _row("plms", plms, 2, "Liu et al. 2022, arXiv 2202.09778 (S-PNDM), weights of 4 nodes", warmup=(1,)),
     _row("ipndm", ipndm, 2, f"{DEIS}, appendix (iPNDM)"),
     _row(

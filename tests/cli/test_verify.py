@@ -439,3 +439,13 @@ def test_a_tolerance_run_goes_on_where_it_was_stopped(run: Run, here: Path, monk
     assert "other settings (tol: 0.003 then, 0.002 now)" in refused(
         run, "encode", "photos", *TOL, "--tol", 2e-3, "--certify", "-o", "z.h5"
     )
+
+
+def test_a_grid_that_ends_elsewhere_does_not_decode_to_a_tolerance(run: Any, here: Path) -> None:
+    """The images would be those of another noise level, without a word."""
+    succeed(run, "encode", "-n", 1, "-o", "z.h5", "--model", "exact-mixture", "--solver", "ab2", "--steps", 5)
+    for more in (("--tol", 1e-2), ()):
+        code, _, err = run("decode", "z.h5", "-o", "x.h5", "--solver", "ab2", "--grid", "edm", *more)
+        assert code == 2
+        assert "but the grid ends at σ = 80" in err
+    assert not list(here.glob("x.h5*"))

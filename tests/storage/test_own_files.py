@@ -182,3 +182,24 @@ def test_what_a_stopped_run_finds_in_its_place(run: Command, here: Path, monkeyp
     assert (code, "(1 now, the rest was there already)" in out) == (0, True)
     assert sorted(path.name for path in here.iterdir()) == ["s.png"]
     assert np.frombuffer((here / "s.png").read_bytes()[:4], np.uint8).tolist() == [0x89, 80, 78, 71]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("interpolate", "z.h5", "--pair", 0, 1, "-n", 3),
+        ("shift", "z.h5", "--from", 0, "--to", 1),
+        ("neighbours", "z.h5", "-k", 1),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_sheet_that_is_anothers_is_found_before_latents_are_written(
+    run: Command, prepared: Path, command: tuple[object, ...]
+) -> None:
+    """-o and --sheet together: what stands in the way of one keeps the other from being begun."""
+    (prepared / "sheet.png").write_bytes(b"a picture")
+    code, _, err = run(*command, "-o", "new.h5", "--sheet", "sheet.png")
+    assert code == 2
+    assert "sheet.png is there already" in err
+    assert (prepared / "sheet.png").read_bytes() == b"a picture"
+    assert not list(prepared.glob("new.h5*"))
