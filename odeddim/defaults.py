@@ -11,10 +11,10 @@ to 0.012) off the ODE's, and those of the most accurate solver 0.0063. With 10 e
 smallest error of all rows measured."""
 
 SOLVE = "unipc-2"
-"""Decoding noise, in `solve` and `sample`. Of all rows measured, `unipc-2` has the smallest errors of latents and images
-together: 0.0137, the geometric mean of the medians over both models with 10, 20 and 50 evaluations (the next, `dpmpp-3m`,
-0.0151). Of images alone `ipndm` has 0.0133 and `unipc-2` 0.0140. With 20 evaluations on `fashion-mnist`, its images are
-0.0093 (0.0041 to 0.024) off the ODE's, with 10 evaluations 0.056."""
+"""Decoding noise, in `solve` and `sample`. Of all rows measured, `unipc-2` has the smallest errors of latents and
+images together: 0.0137, the geometric mean of the medians over both models with 10, 20 and 50 evaluations (the next,
+`dpmpp-3m`, 0.0151). Of images alone `ipndm` has 0.0133 and `unipc-2` 0.0140. With 20 evaluations on `fashion-mnist`,
+its images are 0.0093 (0.0041 to 0.024) off the ODE's, with 10 evaluations 0.056."""
 
 SAMPLE = SOLVE
 
