@@ -200,7 +200,9 @@ ROWS = (
         ddim=True,
         stochastic_form="ddim-eta",
     ),
-    _row("heun", heun, 2, 2, "Karras et al. 2022, arXiv 2206.00364, Algorithm 1 (EDM)", family="one-step"),
+    _row(
+        "heun", heun, 2, 2, "Karras et al. 2022, arXiv 2206.00364, Algorithm 1 (EDM)", family="one-step", grid="karras"
+    ),
     _row("dpm-solver-1", euler, 1, 1, "Lu et al. 2022, arXiv 2206.00927, eq. 3.7 (`euler`, on their grid)"),
     _row("dpm-solver-2", dpm_solver_2, 2, 2, "Lu et al. 2022, arXiv 2206.00927, Algorithm 1"),
     _row("dpm-solver-3", dpm_solver_3, 3, 3, "Lu et al. 2022, arXiv 2206.00927, Algorithm 2"),

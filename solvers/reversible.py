@@ -262,7 +262,7 @@ GRIDS = {"heun": "karras", "midpoint": "karras", "rk4": "karras"}
 """Of coupled rows, where it is not log: what benchmarks/defaults.py has measured."""
 DERIVED = {"mf-": mccallum_foster}
 ROWS = (
-    reversible_row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446", "p", grid="karras"),
+    reversible_row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446", "p", grid="linear"),
     reversible_row("bdia", bdia_moves, 2, 1, "Zhang et al. 2023, arXiv 2307.10829", "gamma"),
     reversible_row(
         "belm", functools.partial(two_step, neighbour=belm), 2, 1, f"{BELM}, weighted by the ratio of steps"

@@ -212,7 +212,7 @@ def _adaptive(name: str, order: int, reference: str, **settings: Any) -> Solver:
 
 ROWS = (
     _fixed("midpoint", 2, 2, "Runge 1895, midpoint rule"),
-    _fixed("heun2", 2, 2, "Heun 1900, order 2 (the trapezoidal rule, as `heun`)"),
+    _fixed("heun2", 2, 2, "Heun 1900, order 2 (the trapezoidal rule, as `heun`)", "karras"),
     _fixed("heun3", 3, 3, "Heun 1900, order 3"),
     _fixed("rk4", 4, 4, "Kutta 1901, 3/8 rule", "karras"),
     # Adams-Bashforth of 4 nodes, and of 3 corrected once by Adams-Moulton of 4 (PECE). Orders up to 12, torchdiffeq's

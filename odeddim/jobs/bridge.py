@@ -96,7 +96,7 @@ def bridge(
     images, output, said = None if images is None else Path(images), Path(output), How.of(how)
     if not output.is_dir():
         check_place(output, images)
-    place = (machine or Machine()).at()
+    place = (machine or Machine()).at(model=model)
     source, other = subject_on(place, model), subject_on(place, target)
     over = between(
         source, other, said.solver or defaults.BRIDGE, steps=said.steps, grid=said.grid, end=said.end or "zero",

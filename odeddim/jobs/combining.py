@@ -61,7 +61,7 @@ class Drawing:
     @contextlib.contextmanager
     def of(self, file: LatentFile) -> Iterator[Drawn]:
         """A context in which the latents of a file are combined. The model is loaded first, before anything is made."""
-        place = (self.machine or Machine()).at(file)
+        place = (self.machine or Machine()).at(file, self.model)
         field = None if self.sheet is None else subject_of(file, place, self.model)
         yield Drawn(self, file, place, field)
 

@@ -66,7 +66,7 @@ def decode(
     latents, output = Path(latents), Path(output)
     said = How.of(how)
     with LatentFile(latents) as file:
-        place = (machine or Machine()).at(file)
+        place = (machine or Machine()).at(file, model)
         field = subject_of(file, place, model)
         decoding = decoding_of(file, field.schedule, said, plan, tol)
         plan, row = decoding.plan, decoding.plan.solver

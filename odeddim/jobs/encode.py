@@ -80,7 +80,7 @@ def encode(
     check_place(output, images, suffixes=SUFFIXES)
     if images == Path("-") and rank()[1] > 1:
         raise InputError("several processes cannot share a list on standard input: give a folder or a file of images")
-    place = (machine or Machine()).at()
+    place = (machine or Machine()).at(model=model)
     field = subject_on(place, model)
     said = How.of(how)
     rungs = _rungs(field, tol, plan, said)

@@ -79,7 +79,7 @@ def grid(
     """
     images, output = None if images is None else Path(images), Path(output)
     check_place(output, images, suffixes=SUFFIXES)
-    place = (machine or Machine()).at()
+    place = (machine or Machine()).at(model=model)
     field = subject_on(place, model)
     own = own_plan(field, solver, steps, end)
     source = images_for(field, images)

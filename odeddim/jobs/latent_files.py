@@ -52,7 +52,7 @@ class Latents(LatentFile):
             InputError: If an argument cannot be used, or a row is damaged.
             IndexError: If there is no latent with this index.
         """
-        place = (machine or Machine()).at(self)
+        place = (machine or Machine()).at(self, model)
         field = subject_of(self, place, model)
         decoding = decoding_of(self, field.schedule, How.of(how), plan)
         place.fit(field, decoding.plan.solver)
@@ -130,8 +130,7 @@ def save(
         )
     if names is not None and len(names) != len(state):
         raise InputError(f"names=... has {len(names)} names for {len(state)} latents: give one name for each")
-    place = Machine(None if field.device is None else str(field.device)).at()
-    details = place.details(field, plan.solver, len(state)) | {"dtype": str(field.dtype or state.xbar.dtype)[6:]}
+    details = Machine().at(model=field).details(field, plan.solver, len(state))
     made = provenance_of(field, plan, "encode", **details)
     named = Numbered("", len(state)) if names is None else names
     with LatentRun(Path(path), named, made, plan.nodes, overwrite=overwrite) as run:

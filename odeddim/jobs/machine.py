@@ -46,11 +46,12 @@ class Machine:
     network_batch: int | None = None
     threads: int | None = None
 
-    def at(self, encoded: LatentFile | None = None) -> Place:
+    def at(self, encoded: LatentFile | None = None, model: object = None) -> Place:
         """Find the device and set it up.
 
         Args:
             encoded: The latent file that the job reads, if it reads one: what is not given is as it was encoded.
+            model: What the job runs. A VectorField is taken as it is: what is not given is its device and its dtype.
 
         Returns:
             The place where the job runs.
@@ -58,8 +59,11 @@ class Machine:
         Raises:
             InputError: If this machine has no such device, or the dtype is unknown.
         """
-        place = place_of(self.device)
+        its_own = model if isinstance(model, VectorField) else None
+        place = place_of(self.device or (its_own.device if its_own else None))
         dtype = self.dtype
+        if dtype is None and its_own is not None and its_own.dtype is not None:
+            dtype = "tf32" if its_own.tf32 else str(its_own.dtype).removeprefix("torch.")
         if dtype is None:
             kept = str(encoded.provenance.details.get("dtype", "float32") if encoded else "float32")
             dtype = pick(kept, DTYPES, "dtype")

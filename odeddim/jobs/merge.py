@@ -54,7 +54,7 @@ def merge(
             raise InputError(f"{path} is given twice: give each file once")
     check_place(output, *paths, suffixes=SUFFIXES)
     if output.exists() and not overwrite:
-        raise InputError(f"{output} exists already: give another name, or overwrite=True to replace it")
+        raise InputError(f"{output} is there already: give another name, or overwrite=True to replace it")
     total, settings = 0, []
     for path in paths:
         with opened(path, "a file that odeddim wrote") as file:

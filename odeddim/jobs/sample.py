@@ -71,7 +71,7 @@ def sample(
         >>> odeddim.jobs.sample(2, folder / "out", model="exact-samples", steps=4).done
         2
     """
-    output, place = Path(output), (machine or Machine()).at()
+    output, place = Path(output), (machine or Machine()).at(model=model)
     field = subject_on(place, model)
     shape = shape_for(field, shape)
     check_amount(output, count, 4 * math.prod(shape if field.codec is None else field.codec.image_shape), "images")

@@ -101,7 +101,7 @@ def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) ->
         return model
     said = model if isinstance(model, Subject) else Subject(None if model is None else str(model))
     if said.name is None and named not in BUILT_IN and not os.path.exists(named):
-        raise InputError(f"{file.path} belongs to the model {named!r}, which is not here: give it with model=...")
+        raise InputError(f"{file.path} belongs to the model {named!r}, which was not found: give it with model=...")
     chosen = Subject(said.name or named, said.condition, said.allow_pickle)
     field = subject_on(place, chosen, file.provenance.condition)
     file.provenance.check_model(field, str(file.path))

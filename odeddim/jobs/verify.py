@@ -123,7 +123,7 @@ def verify(
 
 
 def _set_up(file: LatentFile, model: Model | Subject | None, machine: Machine | None) -> tuple[Place, VectorField]:
-    place = (machine or Machine()).at(file)
+    place = (machine or Machine()).at(file, model)
     field = subject_of(file, place, model)
     row = decoding_of(file, field.schedule).plan.solver
     place.fit(field, row)

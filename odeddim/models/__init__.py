@@ -142,7 +142,7 @@ def load(
             )
         if getattr(reader, "RUNS_CODE", False) and not allow_pickle:
             raise InputError(
-                f"{path} is a pickle, and reading it runs its code: give allow_pickle=True if you trust its origin"
+                f"{path} is a pickle, and reading it runs the code in it: if you trust the file, give allow_pickle=True"
             )
         field = reader.read(path)
     return field.to(device or torch.get_default_device(), dtype)

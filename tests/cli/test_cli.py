@@ -190,7 +190,7 @@ def test_latents_find_a_model_of_ones_own(run, here: Path) -> None:  # type: ign
     (here / "one").rename(here / "moved")
     code, out, err = run("decode", "z.h5", "-o", "b.png")
     assert code == 2
-    assert "which is not there: give it with --model" in err
+    assert "which was not found: give it with --model" in err
     assert run("decode", "z.h5", "-o", "b.png", "--model", "moved")[0] == 0
     assert run("decode", "z.h5", "-o", "c.png", "--model", "fashion-mnist")[0] == 0  # the same weights
     code, out, err = run("decode", "z.h5", "-o", "d.png", "--model", "two")

@@ -232,7 +232,7 @@ def test_the_sheet(run: Run, here: Path) -> None:
     (here / "photos").rename(here / "moved")
     code, out, err = run("verify", "z.h5", "--sheet", "some.png", "--worst", 2)
     assert code == 0
-    assert "warning: the sheet has no originals: the images of z.h5 are not at photos any more" in err
+    assert "warning: the sheet has no originals: the images of z.h5 are no longer at photos" in err
     assert Image.open("some.png").size == (6, 2 * 4)
     one = str(next((here / "moved").iterdir()))
     assert "jpg: a sheet is a PNG" in refused(run, "verify", "z.h5", "--sheet", "worst.jpg")
@@ -278,20 +278,20 @@ def test_what_cannot_be_verified(run: Run, here: Path, monkeypatch: pytest.Monke
     photos(here / "others", 4)
     assert "others does not hold the images of z.h5, from number 0 on" in refused(run, "verify", "z.h5", "others")
     (here / "photos").rename(here / "elsewhere")
-    assert "not at photos any more: say where" in refused(run, "verify", "z.h5")
+    assert "are no longer at photos: give images" in refused(run, "verify", "z.h5")
     (here / "elsewhere" / "2 [red]one[bold].png").rename(here / "one.png")
     assert "does not hold the images of z.h5" in refused(run, "verify", "z.h5", "elsewhere")
     (here / "one.png").rename(here / "elsewhere" / "2 [red]one[bold].png")
     succeed(run, "interpolate", "z.h5", "--pair", 0, 1, "-o", "line.h5")
     for images in ((), ("elsewhere",)):
-        assert "made by 'interpolate', not from images" in refused(run, "verify", "line.h5", *images)
+        assert "made by 'interpolate' and not from images" in refused(run, "verify", "line.h5", *images)
     assert "not of 'exact-gaussian'" in refused(run, "verify", "z.h5", "elsewhere", "--model", "exact-gaussian")
     assert (here / "z.h5").read_bytes() == before
     succeed(run, "verify", "z.h5", "elsewhere")
     go_on = stop_after(monkeypatch, 1)
     assert run("encode", "elsewhere", *FAST, "--steps", 4, "-o", "some.h5")[0] == 130
     go_on()
-    assert "some.h5 is unfinished, 2 of 5 latents are there" in refused(run, "verify", "some.h5")
+    assert "some.h5 is unfinished, with 2 of 5 latents" in refused(run, "verify", "some.h5")
     assert sorted(item.name for item in here.iterdir() if item.suffix == ".parts") == ["some.h5.parts"]
 
 
@@ -301,7 +301,7 @@ def test_images_that_are_only_numbered(run: Run, here: Path) -> None:
     for name in ("x", "y"):
         np.save(here / f"{name}.npy", chance.integers(0, 256, (4, 5, 5), dtype=np.uint8))
     succeed(run, "encode", "x.npy", *FAST, "--steps", 4, "-o", "z.h5")
-    assert "y.npy does not hold the images of z.h5: it was made of others" in refused(run, "verify", "z.h5", "y.npy")
+    assert "not hold the images of z.h5, which was made of other ones" in refused(run, "verify", "z.h5", "y.npy")
     (here / "x.npy").rename(here / "moved.npy")
     succeed(run, "verify", "z.h5", "moved.npy")
     succeed(run, "encode", "-n", 3, *FAST, "--steps", 4, "-o", "sample.h5")

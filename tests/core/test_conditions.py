@@ -70,7 +70,7 @@ def test_another_condition_is_said(here: Path, tmp_path: Path) -> None:
     z = tmp_path / "z.h5"
     run("encode", here / "images", "-o", z, "--model", here / "told.pt2", "--steps", "5", "--label", "0")
     said = run("decode", z, "-o", tmp_path / "out", "--label", "2", "--solver", "ab2", "--steps", "20")
-    assert "under class 2, where the latents were made under class 0: other images than those encoded" in said
+    assert "under class 2, but the latents were made under class 0: the images will differ from" in said
     first, other = (Image.open(folder / "0.png").getpixel((0, 0)) for folder in (here / "images", tmp_path / "out"))
     assert isinstance(first, int)
     assert isinstance(other, int)
@@ -246,5 +246,5 @@ def test_guidance_can_be_taken_back(here: Path, tmp_path: Path) -> None:
     guided = ("--label", "1", "--guidance", "2", "--guidance-interval", "0.5,5")
     run("encode", here / "images", "-o", z, "--model", here / "told.pt2", "--steps", "5", *guided)
     said = run("decode", z, "-o", tmp_path / "out", "--guidance", "1", "--solver", "ab2")
-    assert "under class 1, where the latents were made under class 1, guidance 2 for σ in 0.5 to 5" in said
+    assert "under class 1, but the latents were made under class 1, guidance 2 for σ in 0.5 to 5" in said
     assert "3 classes, 3 stands for none" in run("inspect", here / "told.pt2")

@@ -82,12 +82,21 @@ def test_a_state_of_encode_is_saved_by_the_same_words(tmp_path: Path) -> None:
         assert torch.equal(odeddim.decode(latents[:], model="exact-mixture", plan=latents.plan), x_0)
 
 
+def test_a_field_is_taken_as_it_is(tmp_path: Path) -> None:
+    """Its dtype is what the file says, and what decodes."""
+    field = odeddim.load("fashion-mnist", dtype="float64")
+    jobs.encode(None, tmp_path / "z.h5", model=field, count=1, solver="euler", steps=2)
+    with odeddim.open(tmp_path / "z.h5") as latents:
+        assert latents.provenance.details["dtype"] == "float64"
+        assert latents[0].xbar.dtype == torch.float64
+
+
 @pytest.mark.parametrize(
     ("how", "words"),
     [
         ({"solver": "ab2", "steps": 8, "grid": "leading"}, "but the plan ends at"),
         ({"solver": "ab2", "names": ["one"]}, "1 names for 2 latents"),
-        ({"solver": "ab2", "plan": odeddim.plan("exact-mixture")}, "plan= says how to run: leave out solver="),
+        ({"solver": "ab2", "plan": odeddim.plan("exact-mixture")}, r"plan=\.\.\. says how to run: leave out solver="),
     ],
 )
 def test_what_cannot_be_saved(how: dict[str, object], words: str, tmp_path: Path) -> None:
