@@ -16,7 +16,7 @@ FLOORS = (
     ("types",),
     ("storage", "solvers"),
     ("ode",),
-    ("plan",),
+    ("plans",),
     ("models",),
     ("latents",),
     ("api",),
@@ -114,7 +114,7 @@ def test_few_modules_at_the_top() -> None:
 
 def test_a_wrong_arrow_is_seen() -> None:
     assert forbidden("odeddim.solvers.onestep", "odeddim.ode.schedule")
-    assert forbidden("odeddim.ode.field", "odeddim.plan")
+    assert forbidden("odeddim.ode.field", "odeddim.plans")
     assert forbidden("odeddim.storage.hdf5", "odeddim.solvers")
     assert forbidden("odeddim.latents.latent_file", "odeddim.api")
     assert forbidden("odeddim.checks.certificate", "odeddim.bench.harness")
