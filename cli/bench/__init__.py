@@ -1,4 +1,4 @@
-"""`odeddim bench`: a command for each table and figure of the paper, and for those the paper did not have."""
+"""`odeddim bench`: a command for each table and figure of the paper, and for some that the paper does not have."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import click
 from odeddim.cli.lazy import LazyGroup
 
 COMMANDS = {
-    "reconstruction": "Table 2: there and back, and how far the latent is from the true one.",
-    "quality": "Tables 1 and 3: how good samples are, over η and steps.",
-    "consistency": "Figure 5: one x_T through every solver and number of steps.",
+    "reconstruction": "Table 2: the errors of the round trip and of the latent.",
+    "quality": "Tables 1 and 3: the quality of samples, over η and steps.",
+    "consistency": "Figure 5: the same x_T decoded by every solver with every number of steps.",
     "time": "Figure 4: seconds over steps and batch sizes, and the solver's own share.",
-    "interpolation": "Appendix D.5: lines and grids between latents, and how smooth they are.",
-    "work-precision": "Error against evaluations and seconds; which solver is cheapest (--find).",
-    "report": "One page with all of them: report.html.",
+    "interpolation": "Appendix D.5: lines and grids between latents, and their smoothness.",
+    "work-precision": "Error against evaluations and seconds; the cheapest solver (--find).",
+    "report": "One page with all tables and figures: report.html.",
 }
 
 
@@ -23,14 +23,14 @@ COMMANDS = {
     package=__name__,
     commands=COMMANDS,
     default="reconstruction",
-    epilog="Without a command: reconstruction. All work without arguments on the built-in model.",
+    epilog="Without a command, reconstruction runs. Every command works without arguments, on the built-in model.",
 )
 def command() -> None:
     """Compare solvers on a model: the tables and figures of DDIM's paper, and work-precision diagrams.
 
-    Every command prints its table, and leaves it in a folder (-o bench/) as HDF5, JSON and CSV beside its figures. What
-    is measured is kept there: a run that was stopped goes on with the same command, and a table with one more solver
-    measures that one only. `odeddim bench report` makes one page of them all.
+    Every command prints its table, and writes it to a folder (-o bench/) as HDF5, JSON and CSV, with its figures. The
+    folder also keeps the measurements. The same command continues a run that was stopped. A table with one more solver
+    measures only that solver. `odeddim bench report` makes one page of all tables and figures.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`odeddim bench consistency`: one x_T through every solver and number of steps, DDIM's Figure 5."""
+"""`odeddim bench consistency`: the same x_T decoded by every solver with every number of steps, DDIM's Figure 5."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from odeddim.cli.bench import shared
     type=click.IntRange(2, 100_000),
     default=defaults.CONSISTENCY.count,
     show_default=True,
-    help="How many x_T.",
+    help="The number of x_T.",
 )
 @shared.solvers(defaults.CONSISTENCY.solvers)
 @shared.steps(defaults.CONSISTENCY.steps)
@@ -41,9 +41,10 @@ def command(
 ) -> None:
     """Decode the same x_T by every solver with every number of steps, and compare the images: DDIM's Figure 5.
 
-    Each image is set beside the one that a tight run makes of the same x_T, in pixels and in the features of a network,
-    and the median of the distances beside the distance between different x_T (share). Beside each median stands what
-    one and nine x_T in ten keep (10 %, 90 %). A sheet for each solver shows the first.
+    Each image is compared with the image that a very accurate run makes of the same x_T, in pixels and in the features
+    of a network. The table has the median of the distances, the values that one and nine x_T in ten do not exceed
+    (10 %, 90 %), and the median relative to the distance between different x_T (share). A sheet for each solver shows
+    the first images.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`odeddim bench interpolation`: DDIM's appendix D.5, and how smooth it is."""
+"""`odeddim bench interpolation`: lines and grids between latents, DDIM's appendix D.5, and their smoothness."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from odeddim.cli.bench import shared
     type=click.IntRange(1, 1000),
     default=defaults.INTERPOLATION.count,
     show_default=True,
-    help="Lines, each between two latents.",
+    help="The number of lines, each between two latents.",
 )
 @click.option(
     "-n",
@@ -25,14 +25,14 @@ from odeddim.cli.bench import shared
     type=click.IntRange(3, 1000),
     default=defaults.POINTS,
     show_default=True,
-    help="Images on each line.",
+    help="The number of images on each line.",
 )
 @click.option(
     "--side",
-    type=click.IntRange(0, 64),  # as many as a sheet holds
+    type=click.IntRange(0, 64),  # the most that a sheet can hold
     default=defaults.SIDE,
     show_default=True,
-    help="Images along each side of the grid between four latents, of the first solver; 0: no grid.",
+    help="The number of images along each side of the grid between four latents, for the first solver; 0: no grid.",
 )
 @shared.solvers(defaults.INTERPOLATION.solvers)
 @shared.steps(defaults.INTERPOLATION.steps)
@@ -53,11 +53,12 @@ def command(
     end: str,
     settings: dict[str, Any],
 ) -> None:
-    """Decode lines and a grid between latents: DDIM's appendix D.5. How smooth are the images along them?
+    """Decode lines and a grid between latents, and measure how smooth the images are: DDIM's appendix D.5.
 
-    Length: of the line of images, over the distance of its ends; turn: the mean angle between a step and the next.
-    An ODE's images change smoothly; DDPM, here for contrast, adds noise to each image, and its neighbours have little
-    in common. For reference, the cross-fade between the first solver's end images, which is straight.
+    Length is the length of the line of images, divided by the distance between its ends. Turn is the mean angle between
+    a step and the next step. The images of an ODE change smoothly. DDPM, for contrast, adds noise to each image, so
+    its neighbouring images have little in common. For reference, the table has the cross-fade between the end images of
+    the first solver, which is straight.
 
     \b
     Examples:

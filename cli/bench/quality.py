@@ -1,4 +1,4 @@
-"""`odeddim bench quality`: how good samples are, DDIM's Tables 1 and 3, for any solver."""
+"""`odeddim bench quality`: the quality of samples, DDIM's Tables 1 and 3, for any solver."""
 
 from __future__ import annotations
 
@@ -20,33 +20,35 @@ from odeddim.cli.kinds import Items
     type=click.IntRange(4, options.MOST_NEW),
     default=defaults.QUALITY.count,
     show_default=True,
-    help="How many samples of each.",
+    help="The number of samples for each row.",
 )
 @click.option(
     "--eta",
     type=Items(click.STRING),
     default=None,
     metavar="LIST",
-    help=f"DDIM's η, and hat for σ̂.  [default: {','.join(defaults.ETA)}; none with --solvers]",
+    help=f"Values of DDIM's η; hat stands for σ̂.  [default: {','.join(defaults.ETA)}; none with --solvers]",
 )
-@shared.solvers(defaults.QUALITY.solvers, "  [default: none but DDIM's family]")
-@click.option("--grid", default=defaults.GRID, show_default=True, metavar="NAME|FILE", help="Of the lines of --eta.")
+@shared.solvers(defaults.QUALITY.solvers, "  [default: only DDIM's family]")
+@click.option(
+    "--grid", default=defaults.GRID, show_default=True, metavar="NAME|FILE", help="The grid of the rows of --eta."
+)
 @shared.steps(defaults.QUALITY.steps)
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),
     default=None,
     metavar="IMAGES",
-    help="Real images to compare with.  [default: of built-in models 2,048 test images of Fashion-MNIST]",
+    help="Real images to compare with.  [default: for built-in models, 2,048 test images of Fashion-MNIST]",
 )
 @shared.features
 @click.option(
     "--paper",
     type=click.Choice(["cifar10", "celeba", "bedroom", "church"]),
     default=None,
-    help="Say that the model and --reference are the paper's own of this data set: its FIDs stand beside the rows on "
-    "linear and quadratic grids. Refused for another shape of images, another schedule, and features that are not the "
-    "FID's.",
+    help="State that the model and --reference are the paper's, for this data set. The table then has the paper's FIDs "
+    "beside the rows on linear and quadratic grids. Refused for another shape of images, another schedule, or features "
+    "that are not the FID's.",
 )
 @options.seed
 @options.size
@@ -59,12 +61,12 @@ def command(
     settings: dict[str, Any],
     **given: Any,
 ) -> None:
-    """Sample by DDIM's family (η from 0 to 1, and σ̂) and by any solver, and compare the samples with real images.
+    """Sample with DDIM's family (η from 0 to 1, and σ̂) and any solver, and compare the samples with real images.
 
-    Fréchet distance, KID, precision and recall of the features of exactly so many samples; sample i depends on the
-    seed and i only. For the FID give the Inception network's weights, --features inception:WEIGHTS.pth; the built-in
-    model comes with a small classifier of Fashion-MNIST, whose distances are no FID. Needs torchmetrics:
-    pip install 'odeddim[metrics]'.
+    The table has the Fréchet distance, KID, precision and recall of the features of exactly --count samples. Sample i
+    depends only on the seed and on i. For the FID, give the weights of the Inception network, --features
+    inception:WEIGHTS.pth. The built-in model comes with a small classifier of Fashion-MNIST; its Fréchet distance is
+    not the FID. This command needs torchmetrics: pip install 'odeddim[metrics]'.
 
     \b
     Examples:

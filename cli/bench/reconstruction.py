@@ -20,7 +20,7 @@ from odeddim.cli.kinds import Items
     "--count",
     type=click.IntRange(1),
     default=None,
-    help=f"How many images.  [default: {defaults.RECONSTRUCTION.count}]",
+    help=f"The number of images.  [default: {defaults.RECONSTRUCTION.count}]",
 )
 @shared.solvers(defaults.RECONSTRUCTION.solvers)
 @shared.steps(defaults.RECONSTRUCTION.steps)
@@ -30,14 +30,15 @@ from odeddim.cli.kinds import Items
     default=",".join(defaults.LABELS),
     show_default=True,
     metavar="LIST",
-    help="Where encoding takes the network's label t. source: as eq. 14 reversed says; target: of euler only, as much "
-    "other code has it.",
+    help="Which label t the network gets in an encoding step. source: the label of the step's start, as in eq. 14 "
+    "reversed; target: the label of its end, as in much other code, for euler only.",
 )
 @click.option(
     "--paper",
     is_flag=True,
-    help="Say that the model is the paper's of CIFAR-10 and IMAGES are its test images: the paper's Table 2 stands "
-    "beside the rows of euler, and the mean that it reports is computed. Refused for another shape or schedule.",
+    help="State that the model is the paper's for CIFAR-10 and that IMAGES are the test images. The table then has the "
+    "paper's Table 2 beside the rows of euler, and the mean that the paper reports. Refused for another shape of "
+    "images or another schedule.",
 )
 @options.end
 @options.tolerances
@@ -53,13 +54,14 @@ def command(
     end: str,
     settings: dict[str, Any],
 ) -> None:
-    """Encode IMAGES, decode them again, and print how far off they are: DDIM's Table 2 for any solver.
+    """Encode IMAGES, decode them again, and print the errors: DDIM's Table 2 for any solver.
 
-    Round trip: rms over pixels in [-1, 1]. Latent: distance to the ODE's true latent (rms over σ_T): a solver can come
-    back exactly from a latent that is wrong. Both are medians over the images, with what one and nine images in ten
-    keep beside them (10 %, 90 %): a mean is ruled by single images. For figures to be quoted take 64 images or more.
-    Evaluations are per image and direction. Of a latent model, all of it is of its data: what its autoencoder alone
-    loses of the images is said apart. Without IMAGES, the package's sample images.
+    The error of the round trip is the rms over pixels in [-1, 1]. The error of the latent is the distance to the ODE's
+    true latent (rms over σ_T): a solver can return exactly from a wrong latent. The table has the medians over the
+    images, and the values that one and nine images in ten do not exceed (10 %, 90 %); single images would dominate a
+    mean. Use 64 images or more for results that you quote. Evaluations are per image and direction. For a latent model,
+    all errors are measured on its data, which are images as its autoencoder encodes them; the table tells separately
+    what the autoencoder alone loses of the images. Without IMAGES, the package's sample images are used.
 
     \b
     Examples:

@@ -19,15 +19,15 @@ from odeddim.cli import options
     default=defaults.PAGE,
     show_default=True,
     metavar="FILE.html",
-    help="The page.",
+    help="Where the page goes.",
 )
 @options.replace
 def command(folder: Path, output: Path, overwrite: bool) -> None:
-    """Make one page of all tables and figures in FOLDER, where the other benches left them.  [default: bench]
+    """Make one page of all tables and figures in FOLDER, the output folder of the other benches.  [default: bench]
 
-    The page needs nothing but itself: it opens offline, in a light or a dark window, on a phone and on paper. A click
-    on a column's name sorts its table, and below each table is said how it was measured. The tables in FOLDER may be
-    of different models; the page says so. Nothing is measured: run the benches first.
+    The page is a single file that opens offline. It has a light and a dark version, and it also fits a phone and paper.
+    A click on a column's name sorts the table. Below each table, the page tells how it was measured. The page warns if
+    the tables in FOLDER are of different models. This command measures nothing: run the other benches first.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""What the benches have in common: their options, and how a table is printed."""
+"""Parts that the benches share: their options, and the printing of a table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SolverOnGrid(SolverName):
-    """SOLVER or SOLVER@GRID."""
+    """The type of an option's value: SOLVER or SOLVER@GRID."""
 
     name = "solver[@grid]"
 
@@ -31,19 +31,27 @@ class SolverOnGrid(SolverName):
 
 
 def solvers(usual: Sequence[str], otherwise: str = "") -> Callable[[options.F], options.F]:
-    """--solvers LIST. otherwise: what happens without it, if there is no default."""
+    """Make the option --solvers LIST.
+
+    Args:
+        usual: The default; empty for no default.
+        otherwise: What the help says about the default instead.
+
+    Returns:
+        The option, a decorator.
+    """
     return click.option(
         "--solvers",
         type=Items(SolverOnGrid()),
         default=",".join(usual) or None,
         show_default=bool(usual),
         metavar="LIST",
-        help=f"Solvers, or solver@grid, comma-separated; a grid file runs with its own steps.{otherwise}",
+        help=f"Solvers, or solver@grid, comma-separated. A grid file has its own number of steps.{otherwise}",
     )
 
 
 def steps(usual: Sequence[int]) -> Callable[[options.F], options.F]:
-    """--steps LIST."""
+    """Make the option --steps LIST, with the default `usual`."""
     return click.option(
         "--steps",
         type=Items(click.IntRange(1, options.MOST_STEPS)),
@@ -58,8 +66,8 @@ features = click.option(
     "--features",
     default=None,
     metavar="NAME|FILE",
-    help="A network whose features tell images apart: fashion-mnist, inception:WEIGHTS.pth (the FID's), or a program, "
-    "network.pt2 or network.pt.  [default: of built-in models fashion-mnist]",
+    help="The network whose features are compared: fashion-mnist, inception:WEIGHTS.pth (for the FID), or a program, "
+    "network.pt2 or network.pt.  [default: for built-in models, fashion-mnist]",
 )
 folder = click.option(
     "-o",
@@ -76,16 +84,16 @@ printed = options.together(
 overwrite = click.option(
     "--overwrite",
     is_flag=True,
-    help="Measure everything anew, and replace what is there.  [default: measure what is missing]",
+    help="Measure everything again, and replace existing files.  [default: measure what is missing]",
 )
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every bench is told on the command line.
+    """The options that every bench has.
 
     Attributes:
-        workbench: The model, where it runs, and the folder.
+        workbench: The model, the device it runs on, and the folder.
         as_csv: Whether to print CSV instead of a table.
         as_json: Whether to print JSON instead of a table.
     """
@@ -95,7 +103,7 @@ class Bench:
     as_json: bool
 
     def print(self, table: Table) -> None:
-        """Print a table, and say where its files are; of several processes, the first does."""
+        """Print a table and the names of its files. Of several processes, only the first prints."""
         if not table.files:
             return
         if self.as_json:
@@ -112,7 +120,15 @@ class Bench:
 
 
 def _shared(machine: Callable[[options.F], options.F], *, still: bool) -> Callable[[options.F], options.F]:
-    """The options that every bench has, as its argument `run`. still: no bar is drawn while a run is timed."""
+    """Make the options that every bench has. The command gets them as one argument, `run`.
+
+    Args:
+        machine: The options about the device.
+        still: Whether to draw no progress bar while a run is timed.
+
+    Returns:
+        The options, a decorator.
+    """
 
     def decorate(function: options.F) -> options.F:
         @functools.wraps(function)
@@ -123,7 +139,7 @@ def _shared(machine: Callable[[options.F], options.F], *, still: bool) -> Callab
             from odeddim.jobs.bench import Workbench
 
             if as_csv and as_json:
-                raise click.UsageError("--csv and --json: give one of them")
+                raise click.UsageError("--csv and --json exclude each other: give only one of them")
             progress = functools.partial(bar, still=still)
             return function(Bench(Workbench(model, machine, output, overwrite, progress), as_csv, as_json), **own)
 
@@ -133,12 +149,12 @@ def _shared(machine: Callable[[options.F], options.F], *, still: bool) -> Callab
 
 
 common = _shared(options.machine, still=False)
-# `time` decides itself how many images the network sees at once.
+# `time` sets the batch size of the network itself (--batches), so it has no --batch-size and --network-batch.
 common_but_batches = _shared(options.machine_with_threads(1), still=True)
 
 
 def show(table: Table) -> None:
-    """Print a table."""
+    """Print a table to the terminal, and below it the remarks of its rows."""
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -159,7 +175,7 @@ def show(table: Table) -> None:
         last = group
         printed.add_row(*(Text(printable(column.show(row[column.name]))) for column in shown))
     console = Console()
-    # Figures are never cut short: a table wider than the terminal runs over its edge.
+    # Numbers are never cut off: a table that is wider than the terminal runs over its edge.
     width = Console(width=1000).measure(printed).maximum
     console = Console(width=max(console.width, width))
     console.print(printed)

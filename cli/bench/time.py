@@ -1,4 +1,4 @@
-"""`odeddim bench time`: DDIM's Figure 4, and the solver's own share."""
+"""`odeddim bench time`: seconds over steps, DDIM's Figure 4, and the solver's own share."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from odeddim.cli.kinds import Items
     default=",".join(map(str, defaults.BATCHES)),
     show_default=True,
     metavar="LIST",
-    help="How many images to decode together, comma-separated. The network sees them as one batch.",
+    help="Numbers of images to decode together, comma-separated. The network gets them as one batch.",
 )
 @click.option(
     "--repeats",
     type=click.IntRange(1, 10_000),
     default=defaults.TIMING.count,
     show_default=True,
-    help="Times that each run is timed.",
+    help="How many times each run is timed.",
 )
 @options.seed
 @options.size
@@ -48,9 +48,9 @@ def command(
 ) -> None:
     """Time the decoding of noise: DDIM's Figure 4, seconds over steps, for each batch size.
 
-    Each run is timed several times, all of them in turns, after a warm-up; a row has the median, and the line through
-    the medians over steps: milliseconds per step, and how straight it is (R²). Own: what is not spent inside the
-    network. Nothing else should run on the machine meanwhile.
+    After a warm-up, each run is timed several times, and the runs take turns. A row has the median, and the line fitted
+    to the medians over steps: milliseconds per step, and the quality of the fit (R²). Own is the share of the time that
+    is not spent inside the network. Nothing else should run on the machine at the same time.
 
     \b
     Examples:

@@ -20,11 +20,11 @@ from odeddim.cli.kinds import Items, Tolerance
     type=click.IntRange(1, 100_000),
     default=defaults.WORK_PRECISION.count,
     show_default=True,
-    help="How many solutions; with --find as many in each of two sets.",
+    help="The number of solutions; with --find, the number in each of the two sets.",
 )
 @shared.solvers(
     (),
-    f"  [default: {', '.join(defaults.WORK_PRECISION.solvers)}; with --find {', '.join(defaults.CANDIDATES)}]",
+    f"  [default: {', '.join(defaults.WORK_PRECISION.solvers)}; with --find, {', '.join(defaults.CANDIDATES)}]",
 )
 @shared.steps(defaults.WORK_PRECISION.steps)
 @click.option(
@@ -33,15 +33,15 @@ from odeddim.cli.kinds import Items, Tolerance
     default=",".join(f"{tolerance:g}" for tolerance in defaults.TOLERANCES),
     show_default=True,
     metavar="LIST",
-    help="rtol and atol of solvers that choose their steps.",
+    help="Values of rtol and atol for solvers that choose their own steps, comma-separated.",
 )
 @click.option(
     "--find",
     type=Tolerance(0, min_open=True),
     default=None,
     metavar="ERROR",
-    help="Which solver, grid and steps keep this error both ways, for nine images in ten, with the fewest evaluations? "
-    "The answer goes to plan.json.",
+    help="Find the solver, grid and steps that keep this error both ways, for nine images in ten, with the fewest "
+    "evaluations. The result goes to plan.json.",
 )
 @options.seed
 @options.size
@@ -60,16 +60,16 @@ def command(
     end: str,
     settings: dict[str, Any],
 ) -> None:
-    """Error against evaluations and seconds, encoding and decoding, of every solver. No images are needed.
+    """Measure the error of encoding and decoding against evaluations and seconds, for every solver.
 
-    Noise is decoded, and what comes out encoded, by a run so fine that its own error is small; that error is the floor
-    of the figures. Decoded: rms over pixels in [-1, 1]. Encoded: rms over σ_T. Both are medians, with what one and nine
-    images in ten keep beside them.
+    No images are needed: a very accurate run decodes noise, and encodes the resulting images. The small error of that
+    run is the floor of the figures. The error of decoding is the rms over pixels in [-1, 1], and the error of encoding
+    is the rms over σ_T. The table has the medians, and the values that one and nine images in ten do not exceed.
 
     --find ERROR looks for the solver, the grid and the number of steps that keep both errors for nine images in ten
-    with the fewest evaluations. What is found on the noise of --seed is checked on as many images from the noise of the
-    next seed; only a setting that keeps the error there too is written to plan.json, which encode, decode and sample
-    take as --plan.
+    with the fewest evaluations. The search uses the noise of --seed. Equally many images from the noise of the next
+    seed check the result. Only a run that keeps the error there too is written to plan.json. The commands encode,
+    decode and sample take this file as --plan.
 
     \b
     Examples:
@@ -90,7 +90,7 @@ def command(
         return
     for name in ("steps", "tolerances"):
         if options.is_given(name):
-            raise click.UsageError(f"--find finds the steps: leave out --{name}")
+            raise click.UsageError(f"--find finds the number of steps itself: leave out --{name}")
     table, plan = jobs.bench.find(run.workbench, find, count=count, seed=seed, size=size, end=end, **chosen)
     run.print(table)
     if table.files:

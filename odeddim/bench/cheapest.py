@@ -1,9 +1,9 @@
-"""The cheapest run that keeps an error: how many steps each solver on each grid needs, and which needs least.
+"""The cheapest run that keeps an error: the steps that each solver needs on each grid, and the run with the least work.
 
-A run keeps an error if nine images in ten have no more, decoding and encoding. The steps are found on a first set of
-solutions (`odeddim.bench.work_precision`) and therefore fit that set: on other images the error may be larger. A second
-set, from other noise, checks what was found. A run that does not keep the error there gets more steps, or the next
-cheapest run takes its place.
+A run keeps an error if, for nine images in ten, neither decoding nor encoding has a larger one. The search for the
+steps uses a first set of solutions (`odeddim.bench.work_precision`), so the steps fit that set: on other images the
+error may be larger. A second set, from other noise, checks the result. A run that does not keep the error on the second
+set gets more steps, or the next cheapest run takes its place.
 """
 
 from __future__ import annotations
@@ -25,35 +25,59 @@ from odeddim.ode import grids
 from odeddim.plans import Plan, check_encodes
 from odeddim.types import InputError
 
-GRIDS = ("log", "karras", "quadratic")  # and each solver's own
-LADDER = tuple(round(5 * 2 ** (i / 2)) for i in range(17))  # steps that are tried before they are halved: up to 1,280
-CLOSE = 0.04  # of the steps: as near as the search comes to the fewest
-KEPT = 0.9  # the share of the images that an error is to be kept by
-CHECKS = 8  # looks at the second set: each is a chance to pass by luck
+GRIDS = ("log", "karras", "quadratic")  # and the solver's own grid
+LADDER = tuple(round(5 * 2 ** (i / 2)) for i in range(17))  # steps of the coarse search, up to 1,280
+CLOSE = 0.04  # the share of the steps by which the result may exceed the fewest
+KEPT = 0.9  # the share of the images that must keep the error
+CHECKS = 8  # the most runs on the second set: each could pass by chance
 
 
 def candidates(names: Sequence[str]) -> list[Entry]:
-    """What `cheapest` tries: SOLVER@GRID as given, a SOLVER on its own grid and the usual ones."""
+    """List the solvers and grids that `cheapest` tries.
+
+    Args:
+        names: Names such as SOLVER@GRID, or SOLVER for the solver's own grid and the usual grids.
+
+    Returns:
+        One entry for each solver on each grid.
+
+    Raises:
+        InputError: If a solver or grid is unknown, if a solver chooses its own steps or cannot encode, or if a grid is
+            a file, whose number of steps is fixed.
+    """
     found = []
     for entry in (Entry.parse(name) for name in names):
         row = solvers.get(entry.solver)
         if row.adaptive:
-            raise InputError(f"solver {row.name!r} chooses its own steps: there are none to find")
+            raise InputError(f"solver {row.name!r} chooses its own steps: leave it out of solvers=...")
         check_encodes(row)
         if entry.grid is not None and not grids.is_named(entry.grid):
-            raise InputError(f"{entry.grid} has as many steps as it has: name a grid, whose steps can be found")
+            raise InputError(
+                f"the number of steps of the grid {entry.grid} is fixed: give another grid, by its name, in solvers=..."
+            )
         found += [entry] if entry.grid else [Entry(row.name, grid) for grid in dict.fromkeys((row.grid, *GRIDS))]
     return found
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A run of an entry, and the errors that nine in ten of a set of solutions keep: of each way, and of the larger."""
+    """A run of an entry, and its errors on a set of solutions. Nine images in ten have no larger error.
+
+    Attributes:
+        entry: The solver on its grid.
+        run: The plan.
+        steps: The number of steps.
+        evaluations: The network evaluations per image, to encode and to decode.
+        decoded: The error of decoding, rms over pixels in [-1, 1]; infinite if the run fails.
+        encoded: The error of encoding, rms over σ_T; infinite if the run fails.
+        error: What nine images in ten keep of the larger of both errors.
+        remark: Why the run fails; "" if it does not.
+    """
 
     entry: Entry
     run: Plan
     steps: int
-    evaluations: float  # to encode and to decode
+    evaluations: float
     decoded: float
     encoded: float
     error: float
@@ -67,7 +91,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class _Search:
-    """Runs on the solutions of the first set, `exact`, and of the second, `held`."""
+    """The search: it measures runs on the solutions of the first set, `exact`, and of the second set, `held`."""
 
     harness: Harness
     error: float
@@ -76,16 +100,16 @@ class _Search:
     settings: Mapping[str, Any]
 
     def own(self, entry: Entry) -> dict[str, Any]:
-        """The settings that a solver has."""
+        """The given settings that the entry's solver takes."""
         has = solvers.get(entry.solver).settings
         return {key: value for key, value in self.settings.items() if key in has and value is not None}
 
     def run(self, entry: Entry, steps: int) -> Plan:
-        """A run of an entry. Errors: InputError where its grid has no room for so many steps."""
+        """The plan of an entry. Raises InputError if its grid is too short for so many steps."""
         return Plan.of(self.harness.model.schedule, entry.solver, steps, entry.grid, self.exact.end, self.own(entry))
 
     def tried(self, entry: Entry, steps: int, solutions: Truth) -> Tried:
-        """A run, measured on one of the sets."""
+        """Measure a run on one of the sets."""
         run = self.run(entry, steps)
         cell = measured(self.harness, run, solutions)
         each = cell["decode_error"], cell["encode_error"]
@@ -95,9 +119,10 @@ class _Search:
         return Tried(entry, run, steps, spent, decoded, encoded, error, failure)
 
     def fewest(self, entry: Entry, most: float | None) -> Tried | None:
-        """The fewest steps that keep the error on the first set, or else the most that were tried.
+        """Find the run with the fewest steps that keeps the error on the first set.
 
-        most: only runs with fewer evaluations than that; None if there are none.
+        If no run keeps the error, the result is the run with the most steps. With `most`, only runs with fewer
+        evaluations than `most` are tried; the result is None if there are none.
         """
         low = 0
         kept: Tried | None = None
@@ -117,7 +142,7 @@ class _Search:
         return kept or last
 
     def _worth_trying(self, entry: Entry, most: float | None) -> list[int]:
-        """The steps to try in turn, as far as the grid has room; of `most` evaluations only the most below."""
+        """The numbers of steps to try, as far as the grid allows; with `most`, only the largest that stays below it."""
         row = solvers.get(entry.solver)
         counts: list[int] = []
         for count in LADDER if most is None or row.nfe is None else range(1, LADDER[-1] + 1):
@@ -126,7 +151,7 @@ class _Search:
                 break
             try:
                 Plan.of(self.harness.model.schedule, row, count, entry.grid, self.exact.end)
-            except InputError as problem:  # a grid of whole labels has room for no more
+            except InputError as problem:  # a grid of integer labels has a largest number of steps
                 if not counts:
                     raise InputError(f"{entry.solver}@{entry.grid}: {problem}") from problem
                 break
@@ -134,13 +159,16 @@ class _Search:
         return counts if most is None else counts[-1:]
 
     def more(self, first: Tried, second: Tried) -> Tried | None:
-        """A run with more steps, by as much as its order says that the second set asks for; None if there is none."""
+        """Find a run with more steps that keeps the error on the first set; None if there is none.
+
+        The solver's order and the error on the second set tell how many more steps to try.
+        """
         steps, factor = first.steps, (second.error / self.error) ** (1 / first.run.solver.order)
         while steps < LADDER[-1]:
             steps = min(max(steps + 1, math.ceil(steps * min(factor, 2.0))), LADDER[-1])
             try:
                 self.run(first.entry, steps)
-            except InputError:  # the grid has no room for them
+            except InputError:  # the grid does not allow so many
                 return None
             found = self.tried(first.entry, steps, self.exact)
             if found.error <= self.error:
@@ -149,7 +177,11 @@ class _Search:
         return None
 
     def checked(self, kept: Sequence[Tried]) -> list[tuple[Tried, Tried]]:
-        """Runs with their errors on both sets, the cheapest first, until one keeps the error on the second too."""
+        """Measure runs on the second set, the cheapest first, until one keeps the error there too.
+
+        Returns:
+            The runs, each as measured on the first and on the second set.
+        """
         queue = [*kept]
         found: list[tuple[Tried, Tried]] = []
         while queue and len(found) < CHECKS:
@@ -174,27 +206,28 @@ def cheapest(
     settings: Mapping[str, Any] | None = None,
     advance: Callable[[int], Any] = lambda tried: None,
 ) -> tuple[Table, Plan]:
-    """The fewest steps of each solver on each grid that keep an error both ways, and the plan of the cheapest of all.
+    """Find the fewest steps with which each solver on each grid keeps an error both ways, and the cheapest run of all.
 
-    Cheap means few evaluations to encode and decode. A solver that does not keep the error with nearly as many
-    evaluations as the cheapest before it is given up. The steps are the fewest to within 4%, as far as errors fall with
-    the steps.
+    The cheapest run has the fewest evaluations to encode and decode. An entry is dropped if it does not keep the error
+    with almost as many evaluations as the cheapest entry before it. The steps are within 4% of the fewest, provided
+    that errors fall as the steps increase.
 
     Args:
-        harness: What measures the model.
-        error: The error that nine images in ten may have at most: of decoding the rms over pixels in [-1, 1], of
-            encoding the rms over σ_T.
+        harness: The harness that measures the model.
+        error: The largest error that nine images in ten may have. The error of decoding is the rms over pixels in
+            [-1, 1]; the error of encoding is the rms over σ_T.
         entries: The solvers on their grids.
-        exact: The solutions that the steps are found on; from `truth_for`, or others whose error is small enough.
-        held: The solutions that check what was found.
+        exact: The first set of solutions, on which the steps are found: from `truth_for`, or others with a small
+            enough error.
+        held: The second set of solutions, which checks the result.
         settings: The settings of the solvers.
-        advance: Called with 1 for each entry that is done.
+        advance: A function that is called with 1 after each entry, and after the check.
 
     Returns:
         The table, and the plan with notes about the model and the error.
 
     Raises:
-        InputError: Where nothing keeps the error on both sets.
+        InputError: If no run keeps the error on both sets, or if no solver takes one of the settings.
     """
     check_settings(entries, settings or {})
     search = _Search(harness, error, exact, held, settings or {})
@@ -211,7 +244,8 @@ def cheapest(
         best = min(found, key=lambda tried: tried.error)
         raise InputError(
             f"none of these solvers keeps an error of {error:g} with up to {LADDER[-1]} steps for nine images in ten "
-            f"(the best, {best.words}, has {best.error:.1e}): ask for more, or give other solvers"
+            f"(the best, {best.words}, has {best.error:.1e}): ask for a larger error, or give "
+            "other solvers with solvers=..."
         )
     checked = search.checked(kept)
     advance(1)
@@ -220,7 +254,7 @@ def cheapest(
         raise InputError(
             f"nothing keeps an error of {error:g} for nine images in ten of both sets ({counted(len(checked), 'run')} "
             f"looked at): the nearest, {first.words}, has {first.error:.1e} on the first set and {second.error:.1e} on "
-            "the second; ask for a larger error, or take more images"
+            "the second; ask for a larger error, or take more images with count=..."
         )
     return _table(search, found, checked), _noted(search, first, second)
 
@@ -274,7 +308,7 @@ def _table(search: _Search, found: Sequence[Tried], checked: Sequence[tuple[Trie
 
 
 def _noted(search: _Search, first: Tried, second: Tried) -> Plan:
-    """The plan of a run, with notes of the model that it was found for and of what it keeps."""
+    """The plan of a run, with notes about the model and about the errors that the run keeps."""
     model, held = search.harness.model, search.held
     kept = (
         f"of {counted(len(held.images), 'image')} from seed {held.seed}, which had no part in the choice, nine in ten "

@@ -1,7 +1,7 @@
-"""What figures are drawn with: colours that colour-blind people tell apart, lines, axes, legends.
+"""Parts of figures: colours that colour-blind people can tell apart, lines, axes, and legends.
 
-Lines differ in colour, marker and dash, so that no one of the three is needed; legends stand below the axes, never on
-the data.
+Lines differ in colour and marker, and from the eighth line on also in dash, so a reader does not depend on colour. A
+legend stands below the axes and never covers data.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ DASHES = ("-", "--", ":")
 
 @dataclass(frozen=True)
 class Theme:
-    """ink, muted: of words and of what stays behind; paper: the page; colours: of lines, after Okabe & Ito."""
+    """The colours of a figure, each as "#rrggbb".
+
+    Attributes:
+        name: The theme's name.
+        ink: The colour of text.
+        muted: The colour of what should stay in the background, such as grids and notes.
+        paper: The colour of the page.
+        colours: The colours of lines, after Okabe and Ito.
+    """
 
     name: str
     ink: str
@@ -33,7 +41,8 @@ class Theme:
     colours: tuple[str, ...]
 
 
-# Okabe & Ito's palette without its yellow, which is too faint on white; on black its black and its blue are too dark.
+# The palette of Okabe and Ito without yellow, which is too faint on white. The dark theme has no black and a lighter
+# blue, because both are too dark on black.
 LIGHT = Theme(
     "light", "#1a1a1a", "#666666", "#ffffff",
     ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"),
@@ -46,12 +55,21 @@ THEMES = (LIGHT, DARK)
 
 
 def formulas(words: str) -> str:
-    """Words in which x_T and σ_T are formulas of matplotlib."""
+    """Return the words with x_T and σ_T as formulas of matplotlib."""
     return re.sub(r"\b([xσ])_T\b", r"$\1_T$", words)
 
 
 def panels(count: int, width: float = 5.0, height: float = 4.4) -> tuple[Figure, list[Axes]]:
-    """A figure with so many axes side by side."""
+    """Make a figure with axes side by side.
+
+    Args:
+        count: The number of axes.
+        width: The width of each axes in inches.
+        height: The height of the figure in inches.
+
+    Returns:
+        The figure and its axes, from left to right.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * count + 0.4, height), layout="constrained")
@@ -60,7 +78,7 @@ def panels(count: int, width: float = 5.0, height: float = 4.4) -> tuple[Figure,
 
 
 def styles(theme: Theme, count: int) -> list[dict[str, Any]]:
-    """How each of so many lines looks."""
+    """Return the colour, marker and dash of each of `count` lines, as keyword arguments of matplotlib's plot."""
     colours = theme.colours
     return [
         {
@@ -73,12 +91,17 @@ def styles(theme: Theme, count: int) -> list[dict[str, Any]]:
 
 
 def label_of(key: Sequence[Any]) -> str:
-    """A line's name in the legend: "euler, linear"."""
+    """Return a line's name in the legend, such as "euler, linear"; empty parts of the key are left out."""
     return ", ".join(str(part) for part in key if part not in ("-", "", None))
 
 
 def legend(figure: Figure, *axes: Axes) -> None:
-    """The names of the lines that are drawn in some axes, below all of them, where a narrow window begins to look."""
+    """Add a legend below the axes, at the left, where a reader with a narrow window sees it first.
+
+    Args:
+        figure: The figure, whose height grows by the legend.
+        axes: The axes. The legend names the lines of the first axes that have data in at least one of the axes.
+    """
     import numpy as np
 
     named = {
@@ -99,7 +122,15 @@ def legend(figure: Figure, *axes: Axes) -> None:
 
 
 def log_scale(axes: Axes, which: str) -> bool:
-    """Make an axis logarithmic, unless nothing is drawn that such an axis has a place for; whether it is."""
+    """Make an axis logarithmic; without a positive value, write "nothing to draw" instead.
+
+    Args:
+        axes: The axes, with its lines drawn.
+        which: The axis, "x" or "y".
+
+    Returns:
+        Whether the axis is logarithmic.
+    """
     import numpy as np
 
     drawn = [line.get_xdata() if which == "x" else line.get_ydata() for line in axes.get_lines()]
@@ -113,7 +144,13 @@ def log_scale(axes: Axes, which: str) -> bool:
 
 
 def log_axis(axes: Axes, values: Sequence[float], which: str = "x") -> None:
-    """A logarithmic axis with ticks at 1, 2, 5, 10, ..., written out."""
+    """Make an axis logarithmic, with ticks at 1, 2, 5, 10, ... as plain numbers.
+
+    Args:
+        axes: The axes, with its lines drawn.
+        values: The values on the axis, at least one; the ticks cover them.
+        which: The axis, "x" or "y".
+    """
     from matplotlib.ticker import NullFormatter
 
     if not log_scale(axes, which):
@@ -126,14 +163,22 @@ def log_axis(axes: Axes, values: Sequence[float], which: str = "x") -> None:
 
 
 def note(axes: Axes, words: str, theme: Theme) -> None:
-    """A remark below an axes, small."""
+    """Write a remark in small letters below the axes."""
     axes.annotate(
         words, (0, -0.2), xycoords="axes fraction", fontsize=8, color=theme.muted, va="top", annotation_clip=False
     )
 
 
 def floor(axes: Axes, value: float | None, words: str, theme: Theme, *, scale: str = "log") -> None:
-    """A line below which figures mean nothing, on an axes of that scale. Its words hide the grid, but no data."""
+    """Draw a horizontal line below which the values have no meaning. Its words hide the grid, but no data.
+
+    Args:
+        axes: The axes. Nothing is drawn if its y axis has another scale.
+        value: The height of the line; None for no line.
+        words: The words above the line.
+        theme: The colours.
+        scale: The scale of the y axis, "log" or "linear". On "log", only a positive value is drawn.
+    """
     if value is not None and (value > 0 or scale == "linear") and axes.get_yscale() == scale:
         axes.axhline(value, color=theme.muted, linestyle=(0, (1, 3)), linewidth=1)
         axes.annotate(
@@ -153,11 +198,24 @@ def lines(
     label: Callable[[Sequence[Any]], str] = label_of,
     positive: bool = True,
 ) -> list[float]:
-    """A line of y over x for each group of rows, where both are there; all x drawn. positive: leave out other y."""
+    """Draw a line of y over x for each group of rows. A row without x or y has no point.
+
+    Args:
+        axes: The axes.
+        table: The table.
+        theme: The colours.
+        x: The name of the column on the x axis.
+        y: The name of the column on the y axis.
+        label: The function that makes a line's name from the group's key.
+        positive: Whether to leave out points whose y is not positive.
+
+    Returns:
+        The x of all points; [1.0, 10.0] if there are none.
+    """
     groups = table.lines()
     drawn: list[float] = []
     for (key, rows), style in zip(groups.items(), styles(theme, len(groups)), strict=True):
-        points = [(row[x], row[y]) for row in rows if row[x] and row[y] is not None]  # in the order of steps
+        points = [(row[x], row[y]) for row in rows if row[x] and row[y] is not None]  # rows are in the order of steps
         points = [(a, b) for a, b in points if b > 0 or not positive]
         axes.plot([a for a, _ in points], [b for _, b in points], label=label(key), **style)
         drawn += [a for a, _ in points]

@@ -1,13 +1,14 @@
-"""Features of images, by which sets of images are compared: the built-in classifier, Inception, or any network.
+"""Features of images, for comparing sets of images: from the built-in classifier, Inception, or any network.
 
-    which                      what                                               measure
-    fashion-mnist              odeddim's classifier of Fashion-MNIST, 64          Fréchet distance
-    FILE.safetensors           another one (`train_classifier.py`)            Fréchet distance
-    inception:WEIGHTS.pth      the Inception network of the FID, 2048             FID
+    which                      network                                            measure
+    fashion-mnist              odeddim's classifier of Fashion-MNIST, 64 features Fréchet distance
+    FILE.safetensors           another classifier (`train_classifier.py`)         Fréchet distance
+    inception:WEIGHTS.pth      the Inception network of the FID, 2048 features    FID
     FILE.pt2                   a torch.export program                             Fréchet distance
     FILE.pt, FILE.pts          a TorchScript program                              Fréchet distance
 
-Programs take images (B, C, H, W) in [-1, 1] and return (B, d) or (B, d, 1, 1). No file runs code of its own.
+A program takes images (B, C, H, W) in [-1, 1] and returns features (B, d) or (B, d, 1, 1). Loading a file never runs
+code from the file.
 """
 
 from __future__ import annotations
@@ -32,20 +33,26 @@ from odeddim.types import InputError, pick
 DEFAULT = "fashion-mnist"
 INCEPTION = "inception:"
 BLOCK = 64
-"""Images that a network sees at once."""
+"""The number of images that a network takes in one call."""
 
-_INCEPTION_BLOCK = 16  # of 299×299
+_INCEPTION_BLOCK = 16  # fewer, because Inception scales each image to 299×299
 _NAMES = (DEFAULT, f"{INCEPTION}WEIGHTS.pth")
 
 
 class Features:
-    """A network as features: images (B, C, H, W) in [-1, 1] -> (B, d) float32 on the CPU.
+    """A network that computes features of images.
 
-    name: what the network is, in words for a table's header. sha256: of its weights' file, "" without one. measure:
-    what a Fréchet distance of these features is called, "FID" of Inception's and of no others.
+    The network always takes `block` images in one call; a smaller batch is filled up. The last digits of a convolution
+    depend on the shape of the batch. With a fixed shape, an image has the same features, bit for bit, whichever images
+    come with it.
 
-    The network always sees `block` images at once, filled up if need be: the last digits of convolutions depend on the
-    shape of their batch, and so an image has the same features, bit for bit, in whatever company it comes.
+    Attributes:
+        name: The network in words, for a table's header.
+        sha256: The hash of the file with the weights; "" without a file.
+        measure: The name of a Fréchet distance between these features: "FID" for Inception only.
+        shape: The shape (C, H, W) of the images, or None if the network takes any shape.
+        block: The number of images in one call of the network.
+        device: The device that the network runs on.
     """
 
     def __init__(
@@ -59,7 +66,18 @@ class Features:
         block: int = BLOCK,
         device: str | torch.device = "cpu",
     ) -> None:
-        """network: images (block, C, H, W) float32 on `device` -> (block, d) or (block, d, 1, 1). shape: (C, H, W)."""
+        """Make features from a network.
+
+        Args:
+            network: A function of images (block, C, H, W), float32 in [-1, 1] on `device`. It returns a tensor
+                (block, d) or (block, d, 1, 1).
+            name: The network in words.
+            sha256: The hash of the file with the weights.
+            measure: The name of a Fréchet distance between these features.
+            shape: The shape (C, H, W) that the images must have; None for any shape.
+            block: The number of images in one call of `network`.
+            device: The device that `network` runs on.
+        """
         self.name = name
         self.sha256 = sha256
         self.measure = measure
@@ -70,44 +88,73 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Errors: InputError for images that the network does not take, and for results that are no finite numbers."""
+        """Compute the features of images.
+
+        Args:
+            images: The images (B, C, H, W) in [-1, 1], floating-point, at least one.
+
+        Returns:
+            The features (B, d), float32 on the CPU.
+
+        Raises:
+            InputError: If the network does not take these images, or if its result has a wrong shape or is not finite.
+        """
         if images.ndim != 4 or not len(images) or not images.is_floating_point():
             raise InputError(
-                f"features are of images (B, C, H, W) in [-1, 1], at least one, not of {images.dtype} values of shape "
-                f"{tuple(images.shape)}"
+                f"a feature network takes floating-point images (B, C, H, W) in [-1, 1], at least one, not of "
+                f"{images.dtype} and shape {tuple(images.shape)}"
             )
         if self.shape is not None and tuple(images.shape[1:]) != self.shape:
             has, wants = "×".join(map(str, images.shape[1:])), "×".join(map(str, self.shape))
             raise InputError(
-                f"{self.name} takes images of {wants} (channels×height×width), not {has}: choose other features"
+                f"{self.name} takes images of {wants} (channels×height×width), not {has}: choose other features with "
+                "features=..."
             )
         return torch.cat([self._block(block) for block in torch.split(images, self.block)])
 
     def _block(self, images: Tensor) -> Tensor:
         count = len(images)
-        # A copy: what lies elsewhere in memory may be read, and rounded, in another order.
+        # A contiguous copy: a kernel may sum another memory layout in another order, with other last digits.
         block = images.to(self.device, torch.float32).clone(memory_format=torch.contiguous_format)
-        if count < self.block:  # any image will do
+        if count < self.block:  # the features of these copies are dropped
             block = torch.cat([block, block[:1].expand(self.block - count, -1, -1, -1)])
         out = self._network(block)
         if not isinstance(out, Tensor) or out.shape[:1] != (self.block,) or out[0].numel() != out.shape[1:2].numel():
             is_now = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
-            raise InputError(f"{self.name} returned {is_now} for {self.block} images, where features (B, d) are needed")
+            raise InputError(
+                f"{self.name} returned {is_now} for {self.block} images instead of features (B, d): choose another "
+                "network with features=..."
+            )
         features = out.flatten(1)[:count].to("cpu", torch.float32)
         if not bool(torch.isfinite(features).all()):
-            culprit = "the features" if bool(torch.isfinite(images).all()) else "the images"
-            raise InputError(f"{self.name} gave NaN or infinite values: look at {culprit}, which are so")
+            if bool(torch.isfinite(images).all()):
+                raise InputError(
+                    f"{self.name} returned NaN or infinite values for finite images: choose another network with "
+                    "features=..."
+                )
+            raise InputError(
+                f"{self.name} returned NaN or infinite values: the images hold such values; leave those images out"
+            )
         return features
 
 
 def load_features(
     which: str | Path | Callable[[Tensor], Tensor] = DEFAULT, *, device: str | torch.device | None = None
 ) -> Features:
-    """A feature network by its name or file (see the table above), or any function of images; in evaluation mode.
+    """Load a feature network in evaluation mode.
 
-    device: where it runs (torch's default device if not given); of a function, where its images are.
-    Errors: InputError for an unknown name (with its nearest neighbours), for a file that is no feature network or might
-    run code, and for libraries that are missing.
+    Args:
+        which: A name or a file (see the table above), a PyTorch module, or a function of images: (B, C, H, W) float32
+            in [-1, 1] -> (B, d). A `Features` object is returned unchanged.
+        device: The device that the network runs on; torch's default device if not given. A function gets its images
+            on this device.
+
+    Returns:
+        The features.
+
+    Raises:
+        InputError: If the name is unknown (the message names similar ones), if the file is not a feature network or
+            could run code, or if a library is missing.
     """
     place = torch.device(device) if device is not None else torch.get_default_device()
     if isinstance(which, Features):
@@ -117,7 +164,8 @@ def load_features(
     if not isinstance(which, (str, Path)):
         if not callable(which):
             raise InputError(
-                f"a feature network is a name, a file or a function of images, not a {type(which).__name__}"
+                f"a feature network is a name, a file or a function of images, not a value of type "
+                f"{type(which).__name__}: give one of these with features=..."
             )
         return Features(which, f"a function ({getattr(which, '__name__', type(which).__name__)})", device=place)
     if str(which) == DEFAULT:
@@ -147,7 +195,7 @@ def _program(path: Path, device: torch.device) -> Features:
     def network(images: Tensor) -> Any:
         try:
             return program.network(images)
-        except Exception as error:  # PyTorch's for images of another size, and whatever a program raises itself
+        except Exception as error:  # PyTorch raises several types for a wrong size, and a program may raise any
             size, reason = "×".join(map(str, images.shape[1:])), " ".join(str(error).split())[-200:]
             raise InputError(f"{path} fails on images of {size} (channels×height×width): {reason}") from error
 
@@ -163,7 +211,7 @@ def _program(path: Path, device: torch.device) -> Features:
 
 
 def _inception(path: Path, device: torch.device) -> Features:
-    """The network of Heusel et al. (arXiv 1706.08500) as torch-fidelity has it, with its weights from a file."""
+    """The Inception network of Heusel et al. (arXiv 1706.08500), from torch-fidelity, with its weights from a file."""
     for module, package in (("torchmetrics", "torchmetrics"), ("torch_fidelity", "torch-fidelity")):
         if importlib.util.find_spec(module) is None:
             raise InputError(f"the Inception network needs {package}: pip install 'odeddim[fid]'")
@@ -172,15 +220,20 @@ def _inception(path: Path, device: torch.device) -> Features:
     with read_errors(path, "the weights of Inception"):
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         try:
-            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity leaves that to PyTorch's default
+            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity does not set weights_only
         except pickle.UnpicklingError as error:
-            raise InputError(f"{path} holds more than weights, which could run code: get it from elsewhere") from error
+            raise InputError(
+                f"{path} holds more than weights, and that could run code: get the weights from another source"
+            ) from error
         inception = fid.NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     inception.to(device).requires_grad_(False)
 
     def network(images: Tensor) -> Tensor:
         if images.shape[1] not in (1, 3):
-            raise InputError(f"Inception takes images with 1 or 3 channels, not {images.shape[1]}: choose another")
+            raise InputError(
+                f"Inception takes images with 1 or 3 channels, not {images.shape[1]}: choose another network with "
+                "features=..."
+            )
         out: Tensor = inception(to_bytes(images).expand(-1, 3, -1, -1).to(device))
         return out
 

@@ -1,7 +1,8 @@
-"""Figures of tables, drawn with matplotlib for light and dark pages, in colours that colour-blind people tell apart.
+"""Figures of tables, drawn with matplotlib for light and dark pages.
 
-One function for each bench: table -> figures by name. What they are drawn with is in
-`odeddim.bench.drawing`.
+Each bench has one function, which `DRAWN` lists. It takes a table and a theme. It returns, for each figure's name, the
+figure and a sentence about what it shows. `odeddim.bench.drawing` has the parts that the figures share, and colours
+that colour-blind people can tell apart.
 """
 
 from __future__ import annotations
@@ -39,12 +40,27 @@ _DPI = 150
 
 
 def draw(table: Table, theme: Theme = LIGHT) -> dict[str, tuple[bytes, str]]:
-    """The figures of a table for a page that says its title: name -> (its SVG, what it shows in words)."""
+    """Draw the figures of a table for a page that shows the table's title itself.
+
+    Args:
+        table: The table.
+        theme: The colours.
+
+    Returns:
+        For each figure's name, its SVG and a sentence about what it shows.
+    """
     return {name: (_bytes(figure, "svg"), words) for name, figure, words in _figures(table, theme, titled=False)}
 
 
 def files(table: Table) -> dict[str, bytes]:
-    """The figures of a table as files, NAME.svg and NAME.png, light: name -> content."""
+    """Draw the figures of a table as files, with a title and in light colours.
+
+    Args:
+        table: The table.
+
+    Returns:
+        For each file's name, NAME.svg or NAME.png, its content.
+    """
     return {
         f"{name}.{kind}": _bytes(figure, kind)
         for name, figure, _ in _figures(table, LIGHT, titled=True)
@@ -56,7 +72,7 @@ def _bytes(figure: Figure, kind: str) -> bytes:
     import matplotlib
 
     out = io.BytesIO()
-    # Without these two, the same table would give other bytes each time.
+    # The salt and the missing date make the same table give the same bytes each time.
     with matplotlib.rc_context({"svg.hashsalt": "odeddim"}):
         figure.savefig(out, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
     return out.getvalue()
@@ -77,7 +93,7 @@ def _figures(table: Table, theme: Theme, *, titled: bool) -> Iterator[tuple[str,
 
 
 def _typeset(figure: Figure) -> None:
-    """Set x_T and σ_T as formulas in all words of a figure but its ticks."""
+    """Write x_T and σ_T as formulas in every text of a figure except the ticks."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -86,7 +102,7 @@ def _typeset(figure: Figure) -> None:
 
 
 def _without_mathematics(table: Table) -> Table:
-    """The table with words that matplotlib takes as they are: what stands between two $ would be a formula."""
+    """Escape each $ in a table's words: matplotlib would read what stands between two $ as a formula."""
 
     def plain(value: Any) -> Any:
         return value.replace("$", r"\$") if isinstance(value, str) else value
@@ -115,7 +131,7 @@ def _themed(theme: Theme) -> Iterator[None]:
 
 
 def reconstruction(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
-    """Error against evaluations: round trip and latent."""
+    """Draw the error of the round trip and of the latent against evaluations."""
     figure, (left, right) = panels(2)
     for axes, name, title, label in (
         (left, "round_trip", "Round trip", "rms over pixels in [-1, 1], median"),
@@ -126,7 +142,7 @@ def reconstruction(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
         log_axis(axes, drawn)
         axes.set(title=title, ylabel=label, xlabel="network evaluations per direction")
         axes.grid(which="major")
-    exact = []  # a logarithmic axis has no place for them
+    exact = []  # lines with errors of exactly 0, which a logarithmic axis cannot show
     for key, rows in table.lines().items():
         zeros = [str(row["steps"]) for row in rows if row["round_trip"] == 0]
         some = f" ({', '.join(zeros)} steps)" if len(zeros) < len(rows) else ""
@@ -140,7 +156,7 @@ def reconstruction(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
 
 
 def work_precision(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
-    """Errors of decoding and encoding against evaluations and seconds, the floor where nothing can be told."""
+    """Draw the errors of decoding and encoding against evaluations and seconds, with the error of the solutions."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.6, 8.4), layout="constrained")
@@ -165,7 +181,7 @@ def work_precision(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
 
 
 def cheapest(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
-    """What each solver on each grid errs on the first set, beside the error that is to be kept."""
+    """Draw the error of each solver on each grid on the first set, beside the error that must be kept."""
     from matplotlib.figure import Figure
 
     found = [(row["error"], row) for row in table.rows if row["error"] is not None]
@@ -195,7 +211,7 @@ def cheapest(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
 
 
 def consistency(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
-    """The distance to the reference's image of the same x_T over steps, and the one between different x_T."""
+    """Draw the distance to the reference's image of the same x_T over evaluations, and that between different x_T."""
     kinds = [("pixels", "Pixels", "rms distance to the reference, median")]
     if any(column.name == "features" for column in table.columns):
         kinds.append(("features", "Features", "rms distance in features, median"))
@@ -214,12 +230,12 @@ def consistency(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
 
 
 def quality(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
-    """How far the samples are from real images, over steps."""
+    """Draw the distance between samples and real images over evaluations."""
     figure, axes = panels(2)
     measure = str(table.settings.get("measure", "Fréchet distance"))
     for panel, name, title in ((axes[0], "frechet", measure), (axes[1], "kid", "KID")):
         label = _eta_label if "eta" in table.group else label_of
-        # KID is unbiased: near 0 it is as often below.
+        # KID is unbiased, so near 0 it is often negative.
         drawn = lines(panel, table, theme, "evaluations", name, label=label, positive=name != "kid")
         log_axis(panel, drawn)
         panel.set(title=title, ylabel=f"{title} to the reference", xlabel="network evaluations")
@@ -238,14 +254,21 @@ def _eta_label(key: Sequence[Any]) -> str:
 
 
 def draw_sheet(sheet: Sheet) -> Figure:
-    """Images in rows and columns, with the words beside and above them."""
+    """Draw a sheet of images in rows and columns, with the rows' words at the left and the columns' words above.
+
+    Args:
+        sheet: The sheet; its images are (R, K, H, W, C) uint8 with C = 1 or 3.
+
+    Returns:
+        The figure.
+    """
     import numpy as np
     from matplotlib.figure import Figure
 
     down, across, height, width = sheet.images.shape[:4]
     scale = 0.62 * max(1.0, math.sqrt(max(height, width) / 64))
     across_inches = scale * across + 1.9
-    title = textwrap.fill(sheet.title, max(16, int(across_inches / 0.085)))  # letters of 10 points
+    title = textwrap.fill(sheet.title, max(16, int(across_inches / 0.085)))  # the width of a letter of 10 points
     lines = 0.17 * title.count("\n")
     figure = Figure(figsize=(across_inches, scale * down * height / width + 0.75 + lines), layout="constrained")
     axes = figure.subplots(1, 1)
@@ -267,13 +290,13 @@ def draw_sheet(sheet: Sheet) -> Figure:
 
 
 def timing(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
-    """Seconds over steps with their lines; milliseconds per image and evaluation over the batch size."""
+    """Draw seconds over steps with fitted lines, and milliseconds per image and evaluation over the batch size."""
     import numpy as np
     from matplotlib.ticker import NullLocator
 
     drawing, (left, right) = panels(2)
     groups = table.lines()
-    found: dict[tuple[Any, ...], list[tuple[int, float, float]]] = {}  # of each solver: batch, whole, own
+    found: dict[tuple[Any, ...], list[tuple[int, float, float]]] = {}  # by solver: batch, all time, own time
     for (key, rows), style in zip(groups.items(), styles(theme, len(groups)), strict=True):
         done = [row for row in rows if row["seconds"] is not None]
         points = sorted((row["steps"], row["seconds"], row["fastest"], row["slowest"]) for row in done if row["steps"])
@@ -315,7 +338,7 @@ def timing(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
 
 
 def _label_with_rate(key: Sequence[Any], row: Mapping[str, Any]) -> str:
-    """A line's name and what was found: "euler, linear, batch 8", "21.3 ms/step, R² 0.9999"."""
+    """Return a line's name and its fitted rate: "euler, linear, batch 8" and "21.3 ms/step, R² 0.9999"."""
     name = f"{label_of(key[:-1])}, batch {key[-1]}"
     if row["per_step"] is None:
         return name
@@ -324,7 +347,7 @@ def _label_with_rate(key: Sequence[Any], row: Mapping[str, Any]) -> str:
 
 
 def interpolation(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
-    """Along the lines: how far neighbours are from each other, and each image from the first."""
+    """Draw, along the lines, the distance between neighbours and the distance of each image from the first."""
     drawing, (left, right) = panels(2)
     profiles = table.settings["profiles"]
     several = len({profile["steps"] for profile in profiles if profile["steps"]}) > 1
@@ -357,4 +380,4 @@ DRAWN: dict[str, Callable[[Table, Theme], dict[str, tuple[Figure, str]]]] = {
     "time": timing,
     "interpolation": interpolation,
 }
-"""bench -> its figures: name -> (figure, what it shows in words)."""
+"""The function of each bench: (table, theme) -> for each figure's name, the figure and what it shows in words."""

@@ -1,7 +1,7 @@
-"""One page with all tables and figures of a folder: HTML that needs nothing but itself, and opens offline.
+"""One page with all tables and figures of a folder: a single HTML file that opens offline.
 
-`data/report.html` is the page without its content; nothing of a table gets into it unescaped, and its policy (CSP) lets
-nothing be fetched and no script run but its own. The same tables give the same bytes.
+`data/report.html` is the template of the page. Every text of a table is escaped. The page's content security policy
+(CSP) forbids all requests, and all scripts except the page's own. The same tables give the same bytes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from odeddim.storage.errors import short
 from odeddim.types import InputError
 
 ORDER = ("work-precision", "cheapest", "reconstruction", "quality", "consistency", "interpolation", "time")
-"""The benches as a page has them; others come after, by name."""
+"""The order of the benches on a page; other tables follow, by name."""
 
 SUFFIXES = (".html", ".htm")
-_LONG = 40  # letters, from which on words in a table go on in another line
-# Besides a theme's own: links, surfaces, lines and warnings. Words keep a contrast of 4.5 on all of them.
+_LONG = 40  # letters; a longer text in a table is wrapped
+# Colours that a theme does not have: of links, surfaces, lines and warnings. Text has a contrast of 4.5 on all of them.
 _COLOURS = {
     LIGHT.name: {
         "accent": "#0b57d0", "raised": "#f4f5f7", "line": "#d5d8dd", "warn-paper": "#fff4e0", "warn-ink": "#6b3d00",
@@ -44,12 +44,12 @@ _COLOURS = {
         "accent": "#8ab4f8", "raised": "#20242a", "line": "#3b4048", "warn-paper": "#33260f", "warn-ink": "#ffd591",
     },
 }  # fmt: skip
-_SVG_ROOT = ("width", "height", "viewBox")  # the attributes that a figure needs in a page
+_SVG_ROOT = ("width", "height", "viewBox")  # the attributes that a figure keeps on a page
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """A table and the file it came from, whose name it goes by."""
+    """A table and its file; the page calls the table by the file's name."""
 
     path: Path
     table: Table
@@ -60,22 +60,30 @@ class _Bench:
 
     @property
     def place(self) -> str:
-        """The id of its section: other names give other ids, whatever they hold."""
+        """The id of the section. Different names have different ids, whatever characters they hold."""
         return f"bench-{quote(plain_text(self.name), safe='')}"
 
     @property
     def model(self) -> tuple[str, str]:
-        """The model's name and hash, in words; "" for one that the table does not say."""
+        """The model's name and hash; "" for what the table does not tell."""
         name, sha256 = (self.table.settings.get(key) for key in ("model", "sha256"))
         return str(name or ""), str(sha256 or "")
 
 
 def report(folder: Path, output: Path, *, overwrite: bool = False) -> list[str]:
-    """Write one page with every table FOLDER/NAME.h5 and its figures; the names, in the page's order.
+    """Write one page with every table of a folder and its figures.
 
-    Errors: InputError for a folder that is none or holds no table, for a table that is damaged or no table at all, and
-    for a place that cannot be written to, or where something else is than a page of this folder, unless `overwrite`.
-    What was there before stays then.
+    Args:
+        folder: The folder of the tables, NAME.h5.
+        output: The page, NAME.html or NAME.htm. A page of the same folder is replaced.
+        overwrite: Whether to replace any other file at `output`.
+
+    Returns:
+        The names of the tables, in the page's order.
+
+    Raises:
+        InputError: If `folder` does not exist or holds no table, if a file is damaged or not a table, if `output`
+            cannot be written, or if another file is there and `overwrite` is False. An existing file stays unchanged.
     """
     check_place(output, suffixes=SUFFIXES)
     mark = mark_of("bench report", plain_text(os.path.realpath(folder)))
@@ -120,7 +128,7 @@ def _page(benches: list[_Bench], mark: str) -> str:
         sections="\n".join(_checked_section(i, bench) for i, bench in enumerate(benches)),
         odeddim=escape(__version__),
         mark=mark,
-        torch=escape(version("torch")),  # without loading it
+        torch=escape(version("torch")),  # read from the package's metadata: torch is not imported
         matplotlib=escape(version("matplotlib")),
     )
 
@@ -131,7 +139,7 @@ def _variables(theme: Theme) -> str:
 
 
 def _models(benches: list[_Bench]) -> str:
-    """Whose figures these are; a warning if not all are of one model."""
+    """The model of the tables; a warning if the tables are of different models."""
     found: dict[str, list[_Bench]] = {}
     for bench in benches:
         name, sha256 = bench.model
@@ -153,7 +161,7 @@ def _model(bench: _Bench) -> str:
 
 
 def _checked_section(index: int, bench: _Bench) -> str:
-    """A section; one sentence for a table whose content is not what its bench writes."""
+    """A section. Raises InputError, one sentence, if the table's content is not what its bench writes."""
     try:
         return _section(index, bench)
     except InputError:
@@ -178,12 +186,12 @@ def _section(index: int, bench: _Bench) -> str:
 
 
 def _html(words: str) -> str:
-    """Words of a table on a page, x_T and σ_T with a real subscript."""
+    """A text of a table as HTML, with the T of x_T and σ_T as a subscript."""
     return re.sub(r"\b([xσ])_T\b", r"\1<sub>T</sub>", escape(words))
 
 
 def _figures(index: int, table: Table) -> str:
-    """The figures, each drawn for light and for dark pages."""
+    """The figures of a table, each drawn for the light and for the dark page."""
     drawn = {theme.name: draw(table, theme) for theme in THEMES}
     parts = []
     for i, (name, (_, words)) in enumerate(drawn[LIGHT.name].items()):
@@ -200,28 +208,37 @@ def _figures(index: int, table: Table) -> str:
 
 
 def inline_svg(svg: bytes, prefix: str, attributes: Mapping[str, str]) -> str:
-    """An SVG file as an element of an HTML page: without its head, its ids and references to them prefixed.
+    """Turn an SVG file into an element of an HTML page.
 
-    matplotlib gives the same clip path or marker the same id in every figure, and in a page the first would be taken
-    for all. attributes: of the element, besides role="img".
+    matplotlib gives the same clip path or marker the same id in every figure. On a page, a browser would use the first
+    for all figures. Therefore all ids, and all references to them, get a prefix.
+
+    Args:
+        svg: The SVG file.
+        prefix: The prefix of the ids, different for each figure of the page.
+        attributes: The attributes of the element, besides role="img".
+
+    Returns:
+        The element, without the file's head.
     """
-    # Comments hold the words drawn, which may have characters that no XML has; as shapes they are drawn all the same.
+    # matplotlib repeats each drawn text in a comment, where it may have characters that XML forbids. The letters
+    # themselves are drawn as shapes, so nothing is lost without the comments.
     root = ElementTree.fromstring(re.sub(rb"<!--.*?-->", b"", svg, flags=re.DOTALL))
     for parent in list(root.iter()):
         for child in [child for child in parent if _local(child.tag) == "metadata"]:
             parent.remove(child)
     for element in root.iter():
-        element.tag = _local(element.tag)  # HTML knows the namespaces of its own accord
+        element.tag = _local(element.tag)  # HTML needs no namespaces
         given = {_local(name): value for name, value in element.attrib.items()}
         if "id" in given:
             given["id"] = prefix + given["id"]
         if given.get("href", "").startswith("#"):
             given["href"] = f"#{prefix}{given['href'][1:]}"
         element.attrib = {name: value.replace("url(#", f"url(#{prefix}") for name, value in given.items()}
-        if element.tag == "style":  # in a page, a file's rules for * would be rules for all of it
+        if element.tag == "style":  # on a page, the file's rules for * would hold for the whole page
             element.text = re.sub(r"\*\s*\{", f"#{prefix}root *{{", element.text or "")
     size = {name: root.attrib[name] for name in _SVG_ROOT if name in root.attrib}
-    width = root.attrib.get("width", "100%")  # of the page's rules on how far it is scaled
+    width = root.attrib.get("width", "100%")  # the page's style scales the figure by it
     root.attrib = {**size, "style": f"--width: {width}", "id": f"{prefix}root", "role": "img", **attributes}
     return ElementTree.tostring(root, encoding="unicode").strip()
 
@@ -260,13 +277,13 @@ def _cell(column: Column, value: Any) -> str:
     shown = column.show(value)
     if not shown:
         return f'<td{_class(column, "none")} data-missing="1">{"" if column.words else "–"}</td>'
-    if isinstance(value, (int, float)):  # sorted by what it is, not by the digits shown
+    if isinstance(value, (int, float)):  # the page sorts by the value, not by the digits shown
         return f'<td{_class(column)} data-value="{float(value)!r}">{escape(shown)}</td>'
     return f"<td{_class(column, *(['long'] if len(shown) > _LONG else []))}>{escape(shown)}</td>"
 
 
 def _meanings(table: Table) -> str:
-    """What the columns hold, in words for all to read: not everybody has a mouse to hover with."""
+    """The meaning of each column as text: a reader without a mouse cannot see the hints in the table's head."""
     headings = [column.heading for column in table.columns]
     told = []
     for column in table.columns:
@@ -277,7 +294,7 @@ def _meanings(table: Table) -> str:
 
 
 def _value(value: Any) -> str:
-    """A setting, as JSON has it, in words."""
+    """A setting, any value of JSON, as HTML."""
     if isinstance(value, Mapping):
         pairs = "\n".join(f"<dt>{escape(str(key))}</dt><dd>{_value(item)}</dd>" for key, item in value.items())
         return f'<dl class="pairs">\n{pairs}\n</dl>' if value else "none"
