@@ -170,7 +170,7 @@ class Shifted:
     def read(self, start: int, stop: int) -> State:
         """Rows start, ..., stop-1 as a State, xbar (stop-start, *): the same bits whatever rows are read together."""
         if not 0 <= start < stop <= len(self):
-            raise InputError(f"there are {len(self)} shifted latents: read none from {start} to {stop - 1}")
+            raise InputError(f"of {len(self)} shifted latents there are none from {start} to {stop - 1}: read others")
         amounts = len(self.by)
         rows: list[State] = []
         for place in range(start // amounts, (stop - 1) // amounts + 1):

@@ -69,7 +69,7 @@ class LatentPath:
     def read(self, start: int, stop: int) -> State:
         """Latents start, ..., stop-1 as a State, xbar (stop-start, *): the same bits whatever is read together."""
         if not 0 <= start <= stop <= len(self):
-            raise InputError(f"the path has {len(self)} latents: read none from {start} to {stop - 1}")
+            raise InputError(f"a path of {len(self)} latents has none from {start} to {stop - 1}: read others")
         terms = list(zip(self.places[start:stop].T, self.weights[start:stop].T, strict=True))
 
         def points(corners: Tensor) -> Tensor:

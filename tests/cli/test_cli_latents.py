@@ -337,7 +337,7 @@ BAD = {
     "one group": (["shift", "z.h5", "--to", "1", "-o", "y.h5"], "two groups, --from and --to"),
     "groups and a direction": (["shift", "z.h5", *GROUPS, "--along", "d.h5"], "two groups, --from and --to"),
     "a group and a direction": (["shift", "z.h5", "--to", "1", "--along", "d.h5"], "two groups, --from and --to"),
-    "a direction of a direction": (["shift", "z.h5", "--along", "d.h5", "--direction", "y.h5"], "give one of them"),
+    "a direction of a direction": (["shift", "z.h5", "--along", "d.h5", "--direction", "y.h5"], "give one of the two"),
     "one name for two": (["shift", "z.h5", *GROUPS, "-o", "y.h5", "--direction", "./y.h5"], "same file"),
     "words": (["shift", "z.h5", "--from", "0-x", "--to", "1"], "'0-x' is no index"),
     "nothing": (["shift", "z.h5", "--from", "", "--to", "1"], "'' is no index"),
@@ -382,7 +382,7 @@ BAD = {
             "--model",
             "exact-gaussian",
         ],
-        "give that one with --model",
+        "give the former with --model",
     ),
     "neighbours beyond": (["neighbours", "z.h5", "--of", "3,12", "-o", "y.h5"], "there is no latent 12"),
     "neighbours of words": (["neighbours", "z.h5", "--of", "all"], "'all' is no index"),
@@ -396,7 +396,7 @@ BAD = {
     "neighbours no PNG": (["neighbours", "z.h5", "--sheet", "y.jpg"], "a sheet is a PNG"),
     "neighbours by another model": (
         ["neighbours", "z.h5", "-o", "y.h5", "--sheet", "y.png", "--model", "exact-gaussian"],
-        "give that one with --model",
+        "give the former with --model",
     ),
 }
 

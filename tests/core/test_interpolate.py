@@ -179,9 +179,9 @@ def test_refusals() -> None:
         interpolate(a, State(0 * a.xbar, a.sigma), 3)
     with pytest.raises(InputError, match="4 latents, not 3"):
         interpolate_grid([a, b, a], 3)
-    with pytest.raises(InputError, match="2 latents or more"):
+    with pytest.raises(InputError, match="at least 2 latents"):
         interpolate_loop([a], 3)
-    with pytest.raises(InputError, match="1 point per leg"):
+    with pytest.raises(InputError, match="1 point for each leg"):
         interpolate_loop([a, b], 0)
     with pytest.raises(InputError, match="different reversible runs"):
         interpolate_loop([a, b, State(b.xbar, b.sigma, (b.xbar,), "bdia")], 3)

@@ -99,7 +99,7 @@ def test_a_latent_of_another_model_is_refused(tmp_path: Path) -> None:
         made.check_model(model(sha256="cd34" * 16), "z.h5")
     with pytest.raises(InputError, match=r"schedule name linear, .* 'mine' now has name cosine"):
         made.check_model(model(schedule=Schedule.cosine()), "z.h5")
-    with pytest.raises(InputError, match="time index, but now 'mine' has integer"):
+    with pytest.raises(InputError, match="time index, but 'mine' now has integer"):
         made.check_model(model(time="integer"), "z.h5")
     with pytest.raises(InputError, match="not of 'other'"):
         made.check_model(model("other", "cd34" * 16), "z.h5")

@@ -490,11 +490,11 @@ def test_warnings_are_one_line_each(run: Command, here: Path) -> None:
     assert code == 0
     assert err == (
         "warning: 1 of 2 images may be transparent in parts: they are laid on white\n"
-        "warning: -n 5: photos holds 2 images, and all of them are taken\n"
+        "warning: --count 5: photos holds 2 images, and all of them are taken\n"
     )
     assert out.startswith("2 latents")
     code, out, err = run("encode", "-n", 300, "-o", "y.h5", *MIXTURE)
-    assert "warning: -n 300: the package's sample holds 256 images, and all of them are taken" in err
+    assert "warning: --count 300: the package's sample holds 256 images, and all of them are taken" in err
     assert run("encode", "-n", 256, "-o", "x.h5", *MIXTURE)[2] == ""
 
 
