@@ -351,7 +351,7 @@ def planned(
     said = {"solver": solver != usual, "steps": steps is not None, "grid": grid is not None, "end": end != "zero"}
     said |= {key: value is not None for key, value in settings.items()}
     if named := [name for name, given in said.items() if given]:
-        raise InputError(f"plan= says how to run: leave out {named[0]}=, or make another plan with it")
+        raise InputError(f"plan=... says how to run: leave out {named[0]}=, or make another plan with it")
     if not isinstance(plan, Plan):
         raise InputError(f"plan= takes a Plan, as odeddim.plan makes it, not {type(plan).__name__}")
     return plan.on(field.schedule)
