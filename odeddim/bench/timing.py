@@ -152,7 +152,7 @@ def _in_turns(
                 if _group(turn) not in warm:
                     warm.add(_group(turn))
                     alike = [other.plan for other in chosen if _group(other) == _group(turn)]
-                    timed(harness.model, min(alike, key=lambda other: other.evaluations), x_T, seed)
+                    timed(harness.model, min(alike, key=expected), x_T, seed)
                 return timed(harness.model, turn.plan, x_T, seed)
 
             measured.append(harness.measure(settings, 1, measure, evaluations=turn.batch * expected(turn.plan)))

@@ -300,7 +300,7 @@ def test_the_progress_adds_up(tmp_path: Path) -> None:
         assert sum(told) == 2 * 10 * 6 + 9 * 6
 
 
-@pytest.mark.parametrize(("options", "words"), [({"points": 2}, "points=3"), ({"side": 1}, "2 ends")])
+@pytest.mark.parametrize(("options", "words"), [({"points": 2}, "points=3"), ({"side": 1}, "at least 2 points")])
 def test_lines_without_bends_and_grids_of_a_point_are_refused(options: dict[str, int], words: str) -> None:
     with pytest.raises(odeddim.InputError, match=words):
         bench(mixture(), **options)

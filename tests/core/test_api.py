@@ -192,7 +192,7 @@ def test_noise_is_not_taken_to_lie_where_images_show_through() -> None:
         ({"solver": None}, "a name or a row"),
         (
             {"model": torch.nn.Identity()},
-            "a Identity, not a name, a path or a VectorField: wrap a network with VectorField.from_network",
+            "a name, a path or a VectorField, not a Identity: make a VectorField of a network with VectorField.",
         ),
         ({"grid": [0.0, 1.0, 157.0], "end": "sigma_min"}, "begin at σ = 0"),
         ({"grid": [0.5, 3.0, 1e4]}, "above the model's"),

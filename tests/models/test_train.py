@@ -23,10 +23,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import Tensor
 
-import odeddim.jobs.train
 import odeddim.storage.resumable
 import odeddim.train.run
 import odeddim.train.trainer
+from odeddim import jobs
 from odeddim.jobs.train import Trained
 from odeddim.models import load
 from odeddim.models.networks.unet import UNet
@@ -510,20 +510,20 @@ def test_impossible_settings(wrong: dict[str, Any]) -> None:
 def test_the_job_trains_and_goes_on(tmp_path: Path) -> None:
     small: dict[str, Any] = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "batch_size": 4}
     seen: list[Progress] = []
-    done = odeddim.jobs.train.train(bars(), tmp_path / "m", steps=2, progress=seen.append, device="cpu", **small)
+    done = jobs.train(bars(), tmp_path / "m", steps=2, progress=seen.append, device="cpu", **small)
     assert done == Trained(tmp_path / "m", 2, was_complete=False)
     assert (seen[0].step, seen[0].steps, seen[0].rate) == (0, 2, 0.0)
     assert math.isnan(seen[0].loss)
     assert seen[-1].step == 2
     seen.clear()
-    assert odeddim.jobs.train.train(bars(), tmp_path / "m", steps=2, progress=seen.append, **small).was_complete
+    assert jobs.train(bars(), tmp_path / "m", steps=2, progress=seen.append, **small).was_complete
     assert seen == []
-    done = odeddim.jobs.train.train(bars(), tmp_path / "m", steps=3, progress=seen.append)
+    done = jobs.train(bars(), tmp_path / "m", steps=3, progress=seen.append)
     assert done == Trained(tmp_path / "m", 3, was_complete=False)
     assert [progress.step for progress in seen] == [2, 3]
     assert load(tmp_path / "m").details["training"]["batch_size"] == 4
     with pytest.raises(InputError, match="unknown setting of training 'learning_rates'; did you mean"):
-        odeddim.jobs.train.train(bars(), tmp_path / "new", learning_rates=1.0)
+        jobs.train(bars(), tmp_path / "new", learning_rates=1.0)
     assert not (tmp_path / "new").exists()
 
 
@@ -532,15 +532,13 @@ def test_the_command_is_the_job(tmp_path: Path) -> None:
     np.save(data, np.random.default_rng(0).integers(0, 255, (10, 8, 8), np.uint8))
     small = ["--channels", 8, "--multipliers", "1,2", "--blocks", 1, "--attention", "4", "--batch-size", 4]
     assert invoke(data, "-o", tmp_path / "a", *small, "--steps", 2, "--device", "cpu").exit_code == 0
-    odeddim.jobs.train.train(
-        data, tmp_path / "b", steps=2, channels=8, multipliers=[1, 2], blocks=1, attention=[4], batch_size=4
-    )
+    jobs.train(data, tmp_path / "b", steps=2, channels=8, multipliers=[1, 2], blocks=1, attention=[4], batch_size=4)
     assert same(state(tmp_path / "a"), state(tmp_path / "b"))
     a, b = ((tmp_path / name / "samples-000002.png").read_bytes() for name in "ab")
     assert a == b
     commands = [load(tmp_path / name).details["training"]["commands"] for name in "ab"]
     assert [len(each) for each in commands] == [1, 0]
-    assert commands[0][0].startswith("odeddim ")
+    assert commands[0][0].startswith("odeddim")
 
 
 # The command.
