@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from odeddim.jobs.decoding import decoding_of
 from odeddim.jobs.machine import BATCH, Machine, Place
 from odeddim.jobs.subject import Subject, subject_of
 from odeddim.jobs.telling import warn_of_range
-from odeddim.jobs.work import Progress, silent, warn
+from odeddim.jobs.work import Progress, silent
 from odeddim.latents.arithmetic import Readable, check_alike
 from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.latents.provenance import Provenance, digest
@@ -58,12 +57,11 @@ class Drawing:
         if self.output is not None:
             check_place(self.output, *inputs, suffixes=SUFFIXES)
 
-    @contextlib.contextmanager
-    def of(self, file: LatentFile) -> Iterator[Drawn]:
-        """A context in which the latents of a file are combined. The model is loaded first, before anything is made."""
+    def of(self, file: LatentFile) -> Drawn:
+        """The drawing of latents made of those of a file. The model is loaded first, before anything is made."""
         place = (self.machine or Machine()).at(file, self.model)
         field = None if self.sheet is None else subject_of(file, place, self.model)
-        yield Drawn(self, file, place, field)
+        return Drawn(self, file, place, field)
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Drawn:
     place: Place
     field: VectorField | None
 
-    def make(self, latents: Readable, names: Sequence[str], made: Provenance, columns: int) -> list[Path]:
+    def make(self, latents: Readable, names: Sequence[str], made: Provenance, columns: int) -> None:
         """Write the latents and draw their images.
 
         Args:
@@ -83,17 +81,13 @@ class Drawn:
             names: Their names.
             made: How they came about.
             columns: The columns of the sheet.
-
-        Returns:
-            The files that were written.
         """
         made, plan = combined(self.file, made)
         if self.field is None:
             self._write(latents, names, made, plan)
         else:
             decoding = decoding_of(self.file, self.field.schedule, made_by=made.made_by)
-            self._draw(latents, names, made, replace(plan, solver=decoding.plan.solver), columns, plan)
-        return [path for path in (self.drawing.output, self.drawing.sheet) if path is not None]
+            self._draw(latents, names, made, plan.with_solver(decoding.plan.solver), columns)
 
     def _write(self, latents: Readable, names: Sequence[str], made: Provenance, plan: Plan) -> None:
         output = self.drawing.output
@@ -103,22 +97,18 @@ class Drawn:
             for start, stop in run.batches((self.drawing.machine or Machine()).batch_size or BATCH):
                 run.write(start, stop, latents.read(start, stop))
 
-    def _draw(
-        self, latents: Readable, names: Sequence[str], made: Provenance, plan: Plan, columns: int, kept: Plan
-    ) -> None:
+    def _draw(self, latents: Readable, names: Sequence[str], made: Provenance, plan: Plan, columns: int) -> None:
         sheet, field, place = self.drawing.sheet, self.field, self.place
         assert sheet is not None
         assert field is not None
         row = plan.solver
         place.fit(field, row)
-        if inexact := place.inexact(field, row):
-            warn(inexact)
         size = place.at_once(field, row)
         settings = {**asdict(made), "drawn": place.details(field, row, size)}
         largest = 0.0
         # The sheet is opened first, so that a file in its place is found before anything is written.
         with open_output(sheet, names, settings, overwrite=self.drawing.overwrite, columns=columns) as out:
-            self._write(latents, names, made, kept)
+            self._write(latents, names, made, plan)
             with self.drawing.progress(len(names), "decoding", out.done) as advance:
                 for start, stop in out.batches(size):
                     x_0 = decode(place.cast(latents.read(start, stop)), model=field, plan=plan)

@@ -73,8 +73,6 @@ def decode(
         warn_of_plan(plan, field)
         place.fit(field, row)
         ode = field.on_data()
-        if inexact := place.inexact(field, row):
-            warn(inexact)
         if len(file) < file.total:
             warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")
         total, size = len(file), place.at_once(field, row, queued=bool(decoding.rungs))

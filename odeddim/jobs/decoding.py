@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -115,7 +115,7 @@ def decoding_of(
     row = solver if isinstance(solver, Solver) else solvers.get(solver or made.solver)
     its_grid = None if own.adaptive else made.grid
     if how.steps is None and how.grid is None and (row.adaptive or its_grid is not None):
-        return Decoding(_named(Plan.of(schedule, row, None, file.nodes, settings=settings), made.grid))
+        return Decoding(replace(Plan.of(schedule, row, None, file.nodes, settings=settings), grid=made.grid))
     _check_end(file)
     grid, steps = how.grid, how.steps
     if grid is None and its_grid is not None and its_grid.partition(":")[0] in NAMES:
@@ -139,11 +139,6 @@ def _within(how: How, file: LatentFile, schedule: Schedule) -> Decoding:
     longest = rungs[max(rungs)]
     _landing(longest, file)
     return Decoding(longest, rungs)
-
-
-def _named(plan: Plan, grid: str) -> Plan:
-    """The plan with the name that its grid has in the file."""
-    return Plan(plan.solver, plan.nodes, grid, plan.end)
 
 
 def _landing(plan: Plan, file: LatentFile) -> Plan:

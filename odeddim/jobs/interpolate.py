@@ -54,7 +54,8 @@ def interpolate(
     if to.output is None and to.sheet is None:
         raise InputError("the path has no place to go: give output=..., sheet=... or both")
     to.check(latents)
-    with LatentFile(latents) as file, to.of(file) as drawn:
+    with LatentFile(latents) as file:
+        drawn = to.of(file)
         states = [drawn.place.cast(file.pick(index)) for index in between]
         labels = [file.names[index] for index in between]
         points = count * {"line": 1, "grid": count, "loop": len(between)}[kind]

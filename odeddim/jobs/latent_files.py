@@ -13,7 +13,7 @@ from odeddim.api import Model, to_images
 from odeddim.jobs.decoding import decoding_of
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, subject_of
-from odeddim.jobs.work import How, Numbered, the_plan, warn
+from odeddim.jobs.work import How, Numbered, the_plan
 from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT, load
@@ -56,8 +56,6 @@ class Latents(LatentFile):
         field = subject_of(self, place, model)
         decoding = decoding_of(self, field.schedule, How.of(how), plan)
         place.fit(field, decoding.plan.solver)
-        if inexact := place.inexact(field, decoding.plan.solver):
-            warn(inexact)
         first = range(len(self))[rows] if isinstance(rows, int) else rows.indices(len(self))[0]
         return to_images(field, decoding.images(place.cast(self[rows]), field.on_data(), first))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from odeddim.jobs.work import warn
 from odeddim.latents.latent_file import LatentFile
 from odeddim.latents.provenance import MADE_OF_OTHERS
 from odeddim.ode.devices import DTYPES, dtype_of, place_of
@@ -118,6 +119,8 @@ class Place:
     def fit(self, field: VectorField, row: Solver) -> VectorField:
         """Fix the batch and the threads of a network: as given, as encoded, or as suits the device and the solver.
 
+        Warns if latents that were encoded will not come back exactly.
+
         Args:
             field: The model.
             row: The solver.
@@ -132,6 +135,8 @@ class Place:
         if network_batch is None and row.one_by_one:
             network_batch = 1
         field.network_batch = network_batch or self.usual_network_batch
+        if inexact := self.inexact(field, row):
+            warn(inexact)
         return field
 
     def at_once(self, field: VectorField, row: Solver, *, queued: bool = False) -> int:

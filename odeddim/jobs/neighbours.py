@@ -121,7 +121,7 @@ def neighbours(
                 raise InputError(
                     f"{among} holds {pool.dtype} latents, {latents} {file.dtype}: leave out output=... and sheet=..."
                 )
-        drawn = stack.enter_context(to.of(file))
+        drawn = to.of(file)
         group = Group.of(of if of is not None else range(min(QUERIES, len(file))))
         group.check(len(file), file.path)
         rows = _search(file, group, pool, count, to.progress)

@@ -120,7 +120,7 @@ def shift(
     to.check(latents, direction.along)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(LatentFile(latents))
-        drawn = stack.enter_context(to.of(file))
+        drawn = to.of(file)
         moved = Group.of(of if of is not None else direction.start or range(len(file)))
         moved.check(len(file), file.path)
         source: dict[str, Any] = {"path": str(latents), "sha256": file.fingerprint}

@@ -113,9 +113,10 @@ def verify(
             source = _originals(file, field, images)
             _certify(file, source, field, place, progress)
     with LatentFile(latents) as file:
-        if not set(CERTIFICATE) <= set(file.figures()):
+        known = file.figures()
+        if not set(CERTIFICATE) <= set(known):
             return Verified(latents, (), {}, torch.empty(0, dtype=torch.int64), None)
-        figures = {name: file.figures()[name] for name in CERTIFICATE}
+        figures = {name: known[name] for name in CERTIFICATE}
         order = worst(figures, by)
         if sheet is not None and place is not None and field is not None:
             _draw(sheet, file, order[:shown].tolist(), field, replace(place, encoded=file), source, mark)
@@ -127,8 +128,6 @@ def _set_up(file: LatentFile, model: Model | Subject | None, machine: Machine | 
     field = subject_of(file, place, model)
     row = decoding_of(file, field.schedule).plan.solver
     place.fit(field, row)
-    if inexact := place.inexact(field, row):
-        warn(inexact)
     return place, field
 
 

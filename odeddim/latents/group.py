@@ -24,7 +24,11 @@ class Group(Sequence[int]):
     """
 
     def __init__(self, spans: Iterable[Span]) -> None:
-        self.spans = list(spans)
+        self.spans: list[Span] = []
+        for start, stop in spans:
+            # Neighbouring spans make one, which is read at once.
+            first = self.spans.pop()[0] if self.spans and self.spans[-1][1] == start else start
+            self.spans.append((first, stop))
         for one, other in itertools.pairwise(sorted(self.spans)):
             if other[0] < one[1]:
                 raise InputError(f"latent {other[0]} is given twice: give each index once")
@@ -37,12 +41,7 @@ class Group(Sequence[int]):
             return indices
         if isinstance(indices, range) and indices.step == 1:
             return cls([(indices.start, indices.stop)])
-        spans: list[Span] = []
-        for index in indices:
-            # Neighbouring indices make one span, which is read at once.
-            start = spans.pop()[0] if spans and spans[-1][1] == index else index
-            spans.append((start, index + 1))
-        return cls(spans)
+        return cls((index, index + 1) for index in indices)
 
     @classmethod
     def parse(cls, text: str) -> Group:
@@ -65,8 +64,7 @@ class Group(Sequence[int]):
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
                 raise InputError(f"the range {first}-{last} falls: give {last}-{first}")
-            start = spans.pop()[0] if spans and spans[-1][1] == first else first
-            spans.append((start, last + 1))
+            spans.append((first, last + 1))
         return cls(spans)
 
     def __str__(self) -> str:
