@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
     from odeddim.jobs.grid import Computed
 
-COUNT, STEPS = 16, 50
+COUNT = 16  # as odeddim.jobs.grid has it, whose import loads torch
 
 
 @click.command("grid")
@@ -66,8 +66,8 @@ def command(
     from odeddim.cli.progress import bar
 
     made = jobs.grid(
-        images, output, solver or defaults.ENCODE, steps or STEPS, end=end, count=count, model=model, machine=machine,
-        overwrite=overwrite, progress=bar,
+        images, output, solver or defaults.ENCODE, **({} if steps is None else {"steps": steps}), end=end, count=count,
+        model=model, machine=machine, overwrite=overwrite, progress=bar,
     )  # fmt: skip
     _print(made)
     if made.found.best is made.found.own:

@@ -292,7 +292,8 @@ network_batch = click.option(
     help="Images that the network sees at once; a smaller batch is filled up. The last digits of the result depend on "
     "this number, and not on the other images.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
 )
-machine = gathered("machine", together(place, batch_size, network_batch, threads), _machine)
+_whole_machine = together(place, batch_size, network_batch, threads)
+machine = gathered("machine", _whole_machine, _machine)
 
 
 def machine_with_threads(default: int) -> Callable[[F], F]:
@@ -355,10 +356,7 @@ def drawing(file: str, sheet: str) -> Callable[[F], F]:
                 help="The model that decodes for --sheet.  [default: the model that the latents name]",
             ),
             told,
-            place,
-            batch_size,
-            network_batch,
-            threads,
+            _whole_machine,
             overwrite,
         ),
         _drawing,

@@ -174,7 +174,7 @@ def decode(
     usual = defaults.for_decoding(state.kept, state.combined)
     plan = planned(field, plan, solver or usual, usual, steps, grid, end, settings)
     row = plan.solver
-    if not math.isclose(state.sigma, plan.top, rel_tol=1e-12):
+    if not plan.ends_at(state.sigma):
         raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {plan.top:.9g}")
     kept_by = state.kept.partition(" ")[0]
     if kept_by not in ("", row.name) and not (state.combined or row.stochastic):
@@ -350,11 +350,9 @@ def planned(
         return Plan.of(field.schedule, solver, steps, grid, end, settings)
     said = {"solver": solver != usual, "steps": steps is not None, "grid": grid is not None, "end": end != "zero"}
     said |= {key: value is not None for key, value in settings.items()}
-    if named := [name for name, given in said.items() if given]:
-        raise InputError(f"plan=... says how to run: leave out {named[0]}=, or make another plan with it")
     if not isinstance(plan, Plan):
         raise InputError(f"plan= takes a Plan, as odeddim.plan makes it, not {type(plan).__name__}")
-    return plan.on(field.schedule)
+    return plan.alone(field.schedule, said)
 
 
 def _at_the_top(schedule: Schedule, plan: Plan, x_T: Tensor) -> State:

@@ -207,6 +207,21 @@ class Plan:
         end = end_of(nodes, schedule)
         return self if torch.equal(nodes, self.nodes) and end == self.end else replace(self, nodes=nodes, end=end)
 
+    def alone(self, schedule: Schedule, said: Mapping[str, bool]) -> Plan:
+        """The plan on a model's schedule (`on`); an InputError if an argument beside it says how to run, too.
+
+        Args:
+            schedule: The noise levels of the model.
+            said: The names of the other arguments, each with whether it was given.
+        """
+        if named := [name for name, given in said.items() if given]:
+            raise InputError(f"plan=... says how to run: leave out {named[0]}=, or make another plan with it")
+        return self.on(schedule)
+
+    def ends_at(self, sigma: float) -> bool:
+        """Whether latents at this noise level lie at the top of the plan."""
+        return math.isclose(sigma, self.top, rel_tol=1e-12)
+
     def __eq__(self, other: object) -> bool:
         """Whether both are the same: the solver's name and settings, the nodes bit for bit, grid, end and notes."""
         return isinstance(other, Plan) and self.to_dict() == other.to_dict()
@@ -386,7 +401,7 @@ def integrate(field: VectorField | Field, state: State, plan: Plan) -> State:
     """
     sigmas = plan.nodes
     if not math.isclose(state.sigma, float(sigmas[0]), rel_tol=1e-12):
-        if not math.isclose(state.sigma, plan.top, rel_tol=1e-12):
+        if not plan.ends_at(state.sigma):
             raise InputError(
                 f"the state lies at σ = {state.sigma:.9g}, but the plan goes from σ = {float(sigmas[0]):.9g} to "
                 f"{plan.top:.9g}: give a state at one of them"

@@ -143,7 +143,7 @@ def _within(how: How, file: LatentFile, schedule: Schedule) -> Decoding:
 
 def _landing(plan: Plan, file: LatentFile) -> Plan:
     """The plan, if it ends where the latents lie; otherwise an InputError."""
-    if abs(plan.top - file.sigma) > 1e-12 * file.sigma:
+    if not plan.ends_at(file.sigma):
         raise InputError(
             f"the latents of {file.path} lie at σ = {file.sigma:.9g}, but the grid ends at σ = {plan.top:.9g}: give a "
             "grid that ends where they lie"

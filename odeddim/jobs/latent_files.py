@@ -121,7 +121,7 @@ def save(
     """
     field = load(model)
     plan = the_plan(plan, How.of(how), field.schedule, defaults.ENCODE)
-    if abs(plan.top - state.sigma) > 1e-12 * plan.top:
+    if not plan.ends_at(state.sigma):
         raise InputError(
             f"the latents lie at σ = {state.sigma:.9g}, but the plan ends at σ = {plan.top:.9g}: give the plan, or the "
             "arguments, with which they were encoded"

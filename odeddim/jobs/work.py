@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias, overload
 
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Grid, Plan
-from odeddim.types import InputError, Solver
+from odeddim.types import Solver
 
 log = logging.getLogger("odeddim")
 Progress: TypeAlias = Callable[[int, str, int], AbstractContextManager[Callable[[int], Any]]]
@@ -97,9 +97,7 @@ def the_plan(given: Plan | None, how: How, schedule: Schedule, usual: str) -> Pl
     if given is None:
         return how.plan(schedule, usual)
     named = {"solver": how.solver, "steps": how.steps, "grid": how.grid, "end": how.end, **how.settings}
-    if said := [name for name, value in named.items() if value is not None]:
-        raise InputError(f"plan=... says how to run: leave out {said[0]}=..., or make another plan with it")
-    return given.on(schedule)
+    return given.alone(schedule, {name: value is not None for name, value in named.items()})
 
 
 class Numbered(Sequence[str]):
