@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
     from odeddim.jobs.grid import Computed
 
-COUNT = 16  # as odeddim.jobs.grid has it, whose import loads torch
-
 
 @click.command("grid")
 @click.argument("images", required=False, type=click.Path(path_type=Path))
@@ -27,7 +25,7 @@ COUNT = 16  # as odeddim.jobs.grid has it, whose import loads torch
     "--count",
     type=click.IntRange(1),
     default=None,
-    help=f"How many images to measure on, from the last.  [default: {COUNT}]",
+    help=f"How many images to measure on, from the last.  [default: {defaults.GRID_IMAGES}]",
 )
 @options.model
 @options.solver(defaults.ENCODE)

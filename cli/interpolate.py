@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from odeddim import defaults
 from odeddim.cli import options
 from odeddim.cli.kinds import Items
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "-n",
     "--count",
-    type=click.IntRange(1, options.MOST_NEW),
+    type=click.IntRange(1, defaults.MOST_NEW),
     default=11,
     show_default=True,
     help="Points of a line, of each side of a grid, or of each leg of a loop.",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from odeddim import defaults
 from odeddim.cli.kinds import Assignment, Interval, Shape, SolverName, Tolerance
 from odeddim.storage.atomic import is_hidden, printable
 
@@ -18,10 +19,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Beyond these no run ends: they are a slip of the hand, and better told at once than after hours.
-MOST_STEPS = 1_000_000
 MOST_AT_ONCE = 65_536  # images
 MOST_THREADS = 1024
-MOST_NEW = 10_000_000  # images or latents
 MOST_SEED = 2**63 - 1
 
 
@@ -159,7 +158,7 @@ def solver(default: str) -> Callable[[F], F]:
 
 steps = click.option(
     "--steps",
-    type=click.IntRange(1, MOST_STEPS),
+    type=click.IntRange(1, defaults.MOST_STEPS),
     default=None,
     help="The number of steps. Adaptive solvers take none.  [default: 50; to decode, as encoded]",
 )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option(
     "-n",
     "--count",
-    type=click.IntRange(1, options.MOST_NEW),
+    type=click.IntRange(1, defaults.MOST_NEW),
     default=64,
     show_default=True,
     help="How many images to make.",

@@ -1,4 +1,4 @@
-"""The default solver of each job, the same in Python and on the command line, with the reason.
+"""The default solver of each job, the same in Python and on the command line, with the reason; limits of both.
 
 The defaults follow from what `python benchmarks/defaults.py measure` found on 64 held-out images and 64 noises of the
 built-in models (benchmarks/defaults.csv; errors are rms, medians with the 10-90% range). This module imports nothing,
@@ -29,6 +29,13 @@ COMBINED = SOLVE
 
 TOLERANCE = SOLVE
 """Runs with a tolerance in place of steps: a reversible solver would keep any tolerance with any number of steps."""
+
+GRID_IMAGES = 16
+"""The number of images that a computed grid is measured on."""
+
+# Beyond these no run ends: they are a slip of the hand, and better reported at once than after hours.
+MOST_STEPS = 1_000_000
+MOST_NEW = 10_000_000  # images or latents of a run
 
 
 def for_sampling(eta: float | None) -> str:

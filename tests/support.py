@@ -6,13 +6,17 @@ import contextlib
 import io
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 
 import odeddim
 from odeddim.cli import main
+from odeddim.latents.latent_file import LatentFile
 from odeddim.types import InputError
 
 
@@ -41,3 +45,16 @@ def refused(path: Path, *words: str) -> None:
     assert "\n" not in sentence, sentence
     for word in words:
         assert word in sentence, sentence
+
+
+def encoded(run: Callable[..., tuple[int, str, str]], *arguments: object) -> dict[str, np.ndarray[Any, Any]]:
+    """All columns of the latent file that `odeddim encode` makes."""
+    code, out, err = run("encode", "-o", "z.h5", "--device", "cpu", "--overwrite", *arguments)
+    assert code == 0, err
+    with LatentFile(Path("z.h5")) as file:
+        return dict(file.rows(0, len(file)))
+
+
+def same(a: dict[str, np.ndarray[Any, Any]], b: dict[str, np.ndarray[Any, Any]]) -> bool:
+    assert a.keys() == b.keys()
+    return all(a[key].tobytes() == b[key].tobytes() for key in a)

@@ -11,13 +11,14 @@ from odeddim.bench import defaults
 from odeddim.cli import options
 from odeddim.cli.bench import shared
 from odeddim.cli.kinds import Items
+from odeddim.defaults import MOST_NEW
 
 
 @click.command("quality")
 @click.option(
     "-n",
     "--count",
-    type=click.IntRange(4, options.MOST_NEW),
+    type=click.IntRange(4, MOST_NEW),
     default=defaults.QUALITY.count,
     show_default=True,
     help="The number of samples for each row.",

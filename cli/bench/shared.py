@@ -13,6 +13,7 @@ import click
 from odeddim.bench import defaults
 from odeddim.cli import options
 from odeddim.cli.kinds import Items, SolverName
+from odeddim.defaults import MOST_STEPS
 
 if TYPE_CHECKING:
     from odeddim.bench.tables import Table
@@ -54,7 +55,7 @@ def steps(usual: Sequence[int]) -> Callable[[options.F], options.F]:
     """Make the option --steps LIST, with the default `usual`."""
     return click.option(
         "--steps",
-        type=Items(click.IntRange(1, options.MOST_STEPS)),
+        type=Items(click.IntRange(1, MOST_STEPS)),
         default=",".join(map(str, usual)),
         show_default=True,
         metavar="LIST",

@@ -19,7 +19,6 @@ from odeddim.plans import Plan
 from odeddim.storage.atomic import check_own, check_place, has_mark, mark_of, plain_text
 
 SUFFIXES = (".json",)
-COUNT = 16  # the number of images by default
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def grid(
     source = images_for(field, images)
     if count is not None:
         warn_of_count(count, len(source), images)
-    x_0 = source[max(0, len(source) - (count or COUNT)) : len(source)].to(place.state)
+    x_0 = source[max(0, len(source) - (count or defaults.GRID_IMAGES)) : len(source)].to(place.state)
     of = plain_text(str(images or "the sample images"))
     notes: dict[str, Any] = {"images": f"the last {len(x_0)} of {of}"}
     mark = mark_of(own.noted(field, **notes).to_dict())

@@ -25,8 +25,6 @@ from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.outputs import open_output
 from odeddim.types import InputError
 
-MOST = 10_000_000  # the most images or latents of a run
-
 
 def sample(
     count: int,
@@ -110,8 +108,8 @@ def check_amount(output: Path, count: int, size: int, what: str) -> None:
         size: The bytes of each.
         what: What they are called: "images" or "latents".
     """
-    if count > MOST:
-        raise InputError(f"{count:,} {what} are too many for one run: ask for {MOST:,} at most")
+    if count > defaults.MOST_NEW:
+        raise InputError(f"{count:,} {what} are too many for one run: ask for {defaults.MOST_NEW:,} at most")
     room = shutil.disk_usage(output.parent).total if output.suffix.lower() in SUFFIXES and output.parent.is_dir() else 0
     if room and count * size > room:
         raise InputError(

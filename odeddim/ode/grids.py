@@ -46,12 +46,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from odeddim import defaults
 from odeddim.ode.schedule import Schedule
 from odeddim.types import InputError, pick
 
 ENDS = ("zero", "sigma_min")
 STEPS = 50
-MOST_STEPS = 1_000_000
 MOST_RHO = 1000  # beyond, the grid is "log" to rounding
 
 # Grids over the training levels: the level at the fraction u = i/S of the steps, a whole number.
@@ -119,8 +119,8 @@ def grid(
             return nodes
         pick(name, NAMES, "grid (or grid file)")
     steps = STEPS if steps is None else steps
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
-        raise InputError(f"steps must be a whole number, at least 1 and at most {MOST_STEPS}, not {steps!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= defaults.MOST_STEPS:
+        raise InputError(f"steps must be a whole number, at least 1 and at most {defaults.MOST_STEPS}, not {steps!r}")
     family, colon, parameter = name.partition(":")
     if top is not None and not schedule.sigma_min < top <= schedule.sigma_max:
         raise InputError(f"a grid for {schedule!r} cannot end at σ = {top:.6g}: give a noise level within its range")

@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odeddim import cli
-from odeddim.cli import options
+from odeddim import cli, defaults
 from odeddim.storage.atomic import printable
 
 Command = Callable[..., tuple[int, str, str]]
@@ -186,7 +185,7 @@ BIG = "99999999999999999999"
         ("interpolate", "z.h5", "--pair", 0, 1, "-n", 10**9, "-o", "p.h5"),
         ("interpolate", "z.h5", "--corners", 0, 1, 2, 3, "-n", 10**6, "-o", "p.h5"),
         ("interpolate", "z.h5", "--corners", 0, 1, 2, 3, "-n", 10**6, "--sheet", "p.png"),
-        ("interpolate", "z.h5", "--loop", "0,1,2", "-n", options.MOST_NEW, "-o", "p.h5"),
+        ("interpolate", "z.h5", "--loop", "0,1,2", "-n", defaults.MOST_NEW, "-o", "p.h5"),
         ("train", "images.npy", "-o", "m", "--batch-size", 10**8),
         ("train", "images.npy", "-o", "m", "--seed", BIG),
         ("bench", "interpolation", "--points", 10**9),

@@ -45,7 +45,7 @@ def test_decode_undoes_encode(solver: str, end: str) -> None:
 @pytest.mark.parametrize("grid", ["linear", "quadratic", "trailing", "log", "karras"])
 def test_S_steps_are_S_evaluations(grid: str, end: str) -> None:
     for solver in ("euler", "ab2", "dpmpp-2m"):
-        for steps in range(1, 41):
+        for steps in (*range(1, 11), 19, 40):
             field = mixture()
             state = odeddim.encode(images(1), solver, model=field, steps=steps, grid=grid, end=end)
             assert field.nfe == steps

@@ -48,7 +48,7 @@ def test_a_bridge_between_gaussians_is_the_affine_map(pair: str) -> None:
     one, its, other, theirs = PAIRS[pair]
     source, target = gaussian(-0.2, 0.3, one, its), gaussian(0.4, 0.5, other, theirs)
     x_0 = -0.2 + 0.3 * torch.randn(3, 1, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
-    found = bridge(x_0, source, target, "rk4", steps=400, grid="log", end="sigma_min")
+    found = bridge(x_0, source, target, "rk4", steps=200, grid="log", end="sigma_min")
     top = min(one.sigma_max, other.sigma_max)
     assert found.state.sigma == top
     met = Gaussian(-0.2, 0.3).flow(x_0, one.sigma_min, top)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import odeddim
-from odeddim import Plan, Schedule, State, VectorField, solvers
+from odeddim import Plan, Schedule, State, VectorField, defaults, solvers
 from odeddim.ode import grids
 from odeddim.plans import FORMAT, VERSION, integrate
 from odeddim.types import Depends, InputError
@@ -288,7 +288,7 @@ def test_a_file_of_notes(tmp_path: Path) -> None:
 
 def test_a_long_plan(tmp_path: Path) -> None:
     """Of as many steps as there can be."""
-    plan = Plan.of(LINEAR, "euler", grids.MOST_STEPS, "log")
+    plan = Plan.of(LINEAR, "euler", defaults.MOST_STEPS, "log")
     plan.save(tmp_path / "plan.json")
     assert same(Plan.load(tmp_path / "plan.json"), plan)
 

@@ -1,0 +1,68 @@
+"""Batch sizes of the built-in network, by the commands: same image, same latent, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from support import encoded, same
+
+from odeddim.latents.latent_file import LatentFile
+from odeddim.storage.images import sample_images
+
+Run = Callable[..., tuple[int, str, str]]
+COARSE = ("--rtol", 0.1, "--atol", 0.1)
+NETWORK = {
+    "belm": ("-n", 4, "--steps", 3),
+    "ab3": ("-n", 4, "--steps", 3, "--network-batch", 2),
+    "heun": ("-n", 4, "--steps", 2, "--network-batch", 2),
+    "unipc-2": ("-n", 4, "--steps", 3, "--network-batch", 2),
+    "mf-heun": ("-n", 4, "--steps", 2, "--network-batch", 2),
+    "exact-euler": ("-n", 2, "--steps", 3, "--network-batch", 2, "--max-nfe", 30),
+    "dpm-solver-12": ("-n", 2, *COARSE, "--set", "batch=2"),
+    "scipy-rk45": ("-n", 2, *COARSE),
+    "euler": ("-n", 2, "--steps", 3, "--network-batch", 2, "--certify"),
+}
+
+
+@pytest.mark.parametrize("solver", NETWORK)
+def test_batch_sizes_of_the_built_in_network(run: Run, solver: str) -> None:
+    """Latents, auxiliary states, reports, certificates and checksums."""
+    first, *others = (encoded(run, "--solver", solver, *NETWORK[solver], "--batch-size", size) for size in (1, 3, 64))
+    for other in others:
+        assert same(first, other)
+    assert ("aux/0" in first) == (solver in ("belm", "mf-heun", "exact-euler"))
+
+
+def test_reversible_images_come_back_whatever_the_batch(run: Run) -> None:
+    """Bit for bit, also where the file was made with another --network-batch than the default: it is kept."""
+    originals = sample_images()[0:4].numpy()
+    for more in ((), ("--network-batch", 3)):
+        encoded(run, "-n", 4, "--steps", 3, *more)
+        for size in (1, 2, 64):
+            code, out, err = run("decode", "z.h5", "-o", "x.h5", "--batch-size", size, "--overwrite")
+            assert (code, err) == (0, "")
+            with h5py.File("x.h5") as file:
+                assert np.array_equal(file["images"][:], originals), (more, size)
+
+
+def test_another_network_batch_changes_the_last_digits_only(run: Run) -> None:
+    """The network rounds otherwise, and latents show it as much as any rounding: a few 1e-6 in float32."""
+    for solver, dtype, bound in (("belm", "float32", 2e-5), ("ab3", "float32", 2e-5), ("ab3", "float64", 1e-12)):
+        arguments = ("-n", 4, "--steps", 3, "--solver", solver, "--dtype", dtype)
+        eight, three = encoded(run, *arguments), encoded(run, *arguments, "--network-batch", 3)
+        assert all(
+            same(three, encoded(run, *arguments, "--network-batch", 3, "--batch-size", size)) for size in (1, 64)
+        )
+        with LatentFile(Path("z.h5")) as file:
+            apart = (three["xbar"] - eight["xbar"]).astype(np.float64) / np.sqrt(1 + file.sigma**2)
+            assert file.provenance.details["network_batch"] == 3
+        worst = float(np.sqrt(np.square(apart).mean(axis=(1, 2, 3))).max())
+        print(f"\n{solver}, {dtype}: --network-batch 8 and 3 apart by {worst:.1e} rms in x_T at most")
+        assert 0 < worst < bound
+        code, out, err = run("encode", "-o", "z.h5", *arguments)
+        assert code == 2
+        assert "network-batch: 3 then, 8 now" in err
