@@ -22,6 +22,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from odeddim import defaults, solvers
+from odeddim.latents.decoding import decoding_plan
 from odeddim.latents.interpolate import interpolate as interpolate
 from odeddim.models import DEFAULT, load
 from odeddim.ode.devices import products
@@ -124,7 +125,8 @@ def encode(
     field = load(model)
     plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings)
     check_encodes(plan.solver)
-    return integrate(field, State(to_data(field, x_0), float(plan.nodes[0])), plan)
+    state = integrate(field, State(to_data(field, x_0), float(plan.nodes[0])), plan)
+    return replace(state, plan=plan.noted(field))
 
 
 def decode(
@@ -134,7 +136,7 @@ def decode(
     model: Model = DEFAULT,
     steps: int | None = None,
     grid: Grid = None,
-    end: str = "zero",
+    end: str | None = None,
     plan: Plan | None = None,
     **settings: Unpack[Settings],
 ) -> Tensor:
@@ -146,9 +148,10 @@ def decode(
 
     Args:
         state: The latents, xbar (B, C, H, W) at the noise level where the grid ends.
-        solver: A name of `odeddim.solvers.names()`, or a row of your own. By default the solver that kept the state's
-            way back, if one did, and otherwise that of `solve`.
-        model, steps, grid, end, plan, **settings: As of `solve`; `end` must be the one that the state was encoded with.
+        solver: A name of `odeddim.solvers.names()`, or a row of your own.
+        model, steps, grid, end, plan, **settings: As of `solve`. What is not given is as the state was encoded
+            (`State.plan`), as in `odeddim decode`; latents made of others are decoded by the solver of `solve`, and so
+            is a state that was not encoded. `end` is always that of the encoding.
 
     Returns:
         The images x_0, (B, C, H, W), nominally in [-1, 1] and not clipped, in the state's dtype on the model's device.
@@ -163,7 +166,7 @@ def decode(
     Example:
         >>> images = odeddim.solve(odeddim.noise(2, (1, 28, 28)), steps=2)
         >>> state = odeddim.encode(images, "belm", steps=4)
-        >>> torch.equal(odeddim.decode(state, steps=4), images)
+        >>> torch.equal(odeddim.decode(state), images)
         True
     """
     if not isinstance(state, State):
@@ -171,8 +174,13 @@ def decode(
             f"decode takes a State, as encode gives it, not {type(state).__name__}; solve takes x_T itself"
         )
     field = load(model)
-    usual = defaults.for_decoding(state.kept, state.combined)
-    plan = planned(field, plan, solver or usual, usual, steps, grid, end, settings)
+    if plan is None and state.plan is not None:
+        if end not in (None, state.plan.end):
+            raise InputError(f"the images of the state lie at the end {state.plan.end!r}: leave out end={end!r}")
+        plan = decoding_plan(state.plan, field.schedule, solver, steps, grid, settings, combined=state.combined)
+    else:
+        usual = defaults.for_decoding(state.kept, state.combined)
+        plan = planned(field, plan, solver or usual, usual, steps, grid, end or "zero", settings)
     row = plan.solver
     if not plan.ends_at(state.sigma):
         raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {plan.top:.9g}")

@@ -176,8 +176,12 @@ class Plan:
         Returns:
             The plan.
         """
-        condition = {"condition": model.condition.words} if model.condition.words else {}
-        return replace(self, notes={"model": model.name, "sha256": model.sha256, **condition, **notes})
+        return self.noted_of(model.name, model.sha256, model.condition.words, **notes)
+
+    def noted_of(self, model: str, sha256: str, condition: str = "", **notes: Any) -> Plan:
+        """The plan with notes that name a model by its name, its hash and the words of its condition."""
+        under = {"condition": condition} if condition else {}
+        return replace(self, notes={"model": model, "sha256": sha256, **under, **notes})
 
     def unlike(self, model: VectorField) -> str:
         """How the model for which the plan was found differs from this one, in words; "" if it does not."""

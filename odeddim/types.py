@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from odeddim.plans import Plan
+
 Field = Callable[["Tensor", "Tensor"], "Tensor"]
 """ε = field(sigma, xbar): sigma () or (B,) float64, xbar (B, *), ε like xbar. In torchdiffeq's and scipy's order."""
 
@@ -71,8 +73,8 @@ class State:
     """A batch of points of the ODE at one noise level: a sequence of its images.
 
     Two states are equal if the next run cannot tell them apart: the same bits and dtypes of xbar and aux, the same
-    sigma, kept and combined, on whatever devices. The report is not compared, for it tells of the run before. A state
-    has no hash.
+    sigma, kept and combined, on whatever devices. The report and the plan are not compared, for they tell of the run
+    before. A state has no hash.
 
     Attributes:
         xbar: x̄ = x/√α, (B, *) float32 or float64.
@@ -83,6 +85,8 @@ class State:
             "rejected" of adaptive rows, "residual" of those that iterate.
         combined: Whether it was made of other latents (interpolation, means, shifts): the way back that is kept is
             theirs.
+        plan: The plan that encoded the latents, with the name and the hash of the model in its notes; None if neither
+            `odeddim.encode` nor a latent file made the state. `odeddim.decode` and `save` go by it.
 
     Example:
         >>> state = odeddim.State(torch.zeros(3, 1, 28, 28), 157.4)
@@ -99,6 +103,7 @@ class State:
     kept: str = ""
     report: Mapping[str, Tensor] = field(default_factory=dict)
     combined: bool = False
+    plan: Plan | None = None
 
     @property
     def x(self) -> Tensor:

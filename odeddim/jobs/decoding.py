@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -11,13 +11,14 @@ from odeddim import defaults, solvers
 from odeddim.api import decode
 from odeddim.checks.certificate import Rungs, decode_as_encoded, rungs_of
 from odeddim.jobs.work import How, the_plan
+from odeddim.latents.decoding import check_end, decoding_plan
 from odeddim.latents.latent_file import LatentFile
 from odeddim.latents.provenance import MADE_OF_OTHERS, Provenance, provenance_of
 from odeddim.ode.field import VectorField
-from odeddim.ode.grids import ENDS, NAMES, is_named
+from odeddim.ode.grids import is_named
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Plan
-from odeddim.types import InputError, Solver, State
+from odeddim.types import InputError, State
 
 NOTHING = How(None, None, None, None, {})
 
@@ -101,34 +102,21 @@ def decoding_of(
         return _within(how, file, schedule)
     if plan is not None:
         return Decoding(_landing(the_plan(plan, how, schedule, made.solver), file))
-    own = solvers.get(made.solver)
+    own = file.plan
     ladder = made.details.get("ladder") if "steps" in file.figures("report") else None
     if ladder is not None and how.solver is None and how.steps is None and how.grid is None:
-        rungs = {count: Plan.of(schedule, own, count, made.grid, made.end, made.settings) for count in ladder}
-        return Decoding(file.plan, rungs)
-    solver: str | Solver | None = how.solver
-    settings = dict(how.settings)
-    if solver in (None, made.solver):
-        settings = {**made.settings, **{key: value for key, value in settings.items() if value is not None}}
-    if solver is None and own.reversible and (made_by or made.made_by) in MADE_OF_OTHERS:
-        solver, settings = defaults.COMBINED, {}
-    row = solver if isinstance(solver, Solver) else solvers.get(solver or made.solver)
-    its_grid = None if own.adaptive else made.grid
-    if how.steps is None and how.grid is None and (row.adaptive or its_grid is not None):
-        return Decoding(replace(Plan.of(schedule, row, None, file.nodes, settings=settings), grid=made.grid))
-    _check_end(file)
-    grid, steps = how.grid, how.steps
-    if grid is None and its_grid is not None and its_grid.partition(":")[0] in NAMES:
-        grid = its_grid
-    if steps is None and its_grid is not None and (grid is None or is_named(str(grid))):
-        steps = made.steps
-    return Decoding(_landing(Plan.of(schedule, row, steps, grid, made.end, settings), file))
+        rungs = {count: Plan.of(schedule, own.solver, count, made.grid, made.end, made.settings) for count in ladder}
+        return Decoding(own, rungs)
+    combined = (made_by or made.made_by) in MADE_OF_OTHERS
+    solver, steps, grid, _, settings = how
+    plan = decoding_plan(own, schedule, solver, steps, grid, settings, combined=combined, where=str(file.path))
+    return Decoding(_landing(plan, file))
 
 
 def _within(how: How, file: LatentFile, schedule: Schedule) -> Decoding:
     """The plans that a tolerance tries."""
     made = file.provenance
-    _check_end(file)
+    check_end(file.plan, str(file.path))
     own, solver, grid = solvers.get(made.solver), how.solver, how.grid
     its_grid = None if own.adaptive else made.grid
     if solver is None:  # a reversible solver comes back exactly on the nodes of the file only
@@ -149,11 +137,3 @@ def _landing(plan: Plan, file: LatentFile) -> Plan:
             "grid that ends where they lie"
         )
     return plan
-
-
-def _check_end(file: LatentFile) -> None:
-    if file.provenance.end not in ENDS:
-        raise InputError(
-            f"{file.path}: its images lie at σ = {float(file.nodes[0]):.6g}, so only its own nodes decode it: "
-            "leave out grid=..., steps=... and tol=..."
-        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,14 @@ from torch import Tensor
 
 from odeddim import defaults
 from odeddim.api import Model, to_images
-from odeddim.jobs.decoding import decoding_of
+from odeddim.jobs.decoding import NOTHING, decoding_of
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, subject_of
 from odeddim.jobs.work import How, Numbered, the_plan
 from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.latents.provenance import provenance_of
-from odeddim.models import DEFAULT, load
+from odeddim.models import BUILT_IN, DEFAULT, load
+from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
 from odeddim.types import InputError, State
 
@@ -91,46 +94,71 @@ def save(
     path: str | Path,
     *,
     names: Sequence[str] | None = None,
-    model: Model = DEFAULT,
+    model: Model | None = None,
     plan: Plan | None = None,
     overwrite: bool = False,
     **how: Any,
 ) -> None:
     """Save a state as a latent file that `odeddim.open` and `odeddim decode` read.
 
+    A state of `odeddim.encode` or of a latent file knows its plan and the name of its model (`State.plan`).
+
     Args:
         state: The latents, as `odeddim.encode` gives them.
         path: The file, z.h5.
         names: Where each latent comes from; by default numbers. `odeddim decode` names the images after them.
-        model: The model that encoded.
-        plan: The plan that encoded, in place of `how`.
+        model: The model that encoded; by default the one that the state names.
+        plan: The plan that encoded, for a state that does not know it.
         overwrite: Whether to replace a file that is at `path`.
-        **how: solver, steps, grid, end and settings as they were given to `encode`.
+        **how: solver, steps, grid, end and settings in place of `plan`.
 
     Raises:
-        InputError: If the plan does not end where the latents lie, or another file is at `path`.
+        InputError: If the state was encoded by another model or plan, its plan does not end where the latents lie, or
+            another file is at `path`.
 
     Example:
         >>> import odeddim, pathlib, tempfile, torch
         >>> state = odeddim.encode(torch.zeros(2, 1, 4, 4), "ab2", model="exact-mixture", steps=8)
         >>> path = pathlib.Path(tempfile.mkdtemp(), "z.h5")
-        >>> odeddim.save(state, path, model="exact-mixture", solver="ab2", steps=8)
+        >>> odeddim.save(state, path)
         >>> with odeddim.open(path) as latents:
-        ...     latents[:] == state
-        True
+        ...     print(latents[:] == state, latents.plan)
+        True ab2, log grid, 8 steps, end zero
     """
-    field = load(model)
-    plan = the_plan(plan, How.of(how), field.schedule, defaults.ENCODE)
-    if not plan.ends_at(state.sigma):
-        raise InputError(
-            f"the latents lie at σ = {state.sigma:.9g}, but the plan ends at σ = {plan.top:.9g}: give the plan, or the "
-            "arguments, with which they were encoded"
-        )
+    field = load(_model_of(state) if model is None else model)
+    plan = _plan_of(state, field, plan, How.of(how))
     if names is not None and len(names) != len(state):
         raise InputError(f"names=... has {len(names)} names for {len(state)} latents: give one name for each")
     details = Machine().at(model=field).details(field, plan.solver, len(state))
-    made = provenance_of(field, plan, "encode", **details)
+    made = provenance_of(field, plan, "interpolate" if state.combined else "encode", **details)
     named = Numbered("", len(state)) if names is None else names
     with LatentRun(Path(path), named, made, plan.nodes, overwrite=overwrite) as run:
         for start, stop in run.batches(len(state)):
             run.write(start, stop, state[start:stop].to("cpu"))
+
+
+def _model_of(state: State) -> str:
+    """The name of the model that encoded a state."""
+    name = str(state.plan.notes.get("model", DEFAULT)) if state.plan else DEFAULT
+    if name not in BUILT_IN and not os.path.exists(name):
+        raise InputError(f"the latents belong to the model {name!r}, which was not found: give it with model=...")
+    return name
+
+
+def _plan_of(state: State, field: VectorField, plan: Plan | None, how: How) -> Plan:
+    """The plan that encoded a state: its own, or the one that is given if it has none."""
+    own = state.plan
+    given = None if own and not plan and how == NOTHING else the_plan(plan, how, field.schedule, defaults.ENCODE)
+    if own is not None:
+        if unlike := own.unlike(field):
+            raise InputError(f"the latents were encoded {unlike}: give the model that encoded them, model=...")
+        if given is not None and replace(given, notes={}) != replace(own, notes={}):
+            raise InputError(f"the latents were encoded by {own}, not by {given}: leave out what says so")
+    found = own or given
+    assert found is not None
+    if not found.ends_at(state.sigma):
+        raise InputError(
+            f"the latents lie at σ = {state.sigma:.9g}, but the plan ends at σ = {found.top:.9g}: give the plan, or "
+            "the arguments, with which they were encoded"
+        )
+    return found

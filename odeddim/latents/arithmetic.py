@@ -72,7 +72,7 @@ def mean(batches: Iterable[State]) -> State:
     if first is None or count == 0:
         raise InputError("there are no latents, so there is no mean: give at least one")
     means = (total / count).unsqueeze(1)  # of x̄ and of each auxiliary state, (1, *)
-    return State(means[0], first.sigma, tuple(means[1:]), first.kept, combined=True)
+    return State(means[0], first.sigma, tuple(means[1:]), first.kept, combined=True, plan=first.plan)
 
 
 def direction(from_mean: State, to_mean: State) -> State:
@@ -127,7 +127,7 @@ def shift(state: State, direction: State, by: float, keep_norm: bool = True) -> 
         factors = (before / after).reshape(-1, *[1] * (state.xbar.ndim - 1))
         moved = State(moved.xbar * factors, moved.sigma, tuple(part * factors for part in moved.aux), moved.kept)
     aux = tuple(part.to(state.xbar.dtype) for part in moved.aux)
-    return State(moved.xbar.to(state.xbar.dtype), moved.sigma, aux, moved.kept, combined=True)
+    return State(moved.xbar.to(state.xbar.dtype), moved.sigma, aux, moved.kept, combined=True, plan=state.plan)
 
 
 class Readable(Protocol):
@@ -199,7 +199,9 @@ def join(states: Sequence[State]) -> State:
         check_alike(first, state)
     aux = tuple(torch.cat(parts) for parts in zip(*(state.aux for state in states), strict=True))
     combined = any(state.combined for state in states)
-    return State(torch.cat([state.xbar for state in states]), first.sigma, aux, first.kept, combined=combined)
+    plan = first.plan if all(state.plan == first.plan for state in states[1:]) else None
+    xbar = torch.cat([state.xbar for state in states])
+    return State(xbar, first.sigma, aux, first.kept, combined=combined, plan=plan)
 
 
 def rms(difference: Tensor) -> Tensor:

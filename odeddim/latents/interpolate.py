@@ -80,7 +80,7 @@ class LatentPath:
 
         corners = self.corners
         aux = tuple(points(part) for part in corners.aux)
-        return State(points(corners.xbar), corners.sigma, aux, corners.kept, combined=True)
+        return State(points(corners.xbar), corners.sigma, aux, corners.kept, combined=True, plan=corners.plan)
 
 
 def interpolate(a: State, b: State, n: int) -> State:

@@ -22,6 +22,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -33,6 +34,7 @@ from typing_extensions import Self
 
 from odeddim import solvers
 from odeddim.latents.provenance import MADE_OF_OTHERS, Provenance, digest, sha256_of
+from odeddim.ode.conditions import Condition
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Plan
 from odeddim.storage.atomic import check_place
@@ -270,11 +272,17 @@ class LatentFile:
         """The dtype of the latents: "float32" or "float64"."""
         return str(self._columns["xbar"].dtype)
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         """The plan that encoded the latents and decodes them."""
         made = self.provenance
         return Plan(solvers.get(made.solver).with_settings(**made.settings), self.nodes, made.grid, made.end)
+
+    @cached_property
+    def _noted(self) -> Plan:
+        """The plan with the model in its notes, as a State has it."""
+        made = self.provenance
+        return self.plan.noted_of(made.model, made.sha256, Condition(**made.condition).words)
 
     @property
     def aux_count(self) -> int:
@@ -319,7 +327,7 @@ class LatentFile:
             if name.startswith("report/")
         }
         combined = self.provenance.made_by in MADE_OF_OTHERS
-        return State(parts[0], self.sigma, tuple(parts[1:]), self.kept, report, combined)
+        return State(parts[0], self.sigma, tuple(parts[1:]), self.kept, report, combined, self._noted)
 
     def figures(self, kind: str = "certificate") -> dict[str, Tensor]:
         """The figures of each latent.

@@ -130,7 +130,8 @@ def test_grids_given_as_nodes() -> None:
     odeddim.decode(state, "ab2", model=field, grid=torch.tensor(nodes))
     assert field.nfe == 6
     with pytest.raises(odeddim.InputError, match=r"σ = 20, but the grid ends at σ = 157"):
-        odeddim.decode(state, model=field)
+        odeddim.decode(state, "ab2", model=field, grid="log")
+    assert torch.allclose(odeddim.decode(state, model=field), images())  # on its own nodes
     with pytest.raises(odeddim.InputError, match="rise"):
         odeddim.encode(images(), model=field, grid=nodes[::-1])
     with pytest.raises(odeddim.InputError, match="3 steps, not 5"):

@@ -94,8 +94,12 @@ def test_a_field_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"solver": "ab2", "steps": 8, "grid": "leading"}, "but the plan ends at"),
-        ({"solver": "ab2", "names": ["one"]}, "1 names for 2 latents"),
+        (
+            {"solver": "ab2", "steps": 8, "grid": "leading"},
+            "encoded by ab2, log grid, 8 steps, end zero, not by ab2, lea",
+        ),
+        ({"solver": "ab2"}, "not by ab2, log grid, 50 steps"),
+        ({"names": ["one"]}, "1 names for 2 latents"),
         ({"solver": "ab2", "plan": odeddim.plan("exact-mixture")}, r"plan=\.\.\. says how to run: leave out solver="),
     ],
 )
