@@ -125,6 +125,10 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return self._count
 
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self[:3]))
+        return f"[{shown}, ...]" if len(self) > 3 else f"[{shown}]"
+
     @overload
     def __getitem__(self, i: int) -> str: ...
     @overload
@@ -368,6 +372,9 @@ class LatentFile:
             "nodes": self.nodes.tolist(),
             "first names": self.names[:5],
         }
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} latents of {self.provenance.model} in {self.path}: {self.plan}>"
 
     def __getitem__(self, rows: int | slice) -> State:
         """Some of the latents as a State: by an index, from the end if negative, or by a slice.

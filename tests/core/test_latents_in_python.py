@@ -61,6 +61,7 @@ def test_what_is_saved_is_what_encode_writes(z: Path, tmp_path: Path) -> None:
     with odeddim.open(tmp_path / "again.h5") as again:
         assert again[:] == state
         assert again.plan == plan
+        assert repr(again).endswith(f"latents of {MODEL} in {tmp_path / 'again.h5'}: {plan}>")
         assert again.names[:] == names
         assert again.provenance.sha256 == odeddim.load(MODEL).sha256
     jobs.decode(z, tmp_path / "a.h5")
