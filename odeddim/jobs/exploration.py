@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import math
 import re
@@ -29,7 +30,7 @@ from odeddim.latents.latent_file import LatentFile
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
 from odeddim.storage.atomic import plain_text, printable
-from odeddim.storage.png import png_of, side_by_side
+from odeddim.storage.png import side_by_side, write_png
 
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 IDEAL = {"round_trip": "0", "latent_error": "0", "norm": "1", "mean": "0", "variance": "1", "kurtosis": "3",
@@ -171,7 +172,9 @@ class Exploration:
 
 def _uri(images: Tensor, columns: int) -> str:
     """Images, (N, C, H, W) uint8, as one PNG in a data URI."""
-    return "data:image/png;base64," + base64.b64encode(png_of(side_by_side(images, columns))).decode()
+    file = io.BytesIO()
+    write_png(side_by_side(images, columns), file)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _shown(value: Tensor) -> str:

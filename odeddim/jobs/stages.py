@@ -51,7 +51,7 @@ def stages_of(
     Raises:
         InputError: If the model does not take the latents, or the images are not finite.
     """
-    watched = _Watched(field)
+    watched = _Watched(field, len(state))
     images = to_images(field, decoding.images(state, watched, first))
     end = float(decoding.plan.nodes[0])
     seen = [stage for stage in watched.seen if stage.sigma > end]
@@ -62,21 +62,25 @@ def stages_of(
 
 
 class _Watched(VectorField):
-    """A field on data that keeps where it was evaluated, and what it predicted there: 8-bit values of pixels."""
+    """A field on data that keeps where it was evaluated, and what it predicted there: 8-bit values of pixels.
 
-    def __init__(self, field: VectorField) -> None:
+    A solver may fill up its batches with further rows: the first `count` are those of the latents.
+    """
+
+    def __init__(self, field: VectorField, count: int) -> None:
         self.__dict__.update(field.__dict__)
-        self._field, self.codec = field, None
+        self._field, self._count, self.codec = field, count, None
         self.seen: list[Stage] = []
 
     def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
         eps = self._field(sigma, xbar)
-        level = float(torch.as_tensor(sigma).max())
+        level = float(torch.as_tensor(sigma).flatten()[0])
         while self.seen and self.seen[-1].sigma <= level:
             self.seen.pop()
-        predicted = xbar - level * eps
+        own = xbar[: self._count]
+        predicted = own - level * eps[: self._count]
         if self._field.codec is None:
-            self.seen.append(Stage(level, to_bytes(predicted), to_bytes(State(xbar, level).x)))
+            self.seen.append(Stage(level, to_bytes(predicted), to_bytes(State(own, level).x)))
         else:
             self.seen.append(Stage(level, predicted))
         return eps

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -59,20 +59,18 @@ def save_image(
             f"an image of shape {tuple(image.shape)} cannot be written as {path}: a PNG holds 1 or 3 channels, so give "
             "(1, H, W) or (3, H, W)"
         )
-    content = png_of(to_bytes(image), notes)
+    pixels = to_bytes(image)
     with replacing(Path(path), temporary) as place:
-        place.write_bytes(content)
+        write_png(pixels, place, notes)
 
 
-def png_of(pixels: Tensor, notes: Mapping[str, str] | None = None) -> bytes:
-    """The content of a PNG file.
+def write_png(pixels: Tensor, file: Path | IO[bytes], notes: Mapping[str, str] | None = None) -> None:
+    """Write a PNG, with nothing of what `save_image` does for the file.
 
     Args:
         pixels: (C, H, W) uint8 on the CPU, with C = 1 or 3.
+        file: Where it goes.
         notes: As for `save_image`.
-
-    Returns:
-        The bytes of the file.
     """
     import PIL.Image
     from PIL.PngImagePlugin import PngInfo
@@ -80,10 +78,8 @@ def png_of(pixels: Tensor, notes: Mapping[str, str] | None = None) -> bytes:
     info = PngInfo()
     for key, note in (notes or {}).items():
         info.add_text(key, note)
-    file = io.BytesIO()
     rows = pixels[0] if pixels.shape[0] == 1 else pixels.movedim(0, -1)
     PIL.Image.fromarray(rows.contiguous().numpy()).save(file, format="PNG", pnginfo=info)
-    return file.getvalue()
 
 
 def is_whole(path: Path, mark: str) -> bool:
