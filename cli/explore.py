@@ -55,7 +55,7 @@ def command(
     """Make a page to explore the square between four of LATENTS.
 
     The page is a single file that opens offline. Every tile of the square is a latent between the four (`odeddim
-    interpolate --corners`), decoded. Drag the point to see the image of a tile and its nearest latents in the file;
+    interpolate --corners`), decoded. Drag across it to see the image of a tile and its nearest latents in the file;
     a slider shows the state and the predicted image at falling noise levels. Below are the figures of the four latents
     that the file holds, such as their certificates.
 

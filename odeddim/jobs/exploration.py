@@ -113,8 +113,11 @@ class Exploration:
         return printable(self.file.names[number])
 
     def _corner(self, i: int) -> str:
+        """The latent at a corner as HTML: its number, and its name without folders."""
         number = self.corners[i]
-        return f'<span class="number">{number}</span> <bdi>{escape(self._name(number))}</bdi>'
+        name = self._name(number)
+        shown = escape(name.rpartition("/")[2])
+        return f'<span title="{escape(name)}"><span class="number">{number}</span> <bdi>{shown}</bdi></span>'
 
     def _data(self) -> dict[str, Any]:
         """What the script of the page reads."""
@@ -158,10 +161,7 @@ class Exploration:
         )  # fmt: skip
         if not rows:
             return missing
-        heads = "".join(
-            f'<th scope="col">{where}<br><span class="name">{self._corner(i)}</span></th>'
-            for i, where in enumerate(CORNERS)
-        )
+        heads = "".join(f'<th scope="col">{where}<br>{self._corner(i)}</th>' for i, where in enumerate(CORNERS))
         return (
             f'{missing}<div class="scroll" role="region" tabindex="0" aria-label="Figures of the corners">\n<table>\n'
             f'<thead><tr><td></td>{heads}<th scope="col">ideal</th></tr></thead>\n<tbody>\n'

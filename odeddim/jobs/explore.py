@@ -91,7 +91,7 @@ def explore(
     check_place(output, latents, suffixes=SUFFIXES)
     if len(corners) != 4:
         raise InputError(f"a square has 4 corners, not {len(corners)}: give corners=... four latents")
-    if levels < 2 or not 2 <= (tiles or TILES) <= MOST_TILES:
+    if levels < 2 or not 2 <= (TILES if tiles is None else tiles) <= MOST_TILES:
         raise InputError(f"levels={levels} and tiles={tiles}: give 2 levels or more, and 2 to {MOST_TILES} tiles")
     with LatentFile(latents) as file:
         place = (machine or Machine()).at(file, model)
@@ -119,11 +119,11 @@ def explore(
             images = _images(near, file, own, field, place, size, advance)
         shown = dict(zip(near, images, strict=True))
         page = Exploration(file, field, decoding.plan, corners, side, square, numbers, distances, shown).html(mark)
-        words = f"{side} × {side} images between {', '.join(file.names[index] for index in corners)} in {output}"
     with replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
-    words += (
-        f" ({len(page) / 1e6:.1f} MB; open it in a browser): {row.name}, {decoding.steps}, "
+    words = (
+        f"{side} × {side} images between the latents {', '.join(map(str, corners))} in {output} "
+        f"({len(page) / 1e6:.1f} MB; open it in a browser): {row.name}, {decoding.steps}, "
         f"{evaluated(len(path) + len(near), field)}, {time.perf_counter() - began:.1f} s"
     )
     return Outcome(output, len(path), len(path), words)

@@ -265,7 +265,7 @@ def test_what_python_refuses(tmp_path: Path) -> None:
     for how, words in (
         ({"corners": (0, 1, 2)}, "a square has 4 corners, not 3"),
         ({"levels": 1}, "levels=1"),
-        ({"tiles": 1}, "tiles=1"),
+        ({"tiles": 0}, "tiles=0"),
         ({"tiles": 65}, "2 to 64 tiles"),
     ):
         with pytest.raises(InputError, match=re.escape(words)):
