@@ -37,6 +37,7 @@ COMMANDS = {
     "interpolate": "Make lines, grids and loops between latents.",
     "shift": "Move latents from the mean of one group towards that of another.",
     "neighbours": "Find the nearest neighbours of latents.",
+    "explore": "Make a page to explore the square between four latents.",
     "verify": "Show how good the latents of a file are, the worst first.",
     "merge": "Make one file of an index and its parts, or of several files.",
     "grid": "Compute the best noise levels for a solver: a plan file, plan.json.",
@@ -49,7 +50,7 @@ COMMANDS = {
 
 
 # Commands that leave nothing when they are stopped; every other one goes on from what is finished.
-WHOLE_OR_NOTHING = ("merge", "grid", "solvers", "explain", "inspect", "bench report")
+WHOLE_OR_NOTHING = ("explore", "merge", "grid", "solvers", "explain", "inspect", "bench report")
 
 
 @click.group(

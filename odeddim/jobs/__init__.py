@@ -11,6 +11,7 @@ from odeddim.jobs.bridge import bridge as bridge
 from odeddim.jobs.combining import Drawing as Drawing
 from odeddim.jobs.decode import decode as decode
 from odeddim.jobs.encode import encode as encode
+from odeddim.jobs.explore import explore as explore
 from odeddim.jobs.grid import grid as grid
 from odeddim.jobs.interpolate import interpolate as interpolate
 from odeddim.jobs.machine import Machine as Machine

@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -53,21 +54,32 @@ def save_image(
     Raises:
         InputError: The image cannot be written as a PNG, or the disk does not take it.
     """
-    import PIL.Image
-    from PIL.PngImagePlugin import PngInfo
-
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise InputError(
             f"an image of shape {tuple(image.shape)} cannot be written as {path}: a PNG holds 1 or 3 channels, so give "
             "(1, H, W) or (3, H, W)"
         )
-    content = to_bytes(image).movedim(0, -1)
-    pixels = content[:, :, 0] if image.shape[0] == 1 else content
+    pixels = to_bytes(image)
+    with replacing(Path(path), temporary) as place:
+        write_png(pixels, place, notes)
+
+
+def write_png(pixels: Tensor, file: Path | IO[bytes], notes: Mapping[str, str] | None = None) -> None:
+    """Write a PNG, with nothing of what `save_image` does for the file.
+
+    Args:
+        pixels: (C, H, W) uint8 on the CPU, with C = 1 or 3.
+        file: Where it goes.
+        notes: As for `save_image`.
+    """
+    import PIL.Image
+    from PIL.PngImagePlugin import PngInfo
+
     info = PngInfo()
     for key, note in (notes or {}).items():
         info.add_text(key, note)
-    with replacing(Path(path), temporary) as place:
-        PIL.Image.fromarray(pixels.contiguous().numpy()).save(place, format="PNG", pnginfo=info)
+    rows = pixels[0] if pixels.shape[0] == 1 else pixels.movedim(0, -1)
+    PIL.Image.fromarray(rows.contiguous().numpy()).save(file, format="PNG", pnginfo=info)
 
 
 def is_whole(path: Path, mark: str) -> bool:
@@ -119,12 +131,26 @@ def save_sheet(
     Raises:
         InputError: There are no images, or the sheet cannot be written.
     """
-    n, c, h, w = images.shape
+    n = len(images)
     if n == 0:
         raise InputError(f"there are no images to write to {path}: give at least one")
     columns = columns or math.ceil(math.sqrt(n))
+    save_image(side_by_side(images.detach().cpu().float(), columns, -1), path, notes, temporary)
+
+
+def side_by_side(images: Tensor, columns: int, black: int = 0) -> Tensor:
+    """Images side by side in one image, row by row.
+
+    Args:
+        images: (n, C, H, W).
+        columns: How many images a row has.
+        black: The value that fills up the last row.
+
+    Returns:
+        (C, rows·H, columns·W).
+    """
+    n, c, h, w = images.shape
     rows = -(-n // columns)
-    cells = torch.full((rows * columns, c, h, w), -1.0)
-    cells[:n] = images.detach().cpu()
-    sheet = cells.reshape(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
-    save_image(sheet, path, notes, temporary)
+    cells = images.new_full((rows * columns, c, h, w), black)
+    cells[:n] = images
+    return cells.reshape(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)

@@ -247,9 +247,10 @@ def test_commands_on_latents(on_device: Command) -> None:
     on_device("interpolate", "z.h5", "--pair", 0, 1, "-n", 3, "--sheet", "path.png")
     on_device("shift", "z.h5", "--from", "0", "--to", "1", "--by", "0,1", "--sheet", "shifted.png")
     on_device("neighbours", "z.h5", "-k", 1, "--sheet", "near.png")
+    on_device("explore", "z.h5", "--corners", 0, 1, 1, 0, "--tiles", 2, "-o", "explore.html")
     on_device("verify", "z.h5", "--sheet", "worst.png")
-    for name in ("path", "shifted", "near", "worst"):
-        assert Path(f"{name}.png").exists()
+    for name in ("path.png", "shifted.png", "near.png", "explore.html", "worst.png"):
+        assert Path(name).exists()
 
 
 def test_commands_that_begin_with_images_or_noise(on_device: Command) -> None:

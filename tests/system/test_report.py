@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from browser import Browser, chromium_driver, in_a_browser
 
 from odeddim.bench import figures, quality
 from odeddim.bench.report import inline_svg, report
@@ -266,37 +265,9 @@ def test_what_is_wrong_is_one_sentence(run: Command, here: Path, arguments: list
 
 # What a browser makes of it. One is started for all of these.
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-in_a_browser = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver: apt install chromium chromium-driver"
-)
 
-
-class Browser:
-    """The page in a headless Chromium, reloaded for each test."""
-
-    def __init__(self, driver: Any, page: Path) -> None:
-        self.driver, self.page = driver, page
-
-    def open(self, scheme: str = "light", width: int = 1280) -> Browser:
-        self.wear(scheme)
-        self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        self.driver.get(self.page.as_uri())
-        return self
-
-    def wear(self, scheme: str, media: str = "") -> None:
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.devtools("Emulation.setEmulatedMedia", media=media, features=features)
-
-    def devtools(self, command: str, **parameters: Any) -> Any:
-        return self.driver.execute_cdp_cmd(command, parameters)
-
-    def js(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def find(self, selector: str) -> list[Any]:
-        return self.driver.find_elements("css selector", selector)
+class Report(Browser):
+    """The page, and what it shows."""
 
     def shown(self) -> dict[str, list[bool]]:
         """Of each theme's figures, whether they can be seen."""
@@ -321,28 +292,13 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def chromium(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(executable_path=DRIVER))
-    try:
-        yield Browser(driver, made)
-    finally:
-        driver.quit()
+def chromium(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
+    with chromium_driver(tmp_path_factory.mktemp("chromium")) as driver:
+        yield Report(driver, made)
 
 
 @pytest.fixture
-def browser(chromium: Browser) -> Iterator[Browser]:
+def browser(chromium: Report) -> Iterator[Report]:
     """The page at 1280 pixels, light; whatever a test does there, the console stays empty."""
     yield chromium.open()
     chromium.js("try { localStorage.clear() } catch {}")
@@ -350,18 +306,16 @@ def browser(chromium: Browser) -> Iterator[Browser]:
 
 
 @in_a_browser
-def test_it_opens_quietly(browser: Browser) -> None:
-    browser.driver.get_log("performance")  # of the pages before
+def test_it_opens_quietly(browser: Report) -> None:
+    browser.asked()  # of the pages before
     browser.open()
     browser.js("return document.body.getBoundingClientRect()")
-    events = [json.loads(entry["message"])["message"] for entry in browser.driver.get_log("performance")]
-    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    assert [url for url in asked if not url.startswith("data:")] == [browser.page.as_uri()]
+    assert browser.asked() == [browser.page.as_uri()]
     assert browser.driver.title == "odeddim bench: fashion-mnist"
 
 
 @in_a_browser
-def test_what_a_table_says_is_shown_as_it_is(browser: Browser) -> None:
+def test_what_a_table_says_is_shown_as_it_is(browser: Report) -> None:
     assert NASTY in browser.column(6)
     words = browser.js(
         "return [...document.querySelectorAll('section > p, figcaption, dt, dd')].map(e => e.textContent)"
@@ -376,7 +330,7 @@ def test_what_a_table_says_is_shown_as_it_is(browser: Browser) -> None:
 
 
 @in_a_browser
-def test_the_figures_fit_the_theme(browser: Browser) -> None:
+def test_the_figures_fit_the_theme(browser: Report) -> None:
     light, dark = ({"light": [seen] * 5, "dark": [not seen] * 5} for seen in (True, False))
     assert browser.shown() == light
     browser.wear("dark")
@@ -387,7 +341,7 @@ def test_the_figures_fit_the_theme(browser: Browser) -> None:
 
 
 @in_a_browser
-def test_the_theme_is_chosen_by_a_button(browser: Browser) -> None:
+def test_the_theme_is_chosen_by_a_button(browser: Report) -> None:
     for scheme in ("light", "dark"):
         browser.js("localStorage.clear()")
         browser.open(scheme)
@@ -408,7 +362,7 @@ def test_the_theme_is_chosen_by_a_button(browser: Browser) -> None:
 
 
 @in_a_browser
-def test_a_click_on_a_column_sorts(browser: Browser) -> None:
+def test_a_click_on_a_column_sorts(browser: Report) -> None:
     assert browser.column(2) == STEPS
     assert browser.sorts() == ["none"] * 7
     buttons = browser.find("table th button")
@@ -440,7 +394,7 @@ def test_a_click_on_a_column_sorts(browser: Browser) -> None:
 
 
 @in_a_browser
-def test_the_arrow_shows_the_direction(browser: Browser) -> None:
+def test_the_arrow_shows_the_direction(browser: Report) -> None:
     (button, *_) = browser.find("table th button")
     seen = []
     for _ in range(3):
@@ -450,7 +404,7 @@ def test_the_arrow_shows_the_direction(browser: Browser) -> None:
 
 
 @in_a_browser
-def test_groups_are_apart_while_the_table_is_in_its_order(browser: Browser) -> None:
+def test_groups_are_apart_while_the_table_is_in_its_order(browser: Report) -> None:
     script = (
         "return [...document.querySelector('table').tBodies[0].rows].map(row =>"
         "parseFloat(getComputedStyle(row.cells[0]).borderTopWidth) > 0)"
@@ -466,7 +420,7 @@ def test_groups_are_apart_while_the_table_is_in_its_order(browser: Browser) -> N
 
 
 @in_a_browser
-def test_the_keyboard_does_it_all(browser: Browser) -> None:
+def test_the_keyboard_does_it_all(browser: Report) -> None:
     from selenium.webdriver import ActionChains, Keys
 
     def press(*keys: str) -> Any:
@@ -495,7 +449,7 @@ def test_the_keyboard_does_it_all(browser: Browser) -> None:
 
 @in_a_browser
 @pytest.mark.parametrize("width", [320, 400, 1280])
-def test_nothing_is_wider_than_the_window(browser: Browser, width: int) -> None:
+def test_nothing_is_wider_than_the_window(browser: Report, width: int) -> None:
     browser.open(width=width)
     browser.js("document.querySelectorAll('details').forEach(each => each.open = true)")
     size = "const size = document.documentElement; return [size.scrollWidth, size.clientWidth]"
@@ -520,7 +474,7 @@ def test_nothing_is_wider_than_the_window(browser: Browser, width: int) -> None:
 
 
 @in_a_browser
-def test_the_widest_table_fits_a_window_of_1280_pixels(browser: Browser, tmp_path: Path) -> None:
+def test_the_widest_table_fits_a_window_of_1280_pixels(browser: Report, tmp_path: Path) -> None:
     columns = quality._columns("Fréchet distance", "cifar10")[:-1]
     values = ("hat", "ddpm-sigma-hat", "linear", 1000, 1000.0, 13.172, 0.7130, 0.1229, 0.794, 0.367, 367.43, 1234.5)
     row = dict(zip([column.name for column in columns], values, strict=True))
@@ -532,7 +486,7 @@ def test_the_widest_table_fits_a_window_of_1280_pixels(browser: Browser, tmp_pat
 
 
 @in_a_browser
-def test_ids_are_unique_in_the_browser_too(browser: Browser) -> None:
+def test_ids_are_unique_in_the_browser_too(browser: Report) -> None:
     ids = browser.js("return [...document.querySelectorAll('[id]')].map(each => each.id)")
     assert len(ids) == len(set(ids)) > 50
     assert ids == Page(browser.page).ids()
@@ -554,7 +508,7 @@ return [...document.querySelectorAll('body *')]
 
 
 @in_a_browser
-def test_words_can_be_told_from_the_page(browser: Browser, tmp_path: Path) -> None:
+def test_words_can_be_told_from_the_page(browser: Report, tmp_path: Path) -> None:
     other("ant", sheets=()).save(tmp_path)
     other("zebra", sheets=(), settings={"model": "mine"}).save(tmp_path)  # so that there is a warning
     report(tmp_path, tmp_path / "r.html")
