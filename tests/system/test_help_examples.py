@@ -1,0 +1,166 @@
+"""Every example of every `--help` runs as it stands, on models that are small: exact fields in place of networks."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import os
+import re
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import command
+
+from odeddim import models
+from odeddim.cli import group as whole
+from odeddim.latents.latent_file import LatentRun
+from odeddim.ode.analytic import GaussianMixture
+from odeddim.ode.field import VectorField
+from odeddim.ode.schedule import Schedule
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+INSTEAD = {"inception:WEIGHTS.pth": "network.pt2", "cuda": "cpu"}
+"""What no test can have: Inception's weights, a GPU."""
+
+
+def commands(group: click.Command = whole, name: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command by its whole name, "bench time"."""
+    yield name, group
+    if isinstance(group, click.Group):
+        for word in group.list_commands(click.Context(group)):
+            found = group.get_command(click.Context(group), word)
+            assert found is not None
+            yield from commands(found, f"{name} {word}".strip())
+
+
+def examples() -> dict[str, str]:
+    """The lines under "Examples:" of all commands, each with what is said beside it."""
+    found: dict[str, str] = {}
+    for _, one in commands():
+        lines = iter((one.help or "").replace("\b", "").splitlines())
+        for line in lines:
+            if line.strip() in ("Examples:", "Example:"):
+                break
+        for line in lines:
+            if not re.match(r"\s*(odeddim|find|torchrun|python) ", line):
+                break
+            example, *said = re.split(r"\s{3,}", line.strip())
+            found.setdefault(example, " ".join(said))
+    return found
+
+
+def small(name: str, shape: tuple[int, ...] | None = None, classes: int | None = None) -> VectorField:
+    """An exact field under the name of a model; where it takes classes, all of them are the same."""
+    schedule = Schedule.linear()
+    network = GaussianMixture(torch.tensor([-0.6, 0.6]), 0.15).network(schedule)
+    return VectorField.from_network(
+        lambda x, t, *label: network(x, t), schedule, shape=shape, name=name, classes=classes
+    )
+
+
+def photos(folder: Path, count: int, size: int, colour: bool = True) -> None:
+    """Pictures of two blocks, each in its own place."""
+    folder.mkdir()
+    for i in range(count):
+        pixels = np.full((size, size, 3), 30 * (i % 7), np.uint8)
+        pixels[: 3 + i % size, i % size :] = 220 - 9 * (i % 9)
+        image = Image.fromarray(pixels)
+        (image if colour else image.convert("L")).save(folder / f"{i:03d}.png")
+
+
+class Features(torch.nn.Module):
+    """Features of images: their means over blocks."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def names() -> Iterator[None]:
+    """The models that the examples name: exact fields, which take images of any shape but for the package's."""
+    fields = {name: small(name) for name in ("MODEL", "A", "B")} | {"M": small("M", classes=1000)}
+    fields |= {name: small(name, shape=(1, 28, 28)) for name in (models.DEFAULT, models.FLOW)}
+    with pytest.MonkeyPatch.context() as patched:
+        for name, field in fields.items():
+            patched.setitem(models.BUILT_IN, name, (lambda field=field: copy.copy(field), "small"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, names: None) -> Path:
+    """A folder with every file that the examples read."""
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        photos(Path("photos"), 8, 28)
+        photos(Path("photos32"), 8, 32)
+        photos(Path("cifar10-test"), 4, 32)
+        command("grid", "-n", 2, "--solver", "dpmpp-2m", "--steps", 20, "-o", "plan.json")
+        Path("bench").mkdir()
+        shutil.copy("plan.json", "bench/plan.json")
+        for name in ("z", "other", "samples", "monday", "tuesday"):
+            photos(Path(name), 30, 28, colour=False)
+            command("encode", name, "-o", f"{name}.h5", "--steps", 3)
+        written: list[int] = []
+        write = LatentRun.write
+
+        def once(run: LatentRun, start: int, *given: Any, **more: Any) -> None:
+            if written:
+                raise KeyboardInterrupt
+            written.append(start)
+            write(run, start, *given, **more)
+
+        with patched.context() as stopped:
+            stopped.setattr(LatentRun, "write", once)
+            command("encode", "z", "-o", "unfinished.h5", "--steps", 3, "--batch-size", 8, code=130)
+        command("shift", "z.h5", "--from", "0-9", "--to", "10-19", "--direction", "d.h5")
+        command("bench", "-n", 2, "--steps", 2, "--solvers", "euler", "-o", "results")
+        program = torch.export.export(Features(), (torch.zeros(2, 1, 28, 28),))
+        torch.export.save(program, "network.pt2")
+        for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"):
+            with gzip.open(name, "wb") as file:
+                file.write(struct.pack(">IIII", 0x803, 16, 28, 28) + bytes(range(256)) * 49)
+    return folder
+
+
+def test_every_command_has_examples() -> None:
+    named = " ".join(examples())
+    for name, one in commands():
+        if name and not isinstance(one, click.Group):
+            assert f"odeddim {name}" in named, name
+    assert len(examples()) > 60
+
+
+@pytest.mark.parametrize("example", examples())
+def test_an_example_runs(example: str, world: Path, here: Path) -> None:
+    shutil.copytree(world, here, dirs_exist_ok=True)
+    for word, other in INSTEAD.items():
+        example = example.replace(word, other)
+    if not example.startswith("odeddim "):  # a pipe, torchrun: a shell and processes of their own
+        line = example.replace("torchrun", f"{sys.executable} -m torch.distributed.run").replace(
+            "MODEL", "exact-mixture"
+        )
+        line = line.replace("| odeddim", f"| {sys.executable} -m odeddim").replace("per-node 4", "per-node 2")
+        subprocess.run(
+            line, shell=True, check=True, capture_output=True, cwd=here, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        return
+    words = shlex.split(example.partition(" > ")[0])[1:]
+    if words[0] == "train":
+        quick = [*words, "--steps", "2", "--batch-size", "2", "--channels", "16"]
+        if "more steps" in examples()[example]:
+            command(*quick)
+            quick[quick.index("--steps") + 1] = "4"
+        words = quick
+    command(*words)
