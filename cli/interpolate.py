@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Points of a line, of each side of a grid, or of each leg of a loop.",
 )
-@options.drawing("The latent file to write, path.h5.", "Decode the path and draw its images, path.png.")
+@options.drawing(
+    "The latent file to write, path.h5.", "Decode the path and draw its images, path.png.", options.animation
+)
 def command(
     latents: Path,
     pair: tuple[int, int] | None,
@@ -51,7 +53,8 @@ def command(
     Examples:
       odeddim interpolate z.h5 --pair 0 1 -o path.h5 --sheet path.png
       odeddim interpolate z.h5 --corners 0 1 2 3 -n 8 --sheet grid.png
-      odeddim interpolate z.h5 --loop 0,1,2,3 -n 30 -o loop.h5
+      odeddim interpolate z.h5 --loop 0,1,2,3 -n 30 --animate loop.gif
+      odeddim interpolate z.h5 --pair 0 1 -n 48 --animate line.mp4 --fps 24
     """
     from odeddim import jobs
 

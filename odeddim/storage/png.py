@@ -1,17 +1,21 @@
-"""Images written as PNG files, one by one or on a sheet, each with notes that say which run it belongs to."""
+"""Images written as PNG files, each with notes that say which run it belongs to."""
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from odeddim.storage.atomic import replacing
 from odeddim.types import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.PngImagePlugin import PngInfo
 
 MARK = "odeddim"
 """The note of a PNG that says which run it belongs to."""
@@ -53,21 +57,41 @@ def save_image(
     Raises:
         InputError: The image cannot be written as a PNG, or the disk does not take it.
     """
+    drawn = picture(image, path)
+    with replacing(Path(path), temporary) as place:
+        drawn.save(place, format="PNG", pnginfo=png_notes(notes))
+
+
+def picture(image: Tensor, path: str | Path) -> Image:
+    """An image (C, H, W) in [-1, 1] as Pillow has it, gray or RGB.
+
+    Args:
+        image: The image.
+        path: The file that it goes to, for the message.
+
+    Raises:
+        InputError: It has neither 1 nor 3 channels, or holds NaN or infinite values.
+    """
     import PIL.Image
-    from PIL.PngImagePlugin import PngInfo
 
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise InputError(
-            f"an image of shape {tuple(image.shape)} cannot be written as {path}: a PNG holds 1 or 3 channels, so give "
-            "(1, H, W) or (3, H, W)"
+            f"an image of shape {tuple(image.shape)} cannot be written as {path}: a picture has 1 or 3 channels, so "
+            "give (1, H, W) or (3, H, W)"
         )
     content = to_bytes(image).movedim(0, -1)
     pixels = content[:, :, 0] if image.shape[0] == 1 else content
+    return PIL.Image.fromarray(pixels.contiguous().numpy())
+
+
+def png_notes(notes: Mapping[str, str] | None) -> PngInfo:
+    """Notes as Pillow writes them into a PNG."""
+    from PIL.PngImagePlugin import PngInfo
+
     info = PngInfo()
     for key, note in (notes or {}).items():
         info.add_text(key, note)
-    with replacing(Path(path), temporary) as place:
-        PIL.Image.fromarray(pixels.contiguous().numpy()).save(place, format="PNG", pnginfo=info)
+    return info
 
 
 def is_whole(path: Path, mark: str) -> bool:
@@ -98,33 +122,3 @@ def notes_of(path: Path) -> dict[str, str]:
             return {str(key): note for key, note in image.info.items() if isinstance(note, str)}
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
         return {}
-
-
-def save_sheet(
-    images: Tensor,
-    path: str | Path,
-    columns: int | None = None,
-    notes: Mapping[str, str] | None = None,
-    temporary: Path | None = None,
-) -> None:
-    """Write images side by side in one PNG, row by row. The last row is filled up with black.
-
-    Args:
-        images: (n, C, H, W) in [-1, 1].
-        path: The file.
-        columns: How many images a row has; without it the sheet is as square as possible.
-        notes: As for `save_image`.
-        temporary: As for `save_image`.
-
-    Raises:
-        InputError: There are no images, or the sheet cannot be written.
-    """
-    n, c, h, w = images.shape
-    if n == 0:
-        raise InputError(f"there are no images to write to {path}: give at least one")
-    columns = columns or math.ceil(math.sqrt(n))
-    rows = -(-n // columns)
-    cells = torch.full((rows * columns, c, h, w), -1.0)
-    cells[:n] = images.detach().cpu()
-    sheet = cells.reshape(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
-    save_image(sheet, path, notes, temporary)
