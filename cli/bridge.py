@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options
+from odeddim.cli import options, pictures
 from odeddim.cli.kinds import Interval
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ target = options.gathered(
 
 @click.command("bridge")
 @click.argument("images", required=False, type=click.Path(path_type=Path))
-@options.pictures("Where images go: a folder for PNGs, a sheet.png, a file.h5 or a file.npz.")
+@pictures.output("Where images go: a folder for PNGs, a sheet.png, a file.h5 or a file.npz.")
 @click.option(
     "-n",
     "--count",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odeddim.cli import options
+from odeddim.cli import options, pictures
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Pictures, Subject
@@ -30,7 +30,7 @@ def _noise(function: options.F) -> options.F:
 
 @click.command("decode")
 @click.argument("latents", type=click.Path(path_type=Path))
-@options.pictures("Where images go: a folder for PNGs, a sheet.png, a file.h5 or a file.npz.")
+@pictures.output("Where images go: a folder for PNGs, a sheet.png, a file.h5 or a file.npz.")
 @options.its_model
 @options.run("the one that encoded", _noise, options.plan)
 @options.machine

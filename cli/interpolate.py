@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odeddim.cli import options
+from odeddim.cli import options, pictures
 from odeddim.cli.kinds import Items
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Points of a line, of each side of a grid, or of each leg of a loop.",
 )
-@options.drawing(
-    "The latent file to write, path.h5.", "Decode the path and draw its images, path.png.", options.animation
+@pictures.drawing(
+    "The latent file to write, path.h5.", "Decode the path and draw its images, path.png.", pictures.animation
 )
 def command(
     latents: Path,

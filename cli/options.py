@@ -13,7 +13,7 @@ from odeddim.cli.kinds import Assignment, Interval, Shape, SolverName, Tolerance
 from odeddim.storage.atomic import is_hidden, printable
 
 if TYPE_CHECKING:
-    from odeddim.jobs import Drawing, Machine, Pictures, Subject
+    from odeddim.jobs import Machine, Subject
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,7 +21,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 MOST_STEPS = 1_000_000
 MOST_AT_ONCE = 65_536  # images
 MOST_THREADS = 1024
-MOST_SCALE = 256
 MOST_NEW = 10_000_000  # images or latents
 MOST_SEED = 2**63 - 1
 
@@ -127,7 +126,7 @@ told = together(
 )
 
 
-def _subject(own: Mapping[str, Any]) -> Subject:
+def subject(own: Mapping[str, Any]) -> Subject:
     """The model as the command line says it."""
     from odeddim.jobs import Subject
 
@@ -139,7 +138,7 @@ def _subject(own: Mapping[str, Any]) -> Subject:
 def _model(default: str | None, words: str) -> Callable[[F], F]:
     shown = default is not None
     option = click.option("--model", default=default, show_default=shown, metavar="NAME|PATH", help=words)
-    return gathered("model", together(option, told), _subject)
+    return gathered("model", together(option, told), subject)
 
 
 model = _model("fashion-mnist", "The name of a built-in model, or the path of a model.")
@@ -293,8 +292,8 @@ network_batch = click.option(
     help="Images that the network sees at once; a smaller batch is filled up. The last digits of the result depend on "
     "this number, and not on the other images.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
 )
-_whole_machine = together(place, batch_size, network_batch, threads)
-machine = gathered("machine", _whole_machine, _machine)
+whole_machine = together(place, batch_size, network_batch, threads)
+machine = gathered("machine", whole_machine, _machine)
 
 
 def machine_with_threads(default: int) -> Callable[[F], F]:
@@ -330,116 +329,3 @@ size = click.option(
     help="The shape of the images, for models that take any shape.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-
-
-_scale = click.option(
-    "--scale",
-    type=click.IntRange(1, MOST_SCALE),
-    default=None,
-    help="How many times the sheet enlarges each image, without smoothing; 1 shows its bare pixels.  [default: so that "
-    "an image has 112 pixels or more]",
-)
-_how_drawn = together(
-    _scale,
-    click.option(
-        "--labels/--no-labels", default=None, help="Whether the sheet has text.  [default: where there is room for it]"
-    ),
-)
-
-
-def _pictures(own: dict[str, Any]) -> Pictures:
-    """Where images go, and how they are drawn or written there."""
-    from odeddim.jobs import Pictures
-
-    return Pictures(own["output"], own["format"], own["scale"], own["labels"])
-
-
-def pictures(places: str) -> Callable[[F], F]:
-    """-o, and how images are drawn or written there. places: what -o is said to be."""
-    return gathered(
-        "output",
-        together(
-            click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=places),
-            click.option(
-                "--format",
-                type=click.Choice(["png", "jpeg", "webp"]),
-                default="png",
-                show_default=True,
-                help="The files of a folder. JPEG and WebP take less room, but do not keep the pixels exactly.",
-            ),
-            _how_drawn,
-        ),
-        _pictures,
-    )
-
-
-def _sheet(own: dict[str, Any]) -> Pictures | None:
-    """The sheet, as it is drawn."""
-    from odeddim.jobs import Pictures
-
-    if own["sheet"] is None:
-        if is_given("labels") or (own["scale"] and not own.get("animate")):
-            raise click.UsageError("--scale and --labels say how a sheet is drawn: give --sheet")
-        return None
-    return Pictures(own["sheet"], scale=own["scale"], labels=own["labels"])
-
-
-def sheet(what: str) -> Callable[[F], F]:
-    """--sheet, and how it is drawn. what: what it is said to be."""
-    its_path = click.option("--sheet", type=click.Path(path_type=Path), default=None, help=what)
-    return gathered("sheet", together(its_path, _how_drawn), _sheet)
-
-
-animation = together(
-    click.option(
-        "--animate",
-        type=click.Path(path_type=Path),
-        default=None,
-        help="Decode the path and show its images one after the other, path.gif, path.webp or path.mp4. A line goes "
-        "forward and back. MP4 needs `pip install 'odeddim[video]'`, and does not keep the pixels exactly.",
-    ),
-    click.option(
-        "--fps", type=click.IntRange(1, 50), default=10, show_default=True, help="Frames a second of --animate."
-    ),
-)
-
-
-def _drawing(own: dict[str, Any]) -> Drawing:
-    """Where new latents go, and how they are drawn."""
-    from odeddim.cli.progress import bar
-    from odeddim.jobs import Animation, Drawing, Machine
-
-    sheet, animate = _sheet(own), own.get("animate")
-    its_place = {name: own[name] for name in ("device", "dtype", "batch_size", "network_batch", "threads")}
-    return Drawing(
-        own["output"],
-        sheet,
-        _subject(own),
-        Machine(**its_place),
-        own["overwrite"],
-        bar,
-        None if animate is None else Animation(animate, own["fps"], own["scale"]),
-    )
-
-
-def drawing(file: str, sheet: str, *more: Callable[[Any], Any]) -> Callable[[F], F]:
-    """-o and --sheet, and how the sheet is drawn. file, sheet: what they are said to be; more: options besides."""
-    return gathered(
-        "to",
-        together(
-            click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help=file),
-            click.option("--sheet", type=click.Path(path_type=Path), default=None, help=sheet),
-            _how_drawn,
-            *more,
-            click.option(
-                "--model",
-                default=None,
-                metavar="NAME|PATH",
-                help="The model that decodes for --sheet.  [default: the model that the latents name]",
-            ),
-            told,
-            _whole_machine,
-            overwrite,
-        ),
-        _drawing,
-    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options
+from odeddim.cli import options, pictures
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Pictures, Subject
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How many images to make.",
 )
-@options.pictures("Where images go: a sheet.png, a file.h5, a file.npz or a folder for PNGs.")
+@pictures.output("Where images go: a sheet.png, a file.h5, a file.npz or a folder for PNGs.")
 @options.seed
 @click.option(
     "--eta",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odeddim.cli import options
+from odeddim.cli import options, pictures
 from odeddim.storage.atomic import printable
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ HEADINGS = {
 @click.option(
     "--worst", "shown", type=click.IntRange(1), default=10, show_default=True, help="How many latents to show."
 )
-@options.sheet("Draw the worst latents on a sheet, worst.png.")
+@pictures.sheet("Draw the worst latents on a sheet, worst.png.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures of all latents as JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the figures of all latents as CSV.")
 @options.its_model

@@ -115,7 +115,9 @@ def _write_mp4(place: Path, frames: Iterator[Image], fps: int, mark: str) -> Non
         stream: Any = None
         for frame in frames:
             if stream is None:
-                encoder = {"crf": "16", "preset": "medium", "threads": "1"}
+                # What looks ahead reads beyond the frames in x264, and then the bytes differ from run to run.
+                still = "bframes=0:mbtree=0:rc-lookahead=0"
+                encoder = {"crf": "16", "threads": "1", "x264-params": still}
                 stream = container.add_stream("libx264", rate=Fraction(fps), options=encoder)
                 stream.pix_fmt = "yuv420p"  # which every player can show; it needs even sides
                 stream.width, stream.height = (side + side % 2 for side in frame.size)
