@@ -32,7 +32,7 @@ _LABELLED = 64  # pixels of an image from which there is room for text
 _WIDEST = 8192  # pixels of a sheet's side, by default
 _MOST_PIXELS = 1 << 29
 _PAPER, _INK, _MUTED = 255, 26, 102  # of `odeddim.bench.drawing.LIGHT`
-_SMALLEST, _LARGEST = 11, 28  # pixels of text
+_SMALLEST, _LARGEST = 11, 24  # pixels of text
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ LONG = (
 SHORT = "bench/reconstruction.csv"
 KINDS = {
     ".png": "a picture", ".h5": "data", ".html": "<p>a page</p>", ".txt": "0 1 2\n", ".csv": "a,b\n", ".json": "{}",
-    ".svg": "<svg/>",
+    ".svg": "<svg/>", ".npz": "arrays", ".webp": "a photo", ".gif": "a film",
 }  # fmt: skip
 
 
