@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options
+from odeddim.cli import options, pictures
 from odeddim.cli.kinds import Interval
 
 if TYPE_CHECKING:
-    from odeddim.jobs import Machine, Subject
+    from odeddim.jobs import Machine, Pictures, Subject
 
 
 def _target(own: dict[str, Any]) -> Subject:
@@ -55,13 +55,7 @@ target = options.gathered(
 
 @click.command("bridge")
 @click.argument("images", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Where images go: a folder for PNGs, a sheet.png or a file.h5.",
-)
+@pictures.output("Where images go: a folder for PNGs, a sheet.png, a file.h5 or a file.npz.")
 @click.option(
     "-n",
     "--count",
@@ -80,7 +74,7 @@ target = options.gathered(
 @options.overwrite
 def command(
     images: Path | None,
-    output: Path,
+    output: Pictures,
     count: int | None,
     target: Subject,
     cycle: bool,
@@ -96,9 +90,10 @@ def command(
     combined. --model and --to may name the same model under two conditions: --label is the class for encoding,
     --to-label the class for decoding.
 
-    The cycle error of an image is the rms over pixels, in [-1, 1], of the image that comes back minus the image. PNGs
-    and a file.h5 store it (cycle_error), and --csv prints it for all images. A sheet shows each image, its
-    translation, and the image that comes back. IMAGES, and how a stopped run goes on, are as in `odeddim encode`.
+    The cycle error of an image is the rms over pixels, in [-1, 1], of the image that comes back minus the image.
+    Image files, a file.h5 and a file.npz store it (cycle_error), and --csv prints it for all images. A sheet shows each
+    image, its translation, and the image that comes back, with the name and the cycle error. IMAGES, and how a stopped
+    run goes on, are as in `odeddim encode`.
 
     \b
     Examples:

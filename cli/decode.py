@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odeddim.cli import options
+from odeddim.cli import options, pictures
 
 if TYPE_CHECKING:
-    from odeddim.jobs import Machine, Subject
+    from odeddim.jobs import Machine, Pictures, Subject
 
 
 def _noise(function: options.F) -> options.F:
@@ -30,13 +30,7 @@ def _noise(function: options.F) -> options.F:
 
 @click.command("decode")
 @click.argument("latents", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Where images go: a folder for PNGs, a sheet.png or a file.h5.",
-)
+@pictures.output("Where images go: a folder for PNGs, a sheet.png, a file.h5 or a file.npz.")
 @options.its_model
 @options.run("the one that encoded", _noise, options.plan)
 @options.machine
@@ -44,7 +38,7 @@ def _noise(function: options.F) -> options.F:
 @options.overwrite
 def command(
     latents: Path,
-    output: Path,
+    output: Pictures,
     model: Subject,
     how: dict[str, Any],
     machine: Machine,
@@ -56,8 +50,10 @@ def command(
     Without options, the run is the one that encoded, with the noise levels in reverse order. --plan, or --solver,
     --grid and --steps, choose another. The model must be the one that encoded: the hash of its weights is compared.
 
-    A folder gets a PNG for each image: the latent of photos/cat/1.jpg becomes out/cat/1.png. A run that was stopped
-    goes on with the same command, which names each PNG that is damaged or that it did not write. Files that the same
+    A folder gets a file for each image: the latent of photos/cat/1.jpg becomes out/cat/1.png. PNGs hold 8 bits of each
+    pixel; JPEGs and WebPs (--format) do not hold the pixels exactly. file.h5 and file.npz hold the array `images` of
+    floats in [-1, 1], which nothing has rounded or clipped. A run that was stopped
+    goes on with the same command, which names each file that is damaged or that it did not write. Files that the same
     command did not write are replaced only with --overwrite.
 
     Latents that were encoded with --tol are decoded with the steps that each of them took. --tol of this command
@@ -68,7 +64,8 @@ def command(
     \b
     Examples:
       odeddim decode z.h5 -o out/
-      odeddim decode z.h5 -o sheet.png
+      odeddim decode z.h5 -o sheet.png --scale 8
+      odeddim decode z.h5 -o out/ --format jpeg
       odeddim decode z.h5 -o images.h5 --solver rk4 --steps 100
       odeddim decode z.h5 -o planned/ --plan plan.json
       odeddim decode z.h5 -o fine/ --tol 1e-3

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from odeddim import defaults
-from odeddim.cli import options
+from odeddim.cli import options, pictures
 from odeddim.cli.kinds import Items
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Points of a line, of each side of a grid, or of each leg of a loop.",
 )
-@options.drawing("The latent file to write, path.h5.", "Decode the path and draw its images, path.png.")
+@pictures.drawing(
+    "The latent file to write, path.h5.", "Decode the path and draw its images, path.png.", pictures.animation
+)
 def command(
     latents: Path,
     pair: tuple[int, int] | None,
@@ -52,7 +54,8 @@ def command(
     Examples:
       odeddim interpolate z.h5 --pair 0 1 -o path.h5 --sheet path.png
       odeddim interpolate z.h5 --corners 0 1 2 3 -n 8 --sheet grid.png
-      odeddim interpolate z.h5 --loop 0,1,2,3 -n 30 -o loop.h5
+      odeddim interpolate z.h5 --loop 0,1,2,3 -n 30 --animate loop.gif
+      odeddim interpolate z.h5 --pair 0 1 -n 48 --animate line.mp4 --fps 24
     """
     from odeddim import jobs
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odeddim.cli import options
+from odeddim.cli import options, pictures
 from odeddim.cli.kinds import Indices
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "--among", type=click.Path(path_type=Path), default=None, help="The latent file to search.  [default: LATENTS]"
 )
 @options.as_json
-@options.drawing("The latent file to write, near.h5.", "Decode and draw them, near.png: a row for each latent.")
+@pictures.drawing("The latent file to write, near.h5.", "Decode and draw them, near.png: a row for each latent.")
 def command(
     latents: Path,
     of: Group | None,

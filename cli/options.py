@@ -125,7 +125,7 @@ told = together(
 )
 
 
-def _subject(own: Mapping[str, Any]) -> Subject:
+def subject(own: Mapping[str, Any]) -> Subject:
     """The model as the command line says it."""
     from odeddim.jobs import Subject
 
@@ -137,7 +137,7 @@ def _subject(own: Mapping[str, Any]) -> Subject:
 def _model(default: str | None, words: str) -> Callable[[F], F]:
     shown = default is not None
     option = click.option("--model", default=default, show_default=shown, metavar="NAME|PATH", help=words)
-    return gathered("model", together(option, told), _subject)
+    return gathered("model", together(option, told), subject)
 
 
 model = _model("fashion-mnist", "The name of a built-in model, or the path of a model.")
@@ -291,8 +291,8 @@ network_batch = click.option(
     help="Images that the network sees at once; a smaller batch is filled up. The last digits of the result depend on "
     "this number, and not on the other images.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
 )
-_whole_machine = together(place, batch_size, network_batch, threads)
-machine = gathered("machine", _whole_machine, _machine)
+whole_machine = together(place, batch_size, network_batch, threads)
+machine = gathered("machine", whole_machine, _machine)
 
 
 def machine_with_threads(default: int) -> Callable[[F], F]:
@@ -328,35 +328,3 @@ size = click.option(
     help="The shape of the images, for models that take any shape.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-
-
-def _drawing(own: dict[str, Any]) -> Any:
-    """Where new latents go, and how they are drawn."""
-    from odeddim.cli.progress import bar
-    from odeddim.jobs import Drawing, Machine
-
-    output, sheet, overwrite = own.pop("output"), own.pop("sheet"), own.pop("overwrite")
-    return Drawing(
-        output, sheet, _subject(own), Machine(**{k: v for k, v in own.items() if k != "model"}), overwrite, bar
-    )
-
-
-def drawing(file: str, sheet: str) -> Callable[[F], F]:
-    """-o and --sheet, and how the sheet is drawn. file, sheet: what they are said to be."""
-    return gathered(
-        "to",
-        together(
-            click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help=file),
-            click.option("--sheet", type=click.Path(path_type=Path), default=None, help=sheet),
-            click.option(
-                "--model",
-                default=None,
-                metavar="NAME|PATH",
-                help="The model that decodes for --sheet.  [default: the model that the latents name]",
-            ),
-            told,
-            _whole_machine,
-            overwrite,
-        ),
-        _drawing,
-    )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from odeddim import defaults
-from odeddim.cli import options
+from odeddim.cli import options, pictures
 
 if TYPE_CHECKING:
-    from odeddim.jobs import Machine, Subject
+    from odeddim.jobs import Machine, Pictures, Subject
 
 
 @click.command("sample")
@@ -23,13 +22,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How many images to make.",
 )
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Where images go: a sheet.png, a file.h5 or a folder for PNGs.",
-)
+@pictures.output("Where images go: a sheet.png, a file.h5, a file.npz or a folder for PNGs.")
 @options.seed
 @click.option(
     "--eta",
@@ -44,7 +37,7 @@ if TYPE_CHECKING:
 @options.overwrite
 def command(
     count: int,
-    output: Path,
+    output: Pictures,
     seed: int,
     eta: float | None,
     size: tuple[int, ...] | None,

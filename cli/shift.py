@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odeddim.cli import options
+from odeddim.cli import options, pictures
 from odeddim.cli.kinds import Indices, Items
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ MOST = 1000.0  # shifts: beyond, nothing but the direction would be left
     default=None,
     help="Where to store both means and their difference, d.h5.",
 )
-@options.drawing("The latent file to write, shifted.h5.", "Decode and draw them, shifted.png: a row for each latent.")
+@pictures.drawing("The latent file to write, shifted.h5.", "Decode and draw them, shifted.png: a row for each latent.")
 def command(
     latents: Path,
     start: Group | None,

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odeddim.cli import options
+from odeddim.cli import options, pictures
 from odeddim.storage.atomic import printable
 
 if TYPE_CHECKING:
-    from odeddim.jobs import Machine, Subject
+    from odeddim.jobs import Machine, Pictures, Subject
     from odeddim.jobs.verify import Verified
 
 NAME = 24  # letters of a name in the table, its last
@@ -43,9 +43,7 @@ HEADINGS = {
 @click.option(
     "--worst", "shown", type=click.IntRange(1), default=10, show_default=True, help="How many latents to show."
 )
-@click.option(
-    "--sheet", type=click.Path(path_type=Path), default=None, help="Draw the worst latents on a sheet, worst.png."
-)
+@pictures.sheet("Draw the worst latents on a sheet, worst.png.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures of all latents as JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the figures of all latents as CSV.")
 @options.its_model
@@ -56,7 +54,7 @@ def command(
     images: Path | None,
     by: str,
     shown: int,
-    sheet: Path | None,
+    sheet: Pictures | None,
     as_json: bool,
     as_csv: bool,
     model: Subject,
@@ -76,7 +74,8 @@ def command(
     and above 0.001. For latent models, both errors are those of the autoencoder's data, and the error of the
     autoencoder is printed apart.
 
-    The sheet has a row for each image: the image, the image decoded again, and ten times their difference.
+    The sheet shows for each latent the image, the image decoded again, and ten times their difference, with the name,
+    the round trip and the latent error.
 
     \b
     Examples:

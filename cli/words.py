@@ -12,17 +12,17 @@ from collections.abc import Sequence
 ARGUMENTS = {
     "allow_pickle", "along", "among", "atol", "attention", "batch_size", "batches", "blocks", "by", "certify",
     "channels", "checkpoint_every", "corners", "count", "csv", "cycle", "device", "direction", "dropout", "dtype",
-    "ema", "end", "eta", "features", "find", "from", "grid", "guidance", "json", "label", "labels", "learning_rate",
-    "levels", "loop", "max_nfe", "model", "multipliers", "negative_prompt", "network_batch", "of", "output",
-    "overwrite", "pair", "pairs", "paper", "plan", "points", "precision", "predicts", "prompt", "reference", "repeats",
-    "resume", "rtol", "samples_every", "seed", "set", "sheet", "side", "size", "solver", "solvers", "steps", "threads",
-    "tiles", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol", "tolerances", "validation",
-    "worst",
+    "ema", "end", "eta", "features", "find", "format", "fps", "from", "grid", "guidance", "json", "label", "labels",
+    "learning_rate", "levels", "loop", "max_nfe", "model", "multipliers", "negative_prompt", "network_batch", "of",
+    "output", "overwrite", "pair", "pairs", "paper", "plan", "points", "precision", "predicts", "prompt", "reference",
+    "repeats", "resume", "rtol", "samples_every", "scale", "seed", "set", "sheet", "side", "size", "solver",
+    "solvers", "steps", "threads", "tiles", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol",
+    "tolerances", "validation", "worst",
 }  # fmt: skip
 """Arguments of the library that are options of the same name."""
 CALLED = {
-    "folder": "output", "interval": "guidance-interval", "to_interval": "to-guidance-interval", "shape": "size",
-    "start": "from", "goal": "to", "keep": "direction",
+    "animation": "animate", "folder": "output", "interval": "guidance-interval", "to_interval": "to-guidance-interval",
+    "shape": "size", "start": "from", "goal": "to", "keep": "direction",
 }  # fmt: skip
 """Arguments of the library that are options of another name."""
 

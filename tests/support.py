@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import odeddim
@@ -58,3 +59,28 @@ def encoded(run: Callable[..., tuple[int, str, str]], *arguments: object) -> dic
 def same(a: dict[str, np.ndarray[Any, Any]], b: dict[str, np.ndarray[Any, Any]]) -> bool:
     assert a.keys() == b.keys()
     return all(a[key].tobytes() == b[key].tobytes() for key in a)
+
+
+def tiles(
+    path: Path | str, width: int, height: int, columns: int, panes: int = 1, margin: int = 4
+) -> list[list[np.ndarray[Any, Any]]]:
+    """The images of a sheet of bare pixels, `--scale 1 --no-labels`, cut out: for each row its images.
+
+    Whatever is not an image must be white. width, height: of an image; columns: of a row; panes: images of a cell.
+    """
+    sheet = np.asarray(PIL.Image.open(path)).copy()
+    apart = margin if panes == 1 else 3 * margin
+    cell = panes * (width + margin // 2) - margin // 2
+    rows = (len(sheet) - margin) // (height + margin)
+    assert sheet.shape[:2] == (margin + rows * (height + margin), 2 * margin + columns * (cell + apart) - apart)
+    found = []
+    for row in range(rows):
+        top = margin + row * (height + margin)
+        lefts = [
+            margin + k * (cell + apart) + pane * (width + margin // 2) for k in range(columns) for pane in range(panes)
+        ]
+        found.append([sheet[top : top + height, left : left + width].copy() for left in lefts])
+        for left in lefts:
+            sheet[top : top + height, left : left + width] = 255
+    assert (sheet == 255).all()
+    return found

@@ -24,3 +24,5 @@ from odeddim.jobs.subject import Subject as Subject
 from odeddim.jobs.train import train as train
 from odeddim.jobs.verify import verify as verify
 from odeddim.jobs.work import Outcome as Outcome
+from odeddim.storage.animations import Animation as Animation
+from odeddim.storage.outputs import Pictures as Pictures

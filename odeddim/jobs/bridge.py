@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -21,10 +22,10 @@ from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.storage.atomic import check_place
 from odeddim.storage.images import ImageSource
-from odeddim.storage.outputs import open_output
+from odeddim.storage.outputs import Pictures, open_output
+from odeddim.storage.sheets import Captions, title_of
 
 ERROR = "cycle_error"  # the name of the figure in the files
-_COLUMNS = 4  # of a sheet
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Crossed(Outcome):
 
 def bridge(
     images: str | Path | None,
-    output: str | Path,
+    output: str | Path | Pictures,
     target: Model | Subject,
     *,
     model: Model | Subject = DEFAULT,
@@ -67,7 +68,7 @@ def bridge(
 
     Args:
         images: A path, as of `odeddim.jobs.encode`; None for the 256 sample images of the package.
-        output: A folder for PNGs, a sheet.png or a file.h5.
+        output: A folder for image files, a sheet.png, a file.h5 or a file.npz; Pictures say how it is drawn, too.
         target: The model that decodes: a name, a path, a VectorField, or a Subject with its condition.
         model: The model that encodes, likewise.
         count: The number of images to take, the first ones; by default all.
@@ -93,7 +94,8 @@ def bridge(
         >>> crossed.done, len(crossed.cycle_errors)
         (2, 2)
     """
-    images, output, said = None if images is None else Path(images), Path(output), How.of(how)
+    images, to, said = None if images is None else Path(images), Pictures.of(output), How.of(how)
+    output, is_sheet = to.path, to.is_sheet
     if not output.is_dir():
         check_place(output, images)
     place = (machine or Machine()).at(model=model)
@@ -111,11 +113,10 @@ def bridge(
     details["images"] = given.identity(images, len(names))
     details["source"] = asdict(provenance_of(source, over.source_plan, "bridge"))
     made = asdict(provenance_of(other, over.target_plan, "bridge", **details))
-    is_sheet = output.suffix.lower() == ".png" and not output.is_dir()
     began, work = time.perf_counter(), _Crossing(over, given, place.state, cycle, is_sheet)
-    columns = min(len(names), _COLUMNS) if is_sheet else None
+    captions = _captions(names, other.name, cycle)
     with (
-        open_output(output, names, made, overwrite=overwrite, columns=columns) as out,
+        open_output(to, names, made, overwrite=overwrite, captions=captions) as out,
         progress(len(names), "bridging", out.done) as advance,
     ):
         for start, stop in out.batches(size):
@@ -133,6 +134,16 @@ def bridge(
     )
     found = (work.known or out.figures(ERROR)) if cycle else []
     return Crossed(output, done, total, words, tuple(found))
+
+
+def _captions(names: Sequence[str], other: str, cycle: bool) -> Captions:
+    """What a sheet says of the images."""
+
+    def under(i: int, known: Mapping[str, float]) -> list[str]:
+        return [title_of(names[i]), *(f"cycle error {error:#.2g}" for error in known.values())]
+
+    heads = ["image", other, *(["and back"] if cycle else [])]
+    return Captions(under, lines=1 + cycle, heads=heads, panes=len(heads))
 
 
 class _Crossing:

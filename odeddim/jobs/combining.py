@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,9 +19,11 @@ from odeddim.latents.provenance import Provenance, digest
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Plan
+from odeddim.storage.animations import Animation
 from odeddim.storage.atomic import check_place
 from odeddim.storage.hdf5 import SUFFIXES
-from odeddim.storage.outputs import open_output
+from odeddim.storage.outputs import Pictures, Several, open_animation, open_output
+from odeddim.storage.sheets import Captions
 from odeddim.types import InputError
 
 
@@ -30,7 +33,8 @@ class Drawing:
 
     Attributes:
         output: The latent file to write; None for no file.
-        sheet: The sheet of their images, sheet.png; None for no sheet.
+        sheet: The sheet of their images, sheet.png, or Pictures that say how it is drawn, too; None for no sheet.
+        animation: The animation of their images; None for no animation.
         model: The model that decodes for the sheet; None for the model that the latent file names.
         machine: Where to run; what is not given is as the latents were encoded.
         overwrite: Whether to begin anew, whatever is at these places.
@@ -42,25 +46,37 @@ class Drawing:
     """
 
     output: Path | None = None
-    sheet: Path | None = None
+    sheet: Path | Pictures | None = None
     model: Model | Subject | None = None
     machine: Machine | None = None
     overwrite: bool = False
     progress: Progress = silent
+    animation: Animation | None = None
+
+    @property
+    def drawn_at(self) -> list[Path]:
+        """The files that images are drawn in."""
+        sheet = [] if self.sheet is None else [Pictures.of(self.sheet).path]
+        return sheet + ([] if self.animation is None else [self.animation.path])
+
+    @property
+    def places(self) -> list[Path]:
+        """All files that are written."""
+        return ([] if self.output is None else [self.output]) + self.drawn_at
 
     def check(self, *inputs: Path | None) -> None:
         """Raise an InputError if a file cannot be written to its place, or would replace one that is being read."""
-        if self.sheet is not None and self.sheet.suffix.lower() != ".png":
-            raise InputError(f"sheet {self.sheet}: a sheet is a PNG, name it sheet.png")
         if self.sheet is not None:
-            check_place(self.sheet, *inputs)
+            sheet_at(self.sheet, *inputs)
+        if self.animation is not None:
+            self.animation.check(*inputs)
         if self.output is not None:
             check_place(self.output, *inputs, suffixes=SUFFIXES)
 
     def of(self, file: LatentFile) -> Drawn:
         """The drawing of latents made of those of a file. The model is loaded first, before anything is made."""
         place = (self.machine or Machine()).at(file, self.model)
-        field = None if self.sheet is None else subject_of(file, place, self.model)
+        field = subject_of(file, place, self.model) if self.drawn_at else None
         return Drawn(self, file, place, field)
 
 
@@ -73,21 +89,45 @@ class Drawn:
     place: Place
     field: VectorField | None
 
-    def make(self, latents: Readable, names: Sequence[str], made: Provenance, columns: int) -> None:
+    def make(
+        self,
+        latents: Readable,
+        names: Sequence[str],
+        made: Provenance,
+        captions: Captions | None = None,
+        *,
+        back: bool = False,
+    ) -> None:
         """Write the latents and draw their images.
 
         Args:
             latents: The latents.
             names: Their names.
             made: How they came about.
-            columns: The columns of the sheet.
+            captions: What the sheet says of them; None for their names.
+            back: Whether the animation shows all images in reverse order too.
         """
         made, plan = combined(self.file, made)
         if self.field is None:
             self._write(latents, names, made, plan)
         else:
             decoding = decoding_of(self.file, self.field.schedule, made_by=made.made_by)
-            self._draw(latents, names, made, plan.with_solver(decoding.plan.solver), columns)
+            plan = plan.with_solver(decoding.plan.solver)
+            row = plan.solver
+            self.place.fit(self.field, row)
+            drawn = self.place.details(self.field, row, self.place.at_once(self.field, row))
+            to, settings = self.drawing, {**asdict(made), "drawn": drawn}
+            # The outputs are opened first, so that a file in their place is found before anything is written.
+            with contextlib.ExitStack() as stack:
+                outs = []
+                if to.sheet is not None:
+                    outs.append(open_output(to.sheet, names, settings, overwrite=to.overwrite, captions=captions))
+                    stack.enter_context(outs[-1])
+                if to.animation is not None:
+                    outs.append(open_animation(to.animation, names, settings, overwrite=to.overwrite, back=back))
+                    stack.enter_context(outs[-1])
+                self._write(latents, names, made, plan)
+                self._draw(latents, len(names), plan, Several(outs))
 
     def _write(self, latents: Readable, names: Sequence[str], made: Provenance, plan: Plan) -> None:
         output = self.drawing.output
@@ -97,25 +137,26 @@ class Drawn:
             for start, stop in run.batches((self.drawing.machine or Machine()).batch_size or BATCH):
                 run.write(start, stop, latents.read(start, stop))
 
-    def _draw(self, latents: Readable, names: Sequence[str], made: Provenance, plan: Plan, columns: int) -> None:
-        sheet, field, place = self.drawing.sheet, self.field, self.place
-        assert sheet is not None
+    def _draw(self, latents: Readable, total: int, plan: Plan, out: Several) -> None:
+        field, place = self.field, self.place
         assert field is not None
-        row = plan.solver
-        place.fit(field, row)
-        size = place.at_once(field, row)
-        settings = {**asdict(made), "drawn": place.details(field, row, size)}
         largest = 0.0
-        # The sheet is opened first, so that a file in its place is found before anything is written.
-        with open_output(sheet, names, settings, overwrite=self.drawing.overwrite, columns=columns) as out:
-            self._write(latents, names, made, plan)
-            with self.drawing.progress(len(names), "decoding", out.done) as advance:
-                for start, stop in out.batches(size):
-                    x_0 = decode(place.cast(latents.read(start, stop)), model=field, plan=plan)
-                    out.write(start, stop, x_0)
-                    largest = max(largest, float(x_0.abs().max()))
-                    advance(stop - start)
+        with self.drawing.progress(total, "decoding", out.done) as advance:
+            for start, stop in out.batches(place.at_once(field, plan.solver)):
+                x_0 = decode(place.cast(latents.read(start, stop)), model=field, plan=plan)
+                out.write(start, stop, x_0)
+                largest = max(largest, float(x_0.abs().max()))
+                advance(stop - start)
         warn_of_range(largest)
+
+
+def sheet_at(to: str | Path | Pictures, *inputs: Path | None) -> Pictures:
+    """A sheet, as it is drawn; an InputError if it cannot be written to its place, or would replace an input."""
+    sheet = Pictures.of(to)
+    if sheet.path.suffix.lower() != ".png":
+        raise InputError(f"sheet {sheet}: a sheet is a PNG, name it sheet.png")
+    check_place(sheet.path, *inputs)
+    return sheet
 
 
 def combined(file: LatentFile, made: Provenance) -> tuple[Provenance, Plan]:

@@ -18,13 +18,13 @@ from odeddim.jobs.work import How, Outcome, Progress, silent, warn
 from odeddim.latents.latent_file import LatentFile
 from odeddim.plans import Plan
 from odeddim.storage.atomic import check_place
-from odeddim.storage.outputs import open_output
+from odeddim.storage.outputs import Pictures, open_output
 from odeddim.storage.prefetch import ahead
 
 
 def decode(
     latents: str | Path,
-    output: str | Path,
+    output: str | Path | Pictures,
     *,
     model: Model | Subject | None = None,
     plan: Plan | None = None,
@@ -40,7 +40,7 @@ def decode(
 
     Args:
         latents: The latent file, z.h5.
-        output: A folder for PNGs, a sheet.png or a file.h5.
+        output: A folder for image files, a sheet.png, a file.h5 or a file.npz; Pictures say how it is drawn, too.
         model: The model that encoded; None for the one that the file names, under the condition that it names.
         plan: The plan that decodes, in place of `how`.
         tol: A tolerance in place of steps: each image takes the fewest steps with which it is this close to the image
@@ -63,7 +63,8 @@ def decode(
         >>> odeddim.jobs.decode(folder / "z.h5", folder / "out").done
         2
     """
-    latents, output = Path(latents), Path(output)
+    latents, to = Path(latents), Pictures.of(output)
+    output = to.path
     said = How.of(how)
     with LatentFile(latents) as file:
         place = (machine or Machine()).at(file, model)
@@ -82,7 +83,7 @@ def decode(
             check_place(output, latents)
         began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
         with (
-            open_output(output, file.names, asdict(made), overwrite=overwrite) as out,
+            open_output(to, file.names, asdict(made), overwrite=overwrite) as out,
             progress(total, "decoding", out.done) as advance,
             closing(ahead(file.read, out.batches(size))) as batches,
         ):

@@ -20,6 +20,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+import PIL.Image
 import torch
 from torch import Tensor
 
@@ -30,7 +31,6 @@ from odeddim.latents.latent_file import LatentFile
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
 from odeddim.storage.atomic import plain_text, printable
-from odeddim.storage.png import side_by_side, write_png
 
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 IDEAL = {"round_trip": "0", "latent_error": "0", "norm": "1", "mean": "0", "variance": "1", "kurtosis": "3",
@@ -173,7 +173,9 @@ class Exploration:
 def _uri(images: Tensor, columns: int) -> str:
     """Images, (N, C, H, W) uint8, as one PNG in a data URI."""
     file = io.BytesIO()
-    write_png(side_by_side(images, columns), file)
+    rows = side_by_side(images, columns)
+    pixels = rows[0] if len(rows) == 1 else rows.movedim(0, -1)
+    PIL.Image.fromarray(pixels.contiguous().numpy()).save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -182,3 +184,20 @@ def _shown(value: Tensor) -> str:
         return "yes" if bool(value) else "no"
     number = float(value)
     return "–" if math.isnan(number) else f"{number:.4g}"
+
+
+def side_by_side(images: Tensor, columns: int) -> Tensor:
+    """Images side by side in one image, row by row; the last row is filled up with 0.
+
+    Args:
+        images: (n, C, H, W).
+        columns: How many images a row has.
+
+    Returns:
+        (C, rows·H, columns·W).
+    """
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    cells = images.new_zeros(rows * columns, c, h, w)
+    cells[:n] = images
+    return cells.reshape(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from odeddim.jobs.sample import check_amount
 from odeddim.jobs.work import Numbered, Outcome
 from odeddim.latents.interpolate import LatentPath
 from odeddim.latents.latent_file import LatentFile
+from odeddim.storage.sheets import Captions, title_of
 from odeddim.types import InputError
 
 KINDS = {"line": 2, "grid": 4, "loop": None}
@@ -27,7 +28,8 @@ def interpolate(
         between: The latents, by index: two for a line, four for a grid, two or more for a loop.
         count: The number of latents on the line, on each side of the grid, or on each leg of the loop.
         kind: "line", "grid" or "loop".
-        to: The file that the latents are written to, and the sheet that they are drawn on.
+        to: The file that the latents are written to, the sheet that they are drawn on, and the animation. That of a
+            line goes forward and back.
 
     Returns:
         The outcome; `print` it for a line about each file.
@@ -51,8 +53,10 @@ def interpolate(
         raise InputError(f"a {kind} needs {KINDS.get(kind)} latents, not {len(between)}: line 2, grid 4, loop any")
     if count < 2 and kind != "loop":
         raise InputError(f"count={count}: a line has at least 2 points, its ends")
-    if to.output is None and to.sheet is None:
-        raise InputError("the path has no place to go: give output=..., sheet=... or both")
+    if not to.places:
+        raise InputError("the path has no place to go: give output=..., sheet=... or animation=...")
+    if to.animation is not None and kind == "grid":
+        raise InputError("a grid has no order in time, so it has no animation: give a line or a loop")
     to.check(latents)
     with LatentFile(latents) as file:
         drawn = to.of(file)
@@ -67,7 +71,24 @@ def interpolate(
             path = (LatentPath.grid if kind == "grid" else LatentPath.loop)(states, count)
         of = {"path": str(latents), "sha256": file.fingerprint, "indices": list(between), "between": labels}
         made = replace(file.provenance, made_by="interpolate", details={**file.provenance.details, "of": of})
-        drawn.make(path, Numbered(f"{'-'.join(map(str, between))}-", len(path)), made, count)
+        numbered = Numbered(f"{'-'.join(map(str, between))}-", len(path))
+        drawn.make(path, numbered, made, _captions(kind, count, labels), back=kind == "line")
         lines = [f"{len(path)} latents between {', '.join(labels)} in {to.output}"] if to.output else []
-        lines += [f"{len(path)} images in {to.sheet}"] if to.sheet else []
-    return Outcome(to.output or to.sheet or latents, len(path), len(path), "\n".join(lines))
+        lines += [f"{len(path)} images in {place}" for place in to.drawn_at]
+    return Outcome(to.places[0], len(path), len(path), "\n".join(lines))
+
+
+def _captions(kind: str, count: int, between: Sequence[str]) -> Captions:
+    """What a sheet says of a path: how far along each point is, and the names of the latents that it leads through."""
+    last = count - 1
+    ends = {"line": {(0, 0): 0, (0, last): 1}, "grid": {(0, 0): 0, (0, last): 1, (last, 0): 2, (last, last): 3}}
+    corners = ends.get(kind, {(leg, 0): leg for leg in range(len(between))})
+
+    def under(i: int, known: Mapping[str, float]) -> list[str]:
+        row, column = divmod(i, count)
+        far = f"{column / (count if kind == 'loop' else last):.2f}"
+        name = corners.get((row, column))
+        words = f"{row / last:.2f}, {far}" if kind == "grid" else far
+        return [words, *([] if name is None else [title_of(between[name])])]
+
+    return Captions(under, lines=2, columns=count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from odeddim.latents.arithmetic import join, nearest
 from odeddim.latents.group import Group
 from odeddim.latents.latent_file import LatentFile
 from odeddim.storage.hdf5 import CHUNK
+from odeddim.storage.sheets import Captions, title_of
 from odeddim.storage.workers import cut
 from odeddim.types import InputError, State
 
@@ -115,7 +116,7 @@ def neighbours(
         if among is not None and not (among.exists() and os.path.samefile(latents, among)):
             pool = stack.enter_context(LatentFile(among))
             check_same_model(file, pool)
-        if pool is not file and (to.output is not None or to.sheet is not None):
+        if pool is not file and to.places:
             check_combinable(file, pool)
             if file.dtype != pool.dtype:
                 raise InputError(
@@ -131,12 +132,23 @@ def neighbours(
             source["among"] = {"path": str(pool.path), "sha256": pool.fingerprint}
         details = {**file.provenance.details, "of": source}
         made = replace(file.provenance, made_by="neighbours", details=details)
-        if to.output is not None or to.sheet is not None:
-            drawn.make(places, [place.name for place in places], made, count + 1)
+        if to.places:
+            drawn.make(places, [place.name for place in places], made, _captions(places, count))
         return [
             Neighbourhood(query.row, query.name, tuple(Neighbour(it.row, it.name, it.distance) for it in near))
             for query, *near in rows
         ]
+
+
+def _captions(places: Sequence[_Place], count: int) -> Captions:
+    """What a sheet says: the name of each latent, and how far each neighbour is."""
+
+    def under(i: int, known: Mapping[str, float]) -> list[str]:
+        title = title_of(places[i].name)
+        return [title, f"{places[i].distance:.4f}"] if i % (count + 1) else [title]
+
+    heads = ["latent", "nearest", *(str(number) for number in range(2, count + 1))]
+    return Captions(under, lines=2, heads=heads, columns=count + 1)
 
 
 def _search(file: LatentFile, queries: Group, pool: LatentFile, count: int, progress: Progress) -> list[list[_Place]]:

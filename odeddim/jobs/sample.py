@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from odeddim.models import DEFAULT
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
 from odeddim.storage.hdf5 import SUFFIXES
-from odeddim.storage.outputs import open_output
+from odeddim.storage.outputs import Pictures, open_output
+from odeddim.storage.sheets import Captions
 from odeddim.types import InputError
 
 
 def sample(
     count: int,
-    output: str | Path,
+    output: str | Path | Pictures,
     *,
     seed: int = 0,
     eta: float | None = None,
@@ -46,7 +48,7 @@ def sample(
 
     Args:
         count: The number of images.
-        output: A sheet.png, a file.h5 or a folder for PNGs.
+        output: A sheet.png, a file.h5, a file.npz or a folder for image files; Pictures say how it is drawn, too.
         seed: The seed of the noise.
         eta: DDIM's η between 0 (the ODE) and 1 (DDPM), for the solver "euler" or "ddim-eta"; None for the solver's own.
         shape: The shape (C, H, W) of the images, for models that take any.
@@ -69,7 +71,8 @@ def sample(
         >>> odeddim.jobs.sample(2, folder / "out", model="exact-samples", steps=4).done
         2
     """
-    output, place = Path(output), (machine or Machine()).at(model=model)
+    to, place = Pictures.of(output), (machine or Machine()).at(model=model)
+    output = to.path
     field = subject_on(place, model)
     shape = shape_for(field, shape)
     check_amount(output, count, 4 * math.prod(shape if field.codec is None else field.codec.image_shape), "images")
@@ -81,9 +84,9 @@ def sample(
     size = place.at_once(field, row)
     details = {"seed": seed, "eta": eta, "size": list(shape), **place.details(field, row, size)}
     made = replace(provenance_of(field, noisy, "sample", **details), settings=plan.settings)
-    began, largest, here = time.perf_counter(), 0.0, 0
+    names, began, largest, here = Numbered(f"sample-{seed}-", count), time.perf_counter(), 0.0, 0
     with (
-        open_output(output, Numbered(f"sample-{seed}-", count), asdict(made), overwrite=overwrite) as out,
+        open_output(to, names, asdict(made), overwrite=overwrite, captions=Captions(_number)) as out,
         progress(count, "sampling", out.done) as advance,
     ):
         for start, stop in out.batches(size):
@@ -99,6 +102,11 @@ def sample(
     return Outcome(output, out.done, count, words)
 
 
+def _number(i: int, known: Mapping[str, float]) -> list[str]:
+    """The caption of a sample."""
+    return [str(i)]
+
+
 def check_amount(output: Path, count: int, size: int, what: str) -> None:
     """Raise an InputError if there are too many images or latents for a run or for the disk.
 
@@ -110,7 +118,8 @@ def check_amount(output: Path, count: int, size: int, what: str) -> None:
     """
     if count > defaults.MOST_NEW:
         raise InputError(f"{count:,} {what} are too many for one run: ask for {defaults.MOST_NEW:,} at most")
-    room = shutil.disk_usage(output.parent).total if output.suffix.lower() in SUFFIXES and output.parent.is_dir() else 0
+    is_file = output.suffix.lower() in (*SUFFIXES, ".npz")
+    room = shutil.disk_usage(output.parent).total if is_file and output.parent.is_dir() else 0
     if room and count * size > room:
         raise InputError(
             f"{count:,} {what} take {count * size / 1e9:,.3g} GB, but the disk of {output} has only "

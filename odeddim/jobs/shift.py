@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -19,6 +19,7 @@ from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.latents.provenance import Provenance
 from odeddim.storage.atomic import check_place
 from odeddim.storage.hdf5 import CHUNK, SUFFIXES
+from odeddim.storage.sheets import Captions, title_of
 from odeddim.storage.workers import cut
 from odeddim.types import InputError, State
 
@@ -136,12 +137,23 @@ def shift(
                 for first, last in run.batches(len(MEANS)):
                     run.write(first, last, join(rows))
             lines.append(f"both means and their difference in {direction.keep}")
-        names = ShiftedNames([name for span in moved.spans for name in file.names[slice(*span)]], by)
+        originals = [name for span in moved.spans for name in file.names[slice(*span)]]
+        names = ShiftedNames(originals, by)
         made = provenance("shift", indices=str(moved), by=list(by))
-        drawn.make(shifted, names, made, len(by))
+        drawn.make(shifted, names, made, _captions(originals, by))
         lines += [f"{len(shifted)} latents in {to.output}"] if to.output else []
-        lines += [f"{len(shifted)} images in {to.sheet}"] if to.sheet else []
-    return Outcome(to.output or to.sheet or direction.keep or latents, len(shifted), len(shifted), "\n".join(lines))
+        lines += [f"{len(shifted)} images in {place}" for place in to.drawn_at]
+    return Outcome([*to.places, direction.keep or latents][0], len(shifted), len(shifted), "\n".join(lines))
+
+
+def _captions(originals: Sequence[str], by: Sequence[float]) -> Captions:
+    """What a sheet says: how far each column is moved, and which latent each row is."""
+
+    def under(i: int, known: Mapping[str, float]) -> list[str]:
+        row, column = divmod(i, len(by))
+        return [title_of(originals[row])] if column == 0 else []
+
+    return Captions(under, heads=[f"{amount:+g}" if amount else "0" for amount in by], columns=len(by))
 
 
 def _means(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,21 +12,25 @@ import torch
 
 from odeddim.api import Model, to_data, to_images
 from odeddim.checks.certificate import BADNESS, CERTIFICATE, certificate, certificate_of_rungs, worst
+from odeddim.jobs.combining import sheet_at
 from odeddim.jobs.decoding import decoding_of
 from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.subject import Subject, images_for, subject_of
 from odeddim.jobs.work import Progress, log, silent, warn
 from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.ode.field import VectorField
-from odeddim.storage.atomic import check_own, check_place, has_mark, mark_of, plain_text
+from odeddim.storage.atomic import check_own, has_mark, mark_of, plain_text
 from odeddim.storage.hdf5 import CHUNK
 from odeddim.storage.images import SAMPLE, ImageSource
-from odeddim.storage.png import MARK, save_sheet
+from odeddim.storage.outputs import Pictures
+from odeddim.storage.png import MARK
 from odeddim.storage.prefetch import ahead
 from odeddim.storage.resumable import finish
+from odeddim.storage.sheets import Captions, Layout, save_sheet, title_of
 from odeddim.types import InputError, pick
 
 ENLARGED = 10  # the factor of the difference on the sheet
+FIGURES = {"round_trip": "round trip", "latent_error": "latent error"}  # those on the sheet, and what they are called
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def verify(
     images: str | Path | None = None,
     *,
     by: str = "latent_error",
-    sheet: str | Path | None = None,
+    sheet: str | Path | Pictures | None = None,
     shown: int = 10,
     model: Model | Subject | None = None,
     machine: Machine | None = None,
@@ -70,6 +75,7 @@ def verify(
         images: The images that were encoded; None for those that the file names.
         by: The figure of the certificate that sorts the latents.
         sheet: Where to draw the worst, worst.png: each image, the image decoded again, and ten times their difference.
+            Pictures say how it is drawn, too.
         shown: The number of images to draw.
         model: The model that encoded; None for the one that the file names.
         machine: Where to run; what is not given is as the latents were encoded.
@@ -90,23 +96,19 @@ def verify(
         torch.Size([2])
     """
     latents, images = Path(latents), None if images is None else Path(images)
-    sheet = None if sheet is None else Path(sheet)
     pick(by, BADNESS, "figure")
-    if sheet is not None:
-        if sheet.suffix.lower() != ".png":
-            raise InputError(f"sheet {sheet}: a sheet is a PNG, name it worst.png")
-        check_place(sheet, latents, images)
+    drawn = None if sheet is None else sheet_at(sheet, latents, images)
     source: ImageSource | Path | None = images
     with LatentFile(latents) as file:
         mark = mark_of("verify", file.fingerprint, by, shown)
-        if sheet is not None:
-            check_own(sheet, lambda path: has_mark(path, mark), overwrite=overwrite)
+        if drawn is not None:
+            check_own(drawn.path, lambda path: has_mark(path, mark), overwrite=overwrite)
         certified = set(CERTIFICATE) <= set(file.figures())
         if certified:
             _check(file, progress)
             if file.is_index and len(file) == file.total:  # a run that was killed before it could make one file
                 finish(latents)
-        place, field = _set_up(file, model, machine) if not certified or sheet is not None else (None, None)
+        place, field = _set_up(file, model, machine) if not certified or drawn is not None else (None, None)
         if not certified:
             assert place is not None
             assert field is not None
@@ -118,8 +120,8 @@ def verify(
             return Verified(latents, (), {}, torch.empty(0, dtype=torch.int64), None)
         figures = {name: known[name] for name in CERTIFICATE}
         order = worst(figures, by)
-        if sheet is not None and place is not None and field is not None:
-            _draw(sheet, file, order[:shown].tolist(), field, replace(place, encoded=file), source, mark)
+        if drawn is not None and place is not None and field is not None:
+            _draw(drawn, file, order[:shown].tolist(), figures, field, replace(place, encoded=file), source, mark)
         return Verified(latents, tuple(file.names), figures, order, file.figures("report").get("floor"))
 
 
@@ -195,9 +197,10 @@ def _certify(file: LatentFile, source: ImageSource, field: VectorField, place: P
 
 
 def _draw(
-    sheet: Path,
+    sheet: Pictures,
     file: LatentFile,
     rows: list[int],
+    figures: Mapping[str, torch.Tensor],
     field: VectorField,
     place: Place,
     images: ImageSource | Path | None,
@@ -210,13 +213,24 @@ def _draw(
         warn(f"the sheet has no originals: {error}")
         source = None
     how = decoding_of(file, field.schedule)
-    cells = []
-    for i in rows:
-        again = to_images(field, how.images(place.cast(file.pick(i)), field.on_data(), i)).cpu()
-        if source is None:
-            cells.append(again)
-            continue
-        x_0 = source.read([i]).to(again.dtype)
-        cells += [x_0, again, ((again - x_0) * ENLARGED).clamp(-1, 1)]
-    save_sheet(torch.cat(cells), sheet, 1 if source is None else 3, {MARK: mark})
+
+    def cells() -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
+        for i in rows:
+            again = to_images(field, how.images(place.cast(file.pick(i)), field.on_data(), i)).cpu()[0]
+            known = {name: float(values[i]) for name, values in figures.items()}
+            if source is None:
+                yield again, known
+            else:
+                x_0 = source.read([i])[0].to(again.dtype)
+                yield torch.cat([x_0, again, ((again - x_0) * ENLARGED).clamp(-1, 1)], dim=2), known
+
+    def under(i: int, known: Mapping[str, float]) -> list[str]:
+        return [title_of(file.names[rows[i]]), *(f"{words} {known[name]:#.2g}" for name, words in FIGURES.items())]
+
+    heads = ["decoded"] if source is None else ["image", "decoded", f"{ENLARGED} x difference"]
+    captions = Captions(under, lines=1 + len(FIGURES), heads=heads, panes=len(heads))
+    drawn = cells()
+    first = next(drawn)
+    layout = Layout.of(len(rows), first[0].shape, captions, sheet.scale, sheet.labels)
+    save_sheet(itertools.chain([first], drawn), sheet.path, layout, captions, {MARK: mark})
     log.info("%d images in %s", len(rows), sheet)

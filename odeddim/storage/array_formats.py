@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import gzip
 import io
+import itertools
 import math
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -15,12 +17,14 @@ import numpy as np
 from odeddim.storage.arrays import Array, pick
 from odeddim.storage.errors import read_errors
 from odeddim.storage.hdf5_arrays import open_hdf5
+from odeddim.storage.names import Names
 from odeddim.storage.stored_rows import Header, Stream, stored
 from odeddim.types import InputError
 
 MOST_BYTES = 1 << 30  # of one row: compressed, a small file can claim any size
 
 _HEADER = 1 << 16  # bytes in which the header of an npy file must end
+_NAMES = 4096  # names read together
 
 
 def open_array(path: Path) -> Array | None:
@@ -107,20 +111,31 @@ def _open_npz(path: Path) -> Array:
                 with archive.open(members[key]) as file:
                     headers[key] = _npy_header(path, "an npz file", file.read(_HEADER))
         key = pick(path, {key: len(header.shape) for key, header in headers.items()})
-        header, info = headers[key], members[key]
-        if info.compress_type != zipfile.ZIP_STORED:
-            header.check(path, info.file_size - header.length)
+        found = _member(path, headers[key], members[key])
+        if "odeddim" not in members or "names" not in members:
+            return found
+        with zipfile.ZipFile(path) as archive, archive.open(members["names"]) as file:
+            header = _npy_header(path, "an npz file", file.read(_HEADER))
+        rows, count = _member(path, header, members["names"]).rows, found.shape[0]
+        if header.dtype.kind != "U" or header.shape != (count,):
+            raise InputError(f"{path}: its names are not those of {count} images: make it again")
+        blocks = (rows(range(start, min(start + _NAMES, count))).tolist() for start in range(0, count, _NAMES))
+        return replace(found, names=Names.packed(itertools.chain.from_iterable(blocks)), declared=True)
 
-            def unpack() -> IO[bytes]:
-                with zipfile.ZipFile(path) as archive:  # the stream keeps the file open
-                    return archive.open(info)
 
-            return Array(header.shape, header.dtype, Stream(path, header, unpack).rows)
-        with open(path, "rb") as file:
-            file.seek(info.header_offset)
-            local = file.read(
-                30
-            )  # ends with the lengths of the name and of the extra field, which come before the data
-        name, extra = (int.from_bytes(local[at : at + 2], "little") for at in (26, 28))
-        start = info.header_offset + 30 + name + extra
-        return stored(path, header, start=start, length=info.file_size)
+def _member(path: Path, header: Header, info: zipfile.ZipInfo) -> Array:
+    """An array of an npz file, compressed or not."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        header.check(path, info.file_size - header.length)
+
+        def unpack() -> IO[bytes]:
+            with zipfile.ZipFile(path) as archive:  # the stream keeps the file open
+                return archive.open(info)
+
+        return Array(header.shape, header.dtype, Stream(path, header, unpack).rows)
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        local = file.read(30)  # ends with the lengths of the name and of the extra field, which come before the data
+    name, extra = (int.from_bytes(local[at : at + 2], "little") for at in (26, 28))
+    start = info.header_offset + 30 + name + extra
+    return stored(path, header, start=start, length=info.file_size)

@@ -22,7 +22,7 @@ from odeddim.types import InputError
 _numbers = itertools.count()
 _TEMPORARY = re.compile(r"\.odeddim-(.+)-([0-9]{1,9})-[0-9]+\.tmp")
 _ABANDONED = 86_400.0  # seconds after which a temporary file of another machine belongs to nobody
-_HEAD = 1 << 16  # bytes in which a mark stands
+_ENDS = 1 << 16  # bytes at both ends of a file in which a mark stands
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
@@ -57,10 +57,13 @@ def mark_of(*what: object) -> str:
 
 
 def has_mark(path: Path, mark: str) -> bool:
-    """Whether a mark is in the first 64 KiB of a file; False if the file cannot be read."""
+    """Whether a mark is in the first or the last 64 KiB of a file; False if the file cannot be read."""
     try:
         with open(path, "rb") as file:
-            return mark.encode() in file.read(_HEAD)
+            if mark.encode() in file.read(_ENDS):
+                return True
+            file.seek(-min(_ENDS, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            return mark.encode() in file.read()
     except OSError:
         return False
 

@@ -62,8 +62,8 @@ class Names(Sequence[str]):
         return self._name(range(self._count)[place])
 
 
-def file_names(names: Sequence[str]) -> Iterator[str]:
-    """The path below a folder of each image's PNG: cat/1.jpg becomes cat/1.png, and /data/1.png becomes data/1.png.
+def file_names(names: Sequence[str], suffix: str = ".png") -> Iterator[str]:
+    """The path below a folder of each image's file: cat/1.jpg becomes cat/1.png, and /data/1.png becomes data/1.png.
 
     No path leaves the folder, whatever the name. A path that another image has gets a number: cat/1-1.png. Two paths
     are the same here if some disks take them for the same, such as Cat.png and cat.png.
@@ -77,12 +77,12 @@ def file_names(names: Sequence[str]) -> Iterator[str]:
         above, stem = _steps(name)
         wanted = path = "/".join([*above, stem])
         number = taken.get(_key(wanted), 0)
-        while _key(path) in taken or _key(f"{path}.png") in folders:
+        while _key(path) in taken or _key(f"{path}{suffix}") in folders:
             number += 1
             path = f"{wanted}-{number}"
         taken[_key(wanted)] = number
         taken.setdefault(_key(path), 0)
-        yield f"{path}.png"
+        yield f"{path}{suffix}"
 
 
 def _steps(name: str) -> tuple[list[str], str]:

@@ -1,6 +1,7 @@
-"""Where images go: a folder of PNGs, one PNG with all of them (a sheet), or an HDF5 file, by the name of the output.
+"""Where images go, by the name of the output: a folder of image files, one PNG with all of them (a sheet), an HDF5 or
+NPZ file, an animation.
 
-Each of them may be interrupted, and the same command goes on. The sheet and the HDF5 file are made of parts (see
+Each of them may be interrupted, and the same command goes on. All but a folder are made of parts (see
 `odeddim.storage.resumable`). A folder holds the images that are done, and `odeddim.json` in it records the run.
 """
 
@@ -9,37 +10,94 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
-import torch
 from torch import Tensor
 
-from odeddim.storage.atomic import has_mark, sweep, temporary_beside
-from odeddim.storage.hdf5 import SUFFIXES, opened, text
+from odeddim.storage import lossy, png
+from odeddim.storage.animations import Animation
+from odeddim.storage.atomic import sweep, temporary_beside
+from odeddim.storage.hdf5 import SUFFIXES
+from odeddim.storage.image_runs import Frames, Images, Npz, Sheet
 from odeddim.storage.names import LOCK, NOTE, Names, file_names
-from odeddim.storage.png import MARK, is_whole, notes_of, save_image, save_sheet
-from odeddim.storage.resumable import Run
-from odeddim.storage.row_files import text_column, width_of
+from odeddim.storage.png import MARK
+from odeddim.storage.sheets import Captions, titles
 from odeddim.storage.workers import GO_ON, Claims, SharedRun, begin_together
-from odeddim.types import InputError
+from odeddim.types import InputError, pick
 
-MOST_ON_A_SHEET = 4096
-FORMAT = "odeddim images"
+FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+"""The formats of image files, and the suffixes of their names."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where images go, and how they are drawn or written there.
+
+    Attributes:
+        path: NAME.png is a sheet of all images, NAME.h5 and NAME.npz are files of arrays, and a name without a suffix
+            is a folder of image files.
+        format: The format of files in a folder: "png", "jpeg" or "webp". Only PNGs keep every value of 8 bits.
+        scale: How many times a sheet enlarges each image; None for the least with which the shorter side of an image
+            has 112 pixels.
+        labels: Whether a sheet has text; None for text if images are at least 64 pixels wide on it.
+
+    Raises:
+        InputError: A value is not one of these.
+
+    Example:
+        >>> import odeddim, pathlib
+        >>> print(odeddim.jobs.Pictures(pathlib.Path("sheet.png"), scale=8))
+        sheet.png
+    """
+
+    path: Path
+    format: str = "png"
+    scale: int | None = None
+    labels: bool | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+        pick(self.format, FORMATS, "format")
+        if self.scale is not None and self.scale < 1:
+            raise InputError(f"scale={self.scale}: give a whole number, 1 or more")
+        if self.format != "png" and not self.is_folder:
+            raise InputError(f"format={self.format} is for files of a folder, and {self.path} is none: leave it out")
+        for name in ("scale", "labels"):
+            if getattr(self, name) is not None and not self.is_sheet:
+                raise InputError(f"{name}=... is for a sheet.png, and {self.path} is none: leave it out")
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def of(cls, place: str | Path | Pictures) -> Pictures:
+        """Pictures as they are drawn by default, if nothing is said but their path."""
+        return place if isinstance(place, Pictures) else cls(Path(place))
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the path is that of a folder, there or not."""
+        return os.path.isdir(self.path) or not self.path.suffix
+
+    @property
+    def is_sheet(self) -> bool:
+        """Whether the path is that of a sheet."""
+        return not self.is_folder and self.path.suffix.lower() == ".png"
 
 
 class Folder(SharedRun):
-    """A run whose images become PNGs in a folder and the folders in it, each named after the image it comes from.
+    """A run whose images become files in a folder and the folders in it, each named after the image it comes from.
 
     Args:
         folder: The folder, which is made if it is missing.
         names: The names of all images.
         settings: What the run is, as JSON can hold it.
         overwrite: Begin anew, and replace files of these names.
+        format: One of `FORMATS`.
 
     Raises:
         InputError: Without `overwrite`: the folder has other files of these names, it holds another run, or an image
@@ -47,15 +105,23 @@ class Folder(SharedRun):
     """
 
     def __init__(
-        self, folder: Path, names: Sequence[str], settings: Mapping[str, Any], *, overwrite: bool = False
+        self,
+        folder: Path,
+        names: Sequence[str],
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        format: str = "png",
     ) -> None:
-        self.folder = folder
-        self._files = Names.packed(file_names(names))
+        self.folder, self._format = folder, format
+        self._files = Names.packed(file_names(names, FORMATS[format]))
         self._places = sorted({folder, *(folder / above for name in self._files if (above := os.path.dirname(name)))})
         _make(folder)
         begin_together(self._begin_anew if overwrite else self._refuse_others)
         for place in self._places:
             _make(place)
+        if format != "png":
+            settings = {**settings, "format": format}
         super().__init__(folder, len(names), settings, folder / NOTE, folder / LOCK)
 
     def _refuse_others(self) -> None:
@@ -91,7 +157,8 @@ class Folder(SharedRun):
         for start, stop in self.spans():
             for i in range(start, stop):
                 path = self.folder / self._files[i]
-                if not is_whole(path, self._mark_of(i)) and path.exists():
+                whole = png.is_whole if self._format == "png" else lossy.is_whole
+                if not whole(path, self._mark_of(i)) and path.exists():
                     raise InputError(
                         f"{path} is damaged, or another file than this run has written there: move it away, and the "
                         "same command makes it again; or give overwrite=True to begin anew"
@@ -134,13 +201,18 @@ class Folder(SharedRun):
             path = self.folder / name
             known = {key: repr(float(values[i])) for key, values in (figures or {}).items()}
             try:
-                save_image(image, path, {MARK: self._mark_of(start + i), **known}, temporary_beside(path))
+                notes = {MARK: self._mark_of(start + i), **known}
+                if self._format == "png":
+                    png.save_image(image, path, notes, temporary_beside(path))
+                else:
+                    lossy.save_image(image, path, notes, temporary_beside(path), format=self._format)
             except InputError as error:
                 raise InputError(f"{error}; the images written before stay, and {GO_ON}") from error
         self.leave(start, stop)
 
     def figures(self, name: str) -> list[tuple[str, float]]:
         """The file and the figure of each image that is done and has a figure of this name."""
+        notes_of = png.notes_of if self._format == "png" else lossy.notes_of
         notes = ((file, notes_of(self.folder / file).get(name)) for file in self._files)
         return [(file, float(note)) for file, note in notes if note is not None and _is_number(note)]
 
@@ -152,85 +224,86 @@ class Folder(SharedRun):
         super().__exit__(kind, *more)
 
 
-class Images(Run):
-    """A run whose images become one HDF5 file or one sheet, by way of parts.
+class Several:
+    """Runs over the same images, each of which is computed once for all of them. Use it as a context manager.
 
     Args:
-        output: The file.
-        names: The names of all images.
-        settings: What the run is, as JSON can hold it.
-        **more: As for `Run`.
+        runs: The runs; they are entered already.
     """
 
-    def __init__(self, output: Path, names: Sequence[str], settings: Mapping[str, Any], **more: Any) -> None:
-        self._names, self._width = names, width_of(names)
-        super().__init__(output, len(names), settings, _head, **more)
+    def __init__(self, runs: Sequence[Folder | Images]) -> None:
+        self._runs = runs
 
-    def write(self, start: int, stop: int, images: Tensor, figures: Mapping[str, Tensor] | None = None) -> None:
-        """Write a batch of images with what is known of each; arguments as for `Folder.write`."""
-        known = {key: values.cpu().numpy() for key, values in (figures or {}).items()}
-        names = text_column(self._names[start:stop], self._width)
-        self.commit(start, stop, {"images": images.cpu().numpy(), "names": names, **known})
+    @property
+    def done(self) -> int:
+        """How many images are in every output."""
+        return min(run.done for run in self._runs)
 
-    def figures(self, name: str) -> list[tuple[str, float]]:
-        """The name and the figure of each image, once the run has ended; none from a sheet, which holds only pixels."""
-        if self.output.suffix.lower() not in SUFFIXES or not self.output.exists():
-            return []
-        with opened(self.output, "a file of images") as file:
-            if name not in file:
-                return []
-            values = file[name][:].tolist()
-            return list(zip((word.decode() for word in file["names"][:].tolist()), values, strict=True))
+    def batches(self, size: int) -> Iterator[tuple[int, int]]:
+        """The batches that some output lacks, as of `SharedRun.batches`."""
+        for run in self._runs:
+            yield from run.batches(size)
+
+    def write(self, start: int, stop: int, images: Tensor) -> None:
+        """Write a batch of images to the outputs that lack them; arguments as for `Folder.write`."""
+        for run in self._runs:
+            if run.holds(start, stop) or run.claim(start, stop):
+                run.write(start, stop, images)
 
 
 def open_output(
-    path: Path,
+    to: str | Path | Pictures,
     names: Sequence[str],
     settings: Mapping[str, Any],
     *,
     overwrite: bool = False,
-    columns: int | None = None,
+    captions: Captions | None = None,
 ) -> Folder | Images:
-    """The output of a name: NAME.png is a sheet, NAME.h5 a file, and a name without a suffix a folder of PNGs.
+    """The output of a name: NAME.png is a sheet, NAME.h5 and NAME.npz are files, a name without a suffix is a folder.
 
     Args:
-        path: The name.
+        to: The name, or how images are drawn or written there too.
         names: The names of all images.
         settings: How the images are made, as JSON can hold it; every output but a sheet records it.
         overwrite: Begin anew, and replace what is there.
-        columns: How many images a row of a sheet has.
+        captions: What a sheet says of the images; None for their names.
 
     Raises:
         InputError: The name has another suffix, or another file or run is there.
     """
-    suffix = "" if os.path.isdir(path) else path.suffix.lower()
-    if suffix == ".png":
-        if len(names) > MOST_ON_A_SHEET:
-            raise InputError(
-                f"{len(names)} images are too many for one sheet, which holds {MOST_ON_A_SHEET}: give a folder"
-            )
-        own = lambda run: has_mark(run.output, run.mark)  # noqa: E731
-        return Images(path, names, settings, overwrite=overwrite, index=False, own=own, finish=_sheet(columns))
-    if suffix in SUFFIXES:
-        return Images(path, names, settings, overwrite=overwrite)
-    if suffix:
-        raise InputError(f"{path}: give a folder, a sheet.png or a file.h5 to write to, not {suffix!r}")
-    return Folder(path, names, settings, overwrite=overwrite)
+    to = Pictures.of(to)
+    if to.is_folder:
+        return Folder(to.path, names, settings, overwrite=overwrite, format=to.format)
+    if to.is_sheet:
+        said = {"scale": to.scale, "labels": to.labels}
+        sheet = Sheet(captions or titles(names), to.scale, to.labels)
+        return Images(to.path, names, {**settings, "sheet": said}, sheet, overwrite=overwrite)
+    if to.path.suffix.lower() == ".npz":
+        return Images(to.path, names, settings, Npz(), overwrite=overwrite)
+    if to.path.suffix.lower() in SUFFIXES:
+        return Images(to.path, names, settings, overwrite=overwrite)
+    raise InputError(
+        f"{to.path}: give a folder, a sheet.png, a file.h5 or a file.npz to write to, not {to.path.suffix!r}"
+    )
 
 
-def _head(file: h5py.File, notes: Mapping[str, Any]) -> None:
-    file.attrs["format"], file.attrs["range"] = text(FORMAT), text("[-1, 1]")
+def open_animation(
+    to: Animation, names: Sequence[str], settings: Mapping[str, Any], *, overwrite: bool = False, back: bool = False
+) -> Images:
+    """An animation of images, a frame each.
 
+    Args:
+        to: The animation.
+        names: The names of all images.
+        settings: How the images are made, as JSON can hold it.
+        overwrite: Begin anew, and replace what is there.
+        back: Whether it shows all images in reverse order too, so that it can repeat without a jump.
 
-def _sheet(columns: int | None) -> Callable[[Run], None]:
-    def draw(run: Run) -> None:
-        images = []
-        for part in run.parts():
-            with opened(part.path, "a part") as file:
-                images.append(torch.from_numpy(np.asarray(file["images"][:])))
-        save_sheet(torch.cat(images), run.output, columns, {MARK: run.mark}, run.temporary("sheet"))
-
-    return draw
+    Raises:
+        InputError: There are too many images, or another file or run is there.
+    """
+    said = {"fps": to.fps, "scale": to.scale, "back": back}
+    return Images(to.path, names, {**settings, "animation": said}, Frames(to, back), overwrite=overwrite)
 
 
 def _is_number(text: str) -> bool:

@@ -1,18 +1,21 @@
-"""Images written as PNG files, one by one or on a sheet, each with notes that say which run it belongs to."""
+"""Images written as PNG files, each with notes that say which run it belongs to."""
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from odeddim.storage.atomic import replacing
 from odeddim.types import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.PngImagePlugin import PngInfo
 
 MARK = "odeddim"
 """The note of a PNG that says which run it belongs to."""
@@ -54,32 +57,41 @@ def save_image(
     Raises:
         InputError: The image cannot be written as a PNG, or the disk does not take it.
     """
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise InputError(
-            f"an image of shape {tuple(image.shape)} cannot be written as {path}: a PNG holds 1 or 3 channels, so give "
-            "(1, H, W) or (3, H, W)"
-        )
-    pixels = to_bytes(image)
+    drawn = picture(image, path)
     with replacing(Path(path), temporary) as place:
-        write_png(pixels, place, notes)
+        drawn.save(place, format="PNG", pnginfo=png_notes(notes))
 
 
-def write_png(pixels: Tensor, file: Path | IO[bytes], notes: Mapping[str, str] | None = None) -> None:
-    """Write a PNG, with nothing of what `save_image` does for the file.
+def picture(image: Tensor, path: str | Path) -> Image:
+    """An image (C, H, W) in [-1, 1] as Pillow has it, gray or RGB.
 
     Args:
-        pixels: (C, H, W) uint8 on the CPU, with C = 1 or 3.
-        file: Where it goes.
-        notes: As for `save_image`.
+        image: The image.
+        path: The file that it goes to, for the message.
+
+    Raises:
+        InputError: It has neither 1 nor 3 channels, or holds NaN or infinite values.
     """
     import PIL.Image
+
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise InputError(
+            f"an image of shape {tuple(image.shape)} cannot be written as {path}: a picture has 1 or 3 channels, so "
+            "give (1, H, W) or (3, H, W)"
+        )
+    content = to_bytes(image).movedim(0, -1)
+    pixels = content[:, :, 0] if image.shape[0] == 1 else content
+    return PIL.Image.fromarray(pixels.contiguous().numpy())
+
+
+def png_notes(notes: Mapping[str, str] | None) -> PngInfo:
+    """Notes as Pillow writes them into a PNG."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     for key, note in (notes or {}).items():
         info.add_text(key, note)
-    rows = pixels[0] if pixels.shape[0] == 1 else pixels.movedim(0, -1)
-    PIL.Image.fromarray(rows.contiguous().numpy()).save(file, format="PNG", pnginfo=info)
+    return info
 
 
 def is_whole(path: Path, mark: str) -> bool:
@@ -110,47 +122,3 @@ def notes_of(path: Path) -> dict[str, str]:
             return {str(key): note for key, note in image.info.items() if isinstance(note, str)}
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
         return {}
-
-
-def save_sheet(
-    images: Tensor,
-    path: str | Path,
-    columns: int | None = None,
-    notes: Mapping[str, str] | None = None,
-    temporary: Path | None = None,
-) -> None:
-    """Write images side by side in one PNG, row by row. The last row is filled up with black.
-
-    Args:
-        images: (n, C, H, W) in [-1, 1].
-        path: The file.
-        columns: How many images a row has; without it the sheet is as square as possible.
-        notes: As for `save_image`.
-        temporary: As for `save_image`.
-
-    Raises:
-        InputError: There are no images, or the sheet cannot be written.
-    """
-    n = len(images)
-    if n == 0:
-        raise InputError(f"there are no images to write to {path}: give at least one")
-    columns = columns or math.ceil(math.sqrt(n))
-    save_image(side_by_side(images.detach().cpu().float(), columns, -1), path, notes, temporary)
-
-
-def side_by_side(images: Tensor, columns: int, black: int = 0) -> Tensor:
-    """Images side by side in one image, row by row.
-
-    Args:
-        images: (n, C, H, W).
-        columns: How many images a row has.
-        black: The value that fills up the last row.
-
-    Returns:
-        (C, rows·H, columns·W).
-    """
-    n, c, h, w = images.shape
-    rows = -(-n // columns)
-    cells = images.new_full((rows * columns, c, h, w), black)
-    cells[:n] = images
-    return cells.reshape(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)

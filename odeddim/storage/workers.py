@@ -174,21 +174,30 @@ class SharedRun:
             missing = list(cut(gaps(self.spans(), self.total), size))
             mine = missing[self._rank :: self._ranks]
             for start, stop in (*mine, *sorted(set(missing) - set(mine))):
-                if any(a < stop and start < b for a, b in tuple(self._taken)) or not self._claims.take(start, stop):
-                    continue
-                some = True
-                if self.is_done(start, stop):  # by another process, a moment ago
-                    self._claims.leave(start, stop)
-                else:
-                    self._taken.add((start, stop))
+                if self.claim(start, stop):
+                    some = True
                     yield start, stop
+
+    def claim(self, start: int, stop: int) -> bool:
+        """Claim a batch for this process, as `batches` does; False if it is done, or in work here or elsewhere."""
+        if any(a < stop and start < b for a, b in tuple(self._taken)) or not self._claims.take(start, stop):
+            return False
+        if self.is_done(start, stop):  # by another process, a moment ago
+            self._claims.leave(start, stop)
+            return False
+        self._taken.add((start, stop))
+        return True
+
+    def holds(self, start: int, stop: int) -> bool:
+        """Whether a batch is in work here."""
+        return (start, stop) in self._taken
 
     def is_done(self, start: int, stop: int) -> bool:
         """Whether some of the rows start, ..., stop-1 are done. Where rows are done one by one: whether all are."""
         return any(a < stop and start < b for a, b in self.spans())
 
     def leave(self, start: int, stop: int) -> None:
-        """Give back a batch that `batches` has handed out."""
+        """Give back a batch that was claimed."""
         self._taken.discard((start, stop))
         self._claims.leave(start, stop)
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from odeddim.api import sample
 from odeddim.ode.devices import device_of
 from odeddim.storage.images import ImageSource, check_shape
-from odeddim.storage.png import MARK, save_sheet
+from odeddim.storage.png import MARK
+from odeddim.storage.sheets import Captions, Layout, save_sheet
 from odeddim.train.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, save_model
 from odeddim.train.folder import alone, check_continued, check_new, mark_of_run, sheet_of
 from odeddim.train.interrupts import postponed
@@ -170,7 +171,9 @@ def _check_finite(loss: float, step: int, folder: Path) -> None:
 def _draw(trainer: Trainer, folder: Path) -> None:
     """The sample sheet of this step."""
     sheet = sample(SHEET_IMAGES, "euler", grid="linear", steps=50, model=trainer.field())
-    save_sheet(sheet, sheet_of(folder, trainer.step), notes={MARK: mark_of_run(trainer)})
+    place, captions = sheet_of(folder, trainer.step), Captions()
+    layout = Layout.of(len(sheet), sheet.shape[1:], captions)
+    save_sheet(((image, {}) for image in sheet), place, layout, captions, {MARK: mark_of_run(trainer)})
 
 
 def _architecture(given: Mapping[str, Any], images: ImageSource) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support import tiles
 
 import odeddim
 from odeddim import defaults, solvers
@@ -63,13 +64,18 @@ def test_encode_and_decode_the_sample_images(here: Path) -> None:
         assert np.allclose(pixels, (original[0].numpy() + 1) / 2, rtol=0, atol=1e-6)  # the default comes back exactly
 
 
+BARE = ("--scale", 1, "--no-labels")
+
+
 def test_other_outputs_and_another_solver(run, here: Path) -> None:  # type: ignore[no-untyped-def]
     assert run("encode", "-o", "z.h5", *FAST)[0] == 0
-    code, out, err = run("decode", "z.h5", "-o", "sheet.png", "--solver", "euler", "--grid", "quadratic", "--steps", 5)
+    code, out, err = run(
+        "decode", "z.h5", "-o", "sheet.png", "--solver", "euler", "--grid", "quadratic", "--steps", 5, *BARE
+    )
     assert code == 0
     assert err.startswith("warning: the latents were kept by 'belm'")
     assert "euler, 5 steps, 5 evaluations" in out
-    assert Image.open("sheet.png").size == (2 * 28, 2 * 28)
+    assert len(tiles("sheet.png", 28, 28, 2)) == 2
     assert run("decode", "z.h5", "-o", "images.h5")[0] == 0
     with h5py.File("images.h5") as file:
         assert file["images"].shape == (4, 1, 28, 28)
@@ -314,18 +320,18 @@ def test_images_that_do_not_converge_are_named(run) -> None:  # type: ignore[no-
 
 def test_interpolate(run, here: Path) -> None:  # type: ignore[no-untyped-def]
     run("encode", "-o", "z.h5", "-n", 4, "--steps", 12)
-    code, out, err = run("interpolate", "z.h5", "--pair", 0, 1, "-n", 5, "-o", "path.h5", "--sheet", "path.png")
+    code, out, err = run("interpolate", "z.h5", "--pair", 0, 1, "-n", 5, "-o", "path.h5", "--sheet", "path.png", *BARE)
     assert (code, err) == (0, "")
-    assert Image.open("path.png").size == (5 * 28, 28)
+    assert len(tiles("path.png", 28, 28, 5)) == 1
     with LatentFile(here / "path.h5") as path, LatentFile(here / "z.h5") as z:
         assert len(path) == 5
         assert torch.allclose(path.pick(0).xbar, z.pick(0).xbar, rtol=1e-6)
         assert torch.allclose(path.pick(4).xbar, z.pick(1).xbar, rtol=1e-6)
         assert path.provenance.made_by == "interpolate"
     assert run("decode", "path.h5", "-o", "line.png")[0] == 0
-    code, out, err = run("interpolate", "z.h5", "--corners", 0, 1, 2, 3, "-n", 3, "--sheet", "grid.png")
+    code, out, err = run("interpolate", "z.h5", "--corners", 0, 1, 2, 3, "-n", 3, "--sheet", "grid.png", *BARE)
     assert (code, err) == (0, "")
-    assert Image.open("grid.png").size == (3 * 28, 3 * 28)
+    assert len(tiles("grid.png", 28, 28, 3)) == 3
 
 
 def test_solvers_and_inspect(run) -> None:  # type: ignore[no-untyped-def]
@@ -452,7 +458,7 @@ BAD = {
     "unknown output": (["decode", "z.h5", "-o", "out.jpg"], "sheet.png"),
     "output is a file": (["decode", "z.h5", "-o", "text"], "text"),
     "no pair": (["interpolate", "z.h5", "-o", "p.h5"], "--pair"),
-    "nothing to write": (["interpolate", "z.h5", "--pair", "0", "1"], "--output, --sheet or both"),
+    "nothing to write": (["interpolate", "z.h5", "--pair", "0", "1"], "give --output, --sheet or --animate"),
     "index out of range": (["interpolate", "z.h5", "--pair", "0", "9", "-o", "p.h5"], "0 to 1"),
     "one point": (["interpolate", "z.h5", "--pair", "0", "1", "-n", "1", "-o", "p.h5"], "--count"),
     "shape needed": (["sample", "-o", "s.png", "--model", "exact-mixture"], "--size"),

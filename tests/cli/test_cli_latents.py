@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from support import tiles
 
 from odeddim.cli import main
 from odeddim.latents.arithmetic import Shifted, apart_by_chance, direction, distances, join, mean, rms, shift
@@ -231,21 +231,23 @@ def test_neither_batch_sizes_nor_a_kill_change_a_bit(
     assert (here / "cut.h5").read_bytes() != before
 
 
+BARE = ("--scale", 1, "--no-labels")
+
+
 def test_sheets_have_a_row_for_each_latent(run: Run, z: Path) -> None:
     """Of which a neighbour's query is the image itself; a shift is decoded by a solver that starts from x̄ alone."""
     succeed(run, "decode", "z.h5", "-o", "x.h5")
     with h5py.File("x.h5") as file:
         images = (np.clip(file["images"][:, 0], -1, 1) + 1) / 2
-    succeed(run, "shift", "z.h5", "--from", "0-3", "--to", "4-11", "--of", "7,2", "--by", "0,1,2", "--sheet", "s.png")
-    succeed(run, "neighbours", "z.h5", "--of", "7,2", "-k", 4, "--sheet", "n.png")
-    for name, columns in (("s.png", 3), ("n.png", 5)):
-        sheet = Image.open(name)
-        assert sheet.size == (columns * SIZE, 2 * SIZE)
-        pixels = np.asarray(sheet.convert("L"), np.float32) / 255
-        for row, index in enumerate((7, 2) if name == "n.png" else ()):
-            drawn = pixels[row * SIZE : (row + 1) * SIZE, :SIZE]
-            assert np.allclose(drawn, images[index], rtol=0, atol=0.51 / 255), (name, index)
-            assert not np.allclose(pixels[row * SIZE : (row + 1) * SIZE, SIZE : 2 * SIZE], drawn, rtol=0, atol=0.02)
+    succeed(
+        run, "shift", "z.h5", "--from", "0-3", "--to", "4-11", "--of", "7,2", "--by", "0,1,2", "--sheet", "s.png", *BARE
+    )
+    succeed(run, "neighbours", "z.h5", "--of", "7,2", "-k", 4, "--sheet", "n.png", *BARE)
+    assert len(tiles("s.png", SIZE, SIZE, 3)) == 2
+    for row, index in zip(tiles("n.png", SIZE, SIZE, 5), (7, 2), strict=True):
+        drawn, nearest = (tile / 255 for tile in row[:2])
+        assert np.allclose(drawn, images[index], rtol=0, atol=0.51 / 255), index
+        assert not np.allclose(nearest, drawn, rtol=0, atol=0.02)
 
 
 def found_by_hand(file: LatentFile, query: int, k: int) -> list[tuple[int, float]]:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import tiles
 
 from odeddim import defaults, solvers
 from odeddim.checks.certificate import BADNESS, CERTIFICATE, LADDER, worst
@@ -211,29 +212,30 @@ def test_the_sheet(run: Run, here: Path) -> None:
     photos(here / "photos")
     encode = ("encode", "photos", *FAST, "--solver", "ab2", "--steps", 6, "-o", "z.h5")
     succeed(run, *encode)
-    code, out, err = run("verify", "z.h5", "--by", "round_trip", "--worst", 3, "--sheet", "worst.png")
+    bare = ("--scale", 1, "--no-labels")
+    code, out, err = run("verify", "z.h5", "--by", "round_trip", "--worst", 3, "--sheet", "worst.png", *bare)
     assert (code, err) == (0, "3 images in worst.png\n")
     with LatentFile(here / "z.h5") as file:
         order = worst(file.figures(), "round_trip").tolist()[:3]
-    sheet = np.asarray(Image.open("worst.png"), np.float32)
-    assert sheet.shape == (3 * 4, 3 * 6)
+    sheet = tiles("worst.png", 6, 4, 1, panes=3)
+    assert len(sheet) == 3
     succeed(run, "decode", "z.h5", "-o", "x.h5")
     with h5py.File("x.h5") as again, LatentFile(here / "z.h5") as file:
         for row, i in enumerate(order):
-            cells = [sheet[4 * row : 4 * row + 4, 6 * k : 6 * k + 6] for k in range(3)]
+            cells = [tile.astype(np.float32) for tile in sheet[row]]
             original = np.asarray(Image.open(here / "photos" / file.names[i]), np.float32)
             decoded = (again["images"][i, 0] + 1) * 127.5
             assert np.array_equal(cells[0], original)
             assert np.abs(cells[1] - decoded.clip(0, 255)).max() <= 0.51
             assert np.abs(cells[2] - ((decoded - original) * 10 + 127.5).clip(0, 255)).max() <= 0.52
             assert np.abs(decoded - original).max() > 0.5  # there is something to be seen
-    code, out, err = run("verify", "z.h5", "--sheet", "all.png")
-    assert Image.open("all.png").size == (3 * 6, 5 * 4)
+    code, out, err = run("verify", "z.h5", "--sheet", "all.png", *bare)
+    assert len(tiles("all.png", 6, 4, 2, panes=3)) == 3  # of five, two in a row
     (here / "photos").rename(here / "moved")
-    code, out, err = run("verify", "z.h5", "--sheet", "some.png", "--worst", 2)
+    code, out, err = run("verify", "z.h5", "--sheet", "some.png", "--worst", 2, *bare)
     assert code == 0
     assert "warning: the sheet has no originals: the images of z.h5 are no longer at photos" in err
-    assert Image.open("some.png").size == (6, 2 * 4)
+    assert len(tiles("some.png", 6, 4, 2)) == 1
     one = str(next((here / "moved").iterdir()))
     assert "jpg: a sheet is a PNG" in refused(run, "verify", "z.h5", "--sheet", "worst.jpg")
     assert "is being read" in refused(run, "verify", "z.h5", one, "--sheet", one)

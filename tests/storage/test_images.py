@@ -20,7 +20,7 @@ from torch import Tensor
 
 from odeddim.storage.images import ImageSource, check_shape, open_images, sample_images
 from odeddim.storage.outputs import open_output
-from odeddim.storage.png import save_image, save_sheet, to_bytes
+from odeddim.storage.png import save_image, to_bytes
 from odeddim.types import InputError
 
 GRAY = np.random.default_rng(0).integers(0, 256, (5, 6, 4), np.uint8)  # (N, H, W)
@@ -553,19 +553,6 @@ def test_rounding() -> None:
         to_bytes(torch.tensor([0.0, float("nan")]))
 
 
-@pytest.mark.parametrize("columns", [None, 1, 2, 7])
-def test_sheet(tmp_path: Path, columns: int | None) -> None:
-    images = torch.from_numpy(np.moveaxis(COLOUR, -1, 1)).float() / 127.5 - 1
-    save_sheet(images, tmp_path / "sheet.png", columns)
-    sheet = np.array(PIL.Image.open(tmp_path / "sheet.png"))
-    across = columns or 3
-    down = -(-5 // across)
-    assert sheet.shape == (6 * down, 4 * across, 3)
-    for i in range(across * down):
-        top, left = 6 * (i // across), 4 * (i % across)
-        assert np.array_equal(sheet[top : top + 6, left : left + 4], COLOUR[i] if i < 5 else np.zeros((6, 4, 3)))
-
-
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_image(torch.zeros(1, 2, 2), tmp_path / "x.png")
     before = (tmp_path / "x.png").read_bytes()
@@ -584,5 +571,3 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_what_no_png_can_hold(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 or 3 channels"):
         save_image(torch.zeros(2, 4, 4), tmp_path / "x.png")
-    with pytest.raises(InputError, match="no images"):
-        save_sheet(torch.zeros(0, 1, 4, 4), tmp_path / "x.png")

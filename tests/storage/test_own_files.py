@@ -29,7 +29,9 @@ OUTPUTS = {
     "new.h5": (*ENCODE, "-o", "new.h5"),
     "images.h5": ("decode", "z.h5", "-o", "images.h5"),
     "images.png": ("decode", "z.h5", "-o", "images.png"),
+    "images.npz": ("decode", "z.h5", "-o", "images.npz"),
     "out/000001.png": ("decode", "z.h5", "-o", "out"),
+    "other/000001.webp": ("decode", "z.h5", "-o", "other", "--format", "webp"),
     "samples.h5": (*SAMPLE, "-o", "samples.h5"),
     "samples.png": (*SAMPLE, "-o", "samples.png"),
     "some/sample-0-000000.png": (*SAMPLE, "-o", "some"),
@@ -38,6 +40,7 @@ OUTPUTS = {
     "over/000000.png": (*BRIDGE, "-o", "over"),
     "path.h5": ("interpolate", "z.h5", "--pair", 0, 1, "-n", 3, "-o", "path.h5"),
     "path.png": ("interpolate", "z.h5", "--pair", 0, 1, "-n", 3, "--sheet", "path.png"),
+    "path.gif": ("interpolate", "z.h5", "--pair", 0, 1, "-n", 3, "--animate", "path.gif"),
     "shifted.h5": ("shift", "z.h5", "--from", 0, "--to", 1, "-o", "shifted.h5"),
     "shifted.png": ("shift", "z.h5", "--from", 0, "--to", 1, "--sheet", "shifted.png"),
     "d.h5": ("shift", "z.h5", "--from", 0, "--to", 1, "--direction", "d.h5"),
@@ -66,7 +69,7 @@ LONG = (
 SHORT = "bench/reconstruction.csv"
 KINDS = {
     ".png": "a picture", ".h5": "data", ".html": "<p>a page</p>", ".txt": "0 1 2\n", ".csv": "a,b\n", ".json": "{}",
-    ".svg": "<svg/>",
+    ".svg": "<svg/>", ".npz": "arrays", ".webp": "a photo", ".gif": "a film",
 }  # fmt: skip
 
 

@@ -1,0 +1,83 @@
+"""Images written as JPEG or WebP files, each with notes that say which run it belongs to and a checksum of its own.
+
+Neither format has checksums, so the notes hold one of the whole file, in which its own digits count as zeros. Notes are
+JSON in the EXIF description.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from odeddim.storage.atomic import replacing
+from odeddim.storage.png import picture
+
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0, "optimize": True},
+    "webp": {"format": "WEBP", "quality": 95, "method": 4},
+}
+"""What Pillow is told: hardly anybody sees that such an image is not exact."""
+
+_DESCRIPTION = 0x010E  # of EXIF
+_SEAL, _OPEN = b'"crc32": "', b"00000000"
+
+
+def save_image(
+    image: Tensor, path: Path, notes: Mapping[str, str], temporary: Path | None = None, *, format: str
+) -> None:
+    """Write an image as a JPEG or a WebP; its values are not kept exactly.
+
+    Args:
+        image: (C, H, W) in [-1, 1], with C = 1 or 3.
+        path: The file.
+        notes: What is known of the image, in ASCII; `notes_of` reads it.
+        temporary: Where the file lies until it is whole; see `odeddim.storage.atomic.replacing`.
+        format: "jpeg" or "webp".
+
+    Raises:
+        InputError: The image cannot be written, or the disk does not take it.
+    """
+    import PIL.Image
+
+    drawn = picture(image, path)
+    exif = PIL.Image.Exif()
+    exif[_DESCRIPTION] = json.dumps({**notes, "crc32": _OPEN.decode()})
+    written = io.BytesIO()
+    drawn.save(written, exif=exif.tobytes(), **OPTIONS[format])
+    content = bytearray(written.getvalue())
+    at = content.index(_SEAL) + len(_SEAL)
+    content[at : at + len(_OPEN)] = b"%08x" % zlib.crc32(content)
+    with replacing(path, temporary) as place:
+        place.write_bytes(content)
+
+
+def is_whole(path: Path, mark: str) -> bool:
+    """Whether a file has a mark among its notes and fits its checksum."""
+    try:
+        content = bytearray(path.read_bytes())
+    except OSError:
+        return False
+    at = content.find(_SEAL) + len(_SEAL)
+    if at < len(_SEAL) or mark.encode() not in content:
+        return False
+    seal = bytes(content[at : at + len(_OPEN)])
+    content[at : at + len(_OPEN)] = _OPEN
+    return seal == b"%08x" % zlib.crc32(content)
+
+
+def notes_of(path: Path) -> dict[str, str]:
+    """The notes that `save_image` wrote into a JPEG or a WebP; none if the file is missing or is neither."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(path, formats=[str(options["format"]) for options in OPTIONS.values()]) as image:
+            notes = json.loads(image.getexif().get(_DESCRIPTION, "{}"))
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        return {}
+    return {str(key): note for key, note in notes.items() if isinstance(note, str)} if isinstance(notes, dict) else {}
