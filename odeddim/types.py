@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from odeddim.plans import Plan
-
 Field = Callable[["Tensor", "Tensor"], "Tensor"]
 """ε = field(sigma, xbar): sigma () or (B,) float64, xbar (B, *), ε like xbar. In torchdiffeq's and scipy's order."""
 
@@ -85,7 +83,7 @@ class State:
             "rejected" of adaptive rows, "residual" of those that iterate.
         combined: Whether it was made of other latents (interpolation, means, shifts): the way back that is kept is
             theirs.
-        plan: The plan that encoded the latents, with the name and the hash of the model in its notes; None if neither
+        plan: The `odeddim.Plan` that encoded the latents, with the name and the hash of the model in its notes; None if neither
             `odeddim.encode` nor a latent file made the state. `odeddim.decode` and `save` go by it.
 
     Example:
@@ -103,7 +101,7 @@ class State:
     kept: str = ""
     report: Mapping[str, Tensor] = field(default_factory=dict)
     combined: bool = False
-    plan: Plan | None = None
+    plan: Any = None
 
     @property
     def x(self) -> Tensor:
