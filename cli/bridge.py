@@ -98,7 +98,8 @@ def command(
 
     The cycle error of an image is the rms over pixels, in [-1, 1], of the image that comes back minus the image. PNGs
     and a file.h5 store it (cycle_error), and --csv prints it for all images. A sheet shows each image, its
-    translation, and the image that comes back. IMAGES, and how a stopped run goes on, are as in `odeddim encode`.
+    translation, and the image that comes back. IMAGES, and how a stopped run goes on or a
+    finished one is extended, are as in `odeddim encode`.
 
     \b
     Examples:

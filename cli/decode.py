@@ -41,6 +41,7 @@ def _noise(function: options.F) -> options.F:
 @options.run("the one that encoded", _noise, options.plan)
 @options.machine
 @options.tol
+@options.wait
 @options.overwrite
 def command(
     latents: Path,
@@ -49,6 +50,7 @@ def command(
     how: dict[str, Any],
     machine: Machine,
     tol: float | None,
+    wait: bool,
     overwrite: bool,
 ) -> None:
     """Decode LATENTS to images by integrating the ODE from σ_T down, with the solver that encoded or another.
@@ -57,7 +59,8 @@ def command(
     --grid and --steps, choose another. The model must be the one that encoded: the hash of its weights is compared.
 
     A folder gets a PNG for each image: the latent of photos/cat/1.jpg becomes out/cat/1.png. A run that was stopped
-    goes on with the same command, which names each PNG that is damaged or that it did not write. Files that the same
+    goes on with the same command, which names each PNG that is damaged or that it did not write. The same command also
+    adds the images of latents by which LATENTS was extended since, except to a sheet. Files that the same
     command did not write are replaced only with --overwrite.
 
     Latents that were encoded with --tol are decoded with the steps that each of them took. --tol of this command
@@ -68,6 +71,7 @@ def command(
     \b
     Examples:
       odeddim decode z.h5 -o out/
+      odeddim decode z.h5 -o out/ --wait                  while another process encodes
       odeddim decode z.h5 -o sheet.png
       odeddim decode z.h5 -o images.h5 --solver rk4 --steps 100
       odeddim decode z.h5 -o planned/ --plan plan.json
@@ -77,5 +81,7 @@ def command(
     from odeddim import jobs
     from odeddim.cli.progress import bar
 
-    made = jobs.decode(latents, output, model=model, tol=tol, machine=machine, overwrite=overwrite, progress=bar, **how)
+    made = jobs.decode(
+        latents, output, model=model, tol=tol, machine=machine, wait=wait, overwrite=overwrite, progress=bar, **how
+    )
     options.echo(made.words)

@@ -318,6 +318,9 @@ overwrite = click.option(
     "--overwrite", is_flag=True, help="Begin anew and replace what is there.  [default: go on where a run stopped]"
 )
 replace = click.option("--overwrite", is_flag=True, help="Replace whatever is there under the name of the output.")
+wait = click.option(
+    "--wait", is_flag=True, help="Wait for latents that another process is still writing, until all of them are there."
+)
 seed = click.option(
     "--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="The seed of the noise."
 )

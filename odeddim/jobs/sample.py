@@ -44,7 +44,7 @@ def sample(
 ) -> Outcome:
     """Sample images from noise. Image i depends on the seed and i only, and not on the count or the batch.
 
-    A run that was stopped goes on with the same call.
+    A run that was stopped goes on with the same call. A larger count extends a file or a folder of images.
 
     Args:
         count: The number of images.
@@ -82,10 +82,11 @@ def sample(
     place.fit(field, row)
     size = place.at_once(field, row)
     details = {"seed": seed, "eta": eta, "size": list(shape), **place.details(field, row, size)}
-    made = replace(provenance_of(field, noisy, "sample", **details), settings=plan.settings)
+    made = asdict(replace(provenance_of(field, noisy, "sample", **details), settings=plan.settings))
+    names = Numbered(f"sample-{seed}-", count)
     began, largest, here = time.perf_counter(), 0.0, 0
     with (
-        open_output(output, Numbered(f"sample-{seed}-", count), asdict(made), overwrite=overwrite) as out,
+        open_output(output, names, made, overwrite=overwrite, of_first=lambda _: made) as out,
         progress(count, "sampling", out.done) as advance,
     ):
         for start, stop in out.batches(size):

@@ -14,6 +14,7 @@ from odeddim.checks.certificate import BADNESS, CERTIFICATE, certificate, certif
 from odeddim.jobs.decoding import decoding_of
 from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.subject import Subject, images_for, subject_of
+from odeddim.jobs.waiting import wait_for
 from odeddim.jobs.work import Progress, log, silent, warn
 from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.ode.field import VectorField
@@ -57,6 +58,7 @@ def verify(
     shown: int = 10,
     model: Model | Subject | None = None,
     machine: Machine | None = None,
+    wait: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Verified:
@@ -73,6 +75,7 @@ def verify(
         shown: The number of images to draw.
         model: The model that encoded; None for the one that the file names.
         machine: Where to run; what is not given is as the latents were encoded.
+        wait: Whether to wait for a latent file that another process is still writing.
         overwrite: Whether to replace another file at `sheet`.
         progress: A progress display, see `odeddim.jobs.work.Progress`.
 
@@ -96,6 +99,8 @@ def verify(
         if sheet.suffix.lower() != ".png":
             raise InputError(f"sheet {sheet}: a sheet is a PNG, name it worst.png")
         check_place(sheet, latents, images)
+    if wait:
+        wait_for(latents)
     source: ImageSource | Path | None = images
     with LatentFile(latents) as file:
         mark = mark_of("verify", file.fingerprint, by, shown)

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odeddim.storage.atomic import has_mark, sweep, temporary_beside
+from odeddim.storage.atomic import has_mark, mark_of, sweep, temporary_beside
 from odeddim.storage.hdf5 import SUFFIXES, opened, text
 from odeddim.storage.names import LOCK, NOTE, Names, file_names
 from odeddim.storage.png import MARK, is_whole, notes_of, save_image, save_sheet
 from odeddim.storage.resumable import Run
-from odeddim.storage.row_files import text_column, width_of
-from odeddim.storage.workers import GO_ON, Claims, SharedRun, begin_together
+from odeddim.storage.row_files import check_same, comparable, run_of, text_column, width_of
+from odeddim.storage.workers import GO_ON, MEMBER, Claims, OfFirst, SharedRun, begin_together
 from odeddim.types import InputError
 
 MOST_ON_A_SHEET = 4096
@@ -40,6 +40,7 @@ class Folder(SharedRun):
         names: The names of all images.
         settings: What the run is, as JSON can hold it.
         overwrite: Begin anew, and replace files of these names.
+        of_first: The settings that a run of only the first images has. With it, the run continues such a one.
 
     Raises:
         InputError: Without `overwrite`: the folder has other files of these names, it holds another run, or an image
@@ -47,16 +48,22 @@ class Folder(SharedRun):
     """
 
     def __init__(
-        self, folder: Path, names: Sequence[str], settings: Mapping[str, Any], *, overwrite: bool = False
+        self,
+        folder: Path,
+        names: Sequence[str],
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        of_first: OfFirst | None = None,
     ) -> None:
         self.folder = folder
-        self._files = Names.packed(file_names(names))
+        self._names, self._files = names, Names.packed(file_names(names))
         self._places = sorted({folder, *(folder / above for name in self._files if (above := os.path.dirname(name)))})
         _make(folder)
         begin_together(self._begin_anew if overwrite else self._refuse_others)
         for place in self._places:
             _make(place)
-        super().__init__(folder, len(names), settings, folder / NOTE, folder / LOCK)
+        super().__init__(folder, len(names), settings, folder / NOTE, folder / LOCK, of_first)
 
     def _refuse_others(self) -> None:
         """Refuse files of these names that no run has written here.
@@ -82,7 +89,26 @@ class Folder(SharedRun):
 
     def _settle(self, where: Path) -> None:
         self._refuse_others()  # once more, while no other process begins
+        if self._of_first is not None:  # what marks an image does not depend on the number of images
+            self.mark = mark_of(run_of(comparable(1, self._of_first(1))))
+            if self._note.exists():
+                self._grow(self._noted(), self._of_first)
         super()._settle(where)
+
+    def _grow(self, began: Mapping[str, Any], of_first: OfFirst) -> None:
+        """Record the number of images, where a run of fewer has begun or finished the folder."""
+        before = began.get("total")
+        if not isinstance(before, int) or not 0 < before < self.total:
+            return
+        check_same(began, comparable(before, of_first(before)), f"{self.folder} was begun")
+        if list(file_names(Names.packed(self._names[:before]))) != self._files[:before]:
+            raise InputError(
+                f"{self.folder} holds {before} images, some of which would have other names among {self.total}: give "
+                "another folder"
+            )
+        if not self._claims.take(MEMBER, MEMBER + 1):
+            raise InputError(f"another process is writing {before} images to {self.folder}: wait until it has ended")
+        self._record()
 
     def _check(self) -> None:
         """Refuse images that count as done, but were damaged or written by another program."""
@@ -190,6 +216,7 @@ def open_output(
     *,
     overwrite: bool = False,
     columns: int | None = None,
+    of_first: OfFirst | None = None,
 ) -> Folder | Images:
     """The output of a name: NAME.png is a sheet, NAME.h5 a file, and a name without a suffix a folder of PNGs.
 
@@ -199,6 +226,7 @@ def open_output(
         settings: How the images are made, as JSON can hold it; every output but a sheet records it.
         overwrite: Begin anew, and replace what is there.
         columns: How many images a row of a sheet has.
+        of_first: The settings that a run of only the first images has: a file or a folder of these is continued.
 
     Raises:
         InputError: The name has another suffix, or another file or run is there.
@@ -212,10 +240,10 @@ def open_output(
         own = lambda run: has_mark(run.output, run.mark)  # noqa: E731
         return Images(path, names, settings, overwrite=overwrite, index=False, own=own, finish=_sheet(columns))
     if suffix in SUFFIXES:
-        return Images(path, names, settings, overwrite=overwrite)
+        return Images(path, names, settings, overwrite=overwrite, of_first=of_first)
     if suffix:
         raise InputError(f"{path}: give a folder, a sheet.png or a file.h5 to write to, not {suffix!r}")
-    return Folder(path, names, settings, overwrite=overwrite)
+    return Folder(path, names, settings, overwrite=overwrite, of_first=of_first)
 
 
 def _head(file: h5py.File, notes: Mapping[str, Any]) -> None:
