@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -14,7 +15,7 @@ from odeddim.types import InputError, pick
 class LazyGroup(click.Group):
     """A group that lists its commands by name and help, and imports `PACKAGE.NAME` only to run NAME.
 
-    default: what runs where no command is named.
+    default: what runs where no command is named, or where the first word is no command and the path of something.
     """
 
     def __init__(
@@ -36,9 +37,14 @@ class LazyGroup(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if self._default and (not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)):
+        if self._default and (not args or self._is_for_default(args[0], ctx)):
             args = [self._default, *args]
         return super().parse_args(ctx, args)
+
+    def _is_for_default(self, word: str, ctx: click.Context) -> bool:
+        if word.startswith("-"):
+            return word not in ctx.help_option_names
+        return word not in self._listed and os.path.exists(word)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -21,6 +21,7 @@ from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
+from odeddim.storage.atomic import nearest_above
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.outputs import open_output
 from odeddim.types import InputError
@@ -113,7 +114,8 @@ def check_amount(output: Path, count: int, size: int, what: str) -> None:
     """
     if count > MOST:
         raise InputError(f"{count:,} {what} are too many for one run: ask for {MOST:,} at most")
-    room = shutil.disk_usage(output.parent).total if output.suffix.lower() in SUFFIXES and output.parent.is_dir() else 0
+    above = nearest_above(output)
+    room = shutil.disk_usage(above).total if output.suffix.lower() in SUFFIXES and above.is_dir() else 0
     if room and count * size > room:
         raise InputError(
             f"{count:,} {what} take {count * size / 1e9:,.3g} GB, but the disk of {output} has only "

@@ -143,7 +143,7 @@ class Run(SharedRun):
                         if is_index(file):  # of parts that are gone
                             self.place.unlink()
         try:
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             if overwrite:  # also for the run that continues this one without it
                 (self.folder / REPLACES).touch()
         except OSError as error:
