@@ -43,7 +43,7 @@ COMMANDS = {
     "bench": "Compare solvers: the tables and figures of the paper, and more.",
     "solvers": "Print the table of solvers.",
     "explain": "Print what a run will do: nodes, labels, coefficients, evaluations.",
-    "inspect": "Show what a latent file or a model holds.",
+    "inspect": "Show what a model, or a file that odeddim wrote, holds.",
     "train": "Train a model on your own images.",
 }
 

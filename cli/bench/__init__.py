@@ -23,8 +23,8 @@ COMMANDS = {
     package=__name__,
     commands=COMMANDS,
     default="reconstruction",
-    epilog="Without a command, reconstruction runs, on your images if their path is given (`odeddim bench photos/`); a "
-    "folder that is named as a command is given as ./time. Every command works without arguments, on the built-in model.",
+    epilog="Without a command, reconstruction runs: `odeddim bench photos/` is `odeddim bench reconstruction photos/`. "
+    "Every command works without arguments, on the built-in model.",
 )
 def command() -> None:
     """Compare solvers on a model: the tables and figures of DDIM's paper, and work-precision diagrams.

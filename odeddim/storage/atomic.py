@@ -21,6 +21,7 @@ from odeddim.types import InputError
 
 _numbers = itertools.count()
 _TEMPORARY = re.compile(r"\.odeddim-(.+)-([0-9]{1,9})-[0-9]+\.tmp")
+_MARK = re.compile(rb"odeddim-[0-9a-f]{32}")
 _ABANDONED = 86_400.0  # seconds after which a temporary file of another machine belongs to nobody
 _HEAD = 1 << 16  # bytes in which a mark stands
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -83,6 +84,16 @@ def has_mark(path: Path, mark: str) -> bool:
             return mark.encode() in file.read(_HEAD)
     except OSError:
         return False
+
+
+def found_mark(path: Path) -> str:
+    """The first mark in the first 64 KiB of a file; "" if there is none or the file cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            found = _MARK.search(file.read(_HEAD))
+    except OSError:
+        return ""
+    return found[0].decode() if found else ""
 
 
 def check_own(path: Path, own: Callable[[Path], bool], *, overwrite: bool = False) -> None:

@@ -100,6 +100,14 @@ def notes_of(path: Path) -> dict[str, str]:
         return {}
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """The height and the width of a PNG."""
+    import PIL.Image
+
+    with PIL.Image.open(path) as image:
+        return image.height, image.width
+
+
 def save_sheet(
     images: Tensor,
     path: str | Path,

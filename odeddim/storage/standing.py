@@ -64,13 +64,20 @@ def standing(path: Path) -> Standing:
         done = look_at(file, path)["crc32"].shape[0]
     if not shown and total <= there["total"]:  # what is in the folder, if anything, adds certificates
         settings = {}
+    elif not shown:  # the run extends the file
+        done += sum(part.stop - part.start for part in parts_in(folder, total) if part.start >= done)
     return Standing(True, done, max(there["total"], total), replaced, at_work, settings)
 
 
-def note_of(folder: Path) -> dict[str, Any]:
-    """The settings of the run whose parts lie in a folder; {} if it has recorded none, or not yet."""
+def note_of(folder: Path, name: str = NOTE) -> dict[str, Any]:
+    """The settings of the run whose parts, or images, lie in a folder; {} if it has recorded none, or not yet.
+
+    Args:
+        folder: The folder.
+        name: The name of the file that records them.
+    """
     try:
-        settings = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        settings = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return settings if isinstance(settings, dict) and isinstance(settings.get("total"), int) else {}

@@ -481,7 +481,8 @@ BAD = {
     "folder for a wrong grid": (["sample", "-o", "newdir", "--grid", "nosuch"], "unknown grid"),
     "inspect unknown": (["inspect", "fashion-mnst"], "did you mean fashion-mnist"),
     "bench into a file": (["bench", "-o", "text.png"], "is a file: give a folder"),
-    "a folder in place of a bench": (["bench", "empty"], "unknown command 'empty'"),
+    "a word in place of a bench": (["bench", "qualty"], "unknown command 'qualty'; did you mean quality"),
+    "bench of a folder without images": (["bench", "empty"], "the folder empty holds no images"),
     "no label of that name": (["bench", "reconstruction", "--labels", "both"], "'source', 'target'"),
     "no such plan": (["encode", "-o", "y.h5", "--plan", "nowhere.json"], "nowhere.json cannot be read"),
     "no plan": (["encode", "-o", "y.h5", "--plan", "text.png"], "is no plan"),
@@ -575,8 +576,9 @@ BAD = {
     "an unknown warm-up": (["encode", "-o", "y.h5", "--solver", "ab3", "--set", "warmup=soon"], "unknown warmup"),
     "explaining noise upwards": (["explain", "--solver", "ddpm"], "adds noise"),
     "bench on no grid": (["bench", "--solvers", "ab2@nosuch.txt"], "unknown grid"),
-    "inspect text": (["inspect", "text.png"], "HDF5"),
-    "inspect empty folder": (["inspect", "empty"], "empty"),
+    "inspect text": (["inspect", "text.png"], "text.png is nothing that odeddim writes, nor a model"),
+    "inspect empty folder": (["inspect", "empty"], "empty is nothing that odeddim writes, nor a model"),
+    "inspect foreign HDF5": (["inspect", "images.h5"], "odeddim did not write it"),
     "model is no model": (["sample", "-o", "s.png", "--model", "text.png"], "text.png"),
 }
 
