@@ -9,7 +9,7 @@ import click
 
 from odeddim import defaults
 from odeddim.cli import options
-from odeddim.cli.kinds import Interval
+from odeddim.cli.kinds import Interval, ModelName
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
@@ -33,7 +33,11 @@ target = options.gathered(
     "target",
     options.together(
         click.option(
-            "--to", required=True, metavar="NAME|PATH", help="The model that decodes; --model is the one that encodes."
+            "--to",
+            required=True,
+            type=ModelName(),
+            metavar="NAME|PATH",
+            help="The model that decodes; --model is the one that encodes.",
         ),
         click.option("--to-label", type=click.IntRange(0), default=None, help="The class for --to."),
         click.option("--to-prompt", metavar="TEXT", default=None, help="The text for --to."),

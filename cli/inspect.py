@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from odeddim.cli import options
+from odeddim.cli.kinds import ModelName
 
 
 @click.command("inspect")
-@click.argument("file", metavar="[FILE|MODEL]", default="fashion-mnist")
+@click.argument("file", type=ModelName(), metavar="[FILE|MODEL]", default="fashion-mnist")
 @options.allow_pickle
 @options.as_json
 def command(file: str, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from odeddim.cli.config import add_config
 from odeddim.types import InputError, pick
 
 
@@ -34,6 +35,8 @@ class LazyGroup(click.Group):
             return None
         command = import_module(f"{self._package}.{name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
+        if not isinstance(command, click.Group):
+            add_config(command)
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

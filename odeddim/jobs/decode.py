@@ -82,8 +82,7 @@ def decode(
         if len(file) < file.total:
             warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")
         total, size = len(file), place.at_once(field, row, queued=bool(decoding.rungs))
-        details: dict[str, Any] = {} if tol is None else {"tol": tol}
-        details |= place.details(field, row, size)
+        details = {**({} if tol is None else {"tol": tol}), **place.details(field, row, size)}
 
         def of_first(count: int) -> dict[str, Any]:
             return asdict(decoding.provenance(file, field, count, **details))
