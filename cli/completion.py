@@ -14,12 +14,14 @@ PROGRAM, VARIABLE = "odeddim", "_ODEDDIM_COMPLETE"
 def command(shell: str) -> None:
     """Print the script with which a shell completes commands, options, files, and names of models and solvers.
 
-    Load it in the file that the shell reads when it starts, or put it where the shell looks for completions (fish).
+    Save the script, and load it in the file that the shell reads when it starts: `source ~/.odeddim.bash` in ~/.bashrc,
+    `source ~/.odeddim.zsh` in ~/.zshrc (after compinit). fish finds it in its folder of completions.
 
     \b
     Examples:
-      odeddim completion bash >> ~/.bashrc
-      odeddim completion zsh >> ~/.zshrc
+      odeddim completion bash                     print it
+      odeddim completion bash > ~/.odeddim.bash
+      odeddim completion zsh > ~/.odeddim.zsh
       odeddim completion fish > ~/.config/fish/completions/odeddim.fish
     """
     from odeddim.cli import group
