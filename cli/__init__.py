@@ -44,13 +44,14 @@ COMMANDS = {
     "bench": "Compare solvers: the tables and figures of the paper, and more.",
     "solvers": "Print the table of solvers.",
     "explain": "Print what a run will do: nodes, labels, coefficients, evaluations.",
-    "inspect": "Show what a latent file or a model holds.",
+    "inspect": "Show what a model, or a file that odeddim wrote, holds.",
     "train": "Train a model on your own images.",
+    "completion": "Print the script that completes commands in bash, zsh or fish.",
 }
 
 
 # Commands that leave nothing when they are stopped; every other one goes on from what is finished.
-WHOLE_OR_NOTHING = ("explore", "merge", "grid", "solvers", "explain", "inspect", "bench report")
+WHOLE_OR_NOTHING = ("explore", "merge", "grid", "solvers", "explain", "inspect", "completion", "bench report")
 
 
 @click.group(
@@ -59,7 +60,7 @@ WHOLE_OR_NOTHING = ("explore", "merge", "grid", "solvers", "explain", "inspect",
     commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="bench, solvers, explain and inspect work without arguments: try `odeddim bench`. Without --model and "
-    "images, commands take the built-in model and the sample images.",
+    "images, commands take the built-in model and the sample images. Options can stand in a file: --config.",
 )
 @click.version_option(__version__, prog_name="odeddim")
 def group() -> None:

@@ -9,7 +9,7 @@ import click
 
 from odeddim import defaults
 from odeddim.cli import options, pictures
-from odeddim.cli.kinds import Interval
+from odeddim.cli.kinds import Interval, ModelName
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Pictures, Subject
@@ -33,7 +33,11 @@ target = options.gathered(
     "target",
     options.together(
         click.option(
-            "--to", required=True, metavar="NAME|PATH", help="The model that decodes; --model is the one that encodes."
+            "--to",
+            required=True,
+            type=ModelName(),
+            metavar="NAME|PATH",
+            help="The model that decodes; --model is the one that encodes.",
         ),
         click.option("--to-label", type=click.IntRange(0), default=None, help="The class for --to."),
         click.option("--to-prompt", metavar="TEXT", default=None, help="The text for --to."),
@@ -93,7 +97,7 @@ def command(
     The cycle error of an image is the rms over pixels, in [-1, 1], of the image that comes back minus the image.
     Image files, a file.h5 and a file.npz store it (cycle_error), and --csv prints it for all images. A sheet shows each
     image, its translation, and the image that comes back, with the name and the cycle error. IMAGES, and how a stopped
-    run goes on, are as in `odeddim encode`.
+    run goes on or a finished one is extended, are as in `odeddim encode`.
 
     \b
     Examples:

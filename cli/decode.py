@@ -35,6 +35,7 @@ def _noise(function: options.F) -> options.F:
 @options.run("the one that encoded", _noise, options.plan)
 @options.machine
 @options.tol
+@options.wait
 @options.overwrite
 def command(
     latents: Path,
@@ -43,6 +44,7 @@ def command(
     how: dict[str, Any],
     machine: Machine,
     tol: float | None,
+    wait: bool,
     overwrite: bool,
 ) -> None:
     """Decode LATENTS to images by integrating the ODE from σ_T down, with the solver that encoded or another.
@@ -53,7 +55,8 @@ def command(
     A folder gets a file for each image: the latent of photos/cat/1.jpg becomes out/cat/1.png. PNGs hold 8 bits of each
     pixel; JPEGs and WebPs (--format) do not hold the pixels exactly. file.h5 and file.npz hold the array `images` of
     floats in [-1, 1], which nothing has rounded or clipped. A run that was stopped
-    goes on with the same command, which names each file that is damaged or that it did not write. Files that the same
+    goes on with the same command, which names each file that is damaged or that it did not write. The same command
+    also adds the images of latents by which LATENTS was extended since, except to a sheet. Files that the same
     command did not write are replaced only with --overwrite.
 
     Latents that were encoded with --tol are decoded with the steps that each of them took. --tol of this command
@@ -66,6 +69,7 @@ def command(
       odeddim decode z.h5 -o out/
       odeddim decode z.h5 -o sheet.png --scale 8
       odeddim decode z.h5 -o out/ --format jpeg
+      odeddim decode z.h5 -o out/ --wait                  while another process encodes
       odeddim decode z.h5 -o images.h5 --solver rk4 --steps 100
       odeddim decode z.h5 -o planned/ --plan plan.json
       odeddim decode z.h5 -o fine/ --tol 1e-3
@@ -74,5 +78,7 @@ def command(
     from odeddim import jobs
     from odeddim.cli.progress import bar
 
-    made = jobs.decode(latents, output, model=model, tol=tol, machine=machine, overwrite=overwrite, progress=bar, **how)
+    made = jobs.decode(
+        latents, output, model=model, tol=tol, machine=machine, wait=wait, overwrite=overwrite, progress=bar, **how
+    )
     options.echo(made.words)

@@ -58,8 +58,9 @@ def command(
     (rms over pixels). All other errors are those of the autoencoder's data, in their units.
 
     A run that was stopped, for whatever reason, goes on with the same command, as long as the names and the bytes of
-    the images are the same. Several processes share the work: start the command under torchrun, or start it several
-    times.
+    the images are the same. A larger -n extends a finished file: what is there is not computed again, and stays as it
+    is until the longer file is whole. Several processes share the work: start the command under torchrun, or start it
+    several times.
 
     Transparent parts of an image become white. Of a file with several pictures, such as an animation, the first is
     taken. A warning says how many images are concerned.

@@ -1,42 +1,36 @@
-"""`odeddim inspect`: what a latent file or a model holds."""
+"""`odeddim inspect`: what a model or a file that odeddim wrote holds."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import click
 
 from odeddim.cli import options
+from odeddim.cli.kinds import ModelName
 
 
 @click.command("inspect")
-@click.argument("file", metavar="[FILE|MODEL]", default="fashion-mnist")
+@click.argument("file", type=ModelName(), metavar="[FILE|MODEL]", default="fashion-mnist")
 @options.allow_pickle
 @options.as_json
 def command(file: str, as_json: bool) -> None:
-    """Show what a latent file (z.h5) or a model (a built-in name or a path) holds. The default is the built-in model.
+    """Show what a model (a built-in name or a path), or a file that odeddim wrote, holds. The default is the built-in
+    model.
+
+    It knows latent files, images in HDF5, folders of images, sheets, plans, training runs, the tables, figures and
+    measurements of benches, and the parts of runs that are not finished.
 
     \b
     Examples:
       odeddim inspect z.h5
+      odeddim inspect out/
       odeddim inspect fashion-mnist
       odeddim inspect MODEL --json
     """
-    from odeddim.latents.latent_file import LatentFile
-    from odeddim.models import BUILT_IN, SUFFIXES, format_of, load, summary
-    from odeddim.types import pick
+    from odeddim import jobs
 
-    path = Path(file)
-    if file not in BUILT_IN and not os.path.exists(path):
-        pick(file, BUILT_IN, "model (and there is no such file)")
-    is_model = file in BUILT_IN or os.path.isdir(path) or path.suffix.lower() in SUFFIXES or format_of(path) is not None
-    if is_model:
-        facts = summary(load(file, allow_pickle=options.of_model().get("allow_pickle", False)))
-    else:
-        with LatentFile(path) as latents:
-            facts = latents.summary()
+    facts = jobs.inspect(file, allow_pickle=options.of_model().get("allow_pickle", False))
     if as_json:
         import json
 

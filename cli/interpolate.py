@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Points of a line, of each side of a grid, or of each leg of a loop.",
 )
+@options.wait
 @pictures.drawing(
     "The latent file to write, path.h5.", "Decode the path and draw its images, path.png.", pictures.animation
 )
@@ -44,6 +45,7 @@ def command(
     loop: list[int] | None,
     count: int,
     to: Drawing,
+    wait: bool,
 ) -> None:
     """Interpolate between LATENTS on great circles (slerp), as in DDIM's appendix D.5.
 
@@ -63,5 +65,5 @@ def command(
     if len(given) != 1:
         raise click.UsageError("give --pair A B for a line, --corners A B C D for a grid or --loop A,B,... for a loop")
     ((kind, between),) = given.items()
-    for line in jobs.interpolate(latents, between, count, kind, to=to).words.splitlines():
+    for line in jobs.interpolate(latents, between, count, kind, to=to, wait=wait).words.splitlines():
         options.echo(line)

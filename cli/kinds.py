@@ -29,6 +29,25 @@ class SolverName(click.ParamType[str]):
         return [click.shell_completion.CompletionItem(n) for n in solvers.names() if n.startswith(incomplete)]
 
 
+MODELS = ("fashion-mnist", "fashion-mnist-flow", "exact-gaussian", "exact-mixture", "exact-samples")
+"""The names of `odeddim.models.BUILT_IN`, whose import would load torch."""
+
+
+class ModelName(click.ParamType[str]):
+    """A name or a path of a model, as `odeddim.load` takes it."""
+
+    name = "name|path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        names = [click.shell_completion.CompletionItem(n) for n in MODELS if n.startswith(incomplete)]
+        return [click.shell_completion.CompletionItem(incomplete, type="file"), *names]
+
+
 class Items(click.ParamType[list[Any]]):
     """A comma-separated list, each item of another type."""
 
@@ -44,6 +63,13 @@ class Items(click.ParamType[list[Any]]):
         if not words:
             self.fail("an empty list", param, ctx)
         return [self.item.convert(word, param, ctx) for word in words]
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        before, comma, last = incomplete.rpartition(",")
+        found = self.item.shell_complete(ctx, param, last)
+        return [click.shell_completion.CompletionItem(before + comma + it.value, it.type, it.help) for it in found]
 
 
 class Tolerance(click.FloatRange):

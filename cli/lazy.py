@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 import click
 
+from odeddim.cli.config import add_config
 from odeddim.types import InputError, pick
 
 
 class LazyGroup(click.Group):
     """A group that lists its commands by name and help, and imports `PACKAGE.NAME` only to run NAME.
 
-    default: what runs where no command is named.
+    default: what runs where no command is named, or where the first word is no command and the path of something.
     """
 
     def __init__(
@@ -33,12 +35,19 @@ class LazyGroup(click.Group):
             return None
         command = import_module(f"{self._package}.{name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
+        if not isinstance(command, click.Group):
+            add_config(command)
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if self._default and (not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)):
+        if self._default and (not args or self._is_for_default(args[0], ctx)):
             args = [self._default, *args]
         return super().parse_args(ctx, args)
+
+    def _is_for_default(self, word: str, ctx: click.Context) -> bool:
+        if word.startswith("-"):
+            return word not in ctx.help_option_names
+        return word not in self._listed and os.path.exists(word)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

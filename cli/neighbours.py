@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     "--among", type=click.Path(path_type=Path), default=None, help="The latent file to search.  [default: LATENTS]"
 )
 @options.as_json
+@options.wait
 @pictures.drawing("The latent file to write, near.h5.", "Decode and draw them, near.png: a row for each latent.")
 def command(
     latents: Path,
@@ -40,6 +41,7 @@ def command(
     among: Path | None,
     as_json: bool,
     to: Drawing,
+    wait: bool,
 ) -> None:
     """Find the nearest neighbours of LATENTS among the other latents of the file, or among those of another file.
 
@@ -55,7 +57,7 @@ def command(
     """
     from odeddim import jobs
 
-    found = jobs.neighbours(latents, of, count, among, to=to)
+    found = jobs.neighbours(latents, of, count, among, to=to, wait=wait)
     if as_json:
         _print_json(found)
     else:

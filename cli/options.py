@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from odeddim import defaults
-from odeddim.cli.kinds import Assignment, Interval, Shape, SolverName, Tolerance
+from odeddim.cli.kinds import Assignment, Interval, ModelName, Shape, SolverName, Tolerance
 from odeddim.storage.atomic import is_hidden, printable
 
 if TYPE_CHECKING:
@@ -61,11 +61,19 @@ def gathered(name: str, options: Callable[[F], F], make: Callable[[dict[str, Any
 
 
 def is_given(name: str) -> bool:
-    """Whether a parameter was said on the command line, and not left at its default."""
+    """Whether a parameter was said, on the command line or in the file of --config, and not left at its default."""
     from click.core import ParameterSource
 
     source = click.get_current_context().get_parameter_source(name)
     return source not in (None, ParameterSource.DEFAULT)
+
+
+def is_typed(name: str) -> bool:
+    """Whether a parameter was said on the command line, which wins over the file of --config."""
+    from click.core import ParameterSource
+
+    source = click.get_current_context().get_parameter_source(name)
+    return is_given(name) and source is not ParameterSource.DEFAULT_MAP
 
 
 MODEL_OPTIONS = "odeddim.model"
@@ -136,7 +144,9 @@ def subject(own: Mapping[str, Any]) -> Subject:
 
 def _model(default: str | None, words: str) -> Callable[[F], F]:
     shown = default is not None
-    option = click.option("--model", default=default, show_default=shown, metavar="NAME|PATH", help=words)
+    option = click.option(
+        "--model", type=ModelName(), default=default, show_default=shown, metavar="NAME|PATH", help=words
+    )
     return gathered("model", together(option, told), subject)
 
 
@@ -232,16 +242,16 @@ plan = click.option(
 
 def _how(own: dict[str, Any]) -> dict[str, Any]:
     """What jobs take as `**how`: what was said of the run, or `plan=` alone."""
-    path = own.pop("plan", None)
-    if path is None:
+    path, others = own.pop("plan", None), [name for name in (*own, "tol") if is_given(name)]
+    typed = [name for name in others if is_typed(name)]
+    if path is None or (typed and not is_typed("plan")):
         settings = settings_of(own)
         said = {name: value for name, value in own.items() if value is not None and (name != "end" or is_given("end"))}
         return {**said, **settings}
     from odeddim.plans import Plan
 
-    for name in (*own, "tol"):
-        if is_given(name):
-            raise click.UsageError(f"--plan says how to run: leave out --{name.replace('_', '-')}")
+    for name in typed if is_typed("plan") else others:
+        raise click.UsageError(f"--plan says how to run: leave out --{name.replace('_', '-')}")
     return {"plan": Plan.load(path)}
 
 
@@ -317,6 +327,9 @@ overwrite = click.option(
     "--overwrite", is_flag=True, help="Begin anew and replace what is there.  [default: go on where a run stopped]"
 )
 replace = click.option("--overwrite", is_flag=True, help="Replace whatever is there under the name of the output.")
+wait = click.option(
+    "--wait", is_flag=True, help="Wait for latents that another process is still writing, until all of them are there."
+)
 seed = click.option(
     "--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="The seed of the noise."
 )

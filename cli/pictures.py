@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim.cli import options
+from odeddim.cli.kinds import ModelName
 
 if TYPE_CHECKING:
     from odeddim.jobs import Drawing, Pictures
@@ -115,6 +116,7 @@ def drawing(file: str, sheet: str, *more: Callable[[Any], Any]) -> Callable[[opt
             *more,
             click.option(
                 "--model",
+                type=ModelName(),
                 default=None,
                 metavar="NAME|PATH",
                 help="The model that decodes for --sheet.  [default: the model that the latents name]",

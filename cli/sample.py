@@ -49,7 +49,8 @@ def command(
     """Sample images from noise.
 
     Image i depends on the seed and on i only, not on the count or the batch size. A run that was stopped goes on with
-    the same command. --plan runs a plan file in place of --solver, --grid, --steps, --end and settings.
+    the same command. A larger -n extends a file or a folder of images. --plan runs a plan file in place of --solver,
+    --grid, --steps, --end and settings.
 
     \b
     Examples:

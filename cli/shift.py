@@ -55,6 +55,7 @@ MOST = 1000.0  # shifts: beyond, nothing but the direction would be left
     default=None,
     help="Where to store both means and their difference, d.h5.",
 )
+@options.wait
 @pictures.drawing("The latent file to write, shifted.h5.", "Decode and draw them, shifted.png: a row for each latent.")
 def command(
     latents: Path,
@@ -65,6 +66,7 @@ def command(
     by: list[float],
     keep: Path | None,
     to: Drawing,
+    wait: bool,
 ) -> None:
     """Move LATENTS along the difference of the means of two groups of them. Each latent keeps its norm.
 
@@ -85,5 +87,5 @@ def command(
     from odeddim import jobs
 
     direction = jobs.Direction(start, goal, along, keep)
-    for line in jobs.shift(latents, direction, of, by, to=to).words.splitlines():
+    for line in jobs.shift(latents, direction, of, by, to=to, wait=wait).words.splitlines():
         options.echo(line)

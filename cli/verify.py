@@ -30,6 +30,23 @@ HEADINGS = {
 }
 
 
+def _form(own: dict[str, bool]) -> str | None:
+    """The form of the figures that is printed in place of a table."""
+    if own["as_json"] and own["as_csv"]:
+        raise click.UsageError("give --json or --csv, not both")
+    return "json" if own["as_json"] else "csv" if own["as_csv"] else None
+
+
+form = options.gathered(
+    "form",
+    options.together(
+        click.option("--json", "as_json", is_flag=True, help="Print the figures of all latents as JSON."),
+        click.option("--csv", "as_csv", is_flag=True, help="Print the figures of all latents as CSV."),
+    ),
+    _form,
+)
+
+
 @click.command("verify")
 @click.argument("latents", type=click.Path(path_type=Path))
 @click.argument("images", required=False, type=click.Path(path_type=Path))
@@ -44,10 +61,10 @@ HEADINGS = {
     "--worst", "shown", type=click.IntRange(1), default=10, show_default=True, help="How many latents to show."
 )
 @pictures.sheet("Draw the worst latents on a sheet, worst.png.")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures of all latents as JSON.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print the figures of all latents as CSV.")
+@form
 @options.its_model
 @options.machine
+@options.wait
 @options.replace
 def command(
     latents: Path,
@@ -55,10 +72,10 @@ def command(
     by: str,
     shown: int,
     sheet: Pictures | None,
-    as_json: bool,
-    as_csv: bool,
+    form: str | None,
     model: Subject,
     machine: Machine,
+    wait: bool,
     overwrite: bool,
 ) -> None:
     """Compare every latent of a file with its checksum, and show how good each latent is, the worst first.
@@ -87,18 +104,16 @@ def command(
     from odeddim.cli.progress import bar
     from odeddim.storage.workers import rank
 
-    if as_json and as_csv:
-        raise click.UsageError("give --json or --csv, not both")
     found = jobs.verify(
-        latents, images, by=by, sheet=sheet, shown=shown, model=model, machine=machine, overwrite=overwrite,
-        progress=bar,
+        latents, images, by=by, sheet=sheet, shown=shown, model=model, machine=machine, wait=wait,
+        overwrite=overwrite, progress=bar,
     )  # fmt: skip
     if not found.figures:
         options.echo(f"{latents}: others are at work on the rest of its certificates, or run it again", err=True)
         # torchrun would end the others for a process that fails.
         sys.exit(0 if rank()[1] > 1 else 1)
-    if as_json or as_csv:
-        _print(found, as_json)
+    if form is not None:
+        _print(found, as_json=form == "json")
         return
     _show(found, shown, by)
     if found.floor is not None:

@@ -17,7 +17,7 @@ ARGUMENTS = {
     "output", "overwrite", "pair", "pairs", "paper", "plan", "points", "precision", "predicts", "prompt", "reference",
     "repeats", "resume", "rtol", "samples_every", "scale", "seed", "set", "sheet", "side", "size", "solver",
     "solvers", "steps", "threads", "tiles", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol",
-    "tolerances", "validation", "worst",
+    "tolerances", "validation", "wait", "worst",
 }  # fmt: skip
 """Arguments of the library that are options of the same name."""
 CALLED = {

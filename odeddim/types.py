@@ -83,8 +83,8 @@ class State:
             "rejected" of adaptive rows, "residual" of those that iterate.
         combined: Whether it was made of other latents (interpolation, means, shifts): the way back that is kept is
             theirs.
-        plan: The `odeddim.Plan` that encoded the latents, with the name and the hash of the model in its notes; None if neither
-            `odeddim.encode` nor a latent file made the state. `odeddim.decode` and `save` go by it.
+        plan: The `odeddim.Plan` that encoded the latents, with the name and the hash of the model in its notes; None if
+            neither `odeddim.encode` nor a latent file made the state. `odeddim.decode` and `save` go by it.
 
     Example:
         >>> state = odeddim.State(torch.zeros(3, 1, 28, 28), 157.4)

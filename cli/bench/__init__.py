@@ -23,7 +23,8 @@ COMMANDS = {
     package=__name__,
     commands=COMMANDS,
     default="reconstruction",
-    epilog="Without a command, reconstruction runs. Every command works without arguments, on the built-in model.",
+    epilog="Without a command, reconstruction runs: `odeddim bench photos/` is `odeddim bench reconstruction photos/`. "
+    "Every command works without arguments, on the built-in model.",
 )
 def command() -> None:
     """Compare solvers on a model: the tables and figures of DDIM's paper, and work-precision diagrams.
@@ -35,7 +36,7 @@ def command() -> None:
     \b
     Examples:
       odeddim bench
-      odeddim bench reconstruction photos/ --model MODEL --solvers euler@quadratic,ab3
+      odeddim bench photos/ --model MODEL --solvers euler@quadratic,ab3
       odeddim bench work-precision --find 1e-3
       odeddim bench report -o report.html
     """

@@ -89,7 +89,7 @@ def command(
         )
         return
     for name in ("steps", "tolerances"):
-        if options.is_given(name):
+        if options.is_typed(name):
             raise click.UsageError(f"--find finds the number of steps itself: leave out --{name}")
     table, plan = jobs.bench.find(run.workbench, find, count=count, seed=seed, size=size, end=end, **chosen)
     run.print(table)

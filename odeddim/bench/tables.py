@@ -173,6 +173,13 @@ def check_files(folder: Path, bench: str, also: Sequence[str] = ()) -> None:
             check_own(path, lambda path: _hash_of(path) in known.get(path.name, ()))
 
 
+def table_of(path: Path) -> Path | None:
+    """The NAME.h5 that notes a file beside it as written with it; None if there is none, or the file has changed."""
+    its_own = _hash_of(path)
+    beside = (table for table in sorted(path.parent.glob("*.h5")) if path.name.startswith(table.stem))
+    return next((table for table in beside if its_own in (_written(table) or {}).get(path.name, ())), None)
+
+
 def _written(path: Path) -> dict[str, list[str]] | None:
     """The hashes that each file beside a NAME.h5 may have; None where NAME.h5 notes no hashes."""
     try:

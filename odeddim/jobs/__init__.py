@@ -13,6 +13,7 @@ from odeddim.jobs.decode import decode as decode
 from odeddim.jobs.encode import encode as encode
 from odeddim.jobs.explore import explore as explore
 from odeddim.jobs.grid import grid as grid
+from odeddim.jobs.inspect import inspect as inspect
 from odeddim.jobs.interpolate import interpolate as interpolate
 from odeddim.jobs.machine import Machine as Machine
 from odeddim.jobs.merge import merge as merge

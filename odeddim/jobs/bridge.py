@@ -64,7 +64,7 @@ def bridge(
 ) -> Crossed:
     """Encode images with one model and decode them with another: a dual diffusion implicit bridge.
 
-    A run that was stopped goes on with the same call.
+    A run that was stopped goes on with the same call. A larger count extends a file or a folder of images.
 
     Args:
         images: A path, as of `odeddim.jobs.encode`; None for the 256 sample images of the package.
@@ -110,13 +110,16 @@ def bridge(
     names = first_names(given, count, images)
     size = place.at_once(other, over.solver)
     details = place.details(other, over.solver, size) | ({"cycle": True} if cycle else {})
-    details["images"] = given.identity(images, len(names))
     details["source"] = asdict(provenance_of(source, over.source_plan, "bridge"))
-    made = asdict(provenance_of(other, over.target_plan, "bridge", **details))
+
+    def of_first(total: int) -> dict[str, Any]:
+        of = {"images": given.identity(images, total)}
+        return asdict(provenance_of(other, over.target_plan, "bridge", **details, **of))
+
     began, work = time.perf_counter(), _Crossing(over, given, place.state, cycle, is_sheet)
     captions = _captions(names, other.name, cycle)
     with (
-        open_output(to, names, made, overwrite=overwrite, captions=captions) as out,
+        open_output(to, names, of_first(len(names)), overwrite=overwrite, captions=captions, of_first=of_first) as out,
         progress(len(names), "bridging", out.done) as advance,
     ):
         for start, stop in out.batches(size):

@@ -14,6 +14,7 @@ from odeddim.jobs.decoding import decoding_of
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, subject_of, warn_of_plan
 from odeddim.jobs.telling import Tally, evaluated, of_all, so_far, warn_of_range
+from odeddim.jobs.waiting import wait_for
 from odeddim.jobs.work import How, Outcome, Progress, silent, warn
 from odeddim.latents.latent_file import LatentFile
 from odeddim.plans import Plan
@@ -30,13 +31,15 @@ def decode(
     plan: Plan | None = None,
     tol: float | None = None,
     machine: Machine | None = None,
+    wait: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
     **how: Any,
 ) -> Outcome:
     """Decode a latent file to images, with the plan of the file unless another one is given.
 
-    A run that was stopped goes on with the same call.
+    A run that was stopped goes on with the same call. Where the latent file has been extended since, the images of the
+    new latents are added.
 
     Args:
         latents: The latent file, z.h5.
@@ -46,6 +49,7 @@ def decode(
         tol: A tolerance in place of steps: each image takes the fewest steps with which it is this close to the image
             of a more accurate run, rms over pixels in [-1, 1].
         machine: Where to run; what is not given is as the latents were encoded.
+        wait: Whether to wait for a latent file that another process is still writing.
         overwrite: Whether to begin anew, whatever is at `output`.
         progress: A progress display, see `odeddim.jobs.work.Progress`.
         **how: solver, steps, grid and the solver's settings; what is not given is as in the file.
@@ -66,6 +70,8 @@ def decode(
     latents, to = Path(latents), Pictures.of(output)
     output = to.path
     said = How.of(how)
+    if wait:
+        wait_for(latents)
     with LatentFile(latents) as file:
         place = (machine or Machine()).at(file, model)
         field = subject_of(file, place, model)
@@ -77,13 +83,16 @@ def decode(
         if len(file) < file.total:
             warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")
         total, size = len(file), place.at_once(field, row, queued=bool(decoding.rungs))
-        details = {} if tol is None else {"tol": tol}
-        made = decoding.provenance(file, field, **details, **place.details(field, row, size))
+        details = {**({} if tol is None else {"tol": tol}), **place.details(field, row, size)}
+
+        def of_first(count: int) -> dict[str, Any]:
+            return asdict(decoding.provenance(file, field, count, **details))
+
         if not output.is_dir():
             check_place(output, latents)
         began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
         with (
-            open_output(to, file.names, asdict(made), overwrite=overwrite) as out,
+            open_output(to, file.names, of_first(total), overwrite=overwrite, of_first=of_first) as out,
             progress(total, "decoding", out.done) as advance,
             closing(ahead(file.read, out.batches(size))) as batches,
         ):

@@ -60,10 +60,13 @@ class Decoding:
         plan = self.plan.with_solver(row.with_settings(first=first)) if row.stochastic else self.plan
         return decode(state, model=model, plan=plan)
 
-    def provenance(self, file: LatentFile, model: VectorField, **details: Any) -> Provenance:
-        """The provenance of the images of a latent file."""
-        latents = {"path": str(file.path), "sha256": file.fingerprint}
-        return provenance_of(model, self.plan, "decode", latents=latents, encoded=asdict(file.provenance), **details)
+    def provenance(self, file: LatentFile, model: VectorField, count: int, **details: Any) -> Provenance:
+        """The provenance of the images of the first `count` latents of a file."""
+        whole = count == len(file)
+        latents = {"path": str(file.path), "sha256": file.fingerprint if whole else file.fingerprint_of(count)}
+        encoded = asdict(file.provenance)
+        encoded["details"].pop("images", None)  # the latents tell them, and their hash depends on their number
+        return provenance_of(model, self.plan, "decode", latents=latents, encoded=encoded, **details)
 
 
 def decoding_of(

@@ -48,7 +48,8 @@ def encode(
 ) -> Outcome:
     """Encode images to a latent file. A run that was stopped, even by a kill, goes on with the same call.
 
-    Several processes share the work if each of them makes the same call, as under torchrun.
+    A finished file is extended by a call with more images, say a larger `count`. Several processes share the work if
+    each of them makes the same call, as under torchrun.
 
     Args:
         images: A folder, an image file, .npz, .npy, IDX or HDF5; None for the 256 sample images of the package.
@@ -92,10 +93,13 @@ def encode(
     names = first_names(source, count, images)
     size = place.at_once(field, plan.solver, queued=tol is not None)
     run = _Encoding(field, field.on_data(), plan, rungs, place, tol, certify)
-    provenance = run.provenance(source.identity(images, len(names)), size)
+
+    def of_first(total: int) -> Provenance:
+        return run.provenance(source.identity(images, total), size)
+
     began = time.perf_counter()
     with (
-        LatentRun(output, names, provenance, plan.nodes, overwrite=overwrite) as file,
+        LatentRun(output, names, of_first(len(names)), plan.nodes, overwrite=overwrite, of_first=of_first) as file,
         progress(len(names), "encoding", file.done) as advance,
         closing(ahead(lambda start, stop: source[start:stop], file.batches(size))) as batches,
     ):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from odeddim.jobs.combining import Drawing
 from odeddim.jobs.sample import check_amount
+from odeddim.jobs.waiting import wait_for
 from odeddim.jobs.work import Numbered, Outcome
 from odeddim.latents.interpolate import LatentPath
 from odeddim.latents.latent_file import LatentFile
@@ -19,7 +20,13 @@ KINDS = {"line": 2, "grid": 4, "loop": None}
 
 
 def interpolate(
-    latents: str | Path, between: Sequence[int], count: int = 11, kind: str = "line", *, to: Drawing
+    latents: str | Path,
+    between: Sequence[int],
+    count: int = 11,
+    kind: str = "line",
+    *,
+    to: Drawing,
+    wait: bool = False,
 ) -> Outcome:
     """Interpolate between latents of a file on great circles (slerp), as in DDIM's appendix D.5.
 
@@ -30,6 +37,7 @@ def interpolate(
         kind: "line", "grid" or "loop".
         to: The file that the latents are written to, the sheet that they are drawn on, and the animation. That of a
             line goes forward and back.
+        wait: Whether to wait for a latent file that another process is still writing.
 
     Returns:
         The outcome; `print` it for a line about each file.
@@ -58,6 +66,8 @@ def interpolate(
     if to.animation is not None and kind == "grid":
         raise InputError("a grid has no order in time, so it has no animation: give a line or a loop")
     to.check(latents)
+    if wait:
+        wait_for(latents)
     with LatentFile(latents) as file:
         drawn = to.of(file)
         states = [drawn.place.cast(file.pick(index)) for index in between]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from odeddim.jobs.combining import Drawing, check_combinable, check_same_model
+from odeddim.jobs.waiting import wait_for
 from odeddim.jobs.work import Progress
 from odeddim.latents.arithmetic import join, nearest
 from odeddim.latents.group import Group
@@ -85,6 +86,7 @@ def neighbours(
     among: str | Path | None = None,
     *,
     to: Drawing | None = None,
+    wait: bool = False,
 ) -> list[Neighbourhood]:
     """Find the nearest neighbours of latents, in their file or among those of another.
 
@@ -94,6 +96,7 @@ def neighbours(
         count: The number of neighbours of each.
         among: The latent file to search in; None for the other latents in `latents`.
         to: The file that each latent and its neighbours are written to, and the sheet that they are drawn on.
+        wait: Whether to wait for latent files that another process is still writing.
 
     Returns:
         The neighbours of each latent. Distances are rms in units of x_T: latents of independent noise are √2 apart.
@@ -111,6 +114,9 @@ def neighbours(
     """
     latents, among, to = Path(latents), None if among is None else Path(among), to or Drawing()
     to.check(latents, among)
+    for path in (latents, among):
+        if wait and path is not None:
+            wait_for(path)
     with contextlib.ExitStack() as stack:
         file = pool = stack.enter_context(LatentFile(latents))
         if among is not None and not (among.exists() and os.path.samefile(latents, among)):

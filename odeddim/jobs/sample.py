@@ -22,6 +22,7 @@ from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
+from odeddim.storage.atomic import nearest_above
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.outputs import Pictures, open_output
 from odeddim.storage.sheets import Captions
@@ -44,7 +45,7 @@ def sample(
 ) -> Outcome:
     """Sample images from noise. Image i depends on the seed and i only, and not on the count or the batch.
 
-    A run that was stopped goes on with the same call.
+    A run that was stopped goes on with the same call. A larger count extends a file or a folder of images.
 
     Args:
         count: The number of images.
@@ -83,10 +84,11 @@ def sample(
     place.fit(field, row)
     size = place.at_once(field, row)
     details = {"seed": seed, "eta": eta, "size": list(shape), **place.details(field, row, size)}
-    made = replace(provenance_of(field, noisy, "sample", **details), settings=plan.settings)
+    made = asdict(replace(provenance_of(field, noisy, "sample", **details), settings=plan.settings))
     names, began, largest, here = Numbered(f"sample-{seed}-", count), time.perf_counter(), 0.0, 0
+    captions = Captions(_number)
     with (
-        open_output(to, names, asdict(made), overwrite=overwrite, captions=Captions(_number)) as out,
+        open_output(to, names, made, overwrite=overwrite, captions=captions, of_first=lambda _: made) as out,
         progress(count, "sampling", out.done) as advance,
     ):
         for start, stop in out.batches(size):
@@ -118,8 +120,8 @@ def check_amount(output: Path, count: int, size: int, what: str) -> None:
     """
     if count > defaults.MOST_NEW:
         raise InputError(f"{count:,} {what} are too many for one run: ask for {defaults.MOST_NEW:,} at most")
-    is_file = output.suffix.lower() in (*SUFFIXES, ".npz")
-    room = shutil.disk_usage(output.parent).total if is_file and output.parent.is_dir() else 0
+    above, is_file = nearest_above(output), output.suffix.lower() in (*SUFFIXES, ".npz")
+    room = shutil.disk_usage(above).total if is_file and above.is_dir() else 0
     if room and count * size > room:
         raise InputError(
             f"{count:,} {what} take {count * size / 1e9:,.3g} GB, but the disk of {output} has only "

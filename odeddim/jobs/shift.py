@@ -12,6 +12,7 @@ from typing import Any, overload
 import torch
 
 from odeddim.jobs.combining import Drawing, check_combinable
+from odeddim.jobs.waiting import wait_for
 from odeddim.jobs.work import Outcome
 from odeddim.latents.arithmetic import Shifted, apart_by_chance, direction, join, mean, rms
 from odeddim.latents.group import Group
@@ -91,6 +92,7 @@ def shift(
     by: Sequence[float] = (-1.0, 0.0, 1.0, 2.0),
     *,
     to: Drawing,
+    wait: bool = False,
 ) -> Outcome:
     """Move latents of a file along the difference of the means of two groups of latents. Each latent keeps its norm.
 
@@ -100,6 +102,7 @@ def shift(
         of: The latents to move, by index; by default those of the first group, or all along a stored direction.
         by: The amounts; 1 is the way from one mean to the other.
         to: The file that the shifted latents are written to, and the sheet that they are drawn on.
+        wait: Whether to wait for a latent file that another process is still writing.
 
     Returns:
         The outcome. Its words give the distance of the means, and the distance that the means of two such groups of
@@ -119,6 +122,8 @@ def shift(
     latents = Path(latents)
     direction.check(to, latents)
     to.check(latents, direction.along)
+    if wait:
+        wait_for(latents)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(LatentFile(latents))
         drawn = to.of(file)

@@ -16,6 +16,7 @@ from odeddim.jobs.combining import sheet_at
 from odeddim.jobs.decoding import decoding_of
 from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.subject import Subject, images_for, subject_of
+from odeddim.jobs.waiting import wait_for
 from odeddim.jobs.work import Progress, log, silent, warn
 from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.ode.field import VectorField
@@ -62,6 +63,7 @@ def verify(
     shown: int = 10,
     model: Model | Subject | None = None,
     machine: Machine | None = None,
+    wait: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Verified:
@@ -79,6 +81,7 @@ def verify(
         shown: The number of images to draw.
         model: The model that encoded; None for the one that the file names.
         machine: Where to run; what is not given is as the latents were encoded.
+        wait: Whether to wait for a latent file that another process is still writing.
         overwrite: Whether to replace another file at `sheet`.
         progress: A progress display, see `odeddim.jobs.work.Progress`.
 
@@ -98,6 +101,8 @@ def verify(
     latents, images = Path(latents), None if images is None else Path(images)
     pick(by, BADNESS, "figure")
     drawn = None if sheet is None else sheet_at(sheet, latents, images)
+    if wait:
+        wait_for(latents)
     source: ImageSource | Path | None = images
     with LatentFile(latents) as file:
         mark = mark_of("verify", file.fingerprint, by, shown)

@@ -45,6 +45,7 @@ from odeddim.storage.row_files import (
     OF_CERTIFICATES,
     Columns,
     check_parts,
+    checksums,
     is_index,
     look_at,
     read_rows,
@@ -52,6 +53,7 @@ from odeddim.storage.row_files import (
     text_column,
     width_of,
 )
+from odeddim.storage.workers import cut
 from odeddim.types import InputError, State
 
 FORMAT, VERSION = "odeddim latents", 1
@@ -69,6 +71,7 @@ class LatentRun(Run):
         nodes: The nodes, (S+1,) float64, rising.
         overwrite: Whether to begin anew, whatever is at `path`.
         replace: Whether `path` is a latent file that stays as it is until the run is complete.
+        of_first: The provenance of only the first n latents. With it, the run continues a file of these.
 
     Raises:
         InputError: If the file cannot be written to this place, or another file is there.
@@ -83,10 +86,14 @@ class LatentRun(Run):
         *,
         overwrite: bool = False,
         replace: bool = False,
+        of_first: Callable[[int], Provenance] | None = None,
     ) -> None:
         check_place(path, suffixes=SUFFIXES)
         self._names, self._width, self._nodes = names, width_of(names), nodes
-        super().__init__(path, len(names), asdict(provenance), self._write_head, overwrite=overwrite, index=not replace)
+        super().__init__(
+            path, len(names), asdict(provenance), self._write_head, overwrite=overwrite, index=not replace,
+            of_first=None if of_first is None else lambda count: asdict(of_first(count)),
+        )  # fmt: skip
 
     def _write_head(self, file: h5py.File, notes: Mapping[str, Any]) -> None:
         file.attrs["format"], file.attrs["version"] = text(FORMAT), VERSION
@@ -301,9 +308,20 @@ class LatentFile:
     @property
     def fingerprint(self) -> str:
         """A hash of the checksums of all latents, as they were before `odeddim verify` added certificates."""
-        if self._fingerprint:
-            return self._fingerprint
-        return hashlib.sha256(np.ascontiguousarray(self._column("crc32", 0, len(self))).tobytes()).hexdigest()
+        return self._fingerprint or self.fingerprint_of(len(self))
+
+    def fingerprint_of(self, count: int) -> str:
+        """The fingerprint that a file of only the first `count` latents has.
+
+        Raises:
+            InputError: If a row is damaged.
+        """
+        sums = self._column("crc32", 0, count)
+        if self._fingerprint:  # the checksums cover certificates that were added
+            for start, stop in cut([(0, count)], CHUNK):
+                rows = self.rows(start, stop)
+                sums[start:stop] = checksums({name: rows[name] for name in rows if not name.startswith("certificate/")})
+        return hashlib.sha256(np.ascontiguousarray(sums).tobytes()).hexdigest()
 
     def rows(self, start: int, stop: int) -> Columns:
         """Rows start, ..., stop-1 of all columns as they are in the file. Each is checked against its checksum."""

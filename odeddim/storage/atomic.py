@@ -21,6 +21,7 @@ from odeddim.types import InputError
 
 _numbers = itertools.count()
 _TEMPORARY = re.compile(r"\.odeddim-(.+)-([0-9]{1,9})-[0-9]+\.tmp")
+_MARK = re.compile(rb"odeddim-[0-9a-f]{32}")
 _ABANDONED = 86_400.0  # seconds after which a temporary file of another machine belongs to nobody
 _ENDS = 1 << 16  # bytes at both ends of a file in which a mark stands
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -29,6 +30,8 @@ _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 def check_place(path: Path, *inputs: Path | None, suffixes: tuple[str, ...] = ()) -> None:
     """Raise an InputError unless a file can be written to `path`: before a long run, not after it.
 
+    Folders that are missing above it are made when something is written, and not before.
+
     Args:
         path: The file.
         *inputs: Files that are being read, which must not be replaced.
@@ -36,15 +39,33 @@ def check_place(path: Path, *inputs: Path | None, suffixes: tuple[str, ...] = ()
     """
     if suffixes and path.suffix.lower() not in suffixes:
         raise InputError(f"{path}: name the file {' or '.join('NAME' + suffix for suffix in suffixes)}")
-    if not os.path.isdir(path.parent):
-        raise InputError(f"the folder {path.parent} of {path.name} does not exist: make it first")
+    above = nearest_above(path)
+    if not os.path.isdir(above):
+        raise InputError(f"{above} is a file, so {path} cannot be made below it: give another name")
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path} is a folder or a device, not a file: give another name")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"the folder {path.parent} of {path.name} cannot be written to: choose another")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"the folder {above} of {path.name} cannot be written to: choose another")
     for source in inputs:
         if source is not None and os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
             raise InputError(f"{path} is being read: give the output another name")
+
+
+def nearest_above(path: Path) -> Path:
+    """The nearest folder above a file that exists; a file, if one is in the way."""
+    return next((above for above in path.parents if os.path.lexists(above)), Path())
+
+
+def make_above(path: Path) -> None:
+    """Make the folders above a file that are missing.
+
+    Raises:
+        InputError: The system does not make them.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {path.parent} cannot be made ({error.strerror}): give another name") from error
 
 
 def mark_of(*what: object) -> str:
@@ -58,14 +79,24 @@ def mark_of(*what: object) -> str:
 
 def has_mark(path: Path, mark: str) -> bool:
     """Whether a mark is in the first or the last 64 KiB of a file; False if the file cannot be read."""
+    return any(mark.encode() in end for end in _ends(path))
+
+
+def found_mark(path: Path) -> str:
+    """The first mark in the first or the last 64 KiB of a file; "" if there is none or the file cannot be read."""
+    found = (_MARK.search(end) for end in _ends(path))
+    return next((match[0].decode() for match in found if match), "")
+
+
+def _ends(path: Path) -> tuple[bytes, ...]:
+    """The first and the last bytes of a file; nothing if the file cannot be read."""
     try:
         with open(path, "rb") as file:
-            if mark.encode() in file.read(_ENDS):
-                return True
+            first = file.read(_ENDS)
             file.seek(-min(_ENDS, file.seek(0, os.SEEK_END)), os.SEEK_END)
-            return mark.encode() in file.read()
+            return first, file.read()
     except OSError:
-        return False
+        return ()
 
 
 def check_own(path: Path, own: Callable[[Path], bool], *, overwrite: bool = False) -> None:
@@ -102,8 +133,8 @@ def is_hidden(character: str) -> bool:
 def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     """A temporary path, whose file is synced and renamed to `path` if the block succeeds, and removed otherwise.
 
-    `path` itself is always the old file or the new one, never a part of it. After a kill the temporary file stays,
-    until something is replaced in the same folder again.
+    `path` itself is always the old file or the new one, never a part of it; folders above it that are missing are made.
+    After a kill the temporary file stays, until something is replaced in the same folder again.
 
     Args:
         path: The file.
@@ -115,6 +146,7 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     check_place(path)
     place = Path(os.path.realpath(path))  # a link stays, and the file that it points to is replaced
     if temporary is None:
+        make_above(place)
         sweep(place.parent)
         temporary = temporary_beside(place)
     try:

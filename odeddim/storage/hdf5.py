@@ -157,6 +157,15 @@ def _interrupts_held() -> Iterator[Callable[[], None]]:
     raise_held()
 
 
+def is_hdf5(path: Path) -> bool:
+    """Whether a file begins as HDF5 files do."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(8) == b"\x89HDF\r\n\x1a\n"
+    except OSError:
+        return False
+
+
 def text(words: str) -> np.ndarray[Any, Any]:
     """Text as HDF5 holds it, at a fixed length."""
     content = words.encode()

@@ -25,7 +25,7 @@ from odeddim.storage.png import MARK
 from odeddim.storage.resumable import Run
 from odeddim.storage.row_files import Columns, columns_of, read_rows, text_column, width_of
 from odeddim.storage.sheets import Captions, Layout, save_sheet
-from odeddim.storage.workers import cut
+from odeddim.storage.workers import OfFirst, cut
 from odeddim.types import InputError
 
 MOST_ON_A_SHEET = 4096
@@ -52,6 +52,7 @@ class Images(Run):
         settings: What the run is, as JSON can hold it.
         maker: What makes the file; None for an HDF5 file.
         overwrite: Begin anew, and replace what is there.
+        of_first: As for `Run`.
     """
 
     def __init__(
@@ -62,13 +63,14 @@ class Images(Run):
         maker: Maker | None = None,
         *,
         overwrite: bool = False,
+        of_first: OfFirst | None = None,
     ) -> None:
         self.names, self._width, self._maker = names, width_of(names), maker
         more: dict[str, Any] = {}
         if maker is not None:
             maker.check(output, len(names), None)
             more = {"index": False, "own": lambda run: has_mark(run.output, run.mark), "finish": maker.make}
-        super().__init__(output, len(names), settings, _head, overwrite=overwrite, **more)
+        super().__init__(output, len(names), settings, _head, overwrite=overwrite, of_first=of_first, **more)
 
     def write(self, start: int, stop: int, images: Tensor, figures: Mapping[str, Tensor] | None = None) -> None:
         """Write a batch of images with what is known of each; arguments as for `Folder.write`."""

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from odeddim.storage import lossy, png
 from odeddim.storage.animations import Animation
-from odeddim.storage.atomic import sweep, temporary_beside
+from odeddim.storage.atomic import mark_of, sweep, temporary_beside
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.image_runs import Frames, Images, Npz, Sheet
 from odeddim.storage.names import LOCK, NOTE, Names, file_names
 from odeddim.storage.png import MARK
+from odeddim.storage.row_files import check_same, comparable, run_of
 from odeddim.storage.sheets import Captions, titles
-from odeddim.storage.workers import GO_ON, Claims, SharedRun, begin_together
+from odeddim.storage.workers import GO_ON, MEMBER, Claims, OfFirst, SharedRun, begin_together
 from odeddim.types import InputError, pick
 
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -98,6 +99,7 @@ class Folder(SharedRun):
         settings: What the run is, as JSON can hold it.
         overwrite: Begin anew, and replace files of these names.
         format: One of `FORMATS`.
+        of_first: The settings that a run of only the first images has. With it, the run continues such a one.
 
     Raises:
         InputError: Without `overwrite`: the folder has other files of these names, it holds another run, or an image
@@ -112,17 +114,18 @@ class Folder(SharedRun):
         *,
         overwrite: bool = False,
         format: str = "png",
+        of_first: OfFirst | None = None,
     ) -> None:
         self.folder, self._format = folder, format
-        self._files = Names.packed(file_names(names, FORMATS[format]))
+        self._names, self._files = names, Names.packed(file_names(names, FORMATS[format]))
         self._places = sorted({folder, *(folder / above for name in self._files if (above := os.path.dirname(name)))})
         _make(folder)
         begin_together(self._begin_anew if overwrite else self._refuse_others)
         for place in self._places:
             _make(place)
-        if format != "png":
-            settings = {**settings, "format": format}
-        super().__init__(folder, len(names), settings, folder / NOTE, folder / LOCK)
+        said = {} if format == "png" else {"format": format}
+        of_these = of_first and (lambda count: {**of_first(count), **said})
+        super().__init__(folder, len(names), {**settings, **said}, folder / NOTE, folder / LOCK, of_these)
 
     def _refuse_others(self) -> None:
         """Refuse files of these names that no run has written here.
@@ -148,7 +151,26 @@ class Folder(SharedRun):
 
     def _settle(self, where: Path) -> None:
         self._refuse_others()  # once more, while no other process begins
+        if self._of_first is not None:  # what marks an image does not depend on the number of images
+            self.mark = mark_of(run_of(comparable(1, self._of_first(1))))
+            if self._note.exists():
+                self._grow(self._noted(), self._of_first)
         super()._settle(where)
+
+    def _grow(self, began: Mapping[str, Any], of_first: OfFirst) -> None:
+        """Record the number of images, where a run of fewer has begun or finished the folder."""
+        before = began.get("total")
+        if not isinstance(before, int) or not 0 < before < self.total:
+            return
+        check_same(began, comparable(before, of_first(before)), f"{self.folder} was begun")
+        if list(file_names(Names.packed(self._names[:before]), FORMATS[self._format])) != self._files[:before]:
+            raise InputError(
+                f"{self.folder} holds {before} images, some of which would have other names among {self.total}: give "
+                "another folder"
+            )
+        if not self._claims.take(MEMBER, MEMBER + 1):
+            raise InputError(f"another process is writing {before} images to {self.folder}: wait until it has ended")
+        self._record()
 
     def _check(self) -> None:
         """Refuse images that count as done, but were damaged or written by another program."""
@@ -258,6 +280,7 @@ def open_output(
     *,
     overwrite: bool = False,
     captions: Captions | None = None,
+    of_first: OfFirst | None = None,
 ) -> Folder | Images:
     """The output of a name: NAME.png is a sheet, NAME.h5 and NAME.npz are files, a name without a suffix is a folder.
 
@@ -267,13 +290,14 @@ def open_output(
         settings: How the images are made, as JSON can hold it; every output but a sheet records it.
         overwrite: Begin anew, and replace what is there.
         captions: What a sheet says of the images; None for their names.
+        of_first: The settings that a run of only the first images has: an HDF5 file or a folder of these is continued.
 
     Raises:
         InputError: The name has another suffix, or another file or run is there.
     """
     to = Pictures.of(to)
     if to.is_folder:
-        return Folder(to.path, names, settings, overwrite=overwrite, format=to.format)
+        return Folder(to.path, names, settings, overwrite=overwrite, format=to.format, of_first=of_first)
     if to.is_sheet:
         said = {"scale": to.scale, "labels": to.labels}
         sheet = Sheet(captions or titles(names), to.scale, to.labels)
@@ -281,7 +305,7 @@ def open_output(
     if to.path.suffix.lower() == ".npz":
         return Images(to.path, names, settings, Npz(), overwrite=overwrite)
     if to.path.suffix.lower() in SUFFIXES:
-        return Images(to.path, names, settings, overwrite=overwrite)
+        return Images(to.path, names, settings, overwrite=overwrite, of_first=of_first)
     raise InputError(
         f"{to.path}: give a folder, a sheet.png, a file.h5 or a file.npz to write to, not {to.path.suffix!r}"
     )

@@ -106,18 +106,31 @@ def check_rows(part: Part, run: str, output: Path) -> None:
     """
     try:
         check_part(part.path, run)
-        with opened(part.path, "a part") as file:
-            columns = look_at(file, part.path)
-            if any(column.shape[0] != part.stop - part.start for column in columns.values()):
-                raise InputError(f"it does not hold {part.stop - part.start} rows")
-            for start, stop in cut([(0, part.stop - part.start)], CHUNK):
-                read_rows(file, columns, start, stop, part.path)
+        _read_through(part)
     except InputError as error:
         reason = str(error).removeprefix(f"{part.path}: ").removeprefix(f"{part.path} ")
         raise InputError(
             f"{part.path} is damaged ({reason}): delete that file, and what makes {output} makes its rows "
             f"{part.start} to {part.stop - 1} again; nothing else is lost"
         ) from error
+
+
+def check_finished(part: Part) -> None:
+    """Raise an InputError unless all rows of a finished file, which a longer run continues, fit their checksums."""
+    try:
+        _read_through(part)
+    except InputError as error:
+        raise InputError(f"{error}; overwrite=True starts anew") from error
+
+
+def _read_through(part: Part) -> None:
+    """Raise an InputError unless a file has the rows of a part, and they fit their checksums."""
+    with opened(part.path, "a part") as file:
+        columns = look_at(file, part.path)
+        if any(column.shape[0] != part.stop - part.start for column in columns.values()):
+            raise InputError(f"{part.path} does not hold {part.stop - part.start} rows")
+        for start, stop in cut([(0, part.stop - part.start)], CHUNK):
+            read_rows(file, columns, start, stop, part.path)
 
 
 def show(file: h5py.File, parts: Sequence[Part], first: h5py.File) -> None:

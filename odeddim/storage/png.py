@@ -122,3 +122,11 @@ def notes_of(path: Path) -> dict[str, str]:
             return {str(key): note for key, note in image.info.items() if isinstance(note, str)}
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
         return {}
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """The height and the width of a PNG."""
+    import PIL.Image
+
+    with PIL.Image.open(path) as image:
+        return image.height, image.width

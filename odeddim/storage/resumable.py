@@ -9,6 +9,9 @@
 A batch is done when its part has its name, and not before. The folder's listing says what is missing. So the same
 command goes on where it was stopped, with any batch size and any number of processes, and the last process to finish
 makes the parts one file.
+
+A run of more rows goes on where a finished run of fewer has ended: the rows of the finished file are its first rows,
+and the file stays as it is until the longer one replaces it.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from odeddim.storage.parts import (
     REPLACES,
     TOGETHER,
     Part,
+    check_finished,
     check_rows,
     is_of_a_run,
     notes_of,
@@ -47,6 +51,7 @@ from odeddim.storage.row_files import (
     Columns,
     check_part,
     check_same,
+    comparable,
     copy_head,
     is_index,
     make_real,
@@ -54,7 +59,7 @@ from odeddim.storage.row_files import (
     run_of,
     settings_of,
 )
-from odeddim.storage.workers import GO_ON, OUTPUT, Claims, SharedRun, begin_together
+from odeddim.storage.workers import GO_ON, MEMBER, OUTPUT, Claims, OfFirst, SharedRun, begin_together
 from odeddim.types import InputError
 
 Head = Callable[[h5py.File, Mapping[str, Any]], None]
@@ -79,6 +84,7 @@ class Run(SharedRun):
         own: Whether an output is this run's, where it shows nothing.
         finish: Makes the parts one, once all are there.
         together: Whether the processes of torchrun begin the run at the same time, as they must with `overwrite`.
+        of_first: The settings that a run of only the first rows has. With it, the run continues such a one.
 
     Raises:
         InputError: The output, or what was begun under its name, belongs to another run (the message names the
@@ -97,6 +103,7 @@ class Run(SharedRun):
         own: Callable[[Run], bool] = lambda run: True,
         finish: Callable[[Run], None] | None = None,
         together: bool = True,
+        of_first: OfFirst | None = None,
     ) -> None:
         check_place(output)
         self.output, self.place = output, Path(os.path.realpath(output))
@@ -108,12 +115,13 @@ class Run(SharedRun):
             )
         self._head, self._index, self._finish = head, index, finish or Run.make_one
         self._next_index, self._committed, self._whole, self._own = 0.0, 0, False, own
+        self._finished: Part | None = None  # the output, where it holds the first rows of this run
         if together:
             begin_together(lambda: self._make_room(overwrite))
         else:
             self._make_room(overwrite)
         self._overwrite = overwrite or (self.folder / REPLACES).exists()
-        super().__init__(output, total, settings, self.folder / NOTE, self.folder / LOCK)
+        super().__init__(output, total, settings, self.folder / NOTE, self.folder / LOCK, of_first)
 
     # The beginning.
 
@@ -135,7 +143,7 @@ class Run(SharedRun):
                         if is_index(file):  # of parts that are gone
                             self.place.unlink()
         try:
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             if overwrite:  # also for the run that continues this one without it
                 (self.folder / REPLACES).touch()
         except OSError as error:
@@ -145,10 +153,11 @@ class Run(SharedRun):
         sync_folder(self.folder.parent)
 
     def _settle(self, where: Path) -> None:
-        if self.parts() and not self._note.exists():
+        if not self._note.exists() and self.parts():
             if self._index and self._is_there():  # killed while it deleted the parts of what was whole
                 return
-            raise InputError(f"{self._note} is missing, but parts of its run are there: overwrite=True starts anew")
+            if self._finished is None:
+                raise InputError(f"{self._note} is missing, but parts of its run are there: overwrite=True starts anew")
         if not self._index:
             try:
                 check_own(self.output, lambda _: self._own(self), overwrite=self._overwrite)
@@ -156,24 +165,36 @@ class Run(SharedRun):
                 self._leave_nothing()
                 raise
         if self._overwrite or not self._index or not self._is_there():
+            if self._finished is not None and not self._note.exists():
+                self._follow()
             super()._settle(where)
+
+    def _follow(self) -> None:
+        """Delete what the finished run has left of its parts, once its processes have ended."""
+        self._claims.take(MEMBER, MEMBER + 1, wait=True)
+        remove(self.folder, keep_lock=True)
+        if not (self.folder / LOCK).exists():
+            raise InputError(f"another process has just finished {self.output}: give the same command again")
 
     def _is_there(self) -> bool:
         """Whether the output is this run's, and whole. Another's is an InputError, unless it may be replaced."""
+        self._finished = None
         if not self.place.exists():
             return False
         try:
-            shown = self._look()
+            rows = self._look()
         except InputError:
             if self._overwrite:
                 return False
             self._leave_nothing()
             raise
-        self._whole = not shown
+        self._whole = rows == self.total
+        if 0 < rows < self.total:
+            self._finished = Part(0, rows, self.place)
         return self._whole
 
-    def _look(self) -> bool:
-        """Whether the output only shows parts.
+    def _look(self) -> int:
+        """How many rows of this run the output holds itself; 0 if it only shows parts.
 
         Raises:
             InputError: The output belongs to another run, or shows parts that are missing.
@@ -185,15 +206,23 @@ class Run(SharedRun):
             raise InputError(f"{error}: give another name, or overwrite=True to replace it") from error
         if shown and not self._note.exists():
             raise InputError(f"{self.output} shows parts that are gone: overwrite=True starts anew")
-        if not shown:
-            for key in OF_CERTIFICATES:  # certificates may have been added since
-                if key not in self.settings.get("details", {}):
-                    there.get("details", {}).pop(key, None)
-            check_same(there, self.settings, f"{self.output} is there already and was made")
-        return shown
+        if shown:
+            return 0
+        added = [key for key in OF_CERTIFICATES if key not in self.settings.get("details", {})]
+        added = [key for key in added if there.get("details", {}).pop(key, None)]  # certificates, by `verify`
+        rows, settings = self.total, self.settings
+        if self._of_first is not None and there["total"] < self.total and not self._overwrite:
+            rows = there["total"]
+            settings = comparable(rows, self._of_first(rows))
+        check_same(there, settings, f"{self.output} is there already and was made")
+        if rows < self.total and "certified" in added:
+            raise InputError(
+                f"{self.output} holds certificates of its {rows} latents: give certify=True for those of the others too"
+            )
+        return int(rows)
 
     def _leave_nothing(self) -> None:
-        if not self.parts():
+        if not self._made():
             remove(self.folder)
 
     def _check(self) -> None:
@@ -205,13 +234,20 @@ class Run(SharedRun):
             return
         self.leave(0, self.total)
         with self._claims.waiting_for(OUTPUT):  # nobody makes one part of several meanwhile
-            for part in self.parts():
+            if self._finished is not None:
+                check_finished(self._finished)
+            for part in self._made():
                 check_rows(part, run_of(self.settings), self.output)
 
     # The rows.
 
     def parts(self) -> list[Part]:
-        """The parts that are there, rising."""
+        """The files that hold the rows that are done, rising: parts, and before them the output of a shorter run."""
+        first = self._finished
+        return self._made() if first is None else [first, *(part for part in self._made() if part.start >= first.stop)]
+
+    def _made(self) -> list[Part]:
+        """The parts that this run has made, rising."""
         return parts_in(self.folder, self.total)
 
     def spans(self) -> list[tuple[int, int]]:
@@ -248,7 +284,7 @@ class Run(SharedRun):
             return
         group: list[Part] = []
         try:
-            while self._note.exists() and (group := side_by_side(self.parts())):
+            while self._note.exists() and (group := side_by_side(self._made())):
                 one = part_of(self.folder, group[0].start, group[-1].stop)
                 paths, name = [part.path for part in group], one.path.stem
                 make_real(paths, one.path, None, temporary=self.temporary(name), head=_head_of_part(name))
@@ -278,9 +314,9 @@ class Run(SharedRun):
         self._next_index = now + _IDLE * (now - began)
 
     def write_index(self) -> None:
-        """Have the output show all parts as one, through virtual datasets."""
-        parts = self.parts()
-        if not parts:
+        """Have the output show all parts as one, through virtual datasets; not in the place of a finished file."""
+        parts = self._made()
+        if not parts or self._finished is not None:
             return
         with writing(self.place, self.temporary("index")) as file, opened(parts[0].path, "a part") as first:
             note_settings(file, self.settings)
@@ -293,16 +329,22 @@ class Run(SharedRun):
         Raises:
             InputError: A part is damaged, or the disk has no room; the parts stay.
         """
-        paths = [part.path for part in self.parts()]
+        if self._finished is not None and self._is_there():  # by a process that was killed after that
+            return
+        if self.done < self.total:
+            raise InputError(f"{self.output} has been changed while rows were added to it: {GO_ON}")
+        made, paths = self._made(), [part.path for part in self.parts()]
         try:
-            for path in paths:
-                check_part(path, run_of(self.settings))
+            for part in made:
+                check_part(part.path, run_of(self.settings))
+            with opened(made[0].path, "a part") as first:
+                notes = notes_of(first)
             make_real(
                 paths,
                 self.place,
                 self.settings,
                 temporary=self.temporary("whole"),
-                head=lambda first, target: self._head(target, notes_of(first)),
+                head=lambda _, target: self._head(target, notes),
             )
         except InputError as error:
             if self._index:
@@ -331,7 +373,7 @@ class Run(SharedRun):
                         self._finish(self)
                         self._whole = True
                         remove(self.folder, whole=self._index)  # while nobody can take some of the parts for all
-            elif self.done:
+            elif self._made():
                 self._show()
             else:  # nothing was done, so nothing stays, unless another process takes part
                 finished = self._claims.take_all()

@@ -73,7 +73,7 @@ def make_real(
     kinds, counts, columns = [], [], []
     for path in sources:
         with opened(path, "a file that odeddim wrote") as file:
-            kinds.append(_kind(file))
+            kinds.append(_kind(file, attributes=head is None))
             columns.append(look_at(file, path))
             counts.append(columns[-1]["crc32"].shape[0])
             if is_index(file):
@@ -310,14 +310,16 @@ def _brief(value: Any) -> str:
     return words if len(words) <= 40 else f"{words[:12]}..."
 
 
-def _kind(file: h5py.File) -> dict[str, Any]:
-    """What files must have in common if their rows are put together: columns, shapes, types and attributes."""
-    kind: dict[str, Any] = {"/": {key: value for key, value in _attributes(file).items() if key != "rows"}}
+def _kind(file: h5py.File, attributes: bool) -> dict[str, Any]:
+    """What files must have in common if their rows are put together: columns, shapes and types, and attributes."""
+    kind: dict[str, Any] = {}
+    if attributes:
+        kind["/"] = {key: value for key, value in _attributes(file).items() if key != "rows"}
     for name, item in items(file, depth=2):
         if name not in _HEAD:
             data = isinstance(item, h5py.Dataset)
             like = (item.shape[1:], "text" if item.dtype.kind == "S" else item.dtype.str) if data else None
-            kind[name] = (_attributes(item), like)
+            kind[name] = (_attributes(item) if attributes else None, like)
     return kind
 
 

@@ -34,6 +34,8 @@ MEMBER = SETUP + 2
 """Shared by all processes of a run, from its beginning to its end."""
 
 GO_ON = "the same command goes on from there"
+OfFirst = Callable[[int], Mapping[str, Any]]
+"""of_first(n): the settings that a run has if it makes only the first n rows of another."""
 S = TypeVar("S", bound="SharedRun")
 
 
@@ -41,15 +43,16 @@ class Claims:
     """Which process works on which rows, told through a lock file. A process that ends gives its claims back.
 
     Args:
-        path: The lock file, which is made if it is missing.
+        path: The lock file.
+        make: Whether to make it if it is missing.
 
     Raises:
         InputError: The lock file cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, make: bool = True) -> None:
         try:
-            self._file = open(path, "a+b")  # noqa: SIM115 - held until `close`
+            self._file = open(path, "a+b" if make else "r+b")  # noqa: SIM115 - held until `close`
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror}): choose another place") from error
 
@@ -99,6 +102,17 @@ class Claims:
         self._file.close()
 
 
+def in_use(lock: Path) -> bool:
+    """Whether a process takes part in the run of a lock file. Without locks (Windows) every run counts."""
+    if fcntl is None or not lock.exists():
+        return lock.exists()
+    try:
+        with contextlib.closing(Claims(lock, make=False)) as claims, claims.waiting_for(SETUP):  # so that nobody joins
+            return not claims.take(MEMBER, MEMBER + 1)
+    except InputError:  # it has been deleted, or belongs to another user
+        return lock.exists()
+
+
 class SharedRun:
     """A run over rows 0, ..., total-1 that several processes share; some of the rows may be done already.
 
@@ -111,6 +125,7 @@ class SharedRun:
         settings: What the run is, as JSON can hold it.
         note: The file that records the settings.
         lock: The lock file.
+        of_first: The settings of runs that make only the first rows, for what does not depend on their number.
 
     Attributes:
         mark: What a file that is not HDF5 carries to show that it belongs to this run.
@@ -119,9 +134,18 @@ class SharedRun:
         InputError: The note records another run; the message names the settings that differ.
     """
 
-    def __init__(self, where: Path, total: int, settings: Mapping[str, Any], note: Path, lock: Path) -> None:
+    def __init__(
+        self,
+        where: Path,
+        total: int,
+        settings: Mapping[str, Any],
+        note: Path,
+        lock: Path,
+        of_first: OfFirst | None = None,
+    ) -> None:
         self.total = total
         self.settings = comparable(total, settings)
+        self._of_first = of_first
         self.mark = mark_of(run_of(self.settings))
         self._rank, self._ranks = rank()
         self._note = note
@@ -142,17 +166,25 @@ class SharedRun:
 
     def _settle(self, where: Path) -> None:
         """Record the settings, or compare them with those on record. Only one process at a time does so."""
-        if not self._note.exists():
-            with replacing(self._note) as temporary:
-                temporary.write_text(json.dumps(self.settings, indent=1, ensure_ascii=False), encoding="utf-8")
-            return
+        if self._note.exists():
+            check_same(self._noted(), self.settings, f"{where} was begun")
+        else:
+            self._record()
+
+    def _record(self) -> None:
+        """Record the settings."""
+        with replacing(self._note) as temporary:
+            temporary.write_text(json.dumps(self.settings, indent=1, ensure_ascii=False), encoding="utf-8")
+
+    def _noted(self) -> dict[str, Any]:
+        """The settings on record."""
         try:
             began = json.loads(self._note.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             began = None
         if not isinstance(began, dict):
             raise InputError(f"{self._note} is damaged: overwrite=True starts anew")
-        check_same(began, self.settings, f"{where} was begun")
+        return began
 
     def spans(self) -> list[tuple[int, int]]:
         """The rows that are done, as rising spans (start, stop)."""

@@ -360,7 +360,6 @@ BAD = {
     "no HDF5": (["shift", "z.h5", *GROUPS, "-o", "y.png"], "NAME.h5"),
     "direction no HDF5": (["shift", "z.h5", *GROUPS, "--direction", "y.txt"], "NAME.h5"),
     "no PNG": (["shift", "z.h5", *GROUPS, "--sheet", "y.h5"], "a sheet is a PNG"),
-    "sheet in no folder": (["shift", "z.h5", *GROUPS, "--sheet", "no/y.png"], "does not exist"),
     "no such latents": (["shift", "nope.h5", *GROUPS, "-o", "y.h5"], "nope.h5"),
     "another's name": (["shift", "z.h5", *GROUPS, "-o", "other.h5"], "with other settings"),
     "along latents": (["shift", "z.h5", "--along", "other.h5", "-o", "y.h5"], "holds no direction"),

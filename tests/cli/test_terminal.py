@@ -113,6 +113,7 @@ def say(group: click.Group, words: list[str], parent: click.Context | None = Non
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_every_example_of_the_help_can_be_said(name: str, here: Path) -> None:
     """No option of an example is missing, unknown, or of the wrong kind."""
+    (here / "photos").mkdir()  # which bench takes for images, because it is there
     for command in commands(name):
         examples = (command.help or "").partition("Examples:")[2]
         lines = re.findall(r"odeddim (.*?)(?: {2,}.*| > .*)?$", examples, re.MULTILINE)

@@ -109,10 +109,11 @@ def test_a_latent_of_another_model_is_refused(tmp_path: Path) -> None:
         exact.check_model(model("exact-mixture", ""), "z.h5")
 
 
-def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "no").touch()
     with (
-        pytest.raises(InputError, match="does not exist"),
-        LatentRun(tmp_path / "no" / "z.h5", ["a"], provenance(), NODES),
+        pytest.raises(InputError, match=r"no is a file, so .* cannot be made below it"),
+        LatentRun(tmp_path / "no" / "deeper" / "z.h5", ["a"], provenance(), NODES),
     ):
         pass
 

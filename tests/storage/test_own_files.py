@@ -102,6 +102,36 @@ def test_a_file_of_somebody_else_stays(run: Command, prepared: Path, name: str) 
     assert listed(prepared) == before  # nothing else has been begun
 
 
+@pytest.mark.parametrize("name", [name for name in OUTPUTS if OUTPUTS[name][0] != "bench" and "/" not in name])
+def test_folders_are_made(run: Command, prepared: Path, name: str) -> None:
+    """For each output of each command, and only when there is something to write."""
+    command = [f"far/away/{word}" if word == name else word for word in OUTPUTS[name]]
+    assert "far/away/" + name in command
+    assert run(*command, "--nonsense")[0] == 2
+    assert not (prepared / "far").exists()
+    code, _, err = run(*command)
+    assert code == 0, err
+    assert (prepared / "far/away" / name).is_file()
+    (prepared / "file").touch()
+    code, _, err = run(*(f"file/away/{word}" if word == name else word for word in OUTPUTS[name]))
+    assert code == 2
+    assert "file is a file" in err
+
+
+@pytest.mark.parametrize(
+    "output", ["far/away/out", pytest.param("far/away/bench", marks=pytest.mark.slow), "far/away/page.html"]
+)
+def test_folders_of_folders_are_made(run: Command, prepared: Path, output: str) -> None:
+    command = {
+        "out": ("decode", "z.h5"),
+        "bench": (*BENCH, "--solvers", "euler", "--steps", 2),
+        "page.html": ("bench", "report", "tables"),
+    }[Path(output).name]
+    code, _, err = run(*command, "-o", output)
+    assert code == 0, err
+    assert (prepared / output).exists()
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name.startswith(LONG) and name != SHORT else ()) for name in OUTPUTS],

@@ -190,6 +190,7 @@ def test_the_bare_folders_refuse_to_be_imported(folder: str) -> None:
         ["--help"],
         ["--version"],
         ["solvers"],
+        ["completion", "bash"],
         ["encode", "--help"],
         ["bench", "--help"],
         ["encode"],
