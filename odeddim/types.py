@@ -31,7 +31,10 @@ Field = Callable[["Tensor", "Tensor"], "Tensor"]
 RunFunction = Callable[..., "State"]
 """state = run(field, state, sigmas, **settings): integrates from sigmas[0] to sigmas[-1]; sigmas (N+1,) float64 > 0.
 
-It is called with gradients off (`odeddim.api.integrate` sees to it)."""
+It is called with gradients off (`odeddim.plans.integrate` sees to it)."""
+
+Observe = Callable[[float, "Tensor"], Any]
+"""observe(sigma, xbar): what a run calls at each node between its first and its last, with x̄ (B, *) there."""
 
 
 class InputError(ValueError):
@@ -339,6 +342,7 @@ class Solver:
         instructions: The arithmetic of the run, for rows that know it beforehand; `odeddim explain` prints it.
         growth: growth(nodes, single) -> `Growth`, for rows whose coefficients are known; `single` says whether the
             state is float32.
+        observable: The run takes a further keyword, observe=, an `Observe` or None: see `walk`.
 
     Example:
         >>> row = odeddim.solvers.get("belm")
@@ -369,6 +373,7 @@ class Solver:
     chosen: Mapping[str, Any] = field(default_factory=dict)
     instructions: Instructions | None = None
     growth: Callable[..., Growth] | None = None
+    observable: bool = False
 
     def __post_init__(self) -> None:
         if self.adaptive and self.nfe is not None:
@@ -385,6 +390,23 @@ class Solver:
     def evaluations(self, steps: int) -> int | None:
         """Evaluations per image for this many steps, or None if they depend on the data."""
         return None if self.nfe is None else self.nfe * steps + sum(self.warmup[:steps])
+
+    def walk(self, field: Field, state: State, sigmas: Tensor, observe: Observe | None = None) -> State:
+        """Do the run, and show it to an observer at each node between the first and the last.
+
+        An adaptive row has nodes of its own, the ends of the steps that it has accepted. A row that is not observable
+        shows nothing: its ends are all that is seen of it.
+
+        Args:
+            field, state, sigmas: See `RunFunction`.
+            observe: The observer. It must not change the x̄ that it gets, nor keep it without a copy.
+
+        Returns:
+            The state at sigmas[-1], the same bits with and without an observer.
+        """
+        if observe is None or not self.observable:
+            return self.run(field, state, sigmas)
+        return self.run(field, state, sigmas, observe=observe)
 
     def with_settings(self, **settings: Any) -> Solver:
         """This row with some of its settings fixed.
