@@ -25,7 +25,7 @@ from odeddim import __version__
 from odeddim.cli.lazy import LazyGroup
 from odeddim.cli.words import in_options
 from odeddim.storage.atomic import printable
-from odeddim.types import BudgetExceeded, InputError
+from odeddim.types import BudgetExceeded, InputError, lacks_memory
 
 _SHOWWARNING = warnings.showwarning
 
@@ -121,8 +121,7 @@ def main() -> None:
         where = "" if error.filename is None else f"{error.filename}: "
         _fail(f"{where}the system cannot read or write this ({error.strerror or error})", 1)
     except (MemoryError, RuntimeError) as error:
-        # torch's own error by its name, for torch is not loaded here; its CPU allocator has only words.
-        if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and "allocate memory" not in str(error):
+        if not lacks_memory(error):
             raise
         _fail("out of memory: try a smaller --batch-size or --network-batch, smaller images or fewer steps", 1)
 

@@ -69,6 +69,17 @@ class BudgetExceeded(RuntimeError):  # noqa: N818 - it is an outcome, not a defe
         self.nfe = nfe
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory: Python's, or torch's of any device.
+
+    torch's errors are known by their names and words: its CPU's, MPS's and cuBLAS's allocators have no class of errors.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = ("out of memory", "allocate memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class State:
     """A batch of points of the ODE at one noise level: a sequence of its images.
@@ -323,7 +334,7 @@ class Solver:
         reversible: Decoding what the row has encoded, on the same nodes, returns the images that were encoded: bit
             for bit, or to an accuracy that the row reports for each image.
         to_zero: The row itself takes the Euler step between σ = 0 and its neighbour. For all other rows
-            `odeddim.api.integrate` takes it, and their nodes are positive.
+            `odeddim.plans.integrate` takes it, and their nodes are positive.
         adaptive: The row chooses its own nodes between the first and the last.
         stochastic: The row adds noise. It can only decode, and it has the settings `seed` and `first`, the index of
             the first image of the batch.
