@@ -78,4 +78,4 @@ def command(
     from odeddim.cli.progress import bar
 
     made = jobs.decode(latents, output, model=model, tol=tol, machine=machine, overwrite=overwrite, progress=bar, **how)
-    options.echo(made.words)
+    options.tell(made)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -14,16 +14,19 @@ from odeddim.types import InputError, pick
 class LazyGroup(click.Group):
     """A group that lists its commands by name and help, and imports `PACKAGE.NAME` only to run NAME.
 
-    default: what runs where no command is named.
+    default: what runs where no command is named. shared: options that its commands have besides their own, and lacking:
+    the names of commands that do not have them.
     """
 
     def __init__(
-        self, *arguments: Any, package: str, commands: Mapping[str, str], default: str | None = None, **more: Any
-    ) -> None:
+        self, *arguments: Any, package: str, commands: Mapping[str, str], default: str | None = None,
+        shared: Sequence[click.Option] = (), lacking: Sequence[str] = (), **more: Any,
+    ) -> None:  # fmt: skip
         # Where the first word is an option it belongs to the default; --help is the group's.
         more.setdefault("no_args_is_help", default is None)
         super().__init__(*arguments, **more)
         self._package, self._listed, self._default = package, commands, default
+        self._shared, self._lacking = shared, lacking
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._listed)
@@ -33,6 +36,8 @@ class LazyGroup(click.Group):
             return None
         command = import_module(f"{self._package}.{name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
+        if name not in self._lacking and not isinstance(command, click.Group):
+            command.params += [option for option in self._shared if option not in command.params]
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from odeddim.cli import options
+from odeddim.cli.telling import telling
 from odeddim.storage.atomic import printable
 
 if TYPE_CHECKING:
@@ -95,9 +96,10 @@ def command(
         progress=bar,
     )  # fmt: skip
     if not found.figures:
-        options.echo(f"{latents}: others are at work on the rest of its certificates, or run it again", err=True)
+        telling.fail(f"{latents}: others are at work on the rest of its certificates, or run it again", 1)
         # torchrun would end the others for a process that fails.
         sys.exit(0 if rank()[1] > 1 else 1)
+    telling.figures = {"latents": len(found.names), "median": found.medians}
     if as_json or as_csv:
         _print(found, as_json)
         return

@@ -11,7 +11,7 @@ from odeddim.jobs.decoding import decoding_of
 from odeddim.jobs.machine import BATCH, Machine, Place
 from odeddim.jobs.subject import Subject, subject_of
 from odeddim.jobs.telling import warn_of_range
-from odeddim.jobs.work import Progress, silent
+from odeddim.jobs.work import Progress, shown
 from odeddim.latents.arithmetic import Readable, check_alike
 from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.latents.provenance import Provenance, digest
@@ -34,7 +34,7 @@ class Drawing:
         model: The model that decodes for the sheet; None for the model that the latent file names.
         machine: Where to run; what is not given is as the latents were encoded.
         overwrite: Whether to begin anew, whatever is at these places.
-        progress: A progress display, see `odeddim.jobs.work.Progress`.
+        progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
 
     Example:
         >>> import odeddim, pathlib
@@ -46,7 +46,7 @@ class Drawing:
     model: Model | Subject | None = None
     machine: Machine | None = None
     overwrite: bool = False
-    progress: Progress = silent
+    progress: Progress = False
 
     def check(self, *inputs: Path | None) -> None:
         """Raise an InputError if a file cannot be written to its place, or would replace one that is being read."""
@@ -109,7 +109,7 @@ class Drawn:
         # The sheet is opened first, so that a file in its place is found before anything is written.
         with open_output(sheet, names, settings, overwrite=self.drawing.overwrite, columns=columns) as out:
             self._write(latents, names, made, plan)
-            with self.drawing.progress(len(names), "decoding", out.done) as advance:
+            with shown(self.drawing.progress, len(names), "decoding", out.done) as advance:
                 for start, stop in out.batches(size):
                     x_0 = decode(place.cast(latents.read(start, stop)), model=field, plan=plan)
                     out.write(start, stop, x_0)

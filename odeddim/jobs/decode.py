@@ -14,7 +14,7 @@ from odeddim.jobs.decoding import decoding_of
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, subject_of, warn_of_plan
 from odeddim.jobs.telling import Tally, evaluated, of_all, so_far, warn_of_range
-from odeddim.jobs.work import How, Outcome, Progress, silent, warn
+from odeddim.jobs.work import How, Outcome, Progress, shown, warn
 from odeddim.latents.latent_file import LatentFile
 from odeddim.plans import Plan
 from odeddim.storage.atomic import check_place
@@ -31,7 +31,7 @@ def decode(
     tol: float | None = None,
     machine: Machine | None = None,
     overwrite: bool = False,
-    progress: Progress = silent,
+    progress: Progress = False,
     **how: Any,
 ) -> Outcome:
     """Decode a latent file to images, with the plan of the file unless another one is given.
@@ -47,7 +47,7 @@ def decode(
             of a more accurate run, rms over pixels in [-1, 1].
         machine: Where to run; what is not given is as the latents were encoded.
         overwrite: Whether to begin anew, whatever is at `output`.
-        progress: A progress display, see `odeddim.jobs.work.Progress`.
+        progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
         **how: solver, steps, grid and the solver's settings; what is not given is as in the file.
 
     Returns:
@@ -83,7 +83,7 @@ def decode(
         began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
         with (
             open_output(output, file.names, asdict(made), overwrite=overwrite) as out,
-            progress(total, "decoding", out.done) as advance,
+            shown(progress, total, "decoding", out.done) as advance,
             closing(ahead(file.read, out.batches(size))) as batches,
         ):
             for (start, stop), state in batches:

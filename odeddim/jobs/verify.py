@@ -14,7 +14,7 @@ from odeddim.checks.certificate import BADNESS, CERTIFICATE, certificate, certif
 from odeddim.jobs.decoding import decoding_of
 from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.subject import Subject, images_for, subject_of
-from odeddim.jobs.work import Progress, log, silent, warn
+from odeddim.jobs.work import Progress, log, shown, warn
 from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.ode.field import VectorField
 from odeddim.storage.atomic import check_own, check_place, has_mark, mark_of, plain_text
@@ -47,6 +47,12 @@ class Verified:
     order: torch.Tensor
     floor: torch.Tensor | None
 
+    @property
+    def medians(self) -> dict[str, float]:
+        """The median of each figure over the latents that have it."""
+        known = {name: values[~values.isnan()] for name, values in self.figures.items()}
+        return {name: float(torch.median(values)) for name, values in known.items() if len(values)}
+
 
 def verify(
     latents: str | Path,
@@ -58,7 +64,7 @@ def verify(
     model: Model | Subject | None = None,
     machine: Machine | None = None,
     overwrite: bool = False,
-    progress: Progress = silent,
+    progress: Progress = False,
 ) -> Verified:
     """Check every latent of a file against its checksum, and say how good each one is.
 
@@ -74,7 +80,7 @@ def verify(
         model: The model that encoded; None for the one that the file names.
         machine: Where to run; what is not given is as the latents were encoded.
         overwrite: Whether to replace another file at `sheet`.
-        progress: A progress display, see `odeddim.jobs.work.Progress`.
+        progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
 
     Returns:
         The figures of all latents, and their order.
@@ -133,7 +139,7 @@ def _set_up(file: LatentFile, model: Model | Subject | None, machine: Machine | 
 
 def _check(file: LatentFile, progress: Progress) -> None:
     """Read every row, which checks it against its checksum."""
-    with progress(len(file), "checking", 0) as advance:
+    with shown(progress, len(file), "checking", 0) as advance:
         for start in range(0, len(file), CHUNK):
             stop = min(start + CHUNK, len(file))
             file.rows(start, stop)
@@ -180,7 +186,7 @@ def _certify(file: LatentFile, source: ImageSource, field: VectorField, place: P
     made = replace(file.provenance, details=details)
     with (
         LatentRun(file.path, file.names, made, file.nodes, replace=True) as run,
-        progress(len(file), "certifying", run.done) as advance,
+        shown(progress, len(file), "certifying", run.done) as advance,
         closing(ahead(lambda start, stop: (file.read(start, stop), source[start:stop]), run.batches(size))) as batches,
     ):
         for (start, stop), (kept, x_0) in batches:

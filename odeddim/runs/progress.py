@@ -7,6 +7,7 @@ steps that it has made, so what is done may be a fraction.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from odeddim.storage.workers import rank
 Advance: TypeAlias = Callable[[float], Any]
 """advance(count): so many more are done."""
 
+log = logging.getLogger("odeddim")
 FIRST, LONGEST = 10.0, 300.0
 """Seconds to the first line where no terminal is, and between lines at most; the gaps double."""
 NOTEBOOK = 0.5
@@ -66,6 +68,8 @@ elsewhere lines at growing intervals; or a function, called as progress(done, to
 
 def shown(progress: Progress, total: float, unit: str, done: float = 0) -> AbstractContextManager[Advance]:
     """A context in which work is shown as is wished; see `Display.__call__`, whose other arguments these are."""
+    if done:
+        log.debug("%s: %s are done already", unit, of_all(done, total))
     if isinstance(progress, Display):
         return progress(total, unit, done)
     if callable(progress):
@@ -140,8 +144,9 @@ class Lines:
         self.total, self.unit, self.done, self.begun_at = total, unit, done, done
         self.again, self.write, self.clock = again, write or _to_stderr, clock
         self.began = clock()
-        self.gap = NOTEBOOK if again else FIRST
-        self.due = self.began + (0 if again else self.gap)
+        self.gap, self.longest = (NOTEBOOK, NOTEBOOK) if again else (FIRST, LONGEST)
+        self.due = self.began + (0 if again else FIRST)
+        self.last = again  # whether to write a last line, too
         self.lock = threading.Lock()
         self.width = 0
 
@@ -157,9 +162,8 @@ class Lines:
             now = self.clock()
             if now < self.due:
                 return
-            if not self.again:
-                self.gap = min(2 * self.gap, LONGEST)
-            self.due = now + (NOTEBOOK if self.again else self.gap)
+            self.gap = min(2 * self.gap, self.longest)
+            self.due = now + self.gap
             self._write()
 
     def _write(self) -> None:
@@ -199,8 +203,9 @@ class Lines:
             over.set()
             if not still:
                 watcher.join()
-            if self.again:
+            if self.last:
                 self._write()
+            if self.again:
                 self.write("\n")
 
 
