@@ -96,9 +96,11 @@ def command(
         progress=bar,
     )  # fmt: skip
     if not found.figures:
-        telling.fail(f"{latents}: others are at work on the rest of its certificates, or run it again", 1)
-        # torchrun would end the others for a process that fails.
-        sys.exit(0 if rank()[1] > 1 else 1)
+        line = f"{latents}: others are at work on the rest of its certificates, or run it again"
+        click.echo(printable(line), err=True)
+        code = 0 if rank()[1] > 1 else 1  # torchrun would end the others for a process that fails
+        telling.end(code, line)
+        sys.exit(code)
     telling.figures = {"latents": len(found.names), "median": found.medians}
     if as_json or as_csv:
         _print(found, as_json)
