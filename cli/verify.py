@@ -97,7 +97,8 @@ def command(
     )  # fmt: skip
     if not found.figures:
         line = f"{latents}: others are at work on the rest of its certificates, or run it again"
-        click.echo(printable(line), err=True)
+        if telling.log_json != "-":
+            click.echo(printable(line), err=True)
         code = 0 if rank()[1] > 1 else 1  # torchrun would end the others for a process that fails
         telling.end(code, line)
         sys.exit(code)
