@@ -23,9 +23,10 @@ import click
 
 from odeddim import __version__
 from odeddim.cli.lazy import LazyGroup
+from odeddim.cli.telling import OPTIONS, Told, telling
 from odeddim.cli.words import in_options
 from odeddim.storage.atomic import printable
-from odeddim.types import BudgetExceeded, InputError
+from odeddim.types import BudgetExceeded, InputError, lacks_memory
 
 _SHOWWARNING = warnings.showwarning
 
@@ -50,6 +51,9 @@ COMMANDS = {
 }
 
 
+BRIEF = ("solvers", "explain", "inspect")
+"""Commands that work for a moment only: they have no options about what they say meanwhile."""
+
 # Commands that leave nothing when they are stopped; every other one goes on from what is finished.
 WHOLE_OR_NOTHING = ("explore", "merge", "grid", "solvers", "explain", "inspect", "completion", "bench report")
 
@@ -58,6 +62,8 @@ WHOLE_OR_NOTHING = ("explore", "merge", "grid", "solvers", "explain", "inspect",
     cls=LazyGroup,
     package=__name__,
     commands=COMMANDS,
+    shared=OPTIONS,
+    lacking=BRIEF,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="bench, solvers, explain and inspect work without arguments: try `odeddim bench`. Without --model and "
     "images, commands take the built-in model and the sample images. Options can stand in a file: --config.",
@@ -76,19 +82,12 @@ def group() -> None:
     """
 
 
-class _Told(logging.Handler):
-    """What the library says of a run under way: a line on standard error."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        click.echo(printable(record.getMessage()), err=True)
-
-
 def main() -> None:
     """Run the command line; what the user got wrong is one sentence and exit code 2, never a traceback."""
     warnings.showwarning = _warn
     log = logging.getLogger("odeddim")
-    log.handlers[:], log.propagate = [_Told()], False
-    log.setLevel(logging.INFO)
+    log.handlers[:], log.propagate = [Told()], False
+    telling.begin()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):  # a terminal without σ must not cost a run its last line
@@ -97,6 +96,7 @@ def main() -> None:
     try:
         code = group.main(standalone_mode=False) or 0
         sys.stdout.flush()
+        telling.end(code)
         sys.exit(code)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -123,8 +123,8 @@ def main() -> None:
         where = "" if error.filename is None else f"{error.filename}: "
         _fail(f"{where}the system cannot read or write this ({error.strerror or error})", 1)
     except (MemoryError, RuntimeError) as error:
-        # torch's own error by its name, for torch is not loaded here; its CPU allocator has only words.
-        if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and "allocate memory" not in str(error):
+        if not lacks_memory(error):
+            telling.end(1, f"{type(error).__name__}: {error}")
             raise
         _fail("out of memory: try a smaller --batch-size or --network-batch, smaller images or fewer steps", 1)
 
@@ -138,20 +138,22 @@ def _terminate(number: int, frame: Any) -> None:
 def _warn(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """The package's own warnings as one line each; others as Python shows them."""
     if category is UserWarning:
-        click.echo(printable(f"warning: {in_options(str(message), sys.argv[1:])}"), err=True)
+        telling.warn(in_options(str(message), sys.argv[1:]))
     else:
         _SHOWWARNING(message, category, *place, **more)
 
 
 def _fail(message: str, code: int) -> None:
-    rank = os.environ.get("RANK", "0")  # of several processes, as torchrun starts them
     with contextlib.suppress(OSError):  # a full disk may take no words either
-        click.echo(printable(f"Error: {message if rank == '0' else f'(process {rank}) {message}'}"), err=True)
+        telling.fail(message, code)
     sys.exit(code)
 
 
 def _show(error: click.ClickException) -> None:
     """What is wrong with the words of a command, and where something is missing, an example of what to give."""
+    telling.end(error.exit_code, error.format_message())
+    if telling.log_json == "-":
+        return
     missing = isinstance(error, click.MissingParameter)
     if not missing:  # of choices that are missing, click makes a list
         error.message = printable(error.message)  # type: ignore[misc]  # what it shows is made of this

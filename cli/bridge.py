@@ -116,7 +116,7 @@ def command(
         images, output, target, model=model, count=count, cycle=cycle, machine=machine, overwrite=overwrite,
         progress=bar, **how,
     )  # fmt: skip
-    options.echo(made.words, err=as_csv)
+    options.tell(made, err=as_csv)
     if as_csv and cycle:
         table = csv.writer(sys.stdout)
         table.writerow(["name", "cycle_error"])

@@ -81,4 +81,4 @@ def command(
     made = jobs.decode(
         latents, output, model=model, tol=tol, machine=machine, wait=wait, overwrite=overwrite, progress=bar, **how
     )
-    options.echo(made.words)
+    options.tell(made)

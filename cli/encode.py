@@ -84,4 +84,4 @@ def command(
         images, output, model=model, count=count, tol=tol, certify=certify, machine=machine, overwrite=overwrite,
         progress=bar, **how,
     )  # fmt: skip
-    options.echo(made.words)
+    options.tell(made)

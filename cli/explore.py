@@ -71,4 +71,4 @@ def command(
         latents, output, corners=corners, tiles=tiles, levels=levels, model=model, machine=machine,
         overwrite=overwrite, progress=bar, **how,
     )  # fmt: skip
-    options.echo(made.words)
+    options.tell(made)

@@ -70,7 +70,7 @@ def command(
     _print(made)
     if made.found.best is made.found.own:
         options.echo(f"nothing better than the {made.plan.grid} grid was found: the file holds that one", err=True)
-    options.echo(made.words)
+    options.tell(made)
 
 
 def _print(made: Computed) -> None:

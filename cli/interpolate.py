@@ -65,5 +65,4 @@ def command(
     if len(given) != 1:
         raise click.UsageError("give --pair A B for a line, --corners A B C D for a grid or --loop A,B,... for a loop")
     ((kind, between),) = given.items()
-    for line in jobs.interpolate(latents, between, count, kind, to=to, wait=wait).words.splitlines():
-        options.echo(line)
+    options.tell(jobs.interpolate(latents, between, count, kind, to=to, wait=wait))

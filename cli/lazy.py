@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -17,15 +17,18 @@ class LazyGroup(click.Group):
     """A group that lists its commands by name and help, and imports `PACKAGE.NAME` only to run NAME.
 
     default: what runs where no command is named, or where the first word is no command and the path of something.
+    shared: options that its commands have besides their own, and lacking: the names of commands that do not have them.
     """
 
     def __init__(
-        self, *arguments: Any, package: str, commands: Mapping[str, str], default: str | None = None, **more: Any
-    ) -> None:
+        self, *arguments: Any, package: str, commands: Mapping[str, str], default: str | None = None,
+        shared: Sequence[click.Option] = (), lacking: Sequence[str] = (), **more: Any,
+    ) -> None:  # fmt: skip
         # Where the first word is an option it belongs to the default; --help is the group's.
         more.setdefault("no_args_is_help", default is None)
         super().__init__(*arguments, **more)
         self._package, self._listed, self._default = package, commands, default
+        self._shared, self._lacking = shared, lacking
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._listed)
@@ -36,6 +39,8 @@ class LazyGroup(click.Group):
         command = import_module(f"{self._package}.{name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         if not isinstance(command, click.Group):
+            if name not in self._lacking:
+                command.params += [option for option in self._shared if option not in command.params]
             add_config(command)
         return command
 

@@ -36,4 +36,4 @@ def command(files: tuple[Path, ...], output: Path | None, overwrite: bool) -> No
     from odeddim import jobs
     from odeddim.cli.progress import bar
 
-    options.echo(jobs.merge(files, output, overwrite=overwrite, progress=bar).words)
+    options.tell(jobs.merge(files, output, overwrite=overwrite, progress=bar))

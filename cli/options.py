@@ -11,10 +11,11 @@ import click
 
 from odeddim import defaults
 from odeddim.cli.kinds import Assignment, Interval, ModelName, Shape, SolverName, Tolerance
+from odeddim.cli.telling import telling
 from odeddim.storage.atomic import is_hidden, printable
 
 if TYPE_CHECKING:
-    from odeddim.jobs import Machine, Subject
+    from odeddim.jobs import Machine, Outcome, Subject
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,8 +26,21 @@ MOST_SEED = 2**63 - 1
 
 
 def echo(line: str = "", *, err: bool = False) -> None:
-    """Print one line. Names of files in it must not move the cursor, nor pretend to be a line of ours."""
-    click.echo(printable(line), err=err)
+    """Print one line. Names of files in it must not move the cursor, nor pretend to be a line of ours.
+
+    err: a remark, which goes where remarks go (`odeddim.cli.telling`).
+    """
+    if err:
+        telling.say(line)
+    else:
+        click.echo(printable(line))
+
+
+def tell(made: Outcome, *, err: bool = False) -> None:
+    """Print the outcome of a job, and keep its figures for the last of the JSON lines. err: as a remark."""
+    for line in made.words.splitlines():
+        echo(line, err=err)
+    telling.figures = {"path": str(made.path), "done": made.done, "total": made.total, "words": made.words}
 
 
 def echo_json(text: str) -> None:

@@ -67,4 +67,4 @@ def command(
         count, output, seed=seed, eta=eta, shape=size, model=model, machine=machine, overwrite=overwrite, progress=bar,
         **how,
     )  # fmt: skip
-    options.echo(made.words)
+    options.tell(made)

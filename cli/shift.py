@@ -87,5 +87,4 @@ def command(
     from odeddim import jobs
 
     direction = jobs.Direction(start, goal, along, keep)
-    for line in jobs.shift(latents, direction, of, by, to=to, wait=wait).words.splitlines():
-        options.echo(line)
+    options.tell(jobs.shift(latents, direction, of, by, to=to, wait=wait))

@@ -11,6 +11,7 @@ import click
 
 from odeddim.cli import options
 from odeddim.cli.kinds import Items
+from odeddim.cli.telling import telling
 
 if TYPE_CHECKING:
     from odeddim.train.run import Progress
@@ -144,6 +145,7 @@ def _reporter(output: Path) -> Iterator[Callable[[Progress], None]]:
         validated = "" if progress.validation_loss is None else f", validation {progress.validation_loss:.5f}"
         return f"loss {progress.loss:.5f}{validated}, {progress.rate:.1f} steps/s, {left} left"
 
+    drawn = errors.is_terminal and telling.shows
     with contextlib.ExitStack() as stack:
         bars = Bars(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=errors)
         task = bars.add_task("starting", total=None)
@@ -152,12 +154,16 @@ def _reporter(output: Path) -> Iterator[Callable[[Progress], None]]:
             if not progress.rate:
                 if progress.step:
                     options.echo(f"{output}: going on from step {progress.step}", err=True)
-                if errors.is_terminal:
+                if drawn:
                     bars.update(task, completed=progress.step, total=progress.steps)
                     stack.enter_context(bars)
-            elif errors.is_terminal:
+                return
+            if progress.logged:
+                telling.write("progress", unit="training", done=progress.step, total=progress.steps, loss=progress.loss,
+                              validation_loss=progress.validation_loss, rate=progress.rate)  # fmt: skip
+            if drawn:
                 bars.update(task, completed=progress.step, description=words(progress))
-            elif progress.logged:
-                options.echo(f"step {progress.step}: {words(progress)}", err=True)
+            elif progress.logged and telling.shows:
+                click.echo(f"step {progress.step}: {words(progress)}", err=True)
 
         yield tell

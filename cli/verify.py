@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from odeddim.cli import options, pictures
+from odeddim.cli.telling import telling
 from odeddim.storage.atomic import printable
 
 if TYPE_CHECKING:
@@ -109,9 +110,13 @@ def command(
         overwrite=overwrite, progress=bar,
     )  # fmt: skip
     if not found.figures:
-        options.echo(f"{latents}: others are at work on the rest of its certificates, or run it again", err=True)
-        # torchrun would end the others for a process that fails.
-        sys.exit(0 if rank()[1] > 1 else 1)
+        line = f"{latents}: others are at work on the rest of its certificates, or run it again"
+        if telling.log_json != "-":
+            click.echo(printable(line), err=True)
+        code = 0 if rank()[1] > 1 else 1  # torchrun would end the others for a process that fails
+        telling.end(code, line)
+        sys.exit(code)
+    telling.figures = {"latents": len(found.names), "median": found.medians}
     if form is not None:
         _print(found, as_json=form == "json")
         return

@@ -6,6 +6,12 @@ in the state's dtype: float64 if the input was float64, else float32, whatever t
 
 A latent model's ODE moves the data that its autoencoder makes of images: images are what goes in and comes out here,
 and latents have the data's shape. `integrate` is the bare ODE, and `field.on_data()` a model whose images are its data.
+
+Many images are run in batches, `batch_size=64` or "auto", and the results are put together where the input lies, for
+they need not fit into the memory of a GPU. They are those of one run of all images: the same bits if the network gives
+an image the same bits in any batch, as exact fields, element-wise networks and fields with a `network_batch` do, and
+otherwise up to the last digits of the network. Only torchdiffeq's adaptive solvers give the images of a batch common
+steps, so that their results depend on it.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
@@ -28,7 +35,9 @@ from odeddim.models import DEFAULT, load
 from odeddim.ode.devices import products
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
-from odeddim.plans import Grid, Plan, check_encodes, integrate
+from odeddim.plans import Callback, Grid, Plan, check_encodes, integrate
+from odeddim.runs.batches import Batches, BatchSize
+from odeddim.runs.progress import Progress
 from odeddim.solvers.stochastic import noise as noise
 from odeddim.types import InputError, OdeSettings, Settings, Solver, State
 
@@ -38,7 +47,7 @@ LOWEST_TOP = 5.0
 
 
 def solve(
-    x_T: Tensor,
+    x_T: Tensor | np.ndarray,
     solver: str | Solver = defaults.SOLVE,
     *,
     model: Model = DEFAULT,
@@ -46,13 +55,17 @@ def solve(
     grid: Grid = None,
     end: str = "zero",
     plan: Plan | None = None,
+    batch_size: BatchSize = None,
+    progress: Progress = False,
+    callback: Callback | None = None,
     **settings: Unpack[Settings],
 ) -> Tensor:
     """Decode latents to images: the ODE from noise to the data.
 
     Args:
-        x_T: The latents, (B, C, H, W) of unit variance, float32 or float64 (smaller dtypes become float32). They lie at
-            the grid's last node, which may be below σ_T but not below σ = 5, where images show through the noise.
+        x_T: The latents, (B, C, H, W) of unit variance, a tensor or a NumPy array, float32 or float64 (smaller dtypes
+            become float32). They lie at the grid's last node, which may be below σ_T but not below σ = 5, where images
+            show through the noise.
         solver: A name of `odeddim.solvers.names()`, or a row of your own.
         model: A built-in name, the path of a model, or a VectorField.
         steps: The number of steps, 50 by default. Adaptive solvers take none.
@@ -60,6 +73,13 @@ def solve(
             the grid that the solver recommends. Adaptive solvers keep only the ends of nodes, and take no name.
         end: Where the image lies: "zero" (σ = 0, as in the paper) or "sigma_min" (the model's lowest σ).
         plan: What to run, as `plan` makes it, in place of solver, steps, grid, end and settings.
+        batch_size: The number of images in work at once; None for all. "auto" finds how many fit: it begins with all
+            of them (on a CPU with 32), goes down to the next power of two whenever memory runs out, and remembers what
+            fits this model and solver until the process ends. With a batch size the result lies where x_T does.
+        progress: True for a bar in a terminal and a notebook, and lines at growing intervals elsewhere; or a function,
+            called as progress(done, total) with numbers of images, of which a batch under way counts in part.
+        callback: Called as callback(step, sigma, xbar) after each step of a batch, see `integrate`. Batches come one
+            after another, and one that did not fit comes again.
         **settings: The solver's own settings, such as rtol; `odeddim.types.Settings` has all of them. Settings that
             only a row of your own has go through its `Solver.with_settings`.
 
@@ -81,11 +101,11 @@ def solve(
     field = load(model)
     plan = planned(field, plan, solver, defaults.SOLVE, steps, grid, end, settings)
     state = _at_the_top(field.schedule, plan, state_dtype(x_T))
-    return to_images(field, integrate(field, state, plan).xbar)
+    return _decoded(Batches(field, plan, batch_size, progress, callback), state)
 
 
 def encode(
-    x_0: Tensor,
+    x_0: Tensor | np.ndarray,
     solver: str | Solver = defaults.ENCODE,
     *,
     model: Model = DEFAULT,
@@ -93,6 +113,9 @@ def encode(
     grid: Grid = None,
     end: str = "zero",
     plan: Plan | None = None,
+    batch_size: BatchSize = None,
+    progress: Progress = False,
+    callback: Callback | None = None,
     **settings: Unpack[Settings],
 ) -> State:
     """Encode images to their latents: the same ODE, walked along rising noise levels.
@@ -101,9 +124,10 @@ def encode(
     them where that decoding does.
 
     Args:
-        x_0: The images, (B, C, H, W) in [-1, 1], float32 or float64 (smaller dtypes become float32).
+        x_0: The images, (B, C, H, W) in [-1, 1], a tensor or a NumPy array, float32 or float64 (smaller dtypes become
+            float32).
         solver: A name of `odeddim.solvers.names()`, or a row of your own; not one that adds noise.
-        model, steps, grid, end, plan, **settings: As of `solve`.
+        model, steps, grid, end, plan, batch_size, progress, callback, **settings: As of `solve`.
 
     Returns:
         The State at the grid's last node, σ_T by default: its `.x` has unit variance there. Its `aux` holds what a
@@ -125,7 +149,16 @@ def encode(
     field = load(model)
     plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings)
     check_encodes(plan.solver)
-    state = integrate(field, State(to_data(field, x_0), float(plan.nodes[0])), plan)
+    images = state_dtype(x_0)
+    if batch_size is not None or images.ndim < 2:  # before hours of work on those before it
+        field.check(images, field.image_shape)
+
+    def batch(rows: slice, plan: Plan, callback: Callback | None) -> State:
+        data = to_data(field, images[rows])
+        return integrate(field, State(data, float(plan.nodes[0])), plan, callback=callback)
+
+    batches = Batches(field, plan, batch_size, progress, callback)
+    state = batches.run(batch, len(images), images.device, "encoding", tuple(images.shape[1:]))
     return replace(state, plan=plan.noted(field))
 
 
@@ -138,6 +171,9 @@ def decode(
     grid: Grid = None,
     end: str | None = None,
     plan: Plan | None = None,
+    batch_size: BatchSize = None,
+    progress: Progress = False,
+    callback: Callback | None = None,
     **settings: Unpack[Settings],
 ) -> Tensor:
     """Decode a State to images: the inverse direction of `encode`, with any solver.
@@ -149,9 +185,10 @@ def decode(
     Args:
         state: The latents, xbar (B, C, H, W) at the noise level where the grid ends.
         solver: A name of `odeddim.solvers.names()`, or a row of your own.
-        model, steps, grid, end, plan, **settings: As of `solve`. What is not given is as the state was encoded
-            (`State.plan`), as in `odeddim decode`; latents made of others are decoded by the solver of `solve`, and so
-            is a state that was not encoded. `end` is always that of the encoding.
+        model, steps, grid, end, plan, batch_size, progress, callback, **settings: As of `solve`. What is not given of
+            the run is as the state was encoded (`State.plan`), as in `odeddim decode`; latents made of others are
+            decoded by the solver of `solve`, and so is a state that was not encoded. `end` is always that of the
+            encoding.
 
     Returns:
         The images x_0, (B, C, H, W), nominally in [-1, 1] and not clipped, in the state's dtype on the model's device.
@@ -193,7 +230,7 @@ def decode(
         )
     aux = tuple(state_dtype(part) for part in state.aux)
     state = replace(state, xbar=state_dtype(state.xbar), aux=aux)
-    return to_images(field, integrate(field, state, plan).xbar)
+    return _decoded(Batches(field, plan, batch_size, progress, callback), state)
 
 
 def sample(
@@ -209,6 +246,9 @@ def sample(
     shape: tuple[int, ...] | None = None,
     start: int = 0,
     plan: Plan | None = None,
+    batch_size: BatchSize = None,
+    progress: Progress = False,
+    callback: Callback | None = None,
     **settings: Unpack[OdeSettings],
 ) -> Tensor:
     """Generate images from noise: image i is the same whatever n and the batch are.
@@ -219,7 +259,8 @@ def sample(
             for an `eta` above 0.
         seed: The noise of an image depends on (seed, its index) only.
         eta: DDIM's η between 0 (the ODE) and 1 (DDPM), for the solver "euler" or "ddim-eta"; None for the solver's own.
-        model, steps, grid, end, plan, **settings: As of `solve`.
+        model, steps, grid, end, plan, progress, callback, **settings: As of `solve`.
+        batch_size: As of `solve`; with a batch size the images are put together on the CPU.
         shape: The (C, H, W) of the noise, for models that take any.
         start: The index of the first image.
 
@@ -245,8 +286,27 @@ def sample(
     usual = defaults.for_sampling(eta)
     plan = planned(field, plan, solver or usual, usual, steps, grid, end, settings)
     plan = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed, start=start))
-    state = _at_the_top(field.schedule, plan, noise(n, shape, seed=seed, start=start))
-    return to_images(field, integrate(field, state, plan).xbar)
+    where, top = tuple(shape), field.schedule
+
+    def batch(rows: slice, plan: Plan, callback: Callback | None) -> Tensor:
+        fresh = noise(rows.stop - rows.start, where, seed=seed, start=start + rows.start)
+        return to_images(field, integrate(field, _at_the_top(top, plan, fresh), plan, callback=callback).xbar)
+
+    batches = Batches(field, plan, batch_size, progress, callback)
+    return batches.run(batch, n, torch.device("cpu"), "sampling", where)
+
+
+def _decoded(batches: Batches, state: State) -> Tensor:
+    """The images of latents, batch by batch."""
+    field = batches.field
+    if batches.size is not None or state.xbar.ndim < 2:
+        field.check(state.xbar)
+
+    def batch(rows: slice, plan: Plan, callback: Callback | None) -> Tensor:
+        part = state if batches.size is None else state[rows]
+        return to_images(field, integrate(field, part, plan, callback=callback).xbar)
+
+    return batches.run(batch, len(state), state.xbar.device, "decoding", tuple(state.xbar.shape[1:]))
 
 
 def to_data(field: VectorField, images: Tensor) -> Tensor:
@@ -379,16 +439,22 @@ def _at_the_top(schedule: Schedule, plan: Plan, x_T: Tensor) -> State:
     return State(x_T * math.sqrt(1 + sigma**2), sigma)
 
 
-def state_dtype(x: Tensor) -> Tensor:
-    """An image or latent tensor in the state's dtype: float64 if it is that, else float32.
+def state_dtype(x: Tensor | np.ndarray) -> Tensor:
+    """An image or latent tensor, or NumPy array, in the state's dtype: float64 if it is that, else float32.
 
     Raises:
-        InputError: It is no tensor, or not floating point.
+        InputError: It is neither, or not floating point.
     """
-    if not isinstance(x, Tensor):
+    if not isinstance(x, (Tensor, np.ndarray)):
         raise InputError(
-            f"images and latents are torch tensors (B, C, H, W), not {type(x).__name__}: torch.as_tensor(...)"
+            f"images and latents are tensors or NumPy arrays (B, C, H, W), not {type(x).__name__}: "
+            "torch.as_tensor(...) makes one"
         )
-    if not x.is_floating_point():
-        raise InputError(f"images and latents are floating point, images in [-1, 1], not {x.dtype}")
+    if not (x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == "f"):
+        raise InputError(
+            f"images and latents are floating point, images in [-1, 1], not {x.dtype}: pixels from 0 to 255 become "
+            "that by x / 127.5 - 1"
+        )
+    if isinstance(x, np.ndarray):  # torch takes no other byte order, no longer numbers and no negative strides
+        return torch.from_numpy(np.ascontiguousarray(x, np.float64 if x.dtype.itemsize >= 8 else np.float32))
     return x if x.dtype == torch.float64 else x.to(torch.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,11 @@ from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
 from odeddim.solvers.stochastic import ONLY_DECODES
 from odeddim.storage.atomic import replacing
-from odeddim.types import Field, InputError, Solver, State, pick
+from odeddim.types import Field, InputError, Observe, Solver, State, pick
 
 Grid: TypeAlias = str | Path | Tensor | Sequence[float] | None
+Callback: TypeAlias = Callable[[int, float, Tensor], Any]
+"""callback(step, sigma, xbar): what a run calls after each step, at its node; steps count from 1."""
 GIVEN = "nodes"
 """The name of a grid whose nodes were given as numbers, and of an end that is neither σ = 0 nor σ_1."""
 
@@ -374,7 +376,7 @@ def check_encodes(row: Solver) -> None:
         raise InputError(f"solver {row.name!r} {ONLY_DECODES}")
 
 
-def integrate(field: VectorField | Field, state: State, plan: Plan) -> State:
+def integrate(field: VectorField | Field, state: State, plan: Plan, *, callback: Callback | None = None) -> State:
     """Walk a state along the nodes of a plan: from its first node up, from its last node down.
 
     This is the ODE alone, and the only place that treats the end at σ = 0. Between 0 and its neighbour lies one Euler
@@ -385,6 +387,11 @@ def integrate(field: VectorField | Field, state: State, plan: Plan) -> State:
         field: A model, or any function ε = field(σ, x̄), σ () or (B,) float64, x̄ (B, *).
         state: The state, x̄ (B, *), at the first node of the plan or at the last.
         plan: The solver and the nodes.
+        callback: Called as callback(step, sigma, xbar) after each step of the plan: the number of steps made, from 1
+            to N, the node, and a copy of x̄ (B, *) there, whose changes change nothing. The last x̄ is the result. An
+            adaptive solver makes steps of its own; one that gives each image its own steps shows only where the run
+            ends, and so do exact-R of a multistep R, upwards, and rows of your own that are not observable. An error
+            that the callback raises ends the run.
 
     Returns:
         The state at the other end of the plan. Its `report` holds what the solver reports of each image.
@@ -411,24 +418,42 @@ def integrate(field: VectorField | Field, state: State, plan: Plan) -> State:
                 f"{plan.top:.9g}: give a state at one of them"
             )
         sigmas = sigmas.flip(0)
-    return _walk(field, state, sigmas, plan.solver)
+    return _walk(field, state, sigmas, plan.solver, None if callback is None else _Steps(callback))
 
 
-def _walk(field: VectorField | Field, state: State, sigmas: Tensor, solver: Solver) -> State:
+class _Steps:
+    """Who observes a run for a callback: it counts the steps, and hands out copies."""
+
+    def __init__(self, callback: Callback) -> None:
+        self.callback = callback
+        self.made = 0
+
+    def __call__(self, sigma: float, xbar: Tensor) -> None:
+        self.made += 1
+        self.callback(self.made, sigma, xbar.clone())
+
+
+def _walk(field: VectorField | Field, state: State, sigmas: Tensor, solver: Solver, observe: Observe | None) -> State:
     field, state = _ready(field, replace(state, report={}))
+
+    def shown(reached: State) -> State:
+        if observe is not None:
+            observe(reached.sigma, reached.xbar)
+        return reached
+
     with torch.no_grad():
         if solver.to_zero:
-            return solver.run(field, state, sigmas)
+            return shown(solver.walk(field, state, sigmas, observe))
         leaves_zero = float(sigmas[0]) == 0
         if leaves_zero:
-            state = _euler(field, state, sigmas[0], sigmas[1])
+            state = shown(_euler(field, state, sigmas[0], sigmas[1]))
             sigmas = sigmas[1:]
         lands_on_zero = float(sigmas[-1]) == 0
         inner = sigmas[:-1] if lands_on_zero else sigmas
         if len(inner) > 1:
-            state = solver.run(field, state, inner)
+            state = shown(solver.walk(field, state, inner, observe))
         if lands_on_zero:
-            state = _euler(field, state, sigmas[-2], sigmas[-1])
+            state = shown(_euler(field, state, sigmas[-2], sigmas[-1]))
     if "evaluations" in state.report and leaves_zero + lands_on_zero:
         spent = state.report["evaluations"] + leaves_zero + lands_on_zero
         state = replace(state, report={**state.report, "evaluations": spent})

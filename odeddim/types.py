@@ -31,7 +31,10 @@ Field = Callable[["Tensor", "Tensor"], "Tensor"]
 RunFunction = Callable[..., "State"]
 """state = run(field, state, sigmas, **settings): integrates from sigmas[0] to sigmas[-1]; sigmas (N+1,) float64 > 0.
 
-It is called with gradients off (`odeddim.api.integrate` sees to it)."""
+It is called with gradients off (`odeddim.plans.integrate` sees to it)."""
+
+Observe = Callable[[float, "Tensor"], Any]
+"""observe(sigma, xbar): what a run calls at each node between its first and its last, with x̄ (B, *) there."""
 
 
 class InputError(ValueError):
@@ -64,6 +67,17 @@ class BudgetExceeded(RuntimeError):  # noqa: N818 - it is an outcome, not a defe
         super().__init__(message)
         self.state = state
         self.nfe = nfe
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory: Python's, or torch's of any device.
+
+    torch's errors are known by their names and words: its CPU's, MPS's and cuBLAS's allocators have no class of errors.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = ("out of memory", "allocate memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -323,7 +337,7 @@ class Solver:
         reversible: Decoding what the row has encoded, on the same nodes, returns the images that were encoded: bit
             for bit, or to an accuracy that the row reports for each image.
         to_zero: The row itself takes the Euler step between σ = 0 and its neighbour. For all other rows
-            `odeddim.api.integrate` takes it, and their nodes are positive.
+            `odeddim.plans.integrate` takes it, and their nodes are positive.
         adaptive: The row chooses its own nodes between the first and the last.
         stochastic: The row adds noise. It can only decode, and it has the settings `seed` and `first`, the index of
             the first image of the batch.
@@ -342,6 +356,7 @@ class Solver:
         instructions: The arithmetic of the run, for rows that know it beforehand; `odeddim explain` prints it.
         growth: growth(nodes, single) -> `Growth`, for rows whose coefficients are known; `single` says whether the
             state is float32.
+        observable: The run takes a further keyword, observe=, an `Observe` or None: see `walk`.
 
     Example:
         >>> row = odeddim.solvers.get("belm")
@@ -372,6 +387,7 @@ class Solver:
     chosen: Mapping[str, Any] = field(default_factory=dict)
     instructions: Instructions | None = None
     growth: Callable[..., Growth] | None = None
+    observable: bool = False
 
     def __post_init__(self) -> None:
         if self.adaptive and self.nfe is not None:
@@ -388,6 +404,23 @@ class Solver:
     def evaluations(self, steps: int) -> int | None:
         """Evaluations per image for this many steps, or None if they depend on the data."""
         return None if self.nfe is None else self.nfe * steps + sum(self.warmup[:steps])
+
+    def walk(self, field: Field, state: State, sigmas: Tensor, observe: Observe | None = None) -> State:
+        """Do the run, and show it to an observer at each node between the first and the last.
+
+        An adaptive row has nodes of its own, the ends of the steps that it has accepted. A row that is not observable
+        shows nothing: its ends are all that is seen of it.
+
+        Args:
+            field, state, sigmas: See `RunFunction`.
+            observe: The observer. It must not change the x̄ that it gets, nor keep it without a copy.
+
+        Returns:
+            The state at sigmas[-1], the same bits with and without an observer.
+        """
+        if observe is None or not self.observable:
+            return self.run(field, state, sigmas)
+        return self.run(field, state, sigmas, observe=observe)
 
     def with_settings(self, **settings: Any) -> Solver:
         """This row with some of its settings fixed.

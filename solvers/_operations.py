@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from odeddim.types import Solver, weighted_sum
 
@@ -87,6 +88,14 @@ class Mix:
 Operation = Kick | Mix
 
 
+class Reached(NamedTuple):
+    """A node of a run: after so many operations, this register, 0 or 1, holds x̄ at this noise level."""
+
+    operations: int
+    register: int
+    sigma: float
+
+
 @dataclass(frozen=True)
 class Moves:
     """The operations of a run.
@@ -94,7 +103,9 @@ class Moves:
     Attributes:
         operations: In the order in which they are done, beginning with u = v = x̄.
         output: The register, 0 or 1, that holds x̄ at the end.
+        reached: The positive nodes of the run, in their order.
     """
 
     operations: tuple[Operation, ...]
     output: int = 0
+    reached: tuple[Reached, ...] = ()

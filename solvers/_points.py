@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from odeddim.types import Field, Growth, Point, Solver, State
+from odeddim.types import Field, Growth, Observe, Point, Solver, State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,7 +147,13 @@ class Course:
 
 
 def follow(
-    field: Field, state: State, sigmas: Tensor, *, instructions: Callable[..., list[Point]], **settings: Any
+    field: Field,
+    state: State,
+    sigmas: Tensor,
+    *,
+    instructions: Callable[..., list[Point]],
+    observe: Observe | None = None,
+    **settings: Any,
 ) -> State:
     """Execute a list of points. The field is evaluated once at each point whose slope is used.
 
@@ -158,12 +164,17 @@ def follow(
         state: The start, at sigmas[0].
         sigmas: Noise levels (N+1,) float64, all positive, rising or falling.
         instructions: instructions(nodes, **settings) makes the points.
+        observe: What is shown x̄ at each node between the first and the last.
         **settings: The settings of the row.
 
     Returns:
         The state at sigmas[-1].
     """
-    points = instructions(sigmas.tolist(), **settings)
+    nodes = sigmas.tolist()
+    points = instructions(nodes, **settings)
+    # A step may try its end before it gets there: the last point at a node is the one that the run goes on from.
+    last_at = {point.sigma: n for n, point in enumerate(points)}
+    shown = {last_at[sigma] for sigma in nodes[1:-1] if sigma in last_at} if observe is not None else set()
     last_point = {i: n for n, point in enumerate(points) for i in point.points}
     last_slope = {j: n for n, point in enumerate(points) for j in point.slopes}
     xbars, slopes = {0: state.xbar}, dict[int, "Tensor"]()
@@ -176,6 +187,8 @@ def follow(
                 for i in used:
                     if last[i] == n:
                         del kept[i]
+        if observe is not None and n in shown:
+            observe(point.sigma, xbars[n])
         if n in last_slope:
             slopes[n] = field(sigmas.new_tensor(point.sigma), xbars[n])
         if n not in last_point and n < len(points) - 1:
@@ -237,4 +250,4 @@ def points_row(name: str, instructions: Callable[..., list[Point]], **declared: 
     """
     growth = functools.partial(account, instructions=instructions)
     run = functools.partial(follow, instructions=instructions)
-    return Solver(name=name, run=run, instructions=instructions, growth=growth, **declared)
+    return Solver(name=name, run=run, instructions=instructions, growth=growth, observable=True, **declared)

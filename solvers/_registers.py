@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from odeddim.solvers._operations import Kick, Matrix, Mix, Moves, Operation
-from odeddim.types import Field, Growth, InputError, State
+from odeddim.types import Field, Growth, InputError, Observe, State
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +83,7 @@ class Registers:
     def __init__(self, moves: Moves, nodes: Sequence[float], *, single: bool) -> None:
         self.output = moves.output
         self.steps: list[Shear | Push | Flip] = []
+        after = [(0, 1.0)]  # the steps and the scale after so many operations
         scale = 1.0
         bound = HEADROOM * math.sqrt(1 + max(nodes) ** 2)
         smallest = scale
@@ -92,9 +93,16 @@ class Registers:
             else:
                 scale *= self._mix(operation.matrix)
                 smallest = min(smallest, scale)
+            after.append((len(self.steps), scale))
         self.scale = scale
         self.bits = BITS[single]
         self.quantum = 2.0 ** (math.ceil(math.log2(bound / smallest)) - self.bits)
+        inner = set(nodes[1:-1])
+        self.nodes = {  # of a run, between its first and its last
+            after[it.operations][0]: (it.sigma, it.register, after[it.operations][1] * self.quantum)
+            for it in moves.reached
+            if it.sigma in inner
+        }
 
     def _mix(self, matrix: Matrix) -> float:
         """Adds a mixture's shears; returns what it multiplies the scale by."""
@@ -111,7 +119,9 @@ class Registers:
         self.steps += [shear for shear in shears if shear.factor != 0]
         return root
 
-    def run(self, field: Field, registers: list[Tensor], back: bool, asked: Asked) -> None:
+    def run(
+        self, field: Field, registers: list[Tensor], back: bool, asked: Asked, observe: Observe | None = None
+    ) -> None:
         """Do all operations in place, or undo them.
 
         Args:
@@ -119,11 +129,13 @@ class Registers:
             registers: Two int64 tensors (B, *), changed in place.
             back: Undo the operations, the last one first.
             asked: {register: (σ, ε)}, the last evaluation at a register that has not changed since; kept up to date.
+            observe: What is shown x̄ (B, *), float64, at each node between the first and the last of the run.
 
         Raises:
             InputError: If a register leaves the numbers that it can hold: the run is unstable.
         """
-        for step in reversed(self.steps) if back else self.steps:
+        steps = list(enumerate(self.steps, 1))
+        for n, step in reversed(steps) if back else steps:
             register = registers[step.register]
             if isinstance(step, Flip):
                 register.neg_()
@@ -135,6 +147,9 @@ class Registers:
                 register.add_(self._whole(change), alpha=-1 if back else 1)
                 self._check(register)
             asked.pop(step.register, None)
+            if observe is not None and (node := self.nodes.get(n - 1 if back else n)):
+                sigma, place, unit = node
+                observe(sigma, registers[place].double() * unit)
 
     def _answer(self, field: Field, push: Push, registers: list[Tensor], asked: Asked) -> Tensor:
         """ε, or the increment of the kick's solver, of the other register."""
@@ -241,7 +256,14 @@ def _gain(operations: Sequence[Operation], output: int, bank: Registers, single:
 
 
 def run(
-    field: Field, state: State, sigmas: Tensor, *, name: str, moves: Callable[..., Moves], **settings: Any
+    field: Field,
+    state: State,
+    sigmas: Tensor,
+    *,
+    name: str,
+    moves: Callable[..., Moves],
+    observe: Observe | None = None,
+    **settings: Any,
 ) -> State:
     """A reversible run, or the way back of an earlier one if the state was kept by the same method on these nodes.
 
@@ -256,6 +278,7 @@ def run(
         sigmas: Noise levels (N+1,) float64, rising or falling; the lowest may be 0.
         name: The name of the row, by which states are kept.
         moves: moves(nodes, **settings) makes the operations over the positive nodes.
+        observe: What is shown x̄ at each node between the first and the last.
         **settings: The settings of the row.
 
     Returns:
@@ -275,7 +298,7 @@ def run(
         for halves in (single,) if single else (False, True):
             if state.kept == _kept(name, made, nodes[::-1], halves):
                 bank = Registers(made, nodes, single=halves)
-                return _back(field, state, sigmas, bank, bank.grain(nodes, halves))
+                return _back(field, state, sigmas, bank, bank.grain(nodes, halves), observe)
         warnings.warn(
             f"the latents were kept by {state.kept!r}, not by this run of {name}: it starts from x̄ alone and does not "
             "come back exactly (other nodes, settings or dtype)",
@@ -291,11 +314,13 @@ def run(
     lacking: tuple[Tensor, ...] = ()
     if nodes[0] == 0:
         xbar = begin + _rounded(field(sigmas[0], begin) * nodes[1], bank.quantum)
+        if observe is not None and len(nodes) > 2:
+            observe(nodes[1], xbar.to(dtype))
         slope = field(sigmas[1], xbar)
         lacking = (begin - _rounded(xbar - slope * nodes[1], grain),)
         asked = dict.fromkeys((0, 1), (nodes[1], slope))
     registers = [bank.read(xbar), bank.read(xbar)]
-    bank.run(field, registers, False, asked)
+    bank.run(field, registers, False, asked, _in_dtype(observe, dtype))
     output, other = (bank.show(registers[place], dtype) for place in (bank.output, 1 - bank.output))
     if nodes[-1] == 0:
         xbar = output[0].double() + output[1]
@@ -306,7 +331,7 @@ def run(
     return State(output[0], nodes[-1], aux, _kept(name, made, nodes, single))
 
 
-def _back(field: Field, state: State, sigmas: Tensor, bank: Registers, grain: float) -> State:
+def _back(field: Field, state: State, sigmas: Tensor, bank: Registers, grain: float, observe: Observe | None) -> State:
     """The way back to the state from which `state` came."""
     parts = (state.xbar, *state.aux)
     count = 5 + (float(sigmas[-1]) == 0)
@@ -318,12 +343,17 @@ def _back(field: Field, state: State, sigmas: Tensor, bank: Registers, grain: fl
     output, other = (bank.read(parts[k], bank.scale) + bank.read(parts[k + 1], bank.scale) for k in (0, 2))
     registers = [output, other] if bank.output == 0 else [other, output]
     asked = Asked()
-    bank.run(field, registers, True, asked)
+    bank.run(field, registers, True, asked, _in_dtype(observe, state.xbar.dtype))
     xbar = registers[0].double() * bank.quantum
     if float(sigmas[-1]) == 0:
         sigma = float(sigmas[-2])
         xbar = _rounded(xbar - _ask(field, asked, 0, sigma, xbar) * sigma, grain) + parts[-2].double()
     return State((xbar + parts[-1]).to(state.xbar.dtype), float(sigmas[-1]))
+
+
+def _in_dtype(observe: Observe | None, dtype: torch.dtype) -> Observe | None:
+    """The observer of a run, who sees its points in the dtype of its state."""
+    return None if observe is None else lambda sigma, xbar: observe(sigma, xbar.to(dtype))
 
 
 def _positive(nodes: Sequence[float]) -> list[float]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from odeddim.solvers import multistep, onestep
 from odeddim.solvers._settings import defaults_of
-from odeddim.types import Depends, Field, InputError, Solver, State
+from odeddim.types import Depends, Field, InputError, Observe, Solver, State
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +47,7 @@ def iterated(
     base: Solver,
     accuracy: float | Depends = ACCURACY,
     max_nfe: int = 10_000,
+    observe: Observe | None = None,
 ) -> State:
     """Downwards the base row; upwards its inverse, found by iteration.
 
@@ -62,6 +63,8 @@ def iterated(
         accuracy: An image stops when the root mean square of its residual in image units, over √(1+σ²), is no more
             than this.
         max_nfe: Beyond so many evaluations of an image its steps are explicit, each with one more run for its residual.
+        observe: What is shown x̄ at each node between the first and the last. A run that is inverted as a whole finds
+            them all together, and shows none of them.
 
     Returns:
         The state at sigmas[-1]. Upwards its report has "evaluations" (B,) int64; "residual" (B,) float64, the largest
@@ -86,8 +89,10 @@ def iterated(
                 "back exactly (other nodes)",
                 stacklevel=2,
             )
-        end = base.run(field, state, positive) if len(positive) > 1 else state
+        end = base.walk(field, state, positive, observe) if len(positive) > 1 else state
         if zero:
+            if observe is not None and len(positive) > 1:
+                observe(end.sigma, end.xbar)
             end = EULER.run(field, end, sigmas[-2:])
             if state.kept == kept:
                 end = State(end.xbar + state.aux[0], 0.0)
@@ -98,10 +103,14 @@ def iterated(
         image = state.xbar
         state = EULER.run(counted, state, sigmas[:2])
         aux = (image - EULER.run(counted, state, sigmas[:2].flip(0)).xbar,)
+        if observe is not None and len(positive) > 1:
+            observe(state.sigma, state.xbar)
     worst = torch.zeros(len(state.xbar), dtype=torch.float64)
     for nodes in positive.unfold(0, 2, 1) if base.onestep else [positive] * (len(positive) > 1):
         state, residual = _inverse(counted, state, nodes, base, accuracy, max_nfe)
         worst = torch.maximum(worst, residual)
+        if observe is not None and state.sigma != float(positive[-1]):
+            observe(state.sigma, state.xbar)
     report = {"evaluations": counted.spent, "residual": worst, "converged": worst <= accuracy}
     return State(state.xbar, state.sigma, aux, kept if zero else "", report)
 
@@ -235,6 +244,7 @@ def exact(row: Solver) -> Solver:
         nfe=None,
         reversible=True,
         to_zero=True,
+        observable=True,
         onestep=row.onestep,
         grid="log",
         settings=defaults_of(iterated, "accuracy", "max_nfe"),

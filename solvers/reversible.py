@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from odeddim.solvers import onestep, torchdiffeq_
-from odeddim.solvers._operations import Kick, Mix, Moves, Operation
+from odeddim.solvers._operations import Kick, Mix, Moves, Operation, Reached
 from odeddim.solvers._registers import account, run
 from odeddim.solvers._settings import defaults_of
 from odeddim.types import Depends, InputError, Solver
@@ -33,6 +33,7 @@ def two_step(nodes: Sequence[float], *, neighbour: Callable[[float, float, float
         Wang et al. 2024, arXiv 2410.07273.
     """
     operations: list[Operation] = [Kick(1, here, there - here) for here, there in pairwise(nodes[:2])]
+    reached = [Reached(0, 0, nodes[0]), *(Reached(1, 1, there) for there in nodes[1:2])]
     new = 0
     for before, here, there in zip(nodes, nodes[1:], nodes[2:], strict=False):
         a = neighbour(there, here, before) if there < here else 1 / neighbour(before, here, there)
@@ -41,8 +42,9 @@ def two_step(nodes: Sequence[float], *, neighbour: Callable[[float, float, float
         if a != 1:
             operations.append(Mix((row, (0.0, 1.0)) if new == 0 else ((1.0, 0.0), row)))
         operations.append(Kick(new, here, (there - here) + a * (here - before)))
+        reached.append(Reached(len(operations), new, there))
         new = 1 - new
-    return Moves(tuple(operations), 1 - new if operations else 0)
+    return Moves(tuple(operations), 1 - new if operations else 0, tuple(reached))
 
 
 def leapfrog(lower: float, middle: float, upper: float) -> float:
@@ -123,6 +125,7 @@ def edict(nodes: Sequence[float], *, p: float | Depends = P) -> Moves:
     if not 0 < p <= 1:
         raise InputError(f"edict: p must be above 0 and at most 1, not {p}")
     operations: list[Operation] = []
+    reached = [Reached(0, 0, falling[0])]
     for n in range(steps):
         here, there = falling[n], falling[n + 1]
         first = n % 2
@@ -130,9 +133,11 @@ def edict(nodes: Sequence[float], *, p: float | Depends = P) -> Moves:
         operations += [Kick(first, here, there - here), Kick(1 - first, here, there - here, ratio=units)]
         if p != 1:
             operations += [Mix(((p, 1 - p), (0.0, 1.0))), Mix(((1.0, 0.0), (1 - p, p)))]
+        reached.append(Reached(len(operations), 0, there))
     if nodes[-1] > nodes[0]:
         operations = [operation.inverse() for operation in reversed(operations)]
-    return Moves(tuple(operations))
+        reached = [Reached(len(operations) - after, register, sigma) for after, register, sigma in reversed(reached)]
+    return Moves(tuple(operations), reached=tuple(reached))
 
 
 def reversible_heun(nodes: Sequence[float]) -> Moves:
@@ -150,10 +155,12 @@ def reversible_heun(nodes: Sequence[float]) -> Moves:
         Kidger et al. 2021, arXiv 2105.13493, Algorithm 1.
     """
     operations: list[Operation] = []
+    reached = [Reached(0, 0, nodes[0])]
     for here, there in pairwise(nodes):
         half = (there - here) / 2
         operations += [Kick(0, here, half), Mix(((1.0, 0.0), (2.0, -1.0))), Kick(0, there, half)]
-    return Moves(tuple(operations))
+        reached.append(Reached(len(operations), 0, there))
+    return Moves(tuple(operations), reached=tuple(reached))
 
 
 def coupling_strength(steps: int) -> float:
@@ -188,11 +195,13 @@ def coupled(nodes: Sequence[float], *, base: Solver, coupling: float | Depends =
     if not 0 < coupling <= 1:
         raise InputError(f"coupling must be above 0 and at most 1, not {coupling}")
     operations: list[Operation] = []
+    reached = [Reached(0, 0, nodes[0])]
     for here, there in pairwise(nodes):
         if coupling != 1:
             operations.append(Mix(((coupling, 1 - coupling), (0.0, 1.0))))
         operations += [Kick(0, here, 1.0, base, there), Kick(1, there, -1.0, base, here)]
-    return Moves(tuple(operations))
+        reached.append(Reached(len(operations), 0, there))
+    return Moves(tuple(operations), reached=tuple(reached))
 
 
 def _operations(nodes: Sequence[float], *, moves: Callable[..., Moves], **settings: Any) -> Sequence[Operation]:
@@ -228,6 +237,7 @@ def reversible_row(
         order=order,
         nfe=nfe,
         reversible=True,
+        observable=True,
         to_zero=True,
         reference=reference,
         grid=grid,

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from odeddim.solvers._settings import defaults_of
-from odeddim.types import Field, InputError, Solver, State
+from odeddim.types import Field, InputError, Observe, Solver, State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +65,7 @@ def ddim(
     larger: bool = False,
     seed: int = 0,
     first: int = 0,
+    observe: Observe | None = None,
 ) -> State:
     """A stochastic run: eq. 12 with σ_t(η) of eq. 16, one evaluation a step. With η = 0 it is `euler`.
 
@@ -77,6 +78,7 @@ def ddim(
             step to 0 adds no noise, as in DDPM's own code.
         seed: The seed of the noise.
         first: The index of the first image: in step n, image i gets `noise` of (seed, first + i, n + 1).
+        observe: What is shown x̄ at each node between the first and the last.
 
     Returns:
         The state at sigmas[-1].
@@ -94,6 +96,8 @@ def ddim(
         raise InputError(f"η = {eta} is out of range: η must be at least 0, and up to 1 fits every grid")
     xbar = state.xbar.clone()
     for n, (here, there) in enumerate(pairwise(nodes)):
+        if observe is not None and n > 0:
+            observe(here, xbar)
         fresh = 1 - (there / here) ** 2
         direction = there * math.sqrt(1 - eta**2 * fresh)  # √(σ'² - s²)
         weight = eta * there * math.sqrt(fresh)
@@ -114,6 +118,7 @@ def _row(name: str, reference: str, *settings: str, **fixed: Any) -> Solver:
         order=1,  # the weak order: of the distribution, not of an image
         nfe=1,
         stochastic=True,
+        observable=True,
         grid="linear",
         reference=reference,
         settings=defaults_of(run, *settings, "seed", "first"),

@@ -13,7 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from odeddim.solvers._adaptive import LONGEST, Watch, adaptive_row, check_settings
-from odeddim.types import Field, Solver, State
+from odeddim.types import Field, Observe, Solver, State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,15 +25,18 @@ class OverNodes:
     The index is exact in float32 too, so the field is evaluated exactly at the nodes.
     """
 
-    def __init__(self, field: Field, sigmas: Tensor) -> None:
+    def __init__(self, field: Field, sigmas: Tensor, observe: Observe | None = None) -> None:
         self.field = field
         self.sigmas = sigmas
         self.nodes = sigmas.tolist()
+        self.observe = observe
         self.step = 0
 
     def callback_step(self, s: Tensor, xbar: Tensor, ds: Tensor) -> None:
         """torchdiffeq calls this at the start of each step, because s at a node does not say which step it is in."""
         self.step = int(s)
+        if self.observe is not None and self.step > 0:
+            self.observe(self.nodes[self.step], xbar)
 
     def at(self, s: float) -> tuple[float, float]:
         """σ and dσ/ds at s, in the present step."""
@@ -52,10 +55,10 @@ class OverCurve(OverNodes):
     The Adams methods of torchdiffeq take their nodes as evenly spaced, which the index is on every grid.
     """
 
-    def __init__(self, field: Field, sigmas: Tensor) -> None:
+    def __init__(self, field: Field, sigmas: Tensor, observe: Observe | None = None) -> None:
         from scipy.interpolate import CubicSpline
 
-        super().__init__(field, sigmas)
+        super().__init__(field, sigmas, observe)
         self.curve = CubicSpline(range(len(self.nodes)), [math.log(sigma) for sigma in self.nodes])
         self.low, self.high = sorted((self.nodes[0], self.nodes[-1]))
 
@@ -66,7 +69,14 @@ class OverCurve(OverNodes):
 
 
 def fixed(
-    field: Field, state: State, sigmas: Tensor, *, method: str, over: type[OverNodes] = OverNodes, **options: Any
+    field: Field,
+    state: State,
+    sigmas: Tensor,
+    *,
+    method: str,
+    over: type[OverNodes] = OverNodes,
+    observe: Observe | None = None,
+    **options: Any,
 ) -> State:
     """A fixed-step method of torchdiffeq, one step from node to node.
 
@@ -78,6 +88,7 @@ def fixed(
         sigmas: Noise levels (N+1,) float64, all positive, rising or falling.
         method: torchdiffeq's name of the method.
         over: The variable of the integration.
+        observe: What is shown x̄ at each node between the first and the last.
         **options: torchdiffeq's options of the method.
 
     Returns:
@@ -89,7 +100,7 @@ def fixed(
     index = torch.arange(len(sigmas), dtype=state.xbar.dtype, device=state.xbar.device)
     with torch.no_grad():
         ends = odeint(
-            over(field, sigmas),
+            over(field, sigmas, observe),
             state.xbar,
             index[[0, -1]],
             # Only for the corrector of Adams-Moulton: never to be iterated, so that its cost is known.
@@ -107,11 +118,18 @@ class _ArrivedError(Exception):
 class UpTo(Watch):
     """A watched field as torchdiffeq calls it; torchdiffeq reports every step before it tries it."""
 
+    observe: Observe | None = None
+    observing = False  # still true after an observer has raised an error
+
     def callback_step(self, u: Tensor, xbar: Tensor, du: Tensor) -> None:
         """Note the last accepted point, u and x̄. At the target it is the solution, and torchdiffeq is stopped."""
-        self.reached = State(xbar, self.sigma(float(u)))
+        before, self.reached = self.reached, State(xbar, self.sigma(float(u)))
         if float(u) == self.u(self.target):
             raise _ArrivedError
+        if self.observe is not None and self.reached.sigma != before.sigma:  # it is the same after a rejected step
+            self.observing = True
+            self.observe(self.reached.sigma, xbar)
+            self.observing = False
 
     def __call__(self, u: Tensor, xbar: Tensor) -> Tensor:
         return self.rate(float(u), xbar)
@@ -133,6 +151,7 @@ def adaptive(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_nfe: int = 10_000,
+    observe: Observe | None = None,
 ) -> State:
     """An adaptive method of torchdiffeq from sigmas[0] to sigmas[-1].
 
@@ -146,6 +165,7 @@ def adaptive(
         rtol: The relative tolerance on x̄, root mean square over an image.
         atol: The absolute tolerance on x̄, root mean square over an image.
         max_nfe: The most evaluations, each of the whole batch.
+        observe: What is shown x̄ at the end of each accepted step but the last.
 
     Returns:
         The state at sigmas[-1]. Its report has "evaluations", (B,) int64.
@@ -164,6 +184,7 @@ def adaptive(
 
     start = State(state.xbar, float(sigmas[0]))
     watch = UpTo(f"torchdiffeq {method}", field, start, float(sigmas[-1]), log=log, max_nfe=max_nfe)
+    watch.observe = observe
     begin, end = watch.u(start.sigma), watch.u(watch.target)
     # Asked for a point behind the end and told to step on the end, it comes by the end itself, not an interpolation.
     behind = end + (end - begin)
@@ -183,6 +204,8 @@ def adaptive(
                 },
             )
     except AssertionError as error:  # its way to say that the step has become 0
+        if watch.observing:
+            raise
         raise watch.stopped("cannot make its steps small enough") from error
     spent = torch.full((len(state.xbar),), watch.nfe)
     return State(watch.reached.xbar, watch.target, report={"evaluations": spent})
@@ -198,6 +221,7 @@ def _fixed(
         order=order,
         nfe=nfe,
         warmup=warmup,
+        observable=True,
         onestep=not warmup,
         grid=grid,
         reference=f"{reference}; torchdiffeq 0.2.5",
@@ -207,7 +231,7 @@ def _fixed(
 def _adaptive(name: str, order: int, reference: str, **settings: Any) -> Solver:
     run = functools.partial(adaptive, method=name.replace("-", "_"), **settings)
     source = f"{reference}; torchdiffeq 0.2.5"
-    return adaptive_row(name, run, order, source, family="torchdiffeq adaptive", shares_steps=True)
+    return adaptive_row(name, run, order, source, family="torchdiffeq adaptive", shares_steps=True, observable=True)
 
 
 ROWS = (

@@ -39,6 +39,7 @@ def run(
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["odeddim", *map(str, arguments)])
+        monkeypatch.setattr("odeddim.runs.progress.FIRST", 600.0)  # what it says must not depend on how busy we are
         # A process of its own would say each warning, and not only the first of its words.
         with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
             main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from odeddim.cli.lazy import LazyGroup
+from odeddim.cli.telling import OPTIONS
 
 COMMANDS = {
     "reconstruction": "Table 2: the errors of the round trip and of the latent.",
@@ -23,6 +24,7 @@ COMMANDS = {
     package=__name__,
     commands=COMMANDS,
     default="reconstruction",
+    shared=OPTIONS,
     epilog="Without a command, reconstruction runs: `odeddim bench photos/` is `odeddim bench reconstruction photos/`. "
     "Every command works without arguments, on the built-in model.",
 )

@@ -136,13 +136,13 @@ def _shared(machine: Callable[[options.F], options.F], *, still: bool) -> Callab
         def command(
             *, model: Subject, machine: Machine, output: Path, overwrite: bool, as_csv: bool, as_json: bool, **own: Any
         ) -> Any:
-            from odeddim.cli.progress import bar
+            from odeddim.cli.progress import Bar
             from odeddim.jobs.bench import Workbench
 
             if as_csv and as_json:
                 raise click.UsageError("--csv and --json exclude each other: give only one of them")
-            progress = functools.partial(bar, still=still)
-            return function(Bench(Workbench(model, machine, output, overwrite, progress), as_csv, as_json), **own)
+            bench = Workbench(model, machine, output, overwrite, Bar(still=still))
+            return function(Bench(bench, as_csv, as_json), **own)
 
         return options.together(options.model, machine, folder, overwrite, printed)(command)  # type: ignore[arg-type]
 

@@ -17,7 +17,7 @@ from odeddim.bridges import Bridge, between
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, first_names, images_for, subject_on
 from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
-from odeddim.jobs.work import How, Outcome, Progress, silent
+from odeddim.jobs.work import How, Outcome, Progress, shown
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.storage.atomic import check_place
@@ -59,7 +59,7 @@ def bridge(
     cycle: bool = True,
     machine: Machine | None = None,
     overwrite: bool = False,
-    progress: Progress = silent,
+    progress: Progress = False,
     **how: Any,
 ) -> Crossed:
     """Encode images with one model and decode them with another: a dual diffusion implicit bridge.
@@ -75,7 +75,7 @@ def bridge(
         cycle: Whether to take the images back too, for the cycle error; 3 times the evaluations.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
-        progress: A progress display, see `odeddim.jobs.work.Progress`.
+        progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
         **how: solver, steps, grid, end and the solver's settings, as of `odeddim.bridge`.
 
     Returns:
@@ -120,7 +120,7 @@ def bridge(
     captions = _captions(names, other.name, cycle)
     with (
         open_output(to, names, of_first(len(names)), overwrite=overwrite, captions=captions, of_first=of_first) as out,
-        progress(len(names), "bridging", out.done) as advance,
+        shown(progress, len(names), "bridging", out.done) as advance,
     ):
         for start, stop in out.batches(size):
             pixels, errors = work.batch(start, stop)

@@ -12,7 +12,7 @@ from odeddim.jobs.decoding import decoding_of
 from odeddim.jobs.machine import BATCH, Machine, Place
 from odeddim.jobs.subject import Subject, subject_of
 from odeddim.jobs.telling import warn_of_range
-from odeddim.jobs.work import Progress, silent
+from odeddim.jobs.work import Progress, shown
 from odeddim.latents.arithmetic import Readable, check_alike
 from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.latents.provenance import Provenance, digest
@@ -38,7 +38,7 @@ class Drawing:
         model: The model that decodes for the sheet; None for the model that the latent file names.
         machine: Where to run; what is not given is as the latents were encoded.
         overwrite: Whether to begin anew, whatever is at these places.
-        progress: A progress display, see `odeddim.jobs.work.Progress`.
+        progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
 
     Example:
         >>> import odeddim, pathlib
@@ -50,7 +50,7 @@ class Drawing:
     model: Model | Subject | None = None
     machine: Machine | None = None
     overwrite: bool = False
-    progress: Progress = silent
+    progress: Progress = False
     animation: Animation | None = None
 
     @property
@@ -141,7 +141,7 @@ class Drawn:
         field, place = self.field, self.place
         assert field is not None
         largest = 0.0
-        with self.drawing.progress(total, "decoding", out.done) as advance:
+        with shown(self.drawing.progress, total, "decoding", out.done) as advance:
             for start, stop in out.batches(place.at_once(field, plan.solver)):
                 x_0 = decode(place.cast(latents.read(start, stop)), model=field, plan=plan)
                 out.write(start, stop, x_0)

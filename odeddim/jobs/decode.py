@@ -15,7 +15,7 @@ from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, subject_of, warn_of_plan
 from odeddim.jobs.telling import Tally, evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.waiting import wait_for
-from odeddim.jobs.work import How, Outcome, Progress, silent, warn
+from odeddim.jobs.work import How, Outcome, Progress, shown, warn
 from odeddim.latents.latent_file import LatentFile
 from odeddim.plans import Plan
 from odeddim.storage.atomic import check_place
@@ -33,7 +33,7 @@ def decode(
     machine: Machine | None = None,
     wait: bool = False,
     overwrite: bool = False,
-    progress: Progress = silent,
+    progress: Progress = False,
     **how: Any,
 ) -> Outcome:
     """Decode a latent file to images, with the plan of the file unless another one is given.
@@ -51,7 +51,7 @@ def decode(
         machine: Where to run; what is not given is as the latents were encoded.
         wait: Whether to wait for a latent file that another process is still writing.
         overwrite: Whether to begin anew, whatever is at `output`.
-        progress: A progress display, see `odeddim.jobs.work.Progress`.
+        progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
         **how: solver, steps, grid and the solver's settings; what is not given is as in the file.
 
     Returns:
@@ -93,7 +93,7 @@ def decode(
         began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
         with (
             open_output(to, file.names, of_first(total), overwrite=overwrite, of_first=of_first) as out,
-            progress(total, "decoding", out.done) as advance,
+            shown(progress, total, "decoding", out.done) as advance,
             closing(ahead(file.read, out.batches(size))) as batches,
         ):
             for (start, stop), state in batches:

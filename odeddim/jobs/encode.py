@@ -19,7 +19,7 @@ from odeddim.checks.certificate import certify as certify_batch
 from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.subject import Subject, data_and_floor, first_names, images_for, subject_on, warn_of_plan
 from odeddim.jobs.telling import Reports, Tally, of_all, so_far, warn_of_range
-from odeddim.jobs.work import How, Outcome, Progress, silent, the_plan
+from odeddim.jobs.work import How, Outcome, Progress, shown, the_plan
 from odeddim.latents.latent_file import LatentRun
 from odeddim.latents.provenance import Provenance, provenance_of
 from odeddim.models import DEFAULT
@@ -43,7 +43,7 @@ def encode(
     certify: bool = False,
     machine: Machine | None = None,
     overwrite: bool = False,
-    progress: Progress = silent,
+    progress: Progress = False,
     **how: Any,
 ) -> Outcome:
     """Encode images to a latent file. A run that was stopped, even by a kill, goes on with the same call.
@@ -62,7 +62,7 @@ def encode(
         certify: Whether to store a certificate with each latent; 4 times the evaluations.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
-        progress: A progress display, see `odeddim.jobs.work.Progress`.
+        progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
         **how: solver, steps, grid, end and the solver's settings, as of `odeddim.encode`.
 
     Returns:
@@ -100,7 +100,7 @@ def encode(
     began = time.perf_counter()
     with (
         LatentRun(output, names, of_first(len(names)), plan.nodes, overwrite=overwrite, of_first=of_first) as file,
-        progress(len(names), "encoding", file.done) as advance,
+        shown(progress, len(names), "encoding", file.done) as advance,
         closing(ahead(lambda start, stop: source[start:stop], file.batches(size))) as batches,
     ):
         for (start, stop), pixels in batches:

@@ -20,7 +20,7 @@ from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.stages import Stage, stages_of
 from odeddim.jobs.subject import Subject, subject_of, warn_of_plan
 from odeddim.jobs.telling import evaluated, warn_of_range
-from odeddim.jobs.work import How, Outcome, Progress, silent, warn
+from odeddim.jobs.work import How, Outcome, Progress, shown, warn
 from odeddim.latents.arithmetic import join, nearest
 from odeddim.latents.interpolate import LatentPath
 from odeddim.latents.latent_file import LatentFile
@@ -51,7 +51,7 @@ def explore(
     plan: Plan | None = None,
     machine: Machine | None = None,
     overwrite: bool = False,
-    progress: Progress = silent,
+    progress: Progress = False,
     **how: Any,
 ) -> Outcome:
     """Make one page of the square between four latents, to be explored in a browser without a server.
@@ -70,7 +70,7 @@ def explore(
         plan: The plan that decodes, in place of `how`.
         machine: Where to run; what is not given is as the latents were encoded.
         overwrite: Whether to replace another file at `output`.
-        progress: A progress display, see `odeddim.jobs.work.Progress`.
+        progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
         **how: solver, steps, grid and the solver's settings, as of `decode` of latents that `interpolate` has made.
 
     Returns:
@@ -114,11 +114,11 @@ def explore(
         check_own(output, lambda path: has_mark(path, mark), overwrite=overwrite)
         began, numbers, distances = time.perf_counter(), *_nearest(path, file)
         near = sorted(set(numbers.flatten().tolist()))
-        with progress(len(path) + len(near), "decoding", 0) as advance:
+        with shown(progress, len(path) + len(near), "decoding") as advance:
             square = _square(path, decoding, field, levels, size, advance)
             images = _images(near, file, own, field, place, size, advance)
-        shown = dict(zip(near, images, strict=True))
-        page = Exploration(file, field, decoding.plan, corners, side, square, numbers, distances, shown).html(mark)
+        pictured = dict(zip(near, images, strict=True))
+        page = Exploration(file, field, decoding.plan, corners, side, square, numbers, distances, pictured).html(mark)
     with replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
     words = (

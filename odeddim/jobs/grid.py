@@ -12,7 +12,7 @@ from odeddim.api import Model
 from odeddim.fitting.grid_search import ComputedGrid, compute, most_evaluations, own_plan
 from odeddim.jobs.machine import BATCH, Machine
 from odeddim.jobs.subject import Subject, images_for, subject_on, warn_of_count
-from odeddim.jobs.work import Outcome, Progress, silent
+from odeddim.jobs.work import Outcome, Progress, shown
 from odeddim.models import DEFAULT
 from odeddim.ode.grids import STEPS
 from odeddim.plans import Plan
@@ -47,7 +47,7 @@ def grid(
     model: Model | Subject = DEFAULT,
     machine: Machine | None = None,
     overwrite: bool = False,
-    progress: Progress = silent,
+    progress: Progress = False,
 ) -> Computed:
     """Compute the noise levels on which a solver has the smallest error, and write the plan to a file.
 
@@ -61,7 +61,7 @@ def grid(
         model: A name, a path, a VectorField, or a Subject with its condition.
         machine: Where to run.
         overwrite: Whether to replace what is at `output`.
-        progress: A progress display, see `odeddim.jobs.work.Progress`.
+        progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
 
     Returns:
         The outcome, with the plan and what was measured; `print` it for one line.
@@ -90,7 +90,7 @@ def grid(
     mark = mark_of(own.noted(field, **notes).to_dict())
     check_own(output, lambda path: has_mark(path, mark), overwrite=overwrite)
     began = time.perf_counter()
-    with progress(most_evaluations(own), "evaluations", 0) as advance:
+    with shown(progress, most_evaluations(own), "evaluations", 0) as advance:
         found = compute(
             field, x_0, own.solver, steps, end=end, batch_size=place.machine.batch_size or BATCH, advance=advance
         )

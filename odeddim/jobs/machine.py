@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from odeddim.jobs.work import warn
+from odeddim.jobs.work import log, warn
 from odeddim.latents.latent_file import LatentFile
 from odeddim.latents.provenance import MADE_OF_OTHERS
 from odeddim.ode.devices import DTYPES, dtype_of, place_of
@@ -135,6 +135,8 @@ class Place:
         if network_batch is None and row.one_by_one:
             network_batch = 1
         field.network_batch = network_batch or self.usual_network_batch
+        threads = f", threads {torch.get_num_threads()}" if self.device.type == "cpu" else ""
+        log.debug("device %s, dtype %s, network batch %d%s", self.device, self.dtype_name, field.network_batch, threads)
         if inexact := self.inexact(field, row):
             warn(inexact)
         return field
@@ -155,7 +157,9 @@ class Place:
         size = self.machine.batch_size
         if size is None and self.encoded is not None and row.shares_steps:
             size = _positive(self.encoded.provenance.details.get("batch_size"))
-        return (size or in_work(field.network_batch or 1)) * (QUEUE if queued or row.queued else 1)
+        size = (size or in_work(field.network_batch or 1)) * (QUEUE if queued or row.queued else 1)
+        log.debug("%d images in work at once", size)
+        return size
 
     def details(self, field: VectorField, row: Solver, size: int) -> dict[str, Any]:
         """What the provenance says of the machine: everything on which the digits of the result depend."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from odeddim.jobs.work import Outcome, Progress, silent
+from odeddim.jobs.work import Outcome, Progress, shown
 from odeddim.storage.atomic import check_place
 from odeddim.storage.hdf5 import SUFFIXES, opened
 from odeddim.storage.resumable import finish
@@ -18,7 +18,7 @@ def merge(
     output: str | Path | None = None,
     *,
     overwrite: bool = False,
-    progress: Progress = silent,
+    progress: Progress = False,
 ) -> Outcome:
     """Make one HDF5 file of an index and the parts beside it, or of several files, row after row.
 
@@ -26,7 +26,7 @@ def merge(
         files: One file that is still an index, or several files that were made in the same way.
         output: The new file; None to replace the index by it.
         overwrite: Whether to replace what is at `output`.
-        progress: A progress display, see `odeddim.jobs.work.Progress`.
+        progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
 
     Returns:
         The outcome; `print` it for one line.
@@ -60,6 +60,6 @@ def merge(
         with opened(path, "a file that odeddim wrote") as file:
             settings.append(settings_of(file, path))
             total += len(file["crc32"]) if "crc32" in columns_of(file) else 0
-    with progress(total, "merging", 0) as advance:
+    with shown(progress, total, "merging", 0) as advance:
         make_real(paths, output, joined(paths, settings, total), advance=advance)
     return Outcome(output, total, total, f"{total} rows in {output}")

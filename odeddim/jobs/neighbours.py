@@ -13,7 +13,7 @@ import torch
 
 from odeddim.jobs.combining import Drawing, check_combinable, check_same_model
 from odeddim.jobs.waiting import wait_for
-from odeddim.jobs.work import Progress
+from odeddim.jobs.work import Progress, shown
 from odeddim.latents.arithmetic import join, nearest
 from odeddim.latents.group import Group
 from odeddim.latents.latent_file import LatentFile
@@ -165,7 +165,7 @@ def _search(file: LatentFile, queries: Group, pool: LatentFile, count: int, prog
         raise InputError(f"{pool.path} holds {held} latents, so there are no {count} nearest: give a lower count=...")
     rows: list[list[_Place]] = []
     passes = range(0, len(queries), AT_ONCE)
-    with progress(len(passes) * len(pool), "comparing", 0) as advance:
+    with shown(progress, len(passes) * len(pool), "comparing", 0) as advance:
 
         def batches() -> Iterator[tuple[int, State]]:
             for start, stop in cut([(0, len(pool))], CHUNK):

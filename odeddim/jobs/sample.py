@@ -16,7 +16,7 @@ from odeddim.api import sample as sample_batch
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, subject_on, warn_of_plan
 from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
-from odeddim.jobs.work import How, Numbered, Outcome, Progress, silent, the_plan
+from odeddim.jobs.work import How, Numbered, Outcome, Progress, shown, the_plan
 from odeddim.latents.latent_file import MOST_ROW
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
@@ -40,7 +40,7 @@ def sample(
     plan: Plan | None = None,
     machine: Machine | None = None,
     overwrite: bool = False,
-    progress: Progress = silent,
+    progress: Progress = False,
     **how: Any,
 ) -> Outcome:
     """Sample images from noise. Image i depends on the seed and i only, and not on the count or the batch.
@@ -57,7 +57,7 @@ def sample(
         plan: The plan that decodes, in place of `how`.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
-        progress: A progress display, see `odeddim.jobs.work.Progress`.
+        progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
         **how: solver, steps, grid, end and the solver's settings, as of `odeddim.sample`.
 
     Returns:
@@ -89,7 +89,7 @@ def sample(
     captions = Captions(_number)
     with (
         open_output(to, names, made, overwrite=overwrite, captions=captions, of_first=lambda _: made) as out,
-        progress(count, "sampling", out.done) as advance,
+        shown(progress, count, "sampling", out.done) as advance,
     ):
         for start, stop in out.batches(size):
             images = sample_batch(stop - start, seed=seed, eta=eta, start=start, model=field, plan=plan, shape=shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,6 @@ from odeddim.ode.conditions import Condition
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
 from odeddim.storage.images import SAMPLE, ImageSource, check_shape, open_images, sample_images
-from odeddim.storage.workers import rank
 from odeddim.types import InputError
 
 
@@ -76,8 +76,7 @@ def subject_on(place: Place, model: Model | Subject, made_under: Mapping[str, An
             f"the model runs under {words[0]}, but the latents were made under {words[1]}: the images will differ from "
             "those that were encoded"
         )
-    if said.name not in BUILT_IN and rank()[0] == 0:
-        log.info("%s: %s", said.name, field.describe())
+    log.log(logging.DEBUG if said.name in BUILT_IN else logging.INFO, "%s: %s", said.name, field.describe())
     return field
 
 
@@ -162,6 +161,7 @@ def data_and_floor(field: VectorField, images: torch.Tensor) -> tuple[torch.Tens
 
 def warn_of_plan(plan: Plan, field: VectorField) -> None:
     """Warn if the notes of a plan, or of the plan file that its grid comes from, name another model or solver."""
+    log.debug("plan: %s, σ from %.6g to %.6g", plan, float(plan.nodes[0]), plan.top)
     if found := plan.unlike(field):
         warn(f"the plan was found {found}: `odeddim grid` and `odeddim bench work-precision --find` find one for it")
     if plan.notes or not os.path.isfile(plan.grid):

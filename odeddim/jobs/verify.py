@@ -17,7 +17,7 @@ from odeddim.jobs.decoding import decoding_of
 from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.subject import Subject, images_for, subject_of
 from odeddim.jobs.waiting import wait_for
-from odeddim.jobs.work import Progress, log, silent, warn
+from odeddim.jobs.work import Progress, log, shown, warn
 from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.ode.field import VectorField
 from odeddim.storage.atomic import check_own, has_mark, mark_of, plain_text
@@ -53,6 +53,12 @@ class Verified:
     order: torch.Tensor
     floor: torch.Tensor | None
 
+    @property
+    def medians(self) -> dict[str, float]:
+        """The median of each figure over the latents that have it."""
+        known = {name: values[~values.isnan()] for name, values in self.figures.items()}
+        return {name: float(torch.median(values)) for name, values in known.items() if len(values)}
+
 
 def verify(
     latents: str | Path,
@@ -65,7 +71,7 @@ def verify(
     machine: Machine | None = None,
     wait: bool = False,
     overwrite: bool = False,
-    progress: Progress = silent,
+    progress: Progress = False,
 ) -> Verified:
     """Check every latent of a file against its checksum, and say how good each one is.
 
@@ -83,7 +89,7 @@ def verify(
         machine: Where to run; what is not given is as the latents were encoded.
         wait: Whether to wait for a latent file that another process is still writing.
         overwrite: Whether to replace another file at `sheet`.
-        progress: A progress display, see `odeddim.jobs.work.Progress`.
+        progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
 
     Returns:
         The figures of all latents, and their order.
@@ -140,7 +146,7 @@ def _set_up(file: LatentFile, model: Model | Subject | None, machine: Machine | 
 
 def _check(file: LatentFile, progress: Progress) -> None:
     """Read every row, which checks it against its checksum."""
-    with progress(len(file), "checking", 0) as advance:
+    with shown(progress, len(file), "checking", 0) as advance:
         for start in range(0, len(file), CHUNK):
             stop = min(start + CHUNK, len(file))
             file.rows(start, stop)
@@ -187,7 +193,7 @@ def _certify(file: LatentFile, source: ImageSource, field: VectorField, place: P
     made = replace(file.provenance, details=details)
     with (
         LatentRun(file.path, file.names, made, file.nodes, replace=True) as run,
-        progress(len(file), "certifying", run.done) as advance,
+        shown(progress, len(file), "certifying", run.done) as advance,
         closing(ahead(lambda start, stop: (file.read(start, stop), source[start:stop]), run.batches(size))) as batches,
     ):
         for (start, stop), (kept, x_0) in batches:

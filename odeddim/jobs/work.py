@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, NamedTuple, overload
 
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Grid, Plan
+from odeddim.runs.progress import Progress as Progress
+from odeddim.runs.progress import shown as shown
 from odeddim.types import Solver
 
 log = logging.getLogger("odeddim")
-Progress: TypeAlias = Callable[[int, str, int], AbstractContextManager[Callable[[int], Any]]]
-"""A progress display: progress(total, unit, done) is a context in which the job works.
-
-Entering it gives a function that the job calls with the number of images done since the last call."""
-
-
-@contextlib.contextmanager
-def silent(total: int, unit: str, done: int) -> Iterator[Callable[[int], Any]]:
-    """A progress display that shows nothing."""
-    yield lambda count: None
 
 
 def warn(message: str) -> None:

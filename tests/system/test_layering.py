@@ -18,6 +18,7 @@ FLOORS = (
     ("storage", "solvers"),
     ("ode",),
     ("plans",),
+    ("runs",),
     ("models",),
     ("latents",),
     ("api",),

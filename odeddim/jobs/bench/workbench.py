@@ -18,7 +18,7 @@ from odeddim.bench.tables import Table, check_files, load
 from odeddim.jobs.machine import QUEUE, Machine, Place, in_work
 from odeddim.jobs.sample import shape_for
 from odeddim.jobs.subject import Subject, subject_on, warn_of_plan
-from odeddim.jobs.work import Progress, silent
+from odeddim.jobs.work import Progress, shown
 from odeddim.models import BUILT_IN, DEFAULT
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
@@ -38,7 +38,7 @@ class Workbench:
         machine: Where to run.
         folder: The folder; the measurements are in its folder "cells".
         overwrite: Whether to measure everything again and to replace the files of the tables.
-        progress: Called with the total, the unit and the number done; shows the progress.
+        progress: What shows progress, see `odeddim.runs.progress.Progress`.
 
     Example:
         >>> import odeddim, tempfile
@@ -52,7 +52,7 @@ class Workbench:
     machine: Machine | None = None
     folder: str | Path = FOLDER
     overwrite: bool = False
-    progress: Progress = silent
+    progress: Progress = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Session:
                 self.field.network_batch = min(self.field.network_batch or images, images)
             return {**place.details(self.field, row, size * (QUEUE if row.queued else 1)), **self._own_dtype}
 
-        with self.workbench.progress(int(total), unit, 0) as advance:
+        with shown(self.workbench.progress, int(total), unit, 0) as advance:
             yield Harness(self.field, self.folder, place.state, size, fit, advance, self.workbench.overwrite)
 
     def deliver(self, table: Table, floor: float | None = None, beside: Mapping[str, bytes] | None = None) -> Table:

@@ -1,0 +1,1 @@
+"""How a run over many images is done: in batches, and what is shown of it meanwhile."""
