@@ -24,6 +24,7 @@ from typing_extensions import Unpack
 from odeddim import defaults, solvers
 from odeddim.latents.interpolate import interpolate as interpolate
 from odeddim.models import DEFAULT, load
+from odeddim.models.objects import DiffusersObject
 from odeddim.ode.devices import products
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
@@ -31,7 +32,8 @@ from odeddim.plans import Grid, Plan, check_encodes, integrate
 from odeddim.solvers.stochastic import noise as noise
 from odeddim.types import InputError, OdeSettings, Settings, Solver, State
 
-Model: TypeAlias = str | Path | VectorField
+Model: TypeAlias = str | Path | VectorField | DiffusersObject
+"""A model as `load` takes it: a name, a path, a VectorField, or a pipeline of diffusers."""
 LOWEST_TOP = 5.0
 """Noise below which an image shines through: its share of x is then more than 1/√(1+5²) = 20%."""
 
@@ -53,7 +55,7 @@ def solve(
         x_T: The latents, (B, C, H, W) of unit variance, float32 or float64 (smaller dtypes become float32). They lie at
             the grid's last node, which may be below σ_T but not below σ = 5, where images show through the noise.
         solver: A name of `odeddim.solvers.names()`, or a row of your own.
-        model: A built-in name, the path of a model, or a VectorField.
+        model: A built-in name, the path of a model, a VectorField, or a pipeline of diffusers; see `load`.
         steps: The number of steps, 50 by default. Adaptive solvers take none.
         grid: A name of `odeddim.ode.grids.NAMES`, the path of a grid file, the nodes themselves (rising σ), or None for
             the grid that the solver recommends. Adaptive solvers keep only the ends of nodes, and take no name.

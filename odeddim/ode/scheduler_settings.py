@@ -152,7 +152,8 @@ def settings_of(scheduler: Any) -> Mapping[str, Any]:
     if isinstance(scheduler, Mapping):
         return scheduler
     if not hasattr(scheduler, "to_json_string"):
-        raise InputError(f"a scheduler of diffusers is wanted, or its settings by name, not a {type(scheduler).__name__}")
+        kind = type(scheduler).__name__
+        raise InputError(f"a schedule is made of a scheduler of diffusers, or of its settings by name, not of a {kind}")
     found: Mapping[str, Any] = json.loads(scheduler.to_json_string())
     return found
 

@@ -26,7 +26,11 @@ FLOORS = (
     ("cli",),
 )
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
-ROOM = {"defaults": "types", "bridges": "api"}  # modules at the top that belong to a room of another name
+ROOM = {
+    "defaults": "types",
+    "foreign_names": "types",
+    "bridges": "api",
+}  # modules at the top that belong to a room of another name
 ANYWHERE = {
     "odeddim",
     "odeddim._checkout",
