@@ -48,7 +48,7 @@ _SOLVERS = {
 }
 _PREDICTIONS = {
     "epsilon, noise, pred_noise, eps_pred, pred_eps": ("eps", ""),
-    "sample, original_sample, x_0, pred_x0, start_x, x_start, data, denoiser": ("x0", "for D(x, σ), on Schedule.edm()"),
+    "sample, original_sample, x_0, pred_x0, start_x, x_start, data, denoiser": ("x0", "the predicted image"),
     "v_prediction, velocity, v_pred, pred_v": ("v", "the velocity ε - x0 of a flow is 'flow'"),
     "flow_prediction, rectified_flow, flow_matching, u": ("flow", "ε - x0; with the noise at t = 0 'flow-to-data'"),
 }

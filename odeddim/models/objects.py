@@ -121,11 +121,10 @@ def _read(folder: Path, model: Any, parts: Mapping[str, Any] | None, scheduler: 
             standing_in[where] = its
             if hasattr(its, "save_config"):
                 its.save_config(str(where))
-            elif isinstance(its, nn.Module):
+            elif hasattr(its, "config"):  # transformers' networks
                 its.config.to_json_file(str(where / components.CONFIG))
     with components.standing_in(standing_in):
-        reader = diffusers_unet if diffusers_unet.matches(folder) else latent_diffusion
-        return reader.read(folder)
+        return diffusers_unet.read(folder) if diffusers_unet.matches(folder) else latent_diffusion.read(folder)
 
 
 def _check_scheduler(scheduler: Any) -> None:

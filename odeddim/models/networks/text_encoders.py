@@ -197,7 +197,9 @@ def has(index: Mapping[str, Any], part: str) -> bool:
 def _summarizing(folder: Path, index: Mapping[str, Any], number: str) -> TextEncoder:
     encoder = TextEncoder(folder, index, number)
     if not encoder.summarizes:
-        raise InputError(f"{encoder.folder} must be a CLIPTextModelWithProjection: this pipeline takes its summary")
+        raise InputError(
+            f"{folder / f'text_encoder{number}'} must be a CLIPTextModelWithProjection: this pipeline takes its summary"
+        )
     return encoder
 
 
