@@ -5,7 +5,7 @@
     unet/                                         that folder itself, the scheduler in the folder beside it
 
 Of unet_ema/ beside unet/ the weights are taken, as they are better. Schedule, prediction and labels are what the
-scheduler's file says (`odeddim.models.schedulers`); what a folder does not say, odeddim.json in it can say, in the
+scheduler's file says (`odeddim.ode.scheduler_settings`); what a folder does not say, odeddim.json in it can say, in the
 vocabulary of `odeddim.models.sidecar`: {"schedule": ..., "predicts": ...} where no scheduler is, {"shape": [3, 32,
 32]}, {"null": 10} of the class that stands for none.
 

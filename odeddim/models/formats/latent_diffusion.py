@@ -7,7 +7,8 @@
 
 The field is the network's, on the autoencoder's latents; its `codec` makes them of images. Networks are called with
 real-valued labels. Schedule, prediction and labels are what the scheduler's file says of the network
-(`odeddim.models.schedulers`), the scale of latents what the autoencoder's says (`odeddim.models.networks.autoencoder`).
+(`odeddim.ode.scheduler_settings`), the scale of latents what the autoencoder's says
+(`odeddim.models.networks.autoencoder`).
 """
 
 from __future__ import annotations
