@@ -273,7 +273,7 @@ class Schedule:
 
         Example:
             >>> odeddim.Schedule.from_diffusers({"_class_name": "DDIMScheduler", "num_train_timesteps": 500})
-            Schedule.linear(T=500, σ 0.01 to 12.58)
+            Schedule.linear(T=500, σ 0.01 to 12.51)
         """
         return cls.of_settings(said_by(scheduler))
 
