@@ -25,6 +25,7 @@ from odeddim import __version__
 from odeddim.cli.lazy import LazyGroup
 from odeddim.cli.telling import OPTIONS, Told, telling
 from odeddim.cli.words import in_options
+from odeddim.foreign_names import argument
 from odeddim.storage.atomic import printable
 from odeddim.types import BudgetExceeded, InputError, lacks_memory
 
@@ -149,6 +150,14 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def _of_others(error: click.ClickException) -> str:
+    """What we call an option of other software, as a sentence."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return ""
+    option = in_options(f"{argument(error.option_name)[0]}=...")
+    return f" Here it is {option}." if any(option in it.opts for it in error.ctx.command.params) else ""
+
+
 def _show(error: click.ClickException) -> None:
     """What is wrong with the words of a command, and where something is missing, an example of what to give."""
     telling.end(error.exit_code, error.format_message())
@@ -156,7 +165,7 @@ def _show(error: click.ClickException) -> None:
         return
     missing = isinstance(error, click.MissingParameter)
     if not missing:  # of choices that are missing, click makes a list
-        error.message = printable(error.message)  # type: ignore[misc]  # what it shows is made of this
+        error.message = printable(error.message) + _of_others(error)  # type: ignore[misc]  # what is shown is made of it
     error.show()
     if missing and isinstance(error, click.UsageError) and error.ctx is not None:
         example = re.search(r"^ *(odeddim .*?)( {2,}.*)?$", error.ctx.command.help or "", re.MULTILINE)

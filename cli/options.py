@@ -287,10 +287,10 @@ place = together(
     ),
     click.option(
         "--dtype",
-        type=click.Choice(["float32", "float64", "bfloat16", "tf32"]),
+        type=click.Choice(["float32", "float64", "bfloat16", "float16", "tf32"]),
         default=None,
-        help="The dtype of the network. The state is float64 with float64, else float32. bfloat16 and tf32 are for "
-        "previews; tf32 is float32 with products of numbers that CUDA rounds to 10 bits.  "
+        help="The dtype of the network. The state is float64 with float64, else float32. bfloat16, float16 and tf32 "
+        "are for previews; tf32 is float32 with products of numbers that CUDA rounds to 10 bits.  "
         "[default: float32; to decode, as encoded]",
     ),
 )

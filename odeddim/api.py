@@ -32,6 +32,7 @@ from odeddim import defaults, solvers
 from odeddim.latents.decoding import decoding_plan
 from odeddim.latents.interpolate import interpolate as interpolate
 from odeddim.models import DEFAULT, load
+from odeddim.models.objects import DiffusersObject
 from odeddim.ode.devices import products
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
@@ -41,7 +42,8 @@ from odeddim.runs.progress import Progress
 from odeddim.solvers.stochastic import noise as noise
 from odeddim.types import InputError, OdeSettings, Settings, Solver, State
 
-Model: TypeAlias = str | Path | VectorField
+Model: TypeAlias = str | Path | VectorField | DiffusersObject
+"""A model as `load` takes it: a name, a path, a VectorField, or a pipeline of diffusers."""
 LOWEST_TOP = 5.0
 """Noise below which an image shines through: its share of x is then more than 1/√(1+5²) = 20%."""
 
@@ -67,7 +69,7 @@ def solve(
             become float32). They lie at the grid's last node, which may be below σ_T but not below σ = 5, where images
             show through the noise.
         solver: A name of `odeddim.solvers.names()`, or a row of your own.
-        model: A built-in name, the path of a model, or a VectorField.
+        model: A built-in name, the path of a model, a VectorField, or a pipeline of diffusers; see `load`.
         steps: The number of steps, 50 by default. Adaptive solvers take none.
         grid: A name of `odeddim.ode.grids.NAMES`, the path of a grid file, the nodes themselves (rising σ), or None for
             the grid that the solver recommends. Adaptive solvers keep only the ends of nodes, and take no name.

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from odeddim import solvers
+from odeddim import foreign_names, solvers
 from odeddim.ode import grids
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
@@ -105,7 +105,9 @@ class Plan:
         pick(end, grids.ENDS, "end")
         row = solvers.get(solver) if isinstance(solver, str) else solver
         if not isinstance(row, Solver):
-            raise InputError(f"solver must be a name or a row of the table (odeddim.Solver), not {row!r}")
+            hint = foreign_names.hint("solver", type(row).__name__, solvers.names())
+            what = f"a {type(row).__name__}: {hint}" if hint else f"{row!r:.80}"
+            raise InputError(f"solver must be a name or a row of the table (odeddim.Solver), not {what}")
         row = row.with_settings(**(settings or {}))
         if grid is None or isinstance(grid, (str, Path)):
             nodes, name = _named(schedule, row, steps, grid, end, top), str(grid or row.grid)

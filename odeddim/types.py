@@ -1,7 +1,7 @@
 """The contracts: what a state, a field and a solver are, and how things go wrong.
 
-Everything else in the project is written against this file. It imports nothing but torch, and that only for
-type checkers, so that the solver table can be listed without loading torch.
+Everything else in the project is written against this file. It imports torch for type checkers only, so that the
+solver table can be listed without loading torch.
 
 Symbols, after *Denoising Diffusion Implicit Models* (arXiv 2010.02502), where α is the **cumulative** product
 that other code writes ᾱ:
@@ -18,6 +18,8 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+from odeddim import foreign_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -444,7 +446,9 @@ class Solver:
         for key, value in given.items():
             if key not in self.settings:
                 has = ", ".join(f"{name} = {default}" for name, default in self.settings.items()) or "none"
-                raise InputError(f"solver {self.name!r} has no setting {key!r} (its settings and defaults: {has})")
+                hint = foreign_names.argument_hint(key)
+                words = f"solver {self.name!r} has no setting {key!r} (its settings and defaults: {has})"
+                raise InputError(f"{words}: {hint}" if hint else words)
             kind = kind_of(self.settings[key])
             if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
                 raise InputError(f"{key} of solver {self.name!r} must be {KINDS[kind]}, not {value!r}")
@@ -460,10 +464,12 @@ class Solver:
 
 
 def pick(name: str, choices: Iterable[str], what: str) -> str:
-    """`name` if it is one of the choices; otherwise an InputError that suggests its nearest neighbours."""
+    """`name` if it is one of the choices; otherwise an InputError with what we call it, or its nearest neighbours."""
     known = list(choices)
     if name in known:
         return name
+    if hint := foreign_names.hint(what, name, known):
+        raise InputError(f"unknown {what} {name!r}; {hint}")
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     raise InputError(f"unknown {what} {name!r}; {hint}")

@@ -54,7 +54,7 @@ def encode(
     Args:
         images: A folder, an image file, .npz, .npy, IDX or HDF5; None for the 256 sample images of the package.
         output: The latent file, z.h5.
-        model: A name, a path, a VectorField, or a Subject with its condition.
+        model: A name, a path, a VectorField, a pipeline of diffusers, or a Subject with its condition.
         plan: The plan that encodes, in place of `how`.
         count: The number of images to take, the first ones; by default all.
         tol: A tolerance in place of steps: each image takes the fewest steps whose round trip is this good, rms over

@@ -58,7 +58,7 @@ def grid(
         steps: The number of steps.
         end: Where images lie: "zero" or "sigma_min".
         count: The number of images to take, the last ones; by default 16.
-        model: A name, a path, a VectorField, or a Subject with its condition.
+        model: A name, a path, a VectorField, a pipeline of diffusers, or a Subject with its condition.
         machine: Where to run.
         overwrite: Whether to replace what is at `output`.
         progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from odeddim.jobs.naming import Subject
 from odeddim.jobs.work import log, warn
 from odeddim.latents.latent_file import LatentFile
 from odeddim.latents.provenance import MADE_OF_OTHERS
@@ -28,8 +29,8 @@ class Machine:
     Attributes:
         device: "cpu", "cuda", "cuda:1", ...; by default a GPU if there is one. Under torchrun each process takes its
             own.
-        dtype: The dtype of the network: "float32", "tf32", "float64" or "bfloat16". The state is float64 with a float64
-            network, otherwise float32.
+        dtype: The dtype of the network: "float32", "tf32", "float64", "bfloat16" or "float16". The state is float64
+            with a float64 network, otherwise float32.
         batch_size: The number of images in work at once. It changes memory and speed, not the result.
         network_batch: The number of images in each evaluation of the network, the last batch being filled up; by
             default 8 on a CPU, 64 on a GPU. The last digits of a result depend on it.
@@ -52,7 +53,8 @@ class Machine:
 
         Args:
             encoded: The latent file that the job reads, if it reads one: what is not given is as it was encoded.
-            model: What the job runs. A VectorField is taken as it is: what is not given is its device and its dtype.
+            model: What the job runs. A VectorField, or an object of diffusers, is taken as it is: what is not given is
+                its device and its dtype.
 
         Returns:
             The place where the job runs.
@@ -60,11 +62,12 @@ class Machine:
         Raises:
             InputError: If this machine has no such device, or the dtype is unknown.
         """
-        its_own = model if isinstance(model, VectorField) else None
-        place = place_of(self.device or (its_own.device if its_own else None))
+        its_own: Any = model.name if isinstance(model, Subject) else model
+        place = place_of(self.device or getattr(its_own, "device", None))
         dtype = self.dtype
-        if dtype is None and its_own is not None and its_own.dtype is not None:
-            dtype = "tf32" if its_own.tf32 else str(its_own.dtype).removeprefix("torch.")
+        if dtype is None and isinstance(getattr(its_own, "dtype", None), torch.dtype):
+            tf32 = isinstance(its_own, VectorField) and its_own.tf32
+            dtype = "tf32" if tf32 else str(its_own.dtype).removeprefix("torch.")
         if dtype is None:
             kept = str(encoded.provenance.details.get("dtype", "float32") if encoded else "float32")
             dtype = pick(kept, DTYPES, "dtype")

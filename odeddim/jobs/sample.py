@@ -53,7 +53,7 @@ def sample(
         seed: The seed of the noise.
         eta: DDIM's η between 0 (the ODE) and 1 (DDPM), for the solver "euler" or "ddim-eta"; None for the solver's own.
         shape: The shape (C, H, W) of the images, for models that take any.
-        model: A name, a path, a VectorField, or a Subject with its condition.
+        model: A name, a path, a VectorField, a pipeline of diffusers, or a Subject with its condition.
         plan: The plan that decodes, in place of `how`.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.

@@ -1,11 +1,11 @@
-"""What a job takes: a model as a user names it, and images."""
+"""What a job takes: the model that a user names, and images."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from odeddim.api import Model, to_data, to_images
 from odeddim.jobs.machine import Place
+from odeddim.jobs.naming import Subject as Subject
 from odeddim.jobs.work import log, warn
 from odeddim.latents.arithmetic import rms
 from odeddim.latents.latent_file import LatentFile
@@ -21,27 +22,7 @@ from odeddim.ode.conditions import Condition
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
 from odeddim.storage.images import SAMPLE, ImageSource, check_shape, open_images, sample_images
-from odeddim.types import InputError
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model as a user names it: by name or path, under a condition.
-
-    Attributes:
-        name: A built-in name or a path, as `odeddim.load` takes them; None for the model that the latent file names.
-        condition: The arguments of `VectorField.conditioned`: label, prompt, negative_prompt, guidance, interval.
-        allow_pickle: Whether to read files that run the code in them.
-
-    Example:
-        >>> import odeddim
-        >>> odeddim.jobs.Subject("model.pkl", {"label": 3, "guidance": 2.0}, allow_pickle=True).condition["label"]
-        3
-    """
-
-    name: str | None = None
-    condition: Mapping[str, Any] = field(default_factory=dict)
-    allow_pickle: bool = False
+from odeddim.types import InputError, pick
 
 
 def subject_on(place: Place, model: Model | Subject, made_under: Mapping[str, Any] | None = None) -> VectorField:
@@ -49,7 +30,7 @@ def subject_on(place: Place, model: Model | Subject, made_under: Mapping[str, An
 
     Args:
         place: Where it runs.
-        model: A name, a path or a Subject; a VectorField is returned as it is.
+        model: The model, or a Subject; a VectorField is returned as it is.
         made_under: The condition under which latents were made. It holds where the subject says nothing else.
 
     Returns:
@@ -60,13 +41,15 @@ def subject_on(place: Place, model: Model | Subject, made_under: Mapping[str, An
     """
     if isinstance(model, VectorField):
         return model
-    said = model if isinstance(model, Subject) else Subject(str(model))
+    said = model if isinstance(model, Subject) else Subject(model)
     assert said.name is not None
     field = load(said.name, device=place.device, allow_pickle=said.allow_pickle)
     if place.asked or place.tf32 or not field.keeps_dtype:
         field.to(place.device, place.dtype_name)
+    for argument in said.condition:
+        pick(argument, (part.name for part in fields(Condition)), "condition")
     before = Condition(**(made_under or {}))
-    told = {**before.to_dict(), **said.condition}
+    told = {**before.to_dict(), **field.condition.to_dict(), **said.condition}
     if told.get("guidance", 1) == 1 and "interval" not in said.condition:
         told.pop("interval", None)  # the interval of the latents has no meaning without their guidance
     field = field.conditioned(**told)
@@ -76,7 +59,8 @@ def subject_on(place: Place, model: Model | Subject, made_under: Mapping[str, An
             f"the model runs under {words[0]}, but the latents were made under {words[1]}: the images will differ from "
             "those that were encoded"
         )
-    log.log(logging.DEBUG if said.name in BUILT_IN else logging.INFO, "%s: %s", said.name, field.describe())
+    named = said.name if isinstance(said.name, (str, Path)) else field.name
+    log.log(logging.DEBUG if field.name in BUILT_IN else logging.INFO, "%s: %s", named, field.describe())
     return field
 
 
@@ -98,10 +82,13 @@ def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) ->
     if isinstance(model, VectorField):
         file.provenance.check_model(model, str(file.path))
         return model
-    said = model if isinstance(model, Subject) else Subject(None if model is None else str(model))
+    said = model if isinstance(model, Subject) else Subject(model)
     if said.name is None and named not in BUILT_IN and not os.path.exists(named):
-        raise InputError(f"{file.path} belongs to the model {named!r}, which was not found: give it with model=...")
-    chosen = Subject(said.name or named, said.condition, said.allow_pickle)
+        raise InputError(
+            f"{file.path} belongs to the model {named!r}, which was not found: give it with model=..., its path or, in "
+            "Python, the object that encoded"
+        )
+    chosen = Subject(named if said.name is None else said.name, said.condition, said.allow_pickle)
     field = subject_on(place, chosen, file.provenance.condition)
     file.provenance.check_model(field, str(file.path))
     return field

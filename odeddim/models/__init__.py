@@ -1,4 +1,4 @@
-"""Models by name or path: `load` recognises the format of a checkpoint and makes a VectorField of it.
+"""Models by name, path or object: `load` recognises the format of a checkpoint and makes a VectorField of it.
 
 Each format is one file in `odeddim.models.formats` with `matches(path) -> bool` and `read(path) -> VectorField`. It is
 imported when a path is tried or a model of this format is loaded, and not before.
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from odeddim.models import weights
+from odeddim.models.objects import DiffusersObject, load_object
 from odeddim.ode.field import VectorField
 from odeddim.types import InputError, pick
 
@@ -93,8 +94,9 @@ def format_of(path: Path) -> ModuleType | None:
 
 
 def load(
-    model: str | Path | VectorField = DEFAULT,
+    model: str | Path | VectorField | DiffusersObject = DEFAULT,
     *,
+    scheduler: DiffusersObject | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     allow_pickle: bool = False,
@@ -103,8 +105,10 @@ def load(
 
     Args:
         model: A built-in name (`odeddim.models.BUILT_IN`), or the path of a model's folder or file. A VectorField is
-            moved and returned.
-        device: The device of the network; by default torch's default device.
+            moved and returned. Of diffusers, a pipeline, or a UNet or transformer with its scheduler: the model shares
+            the weights and leaves the object as it is; see `odeddim.models.objects`.
+        scheduler: The scheduler of a network of diffusers. It says what the network was trained on; it is not run.
+        device: The device of the network; by default torch's default device, or where the object lies.
         dtype: The dtype of the network, see `VectorField.to`; by default as stored. The state has its own dtype. On a
             GPU "float32" is float32, and "tf32" is what torch would do by default.
         allow_pickle: Whether to read files that run the code in them with your rights (EDM's .pkl). Do so only with
@@ -115,19 +119,18 @@ def load(
 
     Raises:
         InputError: If the name is unknown (with the nearest names), the path holds no readable model, this machine has
-            no such device, or the dtype is not one of a network.
+            no such device, or the dtype is not one of a network. If an object is not one of diffusers, or of a class
+            that odeddim does not read.
 
     Example:
         >>> odeddim.load("exact-mixture").schedule
         Schedule.linear(T=1000, σ 0.01 to 157.4)
     """
-    if isinstance(model, VectorField):
-        return model if device is None and dtype is None else model.to(device or model.device or "cpu", dtype)
+    if scheduler is not None and isinstance(model, (str, Path, VectorField)):
+        raise InputError("scheduler=... belongs to a network of diffusers: leave it out, for this model has a schedule")
     if not isinstance(model, (str, Path)):
-        raise InputError(
-            f"model must be a name, a path or a VectorField, not a {type(model).__name__}: make a VectorField of a "
-            "network with VectorField.from_network"
-        )
+        field = model if isinstance(model, VectorField) else load_object(model, scheduler)
+        return field if device is None and dtype is None else field.to(device or field.device or "cpu", dtype)
     if str(model) in BUILT_IN:
         field = BUILT_IN[str(model)][0]()
     else:

@@ -1,17 +1,22 @@
 """The parts of a diffusers pipeline's folder: each a config.json, and weights beside it, made into a module.
 
 A part is made by the class that its config names, of diffusers or transformers, from the settings in it; its weights
-are read as tensors and nothing else, and must fit name by name. No code of the folder runs.
+are read as tensors and nothing else, and must fit name by name. No code of the folder runs. Within `standing_in` the
+weights of a folder's parts are those of objects in memory (`odeddim.models.objects`), and are shared with them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -28,6 +33,8 @@ WEIGHTS = tuple(
 
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Layers of attention as diffusers' older files call them -> as it calls them now."""
+_WRITTEN = ("architectures", "dtype", "torch_dtype", "transformers_version")
+"""What transformers writes into a config.json besides the network's settings."""
 _CLIP = "text_model."
 _LAYERS = re.compile("layers|blocks|depth")
 _PER_BLOCK = "per_block"  # layers of these names are made within each other
@@ -51,7 +58,19 @@ def config_of(folder: Path, name: str = CONFIG) -> dict[str, Any]:
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what a network answers: all but who wrote the file, with which version."""
-    return {key: value for key, value in config.items() if not key.startswith("_")}
+    return {key: value for key, value in config.items() if not key.startswith("_") and key not in _WRITTEN}
+
+
+def changed_settings(network: nn.Module) -> dict[str, Any]:
+    """The settings of a network of diffusers or transformers that are not its class's defaults, which files omit."""
+    config: Any = network.config
+    if hasattr(config, "to_diff_dict"):
+        found: dict[str, Any] = json.loads(json.dumps(settings_of(config.to_diff_dict())))
+        return found
+    taken = inspect.signature(type(network).__init__).parameters
+    usual = {name: json.dumps(it.default) for name, it in taken.items() if it.default is not it.empty}
+    said = {key: json.dumps(value) for key, value in settings_of(config).items()}
+    return {key: json.loads(value) for key, value in said.items() if value != usual.get(key)}
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -83,17 +102,54 @@ def state_of(files: Sequence[Path]) -> dict[str, Tensor]:
     return state
 
 
+_standing_in: ContextVar[Mapping[Path, Any] | None] = ContextVar("_standing_in", default=None)
+
+
+@contextlib.contextmanager
+def standing_in(parts: Mapping[Path, Any]) -> Iterator[None]:
+    """A context in which objects stand in for what lies in folders: the networks' weights, the tokenizers."""
+    before = _standing_in.set(parts)
+    try:
+        yield
+    finally:
+        _standing_in.reset(before)
+
+
+def object_at(folder: Path) -> Any | None:
+    """The object that stands in for a folder; None if the folder's files count."""
+    return (_standing_in.get() or {}).get(folder)
+
+
+class Weights(NamedTuple):
+    """The weights of a part by name, where they are from for messages, and the object that they are shared with."""
+
+    state: dict[str, Tensor]
+    place: Path
+    owner: nn.Module | None
+
+
+def weights_of(folder: Path) -> Weights:
+    """The weights in a folder, or of the object that stands in for it. Raises InputError if there are none."""
+    owner = object_at(folder)
+    if owner is None:
+        files = files_of(folder)
+        return Weights(state_of(files), files[0] if len(files) == 1 else folder, None)
+    state = dict(owner.state_dict())
+    if any(tensor.is_meta for tensor in state.values()):
+        raise InputError(f"{folder} has weights that are not in memory: load it without sequential offloading")
+    return Weights(state, folder, owner)
+
+
 def made(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
     """The module that `make` makes of the settings in a folder, with the weights there.
 
     Returns:
-        The module: float32, frozen, in evaluation mode.
+        The module: frozen, in evaluation mode; float32, or in the dtype of the object whose weights it shares.
 
     Raises:
         InputError: where the settings make no module, or the weights do not match it.
     """
-    files = files_of(folder)
-    state = state_of(files)
+    state, place, owner = weights_of(folder)
     try:
         if (layers := _layers(config_of(folder))) > len(state):
             raise InputError(f"{layers} layers are more than its weights, {len(state)} tensors, can fill")
@@ -112,12 +168,12 @@ def made(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
     for names in _tied(network):  # of one tensor under two names, files hold one
         found = next((name for name in names if name in state), None)
         state |= {} if found is None else dict.fromkeys(names, state[found])
-    place = files[0] if len(files) == 1 else folder
-    network = weights.fit(network, state, place, spare=list(unsaved), called=called)
+    network = weights.fit(network, state, place, spare=list(unsaved), called=called, shared=owner is not None)
     if unsaved:  # what is computed when a module is made has no value on "meta"
-        whole = dict(make().named_buffers())
+        whole = dict((make() if owner is None else owner).named_buffers())
         for name in unsaved:
-            network.get_buffer(name).copy_(whole[name])
+            module, _, its = name.rpartition(".")
+            setattr(network.get_submodule(module), its, whole[name])
     return network
 
 

@@ -1,80 +1,18 @@
-"""What diffusers' scheduler_config.json says of the network: its schedule, its prediction, its labels.
-
-Such a file describes a sampler (github.com/huggingface/diffusers, `schedulers/`), but it is also where a pipeline keeps
-what its network was trained on. That is all that is read: the spacing of a sampler's nodes, its order, and the shift of
-its flow times are no convention of the network. Nor are clipping and thresholding of x0: odeddim never does them, for
-nothing clipped can be encoded back.
-
-The last level may hold noise only: α = 0 where β was rescaled to zero terminal SNR (arXiv 2305.08891), t = 1 on flow
-paths. σ is infinite there, x̄ = x/√α has no value, and no step in σ leaves it. So it is left out, the other levels keep
-their labels, and x_T lies where there still is an image: with rescaled β at the level before, where √α is the image's
-share in x (7e-5 for DDPM's β, 4e-4 for Stable Diffusion's), on flow paths at t = 0.999, with a share of 1e-3. That is
-where the network is first asked. At α = 0 an ε would say nothing about x0: zero terminal SNR goes with v and x0 only.
-"""
+"""diffusers' scheduler_config.json as what a VectorField takes; `odeddim.ode.scheduler_settings` says what is read."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from odeddim.models import json_files
-from odeddim.ode.schedule import MOST_LEVELS, Schedule
-from odeddim.types import InputError, pick
+from odeddim.ode.schedule import Schedule
+from odeddim.ode.scheduler_settings import said_by
+from odeddim.types import InputError
 
 NAME = "scheduler_config.json"
-
-PREDICTS = {
-    "epsilon": "eps",
-    "sample": "x0",
-    "original_sample": "x0",
-    "v_prediction": "v",
-    "flow_prediction": "flow",
-}
-"""prediction_type -> the name in `odeddim.ode.predictions`."""
-
-_DDPM = {
-    "prediction_type": "epsilon",
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-}
-_LATENT = _DDPM | {"beta_start": 0.00085, "beta_end": 0.012}
-_COSINE = {"prediction_type": "epsilon", "num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"}
-_STRAIGHT = {"num_train_timesteps": 1000}
-
-DISCRETE: dict[str, Mapping[str, Any]] = {
-    "DDIMInverseScheduler": _DDPM,
-    "DDIMParallelScheduler": _DDPM,
-    "DDIMScheduler": _DDPM,
-    "DDPMParallelScheduler": _DDPM,
-    "DDPMScheduler": _DDPM,
-    "DEISMultistepScheduler": _DDPM,
-    "DPMSolverMultistepInverseScheduler": _DDPM,
-    "DPMSolverMultistepScheduler": _DDPM,
-    "DPMSolverSDEScheduler": _LATENT,
-    "DPMSolverSinglestepScheduler": _DDPM,
-    "EulerAncestralDiscreteScheduler": _DDPM,
-    "EulerDiscreteScheduler": _DDPM,
-    "HeunDiscreteScheduler": _LATENT,
-    "KDPM2AncestralDiscreteScheduler": _LATENT,
-    "KDPM2DiscreteScheduler": _LATENT,
-    "LMSDiscreteScheduler": _DDPM,
-    "PNDMScheduler": _DDPM,
-    "SASolverScheduler": _DDPM,
-    "UnCLIPScheduler": _COSINE,
-    "UniPCMultistepScheduler": _DDPM,
-}
-"""Classes whose networks know T levels by index -> what each takes where its file says nothing."""
-
-FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-"""Classes whose networks know straight paths x = (1-t)·x0 + t·ε by t·T and predict ε - x0."""
 
 
 @dataclass(frozen=True)
@@ -101,131 +39,8 @@ def read(path: Path) -> Posed:
 def posed(config: Mapping[str, Any], where: Path) -> Posed:
     """What these settings of a scheduler say. where: the file that they are from, for messages."""
     try:
-        return _posed(config)
+        said = said_by(config)
+        schedule = Schedule.of_settings(said)
+        return Posed(schedule, said.predicts, said.time, said.found, said.assumed, said.variances)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-
-
-def _posed(config: Mapping[str, Any]) -> Posed:
-    name = config.get("_class_name")
-    if not isinstance(name, str) or not (name in FLOW or name in DISCRETE):
-        raise InputError(
-            f"its scheduler is {name!r:.60}, whose conventions odeddim does not know: put in the settings of a "
-            "DDIMScheduler or a FlowMatchEulerDiscreteScheduler if they mean the same, or use VectorField.from_network"
-        )
-    take = _Settings(config, DISCRETE.get(name, _STRAIGHT))
-    # No setting of a flow-matching scheduler: its class says it.
-    kind = config.get("prediction_type", "flow_prediction") if name in FLOW else take("prediction_type")
-    predicts = PREDICTS[pick(str(kind), PREDICTS, "prediction_type")]
-    straight = name in FLOW or bool(config.get("use_flow_sigmas"))
-    if straight != (predicts == "flow"):
-        paths = "straight flow paths" if straight else "DDPM's noise levels"
-        raise InputError(f"it contradicts itself: a {name} on {paths} with prediction_type {kind!r}")
-    if config.get("invert_sigmas"):
-        raise InputError("its labels run from 0 at the noise (invert_sigmas): use VectorField.from_network")
-    if config.get("timestep_type") == "continuous" and predicts == "v":
-        raise InputError("its labels are ln(σ)/4 (timestep_type 'continuous'): use VectorField.from_network")
-    variance = config.get("variance_type")
-    return Posed(
-        schedule=Schedule.rectified_flow(take.levels()) if straight else _discrete(take, predicts),
-        predicts=predicts,
-        time="index",
-        found=name + (", without its clipping" if config.get("clip_sample") or config.get("thresholding") else ""),
-        assumed=take.assumed,
-        variances=None if variance is None else str(variance).startswith("learned"),
-    )
-
-
-class _Settings:
-    """A scheduler's settings by name. What the file does not say is the class's own default, which is noted."""
-
-    def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        self.config, self.defaults = config, defaults
-        self.assumed: list[str] = []
-
-    def __call__(self, key: str) -> Any:
-        if key in self.config:
-            return self.config[key]
-        if key not in self.defaults:
-            raise InputError(f"it has no {key}: copy it again")
-        said = f"{key} {self.defaults[key]!r} (its class's default)"
-        self.assumed += [] if said in self.assumed else [said]
-        return self.defaults[key]
-
-    def number(self, key: str) -> float:
-        value = self(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-            raise InputError(f"{key} must be a number between 0 and 1, not {value!r:.50}")
-        return float(value)
-
-    def levels(self) -> int:
-        value = self("num_train_timesteps")
-        if isinstance(value, bool) or not isinstance(value, int) or not 2 <= value <= MOST_LEVELS:
-            raise InputError(f"num_train_timesteps must be a whole number from 2 to {MOST_LEVELS:,}, not {value!r:.50}")
-        return value
-
-
-def _discrete(take: _Settings, predicts: str) -> Schedule:
-    """The schedule of β_1..β_T, without a last level of noise only."""
-    trained = take.config.get("trained_betas")
-    if trained is None:
-        schedule, noise_only = _named(take), False
-    else:
-        betas = _trained(trained, take)
-        noise_only = float(betas[-1]) == 1
-        schedule = _of_betas(betas[:-1] if noise_only else betas)
-    if take.config.get("rescale_betas_zero_snr") and not noise_only:
-        schedule, noise_only = _rescaled(schedule), True
-    if noise_only and predicts == "eps":
-        raise InputError(
-            "it contradicts itself: at its last level, which is noise only (zero terminal SNR), an ε says nothing "
-            "about the image: prediction_type must be v_prediction or sample"
-        )
-    return schedule
-
-
-def _named(take: _Settings) -> Schedule:
-    kind = pick(str(take("beta_schedule")), _BETAS, "beta_schedule")
-    T = take.levels()
-    if kind == "squaredcos_cap_v2":
-        return Schedule.cosine(T)
-    if kind in _ALPHA:
-        alphas = torch.tensor([_ALPHA[kind](i / T) for i in range(T + 1)], dtype=torch.float64)
-        return _of_betas((1 - alphas[1:] / alphas[:-1]).clamp(max=0.999))
-    first, last = take.number("beta_start"), take.number("beta_end")
-    if kind == "sigmoid":  # GeoDiff's (arXiv 2203.02923)
-        return _of_betas(first + (last - first) * torch.sigmoid(torch.linspace(-6, 6, T, dtype=torch.float64)))
-    return Schedule.linear(T, first, last) if kind == "linear" else Schedule.scaled_linear(T, first, last)
-
-
-def _trained(betas: Any, take: _Settings) -> Tensor:
-    """trained_betas, checked: (T,) float64."""
-    good = isinstance(betas, list) and all(isinstance(b, (int, float)) and 0 < b <= 1 for b in betas)
-    if not good or len(betas) < 3 or 1 in betas[:-1]:
-        raise InputError("trained_betas must be a list of at least three numbers between 0 and 1")
-    if "num_train_timesteps" in take.config and take.levels() != len(betas):
-        raise InputError(f"it contradicts itself: {len(betas)} trained_betas for num_train_timesteps = {take.levels()}")
-    return torch.tensor(betas, dtype=torch.float64)
-
-
-def _of_betas(betas: Tensor) -> Schedule:
-    return Schedule.from_alphas(torch.exp(torch.cumsum(torch.log1p(-betas), dim=0)))
-
-
-def _rescaled(schedule: Schedule) -> Schedule:
-    """√α shifted to end at 0 and scaled to begin as before (arXiv 2305.08891, algorithm 1), without that end."""
-    root = 1 / torch.sqrt(1 + schedule.levels**2)
-    return Schedule.from_alphas(((root - root[-1]) * root[0] / (root[0] - root[-1]))[:-1] ** 2)
-
-
-def _laplace(t: float) -> float:
-    snr = math.exp(-0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t) + 1e-6))
-    return math.sqrt(snr / (1 + snr))
-
-
-_ALPHA: dict[str, Callable[[float], float]] = {
-    "exp": lambda t: math.exp(-12 * t),
-    "laplace": _laplace,
-}
-"""beta_schedule -> α of t in [0, 1]."""
-_BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", *_ALPHA)

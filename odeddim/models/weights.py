@@ -101,6 +101,7 @@ def fit(
     *,
     spare: Sequence[str] = (),
     called: Mapping[str, str] | None = None,
+    shared: bool = False,
 ) -> nn.Module:
     """Put weights into a network that was made on the device "meta".
 
@@ -110,9 +111,10 @@ def fit(
         path: of their file, for messages.
         spare: names that may be in the file and not in the network.
         called: what the file calls the network's tensors, where it calls them something else.
+        shared: whether the weights are those of an object in memory, which the network is to share.
 
     Returns:
-        The network: float32, frozen, in evaluation mode.
+        The network: frozen, in evaluation mode; float32 unless it shares its weights.
 
     Raises:
         InputError: naming the tensors that are missing, unexpected, of another shape or kind, or damaged.
@@ -123,7 +125,8 @@ def fit(
     extra = [name for name in state if name not in wanted and name not in spare]
     if missing or extra:
         said = [f"{word} {some(names)}" for word, names in (("missing", missing), ("unexpected", extra)) if names]
-        raise InputError(f"{path} does not match the expected network ({'; '.join(said)}): is it the right file?")
+        remedy = "take out adapters such as LoRA first" if shared else "is it the right file?"
+        raise InputError(f"{path} does not match the expected network ({'; '.join(said)}): {remedy}")
     for name, has in wanted.items():
         its, tensor = called.get(name, name), state[name]
         if has.shape != tensor.shape:
@@ -141,8 +144,13 @@ def fit(
         # In float32, which the network will have: the narrowest dtypes know no isfinite.
         if state[name].is_floating_point() and not bool(torch.isfinite(state[name].float()).all()):
             raise InputError(f"{path} is damaged: {called.get(name, name)} holds NaN or infinite values: copy it again")
-    network.to_empty(device="cpu").load_state_dict({name: state[name] for name in wanted})
-    return network.float().eval().requires_grad_(False)
+    weights = {name: state[name] for name in wanted}
+    if shared:
+        network.load_state_dict(weights, assign=True)
+    else:
+        network.to_empty(device="cpu").load_state_dict(weights)
+        network.float()
+    return network.eval().requires_grad_(False)
 
 
 def _kind(tensor: Tensor) -> str:
@@ -178,6 +186,23 @@ def hash_of(*paths: Path, settings: Mapping[str, Any] | None = None) -> str:
         with path.open("rb") as file:
             while piece := file.read(1 << 20):
                 found.update(piece)
+    return found.hexdigest()
+
+
+def hash_of_networks(*networks: nn.Module, settings: Mapping[str, Any]) -> str:
+    """The sha256 of networks by their numbers, whatever the file or the object in memory that they come from.
+
+    Args:
+        *networks: The networks. Their numbers are hashed as float32, which holds those of 16 bits exactly, with their
+            names and shapes.
+        settings: What else decides what they answer, such as the number of heads; JSON-able.
+    """
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for network in networks:
+        for name, tensor in sorted(network.state_dict().items()):
+            found.update(f"{name} {tuple(tensor.shape)}".encode())
+            numbers = tensor.float() if tensor.is_floating_point() else tensor
+            found.update(numbers.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
 
 

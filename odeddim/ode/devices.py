@@ -13,7 +13,13 @@ import torch
 from odeddim.storage.workers import local_rank
 from odeddim.types import InputError, pick
 
-DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 """The dtypes of a network by name. "tf32" is float32, with products on a GPU in TF32; see `products`."""
 
 _lock = threading.Lock()

@@ -130,8 +130,8 @@ class VectorField:
 
         Args:
             device: A device of torch, or its name.
-            dtype: A dtype of torch, or "float32", "float64", "bfloat16"; or "tf32" on CUDA, which is float32 with
-                products that are several times faster and keep 10 bits. By default it stays as it is.
+            dtype: A dtype of torch, or "float32", "float64", "bfloat16", "float16"; or "tf32" on CUDA, which is
+                float32 with products that are several times faster and keep 10 bits. By default it stays as it is.
 
         Returns:
             The field itself.

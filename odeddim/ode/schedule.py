@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from odeddim.ode.scheduler_settings import MOST_LEVELS, Said, said_by
 from odeddim.types import InputError, pick
 
 Kind = Literal["preserving", "flow", "exploding"]
@@ -34,15 +35,14 @@ TIMES = {
     "log-sigma": "ln(σ)/4, the c_noise of EDM's inner networks",
 }
 
-MOST_LEVELS = 1_000_000  # of a description: one from a stranger must not fill the memory
 _MADE_BY = ("linear", "scaled_linear", "cosine", "from_alphas", "rectified_flow", "exploding", "edm", "from_sigmas")
 
 
 class Schedule:
     """The noise levels σ_1 < ... < σ_T of a network, its labels for them, and the units of its input.
 
-    Make one with `linear`, `scaled_linear`, `cosine`, `from_alphas`, `rectified_flow`, `exploding`, `edm` or
-    `from_sigmas`.
+    Make one with `linear`, `scaled_linear`, `cosine`, `from_alphas`, `rectified_flow`, `exploding`, `edm`,
+    `from_sigmas` or `from_diffusers`.
 
     Args:
         levels: The noise levels, (T,), rising; levels[i] is the paper's t = i+1 and the label i of a DDPM network.
@@ -252,6 +252,40 @@ class Schedule:
         """
         levels = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
         return cls(levels, "exploding", "from_sigmas", {"sigmas": levels.tolist()}, discrete=True)
+
+    @classmethod
+    def from_diffusers(cls, scheduler: Any) -> Schedule:
+        """The schedule of a network that was trained with a scheduler of diffusers.
+
+        The scheduler also says what the network predicts (`prediction_type`), which `odeddim.load(unet,
+        scheduler=scheduler)` reads too. On flow paths the labels are "index", `time="index"` of a VectorField. A last
+        level that is noise only (zero terminal SNR) is left out, because σ is infinite there.
+
+        Args:
+            scheduler: The scheduler, or its settings by name, its class as "_class_name": what scheduler_config.json
+                holds.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            InputError: If the class of the scheduler is unknown, or its settings contradict each other.
+
+        Example:
+            >>> odeddim.Schedule.from_diffusers({"_class_name": "DDIMScheduler", "num_train_timesteps": 500})
+            Schedule.linear(T=500, σ 0.01 to 12.51)
+        """
+        return cls.of_settings(said_by(scheduler))
+
+    @classmethod
+    def of_settings(cls, said: Said) -> Schedule:
+        """The schedule that the settings of a scheduler describe; see `from_diffusers`."""
+        made = cls.from_dict(said.description)
+        if not said.rescaled:
+            return made
+        # √α shifted to end at 0 and scaled to begin as before (arXiv 2305.08891, algorithm 1), without that end.
+        root = 1 / torch.sqrt(1 + made.levels**2)
+        return cls.from_alphas(((root - root[-1]) * root[0] / (root[0] - root[-1]))[:-1] ** 2)
 
     @classmethod
     def _geometric(cls, made_by: str, T: int, sigma_min: float, sigma_max: float) -> Schedule:

@@ -131,7 +131,7 @@ def test_dtypes_by_name() -> None:
     assert dtype_of("tf32") == (torch.float32, True)
     with pytest.raises(InputError, match=r"unknown dtype 'float23'.*float32"):
         odeddim.load(dtype="float23")
-    with pytest.raises(InputError, match=r"float32, tf32, float64, bfloat16 or .* not torch.int32"):
+    with pytest.raises(InputError, match=r"float32, tf32, float64, bfloat16, float16 or .* not torch.int32"):
         field.to("cpu", torch.int32)
     with pytest.raises(InputError, match="not 32"):
         field.to("cpu", 32)  # type: ignore[arg-type]

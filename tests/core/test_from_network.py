@@ -394,8 +394,8 @@ def test_refusals_are_one_sentence() -> None:
 
     linear, x, one = SCHEDULES["linear"], draw(2, 2, 4, 4), torch.tensor(1.0)
     make = VectorField.from_network
-    said("unknown prediction 'epsilon'; did you mean", lambda: make(lambda x, t: x, linear, predicts="epsilon"))
-    said("unknown time label 'sigmas'; did you mean", lambda: make(lambda x, t: x, linear, time="sigmas"))
+    said("unknown prediction 'epsilon'; here it is 'eps'", lambda: make(lambda x, t: x, linear, predicts="epsilon"))
+    said("unknown time label 'sigmas'; here it is 'sigma'", lambda: make(lambda x, t: x, linear, time="sigmas"))
     said("returns a NoneType, not a tensor", lambda: make(lambda x, t: None, linear)(one, x))
     said("returns a dict, not a tensor", lambda: make(lambda x, t: {"sample": x}, linear)(one, x))
     said("returns a str, not a tensor", lambda: make(lambda x, t: ("x", x), linear)(one, x))

@@ -25,6 +25,7 @@ from odeddim import solvers
 from odeddim.models import schedulers
 from odeddim.models.formats import diffusers_unet
 from odeddim.models.schedulers import Posed, posed
+from odeddim.ode import scheduler_settings
 from odeddim.ode.analytic import GaussianMixture
 from odeddim.ode.field import VectorField
 from odeddim.ode.predictions import PREDICTIONS
@@ -136,7 +137,7 @@ BETAS: tuple[dict[str, Any], ...] = (
 )
 
 
-CLASSES = sorted({*schedulers.DISCRETE} - {"DPMSolverSDEScheduler"})  # that needs torchsde
+CLASSES = sorted({*scheduler_settings.DISCRETE} - {"DPMSolverSDEScheduler"})  # that needs torchsde
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -174,7 +175,7 @@ def test_what_lacks_is_the_classs_default_and_said(name: str) -> None:
     found = posed({"_class_name": name}, Path(schedulers.NAME))
     alphas = scheduler.alphas_cumprod.double()
     assert ratio(found.schedule.levels / ((1 - alphas) / alphas).sqrt(), torch.ones(())) < 3e-4
-    assert found.predicts == schedulers.PREDICTS[scheduler.config.prediction_type]
+    assert found.predicts == scheduler_settings.PREDICTS[scheduler.config.prediction_type]
     said = " ".join(found.assumed)
     for key in ("num_train_timesteps", "prediction_type", "beta_schedule"):
         assert key in said
@@ -727,4 +728,4 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
 
 
 def test_every_prediction_is_one_of_ours() -> None:
-    assert {*schedulers.PREDICTS.values()} <= {*PREDICTIONS}
+    assert {*scheduler_settings.PREDICTS.values()} <= {*PREDICTIONS}

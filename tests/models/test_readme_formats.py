@@ -75,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_table_is_there() -> None:
-    assert len(LINES) == 12
+    assert len(LINES) == 14
     assert SECTION.count("\n| ") == len(LINES) + 1  # and its head
 
 
@@ -84,6 +84,8 @@ def test_each_line_gives_a_field_that_encodes(line: str, folder: Path, monkeypat
     monkeypatch.chdir(folder)
     torch.manual_seed(0)
     names: dict[str, Any] = {"odeddim": odeddim, "net": Net(), "told": Net(), "denoiser": Net()}
+    names |= {"unet": test_diffusers_models.network(), "scheduler": diffusers.DDPMScheduler()}
+    names |= {"pipe": diffusers.DDPMPipeline(names["unet"], names["scheduler"])}
     field = eval(line, names)
     assert isinstance(field, odeddim.VectorField)
     assert field.describe()

@@ -27,7 +27,8 @@ FLOORS = (
     ("cli",),
 )
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
-ROOM = {"defaults": "types", "bridges": "api"}  # modules at the top that belong to a room of another name
+# Modules at the top that belong to a room of another name.
+ROOM = {"defaults": "types", "foreign_names": "types", "bridges": "api"}
 ANYWHERE = {
     "odeddim",
     "odeddim._checkout",

@@ -26,11 +26,27 @@ from odeddim.types import OdeSettings, Settings, kind_of
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 RIGHT = """
+import os
+from typing import Any
+
 import torch
 from torch import Tensor
 from typing_extensions import assert_type
 
 import odeddim
+
+
+class Pipeline:  # what diffusers' classes have, as they declare it
+    unet: Any
+    scheduler: Any
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def save_config(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        pass
+
 
 field = odeddim.load("fashion-mnist", device="cpu", dtype=torch.float32)
 x_T = odeddim.noise(4, (1, 28, 28), seed=0)
@@ -62,6 +78,14 @@ odeddim.computed_grid(x_0, "ab3", 10, warmup="fine")
 row: odeddim.Solver = odeddim.solvers.get("dopri5", rtol=1e-6)
 odeddim.solve(x_T, row.with_settings(max_nfe=100))
 names: tuple[str, ...] = odeddim.solvers.names()
+pipeline = Pipeline()
+anything: Any = pipeline
+assert_type(odeddim.load(anything), odeddim.VectorField)
+assert_type(odeddim.load(pipeline, dtype="float32"), odeddim.VectorField)
+odeddim.load(pipeline.unet, scheduler=pipeline.scheduler)
+odeddim.solve(x_T, model=pipeline, steps=10)
+odeddim.jobs.encode("images", "z.h5", model=odeddim.jobs.Subject(pipeline, {"prompt": "a cat"}))
+assert_type(odeddim.Schedule.from_diffusers(pipeline.scheduler), odeddim.Schedule)
 mine = odeddim.VectorField(lambda x, t: x, odeddim.Schedule.linear(), name="mine")
 options: odeddim.types.Settings = {"rtol": 1e-3}
 odeddim.solve(x_T, "dopri5", model=mine, **options)
@@ -80,6 +104,8 @@ WRONG = {
     "odeddim.bridge(x, 'a', 'b', nonsense=4)": ('"nonsense"',),
     "odeddim.explain(nonsense=4)": ('"nonsense"',),
     "odeddim.computed_grid(x, 'euler', 10, nonsense=4)": ('"nonsense"',),
+    "odeddim.load(3)": ('Argument 1 to "load"',),
+    "odeddim.load(torch.nn.Conv2d(1, 1, 1))": ('Argument 1 to "load"',),
     "odeddim.State(x, 1.0)[None]": ("Invalid index type",),
     "odeddim.slove(x)": ('"slove"',),
     "odeddim.solvers.nonsense": ('"nonsense"',),

@@ -34,7 +34,7 @@ class Workbench:
     share the work.
 
     Attributes:
-        model: A name, a path, a VectorField, or a Subject with its condition.
+        model: A name, a path, a VectorField, a pipeline of diffusers, or a Subject with its condition.
         machine: Where to run.
         folder: The folder; the measurements are in its folder "cells".
         overwrite: Whether to measure everything again and to replace the files of the tables.

@@ -5,7 +5,7 @@
     unet/                                         that folder itself, the scheduler in the folder beside it
 
 Of unet_ema/ beside unet/ the weights are taken, as they are better. Schedule, prediction and labels are what the
-scheduler's file says (`odeddim.models.schedulers`); what a folder does not say, odeddim.json in it can say, in the
+scheduler's file says (`odeddim.ode.scheduler_settings`); what a folder does not say, odeddim.json in it can say, in the
 vocabulary of `odeddim.models.sidecar`: {"schedule": ..., "predicts": ...} where no scheduler is, {"shape": [3, 32,
 32]}, {"null": 10} of the class that stands for none.
 
@@ -126,7 +126,7 @@ def read(path: Path) -> VectorField:
     variances = _variances(config, posed, where)
     conditions = _classes(config, where, said, folder)
     settings = _own(config, shape)
-    network = _made(config, where) if settings is None else _converted(settings, where)
+    network: Any = _made(config, where) if settings is None else _converted(settings, where)
     by = f"{CLASS} of diffusers" if settings is None else f"{CLASS}, {network.words}"
     left = ", its variances left out" if variances else ""
     return Loaded(
@@ -136,8 +136,10 @@ def read(path: Path) -> VectorField:
         time=posed.time,
         shape=shape,
         name=str(folder.absolute()),
-        sha256=weights.hash_of(
-            *components.files_of(where), settings=components.settings_of(config) | {"told": words_of(conditions)}
+        sha256=weights.hash_of_networks(
+            network,
+            settings=(components.changed_settings(network) if settings is None else network.config)
+            | {"told": words_of(conditions)},
         ),
         details={
             "architecture": components.settings_of(config) if settings is None else network.config,
@@ -279,8 +281,7 @@ def _made(config: Mapping[str, Any], where: Path) -> nn.Module:
 
 def _converted(settings: Mapping[str, Any], where: Path) -> UNet:
     """Our network with the weights of diffusers'."""
-    files = components.files_of(where)
-    state, place = components.state_of(files), files[0] if len(files) == 1 else where
+    state, place, owner = components.weights_of(where)
     levels = len(settings["multipliers"])
     try:
         unet = weights.described(lambda: UNet(**settings))
@@ -296,7 +297,7 @@ def _converted(settings: Mapping[str, Any], where: Path) -> UNet:
     for name, tensor in wanted.items():
         if tensor.ndim == 4 and found[name].ndim == 2:  # attention's linear layers are 1×1 convolutions here
             found[name] = found[name][:, :, None, None]
-    weights.fit(unet, found, place, called=called)
+    weights.fit(unet, found, place, called=called, shared=owner is not None)
     return unet
 
 

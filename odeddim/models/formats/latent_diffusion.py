@@ -7,7 +7,8 @@
 
 The field is the network's, on the autoencoder's latents; its `codec` makes them of images. Networks are called with
 real-valued labels. Schedule, prediction and labels are what the scheduler's file says of the network
-(`odeddim.models.schedulers`), the scale of latents what the autoencoder's says (`odeddim.models.networks.autoencoder`).
+(`odeddim.ode.scheduler_settings`), the scale of latents what the autoencoder's says
+(`odeddim.models.networks.autoencoder`).
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from odeddim.models import json_files, schedulers
-from odeddim.models.components import CONFIG, check_sides, config_of, files_of, library, made, settings_of, size
+from odeddim.models.components import CONFIG, changed_settings, check_sides, config_of, library, made, settings_of, size
 from odeddim.models.guarded import Loaded
 from odeddim.models.networks import autoencoder, text_encoders
-from odeddim.models.networks.text_encoders import has
-from odeddim.models.weights import hash_of
+from odeddim.models.networks.text_encoders import TextEncoder, has
+from odeddim.models.weights import hash_of_networks
 from odeddim.ode.conditions import Classes, Conditions, Prompts, words_of
 from odeddim.ode.field import VectorField
 from odeddim.types import InputError
@@ -63,18 +64,19 @@ def read(path: Path) -> VectorField:
     shape = _shape(config, where)
     posed = schedulers.read(folder / "scheduler" / schedulers.NAME)
     # The smaller parts first: what they lack need not wait for gigabytes.
-    codec_folder = folder / next((part for part in CODECS if has(index, part)), CODECS[0])
-    codec, its_kind, assumed = autoencoder.read(codec_folder, shape)
-    told = NETWORKS[kind](Pipeline(folder, index, config, where, codec.image_shape))
+    codecs = [part for part in CODECS if has(index, part)]
+    codecs += [part for part in CODECS if part in index or (folder / part).is_dir()]
+    codec, its_kind, assumed = autoencoder.read(folder / codecs[0], shape) if codecs else (None, "", [])
+    told = NETWORKS[kind](Pipeline(folder, index, config, where, codec.image_shape if codec else shape))
     make = getattr(library("diffusers"), told.made_by or kind).from_config
     network = made(lambda: make(config), where)
-    parts = (where, *told.parts)
-    files = [*(file for part in parts for file in files_of(part)), *_words(folder, index)]
     settings = {
-        "codec": codec.sha256,
+        "codec": codec.sha256 if codec else "",
         "told": words_of(told.conditions),
-        "parts": [settings_of(config_of(part)) for part in parts],
+        "network": changed_settings(network),
+        "encoders": [encoder.settings for encoder in told.encoders],
     }
+    parts = [index.get("_class_name"), f"{kind} of {size(network)}", its_kind, posed.found]
     return Loaded(
         _Called(network, told.call, shape[0]),
         posed.schedule,
@@ -82,22 +84,16 @@ def read(path: Path) -> VectorField:
         time=posed.time,
         shape=shape,
         name=str(folder.absolute()),
-        sha256=hash_of(*files, settings=settings),
+        sha256=hash_of_networks(network, *(encoder.network for encoder in told.encoders), settings=settings),
         details={
             "architecture": settings_of(config),
-            "found": f"{index.get('_class_name', 'pipeline')}, {kind} of {size(network)}, {its_kind}, {posed.found}",
+            "found": ", ".join(str(part) for part in parts if part),
             "weights": "as saved",
             "assumed": [*posed.assumed, *assumed, *told.assumed],
         },
         conditions=told.conditions,
         codec=codec,
     )
-
-
-def _words(folder: Path, index: Mapping[str, Any]) -> list[Path]:
-    """The files of the tokenizers, which decide what a text is to the network."""
-    found = [folder / part for part in sorted(index) if part.startswith("tokenizer") and has(index, part)]
-    return sorted(file for part in found for file in part.glob("*") if file.is_file())
 
 
 def _shape(config: Mapping[str, Any], where: Path) -> tuple[int, int, int]:
@@ -138,12 +134,12 @@ Call = Callable[..., Any]
 class Told:
     """How a network is called and what it is told. call: (network, x, t, *given) -> what it answers.
 
-    parts: folders with weights besides the network's and the autoencoder's. made_by: the class, if not by that name.
+    encoders: those of texts, whose weights count as the network's do. made_by: the class, if not by that name.
     """
 
     call: Call
     conditions: Conditions | None = None
-    parts: Sequence[Path] = ()
+    encoders: Sequence[TextEncoder] = ()
     assumed: Sequence[str] = ()
     made_by: str | None = None
 
@@ -180,7 +176,7 @@ def _with_text(of: Pipeline) -> Told:
             raise of.refuse("its network is told something else than a summary and six sizes, as SDXL's refiner is")
     _check_width(of, "cross_attention_dim", sum(encoder.width for encoder in encoders))
     zeros = summary is not None and bool(of.index.get("force_zeros_for_empty_prompt", True))
-    return Told(_called_with_text, Prompts(embed, zeros=zeros), [encoder.folder for encoder in encoders], assumed)
+    return Told(_called_with_text, Prompts(embed, zeros=zeros), encoders, assumed)
 
 
 def _check_width(of: Pipeline, key: str, width: int) -> None:
@@ -209,7 +205,7 @@ def _sd3(of: Pipeline) -> Told:
     """Stable Diffusion 3."""
     embed, encoders = text_encoders.three(of.folder, of.index, of.config.get("joint_attention_dim", 0))
     _check_width(of, "pooled_projection_dim", embed("")[1].shape[1])
-    return Told(_called_sd3, Prompts(embed), [encoder.folder for encoder in encoders])
+    return Told(_called_sd3, Prompts(embed), encoders)
 
 
 # How each kind of network is called; functions with names, so that a field of theirs can be pickled.

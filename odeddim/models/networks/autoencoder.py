@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeddim.models.components import CONFIG, config_of, files_of, library, made, settings_of
-from odeddim.models.weights import hash_of
+from odeddim.models.components import CONFIG, changed_settings, config_of, library, made
+from odeddim.models.weights import hash_of_networks
 from odeddim.types import InputError
 
 CLASSES = ("AutoencoderKL", "VQModel")
@@ -121,7 +121,7 @@ def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, l
         scale=_numbers(SCALE if scale is None else scale, 1, 0.0, where)[0],
         shift=_numbers(shift or 0.0 if mean is None else mean, channels, -math.inf, where),
         spread=_numbers(1.0 if spread is None else spread, channels, 0.0, where),
-        sha256=hash_of(*files_of(folder), settings=settings_of(config)),
+        sha256=hash_of_networks(network, settings=changed_settings(network)),
     )
     assumed = [] if scale is not None else [f"the autoencoder's scaling factor {SCALE}, which its config does not say"]
     return codec, f"{kind} with data {codec.words}", assumed

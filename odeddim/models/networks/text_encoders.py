@@ -4,7 +4,8 @@
     SDXL (2307.01952)       the last but one of two CLIPs side by side; the second's projected summary; six sizes
     SD3 (2403.03206)        the same two, widened with zeros, and T5's after them; both projected summaries
 
-Encoders run in float32 on the CPU: once for a text, however many images there are.
+Encoders run in float32 on the CPU, those of a pipeline in memory in its dtype on its device: once for a text, however
+many images there are.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from odeddim.models.components import config_of, library, made
+from odeddim.models.components import changed_settings, config_of, library, made, object_at
 from odeddim.models.weights import line
 from odeddim.ode.conditions import Given
 from odeddim.types import InputError
@@ -35,6 +36,8 @@ ENCODERS = {
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 """The files of a tokenizer, any of these. Without them transformers would make one that knows no words."""
+_ANY_TEXT = "A cat's  Photo: ÄÖ é, 3.14 <b>2nd</b>\nof 東京!"
+"""A text that tokenizers of the same vocabulary divide alike only if they treat capitals, accents and spaces alike."""
 T5_TOKENS = 256  # of a text, as SD3 was trained to read and its pipeline gives
 
 
@@ -45,15 +48,15 @@ class TextEncoder:
         """number: "", "_2" or "_3", which of the pipeline's. Raises InputError for parts that are missing."""
         self._tokenizer = _tokenizer(folder, index, f"tokenizer{number}")
         tokens = len(self._tokenizer)
-        self.folder = folder / f"text_encoder{number}"
-        kind = _named(folder, index, self.folder.name, tuple(ENCODERS))
-        transformers, config = library("transformers"), config_of(self.folder)
+        where = folder / f"text_encoder{number}"
+        kind = _named(folder, index, where.name, tuple(ENCODERS))
+        transformers, config = library("transformers"), config_of(where)
         settings = getattr(transformers, ENCODERS[kind])
-        self._encoder = made(lambda: getattr(transformers, kind)(settings.from_dict(config)), self.folder)
+        self._encoder = made(lambda: getattr(transformers, kind)(settings.from_dict(config)), where)
         its: Any = self._encoder.config
         if tokens > its.vocab_size:
             raise InputError(
-                f"{folder / f'tokenizer{number}'} knows {tokens} tokens, but {self.folder} {its.vocab_size}: "
+                f"{folder / f'tokenizer{number}'} knows {tokens} tokens, but {where} {its.vocab_size}: "
                 "they do not belong together"
             )
         self.width: int = its.hidden_size
@@ -61,6 +64,22 @@ class TextEncoder:
         positions = getattr(its, "max_position_embeddings", T5_TOKENS)
         self._longest = min(self._tokenizer.model_max_length, positions)
         self._masked = bool(config.get("use_attention_mask"))
+
+    @property
+    def network(self) -> nn.Module:
+        """The encoder."""
+        return self._encoder
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides, besides the weights, what a text is to the network: JSON-able."""
+        return {
+            "encoder": changed_settings(self._encoder),
+            "masked": self._masked,
+            "words": sorted(self._tokenizer.get_vocab().items()),
+            "a text": self._tokenizer(_ANY_TEXT, truncation=True, max_length=self._longest).input_ids,
+            "no text": self._padded("")[0].tolist(),
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: the encoder as its class, settings and weights, for transformers hooks functions into it."""
@@ -74,6 +93,11 @@ class TextEncoder:
         encoder.load_state_dict(weights)
         self.__dict__.update(state, _encoder=encoder.eval().requires_grad_(False))
 
+    def _padded(self, text: str) -> tuple[Tensor, Tensor]:
+        """The tokens of a text and their mask, (1, n) each, filled up to the longest text."""
+        tokens = self._tokenizer(text, padding="max_length", max_length=self._longest, return_tensors="pt")
+        return tokens.input_ids, tokens.attention_mask
+
     def __call__(self, text: str) -> tuple[Tensor, Tensor, Tensor | None]:
         """The last hidden states (1, n, width), those before, and the projected summary (1, d) if it makes one.
 
@@ -86,10 +110,9 @@ class TextEncoder:
                 f"the prompt {text[:40] + '...'!r} is {tokens.input_ids.shape[1]} tokens long, its ends among them, "
                 f"but this model reads {self._longest}: make it shorter"
             )
-        tokens = self._tokenizer(text, padding="max_length", max_length=self._longest, return_tensors="pt")
-        mask = tokens.attention_mask if self._masked else None
+        ids, mask = (part.to(next(self._encoder.parameters()).device) for part in self._padded(text))
         with torch.no_grad():
-            found = self._encoder(tokens.input_ids, attention_mask=mask, output_hidden_states=True)
+            found = self._encoder(ids, attention_mask=mask if self._masked else None, output_hidden_states=True)
         return found.last_hidden_state, found.hidden_states[-2], getattr(found, "text_embeds", None)
 
 
@@ -174,7 +197,9 @@ def has(index: Mapping[str, Any], part: str) -> bool:
 def _summarizing(folder: Path, index: Mapping[str, Any], number: str) -> TextEncoder:
     encoder = TextEncoder(folder, index, number)
     if not encoder.summarizes:
-        raise InputError(f"{encoder.folder} must be a CLIPTextModelWithProjection: this pipeline takes its summary")
+        raise InputError(
+            f"{folder / f'text_encoder{number}'} must be a CLIPTextModelWithProjection: this pipeline takes its summary"
+        )
     return encoder
 
 
@@ -190,6 +215,8 @@ def _named(folder: Path, index: Mapping[str, Any], part: str, known: tuple[str, 
 
 def _tokenizer(folder: Path, index: Mapping[str, Any], part: str) -> Any:
     kind = _named(folder, index, part, TOKENIZERS)
+    if (held := object_at(folder / part)) is not None:
+        return held
     if not any(all((folder / part / name).is_file() for name in names) for names in VOCABULARIES):
         known = ", or ".join(" and ".join(names) for names in VOCABULARIES)
         raise InputError(f"{folder / part} has no vocabulary ({known}): copy the whole folder")
