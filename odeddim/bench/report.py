@@ -186,7 +186,7 @@ def _section(index: int, bench: _Bench) -> str:
 
 
 def _html(words: str) -> str:
-    """A text of a table as HTML, with the T of x_T and σ_T as a subscript."""
+    """The HTML of a text in a table, with the T of x_T and σ_T as a subscript."""
     return re.sub(r"\b([xσ])_T\b", r"\1<sub>T</sub>", escape(words))
 
 
@@ -249,7 +249,7 @@ def _local(name: str) -> str:
 
 def _table(table: Table, called: str) -> str:
     heads = "".join(
-        f'<th scope="col"{_class(column)}{_title(column)}>{escape(column.heading)}</th>' for column in table.columns
+        f'<th scope="col"{_class(column)}{_title(column)}>{_html(column.heading)}</th>' for column in table.columns
     )
     rows, last = [], None
     for row in table.rows:
@@ -279,7 +279,7 @@ def _cell(column: Column, value: Any) -> str:
         return f'<td{_class(column, "none")} data-missing="1">{"" if column.words else "–"}</td>'
     if isinstance(value, (int, float)):  # the page sorts by the value, not by the digits shown
         return f'<td{_class(column)} data-value="{float(value)!r}">{escape(shown)}</td>'
-    return f"<td{_class(column, *(['long'] if len(shown) > _LONG else []))}>{escape(shown)}</td>"
+    return f"<td{_class(column, *(['long'] if len(shown) > _LONG else []))}>{_html(shown)}</td>"
 
 
 def _meanings(table: Table) -> str:
@@ -296,12 +296,12 @@ def _meanings(table: Table) -> str:
 def _value(value: Any) -> str:
     """A setting, any value of JSON, as HTML."""
     if isinstance(value, Mapping):
-        pairs = "\n".join(f"<dt>{escape(str(key))}</dt><dd>{_value(item)}</dd>" for key, item in value.items())
+        pairs = "\n".join(f"<dt>{_html(str(key))}</dt><dd>{_value(item)}</dd>" for key, item in value.items())
         return f'<dl class="pairs">\n{pairs}\n</dl>' if value else "none"
     if value is None or value == []:
         return "none"
     if isinstance(value, str):
-        return escape(value)
+        return _html(value)
     if isinstance(value, (list, tuple)) and not any(isinstance(item, (Mapping, list, tuple)) for item in value):
         return ", ".join(_value(item) for item in value)
-    return escape(json.dumps(value, ensure_ascii=False))
+    return _html(json.dumps(value, ensure_ascii=False))

@@ -6,6 +6,7 @@ that was stopped goes on with the same call, and a table with one more solver me
 
 from __future__ import annotations
 
+from odeddim.bench.drawing import Layout as Layout
 from odeddim.jobs.bench.consistency import consistency as consistency
 from odeddim.jobs.bench.interpolation import interpolation as interpolation
 from odeddim.jobs.bench.quality import quality as quality

@@ -11,6 +11,7 @@ from typing import Any
 from odeddim.api import Model
 from odeddim.bench import figures
 from odeddim.bench.defaults import FOLDER, TOLERANCE
+from odeddim.bench.drawing import USUAL, Layout
 from odeddim.bench.features import DEFAULT as FEATURES
 from odeddim.bench.features import Features, load_features
 from odeddim.bench.harness import Entry, Harness, planned
@@ -39,6 +40,7 @@ class Workbench:
         folder: The folder; the measurements are in its folder "cells".
         overwrite: Whether to measure everything again and to replace the files of the tables.
         progress: Called with the total, the unit and the number done; shows the progress.
+        layout: The size of the figures, and whether they have a title.
 
     Example:
         >>> import odeddim, tempfile
@@ -53,6 +55,7 @@ class Workbench:
     folder: str | Path = FOLDER
     overwrite: bool = False
     progress: Progress = silent
+    layout: Layout = USUAL
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,8 @@ class Session:
             table = replace(table, notes=(*table.notes, f"all of the latent model's data in place of images{lost}"))
         if rank()[0] > 0:
             return table
-        return replace(table, files=tuple(table.save(self.folder, {**figures.files(table), **(beside or {})})))
+        drawn = figures.files(table, self.workbench.layout)
+        return replace(table, files=tuple(table.save(self.folder, {**drawn, **(beside or {})})))
 
 
 def chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
