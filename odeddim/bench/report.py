@@ -107,7 +107,7 @@ def _benches(folder: Path) -> Iterator[_Bench]:
         try:
             yield _Bench(path, load(path))
         except InputError as error:
-            raise InputError(f"{error}; remove it, or have its bench write it again") from error
+            raise InputError(f"{error}: delete it, or run its bench again") from error
 
 
 def _place(name: str) -> int:
@@ -150,7 +150,7 @@ def _models(benches: list[_Bench]) -> str:
     lines = "\n".join(f"<li>{names}: {model}</li>" for model, names in told)
     return (
         '<div class="warning" role="note">\n'
-        f"<p><strong>These tables are of {len(told)} different models: their figures do not compare.</strong></p>\n"
+        f"<p><strong>These tables are of {len(told)} different models: do not compare their values.</strong></p>\n"
         f"<ul>\n{lines}\n</ul>\n</div>"
     )
 
@@ -161,7 +161,7 @@ def _model(bench: _Bench) -> str:
 
 
 def _checked_section(index: int, bench: _Bench) -> str:
-    """A section. Raises InputError, one sentence, if the table's content is not what its bench writes."""
+    """A section. Raises InputError if the table's content is not what its bench writes."""
     try:
         return _section(index, bench)
     except InputError:
@@ -169,7 +169,7 @@ def _checked_section(index: int, bench: _Bench) -> str:
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(
             f"{bench.path} cannot be shown ({type(error).__name__}: {short(error)}): it is damaged or of another "
-            "version of odeddim; remove it, or have its bench write it again"
+            "version of odeddim: delete it, or run its bench again"
         ) from error
 
 
