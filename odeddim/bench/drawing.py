@@ -226,8 +226,11 @@ def log_axis(axes: Axes, values: Sequence[float], which: str = "x") -> None:
 
 def note(axes: Axes, words: str, theme: Theme) -> None:
     """Write a remark in small letters below the axes and the words of its x axis."""
+    from matplotlib.figure import Figure
+
     figure, place = axes.get_figure(), axes.get_subplotspec()
-    room = (figure.get_size_inches()[0] if figure else 5.0) / (place.get_gridspec().ncols if place else 1) - 0.8
+    width = figure.get_size_inches()[0] if isinstance(figure, Figure) else 5.0
+    room = width / (place.get_gridspec().ncols if place else 1) - 0.8
     axes.annotate(
         textwrap.fill(words, max(16, int(room / 0.06))), (0, 0), xytext=(0, -44 * letter()),
         xycoords="axes fraction", textcoords="offset points", fontsize="small", color=theme.muted, va="top",
