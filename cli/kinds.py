@@ -136,6 +136,21 @@ class Shape(click.ParamType[tuple[int, ...]]):
         return tuple(map(int, parts))
 
 
+class FigureSize(click.ParamType[tuple[float, float]]):
+    """W,H: the width and height of a figure in inches."""
+
+    name = "inches"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            width, height = (float(part) for part in str(value).replace("x", ",").split(","))
+        except ValueError:
+            self.fail(f"{str(value)!r:.80}: give the width and the height in inches, as in 6.5,4", param, ctx)
+        return width, height
+
+
 class Indices(click.ParamType[Any]):
     """A group of latents: indices and ranges of them, ends included, 0-9,12,20-29."""
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 if __name__ != "odeddim.solvers":
-    raise ImportError(f"import this as odeddim.solvers: as {__name__!r} it would be a second table beside the first")
+    raise ImportError(f"import this package as odeddim.solvers: under the name {__name__!r} it would be a second table")
 
 from odeddim.types import InputError, Solver, pick
 
@@ -45,14 +45,14 @@ def add(row: Solver) -> None:
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", row.name):
         raise InputError(f"solver name {row.name!r} must be lower-case words joined by hyphens")
     if row.order < 1 or (row.nfe is not None and row.nfe < 1) or min(row.warmup, default=0) < 0:
-        raise InputError(f"solver {row.name!r}: order and nfe must be at least 1, warmup not negative")
+        raise InputError(f"solver {row.name!r}: order and nfe must be at least 1, and warmup must not be negative")
     if not row.family or not row.reference:
         raise InputError(f"solver {row.name!r} must name its family and its reference")
     SOLVERS[row.name] = row
 
 
 def get(name: str, **settings: object) -> Solver:
-    """The row of a name, with some of its settings fixed.
+    """Return the row with a name, with some of its settings fixed.
 
     Args:
         name: A name in the table, or the name of another row after a prefix in `DERIVED`: "mf-NAME", "exact-NAME".
@@ -94,7 +94,7 @@ for _family in sorted((module.name for module in pkgutil.iter_modules(__path__) 
     _module = import_module(f"odeddim.solvers.{_family}")
     if not hasattr(_module, "ROWS"):
         raise ImportError(
-            f"{_module.__file__} has no ROWS: name its solvers there, or begin its name with an underscore"
+            f"{_module.__file__} has no ROWS: list its solvers in ROWS, or start the module's name with an underscore"
         )
     for _row in _module.ROWS:
         add(_row)

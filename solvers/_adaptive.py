@@ -108,15 +108,15 @@ class Watch:
         self.nfe += cost
         eps = self.field(torch.tensor(sigma, dtype=torch.float64), xbar)
         if not bool(torch.isfinite(eps).all()):
-            raise InputError(f"{self.who}: the field is not finite at σ = {sigma:.6g}; see whether its input there is")
+            raise InputError(f"{self.who}: the field is not finite at σ = {sigma:.6g}: check its input there")
         return eps * sigma if self.log else eps
 
     def stopped(self, why: str) -> BudgetExceeded:
         """The exception for a run that ends before its target, with the last accepted point as its state."""
         return BudgetExceeded(
-            f"{self.who} {why}: from σ = {self.start.sigma:.6g} to {self.target:.6g} it got as far as "
-            f"{self.reached.sigma:.6g}, kept in `.state`; "
-            "raise max_nfe, loosen rtol and atol, or take a solver with fixed steps",
+            f"{self.who} {why}: on its way from σ = {self.start.sigma:.6g} to {self.target:.6g} it reached "
+            f"{self.reached.sigma:.6g} (see `.state`): raise max_nfe, loosen rtol and atol, or take a solver with "
+            "fixed steps",
             self.reached,
             self.nfe,
         )

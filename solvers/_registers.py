@@ -233,7 +233,7 @@ def _account(made: Moves, nodes: Sequence[float], single: bool) -> Growth:
         there = _gain(made.operations, made.output, bank, single)
         back = _gain([operation.inverse() for operation in reversed(made.operations)], 0, bank, single)
     except (OverflowError, ZeroDivisionError) as error:
-        raise InputError("the coefficients of this reversible run leave all numbers: settings nearer to 1") from error
+        raise InputError("the coefficients of this reversible run overflow: choose settings nearer to 1") from error
     (up, at_top), (down, at_clean) = (there, back) if nodes[-1] > nodes[0] else (back, there)
     return Growth(up, down, at_top / math.sqrt(1 + max(nodes) ** 2), at_clean / math.sqrt(1 + min(nodes) ** 2))
 
@@ -300,8 +300,8 @@ def run(
                 bank = Registers(made, nodes, single=halves)
                 return _back(field, state, sigmas, bank, bank.grain(nodes, halves), observe)
         warnings.warn(
-            f"the latents were kept by {state.kept!r}, not by this run of {name}: it starts from x̄ alone and does not "
-            "come back exactly (other nodes, settings or dtype)",
+            f"the latents are from {state.kept!r}, and this run of {name} has other nodes, settings or dtype: it "
+            "starts from x̄ alone and does not come back exactly",
             stacklevel=2,
         )
     made = moves(_positive(nodes), **settings)
@@ -337,8 +337,8 @@ def _back(field: Field, state: State, sigmas: Tensor, bank: Registers, grain: fl
     count = 5 + (float(sigmas[-1]) == 0)
     if len(parts) != count or any(part.shape != state.xbar.shape or not bool(part.isfinite().all()) for part in parts):
         raise InputError(
-            f"the state's aux is not what {state.kept!r} keeps: {count - 1} finite tensors like xbar; without aux and "
-            "kept, the run starts from x̄ alone"
+            f"the state's aux does not belong to {state.kept!r}, which has {count - 1} finite tensors of the shape of "
+            "xbar: leave out aux and kept, and the run starts from x̄ alone"
         )
     output, other = (bank.read(parts[k], bank.scale) + bank.read(parts[k + 1], bank.scale) for k in (0, 2))
     registers = [output, other] if bank.output == 0 else [other, output]
@@ -384,6 +384,6 @@ def _check(name: str, made: Moves, nodes: Sequence[float], single: bool) -> None
         raise InputError(
             f"{name} on this grid of {len(nodes) - 1} steps would amplify rounding errors by up to "
             f"{max(growth.encode, growth.decode):.1e}, to {error:.1e} of the {what}: take {double}fewer steps, a grid "
-            "whose steps differ less (log, karras), settings nearer to 1, or another solver (`odeddim explain` shows "
-            "the growth)"
+            "with more even steps (log, karras), settings nearer to 1, or another solver (`odeddim explain` shows the "
+            "growth)"
         )

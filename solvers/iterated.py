@@ -85,8 +85,8 @@ def iterated(
     if not rising:
         if state.kept != kept and state.kept.startswith(f"exact-{base.name} "):
             warnings.warn(
-                f"the latents were kept by {state.kept!r}, not by this run: it starts from x̄ alone and does not come "
-                "back exactly (other nodes)",
+                f"the latents are from {state.kept!r}, and this run has other nodes: it starts from x̄ alone and does "
+                "not come back exactly",
                 stacklevel=2,
             )
         end = base.walk(field, state, positive, observe) if len(positive) > 1 else state
@@ -233,7 +233,7 @@ def exact(row: Solver) -> Solver:
     """
     if row.adaptive or row.stochastic or row.reversible:
         raise InputError(
-            f"solver {row.name!r} has no inverse to look for: give one with fixed steps that adds no noise"
+            f"solver {row.name!r} has no inverse to iterate for: give a solver with fixed steps that adds no noise"
         )
     source = "Pan et al. 2023, arXiv 2309.04907 (AIDI)" if row.onestep else "Hong et al. 2023, arXiv 2311.18387"
     return Solver(

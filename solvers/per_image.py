@@ -207,7 +207,7 @@ def per_image(
     check_settings(rtol, atol, max_nfe)
     batch = batch.value(field) if isinstance(batch, Depends) else batch
     if batch < 1:
-        raise InputError(f"batch, the images evaluated at once, must be positive, not {batch}")
+        raise InputError(f"batch, the number of images that are evaluated at once, must be positive, not {batch}")
     formula = FORMULAS[name](pick(variable, VARIABLES, "variable"))
     evaluate = _Batches(field, batch, state.xbar.shape[1:])
     at_zero = int(float(sigmas[0]) == 0), int(float(sigmas[-1]) == 0)
@@ -390,7 +390,7 @@ def _check_finite(who: str, sigmas: Iterable[float], slopes: Iterable[Tensor]) -
     """Raise an InputError if an ε of one image is not finite. A step may be too long without that."""
     for sigma, eps in zip(sigmas, slopes, strict=True):
         if not bool(eps.isfinite().all()):
-            raise InputError(f"{who}: the field is not finite at σ = {sigma:.6g}; see whether its input there is")
+            raise InputError(f"{who}: the field is not finite at σ = {sigma:.6g}: check its input there")
 
 
 def _row(name: str, order: int, reference: str, **variable: Any) -> Solver:

@@ -259,7 +259,7 @@ def mccallum_foster(base: Solver) -> Solver:
         InputError: For a row of another kind.
     """
     if not base.onestep or base.nfe is None:
-        raise InputError(f"only a one-step solver with fixed evaluations can be coupled, which {base.name!r} is not")
+        raise InputError(f"{base.name!r} cannot be coupled: give a one-step solver with a fixed number of evaluations")
     moves = functools.partial(coupled, base=base)
     reference = f"McCallum & Foster 2024, arXiv 2410.11648, over `{base.name}`"
     return reversible_row(f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, "coupling")

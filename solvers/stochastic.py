@@ -46,7 +46,9 @@ def noise(n: int, shape: tuple[int, ...], *, seed: int = 0, start: int = 0, step
     import torch
 
     if n < 0 or seed < 0 or start < 0:
-        raise InputError(f"the count, the seed and the first index of noise must not be negative: {n}, {seed}, {start}")
+        raise InputError(
+            f"the count, the seed and the first index of noise must not be negative, not {n}, {seed} and {start}"
+        )
     images = []
     for i in range(start, start + n):
         # SeedSequence hashes the three numbers into one: neighbours get unrelated streams.
@@ -93,7 +95,9 @@ def ddim(
     if any(there >= here for here, there in pairwise(nodes)):
         raise InputError(f"DDIM's stochastic family {ONLY_DECODES}")
     if not eta >= 0 or any(eta**2 * (1 - (there / here) ** 2) > 1 for here, there in pairwise(nodes)):
-        raise InputError(f"η = {eta} is out of range: η must be at least 0, and up to 1 fits every grid")
+        raise InputError(
+            f"η = {eta} is out of range: η must be at least 0, and values up to 1 are possible on every grid"
+        )
     xbar = state.xbar.clone()
     for n, (here, there) in enumerate(pairwise(nodes)):
         if observe is not None and n > 0:

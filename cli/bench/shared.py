@@ -12,10 +12,11 @@ import click
 
 from odeddim.bench import defaults
 from odeddim.cli import options
-from odeddim.cli.kinds import Items, SolverName
+from odeddim.cli.kinds import FigureSize, Items, SolverName
 from odeddim.defaults import MOST_STEPS
 
 if TYPE_CHECKING:
+    from odeddim.bench.drawing import Layout
     from odeddim.bench.tables import Table
     from odeddim.jobs import Machine, Subject
     from odeddim.jobs.bench import Workbench
@@ -82,6 +83,31 @@ folder = click.option(
 printed = options.together(
     click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table."), options.as_json
 )
+
+
+def _layout(own: dict[str, Any]) -> Layout:
+    from odeddim.bench.drawing import Layout
+
+    return Layout(own["figure_size"], own["title"])
+
+
+layout = options.gathered(
+    "layout",
+    options.together(
+        click.option(
+            "--figure-size",
+            type=FigureSize(),
+            default=None,
+            metavar="W,H",
+            help="The width and height of the figures in inches, as in 6.5,4. A PNG has 150 pixels per inch. A sheet "
+            "of images keeps its proportions.  [default: as suits the figure]",
+        ),
+        click.option(
+            "--title/--no-title", default=True, show_default=True, help="Whether figures have a title above them."
+        ),
+    ),
+    _layout,
+)
 overwrite = click.option(
     "--overwrite",
     is_flag=True,
@@ -134,17 +160,25 @@ def _shared(machine: Callable[[options.F], options.F], *, still: bool) -> Callab
     def decorate(function: options.F) -> options.F:
         @functools.wraps(function)
         def command(
-            *, model: Subject, machine: Machine, output: Path, overwrite: bool, as_csv: bool, as_json: bool, **own: Any
+            *,
+            model: Subject,
+            machine: Machine,
+            output: Path,
+            layout: Layout,
+            overwrite: bool,
+            as_csv: bool,
+            as_json: bool,
+            **own: Any,
         ) -> Any:
             from odeddim.cli.progress import Bar
             from odeddim.jobs.bench import Workbench
 
             if as_csv and as_json:
                 raise click.UsageError("--csv and --json exclude each other: give only one of them")
-            bench = Workbench(model, machine, output, overwrite, Bar(still=still))
-            return function(Bench(bench, as_csv, as_json), **own)
+            workbench = Workbench(model, machine, output, overwrite, Bar(still=still), layout)
+            return function(Bench(workbench, as_csv, as_json), **own)
 
-        return options.together(options.model, machine, folder, overwrite, printed)(command)  # type: ignore[arg-type]
+        return options.together(options.model, machine, folder, layout, overwrite, printed)(command)  # type: ignore[arg-type]
 
     return decorate
 

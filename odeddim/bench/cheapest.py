@@ -252,9 +252,9 @@ def cheapest(
     first, second = min(checked, key=lambda pair: pair[1].error)
     if second.error > error:
         raise InputError(
-            f"nothing keeps an error of {error:g} for nine images in ten of both sets ({counted(len(checked), 'run')} "
-            f"looked at): the nearest, {first.words}, has {first.error:.1e} on the first set and {second.error:.1e} on "
-            "the second; ask for a larger error, or take more images with count=..."
+            f"no run keeps an error of {error:g} for nine images in ten of both sets ({counted(len(checked), 'run')} "
+            f"checked; the best, {first.words}, has {first.error:.1e} on the first set and {second.error:.1e} on the "
+            "second): ask for a larger error, or take more images with count=..."
         )
     return _table(search, found, checked), _noted(search, first, second)
 
@@ -282,13 +282,13 @@ def _table(search: _Search, found: Sequence[Tried], checked: Sequence[tuple[Trie
         Column("evaluations", "evals", "evaluations of the network per image, to encode and to decode", "g"),
         Column("decode_error", "decoded", "rms distance to the ODE's image, pixels in [-1, 1], on the 1st set", ".2e"),
         Column("encode_error", "encoded", "rms distance to the ODE's latent, over σ_T, on the 1st set", ".2e"),
-        Column("error", "1st set", "the larger of both, of the set that the steps are found on", ".2e"),
-        Column("second_error", "2nd set", "the same of the set that checks it; empty: not looked at", ".2e"),
+        Column("error", "1st set", "the larger of both errors on the 1st set, which the search uses", ".2e"),
+        Column("second_error", "2nd set", "the larger of both errors on the 2nd set; empty: not checked", ".2e"),
         Column(
             "found",
             "kept",
-            f"yes: {error:g} on both sets; first: on the first, and not or not looked at on the second; more: not with "
-            "fewer evaluations than the cheapest before it",
+            f"yes: the run keeps {error:g} on both sets; first: on the 1st set, but not (or not checked) on the 2nd; "
+            "more: not with fewer evaluations than the cheapest run before it",
             "s",
         ),
         Column("remark", "remark", form="s"),
@@ -297,12 +297,12 @@ def _table(search: _Search, found: Sequence[Tried], checked: Sequence[tuple[Trie
         "cheapest",
         f"Cheapest runs with errors of {error:g} for nine images in ten: {search.harness.model.title}, "
         f"{search.harness.conventions(exact.run)}",
-        search.harness, exact, columns, rows, error=error, errors="what nine images in ten keep",
+        search.harness, exact, columns, rows, error=error, errors="the values that nine images in ten do not exceed",
         **{"solutions of the second set": len(held.images), "seed of the second set": held.seed},
     )  # fmt: skip
     sets = (
-        f"errors are what nine images in ten keep; 1st set: {counted(len(exact.images), 'image')} from seed "
-        f"{exact.seed}, 2nd set: {len(held.images)} from seed {held.seed}"
+        f"errors are the values that nine images in ten do not exceed; 1st set: {counted(len(exact.images), 'image')} "
+        f"from seed {exact.seed}; 2nd set: {len(held.images)} from seed {held.seed}"
     )
     return dataclasses.replace(table, group=(), notes=(sets, *table.notes))
 
@@ -311,10 +311,10 @@ def _noted(search: _Search, first: Tried, second: Tried) -> Plan:
     """The plan of a run, with notes about the model and about the errors that the run keeps."""
     model, held = search.harness.model, search.held
     kept = (
-        f"of {counted(len(held.images), 'image')} from seed {held.seed}, which had no part in the choice, nine in ten "
-        f"err no more than {second.error:.2e} both ways (rms; pixels in [-1, 1], latents over σ_T); of the "
-        f"{len(search.exact.images)} from seed {search.exact.seed} that it was chosen by, no more than "
-        f"{first.error:.2e}; asked: {search.error:g}"
+        f"for nine in ten of {counted(len(held.images), 'image')} from seed {held.seed}, which the search did not use, "
+        f"both errors are at most {second.error:.2e} (rms; pixels in [-1, 1], latents over σ_T); for the "
+        f"{len(search.exact.images)} from seed {search.exact.seed}, which the search used, at most {first.error:.2e}; "
+        f"requested: {search.error:g}"
     )
     spent = {"error": second.error, "evaluations": first.evaluations, "kept": kept}
     return first.run.noted(model, **spent)

@@ -1,9 +1,9 @@
-"""Consistency: one x_T through every solver and number of steps, DDIM's Figure 5 and section 5.2.
+"""Consistency: the same x_T decoded by every solver with every number of steps, DDIM's Figure 5 and section 5.2.
 
-Apart from the solver's error, the ODE's image of an x_T does not depend on the steps. Each image is therefore compared
-with the image that a run with many steps, the reference, makes of the same x_T: in pixels and in features. The share
-is the median of these distances over the distance between the images of different x_T. A share of 1 means that the
-images have no more in common than images of different x_T.
+The ODE assigns one image to each x_T. Only the solver's error makes the decoded image depend on the number of steps.
+Each image is therefore compared, in pixels and in features, with the image that the reference, a run with many steps,
+makes of the same x_T. The share is the median of these distances divided by the distance between the images of
+different x_T. A share of 1 means that the two images have no more in common than images of different x_T.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from odeddim.plans import Plan
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError
 
-SHOWN = 8  # images on a sheet
+SHOWN = 8  # images in each column of a sheet
 
 _COLUMNS = (
     Column("solver", "solver", form="s"),
@@ -34,9 +34,9 @@ _COLUMNS = (
     Column("steps", "steps"),
     Column("evaluations", "evals", "evaluations of the network per image", "g"),
     *spread_columns("pixels", "pixels", "rms distance to the reference's image of the same x_T, pixels in [-1, 1]"),
-    Column("pixel_share", "share", "the median, over the rms distance between the images of different x_T", ".1%"),
+    Column("pixel_share", "share", "the median divided by the rms distance between images of different x_T", ".1%"),
     *spread_columns("features", "features", "rms distance to the reference's image of the same x_T, in features"),
-    Column("feature_share", "share", "the median, over the rms distance between the images of different x_T", ".1%"),
+    Column("feature_share", "share", "the median divided by the rms distance between images of different x_T", ".1%"),
     Column("remark", "remark", form="s"),
 )
 
@@ -54,22 +54,22 @@ def consistency(
     """Decode the same noise by every run, and compare the images with those of the reference.
 
     Args:
-        harness: What measures the model.
+        harness: The harness that measures the model.
         runs: The plans that decode.
-        count: How many x_T.
-        shape: (C, H, W) of an x_T.
-        seed: Of the noise; x_T number i is the noise of (seed, i).
-        end: "zero" or "sigma_min", of the reference.
+        count: The number of x_T, at least 2.
+        shape: The shape (C, H, W) of an x_T.
+        seed: The seed of the noise; x_T number i is the noise of (seed, i).
+        end: The end of the reference, "zero" or "sigma_min".
         features: A network whose features are compared too; None for pixels only.
 
     Returns:
         The table, with a sheet of images for each solver.
 
     Raises:
-        InputError: For fewer than 2 x_T, and where the reference fails.
+        InputError: If `count` is below 2, or if the reference fails.
     """
     if count < 2:
-        raise InputError("one x_T has no other x_T to be compared with: give count=2 or more")
+        raise InputError("consistency compares images of different x_T: give count=2 or more")
     goal = _reference(harness, count, shape, seed, end, features)
     rows: list[dict[str, Any]] = []
     shown: dict[str, list[tuple[str, Tensor]]] = {}
@@ -92,8 +92,8 @@ def consistency(
         columns=columns,
         rows=said,
         notes=(
-            f"the reference is {goal.words}, itself known to {goal.error:.1e} in pixels for nine images in ten",
-            f"features: {features.name if features else 'none given'}",
+            f"reference: {goal.words}; its error in pixels is at most {goal.error:.1e} for nine images in ten",
+            f"features: {features.name if features else 'none'}",
         ),
         group=("solver", "grid"),
         sheets=tuple(_sheet(words, series, goal.images[:SHOWN]) for words, series in shown.items()),
@@ -103,8 +103,14 @@ def consistency(
 class _Reference(NamedTuple):
     """The run that the others are compared with.
 
-    images (N, C, H, W), features (N, d): of the x_T. error: how far nine images in ten are known, rms over pixels.
-    pixels_apart, features_apart: the rms distance between different x_T.
+    Attributes:
+        plan: Its plan.
+        words: The plan in words.
+        images: The images (N, C, H, W) of the x_T.
+        features: Their features (N, d); None without a feature network.
+        error: The error that nine images in ten do not exceed, rms over pixels.
+        pixels_apart: The rms distance between images of different x_T.
+        features_apart: The rms distance between features of different x_T.
     """
 
     plan: Plan
@@ -147,14 +153,14 @@ def _row(run: Plan, cell: Columns, goal: _Reference, features: Features | None) 
 
 
 def _sheet(words: str, series: Sequence[tuple[str, Tensor]], goal: Tensor) -> Sheet:
-    """The images of a solver, an x_T in each row and a number of steps in each column, the reference last."""
+    """Return a solver's sheet: an x_T in each row, a number of steps in each column, and the reference at the right."""
     images = torch.stack([*(images for _, images in series), goal], dim=1)
     columns = [*(label for label, _ in series), "reference"]
-    return sheet(f"{words}: an x_T in each row", images, [f"x_T {i}" for i in range(len(goal))], columns)
+    return sheet(f"{words}: one x_T in each row", images, [f"x_T {i}" for i in range(len(goal))], columns)
 
 
 def decoded(harness: Harness, run: Plan, count: int, shape: tuple[int, ...], seed: int) -> Columns:
-    """The images (count, C, H, W) that a run makes of the noise of a seed, image i of (seed, i)."""
+    """Return the images (count, C, H, W) that a run decodes from noise; image i is from the noise of (seed, i)."""
     settings = harness.settings("consistency", run, seed=seed, size=list(shape))
 
     def measure(start: int, stop: int) -> Columns:
@@ -163,7 +169,7 @@ def decoded(harness: Harness, run: Plan, count: int, shape: tuple[int, ...], see
         harness.model.reset()
         try:
             images = sample(n, seed=seed, start=start, model=harness.model, plan=run, shape=shape)
-        except (InputError, BudgetExceeded) as error:  # the other rows are still of use
+        except (InputError, BudgetExceeded) as error:  # the other rows are still useful
             failure = str(error)
         return {
             "images": images.cpu().to(torch.float32).numpy(),
@@ -175,14 +181,14 @@ def decoded(harness: Harness, run: Plan, count: int, shape: tuple[int, ...], see
 
 
 def _distances(name: str, share: str, values: Values | None, apart: float | None) -> dict[str, float | None]:
-    """The cells of the distances (N,), and of their median over the distance between different x_T."""
+    """Return the cells of distances (N,), and of their median divided by the distance between different x_T."""
     cells = spread(name, values)
     middle = cells[name]
     return {**cells, share: None if middle is None or apart is None else middle / apart}
 
 
 def _between(values: Tensor | None) -> float | None:
-    """The rms distance between different rows of (N, *): over all pairs, √2 times the deviation from the mean."""
+    """Return the rms distance between different rows of (N, *): over all pairs, √2 times the standard deviation."""
     if values is None:
         return None
     deviation = values.double() - values.double().mean(dim=0)

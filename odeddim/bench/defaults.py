@@ -1,6 +1,6 @@
-"""What each bench measures where nothing else is said, the same in Python and on the command line.
+"""The defaults of each bench, the same in Python and on the command line.
 
-This module imports nothing heavy, for `odeddim bench --help` shows these values.
+This module imports nothing heavy, because `odeddim bench --help` shows these values.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ PAGE = "report.html"
 """The page that `report` writes."""
 
 PLAN = "plan.json"
-"""The plan that `find` leaves in the folder."""
+"""The file to which `find` writes its plan."""
 
 TOLERANCE = 1e-3
-"""rtol and atol of adaptive solvers: they then take about as many evaluations as the other solvers."""
+"""rtol and atol of adaptive solvers, with which they take about as many evaluations as the other solvers."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a bench measures.
+    """The defaults of a bench.
 
     Attributes:
-        count: How many images, noises, samples, lines or repetitions.
-        solvers: SOLVER or SOLVER@GRID.
+        count: The number of images, noises, samples, lines or repetitions.
+        solvers: The solvers, SOLVER or SOLVER@GRID.
         steps: The numbers of steps.
     """
 
@@ -40,9 +40,9 @@ LABELS = ("source",)
 
 QUALITY = Measured(160, (), (10, 20, 50))
 ETA = ("0", "0.2", "0.5", "1", "hat")
-"""The η of `quality`, where no solvers are given; "hat" is DDPM with the larger variance σ̂."""
+"""The values of η in `quality` without `solvers`; "hat" is DDPM with the larger variance σ̂."""
 GRID = "linear"
-"""The grid of the lines with η."""
+"""The grid of the rows with η."""
 
 CONSISTENCY = Measured(16, ("euler@linear", "dpmpp-2m", "ab3", "belm"), (10, 20, 50, 100))
 
@@ -62,4 +62,4 @@ TOLERANCES = (1e-2, 1e-3, 1e-4)
 CANDIDATES = (
     "dpmpp-3m", "unipc-2", "ab3", "dpmpp-2m", "ab2", "unipc-1", "belm", "deis-tab2", "bdia", "heun", "euler",
 )  # fmt: skip
-"""The solvers that `find` tries, the most promising first: a solver that cannot beat them is given up after one run."""
+"""The solvers that `find` tries. The most promising come first: a solver that cannot beat them costs only one run."""

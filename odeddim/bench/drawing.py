@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from odeddim.bench.tables import Table
+from odeddim.types import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +22,53 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vP*X"
 DASHES = ("-", "--", ":")
+FONT = 10  # points
+SMALLEST, LARGEST = 2.0, 40.0  # inches; a PNG has 150 pixels per inch
+_COMPACT = 8.0  # inches; a narrower figure has smaller letters
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The size of figures, and whether they have a title.
+
+    Attributes:
+        figure_size: The width and height of a figure in inches, each from 2 to 40; None for the size that suits the
+            figure. The axes of a figure that is taller than wide stand one below the other. A sheet of images keeps
+            its proportions and fits into this size.
+        title: Whether figures and sheets have a title above them. Axes keep their own titles.
+
+    Raises:
+        InputError: If `figure_size` is not two numbers from 2 to 40.
+
+    Example:
+        >>> from odeddim.bench.drawing import Layout
+        >>> Layout(figure_size=(3.4, 5), title=False).upright
+        True
+    """
+
+    figure_size: tuple[float, float] | None = None
+    title: bool = True
+
+    def __post_init__(self) -> None:
+        size = self.figure_size
+        if size is not None and (len(size) != 2 or not all(SMALLEST <= length <= LARGEST for length in size)):
+            raise InputError(
+                f"a figure cannot be {' by '.join(f'{length:g}' for length in size)} inches: give the width and the "
+                f"height, each from {SMALLEST:g} to {LARGEST:g} inches, with figure_size=..."
+            )
+
+    @property
+    def font(self) -> float:
+        """The size of the letters in points: smaller in a figure that is narrower than 8 inches."""
+        return FONT if self.figure_size is None or self.figure_size[0] >= _COMPACT else 0.8 * FONT
+
+    @property
+    def upright(self) -> bool:
+        """Whether figures are taller than wide."""
+        return self.figure_size is not None and self.figure_size[1] > self.figure_size[0]
+
+
+USUAL = Layout()
 
 
 @dataclass(frozen=True)
@@ -55,26 +104,39 @@ THEMES = (LIGHT, DARK)
 
 
 def formulas(words: str) -> str:
-    """Return the words with x_T and σ_T as formulas of matplotlib."""
-    return re.sub(r"\b([xσ])_T\b", r"$\1_T$", words)
+    """Return the words with x_T and σ_T as formulas of matplotlib; those that are formulas already stay as they are."""
+    return re.sub(r"(?<!\$)\b([xσ])_T\b", r"$\1_T$", words)
 
 
-def panels(count: int, width: float = 5.0, height: float = 4.4) -> tuple[Figure, list[Axes]]:
-    """Make a figure with axes side by side.
+def panels(count: int, layout: Layout = USUAL) -> tuple[Figure, list[Axes]]:
+    """Make a figure with axes side by side, or one below the other if the layout is upright.
 
     Args:
         count: The number of axes.
-        width: The width of each axes in inches.
-        height: The height of the figure in inches.
+        layout: The size of the figure. By default each axes is 5 inches wide and 4.4 inches high.
 
     Returns:
-        The figure and its axes, from left to right.
+        The figure and its axes, from left to right or from the top down.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * count + 0.4, height), layout="constrained")
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    return figure, list(axes)
+    figure = Figure(figsize=layout.figure_size or (5.0 * count + 0.4, 4.4), layout="constrained")
+    axes = figure.subplots(*((count, 1) if layout.upright else (1, count)), squeeze=False)
+    return figure, list(axes.flat)
+
+
+def headline(figure: Figure, words: str) -> None:
+    """Write the title of a figure above its axes, in as many lines as the figure's width needs."""
+    width = figure.get_size_inches()[0]
+    lines = max(16, int(width / (0.1 * letter())))
+    figure.suptitle(formulas(textwrap.fill(words, lines)))
+
+
+def letter() -> float:
+    """Return the size of the letters, over the usual size."""
+    import matplotlib
+
+    return float(matplotlib.rcParams["font.size"]) / FONT
 
 
 def styles(theme: Theme, count: int) -> list[dict[str, Any]]:
@@ -113,9 +175,9 @@ def legend(figure: Figure, *axes: Axes) -> None:
     order = [str(line.get_label()) for line in axes[0].get_lines() if line.get_label() in named]
     width, height = figure.get_size_inches()
     longest = max((len(line) for name in order for line in name.split("\n")), default=1)
-    columns = max(1, min(len(order), int(0.7 * width / (0.09 * longest + 0.7))))
+    columns = max(1, min(len(order), int(0.7 * width / ((0.09 * longest + 0.7) * letter()))))
     rows = math.ceil(len(order) / columns) * max((name.count("\n") + 1 for name in order), default=1)
-    figure.set_size_inches(width, height + 0.22 * rows)
+    figure.set_size_inches(width, height + 0.22 * rows * letter())
     figure.legend(
         [named[name] for name in order], order, loc="outside lower left", ncols=columns, frameon=False,
     )  # fmt: skip
@@ -163,27 +225,52 @@ def log_axis(axes: Axes, values: Sequence[float], which: str = "x") -> None:
 
 
 def note(axes: Axes, words: str, theme: Theme) -> None:
-    """Write a remark in small letters below the axes."""
+    """Write a remark in small letters below the axes and the words of its x axis."""
+    from matplotlib.figure import Figure
+
+    figure, place = axes.get_figure(), axes.get_subplotspec()
+    width = figure.get_size_inches()[0] if isinstance(figure, Figure) else 5.0
+    room = width / (place.get_gridspec().ncols if place else 1) - 0.8
     axes.annotate(
-        words, (0, -0.2), xycoords="axes fraction", fontsize=8, color=theme.muted, va="top", annotation_clip=False
-    )
+        textwrap.fill(words, max(16, int(room / 0.06))), (0, 0), xytext=(0, -44 * letter()),
+        xycoords="axes fraction", textcoords="offset points", fontsize="small", color=theme.muted, va="top",
+        annotation_clip=False,
+    )  # fmt: skip
 
 
-def floor(axes: Axes, value: float | None, words: str, theme: Theme, *, scale: str = "log") -> None:
-    """Draw a horizontal line below which the values have no meaning. Its words hide the grid, but no data.
+def break_labels(figure: Figure) -> None:
+    """Break the titles and labels of axes into lines where they are longer than the axes: a small figure cuts none."""
+    figure.draw_without_rendering()  # places the axes
+    for axes in figure.axes:
+        room = axes.get_window_extent()
+        for text, most, across in (
+            (axes.title, room.width, True), (axes.xaxis.label, room.width, True), (axes.yaxis.label, room.height, False)
+        ):  # fmt: skip
+            box, words = text.get_window_extent(), text.get_text()
+            length = box.width if across else box.height
+            if length > most:
+                lines = max(12, int(len(words) * most / length))
+                text.set_text(textwrap.fill(words, lines, break_long_words=False, break_on_hyphens=False))
+
+
+def level(axes: Axes, value: float | None, words: str, theme: Theme, *, scale: str = "log", side: str = "left") -> None:
+    """Draw a horizontal line at a value that others are compared with. Its words hide the grid, but no data.
 
     Args:
         axes: The axes. Nothing is drawn if its y axis has another scale.
         value: The height of the line; None for no line.
-        words: The words above the line.
+        words: The words at the line.
         theme: The colours.
         scale: The scale of the y axis, "log" or "linear". On "log", only a positive value is drawn.
+        side: Where the words stand: "left", above the line, or "right", below it. Errors fall from the left to the
+            right, so few points are near the words of a low line at the left, and of a high line at the right.
     """
     if value is not None and (value > 0 or scale == "linear") and axes.get_yscale() == scale:
+        at, up = (0.01, 2.5) if side == "left" else (0.99, -2.5)
         axes.axhline(value, color=theme.muted, linestyle=(0, (1, 3)), linewidth=1)
         axes.annotate(
-            words, (0.99, value), xytext=(0, 2.5), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", va="bottom", fontsize=8, color=theme.muted, zorder=1.8,
+            words, (at, value), xytext=(0, up), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha=side, va="bottom" if up > 0 else "top", fontsize="small", color=theme.muted, zorder=1.8,
             bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1},
         )  # fmt: skip
 

@@ -1,15 +1,14 @@
 """Figures of tables, drawn with matplotlib for light and dark pages.
 
-Each bench has one function, which `DRAWN` lists. It takes a table and a theme. It returns, for each figure's name, the
-figure and a sentence about what it shows. `odeddim.bench.drawing` has the parts that the figures share, and colours
-that colour-blind people can tell apart.
+`DRAWN` lists one function for each bench. The function takes a table, a theme and a layout. For each figure's name, it
+returns the figure and a sentence about what the figure shows. `odeddim.bench.drawing` has the parts that the figures
+share, and colours that colour-blind people can tell apart.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,11 +17,15 @@ from typing import TYPE_CHECKING, Any
 from odeddim.bench.drawing import (
     LIGHT,
     MARKERS,
+    USUAL,
+    Layout,
     Theme,
-    floor,
+    break_labels,
     formulas,
+    headline,
     label_of,
     legend,
+    level,
     lines,
     log_axis,
     log_scale,
@@ -36,7 +39,11 @@ from odeddim.bench.tables import Sheet, Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    Drawn = dict[str, tuple[Figure, str]]
+
 _DPI = 150
+REAL = "equally many other real images"
+"""The words at the baseline of the Fréchet distance and of KID."""
 
 
 def draw(table: Table, theme: Theme = LIGHT) -> dict[str, tuple[bytes, str]]:
@@ -49,21 +56,23 @@ def draw(table: Table, theme: Theme = LIGHT) -> dict[str, tuple[bytes, str]]:
     Returns:
         For each figure's name, its SVG and a sentence about what it shows.
     """
-    return {name: (_bytes(figure, "svg"), words) for name, figure, words in _figures(table, theme, titled=False)}
+    drawn = _figures(table, theme, Layout(title=False))
+    return {name: (_bytes(figure, "svg"), words) for name, figure, words in drawn}
 
 
-def files(table: Table) -> dict[str, bytes]:
-    """Draw the figures of a table as files, with a title and in light colours.
+def files(table: Table, layout: Layout = USUAL) -> dict[str, bytes]:
+    """Draw the figures of a table as files, in light colours.
 
     Args:
         table: The table.
+        layout: The size of the figures, and whether they have a title.
 
     Returns:
         For each file's name, NAME.svg or NAME.png, its content.
     """
     return {
         f"{name}.{kind}": _bytes(figure, kind)
-        for name, figure, _ in _figures(table, LIGHT, titled=True)
+        for name, figure, _ in _figures(table, LIGHT, layout)
         for kind in ("svg", "png")
     }
 
@@ -78,18 +87,21 @@ def _bytes(figure: Figure, kind: str) -> bytes:
     return out.getvalue()
 
 
-def _figures(table: Table, theme: Theme, *, titled: bool) -> Iterator[tuple[str, Figure, str]]:
+def _figures(table: Table, theme: Theme, layout: Layout) -> Iterator[tuple[str, Figure, str]]:
     captions = [sheet.title for sheet in table.sheets]
     table = _without_mathematics(table)
-    if not titled:
+    if not layout.title:
         table = replace(table, title="", sheets=tuple(replace(sheet, title="") for sheet in table.sheets))
-    with _themed(theme):
+    with _themed(theme, layout):
         if table.bench in DRAWN:
-            for name, (figure, words) in DRAWN[table.bench](table, theme).items():
+            for name, (figure, words) in DRAWN[table.bench](table, theme, layout).items():
                 _typeset(figure)
+                if layout.figure_size is not None:
+                    figure.set_size_inches(layout.figure_size)  # the legend has made it higher
+                break_labels(figure)
                 yield name, figure, words
         for i, (sheet, words) in enumerate(zip(table.sheets, captions, strict=True)):
-            yield f"{table.bench}-sheet{i + 1 if len(table.sheets) > 1 else ''}", draw_sheet(sheet), words
+            yield f"{table.bench}-sheet{i + 1 if len(table.sheets) > 1 else ''}", draw_sheet(sheet, layout), words
 
 
 def _typeset(figure: Figure) -> None:
@@ -112,27 +124,27 @@ def _without_mathematics(table: Table) -> Table:
     ]
     rows = tuple({key: plain(value) for key, value in row.items()} for row in table.rows)
     settings = {key: plain(value) for key, value in table.settings.items()}
-    title = textwrap.fill(plain(table.title), 100)
-    return replace(table, title=title, rows=rows, settings=settings, sheets=tuple(sheets))
+    return replace(table, title=plain(table.title), rows=rows, settings=settings, sheets=tuple(sheets))
 
 
 @contextmanager
-def _themed(theme: Theme) -> Iterator[None]:
+def _themed(theme: Theme, layout: Layout = USUAL) -> Iterator[None]:
     import matplotlib
 
     style: dict[Any, Any] = {
         "figure.facecolor": theme.paper, "savefig.facecolor": theme.paper, "axes.facecolor": theme.paper,
         "text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.titlecolor": theme.ink,
         "xtick.color": theme.ink, "ytick.color": theme.ink, "axes.edgecolor": theme.muted, "grid.color": theme.muted,
-        "grid.alpha": 0.3, "font.size": 10, "axes.titlesize": 11, "lines.markersize": 5, "lines.linewidth": 1.5,
+        "grid.alpha": 0.3, "font.size": layout.font, "axes.titlesize": 1.1 * layout.font,
+        "figure.titlesize": 1.1 * layout.font, "lines.markersize": 0.5 * layout.font, "lines.linewidth": 1.5,
     }  # fmt: skip
     with matplotlib.rc_context(style):
         yield
 
 
-def reconstruction(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+def reconstruction(table: Table, theme: Theme, layout: Layout = USUAL) -> Drawn:
     """Draw the error of the round trip and of the latent against evaluations."""
-    figure, (left, right) = panels(2)
+    figure, (left, right) = panels(2, layout)
     for axes, name, title, label in (
         (left, "round_trip", "Round trip", "rms over pixels in [-1, 1], median"),
         (right, "latent", "Latent", "distance to the true latent, rms / σ_T, median"),
@@ -149,17 +161,17 @@ def reconstruction(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
         exact += [f"{label_of(key)}{some}"] if zeros else []
     if exact:
         note(left, f"exactly 0, so not drawn: {'; '.join(exact)}", theme)
-    floor(right, table.settings.get("reference_error"), "how far the true latent is known", theme)
+    level(right, table.settings.get("reference_error"), "how far the true latent is known", theme)
     legend(figure, left, right)
-    figure.suptitle(table.title, fontsize=11)
+    headline(figure, table.title)
     return {table.bench: (figure, "Error against evaluations, one line per solver and grid")}
 
 
-def work_precision(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+def work_precision(table: Table, theme: Theme, layout: Layout = USUAL) -> Drawn:
     """Draw the errors of decoding and encoding against evaluations and seconds, with the error of the solutions."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11.6, 8.4), layout="constrained")
+    figure = Figure(figsize=layout.figure_size or (11.6, 8.4), layout="constrained")
     grid = figure.subplots(2, 2, sharey="row")
     ways = (("decode", "Decoding", "distance to the ODE's image, rms, median"),
             ("encode", "Encoding", "distance to the ODE's latent, rms / σ_T, median"))  # fmt: skip
@@ -174,22 +186,23 @@ def work_precision(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
                 axes.set_ylabel(label)
             axes.set(title=f"{title}: error against {work}", xlabel=unit)
             axes.grid(which="major")
-            floor(axes, table.settings.get(f"{way}_floor"), "how far the solution is known", theme)
+            level(axes, table.settings.get(f"{way}_floor"), "how far the solution is known", theme)
     legend(figure, *grid[0], *grid[1])
-    figure.suptitle(table.title, fontsize=11)
+    headline(figure, table.title)
     return {table.bench: (figure, "Error against evaluations and seconds, a line per solver and grid")}
 
 
-def cheapest(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+def cheapest(table: Table, theme: Theme, layout: Layout = USUAL) -> Drawn:
     """Draw the error of each solver on each grid on the first set, beside the error that must be kept."""
     from matplotlib.figure import Figure
 
     found = [(row["error"], row) for row in table.rows if row["error"] is not None]
     found.sort(key=lambda pair: (("yes", "first", "more").index(pair[1]["found"]), pair[0]))
-    figure = Figure(figsize=(9, 1.4 + 0.26 * max(len(found), 2)), layout="constrained")
+    size = layout.figure_size or (9, 1.4 + 0.26 * max(len(found), 2))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     for kept, label, i in (
-        ("yes", "keeps it on both sets", 2), ("first", "on the first set", 3), ("more", "not with fewer evaluations", 4)
+        ("yes", "kept on both sets", 2), ("first", "kept on the first set", 3), ("more", "not kept", 4)
     ):  # fmt: skip
         these = [(place, error) for place, (error, row) in enumerate(found) if row["found"] == kept]
         axes.plot(
@@ -202,36 +215,34 @@ def cheapest(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
     if log_scale(axes, "x"):
         axes.axvline(table.settings["error"], color=theme.muted, linestyle=(0, (1, 3)))
     axes.grid(axis="x")
-    axes.set(
-        title=table.title,
-        xlabel="the larger error of decoding and encoding, nine images in ten; behind the names: evaluations of both",
-    )
+    axes.set_xlabel("the larger of both errors; after each name: the network evaluations")
+    headline(figure, table.title)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return {table.bench: (figure, "What each solver and grid errs with about as many evaluations")}
 
 
-def consistency(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+def consistency(table: Table, theme: Theme, layout: Layout = USUAL) -> Drawn:
     """Draw the distance to the reference's image of the same x_T over evaluations, and that between different x_T."""
     kinds = [("pixels", "Pixels", "rms distance to the reference, median")]
     if any(column.name == "features" for column in table.columns):
         kinds.append(("features", "Features", "rms distance in features, median"))
-    figure, all_axes = panels(len(kinds))
+    figure, all_axes = panels(len(kinds), layout)
     for axes, (name, title, label) in zip(all_axes, kinds, strict=True):
         drawn = lines(axes, table, theme, "evaluations", name)
         log_scale(axes, "y")
         log_axis(axes, drawn)
         axes.set(title=title, ylabel=label, xlabel="network evaluations")
         axes.grid(which="major")
-        floor(axes, table.settings.get(f"{name} between different x_T"), "between different x_T", theme)
-    floor(all_axes[0], table.settings.get("reference_error"), "how far the reference is known", theme)
+        level(axes, table.settings.get(f"{name} between different x_T"), "between different x_T", theme, side="right")
+    level(all_axes[0], table.settings.get("reference_error"), "how far the reference is known", theme)
     legend(figure, *all_axes)
-    figure.suptitle(table.title, fontsize=11)
+    headline(figure, table.title)
     return {table.bench: (figure, "Distance to the reference's image over evaluations")}
 
 
-def quality(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+def quality(table: Table, theme: Theme, layout: Layout = USUAL) -> Drawn:
     """Draw the distance between samples and real images over evaluations."""
-    figure, axes = panels(2)
+    figure, axes = panels(2, layout)
     measure = str(table.settings.get("measure", "Fréchet distance"))
     for panel, name, title in ((axes[0], "frechet", measure), (axes[1], "kid", "KID")):
         label = _eta_label if "eta" in table.group else label_of
@@ -241,10 +252,10 @@ def quality(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
         panel.set(title=title, ylabel=f"{title} to the reference", xlabel="network evaluations")
         panel.grid(which="major")
     log_axis(axes[0], [row["frechet"] for row in table.rows if row["frechet"]] or [1.0], "y")
-    floor(axes[0], table.settings.get("frechet of real images"), "as many real images", theme)
-    floor(axes[1], table.settings.get("kid of real images"), "as many real images", theme, scale="linear")
+    level(axes[0], table.settings.get("frechet of real images"), REAL, theme)
+    level(axes[1], table.settings.get("kid of real images"), REAL, theme, scale="linear")
     legend(figure, *axes)
-    figure.suptitle(table.title, fontsize=11)
+    headline(figure, table.title)
     return {table.bench: (figure, f"{measure} and KID over evaluations, one line per η or solver")}
 
 
@@ -253,11 +264,12 @@ def _eta_label(key: Sequence[Any]) -> str:
     return label_of([{"": solver, "hat": "σ̂"}.get(eta, f"η = {eta}"), grid])
 
 
-def draw_sheet(sheet: Sheet) -> Figure:
-    """Draw a sheet of images in rows and columns, with the rows' words at the left and the columns' words above.
+def draw_sheet(sheet: Sheet, layout: Layout = USUAL) -> Figure:
+    """Draw a sheet of images in rows and columns, with the rows' labels at the left and the columns' labels above.
 
     Args:
         sheet: The sheet; its images are (R, K, H, W, C) uint8 with C = 1 or 3.
+        layout: The size that the sheet fits into. By default, a sheet with more or larger images is larger.
 
     Returns:
         The figure.
@@ -267,10 +279,14 @@ def draw_sheet(sheet: Sheet) -> Figure:
 
     down, across, height, width = sheet.images.shape[:4]
     scale = 0.62 * max(1.0, math.sqrt(max(height, width) / 64))
-    across_inches = scale * across + 1.9
-    title = textwrap.fill(sheet.title, max(16, int(across_inches / 0.085)))  # the width of a letter of 10 points
-    lines = 0.17 * title.count("\n")
-    figure = Figure(figsize=(across_inches, scale * down * height / width + 0.75 + lines), layout="constrained")
+    size = np.array([scale * across + 1.9, scale * down * height / width + 0.75])
+    if layout.figure_size is not None:
+        size *= min(np.array(layout.figure_size) / size)
+    figure = Figure(figsize=tuple(size), layout="constrained")
+    headline(figure, sheet.title)
+    if layout.figure_size is None:
+        more = 0.17 * figure.get_suptitle().count("\n")  # inches, for the other lines of the title
+        figure.set_size_inches(size[0], size[1] + more)
     axes = figure.subplots(1, 1)
     gap = max(1, width // 14)
     canvas = np.zeros((down * (height + gap) - gap, across * (width + gap) - gap, 4), np.uint8)  # gaps are transparent
@@ -285,16 +301,15 @@ def draw_sheet(sheet: Sheet) -> Figure:
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    figure.suptitle(formulas(title), fontsize=10)
     return figure
 
 
-def timing(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+def timing(table: Table, theme: Theme, layout: Layout = USUAL) -> Drawn:
     """Draw seconds over steps with fitted lines, and milliseconds per image and evaluation over the batch size."""
     import numpy as np
     from matplotlib.ticker import NullLocator
 
-    drawing, (left, right) = panels(2)
+    drawing, (left, right) = panels(2, layout)
     groups = table.lines()
     found: dict[tuple[Any, ...], list[tuple[int, float, float]]] = {}  # by solver: batch, all time, own time
     for (key, rows), style in zip(groups.items(), styles(theme, len(groups)), strict=True):
@@ -333,7 +348,7 @@ def timing(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
     note(left, "marks: medians, with their range; lines: a + b·steps", theme)
     note(right, "of the longest run; hollow: outside the network", theme)
     legend(drawing, left)
-    drawing.suptitle(table.title, fontsize=11)
+    headline(drawing, table.title)
     return {table.bench: (drawing, "Seconds over steps, and milliseconds over the batch size")}
 
 
@@ -346,9 +361,9 @@ def _label_with_rate(key: Sequence[Any], row: Mapping[str, Any]) -> str:
     return f"{name}\n{row['per_step']:.3g} ms/step{fit}"
 
 
-def interpolation(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
+def interpolation(table: Table, theme: Theme, layout: Layout = USUAL) -> Drawn:
     """Draw, along the lines, the distance between neighbours and the distance of each image from the first."""
-    drawing, (left, right) = panels(2)
+    drawing, (left, right) = panels(2, layout)
     profiles = table.settings["profiles"]
     several = len({profile["steps"] for profile in profiles if profile["steps"]}) > 1
     faint: dict[str, Any] = {"color": theme.muted, "linestyle": (0, (1, 2))}
@@ -367,11 +382,11 @@ def interpolation(table: Table, theme: Theme) -> dict[str, tuple[Figure, str]]:
         axes.set_ylim(bottom=0)
         axes.grid(which="major")
     legend(drawing, left)
-    drawing.suptitle(table.title, fontsize=11)
+    headline(drawing, table.title)
     return {table.bench: (drawing, "Distances of neighbours, and from the first image, along the way")}
 
 
-DRAWN: dict[str, Callable[[Table, Theme], dict[str, tuple[Figure, str]]]] = {
+DRAWN: dict[str, Callable[[Table, Theme, Layout], Drawn]] = {
     "reconstruction": reconstruction,
     "work-precision": work_precision,
     "cheapest": cheapest,
@@ -380,4 +395,4 @@ DRAWN: dict[str, Callable[[Table, Theme], dict[str, tuple[Figure, str]]]] = {
     "time": timing,
     "interpolation": interpolation,
 }
-"""The function of each bench: (table, theme) -> for each figure's name, the figure and what it shows in words."""
+"""The function of each bench: (table, theme, layout) -> for each figure's name, the figure and a sentence about it."""

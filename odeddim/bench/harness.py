@@ -1,12 +1,12 @@
-"""The harness that measures a model: it keeps every measurement, so that a bench that was stopped goes on.
+"""The harness that measures a model. It keeps every measurement, so that a bench continues after a stop.
 
     bench/                                     the folder of all benches of a model
     bench/reconstruction.h5, .json, .csv, ...  a table and its figures (`odeddim.bench.tables`)
     bench/cells/reconstruction-0f1e2d3c.h5     a cell: a row for each image, noise or repetition
 
-A cell is a file with parts until all its rows are there (`odeddim.storage.resumable`). Its name is a hash of everything
-that its figures depend on. Other settings therefore give another cell, a table with one more solver measures only that
-solver, and several processes share the work.
+A cell is a file with parts until all its rows are complete (`odeddim.storage.resumable`). Its name is a hash of
+everything that its values depend on. Other settings therefore give another cell, a table with one more solver measures
+only that solver, and several processes can share the work.
 """
 
 from __future__ import annotations
@@ -40,21 +40,22 @@ if TYPE_CHECKING:
     from odeddim.bench.features import Features
 
 CELLS = "cells"
-WAIT = 0.5  # seconds between two looks at a cell that another process is measuring
+WAIT = 0.5  # seconds between two checks of a cell that another process is measuring
 
 
 @dataclass
 class Harness:
-    """A model, and the folder where its measurements are kept.
+    """A model, and the folder of its measurements.
 
     Attributes:
         model: The model that is measured.
         folder: The folder of the tables; the cells are in a folder inside it.
         dtype: The dtype of the state.
-        batch_size: How many images are in work at once.
-        fit: Called with the solver that runs next. It sets up the machine and returns, JSON-able, everything about the
-            machine that the digits depend on.
-        advance: Called with numbers of evaluations, new ones and those read from cells, for a progress bar.
+        batch_size: The number of images that are processed at once.
+        fit: A function that is called with the next solver. It sets up the machine, and returns everything about the
+            machine that the digits depend on, JSON-able.
+        advance: A function that is called with numbers of evaluations, for a progress bar. The numbers include the
+            evaluations of cells that are read.
         overwrite: Whether to measure everything again.
     """
 
@@ -66,28 +67,28 @@ class Harness:
     advance: Callable[[int], Any] = lambda evaluations: None
     overwrite: bool = False
     _identities: dict[int, tuple[Any, str]] = field(default_factory=dict)
-    _anew: set[Path] = field(default_factory=set)  # the cells that `overwrite` has replaced already
+    _anew: set[Path] = field(default_factory=set)  # the cells that `overwrite` already replaced
 
     def subject(self) -> dict[str, Any]:
-        """What a table says about the model, JSON-able."""
+        """Return what a table states about the model, JSON-able."""
         return {"model": self.model.name, "sha256": self.model.sha256, "condition": self.model.condition.words}
 
     def header(self, run: Plan) -> dict[str, Any]:
-        """What a table says about the model and the machine, JSON-able. run: any of the runs of the table."""
+        """Return what a table states about the model and the machine, JSON-able. `run` is any run of the table."""
         return {
             **self.subject(), "state": str(self.dtype).removeprefix("torch."),
             **self.fit(run.solver), "odeddim": odeddim.__version__, "torch": torch.__version__,
         }  # fmt: skip
 
     def conventions(self, run: Plan) -> str:
-        """What a title says about the measurement: the end of the nodes, the precision and the device."""
+        """Return what a title states about the measurement: the end of the nodes, the dtype and the device."""
         details = self.fit(run.solver)
         end = "end zero" if float(run.nodes[0]) == 0 else "end sigma_min"
         dtype = details.get("dtype", str(self.dtype).removeprefix("torch."))
         return f"{end}, {dtype} on {details.get('device', self.model.device or 'cpu')}"
 
     def settings(self, bench: str, run: Plan, **details: Any) -> dict[str, Any]:
-        """Everything that the figures of a run depend on, JSON-able. The machine is set up for the run."""
+        """Set up the machine for a run, and return everything that its values depend on, JSON-able."""
         return asdict(
             provenance_of(
                 self.model, run, f"bench {bench}", chosen=dict(run.solver.chosen), **self.fit(run.solver),
@@ -104,20 +105,20 @@ class Harness:
         evaluations: float = 0,
         at_once: int | None = None,
     ) -> Columns:
-        """The columns of a cell: read where they are there, otherwise measured.
+        """Return the columns of a cell. They are read if the cell is complete, and otherwise measured.
 
         Args:
             settings: Everything that the columns depend on, with `made_by`.
-            rows: The number of rows of each column.
-            function: function(start, stop) measures the rows start, ..., stop-1.
-            evaluations: The expected evaluations of a row, for the progress bar.
-            at_once: How many rows `function` is asked for at a time. Default: the batch size.
+            rows: The number of rows.
+            function: The function (start, stop) that measures the rows start, ..., stop-1.
+            evaluations: The expected number of evaluations for a row, for the progress bar.
+            at_once: The number of rows in a call of `function`; by default the batch size.
 
         Returns:
             The columns, each with `rows` rows.
 
         Raises:
-            InputError: For a cell that is damaged, and for a folder that cannot be made.
+            InputError: If the cell is damaged, or if its folder cannot be made.
         """
         its_run = run_of(comparable(rows, settings))
         path, told, looked = self._cell(settings["made_by"].split()[-1], its_run), _Told(self.advance), False
@@ -147,10 +148,10 @@ class Harness:
             except InputError:
                 if _whole(path, rows, its_run) is None:
                     raise
-                # Otherwise another process has completed the cell meanwhile, and its parts are gone.
+                # Otherwise another process completed the cell in the meantime, and removed its parts.
 
     def _cell(self, bench: str, run: str) -> Path:
-        """The path of a cell, in a folder that is there."""
+        """Return the path of a cell, and make its folder if it does not exist."""
         place = self.folder / CELLS
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -161,9 +162,9 @@ class Harness:
         return place / f"{bench}-{run[:16]}.h5"
 
     def identity(self, thing: VectorField | Features) -> str:
-        """What identifies a model or a feature network: the hash of its weights, or the name of a built-in one.
+        """Return the identity of a model or feature network: the hash of its weights, or the name of a built-in one.
 
-        A function has neither. Its identity is a random one, so that its measurements are for this harness only.
+        A function has neither. Its identity is random, so that its measurements are valid in this harness only.
         """
         if thing.sha256 or thing.name in BUILT_IN:
             return thing.sha256 or thing.name
@@ -171,19 +172,19 @@ class Harness:
 
 
 class _Told:
-    """How many evaluations the progress bar has been told of."""
+    """The number of evaluations that were reported to the progress bar."""
 
     def __init__(self, advance: Callable[[int], Any]) -> None:
         self._advance, self.count = advance, 0
 
     def upto(self, count: float) -> None:
-        """Tell the progress bar that so many evaluations are done in all."""
+        """Report to the progress bar the total number of evaluations so far."""
         if int(count) != self.count:
             self._advance(int(count) - self.count)
             self.count = int(count)
 
     def watch(self, most: float) -> Callable[[int], None]:
-        """A function that is called with new evaluations and tells of them, up to `most` in all."""
+        """Return a function that reports new evaluations, up to a total of `most`."""
         before, seen = self.count, 0
 
         def watch(count: int) -> None:
@@ -195,17 +196,17 @@ class _Told:
 
 
 Images = Callable[[int, int], Tensor]
-"""images(start, stop) -> (B, C, H, W) in [-1, 1]."""
+"""A function (start, stop) -> the images start, ..., stop-1, (B, C, H, W) in [-1, 1]."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images that are read a batch at a time.
+    """Images that are read in batches.
 
     Attributes:
-        read: read(start, stop) gives the images start, ..., stop-1, (B, C, H, W) in [-1, 1].
-        count: How many images there are.
-        name: What a table calls them.
+        read: The function that reads images.
+        count: The number of images.
+        name: The name of the images in a table.
     """
 
     read: Images
@@ -214,12 +215,12 @@ class Pictures:
 
     @property
     def described(self) -> dict[str, Any]:
-        """What the settings of a table say about a reference."""
+        """What the settings of a table state about reference images."""
         return {"reference images": self.count, **({"reference": self.name} if self.name else {})}
 
 
 def hash_of(images: Images, count: int, at_once: int = 256) -> str:
-    """The SHA-256 of the first images of a source. Names and sizes do not show that an image was edited."""
+    """Return the SHA-256 of the first `count` images. Names and sizes would not show that an image was edited."""
     digest = hashlib.sha256()
     for start in range(0, count, at_once):
         batch = images(start, min(start + at_once, count))
@@ -229,16 +230,22 @@ def hash_of(images: Images, count: int, at_once: int = 256) -> str:
 
 
 def _whole(path: Path, rows: int, run: str) -> Columns | None:
-    """The columns of a complete cell; None where there is none, or an unfinished one.
+    """Return the columns of a cell; None if the cell does not exist or is not complete.
 
-    run: the hash of the settings that the cell must have.
+    Args:
+        path: The file of the cell.
+        rows: The number of rows.
+        run: The hash of the settings that the cell must have.
+
+    Raises:
+        InputError: If the cell is damaged or has other settings.
     """
     if not path.exists():
         return None
     try:
         with opened(path, "a cell of a bench") as file:
             if run_of(settings_of(file, path)) != run:
-                raise InputError(f"{path} is not the cell that its name says")
+                raise InputError(f"{path} holds another cell than its name says")
             columns = look_at(file, path)
             if is_index(file):
                 return None
@@ -250,71 +257,78 @@ def _whole(path: Path, rows: int, run: str) -> Columns | None:
 
 
 def error_words(failures: np.ndarray[Any, Any]) -> str:
-    """The first message in a column of failures, "" if there is none."""
+    """Return the first message in a column of failures; "" if there is none."""
     return next((words.decode("utf-8", "replace") for words in failures.tolist() if words), "")
 
 
 def failure_column(words: str, count: int) -> np.ndarray[Any, Any]:
-    """A column with the reason why a batch gave no result, the same for each image; "" if it gave one."""
+    """Return a column with the reason why a batch failed, the same for each image; "" if the batch did not fail."""
     return np.array([words.encode()[:300]] * count, "S300")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A solver on a grid: the grid's name or file, or None for the solver's own grid."""
+    """A solver on a grid.
+
+    Attributes:
+        solver: The name of the solver.
+        grid: The name or file of the grid; None for the solver's own grid.
+    """
 
     solver: str
     grid: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Entry:
-        """An entry from "SOLVER" or "SOLVER@GRID"."""
+        """Make an entry from "SOLVER" or "SOLVER@GRID"."""
         solver, _, grid = text.partition("@")
         return cls(solver, grid or None)
 
 
 def in_words(plan: Plan) -> str:
-    """The solver and its grid, in words."""
+    """Return the solver and the grid of a plan in words."""
     return plan.solver.name if plan.solver.adaptive else f"{plan.solver.name}, {plan.grid}"
 
 
 def first_cells(plan: Plan) -> dict[str, Any]:
-    """The first cells of a plan's row in a table. An adaptive solver has no grid and no steps."""
+    """Return the first cells of a plan's row in a table. An adaptive solver has no grid and no steps."""
     grid = "-" if plan.solver.adaptive else plan.grid
     return {"solver": plan.solver.name, "grid": grid, "steps": plan.steps}
 
 
 def expected(plan: Plan) -> int:
-    """The evaluations in one direction, for a progress bar; a guess where they depend on the image."""
+    """Return the evaluations in one direction, for a progress bar; a guess if they depend on the image."""
     count = plan.evaluations_down if plan.solver.stochastic else plan.evaluations
     return 100 if math.isnan(count) else int(count)
 
 
 def check_settings(entries: Sequence[Entry], settings: Mapping[str, Any]) -> None:
-    """Raise an InputError for a setting that none of these solvers has."""
+    """Raise an InputError if none of the solvers has one of the settings."""
     had = {"rtol", "atol", "max_nfe"}.union(*(solvers.get(entry.solver).settings for entry in entries))
     if unknown := sorted(set(settings) - had):
-        raise InputError(f"none of these solvers has a setting {unknown[0]!r} (they have: {', '.join(sorted(had))})")
+        raise InputError(
+            f"none of these solvers has the setting {unknown[0]!r}: leave it out (they have {', '.join(sorted(had))})"
+        )
 
 
 def planned(
     model: VectorField, entries: Sequence[Entry], steps: Sequence[int], end: str, settings: Mapping[str, Any]
 ) -> list[Plan]:
-    """The plans of every solver on its grid with each number of steps.
+    """Make the plans of every solver on its grid with each number of steps.
 
     Args:
-        model: The model that is run.
-        entries: The solvers on their grids. An adaptive solver runs once, and so does a grid file, which has its own
-            number of steps.
-        steps: The numbers of steps of all others.
+        model: The model.
+        entries: The solvers on their grids. An adaptive solver has one plan, and so has a grid file, whose number of
+            steps is fixed.
+        steps: The numbers of steps of all other plans.
         end: "zero" or "sigma_min".
-        settings: The settings of the solvers, such as rtol; each goes to the solvers that have it.
+        settings: The settings of the solvers, such as rtol. Each solver gets the settings that it has.
 
     Returns:
         The plans, in the order of the entries.
 
     Raises:
-        InputError: For plans that cannot be made, and for a setting that none of the solvers has.
+        InputError: If a plan cannot be made, or if none of the solvers has one of the settings.
     """
     runs = []
     check_settings(entries, settings)

@@ -1,11 +1,12 @@
-"""Interpolation: how smooth the images between two latents are, for each solver. DDIM's appendix D.5.
+"""Interpolation: the smoothness of the images between two latents, for each solver. DDIM's appendix D.5.
 
-The noise x_T of a seed is interpolated on great circles (`odeddim.latents.interpolate`), and each point is decoded. The
-ODE's solution depends smoothly on x_T, so that its images lie on a path. DDPM adds independent noise to each point, and
-neighbouring images have no more in common than what is left of x_T.
+Noise x_T is interpolated on great circles (`odeddim.latents.interpolate`), and each point is decoded. The solution of
+the ODE depends smoothly on x_T, so its images lie on a path. DDPM adds independent noise to each point, so neighbouring
+images have little in common.
 
-The figures are those of a broken line through the images v_0, ..., v_{K-1} in pixel space, d_i = rms(v_{i+1} - v_i),
-for images in [-1, 1]. For reference, the cross-fade: the straight line between the first solver's end images.
+The measures are those of the polygon through the images v_0, ..., v_{K-1} in pixel space, with sides
+d_i = rms(v_{i+1} - v_i), for images in [-1, 1]. For reference, the table has the cross-fade, which is the straight line
+between the end images of the first solver.
 """
 
 from __future__ import annotations
@@ -35,20 +36,27 @@ _COLUMNS = (
     Column("grid", "grid", form="s"),
     Column("steps", "steps"),
     Column("evaluations", "evals", "evaluations of the network per image", "g"),
-    Column("ends", "ends", "distance of the first image and the last, rms over pixels in [-1, 1]", ".3f"),
-    Column("step", "step", "mean distance of neighbours; on a smooth path twice the points halve it", ".4f"),
-    Column("largest", "largest/mean", "the largest of these over their mean; 1: even", ".2f"),
-    Column("length", "length", "of the path, over the distance of its ends; 1: straight", ".2f"),
-    Column("turn", "turn", "mean angle between a step and the next in degrees; 0: straight, 120: unrelated", ".1f"),
+    Column("ends", "ends", "distance between the first and the last image, rms over pixels in [-1, 1]", ".3f"),
+    Column("step", "step", "mean distance between neighbours; twice as many points halve it on a smooth path", ".4f"),
+    Column("largest", "largest/mean", "the largest distance between neighbours divided by the mean; 1: even", ".2f"),
+    Column("length", "length", "length of the path divided by the distance between its ends; 1: straight", ".2f"),
+    Column("turn", "turn", "mean angle between a step and the next, in degrees; 0: straight, 120: unrelated", ".1f"),
     Column("remark", "remark", form="s"),
 )
 
 
 @dataclass(frozen=True)
 class Smoothness:
-    """The figures of paths, as the table's columns have them, means over P paths of K images.
+    """The measures of P paths of K images. Each is a mean over the paths.
 
-    steps: (K-1,) lengths d_i; distances: (K,) of each image from the first; both rms, and means too.
+    Attributes:
+        ends: The rms distance between the first and the last image.
+        step: The mean rms distance between neighbours.
+        largest: The largest distance between neighbours divided by the mean.
+        length: The length of the path divided by the distance between its ends.
+        turn: The mean angle between a step and the next, in degrees.
+        steps: The rms distances between neighbours (K-1,).
+        distances: The rms distances (K,) of each image from the first.
     """
 
     ends: float
@@ -61,9 +69,15 @@ class Smoothness:
 
 
 def smoothness(images: np.ndarray[Any, Any]) -> Smoothness:
-    """The figures of paths of images, (P, K, *), K >= 3.
+    """Measure the smoothness of paths of images.
 
-    A quotient by zero, as of a path that comes back to where it began, or that does not move, is left out of the means.
+    The means leave out quotients by zero, such as those of a path that returns to its start or does not move.
+
+    Args:
+        images: The images (P, K, *) of P paths, with K >= 3.
+
+    Returns:
+        The measures.
     """
     paths = np.asarray(images, np.float64).reshape(*images.shape[:2], -1)
     moves = np.diff(paths, axis=1)
@@ -99,25 +113,26 @@ def interpolation(
     side: int = defaults.SIDE,
     seed: int = 0,
 ) -> Table:
-    """Decode lines between latents by every run, and measure how smooth their images are.
+    """Decode lines between latents by every run, and measure how smooth the images are.
 
     Args:
-        harness: What measures the model.
-        runs: The plans that decode. The first decodes the grid too.
-        shape: (C, H, W) of an x_T.
-        pairs: How many lines; line p lies between the noise of (seed, 2p) and (seed, 2p + 1).
-        points: How many images on each line.
-        side: How many images along each side of the grid between the noise of (seed, 0), ..., (seed, 3); 0 for no grid.
-        seed: Of the noise.
+        harness: The harness that measures the model.
+        runs: The plans that decode. The first also decodes the grid.
+        shape: The shape (C, H, W) of an x_T.
+        pairs: The number of lines; line p lies between the noise of (seed, 2p) and (seed, 2p + 1).
+        points: The number of images on each line, at least 3.
+        side: The number of images along each side of the grid between the noise of (seed, 0), ..., (seed, 3); 0 for no
+            grid.
+        seed: The seed of the noise.
 
     Returns:
         The table, with sheets of the images.
 
     Raises:
-        InputError: For fewer than 3 points, and for a side of 1.
+        InputError: If `points` is below 3, or if `side` is 1.
     """
     if points < 3:
-        raise InputError(f"a line of {points} images has no bends: give points=3 or more")
+        raise InputError(f"a line of {points} images has no angle between steps: give points=3 or more")
     ends = [_latent(i, shape, seed) for i in range(max(2 * pairs, 4))]
     lines = [LatentPath.line(ends[2 * p], ends[2 * p + 1], points) for p in range(pairs)]
     between = [LatentPath.grid(ends[:4], side)] if side else []
@@ -147,9 +162,9 @@ def interpolation(
         columns=columns,
         rows=said,
         notes=(
-            "figures are means over the lines",
+            "all values are means over the lines",
             f"{CROSS_FADE}: the straight line in pixel space between the end images of "
-            f"{next(iter(found.shown), 'nothing')}; no path between these has a shorter mean step",
+            f"{next(iter(found.shown), 'the first solver')}, which has the shortest possible mean step",
         ),
         group=("solver", "grid"),
         sheets=tuple(_sheets(harness.model.title, found.shown, found.square)),
@@ -157,14 +172,14 @@ def interpolation(
 
 
 def _latent(i: int, shape: Sequence[int], seed: int) -> State:
-    """x_T of (seed, i) as a latent: x_T itself is interpolated, as in the paper, and σ = 0 leaves it as it is."""
+    """Return the noise of (seed, i) as a state at σ = 0, where x̄ equals x, so that x_T itself is interpolated."""
     return State(noise(1, tuple(shape), seed=seed, start=i), 0.0)
 
 
 def _decoded(harness: Harness, run: Plan, paths: Sequence[LatentPath], seed: int) -> tuple[Columns, str]:
-    """The images of all points of paths of one length, one after the other: a cell with `image` (N, C, H, W); failure.
+    """Decode all points of paths of equal length, and return the cell, with `image` (N, C, H, W), and the failure.
 
-    A stochastic solver's point i has the noise of (seed, i, step).
+    A stochastic solver adds the noise of (seed, i, step) to point i.
     """
     each, corners = len(paths[0]), len(paths[0].corners.xbar)
     shape = paths[0].corners.xbar.shape[1:]
@@ -177,7 +192,7 @@ def _decoded(harness: Harness, run: Plan, paths: Sequence[LatentPath], seed: int
         try:
             noisy = run.with_solver(with_noise(run.solver, seed=seed, start=start))
             images = solve(x_T.to(harness.dtype), model=harness.model, plan=noisy)
-        except (InputError, BudgetExceeded) as error:  # the other rows are still of use
+        except (InputError, BudgetExceeded) as error:  # the other rows are still useful
             failure = str(error)
         return {
             "image": images.cpu().numpy(),
@@ -197,7 +212,7 @@ _NOTHING: dict[str, Any] = dict.fromkeys(column.name for column in _COLUMNS)
 
 @dataclass
 class _Found:
-    """What the runs add up to: the rows, the lines of the figure, and the images of the sheets."""
+    """The results of the runs: the rows, the lines of the figure, and the images of the sheets."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     profiles: list[dict[str, Any]] = field(default_factory=list)
@@ -205,7 +220,7 @@ class _Found:
     square: tuple[str, np.ndarray[Any, Any]] | None = None
 
     def add(self, label: Mapping[str, Any], found: Smoothness) -> None:
-        """A row of the table, and what its line in the figure needs."""
+        """Add a row of the table, and its line in the figure."""
         figures = {key: value for key, value in asdict(found).items() if key not in ("steps", "distances")}
         self.rows.append({**label, **figures, "remark": ""})
         about = {key: label[key] for key in ("solver", "grid", "steps")}
@@ -215,7 +230,7 @@ class _Found:
 def _line(
     harness: Harness, run: Plan, lines: Sequence[LatentPath], seed: int, found: _Found
 ) -> np.ndarray[Any, Any] | None:
-    """The images (P, K, C, H, W) of a run's lines, whose row is added; None where the run failed."""
+    """Add a run's row, and return the images (P, K, C, H, W) of its lines; None if the run failed."""
     cell, failure = _decoded(harness, run, lines, seed)
     label = {**first_cells(run), "evaluations": float(cell["evaluations"].mean())}
     if failure:
@@ -227,12 +242,12 @@ def _line(
 
 
 def _name(run: Plan, runs: Sequence[Plan]) -> str:
-    """What a run is called on the sheets; its steps are told where others have other ones."""
+    """Return the name of a run on the sheets, with its steps if the runs have different steps."""
     return in_words(run) + (f", {run.steps} steps" if run.steps and not _steps(runs) else "")
 
 
 def _steps(runs: Sequence[Plan]) -> str:
-    """What a title says of the steps that all runs have in common."""
+    """Return the words of a title about the steps, if all runs have the same."""
     counts = {run.steps for run in runs}
     return f", {counts.pop()} steps" if len(counts) == 1 and None not in counts else ""
 
@@ -240,10 +255,10 @@ def _steps(runs: Sequence[Plan]) -> str:
 def _sheets(
     model: str, lines: Mapping[str, np.ndarray[Any, Any]], square: tuple[str, np.ndarray[Any, Any]] | None
 ) -> Iterator[Sheet]:
-    """The lines (P, K, C, H, W) of each solver, those between the same latents side by side, and the grid."""
+    """Yield a sheet with the lines (P, K, C, H, W) of all solvers, ordered by pair of latents, and one of the grid."""
     found = [*lines.values()]
     if not found or found[0].shape[2] not in (1, 3):
-        return  # of other channels nobody can make a picture
+        return  # data of other channels cannot be shown as images
     pairs, points = found[0].shape[:2]
     rows = [(f"{name}, pair {p + 1}", images[p]) for p in range(pairs) for name, images in lines.items()]
     yield Sheet(
@@ -259,7 +274,7 @@ def _sheets(
 
 
 def _pixels(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Images (*, C, H, W) in [-1, 1] as (*, H, W, C) uint8."""
+    """Convert images (*, C, H, W) in [-1, 1] to (*, H, W, C) uint8."""
     return np.asarray(to_bytes(torch.from_numpy(np.moveaxis(images, -3, -1))).numpy())
 
 

@@ -1,8 +1,7 @@
-"""Measures: how far images are apart, and how a figure spreads over images.
+"""Measures of the distance between images, and the spread of a value over images.
 
-A figure that each image has is given as its median, with the values that one image in ten and nine images in ten do
-not exceed. A mean over images does not transfer: one image of eight often makes up half of it, and other images have
-another mean.
+A value that each image has is reported as its median, together with the values that one and nine images in ten do not
+exceed. A mean over images does not transfer to other images: one image of eight often contributes half of it.
 """
 
 from __future__ import annotations
@@ -18,34 +17,35 @@ Values = np.ndarray[Any, Any]
 
 
 def mean_square(difference: Tensor) -> Tensor:
-    """The mean square of each image, (B, *) -> (B,) float64."""
+    """Return the mean square of each image, (B, *) -> (B,) float64."""
     return difference.double().square().flatten(1).mean(dim=1)
 
 
 def rms_per_image(difference: Tensor) -> Values:
-    """The root mean square of each image, (B, *) -> (B,) float64 in numpy: the root of `mean_square`."""
+    """Return the root mean square of each image, (B, *) -> (B,) float64 in numpy."""
     return mean_square(difference).sqrt().cpu().numpy()
 
 
 def rms_per_row(rows: Values) -> Values:
-    """The root mean square over the last axis, (*, D) -> (*)."""
+    """Return the root mean square over the last axis, (*, D) -> (*)."""
     return np.asarray(np.sqrt((rows**2).mean(axis=-1)))
 
 
 def quantile(values: Values, share: float) -> float:
-    """The smallest of the values (N,) that at least this share of them do not exceed: 0.9 is what nine in ten keep."""
+    """Return the smallest of the values (N,) that at least a share of them do not exceed, such as nine in ten (0.9)."""
     return float(np.quantile(values.astype(np.float64), share, method="inverted_cdf"))
 
 
 def spread(name: str, values: Values | None) -> dict[str, float | None]:
-    """The cells of `spread_columns(name, ...)`.
+    """Return the cells of `spread_columns(name, ...)`.
 
     Args:
-        name: The figure's name.
-        values: The figure of each image, (N,); None where there is none.
+        name: The name of the value.
+        values: The value of each image, (N,); None for empty cells.
 
     Returns:
-        The median under `name`, and the values that one and nine images in ten do not exceed.
+        The median under `name`, and the values that one and nine images in ten do not exceed, under `name_10` and
+        `name_90`.
     """
     if values is None:
         return dict.fromkeys((name, f"{name}_10", f"{name}_90"))
@@ -53,9 +53,9 @@ def spread(name: str, values: Values | None) -> dict[str, float | None]:
 
 
 def spread_columns(name: str, heading: str, meaning: str) -> tuple[Column, Column, Column]:
-    """The columns of a figure that each image has: its median, under `heading`, and its spread beside it."""
+    """Return the columns of a value that each image has: the median, under `heading`, and the spread."""
     return (
         Column(name, heading, f"{meaning}, median over the images", ".2e"),
-        Column(f"{name}_10", "10 %", "one image in ten has no more than this", ".1e"),
-        Column(f"{name}_90", "90 %", "nine images in ten have no more than this", ".1e"),
+        Column(f"{name}_10", "10 %", "the value that one image in ten does not exceed", ".1e"),
+        Column(f"{name}_90", "90 %", "the value that nine images in ten do not exceed", ".1e"),
     )

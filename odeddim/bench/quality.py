@@ -1,9 +1,9 @@
-"""Quality of samples: DDIM's Tables 1 and 3, over η and the number of steps, and for any solver in place of DDIM.
+"""The quality of samples over η and the number of steps, DDIM's Tables 1 and 3, for DDIM and any other solver.
 
-Each line has N samples; sample i depends on (seed, i) only, and is rounded to the 8 bits of a PNG. The samples are
-compared with reference images by their features: Fréchet distance, KID, precision and recall
-(`odeddim.bench.distances`). The network that gives the features is part of the result: a distance of a small
-classifier's features is not the FID, and is not called so.
+Each row of the table has N samples. Sample i depends on (seed, i) only, and is rounded to the 8 bits of a PNG. The
+features of the samples are compared with those of reference images: Fréchet distance, KID, precision and recall
+(`odeddim.bench.distances`). The result depends on the feature network. Only with Inception's features is the Fréchet
+distance called FID.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError
 
 HAT = "hat"
-SHOWN = 8  # samples of each line on the sheet
-_NEIGHBOURS = 3  # of precision and recall
+SHOWN = 8  # samples of each row on the sheet
+_NEIGHBOURS = 3  # for precision and recall
 
 _ALL_STEPS = (10, 20, 50, 100, 1000)
 _FID: Mapping[str, Mapping[str, tuple[float, ...]]] = {
@@ -65,30 +65,35 @@ PAPER = {
     dataset: {(eta, steps): value for eta, row in rows.items() for steps, value in zip(_ALL_STEPS, row, strict=False)}
     for dataset, rows in _FID.items()
 }
-"""DDIM (arXiv 2010.02502), FID by η and steps: Table 1 (CIFAR-10, CelebA) and Table 3 (LSUN), where DDPM is η = 1."""
+"""The FIDs in DDIM (arXiv 2010.02502) by η and steps: Table 1 (CIFAR-10, CelebA), Table 3 (LSUN; DDPM is η = 1)."""
 
 
 def _columns(measure: str, paper: str | None) -> tuple[Column, ...]:
     return (
-        Column("eta", "η", "DDIM's η, 0 the ODE and 1 DDPM; hat: DDPM with the larger variance σ̂ (appendix D.3)", "s"),
+        Column("eta", "η", "DDIM's η; 0: the ODE; 1: DDPM; hat: DDPM with the larger variance σ̂ (appendix D.3)", "s"),
         Column("solver", "solver", form="s"),
         Column("grid", "grid", form="s"),
         Column("steps", "steps"),
         Column("evaluations", "evals", "evaluations of the network per image", "g"),
-        Column("frechet", measure, f"{measure} of the samples' features to the reference's", ".3f"),
-        Column("kid", "KID", "kernel distance, the mean over subsets", ".4f"),
-        Column("kid_std", "±", "its standard deviation over subsets; of up to 1000 samples all are in each", ".4f"),
-        Column("precision", "precision", f"share of samples among real images, by {_NEIGHBOURS} neighbours", ".3f"),
-        Column("recall", "recall", f"share of real images among samples, by {_NEIGHBOURS} neighbours", ".3f"),
-        Column("paper", "paper", f"the paper's FID of {paper}", "g"),
-        Column("seconds", "seconds", "of sampling, all images", ".1f"),
+        Column("frechet", measure, "distance between the features of samples and of reference images", ".3f"),
+        Column("kid", "KID", "kernel distance between these features, mean over subsets", ".4f"),
+        Column("kid_std", "±", "standard deviation of KID over subsets of 1000 samples, or of all if fewer", ".4f"),
+        Column("precision", "precision", f"share of samples near real images, by {_NEIGHBOURS} neighbours", ".3f"),
+        Column("recall", "recall", f"share of real images near samples, by {_NEIGHBOURS} neighbours", ".3f"),
+        Column("paper", "paper", f"the paper's FID for {paper}", "g"),
+        Column("seconds", "seconds", "seconds of sampling, for all images", ".1f"),
         Column("remark", "remark", form="s"),
     )
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A line of the table: a run, and the η that the run has ("" of solvers that are not of DDIM's family)."""
+    """A row of the table.
+
+    Attributes:
+        run: The plan that samples.
+        eta: The value of η; "" for solvers outside DDIM's family.
+    """
 
     run: Plan
     eta: str = ""
@@ -107,27 +112,26 @@ def quality(
     paper: str | None = None,
     others: Pictures | None = None,
 ) -> Table:
-    """Sample by every line, and compare the samples with reference images.
+    """Sample by every run, and compare the samples with reference images.
 
     Args:
-        harness: What measures the model.
+        harness: The harness that measures the model.
         lines: The runs, with their η.
-        count: How many samples of each line.
-        shape: (C, H, W) of a sample.
+        count: The number of samples of each run.
+        shape: The shape (C, H, W) of a sample.
         features: The network whose features are compared.
-        reference: Real images.
-        seed: Of the noise; sample i depends on (seed, i) only.
-        end: "zero" or "sigma_min", as of the runs.
-        paper: The data set of the paper, where the model and the reference are the paper's: the paper's figures are
-            then in a column.
-        others: More real images. As many as there are samples are measured like samples: a perfect sampler would get
-            these figures.
+        reference: The real images that samples are compared with.
+        seed: The seed of the noise; sample i depends on (seed, i) only.
+        end: The end of the runs, "zero" or "sigma_min".
+        paper: The data set, if the model and the reference are the paper's. A column then has the paper's FIDs.
+        others: Other real images, for the baseline: as many of them as there are samples are compared with the
+            reference. A perfect sampler would reach the baseline.
 
     Returns:
         The table, with a sheet of the first samples.
 
     Raises:
-        InputError: For too few images, and for `paper` where the setting is not the paper's.
+        InputError: If there are too few images, or if `paper` is given and the setting is not the paper's.
     """
     _check(harness, features, (paper, shape, end), (count, reference.count))
     real = of_images(harness, features, reference)
@@ -152,8 +156,8 @@ def quality(
         columns=columns,
         rows=said,
         notes=(
-            f"features: {features.name}, of {references} reference images; figures of another number of samples do not "
-            f"compare",
+            f"features: {features.name}, with {references} reference images; compare only results for equally many "
+            "samples",
             *_best_words(best, features.measure),
         ),
         group=tuple(column.name for column in columns if column.name in ("eta", "solver", "grid")),
@@ -180,23 +184,25 @@ def _row(line: Sampled, cell: Columns, real: Tensor, seed: int, paper: str | Non
 def _check(
     harness: Harness, features: Features, setting: tuple[str | None, tuple[int, ...], str], counts: tuple[int, int]
 ) -> None:
-    """Raise an InputError for too few images, and for `paper` where model, shape, end or features are not its own."""
+    """Raise an InputError if there are too few images, or if the setting is not that of `paper`."""
     paper, shape, end = setting
     if paper:
         check_setting(paper, harness.model, shape, end)
         if features.measure != "FID":
             raise InputError(
-                f"the paper's figures are FIDs, these are distances of {features.name}: leave out paper=..., or give "
-                "the weights of Inception (features='inception:WEIGHTS.pth')"
+                f"the paper's results are FIDs, but these are distances between features of {features.name}: leave out "
+                "paper=..., or give the weights of Inception (features='inception:WEIGHTS.pth')"
             )
     if min(counts) <= _NEIGHBOURS:
-        raise InputError(f"{counts[0]} samples and {counts[1]} reference images: {_NEIGHBOURS + 1} of each are needed")
+        raise InputError(
+            f"{counts[0]} samples and {counts[1]} reference images are too few: give at least {_NEIGHBOURS + 1} of each"
+        )
 
 
 def _best(
     harness: Harness, features: Features, real: Tensor, others: Pictures, count: int, seed: int
 ) -> dict[str, Any]:
-    """The figures of `count` other real images in place of samples, as the settings of the table have them."""
+    """Return the baseline, the results of `count` other real images in place of samples, for the table's settings."""
     held = of_images(harness, features, replace(others, count=min(count, others.count)))
     found = {f"{key} of real images": value for key, value in compared(real, held, seed).items()}
     return {**found, "real images": len(held)}
@@ -208,7 +214,7 @@ def _best_words(best: Mapping[str, Any], measure: str) -> tuple[str, ...]:
     figures = (("frechet", measure, ".3f"), ("kid", "KID", ".4f"), ("precision", "precision", ".3f"),
                ("recall", "recall", ".3f"))  # fmt: skip
     words = ", ".join(f"{label} {best[f'{key} of real images']:{form}}" for key, label, form in figures)
-    return (f"{best['real images']} other real images have {words}",)
+    return (f"baseline: {best['real images']} other real images in place of samples have {words}",)
 
 
 def _sheets(shown: Sequence[tuple[Sampled, Tensor]]) -> tuple[Sheet, ...]:
@@ -221,11 +227,23 @@ def _sheets(shown: Sequence[tuple[Sampled, Tensor]]) -> tuple[Sheet, ...]:
     ]
     count = shown[0][1].shape[0]
     images = torch.stack([images for _, images in shown])
-    return (sheet("The first samples of each line, from the same x_T", images, labels, [str(i) for i in range(count)]),)
+    return (sheet("The first samples of each run, from the same x_T", images, labels, [str(i) for i in range(count)]),)
 
 
 def compared(real: Tensor, fake: Tensor, seed: int) -> dict[str, Any]:
-    """All figures of features (N, d) against those of the reference (M, d)."""
+    """Compare the features of samples with those of reference images.
+
+    Args:
+        real: The features (M, d) of the reference images.
+        fake: The features (N, d) of the samples.
+        seed: The seed of KID's subsets.
+
+    Returns:
+        The cells frechet, kid, kid_std, precision and recall.
+
+    Raises:
+        InputError: If the features cannot be compared, or if torchmetrics is missing.
+    """
     mean, spread = kid(real, fake, seed=seed)
     precision, recall = precision_recall(real, fake, _NEIGHBOURS)
     return {
@@ -234,7 +252,7 @@ def compared(real: Tensor, fake: Tensor, seed: int) -> dict[str, Any]:
 
 
 def of_images(harness: Harness, features: Features, images: Pictures) -> Tensor:
-    """The features of real images, (N, d)."""
+    """Return the features (N, d) of real images."""
     sha256 = hash_of(images.read, images.count)
     settings = {"made_by": "bench features", "features": harness.identity(features), "images": sha256}
 
@@ -247,7 +265,7 @@ def of_images(harness: Harness, features: Features, images: Pictures) -> Tensor:
 def sampled(
     harness: Harness, run: Plan, features: Features, width: int, count: int, shape: tuple[int, ...], seed: int
 ) -> Columns:
-    """The features of `count` samples, (count, width), and what each took: columns of (count,)."""
+    """Return the features (count, width) of samples, and the seconds and evaluations of each (count,), as columns."""
     settings = harness.settings("quality", run, seed=seed, size=list(shape), features=harness.identity(features))
 
     def measure(start: int, stop: int) -> Columns:
@@ -258,7 +276,7 @@ def sampled(
             images = _samples(harness, run, start, stop, shape, seed)
             seconds = time.perf_counter() - began
             found = features(images)
-        except (InputError, BudgetExceeded) as error:  # the other lines are still of use
+        except (InputError, BudgetExceeded) as error:  # the other rows are still useful
             failure, seconds = str(error), time.perf_counter() - began
         return {
             "features": np.full((n, width), math.nan, np.float32) if found is None else found.numpy(),
@@ -271,7 +289,7 @@ def sampled(
 
 
 def shown(harness: Harness, run: Plan, count: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    """The first samples, (count, C, H, W)."""
+    """Return the first samples (count, C, H, W)."""
     settings = harness.settings("samples", run, seed=seed, size=list(shape))
 
     def measure(start: int, stop: int) -> Columns:
@@ -281,8 +299,8 @@ def shown(harness: Harness, run: Plan, count: int, shape: tuple[int, ...], seed:
 
 
 def _samples(harness: Harness, run: Plan, start: int, stop: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Samples as a PNG holds them, float32 in [-1, 1]."""
+    """Return samples with the precision of a PNG, float32 in [-1, 1]."""
     images = sample(stop - start, seed=seed, start=start, model=harness.model, plan=run, shape=shape)
     if not bool(torch.isfinite(images).all()):
-        raise InputError(f"{run.solver.name} gave NaN or infinite values: take more steps or another grid")
+        raise InputError(f"{run.solver.name} returned NaN or infinite values: take more steps or another grid")
     return to_bytes(images).float() / 127.5 - 1

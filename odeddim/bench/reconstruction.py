@@ -1,14 +1,14 @@
-"""Reconstruction: encode, decode, compare. DDIM's Table 2, for any solver and grid, with the latent's own error.
+"""Reconstruction: encode images, decode them, and compare. DDIM's Table 2 for any solver and grid, with latent errors.
 
-The round trip is the rms over the pixels of an image in [-1, 1]. The latent's error is its distance to the ODE's true
-latent, rms per dimension over σ_T. Both are medians over the images, with their spread (`odeddim.bench.measures`). A
-solver can come back exactly from a latent that is wrong, so both are given. The true latent comes from a run with many
-steps; its error is estimated by a run with half of them. Where a grid ends below σ_T, latents are compared at the σ
-where it ends. In the paper's setting (`odeddim.bench.paper`) the table has the figures of the paper's Table 2, and the
-mean squared error that the paper reports.
+The error of the round trip is the rms over the pixels of an image in [-1, 1]. The error of the latent is the distance
+to the ODE's true latent, rms per dimension divided by σ_T. The table has the medians over the images, and their spread
+(`odeddim.bench.measures`). Both errors are needed, because a solver can return exactly from a wrong latent. The true
+latent is that of the reference, a run with many steps; the difference from a run with half the steps is its error. If a
+grid ends below σ_T, latents are compared at the σ where the grid ends. In the paper's setting (`odeddim.bench.paper`)
+the table also has the values of the paper's Table 2, and the mean squared error, which the paper reports.
 
-Labels: eq. 14 reversed evaluates ε(x, t) at the step's source, and so does every solver here. Much code that inverts
-DDIM takes the label t of the step's target and the x of its source; with `labels` that is measured too, for `euler`.
+Labels: eq. 14 reversed evaluates ε(x, t) at the step's source, and so does every solver of odeddim. Other code that
+inverts DDIM often takes x at the source, but the label t of the step's target. `labels` measures this for `euler` too.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from odeddim.types import BudgetExceeded, InputError, State
 
 LABELS = ("source", "target")
 REFERENCE = ("ab4", "log", 200)
-"""Solver, grid and steps of the run that gives the true latents."""
+"""The solver, grid and steps of the reference."""
 
 _COLUMNS = (
     Column("solver", "solver", form="s"),
     Column("grid", "grid", form="s"),
-    Column("labels", "labels", "where encoding takes the network's label t: at the step's source, or its target", "s"),
-    Column("steps", "steps", "none: the solver chooses them"),
+    Column("labels", "labels", "whether encoding takes the label t of the step's source or of its target", "s"),
+    Column("steps", "steps", "empty: the solver chooses its steps"),
     Column("evaluations", "evals", "evaluations of the network per image and direction", "g"),
     *spread_columns("round_trip", "round trip", "rms over the pixels of an image in [-1, 1]"),
     *spread_columns("latent", "latent", "rms distance to the ODE's true latent, over σ_T or the σ where the grid ends"),
     Column("mean_square", "MSE", "mean squared error of the round trip on the [0, 1] scale, mean over images", ".2e"),
-    Column("paper", "paper", "that in DDIM's Table 2", ".4f"),
-    Column("seconds", "seconds", "both directions, all images", ".1f"),
+    Column("paper", "paper", "the mean squared error in DDIM's Table 2", ".4f"),
+    Column("seconds", "seconds", "seconds in both directions, for all images", ".1f"),
     Column("remark", "remark", form="s"),
 )
 
@@ -67,20 +67,20 @@ def reconstruction(
     """Encode and decode images by every run, and measure both errors.
 
     Args:
-        harness: What measures the model.
+        harness: The harness that measures the model.
         images: The images, in the state's dtype and on the model's device.
-        count: How many images.
+        count: The number of images.
         runs: The plans.
-        end: "zero" or "sigma_min", as of the runs.
+        end: The end of the runs, "zero" or "sigma_min".
         labels: "source", "target" or both.
-        source: What the table notes about the images.
-        paper: Whether model and images are the paper's (CIFAR-10): the figures of its Table 2 are then in a column.
+        source: What the table's settings state about the images.
+        paper: Whether the model and the images are the paper's for CIFAR-10. A column then has the values of Table 2.
 
     Returns:
         The table.
 
     Raises:
-        InputError: For solvers that only decode, and for `paper` where the setting is not the paper's.
+        InputError: If a solver only decodes, or if `paper` is given and the setting is not the paper's.
     """
     if paper:
         check_setting("cifar10", harness.model, tuple(images(0, 1).shape[1:]), end)
@@ -108,21 +108,21 @@ def reconstruction(
         settings={
             **harness.header(runs[0]), "images": count, **(source or {}), "images_sha256": sha256, "end": end,
             "round trip": "rms over the pixels of an image in [-1, 1]; nothing is clipped",
-            "figures": "median over the images; 10 and 90 %: one and nine images in ten have no more",
+            "figures": "median over the images; 10 and 90 %: the values that one and nine images in ten do not exceed",
             "label convention": "source: eq. 14 reversed, ε(x_source, t_source); target: ε(x_source, t_target)",
             "reference": truth.words, "reference_error": truth.error,
         },
         columns=columns,
         rows=shown,
-        notes=(f"the true latent is {truth.words}, itself known to {truth.error:.1e} for nine images in ten",),
+        notes=(f"true latent: {truth.words}; its error is at most {truth.error:.1e} for nine images in ten",),
         group=("solver", "grid", *(["labels"] if several else [])),
     )  # fmt: skip
 
 
 def _with_labels(runs: Sequence[Plan], labels: Sequence[str]) -> list[tuple[Plan, str]]:
-    """The runs with each convention of the label; that of the target is for DDIM's Euler step only."""
+    """Return the runs with each label convention. The target's label is defined for DDIM's Euler step only."""
     if "target" in labels and not any(run.solver.ddim for run in runs):
-        raise InputError("the label of the target is a convention of inverting DDIM: add the solver 'euler'")
+        raise InputError("the target's label is defined only for DDIM's step: add the solver 'euler' to solvers=...")
     where = dict.fromkeys(labels)
     return [(run, name) for name in where for run in runs if name == "source" or run.solver.ddim]
 
@@ -131,7 +131,9 @@ def _row(run: Plan, where: str, cell: Columns) -> dict[str, Any]:
     failure = error_words(cell["failure"])
     residual = cell["residual"]
     lost = int((residual > 0).sum())
-    remark = failure or (f"{lost} images did not converge, residual up to {residual.max():.0e}" if lost else "")
+    remark = failure or (
+        f"{counted(lost, 'image')} did not converge, residual up to {residual.max():.0e}" if lost else ""
+    )
     as_there = run.solver.ddim and run.grid in TAU and where == "source"
     return {
         **first_cells(run),
@@ -151,13 +153,13 @@ def round_trip(model: VectorField, x_0: Tensor, run: Plan, truth: Tensor, labels
 
     Args:
         model: The model.
-        x_0: Images (B, C, H, W) in [-1, 1].
+        x_0: The images (B, C, H, W) in [-1, 1].
         run: The plan.
-        truth: Their true latents x̄ (B, C, H, W) at the top of the plan's nodes.
+        truth: The true latents x̄ (B, C, H, W) of the images at the top of the plan.
         labels: "source" or "target".
 
     Returns:
-        Columns of (B,) each; round_trip is the mean square on the [0, 1] scale, as in the paper.
+        The columns, (B,) each. `round_trip` is the mean square on the [0, 1] scale, as in the paper.
     """
     import time
 
@@ -176,7 +178,7 @@ def round_trip(model: VectorField, x_0: Tensor, run: Plan, truth: Tensor, labels
         if "converged" in state.report:
             residual = torch.where(state.report["converged"], 0.0, state.report["residual"].double()).cpu()
         back = mean_square(decode(state, model=model, plan=run).cpu() - x_0.cpu()) / 4  # on [0, 1]
-    except (InputError, BudgetExceeded) as error:  # the other rows are still of use
+    except (InputError, BudgetExceeded) as error:  # the other rows are still useful
         failure = str(error)
     seconds = (time.perf_counter() - began) / count
     rows = model.rows if up is model else model.rows + up.rows
@@ -191,7 +193,12 @@ def round_trip(model: VectorField, x_0: Tensor, run: Plan, truth: Tensor, labels
 
 
 class Truth:
-    """The ODE's latents of images at the tops of grids, with the error that nine in ten of them do not exceed."""
+    """The true latents of images at the tops of grids.
+
+    Attributes:
+        error: The error that nine latents in ten do not exceed, rms divided by σ.
+        words: The reference in words.
+    """
 
     def __init__(self, cell: Columns, tops: Sequence[float]) -> None:
         self._cell, self._tops = cell, {top: i for i, top in enumerate(tops)}
@@ -200,7 +207,7 @@ class Truth:
         self.words = f"{name} on the {grid} grid, {steps} steps"
 
     def at(self, run: Plan, start: int, stop: int) -> Tensor:
-        """x̄ (B, C, H, W) of the images start, ..., stop-1 at the top of a run's nodes."""
+        """Return x̄ (B, C, H, W) of the images start, ..., stop-1 at the top of a run."""
         return torch.from_numpy(self._cell[f"latent/{self._tops[run.top]}"][start:stop])
 
 
@@ -212,7 +219,7 @@ def reference(
     end: str,
     sha256: str,
 ) -> Truth:
-    """The true latents at the tops of these runs, with their difference to those of half the steps, rms over σ."""
+    """Return the true latents at the tops of the runs, with their errors: the differences from half the steps."""
     tops = sorted({run.top for run in runs} | {harness.model.schedule.sigma_max})
     name, grid, steps = REFERENCE
     fine = Plan.of(harness.model.schedule, name, steps, grid, end)
@@ -231,7 +238,7 @@ def reference(
 
 
 def true_latents(model: VectorField, x_0: Tensor, tops: Sequence[float], end: str, steps: int) -> dict[float, Tensor]:
-    """x̄ of images at each of these rising σ: the reference solver encodes them once, and stops at each σ."""
+    """Encode images once by the reference solver, and return x̄ at each of the rising noise levels `tops`."""
     name, grid, _ = REFERENCE
     nodes = grids.grid(grid, model.schedule, steps, end=end)
     state, latents = State(x_0, float(nodes[0])), {}
@@ -244,10 +251,10 @@ def true_latents(model: VectorField, x_0: Tensor, tops: Sequence[float], end: st
 
 
 def expected_evaluations(runs: Sequence[Plan], labels: Sequence[str]) -> int:
-    """Evaluations of an image for all of the table, for a progress bar."""
+    """Return the evaluations for an image in the whole table, for a progress bar."""
     return reference_evaluations() + sum(2 * expected(run) for run, _ in _with_labels(runs, labels))
 
 
 def reference_evaluations() -> int:
-    """Evaluations that the true latents take, for the progress bar."""
+    """Return the evaluations for the true latent of an image, for a progress bar."""
     return REFERENCE[2] + REFERENCE[2] // 2

@@ -107,7 +107,7 @@ def _benches(folder: Path) -> Iterator[_Bench]:
         try:
             yield _Bench(path, load(path))
         except InputError as error:
-            raise InputError(f"{error}; remove it, or have its bench write it again") from error
+            raise InputError(f"{error}: delete it, or run its bench again") from error
 
 
 def _place(name: str) -> int:
@@ -150,7 +150,7 @@ def _models(benches: list[_Bench]) -> str:
     lines = "\n".join(f"<li>{names}: {model}</li>" for model, names in told)
     return (
         '<div class="warning" role="note">\n'
-        f"<p><strong>These tables are of {len(told)} different models: their figures do not compare.</strong></p>\n"
+        f"<p><strong>These tables are of {len(told)} different models: do not compare their values.</strong></p>\n"
         f"<ul>\n{lines}\n</ul>\n</div>"
     )
 
@@ -161,7 +161,7 @@ def _model(bench: _Bench) -> str:
 
 
 def _checked_section(index: int, bench: _Bench) -> str:
-    """A section. Raises InputError, one sentence, if the table's content is not what its bench writes."""
+    """A section. Raises InputError if the table's content is not what its bench writes."""
     try:
         return _section(index, bench)
     except InputError:
@@ -169,7 +169,7 @@ def _checked_section(index: int, bench: _Bench) -> str:
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(
             f"{bench.path} cannot be shown ({type(error).__name__}: {short(error)}): it is damaged or of another "
-            "version of odeddim; remove it, or have its bench write it again"
+            "version of odeddim: delete it, or run its bench again"
         ) from error
 
 
@@ -186,7 +186,7 @@ def _section(index: int, bench: _Bench) -> str:
 
 
 def _html(words: str) -> str:
-    """A text of a table as HTML, with the T of x_T and σ_T as a subscript."""
+    """The HTML of a text in a table, with the T of x_T and σ_T as a subscript."""
     return re.sub(r"\b([xσ])_T\b", r"\1<sub>T</sub>", escape(words))
 
 
@@ -249,7 +249,7 @@ def _local(name: str) -> str:
 
 def _table(table: Table, called: str) -> str:
     heads = "".join(
-        f'<th scope="col"{_class(column)}{_title(column)}>{escape(column.heading)}</th>' for column in table.columns
+        f'<th scope="col"{_class(column)}{_title(column)}>{_html(column.heading)}</th>' for column in table.columns
     )
     rows, last = [], None
     for row in table.rows:
@@ -279,7 +279,7 @@ def _cell(column: Column, value: Any) -> str:
         return f'<td{_class(column, "none")} data-missing="1">{"" if column.words else "–"}</td>'
     if isinstance(value, (int, float)):  # the page sorts by the value, not by the digits shown
         return f'<td{_class(column)} data-value="{float(value)!r}">{escape(shown)}</td>'
-    return f"<td{_class(column, *(['long'] if len(shown) > _LONG else []))}>{escape(shown)}</td>"
+    return f"<td{_class(column, *(['long'] if len(shown) > _LONG else []))}>{_html(shown)}</td>"
 
 
 def _meanings(table: Table) -> str:
@@ -296,12 +296,12 @@ def _meanings(table: Table) -> str:
 def _value(value: Any) -> str:
     """A setting, any value of JSON, as HTML."""
     if isinstance(value, Mapping):
-        pairs = "\n".join(f"<dt>{escape(str(key))}</dt><dd>{_value(item)}</dd>" for key, item in value.items())
+        pairs = "\n".join(f"<dt>{_html(str(key))}</dt><dd>{_value(item)}</dd>" for key, item in value.items())
         return f'<dl class="pairs">\n{pairs}\n</dl>' if value else "none"
     if value is None or value == []:
         return "none"
     if isinstance(value, str):
-        return escape(value)
+        return _html(value)
     if isinstance(value, (list, tuple)) and not any(isinstance(item, (Mapping, list, tuple)) for item in value):
         return ", ".join(_value(item) for item in value)
-    return escape(json.dumps(value, ensure_ascii=False))
+    return _html(json.dumps(value, ensure_ascii=False))

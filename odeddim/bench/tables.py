@@ -1,8 +1,9 @@
-"""Tables of measurements: columns with a meaning and a unit, rows, the conventions they were made under, and sheets.
+"""Tables of measurements: columns with their meaning and unit, rows, the conventions of the measurement, and sheets.
 
-NAME.h5     everything: /rows, a compound; /sheets; /table, what NAME.json has. `load` reads it. Its attribute `files`
-            has the hashes of what is written beside it, by which a later run knows these files as its own
-NAME.json   all but the sheets; NAME.csv: the rows
+NAME.h5     everything, for `load`: /rows, a compound; /sheets; /table, the content of NAME.json. The attribute `files`
+            holds the hashes of the files beside it, by which a later run recognises them as its own
+NAME.json   everything except the sheets
+NAME.csv    the rows
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ class Column:
     """A column of a table.
 
     Attributes:
-        name: Its key in files.
-        heading: Its heading.
-        meaning: What its values are, with the unit.
-        form: The format of its figures, such as ".2e"; "s" for words.
+        name: The key of the column in files.
+        heading: The heading.
+        meaning: The meaning of the values, with the unit.
+        form: The format of the numbers, such as ".2e"; "s" for words.
     """
 
     name: str
@@ -47,11 +48,11 @@ class Column:
 
     @property
     def words(self) -> bool:
-        """Whether it holds words, and not figures."""
+        """Whether the column holds words, not numbers."""
         return self.form == "s"
 
     def show(self, value: Any) -> str:
-        """A value as a table shows it."""
+        """Return a value as a table shows it."""
         if value is None or value == "":
             return ""
         return format(value, self.form)
@@ -59,7 +60,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Images in rows and columns, (R, K, H, W, C) uint8 with C = 1 or 3, with a title and labels."""
+    """A sheet of images in rows and columns.
+
+    Attributes:
+        title: The title.
+        images: The images (R, K, H, W, C), uint8, with C = 1 or 3.
+        rows: The labels of the R rows.
+        columns: The labels of the K columns.
+    """
 
     title: str
     images: np.ndarray[Any, Any]
@@ -69,18 +77,21 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Table:
-    """What a bench has found.
+    """The result of a bench.
 
     Attributes:
         bench: The name of the bench.
-        title: What was measured, in words.
+        title: The title, which says what was measured.
         settings: The model and the conventions, JSON-able.
         columns: The columns.
-        rows: A value for each column: a number, words, or None where there is none.
-        notes: Sentences that belong below the table.
-        group: The columns that identify a line of the figure.
-        sheets: Sheets of images.
-        files: The files that hold the table and its figures, once they are written.
+        rows: The rows, each with a value for each column: a number, words, or None for an empty cell.
+        notes: The sentences below the table.
+        group: The names of the columns that identify a line of the figure.
+        sheets: The sheets of images.
+        files: The files of the table and its figures, once they are written.
+
+    Raises:
+        ValueError: If a row has other keys than the columns.
     """
 
     bench: str
@@ -103,20 +114,20 @@ class Table:
         object.__setattr__(self, "rows", rows)
 
     def lines(self) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
-        """The rows by the values of the columns of `group`."""
+        """Return the rows of each line, by the values in the columns of `group`."""
         found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
         for row in self.rows:
             found.setdefault(tuple(row[name] for name in self.group), []).append(row)
         return found
 
     def to_json(self) -> str:
-        """Everything but the sheets as JSON."""
+        """Return everything except the sheets as JSON."""
         content = {key: value for key, value in vars(self).items() if key not in ("sheets", "files")}
         content["columns"] = [asdict(column) for column in self.columns]
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
 
     def to_csv(self) -> str:
-        """The rows as CSV, with a header line."""
+        """Return the rows as CSV, with a header line."""
         out = io.StringIO()
         writer = csv.DictWriter(out, [column.name for column in self.columns], lineterminator="\n")
         writer.writeheader()
@@ -124,13 +135,13 @@ class Table:
         return out.getvalue()
 
     def save(self, folder: Path, beside: Mapping[str, bytes] | None = None) -> list[Path]:
-        """Write NAME.h5, NAME.json, NAME.csv and the files that belong to the table into a folder.
+        """Write NAME.h5, NAME.json, NAME.csv and other files of the table to a folder.
 
-        What is there under these names is replaced; `check_files` refuses files of others before.
+        Existing files with these names are replaced. Call `check_files` first to protect foreign files.
 
         Args:
             folder: The folder.
-            beside: Other files, name -> content.
+            beside: The other files, name -> content.
 
         Returns:
             The paths of the files.
@@ -138,7 +149,7 @@ class Table:
         path, written = folder / f"{self.bench}.h5", {f"{self.bench}.json": f"{self.to_json()}\n".encode()}
         written |= {f"{self.bench}.csv": self.to_csv().encode(), **(beside or {})}
         hashes = {name: [_hash(content)] for name, content in written.items()}
-        for name, known in (_written(path) or {}).items():  # killed now, they are still what was written before
+        for name, known in (_written(path) or {}).items():  # if killed from here on, the files are still the old ones
             hashes[name] = [*hashes.get(name, []), *(one for one in known if one == _hash_of(folder / name))]
         with writing(path) as file:
             file.attrs["format"], file.attrs["files"] = text(FORMAT), text(json.dumps(hashes))
@@ -159,9 +170,15 @@ class Table:
 
 
 def check_files(folder: Path, bench: str, also: Sequence[str] = ()) -> None:
-    """Raise an InputError where `Table.save` would replace a file that it has not written itself with NAME.h5.
+    """Check that `Table.save` would replace only files that it wrote itself.
 
-    also: names of files other than those of the table and its figures.
+    Args:
+        folder: The folder.
+        bench: The name of the table.
+        also: The names of further files that will be written, besides those of the table and its figures.
+
+    Raises:
+        InputError: If another file has one of these names.
     """
     written = _written(folder / f"{bench}.h5")
     if written is None or not folder.is_dir():
@@ -181,7 +198,7 @@ def table_of(path: Path) -> Path | None:
 
 
 def _written(path: Path) -> dict[str, list[str]] | None:
-    """The hashes that each file beside a NAME.h5 may have; None where NAME.h5 notes no hashes."""
+    """Return the hashes that each file beside a NAME.h5 may have; None if NAME.h5 holds no hashes."""
     try:
         with opened(path, "a table") as file:
             if words(file.attrs.get("format", "")) != FORMAT:
@@ -202,18 +219,28 @@ def _hash(content: bytes) -> str:
 def telling(
     columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], optional: Collection[str]
 ) -> tuple[tuple[Column, ...], tuple[dict[str, Any], ...]]:
-    """Columns and rows without the columns of `optional` that are empty."""
+    """Return columns and rows without those columns of `optional` that are empty."""
     kept = [c for c in columns if c.name not in optional or any(row[c.name] not in (None, "") for row in rows)]
     return tuple(kept), tuple({column.name: row[column.name] for column in kept} for row in rows)
 
 
 def counted(count: int, what: str) -> str:
-    """ "1 image", "2 images"."""
+    """Return a number with its noun, such as "1 image" or "2 images"."""
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def sheet(title: str, images: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Sheet:
-    """A sheet of images (R, K, C, H, W) in [-1, 1]; of more than 3 channels the first is shown."""
+    """Make a sheet.
+
+    Args:
+        title: The title.
+        images: The images (R, K, C, H, W) in [-1, 1]. If C is neither 1 nor 3, the sheet shows the first channel.
+        rows: The labels of the R rows.
+        columns: The labels of the K columns.
+
+    Returns:
+        The sheet.
+    """
     down, across, channels, height, width = images.shape
     flat = to_bytes(images.nan_to_num(-1).reshape(-1, channels, height, width)[:, : 3 if channels == 3 else 1])
     pixels = flat.permute(0, 2, 3, 1).reshape(down, across, height, width, -1)
@@ -221,7 +248,17 @@ def sheet(title: str, images: Tensor, rows: Sequence[str], columns: Sequence[str
 
 
 def load(path: Path) -> Table:
-    """The table that a NAME.h5 holds; an InputError for any other file."""
+    """Read the table in a NAME.h5.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: If the file cannot be read, is damaged, or is of another kind.
+    """
     with opened(path, "a table that `odeddim bench` wrote") as file:
         if words(file.attrs.get("format", "")) != FORMAT:
             raise InputError(f"{path} is an HDF5 file, but not a table of `odeddim bench`")
@@ -240,7 +277,7 @@ def load(path: Path) -> Table:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it: Python's own, and None for what is not finite."""
+    """Return a value as JSON represents it, with Python's own types, and None for a number that is not finite."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -251,7 +288,7 @@ def _plain(value: Any) -> Any:
 
 
 def _kind(values: list[Any]) -> np.dtype[Any]:
-    """The type of a column in HDF5: text of a fixed length, or a double, which has NaN for None."""
+    """Return the type of a column in HDF5: text of a fixed length, an integer, or a double, where NaN means None."""
     if any(isinstance(value, str) for value in values):
         return np.dtype(f"S{max(len(str(value or '').encode()) for value in values) or 1}")
     whole = all(isinstance(value, int) for value in values) and values

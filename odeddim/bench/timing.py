@@ -1,15 +1,16 @@
-"""Time: seconds of decoding over steps and batch sizes, a line through them, and what the solver itself takes of it.
+"""Time: the seconds of decoding over steps and batch sizes, a fitted line, and the solver's own share of the time.
 
-DDIM's Figure 4, which finds that the time of a sample is linear in the length of its trajectory. Each run is timed
-several times, all of them in turns: what a machine does besides, or its clock when it gets warm, then slows all of them
-and not the last ones. A row has the median; the line is the least-squares one through a solver's and batch's medians.
+This is DDIM's Figure 4, which shows that the time for a sample is linear in the number of steps. Each run is timed
+several times, and the runs take turns. If the machine has other work, or lowers its clock as it gets warm, this slows
+all runs and not only the last ones. A row has the median. The line is fitted by least squares to the medians of one
+solver and batch size.
 
-The solver's own share is all that is not spent inside the network: the arithmetic on the state, labels and scales, the
-check for NaN, noise of stochastic rows. The timer sits around the network's call; on a GPU it waits there for what is
-under way, before and after, so that a run takes a little longer than it does unwatched.
+The solver's own share is the time outside the network: the arithmetic on the state, the labels and scales, the check
+for NaN, and the noise of stochastic solvers. The timer measures each call of the network. On a GPU it waits for pending
+work before and after the call, so a timed run takes slightly longer than others.
 
-The network sees exactly the batches that the solver hands it: `network_batch`, which elsewhere cuts them into blocks of
-one size, is None while a run is timed. So is `watch`, and nothing is drawn.
+The network gets exactly the batches that the solver passes to it. While a run is timed, `network_batch` is None; at
+other times it cuts batches into blocks of one size. `watch` is None too, and no progress bar is drawn.
 """
 
 from __future__ import annotations
@@ -35,30 +36,36 @@ from odeddim.plans import Plan
 from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError
 
-QUIET = 1.5  # the slowest time of a run over its fastest, on a machine that does nothing else
+QUIET = 1.5  # the slowest time of a run divided by its fastest; it is below this on an otherwise idle machine
 
 _COLUMNS = (
     Column("solver", "solver", form="s"),
     Column("grid", "grid", form="s"),
-    Column("batch", "batch", "images decoded together"),
+    Column("batch", "batch", "number of images that are decoded together"),
     Column("steps", "steps"),
     Column("evaluations", "evals", "evaluations of the network per image", "g"),
     Column("seconds", "s", "seconds of the whole run, median", ".3f"),
-    Column("fastest", "fastest", form=".3f"),
-    Column("slowest", "slowest", form=".3f"),
+    Column("fastest", "fastest", "seconds of the fastest repetition", ".3f"),
+    Column("slowest", "slowest", "seconds of the slowest repetition", ".3f"),
     Column("images_per_second", "images/s", form=",.2f"),
     Column("per_evaluation", "ms/eval", "milliseconds per image and evaluation", ".3f"),
-    Column("own_share", "own %", "of the seconds, what is not spent inside the network", ".2f"),
-    Column("own", "own µs", "the same per call of the network, in microseconds", ".0f"),
-    Column("per_step", "ms/step", "slope of the line s = a + b·steps of this solver and batch", ".3f"),
-    Column("intercept", "a, ms", "its value at 0 steps", ".1f"),
-    Column("r2", "R²", "how much of the variance of s the line explains", ".5f"),
+    Column("own_share", "own %", "share of the seconds that is spent outside the network, in percent", ".2f"),
+    Column("own", "own µs", "microseconds outside the network, per call of the network", ".0f"),
+    Column("per_step", "ms/step", "slope b of the line s = a + b·steps for this solver and batch", ".3f"),
+    Column("intercept", "a, ms", "value a of the line at 0 steps, in milliseconds", ".1f"),
+    Column("r2", "R²", "share of the variance of s that the line explains", ".5f"),
     Column("remark", "remark", form="s"),
 )
 
 
 class Line(NamedTuple):
-    """y = intercept + slope·x by least squares. r2: 1 - Σ(y - line)²/Σ(y - mean)², NaN where it says nothing."""
+    """A line y = intercept + slope·x, fitted by least squares.
+
+    Attributes:
+        slope: The slope.
+        intercept: The value at x = 0.
+        r2: The coefficient of determination 1 - Σ(y - line)²/Σ(y - mean)²; NaN if it is not meaningful.
+    """
 
     slope: float
     intercept: float
@@ -66,14 +73,19 @@ class Line(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """One thing to be timed: a solver over nodes, and how many images it decodes together."""
+    """A run that is timed.
+
+    Attributes:
+        plan: The plan.
+        batch: The number of images that are decoded together.
+    """
 
     plan: Plan
     batch: int
 
     @property
     def label(self) -> dict[str, Any]:
-        """The first columns of its line in the table."""
+        """The first cells of its row in the table."""
         return {**first_cells(self.plan), "batch": self.batch}
 
 
@@ -89,12 +101,12 @@ def timing(
     """Time the decoding of noise by every run with each batch size.
 
     Args:
-        harness: What measures the model.
+        harness: The harness that measures the model.
         runs: The plans that decode.
-        shape: (C, H, W) of an x_T.
-        batches: How many images to decode together.
-        repeats: How many times each run is timed.
-        seed: Of the noise; image i is decoded from the noise of (seed, i).
+        shape: The shape (C, H, W) of an x_T.
+        batches: The numbers of images that are decoded together.
+        repeats: The number of times that each run is timed.
+        seed: The seed of the noise; image i is decoded from the noise of (seed, i).
 
     Returns:
         The table.
@@ -116,12 +128,12 @@ def timing(
         settings={
             **harness.subject(), "machine": computer, "seed": seed,
             "shape": list(shape), "dtype": str(harness.model.dtype or harness.dtype), "state": str(harness.dtype),
-            "repeats": repeats, "network batch": "as the solver hands it over: the whole batch, or what it takes of it",
+            "repeats": repeats, "network batch": "the batch that the solver passes to the network, without padding",
         },
         columns=columns,
         rows=said,
         notes=(
-            f"each run timed {repeats} times, all in turns, after a warm-up; {_when(cells)}",
+            f"each run was timed {repeats} times after a warm-up, and the runs took turns; {_when(cells)}",
             _words(computer),
             *_disturbed(rows),
         ),
@@ -132,8 +144,8 @@ def timing(
 def _in_turns(
     harness: Harness, chosen: Sequence[Turn], shape: tuple[int, ...], repeats: int, seed: int
 ) -> list[list[Columns]]:
-    """The times of each turn, all of them in turns, so that a change of the machine slows all of them alike."""
-    # Times that were not taken in turns do not compare: a table with one more run is timed anew.
+    """Time the runs in turns, so that a change of the machine's speed affects all of them alike."""
+    # Times from different turns are not comparable, so a table with one more run is timed again.
     turns = [list(turn.label.values()) for turn in chosen]
     computer = described(harness.model)
     warm: set[tuple[Any, ...]] = set()
@@ -144,7 +156,7 @@ def _in_turns(
                 "time", turn.plan, batch=turn.batch, repetition=repetition, seed=seed, size=list(shape),
                 machine=computer, in_turns_with=turns,
             )  # fmt: skip
-            # Whatever the machine was set up for: see `timed`.
+            # `timed` sets both, whatever the machine is set up for.
             settings["details"] = {**settings["details"], "network_batch": None, "batch_size": None}
 
             def measure(start: int, stop: int, turn: Turn = turn) -> Columns:
@@ -164,10 +176,17 @@ def _group(turn: Turn) -> tuple[Any, ...]:
 
 
 def timed(model: VectorField, run: Plan, x_T: Tensor, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """Decode x_T (B, C, H, W), on the model's device, once: columns of (1,).
+    """Decode x_T once, and measure the time.
 
-    seconds: of the whole run; network: of these, inside the network; calls: of it; evaluations: of each image;
-    when: seconds since 1970; failure: why there is no time, if there is none.
+    Args:
+        model: The model.
+        run: The plan.
+        x_T: The noise (B, C, H, W) on the model's device.
+        seed: The seed of a stochastic solver's noise.
+
+    Returns:
+        The columns, (1,) each: the `seconds` of the whole run, the seconds inside the `network`, the `calls` of the
+        network, the `evaluations` per image, `when` the run ended in seconds since 1970, and the reason of a `failure`.
     """
     kept = model.eps, model.watch, model.network_batch
     network = Timed(model)
@@ -177,7 +196,7 @@ def timed(model: VectorField, run: Plan, x_T: Tensor, seed: int = 0) -> dict[str
     began = now(model.device)
     try:
         solve(x_T, model=model, plan=noisy)
-    except (InputError, BudgetExceeded) as error:  # the other rows are still of use
+    except (InputError, BudgetExceeded) as error:  # the other rows are still useful
         failure = str(error)
     finally:
         model.eps, model.watch, model.network_batch = kept
@@ -191,7 +210,7 @@ def timed(model: VectorField, run: Plan, x_T: Tensor, seed: int = 0) -> dict[str
 
 
 class Timed:
-    """The network of a model, which sums up the seconds that its calls take."""
+    """The network of a model, with the sum of the seconds that its calls take."""
 
     def __init__(self, model: VectorField) -> None:
         self._eps, self._device = model.eps, model.device
@@ -206,14 +225,22 @@ class Timed:
 
 
 def now(device: torch.device | None) -> float:
-    """Seconds, after all that a GPU has under way."""
+    """Return the time in seconds, after all pending work of a GPU."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
     return perf_counter()
 
 
 def fitted(x: Sequence[float], y: Sequence[float]) -> Line | None:
-    """The line through points; None without two different x. R² is NaN for two points, which every line fits."""
+    """Fit a line to points (x, y).
+
+    Args:
+        x: The x of the points.
+        y: The y of the points.
+
+    Returns:
+        The line; None if there are not two different x. Its r2 is NaN for two points, because they determine the line.
+    """
     xs, ys = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if len(set(x)) < 2:
         return None
@@ -225,7 +252,7 @@ def fitted(x: Sequence[float], y: Sequence[float]) -> Line | None:
 
 
 def _rows(runs: Sequence[Turn], cells: Sequence[Sequence[Columns]]) -> list[dict[str, Any]]:
-    """The lines of the table: each run's medians, and the line of those that it belongs to."""
+    """Return the rows of the table: each run's medians, and the line fitted to its solver and batch size."""
     rows = [_row(turn, measured) for turn, measured in zip(runs, cells, strict=True)]
     for turn, row in zip(runs, rows, strict=True):
         points = [
@@ -262,7 +289,7 @@ def _row(turn: Turn, measured: Sequence[Columns]) -> dict[str, Any]:
 
 
 def described(model: VectorField) -> dict[str, Any]:
-    """The machine that a model runs on: what of it seconds depend on, but for what else it does."""
+    """Return a description of the machine that a model runs on, as far as seconds depend on it."""
     gpu = None
     if model.device is not None and model.device.type == "cuda":
         gpu = torch.cuda.get_device_name(model.device)
@@ -272,7 +299,7 @@ def described(model: VectorField) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The CPU's name, as Linux has it, or as Python does."""
+    """Return the CPU's name from Linux or, on other systems, from Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -292,7 +319,7 @@ def _words(computer: Mapping[str, Any]) -> str:
 
 
 def _when(cells: Sequence[Sequence[Columns]]) -> str:
-    """From when to when: a bench that was stopped may have gone on while the machine did something else."""
+    """Return when the measurements were made. A bench that was stopped may have continued on a busier machine."""
     times = [float(cell["when"][0]) for measured in cells for cell in measured]
     first, last = (datetime.fromtimestamp(edge, timezone.utc) for edge in (min(times), max(times)))
     until = f"{last:%H:%M}" if first.date() == last.date() else f"{last:%Y-%m-%d %H:%M}"
@@ -300,7 +327,7 @@ def _when(cells: Sequence[Sequence[Columns]]) -> str:
 
 
 def _disturbed(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What is to be said where the same run took very different times."""
+    """Yield a note if the times of one run differ much."""
     worst = max((row["slowest"] / row["fastest"] for row in rows if row["fastest"]), default=1.0)
     if worst > QUIET:
-        yield f"the same run took up to {worst:.1f} times as long as at its fastest: the machine had other work to do"
+        yield f"the slowest repetition of a run took {worst:.1f} times as long as the fastest: the machine was busy"

@@ -1,13 +1,13 @@
-"""Work and precision: how far a run is from the ODE's solution, against evaluations and against seconds.
+"""Work and precision: the error of a run against its evaluations and its seconds.
 
-No images are needed. A run with many steps, the reference, decodes noise x_T and encodes the images that come out; its
-images and latents are the solutions that other runs are compared with. The difference to a run with half the steps says
-how well the solutions are known, and is the floor of the figures. The error of decoding is the rms distance to the
-reference's image, per pixel in [-1, 1]. The error of encoding those images is the rms distance to the reference's
-latent, over σ_T. Both are medians over the images, with their spread (`odeddim.bench.measures`). All runs end as the
-reference does (`odeddim.ode.grids`), and take its step at σ = 0.
+No images are needed. The reference, a run with many steps, decodes noise x_T and encodes the resulting images. Its
+images and latents are the solutions that other runs are compared with. The difference from a run with half the steps is
+the error of the solutions, and the floor of the figures. The error of decoding is the rms distance to the reference's
+image, per pixel in [-1, 1]. The error of encoding is the rms distance to the reference's latent, divided by σ_T. The
+table has the medians over the images, and their spread (`odeddim.bench.measures`). All runs end as the reference does
+(`odeddim.ode.grids`), and take the same step at σ = 0.
 
-`odeddim.bench.cheapest` asks the reverse: how many steps does each solver need to keep an error both ways?
+`odeddim.bench.cheapest` answers the reverse question: how many steps does each solver need to keep an error both ways?
 """
 
 from __future__ import annotations
@@ -42,36 +42,42 @@ from odeddim.storage.row_files import Columns
 from odeddim.types import BudgetExceeded, InputError, Solver, State
 
 REFERENCE = ("ab4", "log", 800)
-COARSEST, FINEST = 400, 6400  # steps of the solutions that an error is found by
-ABOVE = 3.0  # times the floor: errors below it say nothing of an order
+COARSEST, FINEST = 400, 6400  # the fewest and the most steps of the solutions for `find`
+ABOVE = 3.0  # times the floor: smaller errors do not show an order
 
 _RUN = (
     Column("solver", "solver", form="s"),
     Column("grid", "grid", form="s"),
     Column("steps", "steps"),
-    Column("tolerance", "tolerance", "rtol and atol of solvers that choose their steps", ".0e"),
+    Column("tolerance", "tolerance", "rtol and atol of solvers that choose their own steps", ".0e"),
 )
 _BOTH = (
     Column("decode_evaluations", "dec evals", "evaluations of the network per image, to decode", "g"),
     *spread_columns("decode_error", "decoded", "rms distance to the ODE's image, pixels in [-1, 1]"),
-    Column("decode_order", "dec order", "observed, from the row above: how the median falls with evaluations", ".1f"),
+    Column(
+        "decode_order", "dec order", "observed order: how the median falls with evaluations, from the row above", ".1f"
+    ),
     Column("decode_seconds", "dec s", "seconds per image, to decode", ".3f"),
     Column("encode_evaluations", "enc evals", "evaluations of the network per image, to encode", "g"),
     *spread_columns("encode_error", "encoded", "rms distance to the ODE's latent, over σ_T"),
-    Column("encode_order", "enc order", "observed, of encoding", ".1f"),
+    Column("encode_order", "enc order", "observed order of encoding", ".1f"),
     Column("encode_seconds", "enc s", "seconds per image, to encode", ".3f"),
     Column("remark", "remark", form="s"),
 )
 
 
 class Truth:
-    """Images and latents of the ODE's solutions from noise, (n, *) float64 each.
+    """Solutions of the ODE from noise.
 
     Attributes:
         run: The plan of the reference.
-        seed: Of the noise.
-        decode: The error of the images that nine in ten do not exceed.
-        encode: The same of the latents.
+        seed: The seed of the noise.
+        end: The end of the plan.
+        images: The images (n, C, H, W), float64.
+        latents: The latents (n, C, H, W) of the images, float64.
+        decode: The error that nine images in ten do not exceed, rms over pixels in [-1, 1].
+        encode: The error that nine latents in ten do not exceed, rms divided by σ_T.
+        words: The reference in words.
     """
 
     def __init__(self, cell: Columns, run: Plan, seed: int) -> None:
@@ -87,7 +93,19 @@ class Truth:
 def truth(
     harness: Harness, count: int, shape: tuple[int, ...], *, seed: int = 0, end: str = "zero", steps: int = REFERENCE[2]
 ) -> Truth:
-    """The solutions from `count` noises (C, H, W) of this seed."""
+    """Return the solutions from the noise of a seed.
+
+    Args:
+        harness: The harness that measures the model.
+        count: The number of solutions.
+        shape: The shape (C, H, W) of an x_T.
+        seed: The seed of the noise.
+        end: "zero" or "sigma_min".
+        steps: The number of steps of the reference.
+
+    Returns:
+        The solutions.
+    """
     model = harness.model
     coarse, fine = references(model, end, steps)
 
@@ -107,7 +125,7 @@ def truth(
 
 
 def references(model: VectorField, end: str, steps: int = REFERENCE[2]) -> tuple[Plan, Plan]:
-    """The plan with half the steps, which gives the error of the reference, and the plan of the reference."""
+    """Return the plan with half the steps, which gives the error of the reference, and the plan of the reference."""
     name, grid, _ = REFERENCE
     coarse, fine = (Plan.of(model.schedule, name, n, grid, end) for n in (steps // 2, steps))
     return coarse, fine
@@ -116,10 +134,23 @@ def references(model: VectorField, end: str, steps: int = REFERENCE[2]) -> tuple
 def truth_for(
     harness: Harness, error: float, count: int, shape: tuple[int, ...], *, seed: int = 0, end: str = "zero"
 ) -> Truth:
-    """The solutions with an error below a third of this error for nine in ten; the steps are doubled until it is so.
+    """Return solutions that are accurate enough to measure an error.
+
+    The steps of the reference are doubled until nine solutions in ten have less than a third of the error.
+
+    Args:
+        harness: The harness that measures the model.
+        error: The error that will be measured.
+        count: The number of solutions.
+        shape: The shape (C, H, W) of an x_T.
+        seed: The seed of the noise.
+        end: "zero" or "sigma_min".
+
+    Returns:
+        The solutions.
 
     Raises:
-        InputError: Where 6,400 steps are not enough.
+        InputError: If 6,400 steps are not enough.
     """
     steps = COARSEST
     while True:
@@ -129,14 +160,14 @@ def truth_for(
             return exact
         if steps >= FINEST:
             raise InputError(
-                f"with {steps} steps the solutions are known to {floor:.1e} only, so an error of {error:g} cannot be "
-                f"told: ask for {ABOVE * floor:.1e} or more, or dtype='float64'"
+                f"an error of {error:g} cannot be measured, because with {steps} steps the solutions have errors up to "
+                f"{floor:.1e}: ask for an error of {ABOVE * floor:.1e} or more, or give dtype='float64'"
             )
         steps *= 2
 
 
 def truth_evaluations(steps: int = REFERENCE[2]) -> int:
-    """Evaluations that the solutions take, for the progress bar."""
+    """Return the evaluations for a solution, for a progress bar."""
     return 2 * (steps + steps // 2)
 
 
@@ -148,7 +179,23 @@ def runs_of(
     end: str,
     settings: Mapping[str, Any],
 ) -> list[Plan]:
-    """The plans: solvers with fixed steps with each number of steps, adaptive solvers with each tolerance."""
+    """Make the plans of a table.
+
+    Args:
+        model: The model.
+        entries: The solvers on their grids.
+        steps: The numbers of steps of solvers with fixed steps.
+        tolerances: The values of rtol and atol of adaptive solvers.
+        end: "zero" or "sigma_min".
+        settings: Other settings of the solvers. Each solver gets the settings that it has.
+
+    Returns:
+        The plans, in the order of the entries.
+
+    Raises:
+        InputError: If a plan cannot be made, if a solver only decodes, if a grid ends below σ_T, or if none of the
+            solvers has one of the settings.
+    """
     check_settings(entries, settings)
     runs: list[Plan] = []
     for entry in entries:
@@ -163,7 +210,7 @@ def runs_of(
 
 
 def work_precision(harness: Harness, runs: Sequence[Plan], exact: Truth) -> Table:
-    """The table of these runs."""
+    """Measure the runs on the solutions, and return the table."""
     rows: list[dict[str, Any]] = []
     for run in runs:
         row = {**first_cells(run), "tolerance": run.solver.chosen.get("rtol"), **_figures(harness, run, exact)}
@@ -185,7 +232,20 @@ def table_of(
     rows: Sequence[dict[str, Any]],
     **settings: Any,
 ) -> Table:
-    """The table of a bench that compares with these solutions. settings: more settings of the table."""
+    """Return the table of a bench that compares runs with solutions.
+
+    Args:
+        bench: The name of the bench.
+        title: The title.
+        harness: The harness that measured the model.
+        exact: The solutions.
+        columns: The columns.
+        rows: The rows.
+        **settings: Further settings of the table.
+
+    Returns:
+        The table.
+    """
     columns, shown = telling(columns, rows, ("remark", "tolerance"))
     return Table(
         bench=bench,
@@ -199,15 +259,16 @@ def table_of(
         columns=columns,
         rows=shown,
         notes=(
-            f"the solutions are those of {exact.words}; nine in ten are known to {exact.decode:.1e} decoded and to "
-            f"{exact.encode:.1e} encoded",
+            f"solutions: {REFERENCE[0]} on the {REFERENCE[1]} grid with {exact.run.steps} steps in float64; for nine "
+            f"in ten, their errors are at most {exact.decode:.1e} decoded and {exact.encode:.1e} encoded (the "
+            "difference from half the steps)",
         ),
         group=("solver", "grid"),
     )  # fmt: skip
 
 
 def _order(before: Mapping[str, Any], after: Mapping[str, Any], way: str, floor: float) -> float | None:
-    """The order that two rows show, None where one of them is near the floor or the work is the same."""
+    """Return the order that two rows show; None if an error is near the floor, or if the work does not increase."""
     errors = [row[f"{way}_error"] for row in (before, after)]
     work = [row[f"{way}_evaluations"] for row in (before, after)]
     if any(error is None or error <= ABOVE * floor for error in errors) or work[0] >= work[1]:
@@ -216,7 +277,7 @@ def _order(before: Mapping[str, Any], after: Mapping[str, Any], way: str, floor:
 
 
 def measured(harness: Harness, run: Plan, exact: Truth) -> Columns:
-    """The columns of `both_ways` for all solutions, measured or read."""
+    """Return the columns of `both_ways` for all solutions."""
     settings = harness.settings(
         "work-precision", run, seed=exact.seed, size=list(exact.images.shape[1:]), truth=exact.words
     )
@@ -224,13 +285,13 @@ def measured(harness: Harness, run: Plan, exact: Truth) -> Columns:
     def measure(start: int, stop: int) -> Columns:
         return both_ways(harness, run, exact, start, stop)
 
-    # Seconds depend on these, too.
+    # Seconds depend on these too.
     settings["details"] |= {"machine": described(harness.model), "batch_size": harness.batch_size}
     return harness.measure(settings, len(exact.images), measure, evaluations=2 * expected(run))
 
 
 def _figures(harness: Harness, run: Plan, exact: Truth) -> dict[str, Any]:
-    """Errors, evaluations and seconds of a run both ways, over all solutions."""
+    """Return the cells of a run: errors, evaluations and seconds in both directions, over all solutions."""
     cell = measured(harness, run, exact)
     failure = error_words(cell["failure"])
     found: dict[str, Any] = {"remark": failure}
@@ -242,7 +303,18 @@ def _figures(harness: Harness, run: Plan, exact: Truth) -> dict[str, Any]:
 
 
 def both_ways(harness: Harness, run: Plan, exact: Truth, start: int, stop: int) -> Columns:
-    """Decode the noise and encode the images of solutions, and measure the error of each: columns of (B,) each."""
+    """Decode the noise and encode the images of the solutions start, ..., stop-1.
+
+    Args:
+        harness: The harness that measures the model.
+        run: The plan.
+        exact: The solutions.
+        start: The first solution.
+        stop: The solution after the last.
+
+    Returns:
+        The errors, seconds and evaluations of both directions and the failure, as columns of (B,) each.
+    """
     model, count, failure = harness.model, stop - start, ""
     shape = tuple(exact.images.shape[1:])
     found: dict[str, np.ndarray[Any, Any]] = {}
@@ -258,7 +330,7 @@ def both_ways(harness: Harness, run: Plan, exact: Truth, start: int, stop: int) 
             sigma = run.top if way == "decode" else float(run.nodes[0])
             end = integrate(model, State(begin.to(harness.dtype), sigma), run).xbar
             error = mean_square(end.cpu().double() - goal).sqrt() / scale
-        except (InputError, BudgetExceeded) as stopped:  # the other rows are still of use
+        except (InputError, BudgetExceeded) as stopped:  # the other rows are still useful
             failure = failure or str(stopped)
         found[f"{way}_seconds"] = np.full(count, (now(model.device) - began) / count)
         found[f"{way}_evaluations"] = np.full(count, model.rows / count)
@@ -267,7 +339,7 @@ def both_ways(harness: Harness, run: Plan, exact: Truth, start: int, stop: int) 
 
 
 def _warm_up(model: VectorField, xbar: Tensor, row: Solver) -> None:
-    """A short run: the first run of its kind takes longer, and must not be the one that is timed."""
+    """Make a short run, so that the timed run is not the first of its kind, which takes longer."""
     top = model.schedule.sigma_max
     with contextlib.suppress(InputError, BudgetExceeded):
         integrate(model, State(xbar, top), Plan(row, torch.tensor([top / 1.01, top], dtype=torch.float64)))
@@ -287,5 +359,5 @@ def _check_top(nodes: Tensor, model: VectorField, what: str) -> None:
     if not math.isclose(float(nodes[-1]), model.schedule.sigma_max, rel_tol=1e-6):
         raise InputError(
             f"{what} ends at σ = {float(nodes[-1]):.6g}, below the model's σ_T = {model.schedule.sigma_max:.6g}, where "
-            "the solutions begin: leave it out here"
+            "the solutions begin: leave it out of solvers=..."
         )

@@ -1,8 +1,9 @@
-"""The parts of a diffusers pipeline's folder: each a config.json, and weights beside it, made into a module.
+"""The components in the folder of a diffusers pipeline. Each is a folder with a config.json and weights.
 
-A part is made by the class that its config names, of diffusers or transformers, from the settings in it; its weights
-are read as tensors and nothing else, and must fit name by name. No code of the folder runs. Within `standing_in` the
-weights of a folder's parts are those of objects in memory (`odeddim.models.objects`), and are shared with them.
+A component is built by the class of diffusers or transformers that its config names, from the settings in the config.
+Its weights are read as tensors only, and each must match a tensor of the module by name. No code from the folder runs.
+Within `standing_in`, the weights of objects in memory (`odeddim.models.objects`) take the place of a folder's weights,
+and the components share them.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ WEIGHTS = tuple(
     for kind in (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
     for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
 )
-"""What weights are called, the best first: those rounded to 16 bits are taken where there are no others."""
+"""The names of weights files, in order of preference: weights in 16 bits are used only if there are no others."""
 
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Layers of attention as diffusers' older files call them -> as it calls them now."""
+"""The names of attention layers in older files of diffusers -> their present names."""
 _WRITTEN = ("architectures", "dtype", "torch_dtype", "transformers_version")
 """What transformers writes into a config.json besides the network's settings."""
 _CLIP = "text_model."
 _LAYERS = re.compile("layers|blocks|depth")
-_PER_BLOCK = "per_block"  # layers of these names are made within each other
-_MOST_UNSAVED = 1 << 28  # numbers that are computed and not read, 1 GB: DiT's table of positions has 2²⁰
+_PER_BLOCK = "per_block"  # the numbers of these layers multiply: there are so many in each block
+_MOST_UNSAVED = 1 << 28  # values that are computed and not read, 1 GB: DiT's table of positions has 2²⁰
 
 
 def library(name: str) -> ModuleType:
-    """The package diffusers or transformers. Raises InputError, which says how to install it."""
+    """Import the package diffusers or transformers. Raises InputError if the package is not installed."""
     from importlib import import_module
 
     try:
@@ -52,17 +53,17 @@ def library(name: str) -> ModuleType:
 
 
 def config_of(folder: Path, name: str = CONFIG) -> dict[str, Any]:
-    """The settings in a folder's JSON file. Raises InputError for a file that is missing or holds no settings."""
+    """Read the settings in a folder's JSON file. Raises InputError if the file is missing or holds no settings."""
     return json_files.read(folder / name, "copy the whole folder of the pipeline")
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide what a network answers: all but who wrote the file, with which version."""
+    """Return the settings that a network's output depends on: all except those about the software that wrote them."""
     return {key: value for key, value in config.items() if not key.startswith("_") and key not in _WRITTEN}
 
 
 def changed_settings(network: nn.Module) -> dict[str, Any]:
-    """The settings of a network of diffusers or transformers that are not its class's defaults, which files omit."""
+    """Return the settings of a network of diffusers or transformers that differ from its class's defaults."""
     config: Any = network.config
     if hasattr(config, "to_diff_dict"):
         found: dict[str, Any] = json.loads(json.dumps(settings_of(config.to_diff_dict())))
@@ -74,7 +75,17 @@ def changed_settings(network: nn.Module) -> dict[str, Any]:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files of a part's weights: one, or the pieces that an index lists. Raises InputError if there are none."""
+    """List the weights files of a component: one file, or the pieces that an index lists.
+
+    Args:
+        folder: The folder of the component.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: If the folder holds no weights, or if the index is damaged.
+    """
     for name in WEIGHTS:
         if (folder / name).is_file():
             return [folder / name]
@@ -82,9 +93,9 @@ def files_of(folder: Path) -> list[Path]:
         if (folder / index).is_file():
             pieces = config_of(folder, index).get("weight_map")
             if not isinstance(pieces, dict) or not pieces or not all(_is_name(piece) for piece in pieces.values()):
-                raise InputError(f"{folder / index} does not list the files of its weights: copy it again")
+                raise InputError(f"{folder / index} does not list the files of the weights: copy it again")
             return [folder / piece for piece in sorted(set(pieces.values()))]
-    raise InputError(f"{folder} holds no weights ({WEIGHTS[0]} or the like): copy the whole folder of the pipeline")
+    raise InputError(f"{folder} holds no weights (such as {WEIGHTS[0]}): copy the whole folder of the pipeline")
 
 
 def _is_name(value: Any) -> bool:
@@ -92,12 +103,12 @@ def _is_name(value: Any) -> bool:
 
 
 def state_of(files: Sequence[Path]) -> dict[str, Tensor]:
-    """The tensors in these files, by name. Raises InputError for a file that holds anything else."""
+    """Read the tensors in these files by name. Raises InputError if a file holds anything else."""
     state: dict[str, Tensor] = {}
     for path in files:
         found = weights.read(path)
         if not weights.is_state(found):
-            raise InputError(f"{path} holds no weights by name: copy it again")
+            raise InputError(f"{path} does not hold weights by name: copy it again")
         state |= found
     return state
 
@@ -141,35 +152,39 @@ def weights_of(folder: Path) -> Weights:
 
 
 def made(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
-    """The module that `make` makes of the settings in a folder, with the weights there.
+    """Build the module of a component, with its weights.
+
+    Args:
+        make: The function that builds the module from the settings in the folder.
+        folder: The folder of the component.
 
     Returns:
         The module: frozen, in evaluation mode; float32, or in the dtype of the object whose weights it shares.
 
     Raises:
-        InputError: where the settings make no module, or the weights do not match it.
+        InputError: If no module can be built from the settings, or if the weights do not match the module.
     """
     state, place, owner = weights_of(folder)
     try:
         if (layers := _layers(config_of(folder))) > len(state):
-            raise InputError(f"{layers} layers are more than its weights, {len(state)} tensors, can fill")
+            raise InputError(f"it asks for {layers} layers, but its weights have only {len(state)} tensors")
         network = weights.described(make)
         wanted = network.state_dict()
         unsaved = {name: part.numel() for name, part in network.named_buffers() if name not in wanted}
         if sum(unsaved.values()) > _MOST_UNSAVED:
             raise InputError(
-                f"{max(unsaved, key=unsaved.__getitem__)} would be larger than in any network: copy it again"
+                f"{max(unsaved, key=unsaved.__getitem__)} would be larger than in any known network: copy it again"
             )
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from error
     known = {*wanted, *unsaved}
     called = {_today(name, known): name for name in state}
     state = {name: state[its] for name, its in called.items()}
-    for names in _tied(network):  # of one tensor under two names, files hold one
+    for names in _tied(network):  # a file holds a tied tensor under one of its names only
         found = next((name for name in names if name in state), None)
         state |= {} if found is None else dict.fromkeys(names, state[found])
     network = weights.fit(network, state, place, spare=list(unsaved), called=called, shared=owner is not None)
-    if unsaved:  # what is computed when a module is made has no value on "meta"
+    if unsaved:  # buffers that the constructor computes have no values on "meta"
         whole = dict((make() if owner is None else owner).named_buffers())
         for name in unsaved:
             module, _, its = name.rpartition(".")
@@ -178,7 +193,7 @@ def made(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
 
 
 def _layers(config: Mapping[str, Any]) -> int:
-    """How many layers these settings ask for at least, each of which has a tensor of its own."""
+    """Return the least number of layers that these settings ask for. Each layer has at least one tensor."""
     counts = {key: max(_whole(value), default=0) for key, value in config.items() if _LAYERS.search(key)}
     lists = [len(value) for value in config.values() if isinstance(value, list)]
     nested = math.prod(max(count, 1) for key, count in counts.items() if key.endswith(_PER_BLOCK))
@@ -186,13 +201,13 @@ def _layers(config: Mapping[str, Any]) -> int:
 
 
 def _whole(value: Any) -> Iterator[int]:
-    """The whole numbers in a setting."""
+    """Yield the whole numbers in a setting."""
     for each in value if isinstance(value, list) else [value]:
         yield from _whole(each) if isinstance(each, list) else [each] if type(each) is int else []
 
 
 def _tied(network: nn.Module) -> list[list[str]]:
-    """The names of parameters that have several."""
+    """Return the names of each parameter that has several names."""
     names: dict[int, list[str]] = {}
     for name, part in network.named_parameters(remove_duplicate=False):
         names.setdefault(id(part), []).append(name)
@@ -200,14 +215,14 @@ def _tied(network: nn.Module) -> list[list[str]]:
 
 
 def _today(name: str, known: Collection[str]) -> str:
-    """A name in a file as the libraries have it today: they have renamed attention and dropped CLIP's prefix."""
+    """Return the present name of a tensor in a file: the libraries renamed attention and dropped CLIP's prefix."""
     *path, layer, kind = ["", "", *name.split(".")]
     others = (".".join([*path[2:], _RENAMED.get(layer, layer), kind]), name.removeprefix(_CLIP), _CLIP + name)
     return next((other for other in (name, *others) if other in known), name)
 
 
 def check_sides(config: Mapping[str, Any], shape: Sequence[int], where: Path) -> None:
-    """Raise an InputError unless a UNet2DModel with this config can halve images (C, H, W) at each of its levels."""
+    """Raise an InputError if a UNet2DModel with this config cannot halve images (C, H, W) between its levels."""
     widths = config.get("block_out_channels")
     levels = len(widths) if isinstance(widths, list) else 4  # the class's default
     if any(side % 2 ** (levels - 1) for side in shape[1:]):
@@ -218,6 +233,6 @@ def check_sides(config: Mapping[str, Any], shape: Sequence[int], where: Path) ->
 
 
 def size(network: nn.Module) -> str:
-    """The size of a network in words: "859.5 M parameters"."""
+    """Return the size of a network in words, such as "859.5 M parameters"."""
     count = sum(parameter.numel() for parameter in network.parameters())
     return f"{count / 1e6:.1f} M parameters" if count >= 1e5 else f"{count} parameters"

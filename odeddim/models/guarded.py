@@ -1,6 +1,6 @@
-"""Networks read from files: an error that one of them raises when it is evaluated names its file.
+"""Networks from files: if a network fails during an evaluation, the error names its file.
 
-A network can be made with settings that it cannot run with, and not every program runs.
+A network can have settings with which it can be built but not run, and a program from a file may not run either.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from odeddim.types import InputError, lacks_memory
 
 
 class Loaded(VectorField):
-    """The field of a network that was read from the file or folder `name`."""
+    """A VectorField whose network was read from the file or folder `name`."""
 
     def _network(self, x: Tensor, labels: Tensor, guided: bool) -> Tensor:
         with failures_of(self.name, x):
@@ -25,19 +25,26 @@ class Loaded(VectorField):
 
 @contextlib.contextmanager
 def failures_of(path: str | Path, x: Tensor) -> Iterator[None]:
-    """Within the block, errors of the network at `path` on images x (B, C, H, W) become InputErrors.
+    """Turn errors of a network into InputErrors within the block.
 
-    Errors of too little memory stay as they are, for they are no fault of the file.
+    Out-of-memory errors stay as they are, because the file does not cause them.
+
+    Args:
+        path: The file or folder of the network.
+        x: The images (B, C, H, W) that the network is evaluated on; the message gives their shape.
+
+    Raises:
+        InputError: If the block raises an error other than InputError or an out-of-memory error.
     """
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # PyTorch's, or of other people's code: anything
+    except Exception as error:  # PyTorch and foreign code may raise any type
         if lacks_memory(error):
             raise
         size = "×".join(map(str, x.shape))
-        words = " ".join(str(error).split())[-200:]  # the end is where PyTorch gives the reason
+        words = " ".join(str(error).split())[-200:]  # PyTorch gives the reason at the end
         raise InputError(
             f"the network of {path} fails on {size} (images×channels×height×width): {type(error).__name__}: {words}"
         ) from error

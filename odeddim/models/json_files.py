@@ -1,4 +1,4 @@
-"""JSON files of settings beside weights: ordinary files of a sensible size, which hold settings by name."""
+"""JSON files with settings by name, which lie beside weights."""
 
 from __future__ import annotations
 
@@ -9,32 +9,36 @@ from typing import Any
 from odeddim.models import weights
 from odeddim.types import InputError
 
-LARGEST = 1 << 26  # bytes: a schedule of a million α fits, and what would fill the memory does not
+LARGEST = 1 << 26  # bytes: enough for a schedule of a million α, and too little to fill the memory
 
 
-def read(path: Path, remedy: str = "check path and rights") -> dict[str, Any]:
-    """The settings in a file.
+def read(path: Path, remedy: str = "check the path and its permissions") -> dict[str, Any]:
+    """Read the settings in a file.
 
     Args:
-        path: of the file.
-        remedy: what to do if it cannot be read, for the message.
+        path: The file.
+        remedy: What the user should do if the file cannot be read, for the error message.
+
+    Returns:
+        The settings by name.
 
     Raises:
-        InputError: for a file that is missing, no ordinary file, far too large, or no JSON of settings by name.
+        InputError: If the file is missing, is not a regular file, is larger than 64 MiB, or does not hold a JSON
+            object.
     """
     try:
         found = json.loads(_text(path, remedy), parse_constant=_constant)
     except InputError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable as JSON ({weights.line(error)}): copy it again") from error
+        raise InputError(f"{path} cannot be read as JSON ({weights.line(error)}): copy it again") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} must hold settings by name, {{...}}, not {found!r:.50}: copy it again")
     return found
 
 
 def glance(path: Path) -> str:
-    """The text of such a file, to see which software wrote it; "" where `read` would find none."""
+    """Return the text of a file of settings, to tell which software wrote it; "" if the file cannot be read."""
     try:
         return _text(path, "")
     except (OSError, ValueError):  # InputError is one
@@ -43,12 +47,12 @@ def glance(path: Path) -> str:
 
 def _text(path: Path, remedy: str) -> str:
     if (size := weights.size_of(path, remedy)) > LARGEST:
-        raise InputError(f"{path} has {size / 1e6:,.0f} MB, which no file of settings has: copy it again")
+        raise InputError(f"{path} has {size / 1e6:,.0f} MB, too much for a file of settings: copy it again")
     return path.read_text(encoding="utf-8")
 
 
 def _constant(name: str) -> float:
-    """What Python's JSON has beyond JSON: diffusers writes infinities, and nothing means NaN."""
+    """Read the constants that Python adds to JSON: diffusers writes infinities, but NaN has no meaning in settings."""
     if name == "NaN":
-        raise ValueError("NaN is no setting")
+        raise ValueError("NaN is not a valid setting")
     return float(name)

@@ -1,12 +1,13 @@
-"""Networks as programs in files: torch.export's .pt2 and TorchScript's .pt, loaded without running what is in them.
+"""Networks as programs in files: torch.export's .pt2 and TorchScript's .pt, loaded without running foreign code.
 
-`torch.export.load` unpickles whatever does not look like weights, looks up any name below `torch` as an operation
-(`torch.os.system` is one), evaluates sizes and guards as Python, and writes names into source code. Here an archive is
-looked through first: its graph may hold ATen operations and arithmetic, plain names and plain sizes, its weights no
-pickles. What was looked at, and nothing else, is then packed anew and given to PyTorch.
+`torch.export.load` alone is not safe. It unpickles everything that does not look like weights, looks up any name below
+`torch` as an operation (`torch.os.system` is one), evaluates sizes and guards as Python, and writes names into source
+code. This module therefore checks an archive first. The graph may hold only ATen operations and arithmetic, plain names
+and plain sizes, and the weights may not be pickles. Only the checked parts are packed into a new archive, which PyTorch
+then loads.
 
-TorchScript is read and run by an interpreter of its own, which knows no Python; the two of its operations that open
-files are refused.
+TorchScript has its own interpreter, which does not run Python. The two TorchScript operations that open files are
+refused.
 """
 
 from __future__ import annotations
@@ -44,19 +45,25 @@ _SIZE = re.compile(
 _TREE = re.compile(
     r'([\[\]{}:, \d]|"type"|"context"|"children_spec"|null|"builtins\.(tuple|list|dict)"|"null"|"\[\]")*'
 )
-_COMMENTS = ("metadata", "guards_code", "torch_version", "stack_trace")  # what the graph does not need to be run
+_COMMENTS = ("metadata", "guards_code", "torch_version", "stack_trace")  # not needed to run the graph
 _FOREIGN = ("as_graph", "as_operator", "as_custom_obj", "as_opaque_obj", "custom_obj")
 _OPENS_FILES = re.compile(r"\b(save|from_file)\b|\bops\s*\.\s*(?!(prim|aten|quantized)\b)\w+")
-_MOST_UNPACKED = 1 << 26  # bytes beyond those of the file: only TorchScript's text is compressed
+_MOST_UNPACKED = 1 << 26  # bytes beyond the size of the file: only TorchScript's text is compressed
 
-REFUSED = "could run code of its own: save the network with torch.export.save or torch.jit.save"
+REFUSED = "could run code: save the network with torch.export.save or torch.jit.save"
 
 
 @dataclass(frozen=True)
 class Program:
-    """A network from a file. batch: so many images it takes at most, or exactly (`fixed`). shape: (C, H, W).
+    """A network from a file.
 
-    dtypes: of its inputs, () where the file does not say; channels: of what it gives, None likewise.
+    Attributes:
+        network: The network as a function.
+        batch: The largest number of images in a call; None for no limit.
+        fixed: Whether every call must have exactly `batch` images.
+        shape: The shape (C, H, W) of the images; None if the program takes any shape.
+        dtypes: The dtypes of the inputs; () if the file does not say.
+        channels: The number of channels of the output; None if the file does not say.
     """
 
     network: Callable[..., Any]
@@ -68,19 +75,22 @@ class Program:
 
 
 def load_program(blob: bytes, device: torch.device, *, numbers: Container[int] = (0,)) -> Program:
-    """The program in the bytes of a .pt2 or TorchScript file, on a device.
+    """Load the program in the bytes of a .pt2 or TorchScript file.
 
     Args:
-        blob: the contents of the file.
-        device: where the program runs.
-        numbers: how many inputs (B,) it may take after its images (B, C, H, W).
+        blob: The content of the file.
+        device: The device that the program runs on.
+        numbers: The allowed numbers of inputs (B,) after the images (B, C, H, W).
+
+    Returns:
+        The program.
 
     Raises:
-        InputError: in words that go behind the file's name, for a file that is neither, or that might run code.
-        Exception: anything else that PyTorch raises on a damaged file.
+        InputError: If the file is of neither kind, or might run code. The message continues the file's name.
+        Exception: PyTorch may raise any other exception on a damaged file.
     """
     if not blob.startswith(b"PK"):
-        kind = "is a pickle, which" if blob.startswith(b"\x80") else "is no program of PyTorch;"
+        kind = "is a pickle, which" if blob.startswith(b"\x80") else "is not a program of PyTorch;"
         raise InputError(f"{kind} {REFUSED if kind.endswith('which') else REFUSED.partition(': ')[2]}")
     parts = _unpacked(blob)
     if _GRAPH in parts:
@@ -91,16 +101,16 @@ def load_program(blob: bytes, device: torch.device, *, numbers: Container[int] =
 
 
 def _unpacked(blob: bytes) -> dict[str, bytes]:
-    """The files in an archive by their names, without the folder around them."""
+    """Return the files in an archive by name, without the folder that contains them."""
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         files = [info for info in archive.infolist() if not info.is_dir()]
         if sum(info.file_size for info in files) > len(blob) + _MOST_UNPACKED:
-            raise InputError("would be far larger unpacked, as PyTorch writes no network: save it again")
+            raise InputError("would be far larger when unpacked than a network that PyTorch saved: save it again")
         return {info.filename.partition("/")[2]: archive.read(info) for info in files}
 
 
 def _packed(parts: dict[str, bytes]) -> io.BytesIO:
-    """An archive of these files alone: two readers of one archive may see different things in it."""
+    """Pack only these files into a new archive. Two readers may see different files in the original archive."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, part in parts.items():
@@ -115,20 +125,20 @@ def _packed(parts: dict[str, bytes]) -> io.BytesIO:
 def _exported(parts: dict[str, bytes], device: torch.device, numbers: Container[int]) -> Program:
     for name in parts:
         if not _PARTS.fullmatch(name):
-            raise InputError(f"holds {name[:80]!r}, which is no part of an exported network and {REFUSED}")
+            raise InputError(f"holds {name[:80]!r}, which is not part of an exported network and {REFUSED}")
     for kind in ("weights", "constants"):
         stored = json.loads(parts[f"data/{kind}/model_{kind}_config.json"])["config"].values()
         if any(item["use_pickle"] or f"data/{kind}/{item['path_name']}" not in parts for item in stored):
             raise InputError(f"holds {kind} as a pickle, which {REFUSED}")
     try:
-        torch.load(io.BytesIO(parts[_SAMPLE]), weights_only=True)  # as PyTorch will: where that fails, it unpickles all
+        torch.load(io.BytesIO(parts[_SAMPLE]), weights_only=True)  # PyTorch unpickles everything if this fails
     except pickle.UnpicklingError as error:
-        raise InputError(f"holds a sample input that is no tensor and {REFUSED}") from error
+        raise InputError(f"holds a sample input that is not a tensor and {REFUSED}") from error
     graph = _without_comments(json.loads(parts[_GRAPH]))
     for word in _suspicious(graph, ""):
-        raise InputError(f"holds {word[:80]!r}, which is no plain network's and {REFUSED}")
+        raise InputError(f"holds {word[:80]!r}, which does not belong in the graph of a network and {REFUSED}")
     silent = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of a damaged file it would print a traceback, and raise all the same
+    logging.disable(logging.WARNING)  # PyTorch logs a traceback for a damaged file, besides raising an error
     try:
         program = torch.export.load(_packed({**parts, _GRAPH: json.dumps({**graph, "guards_code": []}).encode()}))
     finally:
@@ -148,7 +158,7 @@ def _exported(parts: dict[str, bytes], device: torch.device, numbers: Container[
             if 1 in numbers
             else "one tensor of images (B, C, H, W)"
         )
-        raise InputError(f"does not take {wanted}: export it so")
+        raise InputError(f"does not take {wanted}: export it with these inputs")
     batch, *sizes = inputs[0].shape
     outputs = [node.meta["val"] for node in nodes if node.name in program.graph_signature.user_outputs]
     bounds = None if isinstance(batch, int) else program.range_constraints.get(batch.node.expr)
@@ -164,7 +174,7 @@ def _exported(parts: dict[str, bytes], device: torch.device, numbers: Container[
 
 
 def _draws(node: torch.fx.Node) -> bool:
-    """Whether this is an operation with chance in it, other than dropout that is off."""
+    """Return whether an operation draws random numbers. Dropout that is switched off draws none."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     arguments = node.target._schema.arguments  # type: ignore[union-attr]
@@ -174,7 +184,7 @@ def _draws(node: torch.fx.Node) -> bool:
 
 
 def _without_comments(graph: Any) -> Any:
-    """The graph without what is told about it: stack traces, the modules it was written as, guards."""
+    """Return the graph without stack traces, module calls and guards, which are not needed to run it."""
     graph = {key: value for key, value in graph.items() if key not in _COMMENTS}
     module = graph["graph_module"]
     nodes = [{**node, "metadata": {}} for node in module["graph"]["nodes"]]
@@ -184,7 +194,7 @@ def _without_comments(graph: Any) -> Any:
 
 
 def _suspicious(value: Any, key: str) -> Iterator[str]:
-    """The words of a graph that might become more than a name, an ATen operation or a size when PyTorch reads them."""
+    """Yield the texts of a graph that PyTorch might read as more than a name, an ATen operation or a size."""
     if isinstance(value, dict):
         for inner, item in value.items():
             if not _NAME.fullmatch(inner) or (inner in _FOREIGN and item is not None):
@@ -210,8 +220,8 @@ def _script(parts: dict[str, bytes], device: torch.device) -> Program:
         if name.startswith("code/") and name.endswith(".py"):
             text = re.sub(r'"(\\.|[^"\\])*"', '""', part.decode())
             if found := _OPENS_FILES.search(text):
-                raise InputError(f"holds {found[0]!r}, an operation that may open files: save it without")
+                raise InputError(f"holds {found[0]!r}, an operation that may open files: save the network without it")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is, which is no news to who has such a file
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is deprecated, but such files remain in use
         module = torch.jit.load(_packed(parts), map_location=device)  # type: ignore[no-untyped-call]
     return Program(module.eval())

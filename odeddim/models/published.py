@@ -1,4 +1,4 @@
-"""The flags of the checkpoints that OpenAI published, which the files themselves do not say."""
+"""The flags of the checkpoints that OpenAI published. The files themselves do not hold them."""
 
 from __future__ import annotations
 
@@ -88,4 +88,4 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "lsun_uncond_100M_1200K_bs128.pt": _LSUN,
     "lsun_uncond_100M_2400K_bs64.pt": _LSUN,
 }
-"""The flags of the READMEs of guided-diffusion and improved-diffusion, by the names of the files offered there."""
+"""The flags in the READMEs of guided-diffusion and improved-diffusion, by the names of the published files."""

@@ -17,10 +17,15 @@ NAME = "scheduler_config.json"
 
 @dataclass(frozen=True)
 class Posed:
-    """What a network was trained to do, as `VectorField` takes it.
+    """The conventions that a network was trained with.
 
-    found: which scheduler and schedule, in words. assumed: what the file does not say, in short phrases.
-    variances: whether the network predicts variances too; None where the file does not say.
+    Attributes:
+        schedule: The noise levels.
+        predicts: The prediction type, a name in `odeddim.ode.predictions`.
+        time: The kind of label, as in `VectorField`.
+        found: The scheduler, in words.
+        assumed: The values that the file does not state, in words.
+        variances: Whether the network also predicts variances; None if the file does not say.
     """
 
     schedule: Schedule
@@ -32,12 +37,33 @@ class Posed:
 
 
 def read(path: Path) -> Posed:
-    """What a scheduler_config.json says. Raises InputError for one that is unreadable, unknown or contradictory."""
+    """Read a scheduler_config.json.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The conventions of the network.
+
+    Raises:
+        InputError: If the file cannot be read, if the scheduler is unknown, or if its settings contradict each other.
+    """
     return posed(json_files.read(path, "copy the whole folder of the pipeline"), path)
 
 
 def posed(config: Mapping[str, Any], where: Path) -> Posed:
-    """What these settings of a scheduler say. where: the file that they are from, for messages."""
+    """Interpret the settings of a scheduler.
+
+    Args:
+        config: The settings by name, as in scheduler_config.json.
+        where: The file of the settings, for error messages.
+
+    Returns:
+        The conventions of the network.
+
+    Raises:
+        InputError: If the scheduler is unknown, or if its settings contradict each other.
+    """
     try:
         said = said_by(config)
         schedule = Schedule.of_settings(said)

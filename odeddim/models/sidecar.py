@@ -1,8 +1,8 @@
-"""What a checkpoint does not say of itself: a JSON file beside it, NAME.json for NAME.pt.
+"""Sidecars: a JSON file NAME.json beside a checkpoint NAME.pt, with the settings that the checkpoint does not hold.
 
     {"schedule": {"name": "cosine", "T": 4000}, "predicts": "eps", "time": "index", ...}
 
-The vocabulary is that of odeddim's own model.json; formats add the settings of their own software.
+The keys are those of odeddim's own model.json. Each format adds the settings of its own software.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from odeddim.ode.schedule import TIMES, Schedule
 from odeddim.types import InputError, pick
 
 COMMON = ("schedule", "predicts", "time", "shape", "classes", "null")
-"""Keys that every format takes, meant as in `VectorField.from_network`."""
+"""The keys that every format takes, with the meaning that they have in `VectorField.from_network`."""
 
 MOST_CLASSES = 10_000_000
 _NAMES: dict[str, tuple[Collection[str], str]] = {
@@ -28,22 +28,22 @@ _NAMES: dict[str, tuple[Collection[str], str]] = {
 
 
 def place(path: Path) -> Path:
-    """Where the JSON file of a checkpoint would lie."""
+    """Return the path of a checkpoint's sidecar, whether or not the file exists."""
     return path.with_suffix(".json")
 
 
 def read(path: Path, known: Collection[str] = ()) -> dict[str, Any]:
-    """The settings beside a checkpoint.
+    """Read the sidecar of a checkpoint.
 
     Args:
-        path: of the checkpoint.
-        known: keys of the format, besides the common ones.
+        path: The checkpoint.
+        known: The keys that the format takes besides the common ones.
 
     Returns:
-        The settings by name, `schedule` as a Schedule and `shape` as a tuple; {} if there is no such file.
+        The settings by name, with `schedule` as a Schedule and `shape` as a tuple; {} if there is no sidecar.
 
     Raises:
-        InputError: for an unreadable file, for unknown keys and for values that the common keys cannot have.
+        InputError: If the file cannot be read, if a key is unknown, or if a common key has an impossible value.
     """
     file = place(path)
     if not os.path.lexists(file):
@@ -54,7 +54,9 @@ def read(path: Path, known: Collection[str] = ()) -> dict[str, Any]:
     try:
         said = {key: _checked(key, value) for key, value in found.items()}
         if (null := said.get("null", 0)) > (count := said.get("classes", MOST_CLASSES)):
-            raise InputError(f"null, the label of no class, is at most the number of classes, {count}, not {null}")
+            raise InputError(
+                f"null, the label that stands for no class, must be at most the number of classes, {count}, not {null}"
+            )
         return said
     except InputError as error:
         raise InputError(f"{file}: {error}") from error

@@ -1,4 +1,4 @@
-"""Weights files of other software: read without running anything in them, and fitted into a network."""
+"""Weights in files of other software: reading one runs no code from it, and the weights are put into a network."""
 
 from __future__ import annotations
 
@@ -19,25 +19,29 @@ from torch import Tensor, nn
 from odeddim.types import InputError
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
-NAMED = 3  # of tensors that are missing or unexpected, in a message
+NAMED = 3  # the most tensors that a message names
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def size_of(path: Path, remedy: str = "check path and rights") -> int:
-    """How many bytes an ordinary file has.
+def size_of(path: Path, remedy: str = "check the path and its permissions") -> int:
+    """Return the size of a regular file in bytes.
 
     Args:
-        path: of the file.
-        remedy: what to do if it cannot be read, for the message.
+        path: The file.
+        remedy: What the user should do if the file cannot be read, for the error message.
+
+    Returns:
+        The size.
 
     Raises:
-        InputError: for a file that cannot be read, and for a pipe or a device, which might never end.
+        InputError: If the file cannot be read, or if it is a folder, a pipe or a device. Reading from a pipe or a
+            device might never end.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path} is no file, but a folder, a pipe or a device: {remedy}")
+            raise InputError(f"{path} is a folder, a pipe or a device, not a file: {remedy}")
         if not os.access(path, os.R_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except InputError:
@@ -48,19 +52,25 @@ def size_of(path: Path, remedy: str = "check path and rights") -> int:
 
 
 def read(path: Path) -> Any:
-    """What a weights file holds: safetensors as a dict, or what `torch.save` wrote, tensors and plain values only.
+    """Read a weights file without running code from it.
+
+    Args:
+        path: The file, safetensors or the output of `torch.save`.
+
+    Returns:
+        The content: a dict of tensors for safetensors, otherwise the saved object of tensors and plain values.
 
     Raises:
-        InputError: for files that cannot be read, are damaged, or hold objects that only their own code can make.
+        InputError: If the file cannot be read, is damaged, or holds objects other than tensors and plain values.
     """
     size_of(path)
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that are refused, it also warns
+            warnings.simplefilter("ignore")  # torch also warns about pickles that it refuses
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a parser of foreign bytes: whatever it raises means the same
+    except Exception as error:  # a parser of foreign bytes may raise any type
         words = line(error)
         if "weights_only" in words or "Unsupported" in words:
             raise InputError(
@@ -71,7 +81,7 @@ def read(path: Path) -> Any:
 
 
 def is_state(value: Any) -> bool:
-    """Whether this is a state dict: names and tensors, at least one."""
+    """Return whether a value is a state dict: at least one tensor, each under a name."""
     return (
         isinstance(value, Mapping)
         and bool(value)
@@ -80,18 +90,24 @@ def is_state(value: Any) -> bool:
 
 
 def described(make: Callable[[], Network]) -> Network:
-    """The network that `make` makes of settings, on the device "meta": no memory is reserved for what they only claim.
+    """Build a network on the device "meta", where it takes no memory, however large its settings claim it is.
+
+    Args:
+        make: The function that builds the network from its settings.
+
+    Returns:
+        The network, without weights.
 
     Raises:
-        InputError: in words that go behind the name of the settings' file.
+        InputError: If the settings do not describe a network. The message continues the name of the settings' file.
     """
     try:
         with torch.device("meta"):
             return make()
     except InputError:
         raise
-    except Exception as error:  # PyTorch's, or of other people's constructors: whatever they raise means the same
-        raise InputError(f"it describes no network ({line(error)}): copy it again") from error
+    except Exception as error:  # PyTorch and foreign constructors may raise any type
+        raise InputError(f"no network can be built from its settings ({line(error)}): copy it again") from error
 
 
 def fit(
@@ -103,21 +119,22 @@ def fit(
     called: Mapping[str, str] | None = None,
     shared: bool = False,
 ) -> nn.Module:
-    """Put weights into a network that was made on the device "meta".
+    """Put weights into a network that was built on the device "meta".
 
     Args:
-        network: from `described`.
-        state: the weights by name.
-        path: of their file, for messages.
-        spare: names that may be in the file and not in the network.
-        called: what the file calls the network's tensors, where it calls them something else.
-        shared: whether the weights are those of an object in memory, which the network is to share.
+        network: The network, from `described`.
+        state: The weights by name.
+        path: The file of the weights, for error messages.
+        spare: The names that may be in the file although the network does not have them.
+        called: The file's name of each tensor, by the network's name, where the two differ.
+        shared: Whether the weights are those of an object in memory, which the network is to share.
 
     Returns:
-        The network: frozen, in evaluation mode; float32 unless it shares its weights.
+        The network with its weights: frozen, in evaluation mode; float32 unless it shares its weights.
 
     Raises:
-        InputError: naming the tensors that are missing, unexpected, of another shape or kind, or damaged.
+        InputError: If tensors are missing, unexpected or damaged, or have another shape or kind of number. The message
+            names them.
     """
     called = called or {}
     wanted = network.state_dict()
@@ -125,7 +142,7 @@ def fit(
     extra = [name for name in state if name not in wanted and name not in spare]
     if missing or extra:
         said = [f"{word} {some(names)}" for word, names in (("missing", missing), ("unexpected", extra)) if names]
-        remedy = "take out adapters such as LoRA first" if shared else "is it the right file?"
+        remedy = "take out adapters such as LoRA first" if shared else "check that it is the right file"
         raise InputError(f"{path} does not match the expected network ({'; '.join(said)}): {remedy}")
     for name, has in wanted.items():
         its, tensor = called.get(name, name), state[name]
@@ -139,11 +156,13 @@ def fit(
                 f"{path} does not match the expected network: {its} holds {_kind(tensor)}, not {_kind(has)}"
             )
         if not _is_whole(tensor):
-            raise InputError(f"{path} is damaged: it does not hold all of {its}: copy it again")
+            raise InputError(f"{path} is damaged (it does not hold all values of {its}): copy it again")
     for name in wanted:
-        # In float32, which the network will have: the narrowest dtypes know no isfinite.
+        # In float32, the dtype that the network gets: isfinite is not defined for the narrowest dtypes.
         if state[name].is_floating_point() and not bool(torch.isfinite(state[name].float()).all()):
-            raise InputError(f"{path} is damaged: {called.get(name, name)} holds NaN or infinite values: copy it again")
+            raise InputError(
+                f"{path} is damaged ({called.get(name, name)} holds NaN or infinite values): copy it again"
+            )
     weights = {name: state[name] for name in wanted}
     if shared:
         network.load_state_dict(weights, assign=True)
@@ -154,30 +173,33 @@ def fit(
 
 
 def _kind(tensor: Tensor) -> str:
-    """Its dtype: "int64"."""
+    """Return a tensor's dtype in words, such as "int64"."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def _is_whole(tensor: Tensor) -> bool:
-    """Whether a number is there for each place: a tensor of stride 0 claims any size."""
+    """Return whether a tensor's storage holds all of its values. A tensor of stride 0 may claim any size."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
         return False
     return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names in words, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
 
 def hash_of(*paths: Path, settings: Mapping[str, Any] | None = None) -> str:
-    """The sha256 by which latent files know a model.
+    """Return the SHA-256 by which latent files identify a model.
 
     Args:
-        *paths: of files, whose contents are hashed one after the other.
-        settings: what else decides what the network answers and no weights tell, such as the number of heads;
-            JSON-able.
+        *paths: The files whose contents are hashed, one after the other.
+        settings: Other settings that the network's output depends on and that the weights do not show, such as the
+            number of heads. They must be JSON-able.
+
+    Returns:
+        The hash, 64 hexadecimal digits.
     """
     found = hashlib.sha256()
     if settings is not None:
@@ -207,5 +229,5 @@ def hash_of_networks(*networks: nn.Module, settings: Mapping[str, Any]) -> str:
 
 
 def line(error: BaseException) -> str:
-    """The message of an error, in one line."""
+    """Return the message of an error in one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,15 +1,16 @@
-"""What the settings of diffusers' schedulers say of the network: its schedule, its prediction, its labels.
+"""The conventions of a network in the settings of a scheduler of diffusers: schedule, prediction and labels.
 
-A scheduler is a sampler (github.com/huggingface/diffusers, `schedulers/`), but it is also where a pipeline keeps what
-its network was trained on. That is all that is read: the spacing of a sampler's nodes, its order, and the shift of
-its flow times are no convention of the network. Nor are clipping and thresholding of x0: odeddim never does them, for
-nothing clipped can be encoded back.
+The file describes a sampler (github.com/huggingface/diffusers, `schedulers/`), but it is also the only place where a
+pipeline states what its network was trained on. This module reads only these conventions. The spacing of the sampler's
+nodes, the sampler's order and the shift of its flow times are not properties of the network. Clipping and thresholding
+of x0 are ignored too: a clipped image cannot be encoded back.
 
-The last level may hold noise only: α = 0 where β was rescaled to zero terminal SNR (arXiv 2305.08891), t = 1 on flow
-paths. σ is infinite there, x̄ = x/√α has no value, and no step in σ leaves it. So it is left out, the other levels keep
-their labels, and x_T lies where there still is an image: with rescaled β at the level before, where √α is the image's
-share in x (7e-5 for DDPM's β, 4e-4 for Stable Diffusion's), on flow paths at t = 0.999, with a share of 1e-3. That is
-where the network is first asked. At α = 0 an ε would say nothing about x0: zero terminal SNR goes with v and x0 only.
+The last level may be pure noise: α = 0 if β was rescaled to zero terminal SNR (arXiv 2305.08891), and t = 1 on flow
+paths. There σ is infinite and x̄ = x/√α has no value, so no step in σ can start from it. This level is left out, and
+the other levels keep their labels. The top is then the last level that still holds some of the image. With rescaled β,
+it is the level before the last, where the image's share √α of x is 7e-5 for DDPM's β and 4e-4 for Stable Diffusion's.
+On flow paths it is t = 0.999, where the share is 1e-3. At α = 0 a predicted ε says nothing about x0, so a network with
+zero terminal SNR must predict v or x0.
 """
 
 from __future__ import annotations
@@ -69,10 +70,10 @@ DISCRETE: dict[str, Mapping[str, Any]] = {
     "UnCLIPScheduler": _COSINE,
     "UniPCMultistepScheduler": _DDPM,
 }
-"""Classes whose networks know T levels by index -> what each takes where its file says nothing."""
+"""Scheduler classes for networks that take the index of one of T levels, with the defaults of each class."""
 
 FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-"""Classes whose networks know straight paths x = (1-t)·x0 + t·ε by t·T and predict ε - x0."""
+"""Scheduler classes for networks on straight paths x = (1-t)·x0 + t·ε, which take t·T and predict ε - x0."""
 
 
 Description = dict[str, Any]
@@ -86,11 +87,11 @@ class Said:
     Attributes:
         description: The schedule, before the rescaling.
         rescaled: Whether β is rescaled to zero terminal SNR, and the last level left out.
-        predicts: What the network predicts, a name of `odeddim.ode.predictions`.
-        time: The network's labels, a name of `odeddim.ode.schedule.TIMES`.
-        found: The scheduler in words.
-        assumed: What the settings do not say, in short phrases.
-        variances: Whether the network predicts variances too; None if the settings do not say.
+        predicts: The prediction type, a name in `odeddim.ode.predictions`.
+        time: The kind of label, a name in `odeddim.ode.schedule.TIMES`.
+        found: The scheduler, in words.
+        assumed: The values that the settings do not state, in words.
+        variances: Whether the network also predicts variances; None if the settings do not say.
     """
 
     description: Description
@@ -118,21 +119,21 @@ def said_by(scheduler: Any) -> Said:
     name = config.get("_class_name")
     if not isinstance(name, str) or not (name in FLOW or name in DISCRETE):
         raise InputError(
-            f"its scheduler is {name!r:.60}, whose conventions odeddim does not know: put in the settings of a "
-            "DDIMScheduler or a FlowMatchEulerDiscreteScheduler if they mean the same, or use VectorField.from_network"
+            f"odeddim does not know the conventions of the scheduler {name!r:.60}: write the equivalent settings of a "
+            "DDIMScheduler or a FlowMatchEulerDiscreteScheduler into this file, or use VectorField.from_network"
         )
     take = _Settings(config, DISCRETE.get(name, _STRAIGHT))
-    # No setting of a flow-matching scheduler: its class says it.
+    # A flow-matching scheduler has no such setting: its class implies the prediction.
     kind = config.get("prediction_type", "flow_prediction") if name in FLOW else take("prediction_type")
     predicts = PREDICTS[pick(str(kind), PREDICTS, "prediction_type")]
     straight = name in FLOW or bool(config.get("use_flow_sigmas"))
     if straight != (predicts == "flow"):
         paths = "straight flow paths" if straight else "DDPM's noise levels"
-        raise InputError(f"it contradicts itself: a {name} on {paths} with prediction_type {kind!r}")
+        raise InputError(f"the settings contradict each other: a {name} on {paths} has prediction_type {kind!r}")
     if config.get("invert_sigmas"):
-        raise InputError("its labels run from 0 at the noise (invert_sigmas): use VectorField.from_network")
+        raise InputError("the labels start with 0 at pure noise (invert_sigmas): use VectorField.from_network")
     if config.get("timestep_type") == "continuous" and predicts == "v":
-        raise InputError("its labels are ln(σ)/4 (timestep_type 'continuous'): use VectorField.from_network")
+        raise InputError("the labels are ln(σ)/4 (timestep_type 'continuous'): use VectorField.from_network")
     variance = config.get("variance_type")
     flow = {"name": "rectified_flow", "T": take.levels()} if straight else None
     description, rescaled = (flow, False) if flow else _discrete(take, predicts)
@@ -159,7 +160,7 @@ def settings_of(scheduler: Any) -> Mapping[str, Any]:
 
 
 class _Settings:
-    """A scheduler's settings by name. What the file does not say is the class's own default, which is noted."""
+    """A scheduler's settings by name. A missing setting takes the default of its class, and `assumed` notes it."""
 
     def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         self.config, self.defaults = config, defaults
@@ -169,7 +170,7 @@ class _Settings:
         if key in self.config:
             return self.config[key]
         if key not in self.defaults:
-            raise InputError(f"it has no {key}: copy it again")
+            raise InputError(f"the setting {key} is missing: copy the file again")
         said = f"{key} {self.defaults[key]!r} (its class's default)"
         self.assumed += [] if said in self.assumed else [said]
         return self.defaults[key]
@@ -188,7 +189,7 @@ class _Settings:
 
 
 def _discrete(take: _Settings, predicts: str) -> tuple[Description, bool]:
-    """The schedule of β_1..β_T without a last level of noise only, and whether β is to be rescaled."""
+    """The schedule of β_1..β_T without the last level if that is pure noise, and whether β is to be rescaled."""
     trained = take.config.get("trained_betas")
     if trained is None:
         description, noise_only = _named(take), False
@@ -199,8 +200,8 @@ def _discrete(take: _Settings, predicts: str) -> tuple[Description, bool]:
     rescaled = bool(take.config.get("rescale_betas_zero_snr")) and not noise_only
     if (noise_only or rescaled) and predicts == "eps":
         raise InputError(
-            "it contradicts itself: at its last level, which is noise only (zero terminal SNR), an ε says nothing "
-            "about the image: prediction_type must be v_prediction or sample"
+            "the settings contradict each other: the last level is pure noise (zero terminal SNR), where a predicted ε "
+            "says nothing about the image: prediction_type must be v_prediction or sample"
         )
     return description, rescaled
 
@@ -220,12 +221,15 @@ def _named(take: _Settings) -> Description:
 
 
 def _trained(betas: Any, take: _Settings) -> Tensor:
-    """trained_betas, checked: (T,) float64."""
+    """Check trained_betas, and return them as (T,) float64."""
     good = isinstance(betas, list) and all(isinstance(b, (int, float)) and 0 < b <= 1 for b in betas)
     if not good or len(betas) < 3 or 1 in betas[:-1]:
         raise InputError("trained_betas must be a list of at least three numbers between 0 and 1")
     if "num_train_timesteps" in take.config and take.levels() != len(betas):
-        raise InputError(f"it contradicts itself: {len(betas)} trained_betas for num_train_timesteps = {take.levels()}")
+        raise InputError(
+            f"the settings contradict each other: there are {len(betas)} trained_betas, but num_train_timesteps is "
+            f"{take.levels()}"
+        )
     return torch.tensor(betas, dtype=torch.float64)
 
 
@@ -242,5 +246,5 @@ _ALPHA: dict[str, Callable[[float], float]] = {
     "exp": lambda t: math.exp(-12 * t),
     "laplace": _laplace,
 }
-"""beta_schedule -> α of t in [0, 1]."""
+"""The function t in [0, 1] -> α of each beta_schedule that is defined by α."""
 _BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", *_ALPHA)

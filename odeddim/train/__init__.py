@@ -1,1 +1,1 @@
-"""Training of a model: the loss, the settings, a step, and the run that can be stopped and continued."""
+"""Training of a model: the loss, the settings, a training step, and a run that can be stopped and continued."""

@@ -1,4 +1,4 @@
-"""Which images a step sees. Batches, labels and noise are functions of (seed, step) alone."""
+"""The images of each training step. Batches, labels and noise depend on (seed, step) only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from torch import Tensor
 
 
 def batch_rows(count: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """The images of a step. Every epoch is a shuffle of all `count` of them; batches run on across its end."""
+    """Return the indices of a step's images. Each epoch shuffles all images, and a batch may span two epochs.
+
+    Args:
+        count: The number of images.
+        batch_size: The number of images in a step.
+        seed: The seed of the order.
+        step: The step, from 0.
+
+    Returns:
+        `batch_size` indices from 0 to count-1.
+    """
     rows: list[int] = []
     while len(rows) < batch_size:
         epoch, offset = divmod(step * batch_size + len(rows), count)
@@ -24,5 +34,5 @@ def _shuffled(count: int, seed: int, epoch: int) -> Tensor:
 
 
 def seed_of(*key: object) -> int:
-    """A seed that depends on every part of the key."""
+    """Return a seed that depends on every part of the key."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")

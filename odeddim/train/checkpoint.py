@@ -1,10 +1,11 @@
-"""The files of a trained model and of a run that can go on.
+"""The files of a trained model, and of a run that can be continued.
 
-    model.safetensors        averaged (EMA) weights, float32: what `odeddim.load` reads
-    model.json               architecture, schedule, and how the weights came about
-    checkpoint.safetensors   all that resuming needs: weights, average, optimiser state, step, settings
+    model.safetensors        the averaged (EMA) weights, float32, which `odeddim.load` reads
+    model.json               the architecture, the schedule, and how the weights were trained
+    checkpoint.safetensors   everything that a run needs to continue: weights, average, optimiser state, step, settings
 
-Each is replaced whole, the checkpoint last: whenever a run is killed, the same call continues it.
+Each file is replaced as a whole, and the checkpoint last. A run can therefore be killed at any time, and the same call
+continues it.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 def saved_settings(folder: str | Path) -> Settings:
-    """The settings of the run in a folder. Raises InputError if there is none."""
+    """Return the settings of the run in a folder. Raises InputError if the folder holds no run."""
     return Settings(**json.loads(_notes(Path(folder) / CHECKPOINT)["settings"]))
 
 
 def saved_step(folder: str | Path) -> int:
-    """How many steps the run in a folder has made. Raises InputError if there is none."""
+    """Return the number of steps that the run in a folder has made. Raises InputError if the folder holds no run."""
     return int(json.loads(_notes(Path(folder) / CHECKPOINT)["step"]))
 
 
 def save_model(trainer: Trainer, folder: Path, losses: Mapping[str, float]) -> None:
-    """Write the model as it is now. losses: written into model.json."""
+    """Write the present model to a folder, with its losses in model.json."""
     with replacing_in(folder, native.WEIGHTS) as path:
         path.write_bytes(save(_on_cpu(trainer.average.module.state_dict())))
     training = {
@@ -67,7 +68,7 @@ def save_model(trainer: Trainer, folder: Path, losses: Mapping[str, float]) -> N
 
 
 def save_checkpoint(trainer: Trainer, folder: Path) -> None:
-    """Write all that `load_checkpoint` needs."""
+    """Write everything that `load_checkpoint` needs."""
     state = {f"network.{name}": value for name, value in trainer.network.state_dict().items()}
     state |= {f"average.{name}": value for name, value in trainer.average.module.state_dict().items()}
     for name, parameter in trainer.network.named_parameters():
@@ -85,13 +86,13 @@ def save_checkpoint(trainer: Trainer, folder: Path) -> None:
 
 
 def load_checkpoint(folder: Path, device: torch.device) -> Trainer:
-    """The run in a folder, at the step of its checkpoint. Raises InputError for a file that is none."""
+    """Return the run in a folder at the step of its checkpoint. Raises InputError if the file is not a checkpoint."""
     path = folder / CHECKPOINT
     notes = {key: json.loads(value) for key, value in _notes(path).items()}
     trainer = Trainer(notes["architecture"], Settings(**notes["settings"]), notes["images"], device)
     trainer.step, trainer.seconds, trainer.commands = notes["step"], notes["seconds"], notes["commands"]
     with safe_open(path, "pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - `file` is not a mapping
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
@@ -105,23 +106,23 @@ def load_checkpoint(folder: Path, device: torch.device) -> Trainer:
 
 
 def replacing_in(folder: Path, name: str) -> contextlib.AbstractContextManager[Path]:
-    """As `odeddim.storage.atomic.replacing`; what a kill leaves behind is replaced by the next."""
+    """Replace a file as `odeddim.storage.atomic.replacing` does. The next call replaces what a killed run left."""
     return replacing(folder / name, folder / f".{name}.tmp")
 
 
 def _notes(path: Path) -> dict[str, str]:
-    """What a checkpoint says besides its tensors; reading it also checks that the file is whole."""
+    """Return a checkpoint's metadata. Reading it also checks that the file is complete."""
     try:
         with safe_open(path, "pt") as file:
             notes: dict[str, str] = file.metadata() or {}
     except FileNotFoundError as error:
-        raise InputError(f"there is no {path}: no run to continue in this folder") from error
+        raise InputError(f"{path} does not exist: this folder holds no run to continue") from error
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{path} cannot be read as a checkpoint ({error}): start a new run in another folder"
         ) from error
     if "settings" not in notes:
-        raise InputError(f"{path} is no checkpoint of `odeddim train`: start a new run in another folder")
+        raise InputError(f"{path} is not a checkpoint of `odeddim train`: start a new run in another folder")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time, and no file in it replaced that is not the run's own."""
+"""The folder of a run: one process at a time uses it, and a run replaces only its own files."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _SHEET = re.compile(r"samples-([0-9]{6,})\.png")
 
 
 def sheet_of(folder: Path, step: int) -> Path:
-    """Where the sample sheet of a step lies."""
+    """Return the path of a step's sample sheet."""
     return folder / f"samples-{step:06d}.png"
 
 
 def mark_of_run(trainer: Trainer) -> str:
-    """The mark that the sheets of a run carry, by which the run knows them as its own."""
+    """Return the mark in a run's sample sheets, by which the run recognises them as its own."""
     return mark_of("train", trainer.network.config, trainer.settings.fixed(), trainer.images)
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """The run's folder, made if need be, for one process at a time."""
+    """Make the run's folder if it does not exist, and keep other processes out of it within the block."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"the folder {folder} cannot be made ({error.strerror})") from error
+        raise InputError(f"the folder {folder} cannot be made ({error.strerror}): choose another folder") from error
     with contextlib.closing(Claims(folder / LOCK)) as claims:
         if not claims.take(0, 1):
             raise InputError(f"another process is training in {folder}: wait for it, or train in another folder")
@@ -48,17 +48,17 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def check_new(folder: Path, trainer: Trainer) -> None:
-    """Raise an InputError where a folder without a run holds a file that a new run would replace."""
+    """Raise an InputError if a folder without a run holds a file that a new run would replace."""
     if any((folder / name).exists() for name in (native.CONFIG, native.WEIGHTS)):
-        raise InputError(f"{folder} holds a model already, and no run to continue: train in another folder")
-    # A run that was killed before its first checkpoint has left the head of its log.
+        raise InputError(f"{folder} already holds a model, but no run to continue: train in another folder")
+    # A run that was killed before its first checkpoint leaves a log with a head only.
     if (folder / LOG).exists() and Log(folder).rows() not in ([], [list(HEAD)]):
-        raise InputError(f"{folder / LOG} is there already, and belongs to no run: train in another folder")
+        raise InputError(f"{folder / LOG} already exists, but belongs to no run: train in another folder")
     _check_sheets(folder, trainer)
 
 
 def check_continued(folder: Path, trainer: Trainer) -> None:
-    """Raise an InputError where a file in the folder of a run is not the run's own, and would be replaced."""
+    """Raise an InputError if the run would replace a file in its folder that is not its own."""
     if (config := folder / native.CONFIG).exists() and not _is_described(config, trainer):
         raise InputError(f"{config} does not describe the model of the run in this folder: move it away")
     if (weights := folder / native.WEIGHTS).exists() and not _is_shaped(weights, trainer):
@@ -73,11 +73,11 @@ def _check_sheets(folder: Path, trainer: Trainer) -> None:
     for path in sorted(folder.iterdir()):
         found = _SHEET.fullmatch(path.name)
         if found and int(found[1]) > trainer.step and not has_mark(path, mark):
-            raise InputError(f"{path} is there already, and this run has not drawn it: train in another folder")
+            raise InputError(f"{path} already exists, but is not from this run: train in another folder")
 
 
 def _is_described(config: Path, trainer: Trainer) -> bool:
-    """Whether a model.json is one that this run has written."""
+    """Return whether this run wrote a model.json."""
     try:
         description = native.describe(config.parent)
         said: Any = description["training"]
@@ -88,7 +88,7 @@ def _is_described(config: Path, trainer: Trainer) -> bool:
 
 
 def _is_shaped(weights: Path, trainer: Trainer) -> bool:
-    """Whether a file of weights has the names and shapes of this run's network."""
+    """Return whether the tensors in a file have the names and shapes of this run's network."""
     wanted = {name: list(value.shape) for name, value in trainer.network.state_dict().items()}
     try:
         with safe_open(weights, "pt") as file:

@@ -1,4 +1,4 @@
-"""Ctrl-C and the signals that end a process, held back until a step is saved."""
+"""Ctrl-C and other signals that end a process, delayed until a step is saved."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 @contextlib.contextmanager
 def postponed() -> Iterator[Callable[[], bool]]:
-    """Within the block a signal to end only sets a flag, so that no step is torn; it arrives when the block ends.
+    """Delay signals that end the process until the block ends, so that they do not interrupt a step.
 
-    A second signal arrives at once. Outside the main thread, which alone can do this, nothing is held back.
+    A second signal takes effect at once. Only the main thread can delay signals; in other threads nothing changes.
 
     Yields:
-        A function that says whether a signal has come.
+        A function that returns whether a signal has arrived.
     """
     asked: list[int] = []
 
@@ -30,7 +30,10 @@ def postponed() -> Iterator[Callable[[], bool]]:
     previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")):
-            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):  # as under nohup
+            if number is not None and signal.getsignal(number) not in (
+                signal.SIG_IGN,
+                None,
+            ):  # nohup, for example, ignores SIGHUP
                 previous[number] = signal.signal(number, handler)
     try:
         yield lambda: bool(asked)

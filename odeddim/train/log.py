@@ -1,4 +1,4 @@
-"""The log of a run, log.csv: step, loss, validation_loss, seconds."""
+"""The log of a run, log.csv, with the columns step, loss, validation_loss and seconds."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Log:
         self.path = folder / LOG
 
     def rows(self) -> list[list[str]]:
-        """The rows, the head among them. Raises InputError where the file is missing or not readable."""
+        """Return the rows, with the head. Raises InputError if the file is missing or cannot be read."""
         try:
             with self.path.open(newline="", encoding="utf-8") as file:
                 return list(csv.reader(file))
         except (OSError, ValueError, csv.Error) as error:
-            raise InputError(f"{self.path} cannot be read ({error}): it is not the log of this run") from error
+            raise InputError(f"{self.path} cannot be read as the log of this run ({error}): move it away") from error
 
     def begin(self) -> None:
-        """Write the head alone."""
+        """Write a log with a head only."""
         self._write([list(HEAD)])
 
     def append(self, step: int, loss: float, validation_loss: float | None, seconds: float) -> None:
@@ -39,11 +39,12 @@ class Log:
                 csv.writer(file).writerow([str(step), *losses, f"{seconds:.0f}"])
         except OSError as error:
             raise InputError(
-                f"{self.path} cannot be written ({error.strerror}); the last checkpoint is safe"
+                f"{self.path} cannot be written ({error.strerror}): repair this, and the same call continues from the "
+                "last checkpoint"
             ) from error
 
     def forget_after(self, step: int) -> None:
-        """Drop the rows of steps after the checkpoint: they are about to be made again."""
+        """Drop the rows of steps after the checkpoint, because the run will make these steps again."""
         self._write([row for row in self.rows() if row and (not row[0].isdigit() or int(row[0]) <= step)])
 
     def _write(self, rows: list[list[str]]) -> None:

@@ -1,8 +1,8 @@
-"""The loss: L_simple, that is γ = 1 in eq. 5 of DDIM (arXiv 2010.02502), which is also DDPM's.
+"""The loss L_simple of DDPM, which is eq. 5 of DDIM (arXiv 2010.02502) with γ = 1.
 
     L(θ) = E ‖ ε_θ(√α_t·x0 + √(1-α_t)·ε, t) - ε ‖² / dim        t uniform over the labels 0..T-1, ε ~ N(0, 1)
 
-with α the cumulative product, as in DDIM. Or of the velocity of rectified flow (arXiv 2209.03003, eq. 1):
+where α is the cumulative product, as in DDIM. For the velocity of rectified flow (arXiv 2209.03003, eq. 1), the loss is
 
     L(θ) = E ‖ u_θ((1-t)·x0 + t·ε, 1000·t) - (ε - x0) ‖² / dim        t uniform in [0, 1)
 """
@@ -25,8 +25,13 @@ VALIDATION_IMAGES = 1024
 
 @dataclass(frozen=True)
 class Objective:
-    """What a network is trained to predict. pose(schedule, x0 (B, C, H, W), noise like it, times (B,) in [0, 1)) gives
-    the network's input x, its labels t (B,) and its target."""
+    """What a network is trained to predict.
+
+    Attributes:
+        schedule: The function that makes the schedule.
+        pose: The function (schedule, x0 (B, C, H, W), noise (B, C, H, W), times (B,) in [0, 1)) -> the network's input
+            x (B, C, H, W), its labels t (B,), and its target (B, C, H, W).
+    """
 
     schedule: Callable[[], Schedule]
     pose: Callable[[Schedule, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -50,18 +55,29 @@ OBJECTIVES = {
 
 
 def stratified(jitter: Tensor) -> Tensor:
-    """Times (B,) in [0, 1) from jitter (B,) in [0, 1): number i lies in the i-th of B equal parts of the range.
+    """Make times (B,) in [0, 1) from jitter (B,) in [0, 1). Time i lies in the i-th of B equal parts of the range.
 
-    Over the batch they are uniform, as L_simple wants, and the mean loss is less noisy than with independent ones.
+    Over the batch, the times are uniform, as L_simple requires. The mean loss is less noisy than for independent times.
     """
     return (torch.arange(len(jitter), device=jitter.device) + jitter) / len(jitter)
 
 
 @torch.no_grad()
 def validation_loss(field: VectorField, images: ImageSource, count: int = VALIDATION_IMAGES) -> float:
-    """The loss of a model that `train` made on the first `count` held-out images, the same for the same weights.
+    """Compute the loss of a model from `train` on held-out images. It depends on the weights and the images only.
 
-    Image i of n has the time (i + ½)/n and noise from seed i; float32, batches of 64, mean over images and pixels.
+    Of n images, image i has the time (i + ½)/n and the noise of seed i. The network runs on batches of 64.
+
+    Args:
+        field: The model.
+        images: The held-out images, (C, H, W) each.
+        count: The number of images, taken from the beginning.
+
+    Returns:
+        The loss, the mean over images and pixels.
+
+    Raises:
+        InputError: If the model does not predict ε or a flow's velocity.
     """
     n = min(count, len(images))
     pose = OBJECTIVES[pick(field.predicts, OBJECTIVES, "prediction to train")].pose

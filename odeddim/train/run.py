@@ -1,12 +1,12 @@
-"""A training run: a folder that the same call continues, whenever it was stopped.
+"""A training run: a folder that the same call continues after any stop.
 
     model.safetensors, model.json, checkpoint.safetensors        see `odeddim.train.checkpoint`
     log.csv                  step, loss, validation_loss, seconds
-    samples-XXXXXX.png       what the averaged model draws at that step: DDIM, 50 steps, always from the same noise
+    samples-XXXXXX.png       samples of the averaged model at that step: DDIM with 50 steps, always from the same noise
 
-Batches, labels and noise are functions of (seed, step) alone. So a run that was stopped and is continued goes on, on
-the CPU with as many threads as before, bit for bit as if nothing had happened. The first checkpoint is that of step 0,
-and of all files of a step the checkpoint is written last: whenever a run is killed, the same call continues it.
+Batches, labels and noise depend on (seed, step) only. On the CPU with the same number of threads, a run that was
+stopped and continued therefore gives the same bits as a run without a stop. The first checkpoint is written before the
+first step. Of all files of a step, the checkpoint is written last, so a run can be killed at any time.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ SHEET_IMAGES = 36
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is.
+    """The progress of a run.
 
-    Args:
-        step: steps made.
-        steps: steps to make in all.
-        loss: mean since the last row of the log; NaN before the first step of this call.
-        rate: steps per second since the start or resumption; 0 before the first step of this call.
-        validation_loss: if it was just computed.
-        logged: whether this is a row of the log.
+    Attributes:
+        step: The number of steps made.
+        steps: The number of steps of the whole run.
+        loss: The mean loss since the last row of the log; NaN before the first step of this call.
+        rate: The steps per second in this call; 0 before its first step.
+        validation_loss: The validation loss, if it was computed at this step.
+        logged: Whether the log has a row for this step.
     """
 
     step: int
@@ -75,26 +75,27 @@ def train(
 ) -> Path:
     """Train a U-Net with DDPM's linear schedule, or as a rectified flow.
 
-    Ctrl-C, SIGTERM and SIGHUP (in the main thread) arrive when the step that is being made is saved.
+    In the main thread, Ctrl-C, SIGTERM and SIGHUP take effect after the present step is saved.
 
     Args:
-        images: (N, C, H, H).
-        folder: of the run; made if need be. A run that it holds is continued, on the same images: architecture and
-            settings may then be left out, those of `odeddim.train.settings.CHANGEABLE` may change, others must be what
-            they were. A complete run is left alone.
-        validation: held-out images, for `validation_loss` at every checkpoint.
-        architecture: settings of `UNet` besides in_channels and image_size, which the images decide.
-        settings: how to train.
-        device: where to train. Default: a GPU if there is one.
-        command: written into model.json.
-        report: called before the first step, about once a second, and at every row of the log.
+        images: The images (N, C, H, H).
+        folder: The folder of the run, made if it does not exist. A run in the folder is continued on the same images.
+            Architecture and settings may then be left out. The settings in `odeddim.train.settings.CHANGEABLE` may
+            change; all others must stay the same. A complete run stays as it is.
+        validation: Held-out images for a validation loss at each checkpoint.
+        architecture: The settings of `UNet` except in_channels and image_size, which the images determine.
+        settings: The settings of the training.
+        device: The device; by default a GPU if there is one.
+        command: The command line that started the run, for model.json.
+        report: A function that is called before the first step, about once a second, and for each row of the log.
 
     Returns:
         The folder, which `odeddim.load` reads.
 
     Raises:
-        InputError: for images that cannot be used, a folder in use or with files of others, settings that contradict
-            the run, and for a loss that is no longer finite (the checkpoint then is the last one before).
+        InputError: If the images cannot be used, if another process uses the folder, if the folder holds files that are
+            not the run's own, if settings contradict the run, or if the loss is not finite any more. In the last case,
+            the checkpoint is an earlier one.
     """
     folder = Path(folder)
     place = device_of(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -163,13 +164,13 @@ def _loop(
 def _check_finite(loss: float, step: int, folder: Path) -> None:
     if not math.isfinite(loss):
         raise InputError(
-            f"the loss is {loss} after step {step}: start again with a lower learning rate or in float32 "
-            f"(the last checkpoint in {folder} is from before)"
+            f"the loss is {loss} after step {step}: start again with a lower learning rate or in float32 (the "
+            f"checkpoint in {folder} is of an earlier step)"
         )
 
 
 def _draw(trainer: Trainer, folder: Path) -> None:
-    """The sample sheet of this step."""
+    """Draw and save the sample sheet of this step."""
     sheet = sample(SHEET_IMAGES, "euler", grid="linear", steps=50, model=trainer.field())
     place, captions = sheet_of(folder, trainer.step), Captions()
     layout = Layout.of(len(sheet), sheet.shape[1:], captions)
@@ -177,9 +178,9 @@ def _draw(trainer: Trainer, folder: Path) -> None:
 
 
 def _architecture(given: Mapping[str, Any], images: ImageSource) -> dict[str, Any]:
-    """The settings of the U-Net for these images; lists where tuples are given, as its own config has them."""
+    """Return the settings of the U-Net for these images, with lists in place of tuples, as in `UNet.config`."""
     channels, height, width = images.shape
     if height != width:
-        raise InputError(f"the images are {height}×{width} pixels, and the U-Net is made for squares: crop them")
+        raise InputError(f"the images have {height}×{width} pixels, but training needs square images: crop them")
     given = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     return {**given, "in_channels": channels, "image_size": height}

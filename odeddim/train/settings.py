@@ -1,4 +1,4 @@
-"""How to train: the settings of a run, and the learning rate that follows from them."""
+"""The settings of a training run, and the learning rate at each step."""
 
 from __future__ import annotations
 
@@ -11,32 +11,39 @@ from odeddim.train.loss import OBJECTIVES
 from odeddim.types import InputError, pick
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MOST_BATCH = 65_536  # images per step: more are not drawn, let alone held, in any sensible time
+MOST_BATCH = 65_536  # images per step: a larger batch takes too long to draw, and too much memory
 CHANGEABLE = ("steps", "checkpoint_every", "samples_every", "log_every")
 """The settings that a continued run may change."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; written into the run, and checked when it is resumed.
+    """The settings of a training run. The run stores them, and checks them when it is continued.
 
-    Args:
+    Attributes:
         predicts: "eps" for DDPM's noise, or "flow" for the velocity of rectified flow.
-        steps: how many steps the run makes in all.
-        batch_size: images per step.
-        learning_rate: of Adam. It rises linearly during the first `warmup` steps and falls linearly to zero during the
-            last ones, which improves the model much.
-        warmup: steps of the rise.
-        decay: the share of the steps in which the learning rate falls.
-        clip: largest norm of the gradient.
-        ema: decay of the average of the weights.
-        seed: of the first weights, of the order of the images and of the noise.
-        precision: of the network's arithmetic while training. Weights, optimiser and loss are float32.
-        checkpoint_every: steps between checkpoints; likewise samples_every for sample sheets and log_every for rows
-            of the log.
+        steps: The number of steps of the whole run.
+        batch_size: The number of images in a step.
+        learning_rate: The largest learning rate of Adam. The learning rate rises linearly in the first `warmup` steps,
+            and falls linearly to zero in the last steps, which improves the model considerably.
+        warmup: The number of steps in which the learning rate rises.
+        decay: The share of the steps in which the learning rate falls.
+        clip: The largest norm of the gradient.
+        ema: The decay of the weights' moving average.
+        seed: The seed of the first weights, of the order of the images, and of the noise.
+        precision: The precision of the network's arithmetic, "float32" or "bfloat16". Weights, optimiser and loss are
+            float32.
+        checkpoint_every: The number of steps between checkpoints.
+        samples_every: The number of steps between sample sheets.
+        log_every: The number of steps between rows of the log.
 
     Raises:
-        InputError: for values that no run can have.
+        InputError: If a value is out of range.
+
+    Example:
+        >>> from odeddim.train.settings import Settings, learning_rate
+        >>> learning_rate(Settings(steps=1000, warmup=100), 49)
+        0.0005
     """
 
     predicts: str = "eps"
@@ -69,12 +76,22 @@ class Settings:
             )
 
     def fixed(self) -> dict[str, Any]:
-        """The settings that a continued run must share with the one that was begun."""
+        """The settings that must stay the same when a run is continued, by name."""
         return {name: value for name, value in asdict(self).items() if name not in CHANGEABLE}
 
 
 def learning_rate(settings: Settings, step: int) -> float:
-    """Rise, plateau, fall to zero. The plateau is what lets a resumed run change its number of steps."""
+    """Return the learning rate of a step: it rises, stays constant, and falls to zero.
+
+    Because it stays constant for a while, a continued run can change its number of steps.
+
+    Args:
+        settings: The settings of the run.
+        step: The step, from 0.
+
+    Returns:
+        The learning rate.
+    """
     rise = (step + 1) / settings.warmup if settings.warmup else 1.0
     fall = (settings.steps - step) / (settings.decay * settings.steps) if settings.decay else 1.0
     return settings.learning_rate * min(1.0, rise, fall)

@@ -1,4 +1,4 @@
-"""Trainer: what a run has learnt so far. Network, average of its weights, optimiser; one step of training."""
+"""The state of a training run: the network, the average of its weights, the optimiser; and one training step."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from odeddim.types import InputError
 
 
 class Trainer:
-    """A run at a step.
+    """A run at one of its steps.
 
     Args:
-        architecture: of `UNet`.
-        settings: how to train.
-        images: how many there are: the order in which they are seen depends on it.
-        device: where to train.
+        architecture: The arguments of `UNet`.
+        settings: The settings of the run.
+        images: The number of images, on which their order depends.
+        device: The device.
     """
 
     def __init__(self, architecture: Mapping[str, Any], settings: Settings, images: int, device: torch.device) -> None:
@@ -45,9 +45,9 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.network.parameters(), settings.learning_rate, fused=True)
 
     def advance(self, images: ImageSource) -> Tensor:
-        """One step of training; returns the loss () that it started from."""
+        """Make one training step, and return the loss () before it."""
         settings, device = self.settings, self.device
-        torch.manual_seed(seed_of(settings.seed, "step", self.step))  # dropout draws from it too
+        torch.manual_seed(seed_of(settings.seed, "step", self.step))  # dropout uses this seed too
         rows = batch_rows(self.images, settings.batch_size, settings.seed, self.step)
         x0 = images.read(rows).to(device)
         times = stratified(torch.rand(len(x0), device=device))
@@ -67,7 +67,7 @@ class Trainer:
         return loss.detach()
 
     def field(self) -> VectorField:
-        """The averaged network as the ODE's right-hand side."""
+        """Return the averaged network as a VectorField."""
         size = self.network.config["image_size"]
         return VectorField(
             self.average.module,
@@ -78,30 +78,40 @@ class Trainer:
         )
 
     def adapt(self, settings: Settings | None, architecture: Mapping[str, Any], images: int) -> None:
-        """Take the settings that a continued run may change; refuse others, another network, and other images."""
+        """Take the settings of a call that continues this run.
+
+        Args:
+            settings: The settings; None for those of the run.
+            architecture: The arguments of `UNet`.
+            images: The number of images.
+
+        Raises:
+            InputError: If the network, the number of images, or a setting that must stay the same differs.
+        """
         if settings is not None:
             before, after = self.settings.fixed(), settings.fixed()
             for name in before:
                 if before[name] != after[name]:
                     raise InputError(
-                        f"the run has {name} {before[name]}, not {after[name]}: leave it, or train in another folder"
+                        f"the run has {name} {before[name]}, not {after[name]}: keep this value, or train in another "
+                        "folder"
                     )
             self.settings = settings
         for name, wanted in architecture.items():
             if self.network.config.get(name) != wanted:
                 raise InputError(
-                    f"the network of the run has {name} {self.network.config.get(name)}, not {wanted}: leave it, or "
-                    "train in another folder"
+                    f"the network of the run has {name} {self.network.config.get(name)}, not {wanted}: keep this "
+                    "value, or train in another folder"
                 )
         if images != self.images:
             raise InputError(
-                f"the run was started with {self.images} images, not {images}: give it the same, or train in another "
-                "folder"
+                f"the run was started with {self.images} images, not {images}: give the same images, or train in "
+                "another folder"
             )
 
 
 def _ema(decay: float) -> Callable[[Any, Any, Any], None]:
-    """θ̄ ← d·θ̄ + (1-d)·θ with d = min(decay, (1+n)/(10+n)) after n updates: a young average forgets its start sooner."""
+    """θ̄ ← d·θ̄ + (1-d)·θ with d = min(decay, (1+n)/(10+n)) after n updates, which forgets the first weights sooner."""
 
     def update(averaged: Any, current: Any, count: Any) -> None:
         n = float(count)

@@ -94,7 +94,8 @@ def test_the_papers_column_is_for_the_papers_setting(run, here: Path, tmp_path: 
     code, out, err = run(*command, *MIXTURE, "--paper")
     assert code == 2
     assert (
-        "figures of cifar10 do not belong beside these: the images are 1×28×28, not 3×32×32; leave out --paper" in err
+        "results for cifar10 are not comparable: the images have the shape 1×28×28, not 3×32×32: leave out --paper"
+        in err
     )
     code, out, err = run(*command, "cifar.npy", *MIXTURE, "--paper", "--end", "sigma_min")
     assert code == 2
@@ -127,7 +128,7 @@ def test_what_is_printed_names_its_figures(run) -> None:  # type: ignore[no-unty
     told = " ".join(out.split())
     assert "round trip: rms over the pixels of an image in [-1, 1], median over the images" in told
     assert "over σ_T or the σ where the grid ends, median over the images" in told
-    assert told.count("90 %: nine images in ten have no more than this") == 1
+    assert told.count("90 %: the value that nine images in ten do not exceed") == 1
     code, out, err = run("bench", "-n", 3, "--solvers", "euler", "--steps", 3, *MIXTURE, "--csv")
     assert "round_trip,round_trip_10,round_trip_90,latent,latent_10,latent_90" in out
 
@@ -330,7 +331,7 @@ def test_a_cell_that_is_another_one_is_refused(tmp_path: Path) -> None:
     table = reconstructed(harness(tmp_path))
     first, second = sorted((tmp_path / "cells").glob("reconstruction-*.h5"))[:2]
     first.write_bytes(second.read_bytes())
-    with pytest.raises(InputError, match=f"{first.name} is not the cell that its name says; delete it"):
+    with pytest.raises(InputError, match=f"{first.name} holds another cell than its name says; delete it"):
         reconstructed(harness(tmp_path))
     first.unlink()
     assert without_seconds(reconstructed(harness(tmp_path))) == without_seconds(table)

@@ -85,8 +85,8 @@ def test_as_many_other_real_images_are_the_floor(tmp_path: Path) -> None:
     assert table.settings["real images"] == 8
     held = frechet(real(0, 24).flatten(1), real(100, 108).flatten(1))
     assert table.settings["frechet of real images"] == pytest.approx(held, rel=1e-9)
-    assert "8 other real images have Fréchet distance" in " ".join(table.notes)
-    with pytest.raises(InputError, match="4 of each are needed"):
+    assert "8 other real images in place of samples have Fréchet distance" in " ".join(table.notes)
+    with pytest.raises(InputError, match="give at least 4 of each"):
         measured(harness(tmp_path), ("0",), 3)
 
 
@@ -125,7 +125,7 @@ def test_the_papers_fid_is_for_the_papers_setting(tmp_path: Path) -> None:
     assert [row["paper"] for row in table(shape, inception, "cifar10").rows] == [13.36, None, None]
     with pytest.raises(InputError, match="images are 3×32×32, not 3×64×64"):
         table(shape, inception, "celeba")
-    with pytest.raises(InputError, match="FIDs, these are distances of pixels"):
+    with pytest.raises(InputError, match="FIDs, but these are distances between features of pixels"):
         table(shape, FEATURES, "cifar10")
 
 

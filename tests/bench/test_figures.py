@@ -1,9 +1,11 @@
-"""What is drawn can be read: no word is cut or struck through, and a narrow window shows the legend."""
+"""Figures can be read: no word is cut or struck through, at any size, and a narrow window shows the legend."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import re
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,15 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
-from odeddim.bench import consistency, drawing, figures, quality
+from odeddim.bench import consistency, drawing, figures, quality, timing
+from odeddim.bench.drawing import Layout
 from odeddim.bench.report import report
 from odeddim.bench.tables import Column, Sheet, Table
+from odeddim.types import InputError
 
+Command = Callable[..., tuple[int, str, str]]
 TITLE = "Interpolation: fashion-mnist, images between four latents, euler on the linear grid"
 
 
@@ -76,12 +82,13 @@ def test_words_at_a_floor_hide_the_grid_and_no_data() -> None:
 
 
 def test_x_t_is_set_as_a_formula(tmp_path: Path) -> None:
-    for _, figure, words in figures._figures(consistent(), drawing.LIGHT, titled=True):
+    for _, figure, words in figures._figures(consistent(), drawing.LIGHT, Layout()):
         texts = [text.get_text() for text in rendered(figure).findobj(Text) if isinstance(text, Text)]
         assert not [text for text in texts if re.search(r"(?<!\$)[xσ]_T", text)]
         assert [text for text in texts if "$x_T$" in text]
         assert "$" not in words
     assert drawing.formulas("rms / σ_T, model max_T, x_T") == "rms / $σ_T$, model max_T, $x_T$"
+    assert drawing.formulas("rms / $σ_T$") == "rms / $σ_T$"
 
 
 def test_kid_has_its_baseline_too() -> None:
@@ -111,7 +118,86 @@ def test_a_page_says_a_title_once(tmp_path: Path) -> None:
     report(tmp_path, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count(escape(table.title).replace("x_T", "x<sub>T</sub>")) == 1
-    assert "x_T" not in re.sub(r'<svg.*?</svg>|<details>.*?</details>|title="[^"]*"', "", page, flags=re.DOTALL)
+    assert "x_T" not in re.sub(r'<svg.*?</svg>|title="[^"]*"', "", page, flags=re.DOTALL)
     for theme in drawing.THEMES:
         for svg, _ in figures.draw(table, theme).values():
             assert b"Consistency" not in svg  # matplotlib says in a comment what it draws
+
+
+def timed() -> Table:
+    """A table of `bench time`, whose figure has the most words."""
+    columns = timing._COLUMNS
+    values = {
+        "batch": 16, "seconds": 1.0, "fastest": 0.9, "slowest": 1.1, "per_evaluation": 1.0, "own_share": 5.0,
+        "per_step": 20.0, "intercept": 100.0, "r2": 0.99,
+    }  # fmt: skip
+    made = tuple(rows(columns, ("euler", "dpmpp-2m"), **values))
+    return Table("time", TITLE, {}, columns, made, group=("solver", "grid", "batch"))
+
+
+def unreadable(figure: Figure) -> list[str]:
+    """The titles, labels and remarks of a figure that are cut at its edge or run into each other."""
+    whole = rendered(figure).bbox
+    words = [text for axes in figure.axes for text in (axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts)]
+    words += [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in words if text.get_text()]
+    found = [text for text, box in boxes if not whole.x0 - 1 <= box.x0 < box.x1 <= whole.x1 + 1]
+    found += [text for text, box in boxes if not whole.y0 - 1 <= box.y0 < box.y1 <= whole.y1 + 1]
+    return found + [f"{a} / {b}" for (a, here), (b, there) in itertools.combinations(boxes, 2) if here.overlaps(there)]
+
+
+@pytest.mark.parametrize("size", [None, (3.4, 5.0), (6.5, 3.6), (4.0, 12.0)])
+def test_a_figure_of_any_size_cuts_no_words(size: tuple[float, float] | None) -> None:
+    layout = Layout(size)
+    for table in (consistent(), timed()):
+        for name, figure, _ in figures._figures(table, drawing.LIGHT, layout):
+            assert unreadable(figure) == [], name
+            if size and "sheet" not in name:
+                assert tuple(figure.get_size_inches()) == size
+                boxes = [axes.get_window_extent() for axes in figure.axes]  # one below the other if it is upright
+                assert bool(boxes[0].y0 > boxes[1].y1) is (size[1] > size[0])
+                assert all(min(box.width, box.height) > 0.5 * figure.dpi for box in boxes)
+
+
+def test_a_sheet_keeps_its_proportions() -> None:
+    sheet = Sheet(TITLE, np.zeros((2, 6, 28, 28, 1), np.uint8), ("1", "2"), ("1", "2", "3", "4", "5", "6"))
+    wide = figures.draw_sheet(sheet).get_size_inches()
+    for size in ((8.0, 8.0), (20.0, 2.0)):
+        width, height = figures.draw_sheet(sheet, Layout(size, title=False)).get_size_inches()
+        assert (width, height) == pytest.approx((size[0], height)) or height == pytest.approx(size[1])
+        assert width <= size[0] + 1e-9
+        assert height <= size[1] + 1e-9
+        assert width / height == pytest.approx(wide[0] / wide[1], rel=0.2)  # of the two, one has a title of two lines
+
+
+def test_a_layout_without_titles_leaves_out_the_titles_only() -> None:
+    for title in (True, False):
+        for name, figure, _ in figures._figures(consistent(), drawing.LIGHT, Layout(title=title)):
+            assert bool(figure.get_suptitle()) is title, name
+            if "sheet" not in name:
+                assert [axes.get_title() for axes in figure.axes] == ["Pixels", "Features"]
+
+
+@pytest.mark.parametrize("size", [(1, 4), (4, 41), (float("nan"), 4), (4, 4, 4)])
+def test_an_impossible_size_is_one_sentence(size: Any) -> None:
+    with pytest.raises(InputError, match=r"inches: give the width and the height, each from 2 to 40 inches, with fig"):
+        Layout(size)
+
+
+def test_the_command_has_the_size_and_the_title_as_options(tmp_path: Path, run: Command) -> None:
+    arguments = ["--model", "exact-gaussian", "--size", "1,4,4", "--solvers", "euler", "--steps", "3", "--pairs", "1"]
+    bench = ["bench", "interpolation", *arguments, "-n", "3", "--side", "0", "-o", str(tmp_path)]
+    code, _, err = run(*bench, "--figure-size", "6.5,4", "--no-title")
+    assert code == 0, err
+    assert Image.open(tmp_path / "interpolation.png").size == (975, 600)
+    assert "Interpolation:" not in (tmp_path / "interpolation.svg").read_text(encoding="utf-8")
+    assert run(*bench)[0] == 0  # nothing is measured again, and the figure is drawn anew
+    assert "Interpolation:" in (tmp_path / "interpolation.svg").read_text(encoding="utf-8")
+    for words, sentence in (
+        ("4", "'4': give the width and the height in inches, as in 6.5,4"),
+        ("1,4", "a figure cannot be 1 by 4 inches: give the width and the height, each from 2 to 40 inches, with "
+                "--figure-size"),
+    ):  # fmt: skip
+        code, out, err = run(*bench, "--figure-size", words)
+        assert (code, out) == (2, "")
+        assert sentence in err

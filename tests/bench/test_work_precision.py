@@ -120,10 +120,10 @@ def test_the_fewest_steps_are_found(mixture: Harness) -> None:
     assert max(first, second) <= 1e-2
     assert found.notes["error"] == best["second_error"]
     assert (
-        f"12 images from seed 1, which had no part in the choice, nine in ten err no more than {second:.2e}"
+        f"12 images from seed 1, which the search did not use, both errors are at most {second:.2e}"
         in (found.notes["kept"])
     )
-    assert f"the 12 from seed 0 that it was chosen by, no more than {first:.2e}; asked: 0.01" in found.notes["kept"]
+    assert f"the 12 from seed 0, which the search used, at most {first:.2e}; requested: 0.01" in found.notes["kept"]
     given_up = [row for row in table.rows if row["found"] == "more"]
     assert given_up
     assert all(row["error"] > 1e-2 for row in given_up)
@@ -179,8 +179,8 @@ def test_nothing_is_named_that_the_second_set_does_not_keep(
     size = ("-n", 2, "--model", "exact-mixture", "--size", "1,4,4")
     code, out, err = run("bench", "work-precision", *size, "--find", "3e-2", "--solvers", "euler@log,ab2@log")
     assert code == 2
-    assert "nothing keeps an error of 0.03 for nine images in ten of both sets" in err
-    assert "the nearest, " in err
+    assert "no run keeps an error of 0.03 for nine images in ten of both sets" in err
+    assert "the best, " in err
     assert not (here / "bench" / "plan.json").exists()
     assert not (here / "bench" / "cheapest.csv").exists()
 
@@ -193,7 +193,7 @@ def test_nothing_keeps_it_and_nothing_can_tell(tmp_path: Path, monkeypatch: pyte
         search.cheapest(place, 1e-4, [Entry("euler", "log")], exact, exact)
     monkeypatch.setattr(bench, "COARSEST", 20)
     monkeypatch.setattr(bench, "FINEST", 40)
-    with pytest.raises(InputError, match="with 40 steps the solutions are known to"):
+    with pytest.raises(InputError, match="with 40 steps the solutions have errors up to"):
         bench.truth_for(place, 1e-9, 2, SHAPE, end="sigma_min")
     assert bench.truth_for(place, 1e-1, 2, SHAPE, end="sigma_min").run.steps == 20
     with pytest.raises(InputError, match="below the model's"):
@@ -206,9 +206,9 @@ def test_a_plan_is_found_and_encodes(run, here: Path) -> None:  # type: ignore[n
     assert code == 0, err
     found = Plan.load(here / "bench" / "plan.json")
     assert f"{found.solver.name} on {found.grid} with {found.steps} steps" in out
-    kept = f"nine in ten err no more than {found.notes['error']:.2e}"
-    assert f"2 images from seed 4, which had no part in the choice, {kept}" in out
-    assert "the 2 from seed 3 that it was chosen by" in found.notes["kept"]
+    kept = f"both errors are at most {found.notes['error']:.2e}"
+    assert f"for nine in ten of 2 images from seed 4, which the search did not use, {kept}" in out
+    assert "the 2 from seed 3, which the search used" in found.notes["kept"]
     assert found.notes["kept"] in out
     assert found.notes["model"] == "exact-mixture"
     command = ("-n", 2, "--model", "exact-mixture", "--plan", "bench/plan.json")

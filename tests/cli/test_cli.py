@@ -502,7 +502,7 @@ BAD = {
     ),
     "a run that is finer than the solution": (
         ["bench", "work-precision", "--find", "1e-9", "-n", "1", "--model", "exact-mixture", "--size", "1,4,4"],
-        "cannot be told",
+        "cannot be measured",
     ),
     "steps where they are to be found": (
         ["bench", "work-precision", "--find", "1e-2", "--steps", "5"],
@@ -523,15 +523,15 @@ BAD = {
             "--set",
             "foo=1",
         ],
-        "none of these solvers has a setting 'foo'",
+        "none of these solvers has the setting 'foo'",
     ),
     "a setting of no line": (
         ["bench", "quality", "-n", "4", "--eta", "0", "--set", "foo=1"],
-        "none of these solvers has a setting 'foo'",
+        "none of these solvers has the setting 'foo'",
     ),
     "a setting of no run": (
         ["bench", "work-precision", "--solvers", "ab3", "--set", "foo=1", "-n", "1"],
-        "none of these solvers has a setting 'foo'",
+        "none of these solvers has the setting 'foo'",
     ),
     "an infinite tolerance": (["encode", "-o", "y.h5", "--solver", "dopri5", "--rtol", "inf"], "is no tolerance"),
     "a setting that is no number": (["encode", "-o", "y.h5", "--solver", "bdia", "--set", "gamma=nan"], "no finite"),

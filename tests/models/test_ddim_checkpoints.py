@@ -197,7 +197,7 @@ def test_architectures(tmp_path: Path, changed: dict[str, Any], said: dict[str, 
         (tmp_path / "model.json").write_text(json.dumps(said))
     field = odeddim.load(path, dtype=torch.float64)
     assert field.shape == shape
-    assert ("attends at 16×16" in field.describe()) == (not said)
+    assert ("attention at 16×16" in field.describe()) == (not said)
     x, t = draw(2, *shape), torch.tensor([3.5, 800.0], dtype=torch.float64)
     assert ratio(field.eps(x, t), reference(state, x, t)) < 1e-12
 
@@ -294,11 +294,11 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
         "lacks": ({name: p for name, p in state.items() if name != "mid.attn_1.q.bias"}, "missing mid.attn_1.q.bias"),
         "extra": ({**state, "label_emb.weight": torch.ones(10, 128)}, "unexpected label_emb.weight"),
         "shape": ({**state, "temb.dense.1.weight": torch.ones(3, 128)}, "temb.dense.1.weight has the shape (3, 128)"),
-        "no input": ({n: p for n, p in state.items() if n != "conv_in.weight"}, "no convolution conv_in.weight"),
-        "flat": ({**state, "conv_in.weight": torch.ones(32)}, "no convolution conv_in.weight"),
-        "outputs": ({**state, "conv_out.weight": torch.ones(5, 32, 3, 3)}, "gives 5 channels for images of 3"),
-        "widths": ({**state, "down.1.block.0.conv2.weight": torch.ones(48, 48, 3, 3)}, "no multiples of 32"),
-        "levels": ({**state, "down.999.block.0.conv2.weight": torch.ones(32, 32, 3, 3)}, "misses levels"),
+        "no input": ({n: p for n, p in state.items() if n != "conv_in.weight"}, "lacks the convolution conv_in.weight"),
+        "flat": ({**state, "conv_in.weight": torch.ones(32)}, "lacks the convolution conv_in.weight"),
+        "outputs": ({**state, "conv_out.weight": torch.ones(5, 32, 3, 3)}, "5 output channels for images of 3"),
+        "widths": ({**state, "down.1.block.0.conv2.weight": torch.ones(48, 48, 3, 3)}, "not multiples of 32"),
+        "levels": ({**state, "down.999.block.0.conv2.weight": torch.ones(32, 32, 3, 3)}, "lacks levels"),
         "narrow": (drawn(channels=16, groups=16), "groups must divide its 16 channels"),
         "half resampled": (
             {n: p for n, p in state.items() if n != "up.1.upsample.conv.bias"},
@@ -307,7 +307,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
         "endless": (
             {**state, "conv_in.weight": torch.ones(1).expand(2**40, 3, 3, 3)}
             | {f"down.{level}.block.0.conv2.weight": torch.ones(1).expand(2**40, 1, 3, 3) for level in (0, 1)},
-            "describes no network",
+            "no network can be built",
         ),
         "whole": ({**state, "norm_out.bias": torch.ones(32, dtype=torch.int64)}, "norm_out.bias holds int64"),
         "not finite": ({**state, "norm_out.bias": torch.full((32,), math.nan)}, "norm_out.bias holds NaN"),
@@ -333,14 +333,14 @@ def test_what_is_said_wrongly(tmp_path: Path) -> None:
     for said, words in (
         ('{"weights": "ema"}', "one set of weights"),
         ('{"weights": "best"}', "choice of weights"),
-        ('{"classes": 10}', "has no classes: leave classes out"),
+        ('{"classes": 10}', "takes no classes: leave out classes"),
         ('{"shape": [1, 32, 32]}', "shape must be [3, HEIGHT, WIDTH]"),
         ('{"shape": [3, 33, 32]}', "divisible by 2"),
         ('{"shape": [3, 32]}', "shape must be"),
         ('{"wieghts": "raw"}', "did you mean weights"),
         ('{"predicts": "noise"}', "unknown prediction"),
         ('{"schedule": {"name": "linear", "T": 1}}', "betas must satisfy T >= 2"),
-        ("{", "not readable as JSON"),
+        ("{", "cannot be read as JSON"),
     ):
         beside.write_text(said)
         refused(path, words)
@@ -350,9 +350,9 @@ def test_what_is_said_wrongly(tmp_path: Path) -> None:
     refused(path, "holds no EMA weights")
     beside.unlink()
     torch.save(drawn(attention=[], blocks=1), path)
-    refused(path, "attends nowhere", '{"shape": [3, HEIGHT, WIDTH]}')
+    refused(path, "has no attention", '{"shape": [3, HEIGHT, WIDTH]}')
     torch.save(drawn(attention=[32, 16], blocks=1), path)
-    refused(path, "attends at 2 levels")
+    refused(path, "has attention at 2 levels")
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])

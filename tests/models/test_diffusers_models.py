@@ -248,9 +248,9 @@ def refused(config: dict[str, Any], *words: str) -> None:
 
 def test_contradictions_and_what_is_unknown() -> None:
     zero = {"rescale_betas_zero_snr": True}
-    refused(DDIM | zero | {"prediction_type": "epsilon"}, "contradicts itself", "noise only")
-    refused(DDIM | zero, "contradicts itself")
-    refused(DDIM | {"trained_betas": [0.1, 0.2, 1.0]}, "contradicts itself")
+    refused(DDIM | zero | {"prediction_type": "epsilon"}, "contradict each other", "pure noise")
+    refused(DDIM | zero, "contradict each other")
+    refused(DDIM | {"trained_betas": [0.1, 0.2, 1.0]}, "contradict each other")
     refused(DDIM | {"trained_betas": [0.1] * 9, "num_train_timesteps": 10}, "9 trained_betas")
     for betas in (
         [0.1, 1.0, 0.1],
@@ -270,9 +270,9 @@ def test_contradictions_and_what_is_unknown() -> None:
         refused(DDIM | {"num_train_timesteps": levels}, "num_train_timesteps must be")
     refused(DDIM | {"beta_schedule": "scaled-linear"}, "did you mean scaled_linear")
     refused(DDIM | {"prediction_type": "v"}, "unknown prediction_type")
-    refused(DDIM | {"prediction_type": "flow_prediction"}, "contradicts itself", "DDPM's noise levels")
+    refused(DDIM | {"prediction_type": "flow_prediction"}, "contradict each other", "DDPM's noise levels")
     flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-    refused(flow | {"prediction_type": "v_prediction"}, "contradicts itself", "straight flow paths")
+    refused(flow | {"prediction_type": "v_prediction"}, "contradict each other", "straight flow paths")
     refused(flow | {"invert_sigmas": True}, "invert_sigmas")
     solver = {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}
     refused(solver | {"prediction_type": "epsilon"}, "straight flow paths")
@@ -577,10 +577,10 @@ def test_without_a_scheduler(tmp_path: Path) -> None:
     folder = tmp_path / "one"
     saved(folder, network())
     shutil.rmtree(folder / "scheduler")
-    one_sentence(folder, "nothing says what its network was trained on", "odeddim.json")
+    one_sentence(folder, "the schedule and the prediction of the network are unknown", "odeddim.json")
     said = folder / "odeddim.json"
     said.write_text('{"schedule": {"name": "cosine"}}')
-    one_sentence(folder, "nothing says")
+    one_sentence(folder, "are unknown")
     said.write_text('{"schedule": {"name": "cosine"}, "predicts": "v"}')
     field = odeddim.load(folder)
     assert (field.schedule, field.predicts, field.time) == (odeddim.Schedule.cosine(), "v", "index")
@@ -590,7 +590,7 @@ def test_without_a_scheduler(tmp_path: Path) -> None:
     one_sentence(folder, "unknown time label")
     said.write_text('{"schedule": {"name": "cosine"}, "predicts": "v", "time": "index"}')
     diffusers.DDIMScheduler().save_pretrained(folder)
-    one_sentence(folder, "odeddim.json says schedule, but so does")
+    one_sentence(folder, "both state schedule: leave it out of odeddim.json")
 
 
 Change = Callable[[Path], None]
@@ -608,10 +608,10 @@ def told(text: str) -> Change:
     ("change", "words"),
     [
         (settings(_class_name="UNet2DConditionModel"), "describes a 'UNet2DConditionModel'"),
-        (settings(sample_size=None), "does not say how large its images are"),
-        (settings(sample_size="8"), "does not say how large its images are"),
-        (settings(sample_size=[8, 8, 8]), "does not say how large its images are"),
-        (settings(out_channels=4), "are neither ε, x0 or v"),
+        (settings(sample_size=None), "does not give the size of the images"),
+        (settings(sample_size="8"), "does not give the size of the images"),
+        (settings(sample_size=[8, 8, 8]), "does not give the size of the images"),
+        (settings(out_channels=4), "but ε, x0 or v has"),
         (settings(out_channels=6), "variances are fixed"),
         (settings(layers_per_block=2), "missing"),
         (settings(layers_per_block=10**9), "more than 64 layers"),
@@ -620,22 +620,22 @@ def told(text: str) -> Change:
         (settings(layers_per_block="1"), "must be a whole number"),
         (settings(norm_num_groups=5), "groups must divide"),
         (settings(norm_eps="small"), "eps must be a number"),
-        (settings(norm_eps=math.nan), "NaN is no setting"),
-        (settings(block_out_channels=[10**9, 2 * 10**9]), "describes no network"),
-        (settings(block_out_channels=[10**9, 2 * 10**9], freq_shift=0), "describes no network"),
+        (settings(norm_eps=math.nan), "NaN is not a valid setting"),
+        (settings(block_out_channels=[10**9, 2 * 10**9]), "no network can be built"),
+        (settings(block_out_channels=[10**9, 2 * 10**9], freq_shift=0), "no network can be built"),
         (settings(sample_size=9), "images of 9×9 cannot be halved 1 times"),
         (settings(sample_size=[8, 9], freq_shift=0), "images of 8×9 cannot be halved 1 times"),
         (settings(in_channels=1, out_channels=1), "has the shape"),
         (settings(block_out_channels=[32, 64]), "has the shape"),
-        (settings(down_block_types=["NoBlock", "DownBlock2D"]), "describes no network"),
-        (settings(block_out_channels=None), "describes no network"),
-        (settings(time_embedding_type="fourier"), "takes labels as 'fourier'"),
-        (settings(class_embed_type="identity"), "takes classes as 'identity'"),
-        (settings(class_embed_type="timestep"), "does not say how many classes"),
+        (settings(down_block_types=["NoBlock", "DownBlock2D"]), "no network can be built"),
+        (settings(block_out_channels=None), "no network can be built"),
+        (settings(time_embedding_type="fourier"), "does not support time_embedding_type 'fourier'"),
+        (settings(class_embed_type="identity"), "does not support class_embed_type 'identity'"),
+        (settings(class_embed_type="timestep"), "does not give the number of classes"),
         (settings(num_class_embeds="ten"), "num_class_embeds must be a whole number"),
         (told('{"shape": [3, 8, 8]}'), "leave it out"),
-        (told('{"null": 3}'), "has no classes: leave null out"),
-        (told('{"classes": 3}'), "contradicts"),
+        (told('{"null": 3}'), "takes no classes: leave out null"),
+        (told('{"classes": 3}'), "contradict each other"),
         (told('{"weights": "raw"}'), "unknown setting"),
         (lambda folder: (folder / "unet" / "config.json").write_text("[]") and None, "must hold settings"),
         *(
@@ -644,10 +644,10 @@ def told(text: str) -> Change:
         ),
         (lambda folder: os.truncate(folder / "model_index.json", 20 << 30), "model_index.json has 21,475 MB"),
         (lambda folder: os.truncate(folder / "scheduler" / schedulers.NAME, 20 << 30), "config.json has 21,475 MB"),
-        (lambda folder: (folder / "vae").mkdir(), "give the whole pipeline"),
+        (lambda folder: (folder / "vae").mkdir(), "give the folder of the whole pipeline"),
         (lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "holds no weights"),
         (lambda folder: edit(folder / "scheduler" / schedulers.NAME, _class_name="EDMEulerScheduler"), "EDMEuler"),
-        (lambda folder: (folder / "scheduler" / schedulers.NAME).write_text("{") and None, "not readable as JSON"),
+        (lambda folder: (folder / "scheduler" / schedulers.NAME).write_text("{") and None, "cannot be read as JSON"),
         (lambda folder: (folder / "scheduler" / schedulers.NAME).write_text("3") and None, "must hold settings"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -721,7 +721,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
         ({**state, "class_embedding.weight": torch.ones(10, 64)}, "unexpected class_embedding.weight"),
         ({**state, "conv_norm_out.weight": torch.full((16,), math.inf)}, "NaN or infinite"),
         ({**state, "conv_out.bias": torch.ones(5)}, "has the shape (5,)"),
-        ([state], "holds no weights by name"),
+        ([state], "does not hold weights by name"),
     ):
         torch.save(strange, path)
         one_sentence(tmp_path, words)

@@ -325,7 +325,7 @@ def test_what_is_no_network_is_one_sentence(code: ModuleType, tmp_path: Path) ->
         net = make(code)
         setattr(net, name, value)
         refused({"ema": net}, f"its {name} is")
-    refused({"ema": make(code, sigma_min=90)}, "no network of EDM, for its noise levels σ go from 90.* to 80")
+    refused({"ema": make(code, sigma_min=90)}, "no network of EDM, because its noise levels σ go from 90.* to 80")
     whole = pickle.dumps({"ema": make(code)})
     for size in (0, 1, len(whole) // 3, len(whole) - 1):
         path = tmp_path / "cut.pkl"
@@ -333,7 +333,7 @@ def test_what_is_no_network_is_one_sentence(code: ModuleType, tmp_path: Path) ->
         with pytest.raises(InputError, match=r"cut\.pkl cannot be read as a pickle"):
             odeddim.load(path, allow_pickle=True)
     x, sigma = draw(1, 3, 8, 8), torch.tensor(1.0)
-    for kind, words in {"Failing": "ArithmeticError: no luck", "Twice": "gives a tuple"}.items():
+    for kind, words in {"Failing": "ArithmeticError: no luck", "Twice": "returns a tuple"}.items():
         field = odeddim.load(saved(tmp_path, {"ema": make(code, kind)}), allow_pickle=True)
         with pytest.raises(InputError, match=words):
             field(sigma, x)

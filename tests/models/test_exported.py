@@ -113,8 +113,8 @@ def test_classes_and_guidance(fixed: int | None, tmp_path: Path) -> None:
     for how in ({"label": 2}, {"label": 1, "guidance": 3.0}, {}):
         theirs, ours = (f.conditioned(**how)(sigma, x) for f in (own, field))  # type: ignore[arg-type]
         assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-    refused(saved(tmp_path, net, classes=True), "takes classes: say how many")
-    refused(saved(tmp_path, drawn(Toy()), said=said), "takes none of 5 classes")
+    refused(saved(tmp_path, net, classes=True), "takes classes: give their number")
+    refused(saved(tmp_path, drawn(Toy()), said=said), "takes no classes: leave out classes")
 
 
 def test_labels_and_dtypes_are_those_of_the_program(tmp_path: Path) -> None:
@@ -131,18 +131,18 @@ def test_labels_and_dtypes_are_those_of_the_program(tmp_path: Path) -> None:
     expected = double(x / (1 + sigma**2).sqrt(), Schedule.linear().t(sigma).expand(2))
     assert torch.allclose(field(sigma, x), expected, rtol=1e-12)
     odeddim.load(path, dtype=torch.float64)
-    with pytest.raises(InputError, match=r"network\.pt2 computes in float64, which is a part of the program"):
+    with pytest.raises(InputError, match=r"network\.pt2 computes in float64, which is part of the program"):
         odeddim.load(path, dtype=torch.bfloat16)
 
 
 def test_variances(tmp_path: Path) -> None:
     net = drawn(Toy(6))
-    refused(saved(tmp_path, net), "gives 6 channels, not 3", "variances")
+    refused(saved(tmp_path, net), "returns 6 channels, not 3", "variances")
     field = odeddim.load(saved(tmp_path, net, said={**SAID, "variances": True}))
     x, t = draw(2, 3, 8, 8, dtype=torch.float32), torch.tensor([1.0, 2.0])
     assert torch.allclose(field.eps(x, t), net(x, t)[:, :3], atol=1e-6)
-    refused(saved(tmp_path, drawn(Toy()), said={**SAID, "variances": True}), "gives 3 channels, not 6")
-    refused(saved(tmp_path, drawn(Toy(5))), "gives 5 channels, not 3")
+    refused(saved(tmp_path, drawn(Toy()), said={**SAID, "variances": True}), "returns 3 channels, not 6")
+    refused(saved(tmp_path, drawn(Toy(5))), "returns 5 channels, not 3")
 
 
 def test_sizes_that_the_program_leaves_open(tmp_path: Path) -> None:
@@ -159,12 +159,12 @@ def test_what_a_program_cannot_say(tmp_path: Path) -> None:
     path = saved(tmp_path, drawn(Toy()))
     place = path.with_suffix(".json")
     place.unlink()
-    refused(path, "does not say its schedule, predicts, time", str(place), exported.EXAMPLE)
+    refused(path, "does not state its schedule, predicts, time", str(place), exported.EXAMPLE)
     place.write_text(exported.EXAMPLE)  # the very sentence's example is good
     assert odeddim.load(path).schedule == Schedule.linear()
     for key in SAID:
         place.write_text(json.dumps({name: value for name, value in SAID.items() if name != key}))
-        refused(path, f"does not say its {key}:")
+        refused(path, f"does not state its {key}:")
     wrong: list[dict[str, Any]] = [
         {"predicts": "noise"},
         {"time": "seconds"},
@@ -217,7 +217,7 @@ def test_torchscript_too(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.trace(net, (torch.zeros(2, 3, 8, 8), torch.zeros(2))).save(str(path))  # type: ignore[no-untyped-call]
-    refused(path, "does not say its schedule")
+    refused(path, "does not state its schedule")
     path.with_suffix(".json").write_text(json.dumps({**SAID, "shape": [3, 8, 8]}))
     field = odeddim.load(path)
     x, t = draw(5, 3, 8, 8, dtype=torch.float32), torch.arange(5.0)

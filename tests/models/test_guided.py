@@ -398,7 +398,7 @@ def test_published_checkpoints_by_their_names(name: str, tmp_path: Path, monkeyp
     with torch.device("meta"):
         other = ADM(**{**config, "blocks": blocks + 1})
     monkeypatch.setattr(weights, "read", lambda path: other.state_dict())
-    with pytest.raises(InputError, match=f"{name}, taken for the published.*num_res_blocks is {blocks}, but"):
+    with pytest.raises(InputError, match=f"{name}, with the flags of the published.*num_res_blocks is {blocks}, but"):
         guided.read(tmp_path / name)
 
 
@@ -536,7 +536,7 @@ def test_what_is_not_said_is_asked_for(tmp_path: Path) -> None:
     said = flags_of(network("improved"))
     for key in (*FLAGS, "num_heads"):
         path.with_suffix(".json").write_text(json.dumps({name: said[name] for name in said if name != key}))
-        refused(path, f"does not say {key} of its network", f'{{"{key}": ')
+        refused(path, f"does not hold the settings {key} of its network", f'{{"{key}": ')
     # The very example makes it whole, if it is true.
     path.with_suffix(".json").write_text(json.dumps(said))
     odeddim.load(path)
@@ -576,13 +576,13 @@ def test_the_flags_of_improved_diffusion_suffice(tmp_path: Path) -> None:
     # guided-diffusion has two orders, so a network that is its own must say which one.
     for more in ({"resblock_updown": False}, {"channel_mult": ""}, {"num_head_channels": -1}):
         path.with_suffix(".json").write_text(json.dumps({**flags, **more}))
-        refused(path, "does not say use_new_attention_order of its network")
+        refused(path, "does not hold the settings use_new_attention_order of its network")
     path = saved(tmp_path, network("guided"), num_heads=1)
     said = json.loads(path.with_suffix(".json").read_text())
     for name in ("num_head_channels", "use_new_attention_order"):
         del said[name]
     path.with_suffix(".json").write_text(json.dumps(said))
-    refused(path, "does not say use_new_attention_order of its network")
+    refused(path, "does not hold the settings use_new_attention_order of its network")
 
 
 def test_flags_against_the_weights(tmp_path: Path) -> None:
@@ -616,7 +616,7 @@ def test_flags_against_the_weights(tmp_path: Path) -> None:
         "resblock_updown": False,
     }
     for key, value in wrong.items():
-        refused(saved(tmp_path, net, **{**right, key: value}), f"{key} is ", "by its weights")
+        refused(saved(tmp_path, net, **{**right, key: value}), f"{key} is ", "the weights show")
     others = {
         "num_head_channels": 24,
         "image_size": 10,
@@ -689,7 +689,7 @@ def test_damage_is_one_sentence(tmp_path: Path) -> None:
     torch.save({**state, **{name: state[name][:48] for name in state if name.startswith("input_blocks.1.")}}, path)
     refused(path)
     torch.save({"model": state, "step": 3}, path)
-    refused(path, "is no state dict", "save the model's state_dict by itself")
+    refused(path, "is not a state dict", "save the model's state_dict by itself")
     torch.save(state, path)
     for text in ("", "[]", "{", '{"image_size"}', "null"):
         path.with_suffix(".json").write_text(text)

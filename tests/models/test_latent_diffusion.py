@@ -251,7 +251,7 @@ def test_without_a_prompt_it_is_the_empty_one(sd: tuple[Path, Any, VectorField])
     [
         ({"label": 3}, "prompts and no classes"),
         ({"prompt": "cat", "negative_prompt": "dog"}, "guidance other than 1"),
-        ({"prompt": "a b c d e f g h"}, "10 tokens long.*reads 8: make it shorter"),
+        ({"prompt": "a b c d e f g h"}, "10 tokens.*takes at most 8: shorten it"),
     ],
 )
 def test_conditions_that_make_no_sense(sd: tuple[Path, Any, VectorField], condition: dict[str, Any], says: str) -> None:
@@ -308,7 +308,7 @@ def test_v_prediction_to_the_end_of_noise(tmp_path: Path) -> None:
 def test_sdxl(tmp_path: Path) -> None:
     pipeline = stable_diffusion_xl(tmp_path)
     field = odeddim.load(tmp_path / "model")
-    assert any("16×16 and not cropped" in words for words in field.details["assumed"])
+    assert any("16×16, not cropped" in words for words in field.details["assumed"])
     for negative in (None, "dog"):
         theirs = pipeline(
             prompt=["cat"] * 2, negative_prompt=None if negative is None else [negative] * 2, guidance_scale=4.0,
@@ -344,7 +344,7 @@ def test_sd3_with_and_without_its_third_encoder(tmp_path: Path, third: Callable[
     z = pipeline.vae.encode(images()).latent_dist.mean
     assert off(to_data(field, images()), (z - 0.0609) * 1.5305) < 1e-5
     edited(tmp_path / "model" / "transformer" / "config.json", joint_attention_dim=24)
-    damaged(tmp_path / "model", "takes texts of width 24, but its text encoders give 32")
+    damaged(tmp_path / "model", "takes texts of width 24, but the text encoders return 32")
 
 
 def test_dit_with_classes_none_and_learned_variances(tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ def test_shift_scale_and_means_of_each_channel(tmp_path: Path) -> None:
     edited(tmp_path / "config.json", scaling_factor=None, latents_mean=None, latents_std=None)
     codec, _, assumed = autoencoder.read(tmp_path, (4, 8, 8))
     assert off(codec.encode(images()), z * 0.18215) < 1e-5
-    assert assumed == ["the autoencoder's scaling factor 0.18215, which its config does not say"]
+    assert assumed == ["the autoencoder's scaling factor 0.18215, which its config does not give"]
     assert codec.sha256 != before  # other units are another codec
 
 
@@ -446,13 +446,16 @@ def test_shift_scale_and_means_of_each_channel(tmp_path: Path) -> None:
     ("changes", "says"),
     [
         ({"scaling_factor": 0}, "not 0"),
-        ({"scaling_factor": float("nan")}, "NaN is no setting"),
+        ({"scaling_factor": float("nan")}, "NaN is not a valid setting"),
         ({"scaling_factor": "0.18215"}, "not '0.18215'"),
         ({"shift_factor": [0.1, 0.2]}, r"1 or 4 numbers"),
-        ({"latents_mean": [0.0] * 4}, "which holds"),
-        ({"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 1.0}, "which holds"),
-        ({"_class_name": "AutoencoderTiny"}, "describes a AutoencoderTiny: odeddim reads AutoencoderKL and VQModel"),
-        ({"block_out_channels": "many"}, "describes no network"),
+        ({"latents_mean": [0.0] * 4}, "or neither of the two"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 1.0}, "or neither of the two"),
+        (
+            {"_class_name": "AutoencoderTiny"},
+            "describes a AutoencoderTiny, but odeddim supports only AutoencoderKL and VQModel",
+        ),
+        ({"block_out_channels": "many"}, "no network can be built"),
     ],
 )
 def test_autoencoders_that_contradict_themselves(copy: Path, changes: dict[str, Any], says: str) -> None:
@@ -626,8 +629,8 @@ def damaged(copy: Path, says: str, *names: str) -> None:
 @pytest.mark.parametrize(
     ("part", "says"),
     [
-        ("tokenizer", "has no tokenizer, which its network needs"),
-        ("text_encoder", "has no text_encoder, which its network needs"),
+        ("tokenizer", "has no tokenizer, which the network needs"),
+        ("text_encoder", "has no text_encoder, which the network needs"),
         ("vae", "cannot be read .*copy the whole folder"),
         ("unet", "cannot be read .*copy the whole folder"),
         ("scheduler", r"scheduler_config.json cannot be read \(No such file or directory\): copy the whole folder"),
@@ -682,29 +685,29 @@ def test_json_that_is_none(copy: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "says"),
     [
-        ("model_index.json", {"unet": ["diffusers", "KandinskyUNet"]}, "names a KandinskyUNet as its unet: odeddim re"),
+        ("model_index.json", {"unet": ["diffusers", "KandinskyUNet"]}, "names a KandinskyUNet as its unet: give a pip"),
         ("model_index.json", {"unet": [None, None]}, "names no network"),
         ("model_index.json", {"unet": ["diffusers", "UNet2DModel"]}, "describes a UNet2DConditionModel, but"),
         ("model_index.json", {"tokenizer": [None, None]}, "has no tokenizer"),
         ("model_index.json", {"text_encoder": ["transformers", "BertModel"]}, "names a BertModel as its text_encoder"),
-        ("tokenizer/tokenizer.json", {"model": 3}, "holds no readable tokenizer"),
+        ("tokenizer/tokenizer.json", {"model": 3}, "cannot be read as a tokenizer"),
         ("text_encoder/config.json", {"vocab_size": 55}, "does not match the expected network"),
         ("model_index.json", {"tokenizer": ["my", "Own"]}, "names a Own as its tokenizer"),
-        ("unet/config.json", {"in_channels": 9}, "it is also told an image or a mask"),
-        ("unet/config.json", {"sample_size": None}, "must say in_channels and sample_size"),
-        ("unet/config.json", {"sample_size": [8, "8"]}, "must say in_channels and sample_size"),
-        ("unet/config.json", {"cross_attention_dim": 24}, "takes texts of cross_attention_dim 24, but.*give 16"),
-        ("unet/config.json", {"class_embed_type": "timestep"}, "more than a prompt"),
-        ("unet/config.json", {"addition_embed_type": "image"}, "more than a prompt"),
-        ("unet/config.json", {"block_out_channels": [7]}, "describes no network"),
-        ("unet/config.json", {"layers_per_block": 3000}, r"3000 layers are more than its weights, \d+ tensors, can"),
-        ("unet/config.json", {"layers_per_block": [1, 10**9]}, "1000000000 layers are more"),
-        ("unet/config.json", {"layers_per_block": 50, "transformer_layers_per_block": [[50]]}, "2500 layers are more"),
-        ("unet/config.json", {"block_out_channels": [8] * 10**4}, "10000 layers are more"),
-        ("vae/config.json", {"layers_per_block": 10**6}, "1000000 layers are more"),
-        ("text_encoder/config.json", {"num_hidden_layers": 10**6}, "1000000 layers are more"),
+        ("unet/config.json", {"in_channels": 9}, "also needs an image or a mask"),
+        ("unet/config.json", {"sample_size": None}, "must give in_channels and sample_size"),
+        ("unet/config.json", {"sample_size": [8, "8"]}, "must give in_channels and sample_size"),
+        ("unet/config.json", {"cross_attention_dim": 24}, "has cross_attention_dim 24, but.*width 16"),
+        ("unet/config.json", {"class_embed_type": "timestep"}, "more inputs than a prompt"),
+        ("unet/config.json", {"addition_embed_type": "image"}, "more inputs than a prompt"),
+        ("unet/config.json", {"block_out_channels": [7]}, "no network can be built"),
+        ("unet/config.json", {"layers_per_block": 3000}, "asks for 3000 layers, but its weights have only"),
+        ("unet/config.json", {"layers_per_block": [1, 10**9]}, "asks for 1000000000 layers"),
+        ("unet/config.json", {"layers_per_block": 50, "transformer_layers_per_block": [[50]]}, "asks for 2500 layers"),
+        ("unet/config.json", {"block_out_channels": [8] * 10**4}, "asks for 10000 layers"),
+        ("vae/config.json", {"layers_per_block": 10**6}, "asks for 1000000 layers"),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**6}, "asks for 1000000 layers"),
         ("vae/config.json", {"latent_channels": 5}, "does not match the expected network"),
-        ("text_encoder/config.json", {"hidden_size": "wide"}, "describes no network"),
+        ("text_encoder/config.json", {"hidden_size": "wide"}, "no network can be built"),
         ("scheduler/scheduler_config.json", {"prediction_type": "guess"}, "prediction_type"),
     ],
 )
@@ -725,8 +728,8 @@ def test_a_dit_of_a_million_layers_or_of_endless_images(tmp_path: Path) -> None:
     config = tmp_path / "model" / "transformer" / "config.json"
     whole = config.read_text()
     for changes, says in (
-        ({"num_layers": 10**6}, "1000000 layers are more than"),
-        ({"sample_size": 20000}, "pos_embed.pos_embed would be larger than in any network"),
+        ({"num_layers": 10**6}, "asks for 1000000 layers"),
+        ({"sample_size": 20000}, "pos_embed.pos_embed would be larger than in any known network"),
     ):
         edited(config, **changes)
         damaged(tmp_path / "model", says, "transformer/config.json")
@@ -749,7 +752,7 @@ def test_a_network_that_fails_names_its_folder(copy: Path) -> None:
 
 def test_an_autoencoder_of_another_network(copy: Path) -> None:
     stirred(diffusers.AutoencoderKL(**SHAPE_OF_CODEC, latent_channels=3), 2).save_pretrained(copy / "vae")
-    damaged(copy, "makes latents of 3 channels, but the network takes 4", "vae")
+    damaged(copy, "has latents of 3 channels, but the network takes 4", "vae")
 
 
 def test_a_tokenizer_in_its_older_files(copy: Path, sd: tuple[Path, Any, VectorField], tmp_path: Path) -> None:
@@ -766,7 +769,7 @@ def test_a_tokenizer_of_another_encoder(copy: Path) -> None:
     encoder = clip(1)
     encoder.resize_token_embeddings(40)
     encoder.save_pretrained(copy / "text_encoder")
-    damaged(copy, "knows 56 tokens, but .* 40: they do not belong together", "tokenizer", "text_encoder")
+    damaged(copy, "has 56 tokens, but .* has only 40: copy both", "tokenizer", "text_encoder")
 
 
 def test_an_index_that_points_out_of_its_folder(copy: Path) -> None:
@@ -775,7 +778,7 @@ def test_an_index_that_points_out_of_its_folder(copy: Path) -> None:
     for named in ("../unet.safetensors", "..", "", 3):
         text = json.dumps({"weight_map": {"conv_in.weight": named}})
         (copy / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(text)
-        damaged(copy, "does not list the files of its weights", "unet")
+        damaged(copy, "does not list the files of the weights", "unet")
 
 
 def test_without_the_extra_it_says_how_to_get_it(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -788,7 +791,7 @@ def test_without_the_extra_it_says_how_to_get_it(copy: Path, monkeypatch: pytest
 def test_a_refiners_sizes_are_refused(tmp_path: Path) -> None:
     stable_diffusion_xl(tmp_path)
     edited(tmp_path / "model" / "unet" / "config.json", projection_class_embeddings_input_dim=5 * 8 + 12)
-    damaged(tmp_path / "model", "something else than a summary and six sizes")
+    damaged(tmp_path / "model", "does not take a summary and six sizes")
 
 
 # On the command line.
@@ -873,7 +876,7 @@ def test_sheets_are_of_images(photos: Path, run: Run, sd: tuple[Path, Any, Vecto
 
 def test_benches_measure_data_or_images_and_say_so(photos: Path, run: Run, sd: tuple[Path, Any, VectorField]) -> None:
     few = ("--model", sd[0], "--solvers", "euler", "--steps", 3, "-o", "b")
-    said = "all of the latent model's data in place of images"
+    said = "measured on the latent model's data"
     for arguments, data in (
         (("reconstruction", photos, "-n", 1), True),
         (("time", "--batches", 1, "--repeats", 1), True),

@@ -46,7 +46,7 @@ def test_a_program_keeps_its_own_dtype(here: Path) -> None:
     test_exported.saved(here, net.double(), dtype=torch.float64)
     run("encode", "im", "-o", "z.h5", "--model", "network.pt2", *SHORT)
     run("decode", "z.h5", "-o", "out")
-    run("encode", "im", "-o", "y.h5", "--model", "network.pt2", *SHORT, "--dtype", "float32", refused="leave dtype out")
+    run("encode", "im", "-o", "y.h5", "--model", "network.pt2", *SHORT, "--dtype", "float32", refused="leave out dtype")
     torch.jit.script(test_exported.drawn(test_exported.Toy())).save("script.pt")
     Path("script.json").write_text(json.dumps({**test_exported.SAID, "shape": [3, 8, 8]}))
     run("encode", "im", "-o", "x.h5", "--model", "script.pt", *SHORT)

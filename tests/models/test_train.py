@@ -420,18 +420,18 @@ def test_refusals(tmp_path: Path) -> None:
     refused("channels 8, not 16", settings=more, architecture={"channels": 16})
     refused("with 10 images, not 11", bars(11), settings=more)
     refused("image_size 8, not 16", source(torch.zeros(10, 1, 16, 16)), settings=more)
-    refused("made for squares", source(torch.zeros(10, 1, 8, 16)), tmp_path / "new")
+    refused("needs square images", source(torch.zeros(10, 1, 8, 16)), tmp_path / "new")
     refused("halved 4 times", folder=tmp_path / "new", architecture={"multipliers": [1] * 5})
     refused(r"validation set are 1×16×16", folder=tmp_path / "new", validation=source(torch.zeros(2, 1, 16, 16)))
     (run / "checkpoint.safetensors").write_bytes((run / "checkpoint.safetensors").read_bytes()[:-100])
     refused("cannot be read as a checkpoint", settings=more)
     (run / "checkpoint.safetensors").write_bytes((run / "model.safetensors").read_bytes())
-    refused("no checkpoint of `odeddim train`", settings=more)
+    refused("not a checkpoint of `odeddim train`", settings=more)
     (run / "checkpoint.safetensors").unlink()
-    refused("holds a model already, and no run to continue")
+    refused("already holds a model, but no run to continue")
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/log.csv").write_text("my,own\n")
-    refused("log.csv is there already, and belongs to no run", folder=tmp_path / "theirs")
+    refused("log.csv already exists, but belongs to no run", folder=tmp_path / "theirs")
     assert os.listdir(tmp_path / "theirs") == ["log.csv"]
 
 
@@ -473,7 +473,7 @@ def test_a_model_of_another_run_is_not_this_ones(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "1/samples-000001.png", tmp_path / "2.png")
     (tmp_path / "0/model.json").unlink()
     shutil.copy(tmp_path / "2.png", tmp_path / "0/samples-000002.png")
-    with pytest.raises(InputError, match=r"samples-000002\.png is there already, and this run has not drawn it"):
+    with pytest.raises(InputError, match=r"samples-000002\.png already exists, but is not from this run"):
         train(bars(), tmp_path / "0", settings=replace(settings, steps=2))
 
 

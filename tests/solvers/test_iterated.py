@@ -209,7 +209,7 @@ def test_exact_of_any_row() -> None:
         assert bool(state.report["converged"].all())
         assert float(off.max()) < 1e-12
     for name in ("dopri5", "ddpm", "exact-euler"):
-        with pytest.raises(InputError, match="no inverse to look for"):
+        with pytest.raises(InputError, match="no inverse to iterate for"):
             exact(solvers.get(name))
 
 

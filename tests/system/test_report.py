@@ -30,7 +30,7 @@ MODEL = {"model": "fashion-mnist", "sha256": "d9650bd1" * 8}
 COLUMNS = (
     Column("solver", "solver", form="s"),
     Column("grid", "grid", f"where it runs {NASTY}", "s"),
-    Column("steps", "steps", "none: the solver chooses them"),
+    Column("steps", "steps", "empty: the solver chooses its steps"),
     Column("evaluations", "evals", "evaluations of the network per image and direction", "g"),
     Column("round_trip", "round trip", "mean squared error per dimension on the [0, 1] scale", ".1e"),
     Column("latent", "latent", "rms distance to the ODE's true latent, over σ", ".2e"),
@@ -216,7 +216,7 @@ def test_a_damaged_table_is_one_sentence_and_the_old_page_stays(tmp_path: Path) 
     path = tmp_path / "zebra.h5"
     whole = (tmp_path / "ant.h5").read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"zebra\.h5 .*damaged.*remove it, or have its bench write it again"):
+    with pytest.raises(InputError, match=r"zebra\.h5 .*damaged.*delete it, or run its bench again"):
         report(tmp_path, output)
     with h5py.File(path, "w") as file:
         file["x"] = 1
@@ -226,7 +226,7 @@ def test_a_damaged_table_is_one_sentence_and_the_old_page_stays(tmp_path: Path) 
     columns = tuple(column for column in COLUMNS if column.name != "latent")
     rows = [{key: value for key, value in row.items() if key != "latent"} for row in reconstruction().rows]
     reconstruction(columns=columns, rows=tuple(rows)).save(tmp_path)
-    with pytest.raises(InputError, match=r"reconstruction\.h5 cannot be shown \(KeyError: 'latent'\).*remove it, or"):
+    with pytest.raises(InputError, match=r"reconstruction\.h5 cannot be shown \(KeyError: 'latent'\).*delete it, or"):
         report(tmp_path, output)
     assert output.read_bytes() == before
 

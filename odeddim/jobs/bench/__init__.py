@@ -1,11 +1,13 @@
-"""The benches: each measures solvers on a model, and leaves a table and its figures in a folder.
+"""The benches. Each measures solvers on a model, and writes a table and its figures to a folder.
 
-A bench takes a `Workbench`: the model, where it runs, and the folder. Every measurement is kept in the folder: a bench
-that was stopped goes on with the same call, and a table with one more solver measures only that solver.
+A bench takes a `Workbench`: the model, the machine, the folder, and the layout of the figures. The folder keeps every
+measurement. The same call continues a bench that was stopped, and a table with one more solver measures only that
+solver.
 """
 
 from __future__ import annotations
 
+from odeddim.bench.drawing import Layout as Layout
 from odeddim.jobs.bench.consistency import consistency as consistency
 from odeddim.jobs.bench.interpolation import interpolation as interpolation
 from odeddim.jobs.bench.quality import quality as quality

@@ -1,4 +1,4 @@
-"""DDIM's Figure 5: one x_T through every solver and number of steps."""
+"""DDIM's Figure 5: the same x_T decoded by every solver with every number of steps."""
 
 from __future__ import annotations
 
@@ -30,25 +30,26 @@ def consistency(
     """Decode the same x_T by every solver with every number of steps, and compare the images: DDIM's Figure 5.
 
     Each image is compared with the image that a run with many steps makes of the same x_T, in pixels and in the
-    features of a network. The share is the median of these distances over the distance between different x_T.
+    features of a network. The share is the median of these distances divided by the distance between the images of
+    different x_T.
 
     Args:
-        workbench: The model, where it runs, and the folder.
-        count: How many x_T, 2 or more.
-        solvers: SOLVER or SOLVER@GRID; a grid file runs with its own steps.
+        workbench: The model, the machine, and the folder.
+        count: The number of x_T, at least 2.
+        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
         steps: The numbers of steps.
-        features: The network whose features are compared, as of `odeddim.bench.features.load_features`; None for the
-            built-in network where the model is built in, otherwise for pixels only.
-        seed: Of the noise; x_T number i is the noise of (seed, i).
-        size: (C, H, W) of the images, for models that take any.
-        end: "zero" or "sigma_min".
-        **settings: The settings of the solvers, such as rtol; each goes to the solvers that have it.
+        features: The network whose features are compared, see `odeddim.bench.features.load_features`. By default the
+            built-in network for a built-in model; otherwise only pixels are compared.
+        seed: The seed of the noise; x_T number i is the noise of (seed, i).
+        size: The shape (C, H, W) of the images, for models that take any shape.
+        end: The end of the nodes, "zero" or "sigma_min".
+        **settings: The settings of the solvers, such as rtol. Each solver gets the settings that it has.
 
     Returns:
-        The table. It is in the folder too, with its figures and a sheet of images for each solver.
+        The table. The folder also holds it, with its figures and a sheet of images for each solver.
 
     Raises:
-        InputError: For what cannot be measured, before anything is measured, and for a folder with files of others.
+        InputError: If an argument cannot be used, or if the folder holds foreign files. Nothing is measured then.
 
     Source:
         Song et al., Denoising Diffusion Implicit Models, arXiv 2010.02502, Figure 5 and section 5.2.

@@ -1,4 +1,4 @@
-"""DDIM's appendix D.5: images between latents, and how smooth they are."""
+"""DDIM's appendix D.5: images between latents, and their smoothness."""
 
 from __future__ import annotations
 
@@ -27,26 +27,28 @@ def interpolation(
 ) -> Table:
     """Decode lines and a grid between latents, and measure how smooth the images along them are.
 
-    An ODE's images change smoothly. DDPM, here for contrast, adds noise to each image, and neighbouring images have
-    little in common. The cross-fade between the first solver's end images, which is straight, is the reference.
+    The images of an ODE change smoothly. DDPM, for contrast, adds noise to each image, so neighbouring images have
+    little in common. For reference, the table has the cross-fade between the first solver's end images, which is
+    straight.
 
     Args:
-        workbench: The model, where it runs, and the folder.
-        pairs: How many lines, each between two latents.
-        points: How many images on each line, 3 or more.
-        side: How many images along each side of the grid between four latents, of the first solver; 0 for no grid.
-        solvers: SOLVER or SOLVER@GRID; a grid file runs with its own steps.
+        workbench: The model, the machine, and the folder.
+        pairs: The number of lines, each between two latents.
+        points: The number of images on each line, at least 3.
+        side: The number of images along each side of the grid between four latents, which the first solver decodes;
+            0 for no grid.
+        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
         steps: The numbers of steps.
-        seed: Of the noise; pair p lies between the noise of (seed, 2p) and (seed, 2p + 1).
-        size: (C, H, W) of the images, for models that take any.
-        end: "zero" or "sigma_min".
-        **settings: The settings of the solvers, such as rtol; each goes to the solvers that have it.
+        seed: The seed of the noise; pair p lies between the noise of (seed, 2p) and (seed, 2p + 1).
+        size: The shape (C, H, W) of the images, for models that take any shape.
+        end: The end of the nodes, "zero" or "sigma_min".
+        **settings: The settings of the solvers, such as rtol. Each solver gets the settings that it has.
 
     Returns:
-        The table. It is in the folder too, with its figures and sheets of the images.
+        The table. The folder also holds it, with its figures and sheets of the images.
 
     Raises:
-        InputError: For what cannot be measured, before anything is measured, and for a folder with files of others.
+        InputError: If an argument cannot be used, or if the folder holds foreign files. Nothing is measured then.
 
     Source:
         Song et al., Denoising Diffusion Implicit Models, arXiv 2010.02502, appendix D.5.

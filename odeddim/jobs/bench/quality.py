@@ -1,4 +1,4 @@
-"""DDIM's Tables 1 and 3: how good samples are."""
+"""DDIM's Tables 1 and 3: the quality of samples."""
 
 from __future__ import annotations
 
@@ -34,29 +34,30 @@ def quality(
 ) -> Table:
     """Sample by DDIM's family and by any solver, and compare the samples with real images: DDIM's Tables 1 and 3.
 
-    The figures are Fréchet distance, KID, precision and recall of the features of exactly so many samples. Sample i
-    depends on the seed and i only. Needs torchmetrics: pip install 'odeddim[metrics]'.
+    The table has the Fréchet distance, KID, precision and recall of the features of `count` samples. Sample i depends
+    on the seed and i only. This needs torchmetrics: pip install 'odeddim[metrics]'.
 
     Args:
-        workbench: The model, where it runs, and the folder.
-        count: How many samples of each line.
-        eta: DDIM's η, from 0 (the ODE) to 1 (DDPM), and "hat" for DDPM with the larger variance σ̂. None for 0, 0.2,
-            0.5, 1 and hat, or for none where solvers are given.
-        solvers: SOLVER or SOLVER@GRID; a grid file runs with its own steps.
-        grid: The grid of the lines with η.
+        workbench: The model, the machine, and the folder.
+        count: The number of samples for each row.
+        eta: DDIM's η, from 0 (the ODE) to 1 (DDPM), and "hat" for DDPM with the larger variance σ̂. By default
+            0, 0.2, 0.5, 1 and hat without `solvers`, and none with `solvers`.
+        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
+        grid: The grid of the rows with η.
         steps: The numbers of steps.
-        reference: Real images to compare with; None, for built-in models only, for 2,048 test images of Fashion-MNIST.
-        features: The network whose features are compared, as of `odeddim.bench.features.load_features`; None for the
-            built-in network where the model is built in.
-        paper: "cifar10", "celeba", "bedroom" or "church", where model and reference are the paper's own of this data
-            set: the paper's FIDs are then in a column.
-        **how: seed and size (C, H, W) of the noise, end, and the settings of the solvers, as of the other benches.
+        reference: The real images to compare with. By default, for built-in models only, 2,048 test images of
+            Fashion-MNIST.
+        features: The network whose features are compared, see `odeddim.bench.features.load_features`. By default, for
+            built-in models only, the built-in network.
+        paper: "cifar10", "celeba", "bedroom" or "church" if the model and the reference are the paper's for this data
+            set. A column then has the paper's FIDs.
+        **how: `seed`, `size`, `end` and the settings of the solvers, as in the other benches.
 
     Returns:
-        The table. It is in the folder too, with its figures and a sheet of the first samples.
+        The table. The folder also holds it, with its figures and a sheet of the first samples.
 
     Raises:
-        InputError: For what cannot be measured, before anything is measured, and for a folder with files of others.
+        InputError: If an argument cannot be used, or if the folder holds foreign files. Nothing is measured then.
 
     Source:
         Song et al., Denoising Diffusion Implicit Models, arXiv 2010.02502, Tables 1 and 3.

@@ -31,28 +31,28 @@ def reconstruction(
 ) -> Table:
     """Encode images, decode them again, and measure both errors: DDIM's Table 2 for any solver.
 
-    The round trip is the rms over pixels in [-1, 1]. The latent's error is its rms distance to the ODE's true latent,
-    over σ_T: a solver can come back exactly from a latent that is wrong. Both errors of a latent
-    model are of its data.
+    The error of the round trip is the rms over pixels in [-1, 1]. The error of the latent is the rms distance to the
+    ODE's true latent, divided by σ_T: a solver can come back exactly from a wrong latent. For a latent model, both
+    errors are measured on its data.
 
     Args:
-        workbench: The model, where it runs, and the folder.
+        workbench: The model, the machine, and the folder.
         images: A folder, an image file or an array file; None for the sample images of the package.
-        count: Only the first so many images; 24 unless given, or as many as there are.
-        solvers: SOLVER or SOLVER@GRID; a grid file runs with its own steps.
+        count: The number of images, taken from the beginning; by default 24, or all if there are fewer.
+        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
         steps: The numbers of steps.
-        labels: Where encoding takes the network's label t: "source", as eq. 14 reversed says, or "target", of euler
-            only, as much other code has it.
-        paper: Whether the model is the paper's of CIFAR-10 and the images are its test images: the figures of the
-            paper's Table 2 are then in a column.
-        end: "zero" or "sigma_min".
-        **settings: The settings of the solvers, such as rtol; each goes to the solvers that have it.
+        labels: Which label t encoding takes: "source", the label of the step's start, as in eq. 14 reversed; or
+            "target", the label of its end, as in much other code, for euler only.
+        paper: Whether the model is the paper's for CIFAR-10 and the images are the test images. A column then has the
+            values of the paper's Table 2.
+        end: The end of the nodes, "zero" or "sigma_min".
+        **settings: The settings of the solvers, such as rtol. Each solver gets the settings that it has.
 
     Returns:
-        The table. It is in the folder too, with its figures: reconstruction.h5, .json, .csv, .svg and .png.
+        The table. The folder also holds it, with its figures: reconstruction.h5, .json, .csv, .svg and .png.
 
     Raises:
-        InputError: For what cannot be measured, before anything is measured, and for a folder with files of others.
+        InputError: If an argument cannot be used, or if the folder holds foreign files. Nothing is measured then.
 
     Source:
         Song et al., Denoising Diffusion Implicit Models, arXiv 2010.02502, Table 2.

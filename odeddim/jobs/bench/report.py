@@ -11,20 +11,20 @@ from odeddim.bench import report as bench
 def report(
     folder: str | Path = defaults.FOLDER, output: str | Path = defaults.PAGE, *, overwrite: bool = False
 ) -> list[str]:
-    """Make one page of all tables and figures that the benches have left in a folder. Nothing is measured.
+    """Make one page of all tables and figures in a folder of benches. Nothing is measured.
 
-    The page needs nothing but itself: it opens offline, in a light or a dark window, on a phone and on paper.
+    The page is a single file that opens offline. It has a light and a dark version, and also fits a phone and paper.
 
     Args:
         folder: The folder of the tables. They may be of different models; the page says so.
         output: The page, NAME.html.
-        overwrite: Whether to replace a file that is not the page of this folder.
+        overwrite: Whether to replace a file that is not a page of this folder.
 
     Returns:
         The names of the tables, in the order of the page.
 
     Raises:
-        InputError: For a folder without tables, a table that is damaged, and a place that cannot be written to.
+        InputError: If the folder holds no table, if a table is damaged, or if the page cannot be written.
 
     Example:
         >>> import odeddim, pathlib, tempfile

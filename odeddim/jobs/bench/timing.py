@@ -28,27 +28,27 @@ def timing(
 ) -> Table:
     """Time the decoding of noise: DDIM's Figure 4, seconds over steps, for each batch size.
 
-    Each run is timed several times, all of them in turns, after a warm-up. A row has the median, and the line through
-    the medians over steps: milliseconds per step, and how straight the line is (R²). Nothing else should run on the
-    machine meanwhile; the progress of the workbench should draw nothing while a run is timed.
+    After a warm-up, each run is timed several times, and the runs take turns. A row has the median, and the line fitted
+    to the medians over steps: milliseconds per step, and the quality of the fit (R²). Nothing else should run on the
+    machine at the same time, and the workbench's `progress` should draw nothing while a run is timed.
 
     Args:
-        workbench: The model, where it runs, and the folder.
-        solvers: SOLVER or SOLVER@GRID; a grid file runs with its own steps.
+        workbench: The model, the machine, and the folder.
+        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
         steps: The numbers of steps.
-        batches: How many images to decode together; the network sees them as one batch.
-        repeats: How many times each run is timed.
-        seed: Of the noise.
-        size: (C, H, W) of the images, for models that take any.
-        end: "zero" or "sigma_min".
-        **settings: The settings of the solvers, such as rtol; each goes to the solvers that have it.
+        batches: The numbers of images that are decoded together. The network gets them as one batch.
+        repeats: The number of times that each run is timed.
+        seed: The seed of the noise.
+        size: The shape (C, H, W) of the images, for models that take any shape.
+        end: The end of the nodes, "zero" or "sigma_min".
+        **settings: The settings of the solvers, such as rtol. Each solver gets the settings that it has.
 
     Returns:
-        The table, named "time". It is in the folder too, with its figures.
+        The table, named "time". The folder also holds it, with its figures.
 
     Raises:
-        InputError: For what cannot be measured, before anything is measured, for a folder with files of
-            others, and under torchrun, whose processes would time each other.
+        InputError: If an argument cannot be used, if the folder holds foreign files, or under torchrun, whose processes
+            would slow each other. Nothing is measured then.
 
     Source:
         Song et al., Denoising Diffusion Implicit Models, arXiv 2010.02502, Figure 4.
@@ -61,7 +61,7 @@ def timing(
         True
     """
     if rank()[1] > 1:
-        raise InputError("several processes would time each other: run `odeddim bench time` without torchrun")
+        raise InputError("several processes would slow each other: run `odeddim bench time` without torchrun")
     session = Session.of(workbench, "time", on_data=True)
     shape = session.shape(size)
     plans = session.plans(solvers, steps, end, settings)

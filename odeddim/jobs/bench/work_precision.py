@@ -28,25 +28,25 @@ def work_precision(
 ) -> Table:
     """Measure the error of encoding and decoding against evaluations and seconds. No images are needed.
 
-    A run with so many steps that its own error is small decodes noise, and encodes the images. Its error is the floor
-    of the figures. The error of decoding is the rms over pixels in [-1, 1], that of encoding the rms over σ_T.
+    A very accurate run decodes noise, and encodes the resulting images. Its small error is the floor of the figures.
+    The error of decoding is the rms over pixels in [-1, 1]. The error of encoding is the rms divided by σ_T.
 
     Args:
-        workbench: The model, where it runs, and the folder.
-        count: How many solutions.
-        solvers: SOLVER or SOLVER@GRID; a grid file runs with its own steps.
+        workbench: The model, the machine, and the folder.
+        count: The number of solutions.
+        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
         steps: The numbers of steps.
-        tolerances: rtol and atol of the solvers that choose their steps.
-        seed: Of the noise.
-        size: (C, H, W) of the images, for models that take any.
-        end: "zero" or "sigma_min".
-        **settings: Other settings of the solvers; each goes to the solvers that have it.
+        tolerances: The values of rtol and atol for solvers that choose their own steps.
+        seed: The seed of the noise.
+        size: The shape (C, H, W) of the images, for models that take any shape.
+        end: The end of the nodes, "zero" or "sigma_min".
+        **settings: Other settings of the solvers. Each solver gets the settings that it has.
 
     Returns:
-        The table, named "work-precision". It is in the folder too, with its figures.
+        The table, named "work-precision". The folder also holds it, with its figures.
 
     Raises:
-        InputError: For what cannot be measured, before anything is measured, and for a folder with files of others.
+        InputError: If an argument cannot be used, or if the folder holds foreign files. Nothing is measured then.
 
     Example:
         >>> import odeddim, tempfile
@@ -79,17 +79,17 @@ def find(
 ) -> tuple[Table, Plan]:
     """Find the run with the fewest evaluations that keeps an error both ways for nine images in ten.
 
-    A run is a solver on a grid with a number of steps. It is found on the noise of `seed`, and checked on as many
-    images from the noise of `seed` + 1. Only a run that keeps the error there too is the answer.
+    A run is a solver on a grid with a number of steps. The search uses the noise of `seed`. Equally many images from
+    the noise of `seed` + 1 check the result. Only a run that keeps the error there too is returned.
 
     Args:
-        workbench: The model, where it runs, and the folder.
-        error: The error: of decoding the rms over pixels in [-1, 1], of encoding the rms over σ_T.
-        count: How many solutions in each of the two sets.
-        solvers: SOLVER@GRID; a SOLVER is tried on its own grid and on the usual ones.
-        seed: Of the noise.
-        size: (C, H, W) of the images, for models that take any.
-        end: "zero" or "sigma_min".
+        workbench: The model, the machine, and the folder.
+        error: The largest error: of decoding, the rms over pixels in [-1, 1]; of encoding, the rms divided by σ_T.
+        count: The number of solutions in each of the two sets.
+        solvers: The solvers, SOLVER@GRID, or SOLVER for the solver's own grid and the usual grids.
+        seed: The seed of the noise.
+        size: The shape (C, H, W) of the images, for models that take any shape.
+        end: The end of the nodes, "zero" or "sigma_min".
         **settings: The settings of the solvers; each goes to the solvers that have it.
 
     Returns:
@@ -97,8 +97,7 @@ def find(
         figures, the plan as plan.json.
 
     Raises:
-        InputError: Where nothing keeps the error, for what cannot be measured, and for a folder with files of
-            others.
+        InputError: If no run keeps the error, if an argument cannot be used, or if the folder holds foreign files.
 
     Example:
         >>> import odeddim, tempfile
@@ -110,7 +109,7 @@ def find(
     session = Session.of(workbench, "cheapest", [defaults.PLAN], on_data=True)
     shape = session.shape(size)
     entries = search.candidates(solvers)
-    # Nobody knows the number of evaluations beforehand. The bar counts solvers on grids, both sets, and the check.
+    # The number of evaluations is not known beforehand. The bar counts solvers on grids, both sets, and the check.
     with session.harness(len(entries) + 3, count, unit="solvers") as harness:
         done, harness.advance = harness.advance, lambda evaluations: None
         sets = []

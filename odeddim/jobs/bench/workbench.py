@@ -1,4 +1,4 @@
-"""What all benches share: the model, where it runs, and the folder that holds what was measured."""
+"""The parts that all benches share: the model, the machine, and the folder of the measurements."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from odeddim.api import Model
 from odeddim.bench import figures
 from odeddim.bench.defaults import FOLDER, TOLERANCE
+from odeddim.bench.drawing import USUAL, Layout
 from odeddim.bench.features import DEFAULT as FEATURES
 from odeddim.bench.features import Features, load_features
 from odeddim.bench.harness import Entry, Harness, planned
@@ -28,17 +29,18 @@ from odeddim.types import InputError, Solver
 
 @dataclass(frozen=True)
 class Workbench:
-    """A model, where it runs, and the folder of its tables, figures and measurements.
+    """A model, the machine, and the folder of the tables, figures and measurements.
 
-    What is measured is kept in the folder. A bench that was stopped goes on with the same call, and several processes
+    The folder keeps every measurement. The same call continues a bench that was stopped, and several processes can
     share the work.
 
     Attributes:
         model: A name, a path, a VectorField, a pipeline of diffusers, or a Subject with its condition.
-        machine: Where to run.
+        machine: The machine; None for the default machine.
         folder: The folder; the measurements are in its folder "cells".
         overwrite: Whether to measure everything again and to replace the files of the tables.
         progress: What shows progress, see `odeddim.runs.progress.Progress`.
+        layout: The size of the figures, and whether they have a title.
 
     Example:
         >>> import odeddim, tempfile
@@ -53,6 +55,7 @@ class Workbench:
     folder: str | Path = FOLDER
     overwrite: bool = False
     progress: Progress = False
+    layout: Layout = USUAL
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Session:
     Attributes:
         workbench: The workbench.
         folder: Its folder.
-        place: Where the model runs.
+        place: The machine that the model runs on.
         whole: The model, with its autoencoder if it is a latent model.
         field: The model that is measured: `whole`, or the model of its data without the autoencoder.
     """
@@ -79,17 +82,19 @@ class Session:
 
         Args:
             workbench: The workbench.
-            name: The name of the table that is to be written.
-            also: The names of other files that are to be written.
+            name: The name of the table that will be written.
+            also: The names of other files that will be written.
             on_data: Whether a latent model is measured on its data, without its autoencoder.
 
         Raises:
-            InputError: For a model that cannot be loaded, and where the folder is a file, has a table of another model
-                under this name, or has files of others in the place of what is to be written.
+            InputError: If the model cannot be loaded, if the folder is a file, if it has a table of another model under
+                this name, or if a foreign file would be replaced.
         """
         folder = Path(workbench.folder)
         if workbench.overwrite and rank()[1] > 1:
-            raise InputError("overwrite=True with several processes: each would begin anew; run it with one first")
+            raise InputError(
+                "overwrite=True cannot be used with several processes, because each would start again: run one first"
+            )
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file: give a folder with folder=...")
         if not workbench.overwrite:
@@ -107,18 +112,18 @@ class Session:
 
     @property
     def _own_dtype(self) -> dict[str, str]:
-        """The dtype of a VectorField that was given, which is taken as it is, where it is not that of the machine."""
+        """The dtype of a given VectorField, which is used as it is, if it differs from the machine's dtype."""
         own = self.field.dtype
         if not isinstance(self.workbench.model, VectorField) or own == self.place.dtype:
             return {}
         return {"dtype": "the state's dtype" if own is None else str(own).removeprefix("torch.")}
 
     def shape(self, size: Sequence[int] | None) -> tuple[int, ...]:
-        """(C, H, W) of the noise. size: of images, for models that take any; None: the model's own."""
+        """Return the shape (C, H, W) of the noise, for images of a size; None for the model's own size."""
         return shape_for(self.whole, None if size is None else tuple(size))
 
     def plans(self, names: Sequence[str], steps: Sequence[int], end: str, settings: Mapping[str, Any]) -> list[Plan]:
-        """The plans of these SOLVER[@GRID]s; adaptive solvers have tolerances that make a comparison fair."""
+        """Make the plans of solvers SOLVER[@GRID]. Adaptive solvers get tolerances that make a comparison fair."""
         given = {"rtol": TOLERANCE, "atol": TOLERANCE, **chosen(settings)}
         plans = planned(self.field, [Entry.parse(name) for name in names], steps, end, given)
         for plan in {(plan.grid, plan.solver.name): plan for plan in plans}.values():
@@ -126,7 +131,7 @@ class Session:
         return plans
 
     def features(self, which: str | Path | Features | None, shape: tuple[int, ...]) -> Features | None:
-        """The feature network that was named; of a built-in model its own, for images (C, H, W) that it takes."""
+        """Return the named feature network; for a built-in model by default the built-in one, if it takes the shape."""
         if which is None and not self.built_in:
             return None
         network = load_features(which or FEATURES, device=self.place.device)
@@ -134,12 +139,12 @@ class Session:
 
     @contextlib.contextmanager
     def harness(self, total: float, images: int | None = None, *, unit: str = "evaluations") -> Iterator[Harness]:
-        """The harness that measures the model, with a progress bar.
+        """Yield the harness that measures the model, with a progress bar.
 
         Args:
-            total: What the bar ends at.
-            images: How many images there are. The network sees no more at once: filling up would cost as much again.
-            unit: What the bar counts.
+            total: The total of the bar.
+            images: The number of images. The network's batch is not larger, because padding would cost as much.
+            unit: The unit of the bar.
         """
         place, given = self.place, self.place.machine
         size = given.batch_size or in_work(given.network_batch or place.usual_network_batch)
@@ -154,32 +159,35 @@ class Session:
             yield Harness(self.field, self.folder, place.state, size, fit, advance, self.workbench.overwrite)
 
     def deliver(self, table: Table, floor: float | None = None, beside: Mapping[str, bytes] | None = None) -> Table:
-        """Write a table and its figures to the folder; of several processes, the first does.
+        """Write a table and its figures to the folder. Of several processes, only the first writes.
 
         Args:
             table: The table.
-            floor: What a latent model's autoencoder alone loses of the images: the median over the images of the rms
-                over pixels in [-1, 1].
+            floor: The loss of a latent model's autoencoder alone: the median over the images of the rms over pixels in
+                [-1, 1].
             beside: Other files that belong to the table, name -> content.
 
         Returns:
             The table as it was written, with the paths of its files.
         """
         if self.whole.codec is not None and self.field.codec is None:
-            lost = "" if floor is None else f"; its autoencoder alone loses {floor:.3g} of the images (rms, median)"
-            table = replace(table, notes=(*table.notes, f"all of the latent model's data in place of images{lost}"))
+            lost = "" if floor is None else f"; the autoencoder alone loses {floor:.3g} of the images (rms, median)"
+            table = replace(
+                table, notes=(*table.notes, f"measured on the latent model's data, without its autoencoder{lost}")
+            )
         if rank()[0] > 0:
             return table
-        return replace(table, files=tuple(table.save(self.folder, {**figures.files(table), **(beside or {})})))
+        drawn = figures.files(table, self.workbench.layout)
+        return replace(table, files=tuple(table.save(self.folder, {**drawn, **(beside or {})})))
 
 
 def chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that have a value."""
+    """Return the settings that have a value."""
     return {name: value for name, value in settings.items() if value is not None}
 
 
 def _check_table(path: Path, model: VectorField) -> None:
-    """Raise an InputError where a table is of another model, or damaged."""
+    """Raise an InputError if a table is of another model, or damaged."""
     if not path.exists():
         return
     try:

@@ -1,1 +1,1 @@
-"""The formats of models, one file each."""
+"""The formats of models, one module for each."""

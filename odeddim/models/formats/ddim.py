@@ -1,13 +1,14 @@
-"""DDIM's checkpoints, and DDPM's own weights in the same names: what its experiments were made with.
+"""DDIM's checkpoints, and DDPM's own weights with the same names.
 
-Files are state dicts of `Model` of github.com/ermongroup/ddim, as github.com/pesser/pytorch_diffusion publishes them,
-or what its training writes: [model, optimizer, epoch, step, EMA], the model's names behind "module.". They hold no
-settings: those of the network are read from names and shapes, the size of its images from where it attends (all of
-DDIM's configurations do at 16×16), and NAME.json (`odeddim.models.sidecar`) says what else differs from the paper's:
+A file is a state dict of `Model` of github.com/ermongroup/ddim, as github.com/pesser/pytorch_diffusion publishes them,
+or what DDIM's training writes: [model, optimizer, epoch, step, EMA], where "module." stands before each of the model's
+names. The files hold no settings. The settings of the network follow from names and shapes. The size of the images
+follows from the level with attention, which is at 16×16 in all of DDIM's configurations. The sidecar NAME.json
+(`odeddim.models.sidecar`) states what differs from the paper:
 
-    {"weights": "raw"}                            the weights themselves, where the EMA is there too
-    {"shape": [3, 64, 64]}                        of a network that attends elsewhere, or nowhere
-    {"schedule": {"name": "cosine", "T": 4000}}   other noise levels than DDPM's
+    {"weights": "raw"}                            the raw weights, if the file also holds the EMA
+    {"shape": [3, 64, 64]}                        the shape of images, for a network with attention elsewhere, or none
+    {"schedule": {"name": "cosine", "T": 4000}}   noise levels other than DDPM's
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from odeddim.ode.schedule import Schedule
 from odeddim.types import InputError, pick
 
 ATTENDS = 16  # pixels
-GROUPS = 32  # of every norm in DDIM's code, however narrow
-PARALLEL = "module."  # what DataParallel puts before every name
-# A name of no other software's network, as pickles and safetensors write it: with its length or a quote before it.
+GROUPS = 32  # in every norm of DDIM's code, whatever the width
+PARALLEL = "module."  # the prefix that DataParallel gives every name
+# A name that only DDIM's network has, as pickles and safetensors write it: after its length or a quote.
 _MARK = re.compile(rb'(?:"|X....|\x8c.)(?:module\.)?temb\.dense\.0\.weight', re.DOTALL)
-_BEGINNING = 1 << 22  # bytes, in which torch and safetensors write all names
+_BEGINNING = 1 << 22  # bytes; torch and safetensors write all names within them
 
 
 def matches(path: Path) -> bool:
-    """Whether the names in this file are those of DDIM's network; odeddim's own weights, too, have them."""
+    """Return whether the names in a file are those of DDIM's network. odeddim's own weights have them too."""
     if path.suffix.lower() not in weights.SUFFIXES or path.name == native.WEIGHTS:
         return False
     try:
@@ -50,11 +51,21 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> VectorField:
-    """The network of such a file, with its EMA weights if it has them. Raises InputError for what it cannot use."""
+    """Read a checkpoint of DDIM.
+
+    Args:
+        path: The checkpoint.
+
+    Returns:
+        The model, with the EMA weights if the file holds them and the sidecar does not choose the raw ones.
+
+    Raises:
+        InputError: If the file or its sidecar cannot be used.
+    """
     said = beside.read(path, ("weights",))
     for key in ("classes", "null"):
         if key in said:
-            raise InputError(f"{beside.place(path)}: DDIM's network has no classes: leave {key} out")
+            raise InputError(f"{beside.place(path)}: DDIM's network takes no classes: leave out {key}")
     which, state = _chosen(weights.read(path), said.get("weights"), path)
     shape, settings = architecture(state, path, said.get("shape"))
     try:
@@ -63,9 +74,9 @@ def read(path: Path) -> VectorField:
         raise InputError(f"{path}: {error}") from error
     weights.fit(unet, state, path, spare=("logvar",))
     variances = settings["out_channels"] == 2 * settings["in_channels"]
-    assumed = [] if "schedule" in said else ["DDPM's noise levels, β linear from 1e-4 to 0.02 in 1000"]
+    assumed = [] if "schedule" in said else ["DDPM's noise levels: β linear from 1e-4 to 0.02 in 1000 levels"]
     assumed += [] if "predicts" in said else ["predicts ε"]
-    assumed += [] if "shape" in said else [f"attends at {ATTENDS}×{ATTENDS}, so images of {shape[1]}×{shape[2]}"]
+    assumed += [] if "shape" in said else [f"attention at {ATTENDS}×{ATTENDS}, so images of {shape[1]}×{shape[2]}"]
     return Loaded(
         Adapted(unet, variances=True) if variances else unet,
         said.get("schedule", Schedule.linear()),
@@ -86,43 +97,44 @@ def read(path: Path) -> VectorField:
 def architecture(
     state: Mapping[str, Tensor], path: Path, shape: tuple[int, ...] | None = None
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """The settings of the `UNet` whose weights these are, from names and shapes.
+    """Derive the settings of a `UNet` from the names and shapes of its weights.
 
     Args:
-        state: the weights by name.
-        path: of their file, for messages.
-        shape: (C, H, W) of the images, if it is known. Default: such that the network attends at 16×16.
+        state: The weights by name.
+        path: The file of the weights, for error messages.
+        shape: The shape (C, H, W) of the images. By default, the shape that puts the attention at 16×16.
 
     Returns:
-        (C, H, W) of the images, and the settings.
+        The shape (C, H, W) of the images, and the settings.
 
     Raises:
-        InputError: for weights of another network, and where the shape is needed.
+        InputError: If the weights belong to another network, or if they do not show the shape and it is not given.
     """
     found = [re.match(r"down\.(\d{1,3})\.(block|attn)\.(\d{1,3})\.", name) for name in state]
     places = {(int(one[1]), one[2], int(one[3])) for one in found if one}
     levels = 1 + max((level for level, _, _ in places), default=0)
-    if len(places) < levels:  # fewer tensors than levels, which would be made for nothing
-        raise InputError(f"{path} misses levels of DDIM's U-Net that its names mention: is it the right file?")
+    if len(places) < levels:  # fewer tensors than levels: do not build the levels
+        raise InputError(f"{path} lacks levels of DDIM's U-Net that its names mention: check that it is the right file")
     outer = [_size(state, f"down.{level}.block.0.conv2.weight", 0, path) for level in range(levels)]
     channels, in_channels = (_size(state, "conv_in.weight", side, path) for side in (0, 1))
     out_channels = _size(state, "conv_out.weight", 0, path)
     if out_channels not in (in_channels, 2 * in_channels):
         raise InputError(
-            f"{path} gives {out_channels} channels for images of {in_channels}, neither ε nor ε and "
-            "variances: is it the right file?"
+            f"{path} is a network with {out_channels} output channels for images of {in_channels} channels, which is "
+            "neither ε nor ε and variances: check that it is the right file"
         )
     if any(width % channels for width in outer):
         raise InputError(
-            f"{path} is not DDIM's U-Net, for its widths {outer} are no multiples of {channels}: is it the right file?"
+            f"{path} is not DDIM's U-Net, because its widths {outer} are not multiples of {channels}: check that it is "
+            "the right file"
         )
     attends = sorted({level for level, kind, _ in places if kind == "attn"})
     if shape is None:
         if len(attends) != 1:
-            where = f"at {len(attends)} levels" if attends else "nowhere"
+            where = f"attention at {len(attends)} levels" if attends else "no attention"
             raise InputError(
-                f"{path} attends {where}, which does not tell the size of its images: say it in {beside.place(path)} "
-                f'as {{"shape": [{in_channels}, HEIGHT, WIDTH]}}'
+                f"{path} has {where}, so the size of its images is unknown: give it in {beside.place(path)} as "
+                f'{{"shape": [{in_channels}, HEIGHT, WIDTH]}}'
             )
         shape = (in_channels, ATTENDS << attends[0], ATTENDS << attends[0])
     factor = 2 ** (levels - 1)
@@ -145,7 +157,7 @@ def architecture(
 
 
 def _chosen(held: Any, wanted: Any, path: Path) -> tuple[str, dict[str, Tensor]]:
-    """Which weights are taken ("ema", "raw" or "as saved"), and these weights by the names of the network."""
+    """Return which weights are used ("ema", "raw" or "as saved"), and these weights by the network's names."""
     if wanted is not None:
         try:
             pick(str(wanted), ("ema", "raw"), "choice of weights")
@@ -159,18 +171,18 @@ def _chosen(held: Any, wanted: Any, path: Path) -> tuple[str, dict[str, Tensor]]
         state = held[0] if ema is None or wanted == "raw" else ema
     elif weights.is_state(held):
         if wanted is not None:
-            raise InputError(f'{path} holds one set of weights: leave "weights" out of {beside.place(path)}')
+            raise InputError(f'{path} holds only one set of weights: leave "weights" out of {beside.place(path)}')
         which, state = "as saved", held
     else:
         raise InputError(
-            f"{path} is neither a state dict nor a list that begins with one, as DDIM's training writes: "
-            "save its state dict"
+            f"{path} holds neither a state dict nor a list that starts with one, as DDIM's training writes it: save "
+            "the state dict"
         )
     return which, {name.removeprefix(PARALLEL): tensor for name, tensor in state.items()}
 
 
 def _size(state: Mapping[str, Tensor], name: str, side: int, path: Path) -> int:
-    """One side of a convolution's weights."""
+    """Return one side of the weights of a convolution."""
     if name not in state or state[name].ndim != 4 or not state[name].numel():
-        raise InputError(f"{path} has no convolution {name}, which DDIM's U-Net has: is it the right file?")
+        raise InputError(f"{path} lacks the convolution {name} of DDIM's U-Net: check that it is the right file")
     return state[name].shape[side]

@@ -1,16 +1,16 @@
-"""diffusers' models of pixels: a UNet2DModel in the folder of a pipeline or its own (github.com/huggingface/diffusers).
+"""diffusers' pixel models: a UNet2DModel in its own folder or in that of a pipeline (github.com/huggingface/diffusers).
 
-    model_index.json  unet/  scheduler/           a pipeline: DDPMPipeline, DDIMPipeline and the like
-    config.json  scheduler_config.json, weights   all in one folder, as the first of them were published
-    unet/                                         that folder itself, the scheduler in the folder beside it
+    model_index.json  unet/  scheduler/           a pipeline, such as DDPMPipeline or DDIMPipeline
+    config.json  scheduler_config.json, weights   everything in one folder, as in the first published models
+    unet/                                         the network's own folder, with scheduler/ beside it
 
-Of unet_ema/ beside unet/ the weights are taken, as they are better. Schedule, prediction and labels are what the
-scheduler's file says (`odeddim.ode.scheduler_settings`); what a folder does not say, odeddim.json in it can say, in the
-vocabulary of `odeddim.models.sidecar`: {"schedule": ..., "predicts": ...} where no scheduler is, {"shape": [3, 32,
-32]}, {"null": 10} of the class that stands for none.
+If there is a folder unet_ema/ beside unet/, its weights are used, because they are better. The scheduler's file states
+the schedule, the prediction and the labels (`odeddim.ode.scheduler_settings`). A file odeddim.json in the folder can
+state what the folder does not, with the keys of `odeddim.models.sidecar`: {"schedule": ..., "predicts": ...} if there
+is no scheduler, {"shape": [3, 32, 32]}, or {"null": 10} for the class that stands for no class.
 
-A network whose settings are DDPM's own becomes the `UNet` of DDIM's checkpoints and needs no other package; any other
-is made by diffusers. Both are called with real-valued labels.
+If the settings of the network are those of DDPM's network, it becomes the `UNet` of DDIM's checkpoints, which needs no
+other package. diffusers builds all other networks. Both kinds take real-valued labels.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from odeddim.types import InputError
 INDEX, UNET, EMA = "model_index.json", "unet", "unet_ema"
 CLASS = "UNet2DModel"
 SAID = "odeddim.json"
-MOST = 64  # layers of a level, and levels: a config.json from a stranger must not fill the memory
+MOST = 64  # the most levels, and layers in a level: a foreign config.json must not fill the memory
 _CODECS = ("vae", "vqvae")
 
 _OWN = {
@@ -51,7 +51,7 @@ _OWN = {
     "mid_block_scale_factor": 1,
     "time_embedding_type": "positional",
 }
-"""Settings of DDPM's network, which `UNet` is."""
+"""The settings of DDPM's network, which is the class `UNet`."""
 
 _OWN_LATER = {
     "add_attention": True,
@@ -65,14 +65,14 @@ _OWN_LATER = {
     "time_embedding_dim": None,
     "upsample_type": "conv",
 }
-"""More of them, which older files do not have: they then mean diffusers' defaults, these."""
+"""Further settings of DDPM's network, which are diffusers' defaults. Older files do not have these keys."""
 
 _BUILT_FROM = (
     *("block_out_channels", "down_block_types", "dropout", "in_channels", "layers_per_block", "norm_eps"),
     *("norm_num_groups", "out_channels", "sample_size", "up_block_types"),
 )
 _OF_EMA = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
-"""What diffusers' training writes into the config of unet_ema/, besides the network's settings."""
+"""The keys that diffusers' training adds to the network's settings in the config of unet_ema/."""
 
 _THEIRS = (
     (r"^temb\.dense\.0", "time_embedding.linear_1"),
@@ -91,11 +91,11 @@ _THEIRS = (
     (r"\.temb_proj\.", ".time_emb_proj."),
     (r"\.nin_shortcut\.", ".conv_shortcut."),
 )
-"""Our names -> diffusers', whose levels on the way up count from the coarsest."""
+"""Patterns of the names in `UNet` -> diffusers' names. diffusers counts the levels on the way up from the coarsest."""
 
 
 def matches(path: Path) -> bool:
-    """Whether this is a folder with a UNet2DModel, or the model_index.json or config.json in it; not of latents."""
+    """Return whether a path is a folder with a UNet2DModel for pixels, or the model_index.json or config.json in it."""
     folder = _folder(path)
     index = json_files.glance(folder / INDEX)
     if any(f'"{codec}"' in index for codec in _CODECS):
@@ -107,16 +107,28 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> VectorField:
-    """The model of such a folder. Raises InputError for parts that are missing, damaged, contradictory or unknown."""
+    """Read the model of a folder.
+
+    Args:
+        path: The folder, or the model_index.json or config.json in it.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If a component is missing, damaged or unknown, or if settings contradict each other.
+    """
     folder = _folder(path)
     if os.path.lexists(folder / INDEX):
-        components.config_of(folder, INDEX)  # damaged, it would have named other parts
+        components.config_of(folder, INDEX)  # a damaged file may have named other components
     where = next((one for one in (folder / EMA, folder / UNET) if (one / CONFIG).is_file()), folder)
     config = components.config_of(where)
     if config.get("_class_name") != CLASS:
         raise InputError(f"{where / CONFIG} describes a {config.get('_class_name')!r:.60}, not a {CLASS}")
     if any((where.parent / codec).is_dir() for codec in _CODECS):
-        raise InputError(f"{where} is the network of a latent model: give the whole pipeline, {where.parent}")
+        raise InputError(
+            f"{where} is the network of a latent model: give the folder of the whole pipeline, {where.parent}"
+        )
     if not _within(config.get("layers_per_block", 2)) or not _within(config.get("block_out_channels", [])):
         raise InputError(f"{where / CONFIG} asks for more than {MOST} layers or levels: copy it again")
     said = beside.read(folder / SAID)
@@ -152,7 +164,7 @@ def read(path: Path) -> VectorField:
 
 
 def _within(value: Any) -> bool:
-    """Whether a number of layers, or the length of a list of them, is one that a network can have."""
+    """Return whether a number of layers, or the length of a list of them, is at most `MOST`."""
     return not (isinstance(value, int) and value > MOST) and not (isinstance(value, list) and len(value) > MOST)
 
 
@@ -161,24 +173,25 @@ def _folder(path: Path) -> Path:
 
 
 def _posed(folder: Path, where: Path, said: Mapping[str, Any]) -> Posed:
-    """What the network was trained to do, as the scheduler's file says it, or odeddim.json if there is no such file."""
+    """Return the network's conventions from the scheduler's file, or from odeddim.json if there is no such file."""
     places = (where, folder, folder / "scheduler", where.parent / "scheduler", folder.parent / "scheduler")
     found = next((place / schedulers.NAME for place in places if (place / schedulers.NAME).is_file()), None)
     again = [key for key in ("schedule", "predicts", "time") if key in said]
     if found is not None:
         if again:
-            raise InputError(f"{folder / SAID} says {again[0]}, but so does {found}: leave one out")
+            raise InputError(f"{folder / SAID} and {found} both state {again[0]}: leave it out of {SAID}")
         return schedulers.read(found)
     if "schedule" not in said or "predicts" not in said:
         raise InputError(
-            f"{folder} has no {schedulers.NAME}, so nothing says what its network was trained on: add that file, or "
-            f'{SAID} with {{"schedule": {{"name": "linear"}}, "predicts": "eps"}}, the values being the model\'s'
+            f"{folder} has no {schedulers.NAME}, so the schedule and the prediction of the network are unknown: add "
+            f'that file, or {SAID} with the values of the model, such as {{"schedule": {{"name": "linear"}}, '
+            '"predicts": "eps"}'
         )
     return Posed(said["schedule"], said["predicts"], said.get("time", "index"), f"schedule of {SAID}")
 
 
 def _shape(config: Mapping[str, Any], where: Path, said: Mapping[str, Any], folder: Path) -> tuple[int, int, int]:
-    """(C, H, W) of the images."""
+    """Return the shape (C, H, W) of the images."""
     channels, sides = config.get("in_channels", 3), config.get("sample_size")
     if sides is None and "shape" in said:
         shape = said["shape"]
@@ -186,29 +199,31 @@ def _shape(config: Mapping[str, Any], where: Path, said: Mapping[str, Any], fold
             raise InputError(f"{folder / SAID}: shape must be [{channels}, HEIGHT, WIDTH], not {list(shape)}")
         return channels, shape[1], shape[2]
     if "shape" in said:
-        raise InputError(f"{folder / SAID} says shape, but so does {where / CONFIG}: leave it out")
+        raise InputError(f"{folder / SAID} and {where / CONFIG} both state the shape: leave it out of {SAID}")
     sides = sides if isinstance(sides, list) else [sides, sides]
     if len(sides) != 2 or not all(type(one) is int and 0 < one < 1 << 16 for one in (channels, *sides)):
         raise InputError(
-            f"{where / CONFIG} does not say how large its images are (sample_size {config.get('sample_size')!r:.50}): "
+            f"{where / CONFIG} does not give the size of the images (sample_size is "
+            f"{config.get('sample_size')!r:.50}): "
             f'add {folder / SAID} with {{"shape": [{channels!r:.20}, HEIGHT, WIDTH]}}'
         )
     return channels, sides[0], sides[1]
 
 
 def _variances(config: Mapping[str, Any], posed: Posed, where: Path) -> bool:
-    """Whether the network predicts variances too, as its channels and its scheduler say alike."""
+    """Return whether the network also predicts variances. Its channels and its scheduler must agree."""
     inner, outer = config.get("in_channels", 3), config.get("out_channels", 3)
     if outer not in (inner, 2 * inner):
         raise InputError(
-            f"{where / CONFIG}: {outer!r:.20} channels for images of {inner} are neither ε, x0 or v nor "
-            "these and variances"
+            f"{where / CONFIG}: the network has {outer!r:.20} output channels for images of {inner} channels, but ε, "
+            f"x0 or v has {inner}, and {2 * inner} with variances: copy it again"
         )
     learned: bool = outer == 2 * inner
     if posed.variances not in (None, learned):
         told = "learned" if posed.variances else "fixed"
         raise InputError(
-            f"{where / CONFIG} makes {outer} channels of {inner}, but {schedulers.NAME} says that variances are {told}"
+            f"{where / CONFIG} and {schedulers.NAME} contradict each other: the network has {outer} output channels "
+            f"for images of {inner} channels, but its variances are {told}"
         )
     return learned
 
@@ -216,27 +231,28 @@ def _variances(config: Mapping[str, Any], posed: Posed, where: Path) -> bool:
 def _classes(config: Mapping[str, Any], where: Path, said: Mapping[str, Any], folder: Path) -> Classes | None:
     kind, known = config.get("class_embed_type"), config.get("num_class_embeds")
     if kind not in (None, "timestep"):
-        raise InputError(f"{where / CONFIG}: its network takes classes as {kind!r:.50}, which odeddim cannot give it")
+        raise InputError(f"{where / CONFIG}: odeddim does not support class_embed_type {kind!r:.50}")
     if known is not None and type(known) is not int:
         raise InputError(f"{where / CONFIG}: num_class_embeds must be a whole number, not {known!r:.50}")
     count, null = said.get("classes", known if kind is None else None), said.get("null")
     if count is None:
         if kind is not None:
             raise InputError(
-                f'{where / CONFIG} does not say how many classes: add {folder / SAID} with {{"classes": N}}'
+                f'{where / CONFIG} does not give the number of classes: add {folder / SAID} with {{"classes": N}}'
             )
         if null is not None:
-            raise InputError(f"{folder / SAID}: the network has no classes: leave null out")
+            raise InputError(f"{folder / SAID}: the network takes no classes: leave out null")
         return None
     if kind is None and (known is None or not all(0 <= one < known for one in (count - 1, null or 0))):
         raise InputError(
-            f"{folder / SAID}: {count} classes, none of them {null}, contradicts {where / CONFIG}: {known}"
+            f"{folder / SAID} and {where / CONFIG} contradict each other: classes is {count} and null is {null}, but "
+            f"num_class_embeds is {known}"
         )
     return Classes(count, null)
 
 
 def _own(config: Mapping[str, Any], shape: tuple[int, int, int]) -> dict[str, Any] | None:
-    """The settings of the `UNet` that this network is; None if it is another."""
+    """Return the settings of the `UNet` that equals this network; None if it is another kind of network."""
     known = {*_OWN, *_OWN_LATER, *_BUILT_FROM, *_OF_EMA}
     if any(key not in known and not key.startswith("_") for key in config):
         return None
@@ -266,21 +282,21 @@ def _own(config: Mapping[str, Any], shape: tuple[int, int, int]) -> dict[str, An
             "eps": config["norm_eps"],
         }
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError):
-        return None  # diffusers has defaults for what is missing, and messages for what is wrong
+        return None  # diffusers has defaults for missing settings, and messages for wrong ones
     return settings if ours and settings["groups"] is not None else None
 
 
 def _made(config: Mapping[str, Any], where: Path) -> nn.Module:
-    """The network as diffusers makes it."""
+    """Build the network with diffusers."""
     kind = config.get("time_embedding_type", "positional")
     if kind != "positional":
-        raise InputError(f"{where / CONFIG}: its network takes labels as {kind!r:.50}, which odeddim cannot give it")
+        raise InputError(f"{where / CONFIG}: odeddim does not support time_embedding_type {kind!r:.50}")
     make = components.library("diffusers").UNet2DModel.from_config
     return components.made(lambda: make(config), where)
 
 
 def _converted(settings: Mapping[str, Any], where: Path) -> UNet:
-    """Our network with the weights of diffusers'."""
+    """Build a `UNet`, and give it diffusers' weights."""
     state, place, owner = components.weights_of(where)
     levels = len(settings["multipliers"])
     try:
@@ -295,21 +311,21 @@ def _converted(settings: Mapping[str, Any], where: Path) -> UNet:
     if lacks := [its for name, its in theirs.items() if name not in found]:
         raise InputError(f"{place} does not match {where / CONFIG} (missing {weights.some(lacks)}): copy both again")
     for name, tensor in wanted.items():
-        if tensor.ndim == 4 and found[name].ndim == 2:  # attention's linear layers are 1×1 convolutions here
+        if tensor.ndim == 4 and found[name].ndim == 2:  # the linear layers of attention are 1×1 convolutions in `UNet`
             found[name] = found[name][:, :, None, None]
     weights.fit(unet, found, place, called=called, shared=owner is not None)
     return unet
 
 
 def _theirs(name: str, levels: int) -> str:
-    """What diffusers calls one of our parameters."""
+    """Return diffusers' name of a parameter of `UNet`."""
     for pattern, called in _THEIRS:
         name = re.sub(pattern, called, name)
     return re.sub(r"^up_blocks\.(\d+)", lambda found: f"up_blocks.{levels - 1 - int(found[1])}", name)
 
 
 def _once(name: str) -> str:
-    """What diffusers called a parameter before its version 0.15."""
+    """Return the name that a parameter had in diffusers before version 0.15."""
     for now, once in ((".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")):
         name = name.replace(now, once)
     return name

@@ -1,10 +1,11 @@
 """EDM's network pickles (Karras et al. 2022, arXiv 2206.00364; github.com/NVlabs/edm): {"ema": network, ...} in a .pkl.
 
-Reading one runs the code that it holds, and needs EDM's own (`torch_utils`, `dnnlib`) on the PYTHONPATH. The network is
-D(x, σ[, one-hot classes]), the denoised image, whatever is inside: x is x0 + σ·ε, and σ its label. Networks trained for
-other preconditionings (VP, VE, iDDPM) come as the same function. The noise levels are those that a network says it
-supports; where it says 0 or ∞ (EDM's own), 0.002 or 80, those of EDM's sampler. iDDPM's networks look σ up among their
-1000 levels and take the nearest one: these are the levels of the schedule, and the grid "edm" keeps to them.
+Reading a pickle runs the code that it holds, and needs EDM's own code (`torch_utils`, `dnnlib`) on the PYTHONPATH. The
+network is D(x, σ[, one-hot classes]), which returns the denoised image. Its input x is x0 + σ·ε, and its label is σ.
+Networks with other preconditionings (VP, VE, iDDPM) are stored as the same function. The noise levels are those that
+the network says it supports. Where a network says 0 or ∞, as EDM's own do, the limits are 0.002 and 80, as in EDM's
+sampler. An iDDPM network rounds σ to the nearest of its 1000 levels. The schedule then consists of these levels, and
+the grid "edm" uses only them.
 """
 
 from __future__ import annotations
@@ -30,22 +31,33 @@ RUNS_CODE = True
 
 
 def matches(path: Path) -> bool:
-    """Whether this is named .pkl; it is not opened."""
+    """Return whether a path is a file with the suffix .pkl. The file is not opened."""
     return path.suffix.lower() == ".pkl" and path.is_file()
 
 
 def read(path: Path) -> VectorField:
-    """The EMA network of a pickle, in float32 on every device. Runs the code in the file."""
+    """Read the EMA network of a pickle. This runs the code in the file.
+
+    Args:
+        path: The pickle.
+
+    Returns:
+        The model, in float32 on every device.
+
+    Raises:
+        InputError: If the pickle cannot be read or holds no network of EDM, or if it needs a module that is missing.
+    """
     network, kind = _network(path)
     channels, size, classes = (_number(network, name, path) for name in ("img_channels", "img_resolution", "label_dim"))
     schedule = _schedule(network, path)
     if channels < 1 or size < 1:
         raise InputError(
-            f"{path} holds no network of EDM, for its images would be {channels}×{size}×{size}: is it the right file?"
+            f"{path} holds no network of EDM, because its images would be {channels}×{size}×{size}: check that it is "
+            "the right file"
         )
     network.eval().requires_grad_(False).float()
-    network.use_fp16 = False  # EDM's samplers use float16 on GPUs, which an inversion does not survive
-    # Without dropout of labels in training, a row of zeros is nothing that the network knows.
+    network.use_fp16 = False  # EDM's samplers use float16 on GPUs, which is too coarse for an inversion
+    # A network that was trained without dropout of labels does not know the row of zeros.
     null = classes if classes and getattr(getattr(network, "model", None), "label_dropout", 0) else None
     words = f"{type(network).__name__}, {channels}×{size}×{size}" + (f", {classes} classes" if classes else "")
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
@@ -67,7 +79,7 @@ def read(path: Path) -> VectorField:
 
 
 class Denoiser(nn.Module):
-    """D(x, σ[, label]): class labels (B,) int64 become EDM's one-hot rows; the label `classes` a row of zeros."""
+    """D(x, σ[, label]) with class labels (B,) int64 in place of EDM's one-hot rows. The label `classes` means none."""
 
     def __init__(self, network: nn.Module, classes: int, path: Path) -> None:
         super().__init__()
@@ -79,25 +91,25 @@ class Denoiser(nn.Module):
         with failures_of(self.path, x):
             out = self.network(x, sigma, told)
         if not isinstance(out, Tensor):
-            raise InputError(f"the network in {self.path} gives a {type(out).__name__}, not a denoised image")
+            raise InputError(f"the network in {self.path} returns a {type(out).__name__}, not a denoised image")
         return out
 
 
 def _network(path: Path) -> tuple[Any, str]:
-    """The network in a pickle, and which weights it has."""
+    """Return the network in a pickle, and which weights it has."""
     try:
         with path.open("rb") as file:
             found = pickle.load(file)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{path} needs the module {error.name!r} of the code that wrote it: get github.com/NVlabs/edm (or what "
-            "else it was trained with) and add its folder to PYTHONPATH"
+            f"{path} needs the module {error.name!r} of the code that wrote it: get github.com/NVlabs/edm (or the code "
+            "that the network was trained with), and add its folder to PYTHONPATH"
         ) from error
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read ({error.strerror or weights.line(error)}): check path and rights"
+            f"{path} cannot be read ({error.strerror or weights.line(error)}): check the path and its permissions"
         ) from error
-    except Exception as error:  # of a damaged file, or of whatever code runs: anything
+    except Exception as error:  # a damaged file, or the code in it, may raise any type
         words = f"{type(error).__name__}: {weights.line(error)}"
         raise InputError(f"{path} cannot be read as a pickle of EDM ({words}): copy it again") from error
     network, kind = (found["ema"], "ema") if isinstance(found, Mapping) and "ema" in found else (found, "as saved")
@@ -107,18 +119,19 @@ def _network(path: Path) -> tuple[Any, str]:
 
 
 def _schedule(network: nn.Module, path: Path) -> Schedule:
-    """The noise levels that a network supports: a range, or the levels `u` of an iDDPM network, which fall to a 0."""
+    """Return the noise levels of a network: a range, or the levels `u` of an iDDPM network, which fall to 0."""
     levels = getattr(network, "u", None)
     if isinstance(levels, Tensor) and levels.ndim == 1 and len(levels) > 2 and float(levels[-1]) == 0:
         try:
             return Schedule.from_sigmas(levels[:-1].flip(0))
         except InputError as error:
-            raise InputError(f"{path}: the noise levels u of its network: {error}") from error
+            raise InputError(f"{path}: the noise levels u of the network are not usable: {error}") from error
     low, high = _level(network, "sigma_min", path), _level(network, "sigma_max", path)
     low, high = low or EDM_RANGE[0], EDM_RANGE[1] if high == math.inf else high
     if not 0 < low < high:
         raise InputError(
-            f"{path} holds no network of EDM, for its noise levels σ go from {low} to {high}: is it the right file?"
+            f"{path} holds no network of EDM, because its noise levels σ go from {low} to {high}: check that it is the "
+            "right file"
         )
     return Schedule.edm(sigma_min=low, sigma_max=high)
 
@@ -127,8 +140,8 @@ def _number(network: nn.Module, name: str, path: Path) -> int:
     value = getattr(network, name, None)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InputError(
-            f"{path} holds a {type(network).__name__}, which is no network of EDM, for its {name} is "
-            f"{value!r:.50}: is it the right file?"
+            f"{path} holds a {type(network).__name__}, which is not a network of EDM, because its {name} is "
+            f"{value!r:.50}: check that it is the right file"
         )
     return value
 
@@ -139,7 +152,7 @@ def _level(network: nn.Module, name: str, path: Path) -> float:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         raise InputError(
-            f"{path} holds a {type(network).__name__}, which is no network of EDM, for its {name} is "
-            f"{value!r:.50}: is it the right file?"
+            f"{path} holds a {type(network).__name__}, which is not a network of EDM, because its {name} is "
+            f"{value!r:.50}: check that it is the right file"
         )
     return float(value)

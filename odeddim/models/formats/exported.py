@@ -1,13 +1,14 @@
-"""Networks as programs: torch.export's .pt2, or TorchScript's .pt, with a JSON file beside it, NAME.json for NAME.pt2.
+"""Networks as programs: torch.export's .pt2 or TorchScript's .pt, with a sidecar, NAME.json for NAME.pt2.
 
     torch.export.save(torch.export.export(network.eval(), (x, t), dynamic_shapes=({0: B}, {0: B})), "NAME.pt2")
 
-x (B, C, H, W), t (B,) and, of a network with classes, labels (B,) int64. What the numbers mean no program says:
+The inputs are x (B, C, H, W), t (B,) and, for a network with classes, labels (B,) int64. A program does not state what
+its numbers mean. The sidecar does:
 
     {"schedule": {"name": "linear", "T": 1000}, "predicts": "eps", "time": "index"}
 
-says it, with "variances": true for a network that predicts variances too, "classes" and "null" for labels, and "shape"
-where the program does not fix it. No file runs code of its own; see `odeddim.models.programs`.
+The sidecar also takes "variances": true for a network that also predicts variances, "classes" and "null" for labels,
+and "shape" if the program does not fix it. Reading a program runs no foreign code; see `odeddim.models.programs`.
 """
 
 from __future__ import annotations
@@ -34,25 +35,36 @@ EXAMPLE = '{"schedule": {"name": "linear", "T": 1000}, "predicts": "eps", "time"
 
 
 def matches(path: Path) -> bool:
-    """Whether this is named .pt2, or is TorchScript's archive; nothing of it is loaded."""
+    """Return whether a path is a file with the suffix .pt2 or an archive of TorchScript. No program is loaded."""
     if path.suffix.lower() == ".pt2":
         return path.is_file()
     try:
         with zipfile.ZipFile(path) as archive:
             parts = {name.partition("/")[2].partition("/")[0] for name in archive.namelist()}
-    except Exception:  # of any file at all: another format may know what it is
+    except Exception:  # the file may be anything, and another format may know it
         return False
     return {"code", "constants.pkl"} <= parts
 
 
 def read(path: Path) -> VectorField:
-    """The program of a file, with the JSON file beside it."""
+    """Read a program and its sidecar.
+
+    Args:
+        path: The program.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If the program cannot be read or might run code, if the sidecar is incomplete, or if the two
+            contradict each other.
+    """
     said, place = beside.read(path, ("variances",)), beside.place(path)
     missing = [key for key in ("schedule", "predicts", "time") if key not in said]
     if missing:
         raise InputError(
-            f"{path} is a program, which does not say its {', '.join(missing)}: write them into {place}, "
-            f"for example {EXAMPLE}"
+            f"{path} is a program, which does not state its {', '.join(missing)}: write this into {place}, for "
+            f"example {EXAMPLE}"
         )
     variances, count = said.get("variances", False), said.get("classes")
     load = functools.partial(_load, path)
@@ -83,7 +95,7 @@ def read(path: Path) -> VectorField:
 
 
 class Exported(nn.Module):
-    """A program as a network: inputs in the dtypes and batches that it was exported for."""
+    """A program as a network, which gets its inputs in the dtypes and batches that it was exported for."""
 
     keeps_dtype = True
 
@@ -100,36 +112,43 @@ class Exported(nn.Module):
         self._dtypes, self._batch, self._fixed = program.dtypes, program.batch, program.fixed
 
     def forward(self, *given: Tensor) -> Tensor:
-        """x (B, C, H, W), t (B,), and labels (B,) if the program takes them -> (B, C, H, W)."""
+        """Evaluate x (B, C, H, W), t (B,), and labels (B,) if the program takes them -> (B, C, H, W)."""
         if self._dtypes:
             given = tuple(value.to(dtype) for value, dtype in zip(given, self._dtypes, strict=True))
         size = self._batch or len(given[0])
         blocks = []
         for parts in zip(*(torch.split(value, size) for value in given), strict=True):
             count = len(parts[0])
-            if self._fixed and count < size:  # any image will do
+            if self._fixed and count < size:  # fill up with copies, whose results are dropped
                 parts = tuple(torch.cat([part, part[:1].expand(size - count, *part.shape[1:])]) for part in parts)
             with failures_of(self._path, parts[0]):
                 blocks.append(self.program(*parts)[:count])
         return torch.cat(blocks)
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Exported:  # type: ignore[override]
-        """This program, read again for another device; its dtype is a part of it.
+        """Read this program again for another device. Its dtype is part of the program and cannot change.
+
+        Args:
+            device: The device; None for the present one.
+            dtype: The program's own dtype, or None.
+
+        Returns:
+            This object.
 
         Raises:
-            InputError: for another dtype, and for a device that it cannot be moved to.
+            InputError: If the dtype is another one, or if the program cannot be moved to the device.
         """
         own = self._dtypes[0] if self._dtypes else None
         if dtype not in (None, own):
             name = str(own).removeprefix("torch.") if own else "its own dtype"
-            raise InputError(f"{self._path} computes in {name}, which is a part of the program: leave dtype out")
+            raise InputError(f"{self._path} computes in {name}, which is part of the program: leave out dtype=...")
         if device is not None and torch.device(device).type != self._device.type:
             self._take(self._load(torch.device(device)))
             self._device = torch.device(device)
         return self
 
     def train(self, mode: bool = True) -> Exported:
-        """The program as it is: evaluation or training is decided when it is exported."""
+        """Return this object: the mode, evaluation or training, is fixed when a program is exported."""
         return self
 
 
@@ -139,20 +158,22 @@ def _load(path: Path, device: torch.device) -> Program:
     except InputError as error:
         raise InputError(f"{path} {error}") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): check path and rights") from error
-    except Exception as error:  # PyTorch's, of a damaged file: nearly anything
+        raise InputError(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from error
+    except Exception as error:  # PyTorch may raise any type on a damaged file
         raise InputError(f"{path} cannot be read as a program ({weights.line(error)}): export it again") from error
 
 
 def _check(program: Program, shape: tuple[int, ...] | None, *, variances: bool, time: str, classes: int | None) -> None:
-    """Raise an InputError where the program's inputs and outputs are not those of a network like this."""
+    """Raise an InputError if the program's inputs or outputs contradict the sidecar."""
     if program.dtypes and (len(program.dtypes) == 3) != (classes is not None):
-        takes = "takes classes: say how many, as classes" if classes is None else f"takes none of {classes} classes"
+        takes = (
+            "takes classes: give their number as classes" if classes is None else "takes no classes: leave out classes"
+        )
         raise InputError(f"the program {takes}")
     if program.dtypes and not program.dtypes[1].is_floating_point and time != "integer":
-        raise InputError(f"time is {time}, but the program takes whole numbers: it must be integer")
+        raise InputError(f"time is {time}, but the program takes whole numbers as labels: time must be integer")
     if shape is not None and program.channels is not None:
         gives, wanted = program.channels, shape[0] * (2 if variances else 1)
         if gives != wanted:
-            hint = "; does it predict variances?" if gives == 2 * shape[0] else ""
-            raise InputError(f"the program gives {gives} channels, not {wanted}{hint}")
+            hint = "; if it also predicts variances, set variances to true" if gives == 2 * shape[0] else ""
+            raise InputError(f"the program returns {gives} channels, not {wanted}{hint}")

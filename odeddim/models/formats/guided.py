@@ -1,14 +1,15 @@
 """Checkpoints of guided-diffusion and improved-diffusion (github.com/openai): state dicts of their U-Net in a .pt file.
 
-Widths, depth, attention, classes and learned variances can be read from names and shapes. The rest is said in a JSON
-file beside the checkpoint, NAME.json for NAME.pt, in the names of guided-diffusion's own flags, or in odeddim's:
+The weights' names and shapes show the widths, the depth, the attention, the classes and whether variances are learned.
+The sidecar, NAME.json for NAME.pt, states the rest, under the names of guided-diffusion's flags or of odeddim's keys:
 
     {"image_size": 64, "num_head_channels": 64, "use_new_attention_order": true, "noise_schedule": "cosine",
      "diffusion_steps": 1000, "predict_xstart": false, "rescale_timesteps": false}
 
-or, for the checkpoints that OpenAI published, known by the file's name, with the flags of the two READMEs. All other
-flags may be in the file too and must agree with the weights. improved-diffusion has no use_new_attention_order: its
-attention is the old order, which is assumed where nothing says that the network is guided-diffusion's.
+The checkpoints that OpenAI published need no sidecar: their flags, from the two READMEs, are known by the file's name.
+The sidecar may also hold all other flags, which must agree with the weights. improved-diffusion has no flag
+use_new_attention_order, and its attention has the old order. This order is assumed if nothing indicates
+guided-diffusion.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from odeddim.ode.schedule import Schedule
 from odeddim.types import InputError, pick
 
 _NAMES = tuple(re.compile(rb"(?<![\w.])" + name) for name in (rb"time_embed\.0\.weight", rb"input_blocks\.0\.0\."))
-_HEAD = 1 << 20  # bytes of a file that hold its names, where it is no archive
-_LARGEST_INDEX = 1 << 24  # bytes of an archive's list of names
+_HEAD = 1 << 20  # bytes; a file that is not an archive holds its names within them
+_LARGEST_INDEX = 1 << 24  # bytes of the list of names in an archive
 
 _NEEDED = {
     "image_size": ("shape", 64),
@@ -46,7 +47,7 @@ _NEEDED = {
     "predict_xstart": ("predicts", False),
     "rescale_timesteps": ("time", False),
 }
-"""What the weights do not say: the key, another one that says the same, an example."""
+"""The flags that the weights do not show: each with odeddim's key for the same setting, and an example."""
 
 _KINDS: dict[str, type] = {
     "image_size": int,
@@ -58,7 +59,7 @@ _KINDS: dict[str, type] = {
     "diffusion_steps": int,
     "predict_xstart": bool,
     "rescale_timesteps": bool,
-    # What the weights say too.
+    # The weights show these flags too.
     "num_channels": int,
     "num_res_blocks": int,
     "channel_mult": str,
@@ -78,13 +79,13 @@ _OF_TRAINING = (
     "use_kl",
     "rescale_learned_sigmas",
 )
-"""Flags that change nothing here: respacing chooses nodes, and nodes are chosen by `grid` and `steps`."""
+"""Flags that have no effect here. Respacing chooses nodes; in odeddim, `grid` and `steps` do."""
 _OF_GUIDED = ("num_head_channels", "resblock_updown", "channel_mult", "use_new_attention_order")
 """Flags that improved-diffusion does not have."""
 
 
 def matches(path: Path) -> bool:
-    """Whether names of this U-Net stand where a weights file has its names; nothing is unpickled."""
+    """Return whether a weights file holds the names of this U-Net. Nothing is unpickled."""
     if path.suffix.lower() not in weights.SUFFIXES:
         return False
     head = _names_in(path)
@@ -92,7 +93,7 @@ def matches(path: Path) -> bool:
 
 
 def _names_in(path: Path) -> bytes:
-    """The bytes of a file that hold the names of its tensors, whatever it is."""
+    """Return the bytes of a file that would hold the names of its tensors, whatever kind of file it is."""
     try:
         if not zipfile.is_zipfile(path):
             with path.open("rb") as file:
@@ -100,15 +101,28 @@ def _names_in(path: Path) -> bytes:
         with zipfile.ZipFile(path) as archive:
             index = next(info for info in archive.infolist() if info.filename.endswith("data.pkl"))
             return archive.read(index) if index.file_size <= _LARGEST_INDEX else b""
-    except Exception:  # of any file at all: another format may know what it is
+    except Exception:  # the file may be anything, and another format may know it
         return b""
 
 
 def read(path: Path) -> VectorField:
-    """The model of a checkpoint, with what its name or the JSON file beside it says."""
+    """Read a checkpoint of guided-diffusion or improved-diffusion.
+
+    Args:
+        path: The checkpoint.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If the checkpoint is damaged or of another kind, if flags are missing, or if they contradict the
+            weights.
+    """
     state = weights.read(path)
     if not weights.is_state(state):
-        raise InputError(f"{path} is no state dict of guided-diffusion's U-Net: save the model's state_dict by itself")
+        raise InputError(
+            f"{path} is not a state dict of guided-diffusion's U-Net: save the model's state_dict by itself"
+        )
     read_off = _architecture(state, path)
     flags, published = _flags(path, read_off)
     try:
@@ -118,7 +132,7 @@ def read(path: Path) -> VectorField:
         conditions = _classes(flags, read_off)
         network = weights.described(lambda: ADM(**read_off, **_heads(flags), time_scale=time_scale))
     except InputError as error:
-        source = f"{path}, taken for the published checkpoint of this name" if published else beside.place(path)
+        source = f"{path}, with the flags of the published checkpoint of this name" if published else beside.place(path)
         raise InputError(f"{source}: {error}") from error
     weights.fit(network, state, path)
     times = ",".join(f"{width / read_off['channels']:g}" for width in read_off["widths"])
@@ -141,18 +155,18 @@ def read(path: Path) -> VectorField:
     )
 
 
-# What the weights say.
+# The settings that the weights show.
 
 
 def _architecture(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """The arguments of `ADM` that names and shapes tell."""
+    """Return the arguments of `ADM` that follow from names and shapes."""
     if not any(name.startswith("output_blocks.") for name in state):
         raise InputError(
-            f"{path} is a classifier (it has no output_blocks), not a diffusion model: give the model that goes with it"
+            f"{path} is a classifier (it has no output_blocks), not a diffusion model: give the diffusion model"
         )
     if any(".transformer_blocks." in name for name in state):
         raise InputError(
-            f"{path} is a text-conditioned U-Net, which guided-diffusion's is not: load its whole pipeline"
+            f"{path} is a text-conditioned U-Net, not one of guided-diffusion: give the folder of its whole pipeline"
         )
     try:
         channels = state["time_embed.0.weight"].shape[1]
@@ -163,18 +177,23 @@ def _architecture(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         levels = halvings + 1
         if levels > len(outputs):
             raise KeyError("input_blocks")
-        stride = len(outputs) // levels  # of input_blocks from level to level: blocks, and what halves
+        stride = len(outputs) // levels  # the number of input_blocks in a level: residual blocks and the halving
         firsts = [f"input_blocks.{1 + stride * level}" for level in range(levels)]
         widths = [state[f"{first}.0.in_layers.2.weight"].shape[0] for first in firsts]
         told = state["input_blocks.1.0.emb_layers.1.weight"].shape[0]
     except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"{path} is no whole U-Net of guided-diffusion (missing {error}): copy it again") from error
+        raise InputError(
+            f"{path} is not a complete U-Net of guided-diffusion (missing {error}): copy it again"
+        ) from error
     if in_channels == 6:
-        raise InputError(f"{path} is an upsampler (it takes 6 channels, 3 of them a small image): it has no latents")
+        raise InputError(
+            f"{path} is an upsampler (3 of its 6 input channels are a small image), which cannot encode images: give "
+            "another model"
+        )
     if out_channels not in (in_channels, 2 * in_channels):
         raise InputError(
-            f"{path} takes {in_channels} channels and gives {out_channels}, as no diffusion model does: "
-            "is it the right file?"
+            f"{path} is not a diffusion model, because it takes {in_channels} channels and returns {out_channels}: "
+            "check that it is the right file"
         )
     label_emb = state.get("label_emb.weight")
     return {
@@ -195,7 +214,7 @@ def _learns_variances(read_off: dict[str, Any]) -> bool:
 
 
 def _halvings(state: Mapping[str, Tensor], inputs: set[int], outputs: set[int]) -> tuple[int, Resampling]:
-    """How often the image is halved, and how; where pooling does it, it leaves gaps in the numbers of the blocks."""
+    """Return how often the image is halved, and how. Pooling has no weights, so it leaves gaps in the block numbers."""
     convolutions = sum(f"input_blocks.{i}.0.op.weight" in state for i in inputs)
     if convolutions:
         return convolutions, "convolution"
@@ -203,11 +222,11 @@ def _halvings(state: Mapping[str, Tensor], inputs: set[int], outputs: set[int]) 
     return (blocks, "block") if blocks else (max(inputs) + 1 - len(inputs), "pooling")
 
 
-# What is said beside them.
+# The settings in the sidecar.
 
 
 def _flags(path: Path, read_off: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Settings of the JSON file, or, if there is none, of a published checkpoint; and whether it was the latter."""
+    """Return the flags of the sidecar or, without a sidecar, of a published checkpoint, and whether it is published."""
     file = beside.place(path)
     flags = beside.read(path, (*_KINDS, *_OF_TRAINING))
     if not flags and path.name in PUBLISHED:
@@ -224,24 +243,24 @@ def _flags(path: Path, read_off: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         del missing["use_new_attention_order"]
     if missing:
         raise InputError(
-            f"{path} does not say {', '.join(missing)} of its network: write them into {file}, for example "
-            f"{json.dumps(missing)} (num_head_channels instead of num_heads if it was trained so)"
+            f"{path} does not hold the settings {', '.join(missing)} of its network: write them into {file}, for "
+            f"example {json.dumps(missing)} (num_head_channels in place of num_heads if it was trained with it)"
         )
     for key, (other, _) in _NEEDED.items():
         if key in flags and other in flags and key != "num_heads":
-            raise InputError(f"{file}: {key} and {other} say the same thing: leave one of them out")
+            raise InputError(f"{file}: {key} and {other} are the same setting: leave out one of them")
     return flags, False
 
 
 def _assumed(path: Path, flags: dict[str, Any], published: bool) -> list[str]:
-    """What neither the weights nor the JSON file say."""
+    """Return the settings that neither the weights nor the sidecar state, in words."""
     if published:
-        return [f"the settings of the published {path.name}, for its name"]
+        return [f"the settings of the published {path.name}, because of its name"]
     return [] if "use_new_attention_order" in flags else ["use_new_attention_order false, as in improved-diffusion"]
 
 
 def _diffusion(flags: dict[str, Any]) -> tuple[Schedule, str, str, float]:
-    """The schedule, what is predicted, what the label is, and what the network multiplies it by."""
+    """Return the schedule, the prediction, the kind of label, and the factor that the network applies to the label."""
     schedule = flags.get("schedule")
     if schedule is None:
         name, T = pick(flags["noise_schedule"], ("linear", "cosine"), "noise_schedule"), flags["diffusion_steps"]
@@ -255,7 +274,7 @@ def _diffusion(flags: dict[str, Any]) -> tuple[Schedule, str, str, float]:
 def _classes(flags: dict[str, Any], read_off: dict[str, Any]) -> Classes | None:
     count, null = read_off["classes"], flags.get("null")
     if null is not None and not 0 <= null < (count or 0):
-        raise InputError(f"null must be one of the {count or 0} classes of the weights, not {null}")
+        raise InputError(f"null must be one of the network's {count or 0} classes, not {null}")
     return None if count is None else Classes(count, null)
 
 
@@ -275,17 +294,20 @@ def _heads(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shape(flags: dict[str, Any], read_off: dict[str, Any]) -> tuple[int, int, int]:
-    """(C, H, W)."""
+    """Return the shape (C, H, W) of the images."""
     channels, factor = read_off["in_channels"], 2 ** (len(read_off["widths"]) - 1)
     shape = flags.get("shape") or (channels, flags["image_size"], flags["image_size"])
     if len(shape) != 3 or shape[0] != channels or any(size < 1 or size % factor for size in shape[1:]):
         has = "×".join(map(str, shape))
-        raise InputError(f"images of {has} do not match the weights ({channels} channels, sizes divisible by {factor})")
+        raise InputError(
+            f"images of {has} do not match the weights, which need {channels} channels and sizes that are divisible by "
+            f"{factor}"
+        )
     return channels, shape[1], shape[2]
 
 
 def _check(flags: dict[str, Any], read_off: dict[str, Any], size: int) -> None:
-    """Raise an InputError for the first flag that says another thing than the weights."""
+    """Raise an InputError for the first flag that contradicts the weights."""
     widths, channels = read_off["widths"], read_off["channels"]
     sizes = [size // 2**level for level in range(len(widths))]
     attends = {sizes[level] for level in read_off["attention"]}
@@ -300,17 +322,17 @@ def _check(flags: dict[str, Any], read_off: dict[str, Any], size: int) -> None:
     }
     for key, fact in facts.items():
         if key in flags and flags[key] != fact:
-            raise InputError(f"{key} is {flags[key]}, but by its weights it is {fact}")
+            raise InputError(f"{key} is {flags[key]}, but the weights show {fact}")
     if flags.get("channel_mult") and _numbers(flags, "channel_mult") != [width / channels for width in widths]:
         by_weights = ",".join(f"{width / channels:g}" for width in widths)
-        raise InputError(f"channel_mult is {flags['channel_mult']}, but by its weights it is {by_weights}")
+        raise InputError(f"channel_mult is {flags['channel_mult']}, but the weights show {by_weights}")
     if flags.get("attention_resolutions"):
         said = {number for number in _numbers(flags, "attention_resolutions") if number in sizes}
         if said != attends:
             by_weights = ",".join(map(str, sorted(attends, reverse=True))) or "none"
             raise InputError(
-                f"attention_resolutions is {flags['attention_resolutions']}, but by its weights, for images of {size} "
-                f"pixels, it is {by_weights}"
+                f"attention_resolutions is {flags['attention_resolutions']}, but the weights show {by_weights} for "
+                f"images of {size} pixels"
             )
 
 
@@ -318,4 +340,4 @@ def _numbers(flags: dict[str, Any], key: str) -> list[float]:
     try:
         return [float(word) for word in flags[key].split(",")]
     except ValueError as error:
-        raise InputError(f"{key} must be numbers with commas between them, not {flags[key]!r:.50}") from error
+        raise InputError(f"{key} must be comma-separated numbers, not {flags[key]!r:.50}") from error

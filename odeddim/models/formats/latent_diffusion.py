@@ -1,13 +1,13 @@
-"""diffusers' pipelines of latent models: a folder with model_index.json, an autoencoder, a network, a scheduler's file.
+"""diffusers' pipelines of latent models: folders with model_index.json, an autoencoder, a network and a scheduler.
 
     unet/         UNet2DConditionModel: Stable Diffusion 1 and 2 (arXiv 2112.10752), SDXL (2307.01952), with prompts
-                  UNet2DModel: latent diffusion without condition, or with classes
-    transformer/  DiTTransformer2DModel: DiT (2212.09748), classes and a last label for none, learned variances
+                  UNet2DModel: latent diffusion, unconditional or with classes
+    transformer/  DiTTransformer2DModel: DiT (2212.09748), with classes, a last label for no class, learned variances
                   SD3Transformer2DModel: Stable Diffusion 3 (2403.03206), with prompts
 
-The field is the network's, on the autoencoder's latents; its `codec` makes them of images. Networks are called with
-real-valued labels. Schedule, prediction and labels are what the scheduler's file says of the network
-(`odeddim.ode.scheduler_settings`), the scale of latents what the autoencoder's says
+The field acts on the data that the autoencoder makes of images; its `codec` converts between the two. Networks take
+real-valued labels. The scheduler's file states the schedule, the prediction and the labels of the network
+(`odeddim.ode.scheduler_settings`). The autoencoder's config states the scale of the data
 (`odeddim.models.networks.autoencoder`).
 """
 
@@ -35,11 +35,11 @@ INDEX = "model_index.json"
 CODECS = ("vae", "vqvae")
 
 _OF_OTHERS = ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds", "time_cond_proj_dim")
-"""Settings of networks with texts that take more than a text."""
+"""Settings of text-conditioned networks that take more inputs than a text."""
 
 
 def matches(path: Path) -> bool:
-    """Whether this is the folder of a pipeline with an autoencoder, or the model_index.json in it."""
+    """Return whether a path is the folder of a pipeline with an autoencoder, or the model_index.json in it."""
     index = path if path.name == INDEX else path / INDEX
     if not os.path.exists(index):
         return False
@@ -48,7 +48,17 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> VectorField:
-    """The model of a pipeline's folder. Raises InputError for parts that are missing, damaged or unknown."""
+    """Read the model of a pipeline's folder.
+
+    Args:
+        path: The folder, or the model_index.json in it.
+
+    Returns:
+        The model, with its autoencoder.
+
+    Raises:
+        InputError: If a component is missing, damaged or unknown, or if components do not belong together.
+    """
     folder = path.parent if path.name == INDEX else path
     index = config_of(folder, INDEX)
     where = folder / next((part for part in ("unet", "transformer") if has(index, part)), "unet")
@@ -56,14 +66,14 @@ def read(path: Path) -> VectorField:
     if kind not in NETWORKS:
         raise InputError(
             f"{folder / INDEX} names {'no network' if kind is None else 'a ' + kind} as its {where.name}: "
-            f"odeddim reads pipelines of {', '.join(NETWORKS)}"
+            f"give a pipeline with one of {', '.join(NETWORKS)}"
         )
     config = config_of(where)
     if config.get("_class_name") != kind:
-        raise InputError(f"{where / CONFIG} describes a {config.get('_class_name')}, but {INDEX} says {kind}")
+        raise InputError(f"{where / CONFIG} describes a {config.get('_class_name')}, but {INDEX} names a {kind}")
     shape = _shape(config, where)
     posed = schedulers.read(folder / "scheduler" / schedulers.NAME)
-    # The smaller parts first: what they lack need not wait for gigabytes.
+    # The smaller components first, so that an error in one of them does not wait for gigabytes of weights.
     codecs = [part for part in CODECS if has(index, part)]
     codecs += [part for part in CODECS if part in index or (folder / part).is_dir()]
     codec, its_kind, assumed = autoencoder.read(folder / codecs[0], shape) if codecs else (None, "", [])
@@ -97,24 +107,32 @@ def read(path: Path) -> VectorField:
 
 
 def _shape(config: Mapping[str, Any], where: Path) -> tuple[int, int, int]:
-    """(c, h, w) of the data."""
+    """Return the shape (c, h, w) of the data."""
     sides = config.get("sample_size")
     shape: list[Any] = [config.get("in_channels"), *(sides if isinstance(sides, list) else [sides, sides])]
     if len(shape) != 3 or not all(type(each) is int and 0 < each < 1 << 16 for each in shape):
-        raise InputError(f"{where / CONFIG} must say in_channels and sample_size, whole numbers: write them into it")
+        raise InputError(f"{where / CONFIG} must give in_channels and sample_size as whole numbers: write them into it")
     channels, height, width = shape
     answer = config.get("out_channels") or channels
     if answer not in (channels, 2 * channels):  # twice as many: it predicts variances too
         raise InputError(
-            f"{where / CONFIG}: its network takes {channels} channels and makes {answer}: it is also told an image or "
-            "a mask, which odeddim cannot give it"
+            f"{where / CONFIG}: the network takes {channels} channels and returns {answer}, so it also needs an image "
+            "or a mask as its input, which odeddim does not support"
         )
     return channels, height, width
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A folder and what it says: model_index.json, the network's config and where it is from, (C, H, W) of images."""
+    """A pipeline's folder and its settings.
+
+    Attributes:
+        folder: The folder.
+        index: The content of model_index.json.
+        config: The config of the network.
+        where: The folder of the network.
+        image_shape: The shape (C, H, W) of the images.
+    """
 
     folder: Path
     index: Mapping[str, Any]
@@ -123,7 +141,7 @@ class Pipeline:
     image_shape: tuple[int, ...]
 
     def refuse(self, why: str) -> InputError:
-        """An error of the network's config."""
+        """Return an error about the network's config."""
         return InputError(f"{self.where / CONFIG}: {why}")
 
 
@@ -132,9 +150,14 @@ Call = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Told:
-    """How a network is called and what it is told. call: (network, x, t, *given) -> what it answers.
+    """How a network is called, and under which conditions.
 
-    encoders: those of texts, whose weights count as the network's do. made_by: the class, if not by that name.
+    Attributes:
+        call: The function (network, x, t, *given) -> the network's output, an object of diffusers.
+        conditions: The conditions that the network takes; None for an unconditional network.
+        encoders: The encoders of texts, whose weights are part of the model's hash.
+        assumed: The values that the folder does not state, in words.
+        made_by: The class that builds the network, if it is not the class that the config names.
     """
 
     call: Call
@@ -145,7 +168,7 @@ class Told:
 
 
 class _Called(nn.Module):
-    """A network of diffusers as ε(x, t, *given): the first of its channels, without learned variances."""
+    """A network of diffusers as a function of (x, t, *given). Of its output, learned variances are dropped."""
 
     def __init__(self, network: nn.Module, call: Call, channels: int) -> None:
         super().__init__()
@@ -157,23 +180,29 @@ class _Called(nn.Module):
 
 
 def _with_text(of: Pipeline) -> Told:
-    """Stable Diffusion 1 and 2, and SDXL."""
+    """Return how the networks of Stable Diffusion 1 and 2 and SDXL are called."""
     for key in _OF_OTHERS:
         if of.config.get(key) is not None:
-            raise of.refuse(f"its network is told more than a prompt ({key}): odeddim does not know how")
+            raise of.refuse(f"the network takes more inputs than a prompt ({key}), which odeddim does not support")
     summary = of.config.get("addition_embed_type")
     if summary not in (None, "text_time"):
-        raise of.refuse(f"its network is told more than a prompt (addition_embed_type {summary!r})")
+        raise of.refuse(
+            f"the network takes more inputs than a prompt (addition_embed_type {summary!r}), which odeddim does not "
+            "support"
+        )
     assumed: list[str] = []
     if summary is None:
         embed, encoders = text_encoders.one(of.folder, of.index)
     else:
         height, width = of.image_shape[1:]
         embed, encoders = text_encoders.two(of.folder, of.index, (height, width, 0, 0, height, width))
-        assumed.append(f"an image that was {height}×{width} and not cropped, which SDXL is told")
+        assumed.append(f"SDXL's size conditions: an original image of {height}×{width}, not cropped")
         told = 6 * of.config.get("addition_time_embed_dim", 0) + embed("")[1].shape[1]
         if told != of.config.get("projection_class_embeddings_input_dim"):
-            raise of.refuse("its network is told something else than a summary and six sizes, as SDXL's refiner is")
+            raise of.refuse(
+                "the network does not take a summary and six sizes as SDXL does (SDXL's refiner takes others), which "
+                "odeddim does not support"
+            )
     _check_width(of, "cross_attention_dim", sum(encoder.width for encoder in encoders))
     zeros = summary is not None and bool(of.index.get("force_zeros_for_empty_prompt", True))
     return Told(_called_with_text, Prompts(embed, zeros=zeros), encoders, assumed)
@@ -181,34 +210,37 @@ def _with_text(of: Pipeline) -> Told:
 
 def _check_width(of: Pipeline, key: str, width: int) -> None:
     if of.config.get(key) != width:
-        raise of.refuse(f"its network takes texts of {key} {of.config.get(key)}, but the text encoders give {width}")
+        raise of.refuse(f"the network has {key} {of.config.get(key)}, but its text encoders return width {width}")
 
 
 def _plain(of: Pipeline) -> Told:
-    """Latent diffusion without texts: a U-Net that knows classes, or nothing."""
+    """Return how the U-Net of latent diffusion without texts is called, with or without classes."""
     if of.config.get("class_embed_type") is not None:
-        raise of.refuse(f"its network knows classes as {of.config['class_embed_type']!r}, which odeddim does not")
+        raise of.refuse(f"odeddim does not support class_embed_type {of.config['class_embed_type']!r}")
     check_sides(of.config, _shape(of.config, of.where), of.where)
     count = of.config.get("num_class_embeds")
     return Told(_called_plain, None if count is None else Classes(count))
 
 
 def _dit(of: Pipeline) -> Told:
-    """DiT: the label after the last class is none."""
+    """Return how DiT is called. The label after the last class means no class."""
     count = of.config.get("num_embeds_ada_norm")
     if of.config.get("norm_type") != "ada_norm_zero" or type(count) is not int:
-        raise of.refuse("odeddim reads transformers with norm_type 'ada_norm_zero' and num_embeds_ada_norm, as DiT has")
+        raise of.refuse(
+            "the transformer is not a DiT, which has norm_type 'ada_norm_zero' and num_embeds_ada_norm, and odeddim "
+            "supports no others"
+        )
     return Told(_called_dit, Classes(count, null=count), made_by="DiTTransformer2DModel")
 
 
 def _sd3(of: Pipeline) -> Told:
-    """Stable Diffusion 3."""
+    """Return how the network of Stable Diffusion 3 is called."""
     embed, encoders = text_encoders.three(of.folder, of.index, of.config.get("joint_attention_dim", 0))
     _check_width(of, "pooled_projection_dim", embed("")[1].shape[1])
     return Told(_called_sd3, Prompts(embed), encoders)
 
 
-# How each kind of network is called; functions with names, so that a field of theirs can be pickled.
+# Calls of each kind of network. These are named functions because a field that holds one must be picklable.
 
 
 def _called_with_text(network: nn.Module, x: Tensor, t: Tensor, text: Tensor, *more: Tensor) -> Any:
@@ -235,3 +267,4 @@ NETWORKS: dict[str, Callable[[Pipeline], Told]] = {
     "Transformer2DModel": _dit,  # as DiT's files call it
     "SD3Transformer2DModel": _sd3,
 }
+"""The supported classes of networks, each with the function that returns how its network is called."""

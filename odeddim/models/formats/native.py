@@ -1,4 +1,4 @@
-"""odeddim's own model folders, as `odeddim train` writes them: model.safetensors (EMA weights) and model.json."""
+"""odeddim's own model folders, which `odeddim train` writes: model.safetensors (EMA weights) and model.json."""
 
 from __future__ import annotations
 
@@ -21,34 +21,56 @@ BUILT_IN = Path(__file__).resolve().parent.parent.parent / "data"
 
 
 def matches(path: Path) -> bool:
-    """Whether this looks like one of our folders, or the weights inside one."""
+    """Return whether a path is a model folder of odeddim, or the weights file in one."""
     folder = path.parent if path.name == WEIGHTS else path
     return os.path.isfile(folder / CONFIG)
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What model.json says, checked; path is the folder or the weights file inside it."""
+    """Read and check model.json.
+
+    Args:
+        path: The folder, or the weights file in it.
+
+    Returns:
+        The description, as in the file.
+
+    Raises:
+        InputError: If the file is missing, damaged, incomplete, or from a newer version of odeddim.
+    """
     config = (path if path.is_dir() else path.parent) / CONFIG
     try:
         description = json_files.read(config, "copy the whole folder")
         if description["format"] != FORMAT:
             raise InputError(f"{config} describes {description['format']!r}, not {FORMAT!r}: copy the whole folder")
         if int(description["version"]) > VERSION:
-            raise InputError(f"{config} was written by a newer odeddim (version {description['version']}): upgrade")
+            raise InputError(
+                f"{config} is from a newer version of odeddim (format {description['version']}): upgrade odeddim"
+            )
         missing = {"architecture", "schedule", "predicts"} - set(description)
         if missing:
-            raise InputError(f"{config} has no {', '.join(sorted(missing))}: write it again with `odeddim train`")
+            raise InputError(f"{config} lacks {', '.join(sorted(missing))}: write it again with `odeddim train`")
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
-            f"{config} is not a readable model description ({error!r:.300}): copy the whole folder"
+            f"{config} cannot be read as the description of a model ({error!r:.300}): copy the whole folder"
         ) from error
     return description
 
 
 def read(path: Path) -> VectorField:
-    """The model of a folder: its EMA weights in evaluation mode, its schedule and its prediction type."""
+    """Read the model of a folder.
+
+    Args:
+        path: The folder, or the weights file in it.
+
+    Returns:
+        The model: its EMA weights in evaluation mode, its schedule and its prediction type.
+
+    Raises:
+        InputError: If a file is missing or damaged, or if the weights do not match the description.
+    """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -66,20 +88,20 @@ def read(path: Path) -> VectorField:
         raise InputError(f"{weights} cannot be read as safetensors ({_line(error)}): copy it again") from error
     try:
         _check_size(description["architecture"], len(tensors))
-        with torch.device("meta"):  # nothing is reserved for what a description only claims
+        with torch.device("meta"):  # takes no memory, however large the description claims the network is
             network = UNet(**description["architecture"])
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {_line(error)}") from error
     except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
         raise InputError(
-            f"{folder / CONFIG} describes no U-Net of odeddim ({_line(error)}): copy the whole folder"
+            f"{folder / CONFIG} does not describe a U-Net of odeddim ({_line(error)}): copy the whole folder"
         ) from error
     try:
         wanted = sum(parameter.numel() for parameter in network.parameters())
         if wanted != sum(tensor.numel() for tensor in tensors.values()):
-            raise RuntimeError(f"which has {wanted} parameters")
+            raise RuntimeError(f"the architecture has {wanted} parameters")
         if not all(tensor.is_floating_point() for tensor in tensors.values()):
-            raise RuntimeError("its numbers are not all floating point")
+            raise RuntimeError("not all weights are floating-point")
         network.to_empty(device="cpu").load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(
@@ -105,19 +127,20 @@ def read(path: Path) -> VectorField:
 
 
 def _untold(config: dict[str, Any]) -> bytes:
-    """Unusual settings of the architecture that the shapes of weights do not tell: they make another model."""
+    """Return the unusual settings of the architecture that the weights' shapes do not show, for the model's hash."""
     return json.dumps({key: config[key] for key in ("eps", "groups") if key in config}).encode().removeprefix(b"{}")
 
 
 def _check_size(architecture: Any, tensors: int) -> None:
-    """Raise an InputError if there are fewer tensors than blocks, before the blocks are made for nothing."""
+    """Raise an InputError if there are fewer tensors than blocks, before the blocks are built."""
     blocks, levels = architecture.get("blocks", 1), architecture.get("multipliers", (1,))
     if isinstance(blocks, int) and blocks * max(len(levels), 1) > tensors:
         raise InputError(
-            f"{blocks} blocks on {len(levels)} levels are more than its weights can fill: copy the whole folder"
+            f"it asks for {blocks} blocks on each of {len(levels)} levels, but there are only {tensors} tensors of "
+            "weights: copy the whole folder"
         )
 
 
 def _line(error: Exception) -> str:
-    """The message of a library, in one line."""
+    """Return the message of an error in one line."""
     return " ".join(str(error).split())[:300]

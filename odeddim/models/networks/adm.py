@@ -1,7 +1,7 @@
 """The U-Net of Improved DDPM (arXiv 2102.09672) and of *Diffusion Models Beat GANs* (arXiv 2105.05233, ADM).
 
-Sub-modules carry the names of github.com/openai/guided-diffusion (`UNetModel`; improved-diffusion has the same), so
-that the state dicts of both fit without renaming.
+Sub-modules have the names of github.com/openai/guided-diffusion (`UNetModel`, as in improved-diffusion), so that the
+state dicts of both fit without renaming.
 """
 
 from __future__ import annotations
@@ -17,16 +17,23 @@ from torch.nn import functional as F
 
 from odeddim.types import InputError
 
-GROUPS = 32  # of every norm: each width is a multiple of it
+GROUPS = 32  # in each group norm: all widths are multiples of it
 
 Resampling = Literal["convolution", "block", "pooling"]
-"""How a level is left: a convolution (improved-diffusion), a residual block (resblock_updown), or nothing learned."""
+"""What changes the resolution: a convolution (improved-diffusion), a residual block (resblock_updown), or pooling."""
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoids of the real-valued label t (B,): (B, width), cosines first, then sines; 0 last if the width is odd.
+    """Compute the sinusoids of a real-valued label.
 
-    Frequencies fall geometrically from 1 to just above 1/10000 (denominator width/2). In float32 or better.
+    The frequencies fall geometrically from 1 to just above 1/10000 (denominator width/2).
+
+    Args:
+        t: The label (B,).
+        width: The width of the embedding.
+
+    Returns:
+        The cosines, the sines, and a 0 if the width is odd: (B, width), in float32 or better.
     """
     half = width // 2
     t = t.to(torch.promote_types(t.dtype, torch.float32))
@@ -36,7 +43,7 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
 
 
 class Upsample(nn.Module):
-    """(B, C, H, W) -> (B, C, 2H, 2W): nearest neighbour, then a convolution if it is learned."""
+    """Nearest-neighbour upsampling (B, C, H, W) -> (B, C, 2H, 2W), followed by a convolution if `learned`."""
 
     def __init__(self, channels: int, *, learned: bool) -> None:
         super().__init__()
@@ -48,7 +55,7 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """(B, C, H, W) -> (B, C, H/2, W/2): a convolution if it is learned, else the mean of 2×2 pixels."""
+    """Downsampling (B, C, H, W) -> (B, C, H/2, W/2): a convolution if `learned`, otherwise the mean of 2×2 pixels."""
 
     def __init__(self, channels: int, *, learned: bool) -> None:
         super().__init__()
@@ -60,7 +67,10 @@ class Downsample(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """(B, inner, H, W) and features of label and class (B, features) -> (B, outer, H, W), or `resized`."""
+    """A residual block: x (B, inner, H, W) and features of label and class (B, features) -> (B, outer, H, W).
+
+    With `resized`, the block also changes the resolution.
+    """
 
     def __init__(
         self, inner: int, outer: int, features: int, *, scale_shift: bool, resized: nn.Module | None = None
@@ -70,7 +80,7 @@ class ResBlock(nn.Module):
         self.resized = nn.Identity() if resized is None else resized
         self.in_layers = nn.Sequential(nn.GroupNorm(GROUPS, inner), nn.SiLU(), nn.Conv2d(inner, outer, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(features, 2 * outer if scale_shift else outer))
-        # The Identity stands where dropout was in training.
+        # The Identity takes the place of dropout, so that the layers keep their numbers.
         self.out_layers = nn.Sequential(
             nn.GroupNorm(GROUPS, outer), nn.SiLU(), nn.Identity(), nn.Conv2d(outer, outer, 3, padding=1)
         )
@@ -92,13 +102,14 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over the pixels of (B, C, H, W), in heads.
 
-    heads_first: the 3·C channels of `qkv` are heads of (q, k, v), the legacy order; else q, k and v, each of heads.
+    With `heads_first`, the legacy order, the 3·C channels of `qkv` are split into heads first, and then into q, k and
+    v. Otherwise they are split into q, k and v first.
     """
 
     def __init__(self, channels: int, heads: int, *, heads_first: bool) -> None:
         super().__init__()
         if channels % heads:
-            raise InputError(f"{channels} channels are not divisible among {heads} attention heads")
+            raise InputError(f"{channels} channels cannot be divided among {heads} attention heads")
         self.heads, self.heads_first = heads, heads_first
         self.norm = nn.GroupNorm(GROUPS, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
@@ -114,10 +125,10 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.ModuleList):
-    """Blocks one after the other; the residual ones take the features too."""
+    """A sequence of blocks. Residual blocks also take the features."""
 
     def forward(self, h: Tensor, features: Tensor) -> Tensor:
-        """h (B, C, H, W), features (B, F)."""
+        """Apply the blocks to h (B, C, H, W), with features (B, F)."""
         for block in self:
             h = block(h, features) if isinstance(block, ResBlock) else block(h)
         return h
@@ -125,7 +136,7 @@ class Stage(nn.ModuleList):
 
 @dataclass(frozen=True)
 class _Parts:
-    """How the blocks of one network are made."""
+    """The settings from which the blocks of one network are built."""
 
     widths: Sequence[int]
     attention: Sequence[int]
@@ -141,32 +152,33 @@ class _Parts:
     def attending(self, level: int, heads: int) -> AttentionBlock:
         width = self.widths[level]
         if self.head_channels is not None and width % self.head_channels:
-            raise InputError(f"{width} channels are not divisible into attention heads of {self.head_channels}")
+            raise InputError(f"{width} channels cannot be divided into attention heads of {self.head_channels}")
         heads = heads if self.head_channels is None else width // self.head_channels
         return AttentionBlock(width, heads, heads_first=self.heads_first)
 
     def stage(self, inner: int, level: int, heads: int) -> Stage:
-        """A residual block to the width of a level, and the level's attention if it has any."""
+        """Make a residual block with the width of a level, and the level's attention if it has one."""
         block = self.residual(inner, self.widths[level])
         return Stage([block, *([self.attending(level, heads)] if level in self.attention else [])])
 
     def resampled(self, width: int, way: type[Downsample] | type[Upsample]) -> nn.Module:
-        """What halves or doubles the sides of an image."""
+        """Make the module that halves or doubles the resolution."""
         if self.resampling == "block":
             return self.residual(width, width, way(width, learned=False))
         return way(width, learned=self.resampling == "convolution")
 
 
 class ADM(nn.Module):
-    """ε(x, t[, label]): x (B, C, H, W), t (B,) real-valued, label (B,) int64 if there are `classes` -> (B, out, H, W).
+    """The U-Net of guided-diffusion and improved-diffusion, a function of x, a label t and perhaps a class.
 
-    channels: of the time features, times 4 inside. widths: of each level, finest first; blocks: residual blocks per
-    level on the way down (one more on the way up); attention: the levels that have it (the middle always has). heads:
-    how many on the way down, up_heads on the way up; head_channels: their width instead, None for `heads`.
-    time_scale: what the label is multiplied by first. `config` holds all of it: `ADM(**net.config)` is the same one.
+    Attributes:
+        config: The arguments of the network, JSON-able. `ADM(**net.config)` has the same architecture.
+
+    Source:
+        Nichol & Dhariwal 2021, arXiv 2102.09672; Dhariwal & Nichol 2021, arXiv 2105.05233.
     """
 
-    def __init__(  # as many settings as the published networks differ in
+    def __init__(  # one argument for each setting in which the published networks differ
         self,
         *,
         in_channels: int = 3,
@@ -184,6 +196,27 @@ class ADM(nn.Module):
         classes: int | None = None,
         time_scale: float = 1.0,
     ) -> None:
+        """Build the network.
+
+        Args:
+            in_channels: The number of channels of x.
+            out_channels: The number of channels of the output.
+            channels: The width of the sinusoids of the label; the features are 4 times as wide.
+            widths: The width of each level, the finest level first: multiples of 32.
+            blocks: The number of residual blocks in each level on the way down; there is one more on the way up.
+            attention: The levels with attention. The middle always has attention.
+            heads: The number of attention heads on the way down and in the middle.
+            up_heads: The number of attention heads on the way up.
+            head_channels: The width of an attention head, in place of their number; None for `heads` and `up_heads`.
+            heads_first: Whether attention has the legacy order, see `AttentionBlock`.
+            scale_shift: Whether the features scale and shift the second norm of a residual block, or are added.
+            resampling: What changes the resolution.
+            classes: The number of classes; None for an unconditional network.
+            time_scale: The factor by which the label is multiplied first.
+
+        Raises:
+            InputError: If no network can have these settings.
+        """
         super().__init__()
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
@@ -209,7 +242,7 @@ class ADM(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(channels, features), nn.SiLU(), nn.Linear(features, features))
         self.label_emb = None if classes is None else nn.Embedding(classes, features)
         self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(in_channels, widths[0], 3, padding=1)])])
-        skips = [inner := widths[0]]  # the widths of what the way up will take back
+        skips = [inner := widths[0]]  # the widths of the tensors that the way up takes
         coarsest = len(widths) - 1
         for level, width in enumerate(widths):
             for _ in range(blocks):
@@ -234,7 +267,16 @@ class ADM(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, inner), nn.SiLU(), nn.Conv2d(inner, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), t (B,), label (B,) int64 -> (B, out, H, W)."""
+        """Evaluate the network.
+
+        Args:
+            x: The images (B, C, H, W) in the dtype of the weights.
+            t: The labels (B,), floating-point.
+            label: The classes (B,) int64, if the network has classes.
+
+        Returns:
+            The output (B, out_channels, H, W).
+        """
         embedded = time_embedding(t * self.time_scale, self.channels)
         features = self.time_embed(embedded.to(next(self.parameters()).dtype))
         if self.label_emb is not None:

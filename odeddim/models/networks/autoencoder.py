@@ -1,9 +1,9 @@
-"""The autoencoder of a latent model: images to the data that its network was trained on, and back.
+"""The autoencoder of a latent model, between images and the data that the network was trained on.
 
-Latent diffusion (arXiv 2112.10752) trains on data = (z - shift)·scale, where z is what an autoencoder makes of an
-image. shift and scale are in its config, and differ between models. z is the mean of the autoencoder's
-distribution and never a sample of it, which would come back another time; of a VQ model z is what is quantized on the
-way back only.
+Latent diffusion (arXiv 2112.10752) trains on data = (z - shift)·scale, where z is the autoencoder's code of an image.
+The autoencoder's config holds shift and scale, which differ between models. z is the mean of the autoencoder's
+distribution, not a sample: a sample would differ from call to call. For a VQ model, z is the value before quantization;
+`decode` quantizes it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from odeddim.models.weights import hash_of_networks
 from odeddim.types import InputError
 
 CLASSES = ("AutoencoderKL", "VQModel")
-SCALE = 0.18215  # diffusers' documented default of both classes
+SCALE = 0.18215  # the documented default of both classes in diffusers
 
 
 class Autoencoder:
     """An AutoencoderKL or VQModel of diffusers as the codec of a VectorField.
 
-    network: the module. image_shape: (C, H, W). shift, spread: one number, or one for each channel of z, and
-    data = (z - shift)·scale/spread. sha256: the hash of its weights; with the numbers it makes this codec's own.
+    The autoencoder runs in float32, because some autoencoders overflow in 16 bits. The result has the dtype of the
+    input. Each image is a batch of its own, so that it does not depend on the other images.
 
-    It runs in float32, whatever the dtype of what it is given, for in 16 bits some overflow; and on one image at a
-    time, so that no image depends on its neighbours. What comes out has the dtype of what went in.
+    Attributes:
+        network: The module.
+        image_shape: The shape (C, H, W) of the images.
+        sha256: The hash of the weights, the scale, the shift and the spread.
     """
 
     def __init__(
@@ -45,6 +47,16 @@ class Autoencoder:
         spread: Sequence[float] = (1.0,),
         sha256: str = "",
     ) -> None:
+        """Make a codec with data = (z - shift)·scale/spread.
+
+        Args:
+            network: The module.
+            image_shape: The shape (C, H, W) of the images.
+            scale: The scale.
+            shift: One number, or one for each channel of z.
+            spread: One number, or one for each channel of z.
+            sha256: The hash of the weights.
+        """
         self.network = network.float().eval().requires_grad_(False)
         self.image_shape = image_shape
         self.sha256 = hashlib.sha256(repr((sha256, scale, *shift, *spread)).encode()).hexdigest()
@@ -53,24 +65,24 @@ class Autoencoder:
 
     @property
     def words(self) -> str:
-        """What is done to z, in words: "0.18215·z"."""
+        """The relation between the data and z in words, such as "0.18215·z"."""
         if self._shift.numel() > 1 or self._scale.numel() > 1:
             return "of z, shifted and scaled channel by channel"
         shift, scale = float(self._shift), float(self._scale)
         return f"{scale:g}·(z - {shift:g})" if shift else f"{scale:g}·z"
 
     def to(self, device: torch.device | str) -> Autoencoder:
-        """This codec, moved to a device."""
+        """Move this codec to a device, and return it."""
         self.network.to(device=device)
         self._shift, self._scale = self._shift.to(device), self._scale.to(device)
         return self
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] -> data (B, c, h, w), on this codec's device."""
+        """Encode images (B, C, H, W) in [-1, 1] as data (B, c, h, w) on this codec's device."""
         return self._each(images, lambda image: (self._latent(image) - self._shift) * self._scale)
 
     def decode(self, data: Tensor) -> Tensor:
-        """Data (B, c, h, w) -> images (B, C, H, W), in [-1, 1] but for what the autoencoder overshoots."""
+        """Decode data (B, c, h, w) to images (B, C, H, W) in about [-1, 1]: the autoencoder may overshoot."""
         return self._each(data, lambda each: self.network.decode(each / self._scale + self._shift).sample)
 
     def _latent(self, image: Tensor) -> Tensor:
@@ -85,35 +97,39 @@ class Autoencoder:
 
 
 def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, list[str]]:
-    """The autoencoder in a folder.
+    """Read the autoencoder in a folder.
 
     Args:
-        folder: of the part.
-        data_shape: (c, h, w) of what the network takes.
+        folder: The folder of the autoencoder.
+        data_shape: The shape (c, h, w) of the network's data.
 
     Returns:
-        The codec, what it is in words, and what had to be assumed.
+        The codec, its description in words, and the assumed values in words.
 
     Raises:
-        InputError: for another class, and for an autoencoder whose data have another number of channels.
+        InputError: If the class is unknown, if a file is missing or damaged, if the settings contradict each other, or
+            if the autoencoder and the network have different numbers of channels.
     """
     where, config = folder / CONFIG, config_of(folder)
     kind = str(config.get("_class_name"))
     if kind not in CLASSES:
-        raise InputError(f"{where} describes a {kind}: odeddim reads {' and '.join(CLASSES)}")
+        raise InputError(f"{where} describes a {kind}, but odeddim supports only {' and '.join(CLASSES)}")
     make = getattr(library("diffusers"), kind).from_config
     network: Any = made(lambda: make(config), folder)
     its = network.config
     channels = its.get("vq_embed_dim") or its["latent_channels"]
     if channels != data_shape[0]:
         raise InputError(
-            f"{folder} makes latents of {channels} channels, but the network takes {data_shape[0]}: "
-            "they do not belong together"
+            f"{folder} has latents of {channels} channels, but the network takes {data_shape[0]}: copy both from one "
+            "pipeline"
         )
     scale, shift = config.get("scaling_factor"), config.get("shift_factor")
     mean, spread = config.get("latents_mean"), config.get("latents_std")
     if (mean is None) != (spread is None) or (mean is not None and shift):
-        raise InputError(f"{where} says one of latents_mean and latents_std, or a shift_factor too: which holds?")
+        raise InputError(
+            f"{where} must hold both latents_mean and latents_std and no shift_factor, or neither of the two: correct "
+            "the file"
+        )
     factor = 2 ** (len(its["block_out_channels"]) - 1)
     codec = Autoencoder(
         network,
@@ -123,13 +139,13 @@ def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, l
         spread=_numbers(1.0 if spread is None else spread, channels, 0.0, where),
         sha256=hash_of_networks(network, settings=changed_settings(network)),
     )
-    assumed = [] if scale is not None else [f"the autoencoder's scaling factor {SCALE}, which its config does not say"]
+    assumed = [] if scale is not None else [f"the autoencoder's scaling factor {SCALE}, which its config does not give"]
     return codec, f"{kind} with data {codec.words}", assumed
 
 
 def _numbers(value: Any, count: int, above: float, where: Path) -> list[float]:
-    """A finite number above another, or `count` of them, as a list. Raises InputError for anything else."""
+    """Return one finite number above a bound, or `count` of them, as a list. Raises InputError for other values."""
     numbers = list(value) if isinstance(value, (list, tuple)) else [value]
     if len(numbers) not in (1, count) or not all(type(n) in (int, float) and above < n < math.inf for n in numbers):
-        raise InputError(f"{where}: what data are shifted and scaled by is not {value!r:.80}, but 1 or {count} numbers")
+        raise InputError(f"{where}: a scale or shift of the data must be 1 or {count} numbers, not {value!r:.80}")
     return [float(number) for number in numbers]

@@ -1,8 +1,7 @@
-"""A small classifier of Fashion-MNIST, whose pooled last layer gives the features that sets of images are compared by.
+"""A small classifier of Fashion-MNIST. Its pooled last layer gives features for comparing sets of images.
 
-`benchmarks/train_classifier.py` trained it.
-
-It is no Inception network: its distances have a scale of their own, and are comparable among themselves alone.
+`benchmarks/train_classifier.py` trained it. Distances between its features have another scale than those between
+Inception's: compare them only with each other.
 """
 
 from __future__ import annotations
@@ -43,7 +42,10 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURES, CLASSES)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the logits are linear in: the last layer's mean over the image, (B, 64)."""
+        """Compute the features (B, 64) of images (B, 1, 28, 28): the mean of the last layer over the image.
+
+        The logits are a linear function of the features.
+        """
         h: Tensor = self.body(x)
         return h.mean(dim=(2, 3))
 
@@ -53,7 +55,7 @@ class Classifier(nn.Module):
 
 
 class _Residual(nn.Module):
-    """(B, C, H, W) of the same shape: x plus two convolutions of it."""
+    """x plus two convolutions of x: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -76,7 +78,13 @@ def _convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Trained:
-    """A classifier in evaluation mode, what its file says of it, and the file's SHA-256."""
+    """A classifier from a file.
+
+    Attributes:
+        network: The classifier, in evaluation mode.
+        description: The description in the file.
+        sha256: The hash of the file.
+    """
 
     network: Classifier
     description: dict[str, Any]
@@ -84,16 +92,22 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """What it is, in words: "a classifier of Fashion-MNIST (test accuracy 92.9%)"."""
+        """The classifier in words, such as "a classifier of Fashion-MNIST (test accuracy 92.9%)"."""
         return f"a classifier of {self.description['data']} (test accuracy {self.description['accuracy']:.1%})"
 
 
 def write(path: Path, network: Classifier, description: dict[str, Any]) -> None:
-    """Weights and description into one safetensors file; the same bytes for the same weights.
+    """Write a classifier to a safetensors file. The same weights and description give the same bytes.
 
-    description: what `read` gives back; `data` and `accuracy` at least. Raises InputError if it cannot be written.
+    Args:
+        path: The file.
+        network: The classifier.
+        description: The description, JSON-able, with at least `data` (the data set) and `accuracy` (from 0 to 1).
+
+    Raises:
+        InputError: If the file cannot be written.
     """
-    # One entry of metadata: safetensors writes several in an order of its own.
+    # A single entry of metadata, because safetensors writes several in an arbitrary order.
     header = json.dumps({"format": FORMAT, "version": VERSION, **description}, ensure_ascii=False)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     with replacing(path) as temporary:
@@ -101,7 +115,17 @@ def write(path: Path, network: Classifier, description: dict[str, Any]) -> None:
 
 
 def read(path: Path = BUILT_IN) -> Trained:
-    """The classifier of a file that `write` wrote. Raises InputError naming the file, if it is anything else."""
+    """Read a classifier from a file of `write`.
+
+    Args:
+        path: The file; by default the built-in classifier.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        InputError: If the file cannot be read, is damaged, or is of another kind.
+    """
     try:
         blob = path.read_bytes()
         tensors = load(blob)

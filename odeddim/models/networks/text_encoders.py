@@ -1,11 +1,12 @@
-"""Prompts for networks of diffusers' pipelines: tokenizers and text encoders, through transformers.
+"""Prompts for the networks in diffusers' pipelines: tokenizers and text encoders of transformers.
 
     Stable Diffusion 1, 2   CLIP's last hidden states
-    SDXL (2307.01952)       the last but one of two CLIPs side by side; the second's projected summary; six sizes
-    SD3 (2403.03206)        the same two, widened with zeros, and T5's after them; both projected summaries
+    SDXL (2307.01952)       the last but one hidden states of two CLIPs, side by side; the projected summary of the
+                            second CLIP; six sizes
+    SD3 (2403.03206)        the same hidden states, padded with zeros, followed by T5's; both projected summaries
 
-Encoders run in float32 on the CPU, those of a pipeline in memory in its dtype on its device: once for a text, however
-many images there are.
+The encoders run in float32 on the CPU, those of a pipeline in memory in its dtype on its device: once for each text,
+however many images there are.
 """
 
 from __future__ import annotations
@@ -25,27 +26,42 @@ from odeddim.ode.conditions import Given
 from odeddim.types import InputError
 
 Embed = Callable[[str], Given]
-"""A text -> what the network takes for it."""
+"""A function from a text to the tensors that the network takes for it."""
 
 ENCODERS = {
     "CLIPTextModel": "CLIPTextConfig",
     "CLIPTextModelWithProjection": "CLIPTextConfig",
     "T5EncoderModel": "T5Config",
 }
-"""Class -> the class of its settings."""
+"""The class of each text encoder -> the class of its settings."""
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
-"""The files of a tokenizer, any of these. Without them transformers would make one that knows no words."""
+"""The files of a tokenizer's vocabulary, in any of these forms. Without one, transformers builds an empty tokenizer."""
 _ANY_TEXT = "A cat's  Photo: ÄÖ é, 3.14 <b>2nd</b>\nof 東京!"
 """A text that tokenizers of the same vocabulary divide alike only if they treat capitals, accents and spaces alike."""
-T5_TOKENS = 256  # of a text, as SD3 was trained to read and its pipeline gives
+T5_TOKENS = 256  # tokens of a text, as in SD3's training and in its pipeline
 
 
 class TextEncoder:
-    """A tokenizer and its encoder, from two parts of a pipeline. `width`: of its hidden states."""
+    """A tokenizer and its text encoder, from two components of a pipeline.
+
+    Attributes:
+        folder: The folder of the text encoder.
+        width: The width of the hidden states.
+        summarizes: Whether the encoder returns a projected summary.
+    """
 
     def __init__(self, folder: Path, index: Mapping[str, Any], number: str = "") -> None:
-        """number: "", "_2" or "_3", which of the pipeline's. Raises InputError for parts that are missing."""
+        """Read a tokenizer and its text encoder.
+
+        Args:
+            folder: The folder of the pipeline.
+            index: The content of model_index.json.
+            number: The suffix of the two components' names: "", "_2" or "_3".
+
+        Raises:
+            InputError: If a component is missing, damaged or unknown, or if the two do not belong together.
+        """
         self._tokenizer = _tokenizer(folder, index, f"tokenizer{number}")
         tokens = len(self._tokenizer)
         where = folder / f"text_encoder{number}"
@@ -56,8 +72,8 @@ class TextEncoder:
         its: Any = self._encoder.config
         if tokens > its.vocab_size:
             raise InputError(
-                f"{folder / f'tokenizer{number}'} knows {tokens} tokens, but {where} {its.vocab_size}: "
-                "they do not belong together"
+                f"{folder / f'tokenizer{number}'} has {tokens} tokens, but {where} has only {its.vocab_size}: "
+                "copy both from one pipeline"
             )
         self.width: int = its.hidden_size
         self.summarizes = kind == "CLIPTextModelWithProjection"
@@ -82,7 +98,10 @@ class TextEncoder:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: the encoder as its class, settings and weights, for transformers hooks functions into it."""
+        """Return the state for pickling, with the encoder as its class, settings and weights.
+
+        transformers adds functions to an encoder that cannot be pickled.
+        """
         encoder = self._encoder
         parts = (type(encoder).__name__, encoder.config, encoder.state_dict())
         return {**self.__dict__, "_encoder": parts}
@@ -99,16 +118,23 @@ class TextEncoder:
         return tokens.input_ids, tokens.attention_mask
 
     def __call__(self, text: str) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The last hidden states (1, n, width), those before, and the projected summary (1, d) if it makes one.
+        """Encode a text.
+
+        Args:
+            text: The text.
+
+        Returns:
+            The last hidden states (1, n, width), the last but one (1, n, width), and the projected summary (1, d), or
+            None if the encoder has none.
 
         Raises:
-            InputError: for a text that is too long.
+            InputError: If the text is too long.
         """
         tokens = self._tokenizer(text, return_tensors="pt")
         if tokens.input_ids.shape[1] > self._longest:
             raise InputError(
-                f"the prompt {text[:40] + '...'!r} is {tokens.input_ids.shape[1]} tokens long, its ends among them, "
-                f"but this model reads {self._longest}: make it shorter"
+                f"the prompt {text[:40] + '...'!r} has {tokens.input_ids.shape[1]} tokens, with those for start and "
+                f"end, but this model takes at most {self._longest}: shorten it"
             )
         ids, mask = (part.to(next(self._encoder.parameters()).device) for part in self._padded(text))
         with torch.no_grad():
@@ -118,7 +144,7 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class One:
-    """Stable Diffusion's: a text -> hidden states (1, n, width)."""
+    """Stable Diffusion's text encoder: a text -> hidden states (1, n, width)."""
 
     encoder: TextEncoder
 
@@ -128,7 +154,7 @@ class One:
 
 @dataclass(frozen=True)
 class Two:
-    """SDXL's: a text -> hidden states (1, n, widths), summary (1, d), and the sizes (1, 6) int64 that it is told."""
+    """SDXL's text encoders: a text -> hidden states (1, n, widths), summary (1, d), and six sizes (1, 6) int64."""
 
     first: TextEncoder
     second: TextEncoder
@@ -142,7 +168,7 @@ class Two:
 
 @dataclass(frozen=True)
 class Three:
-    """SD3's: a text -> hidden states (1, n, width) and summaries (1, d). Without a T5 its states are zeros."""
+    """SD3's text encoders: a text -> hidden states (1, n, width) and summaries (1, d). Zeros replace a missing T5."""
 
     first: TextEncoder
     second: TextEncoder
@@ -160,36 +186,58 @@ class Three:
 
 
 def one(folder: Path, index: Mapping[str, Any]) -> tuple[Embed, list[TextEncoder]]:
-    """Stable Diffusion's text encoder."""
+    """Read Stable Diffusion's text encoder."""
     encoder = TextEncoder(folder, index)
     return One(encoder), [encoder]
 
 
 def two(folder: Path, index: Mapping[str, Any], sizes: tuple[int, ...]) -> tuple[Embed, list[TextEncoder]]:
-    """SDXL's two text encoders.
+    """Read SDXL's two text encoders.
 
     Args:
-        folder: of the pipeline.
-        index: what its model_index.json says.
-        sizes: height and width of the image before cropping, top and left of the crop, height and width after it.
+        folder: The folder of the pipeline.
+        index: The content of model_index.json.
+        sizes: SDXL's six size conditions in pixels: height and width of the image before cropping, top and left of the
+            crop, height and width after cropping.
+
+    Returns:
+        The function from a text to the network's inputs, and the encoders.
+
+    Raises:
+        InputError: If a component is missing, damaged or unknown.
     """
     first, second = TextEncoder(folder, index), _summarizing(folder, index, "_2")
     return Two(first, second, sizes), [first, second]
 
 
 def three(folder: Path, index: Mapping[str, Any], width: int) -> tuple[Embed, list[TextEncoder]]:
-    """SD3's two or three text encoders. width: of the texts that the network takes."""
+    """Read SD3's two or three text encoders.
+
+    Args:
+        folder: The folder of the pipeline.
+        index: The content of model_index.json.
+        width: The width of the hidden states that the network takes.
+
+    Returns:
+        The function from a text to the network's inputs, and the encoders.
+
+    Raises:
+        InputError: If a component is missing, damaged or unknown, or if the encoders are wider than the network.
+    """
     first, second = _summarizing(folder, index, ""), _summarizing(folder, index, "_2")
     third = TextEncoder(folder, index, "_3") if has(index, "text_encoder_3") else None
     widths = [first.width + second.width, *([third.width] if third else [])]
     if widths[0] > width or any(last != width for last in widths[1:]):
         gives = " and ".join(map(str, widths))
-        raise InputError(f"{folder}: its network takes texts of width {width}, but its text encoders give {gives}")
+        raise InputError(
+            f"{folder}: the network takes texts of width {width}, but the text encoders return {gives}: copy the whole "
+            "folder"
+        )
     return Three(first, second, third, width), [first, second, *([third] if third else [])]
 
 
 def has(index: Mapping[str, Any], part: str) -> bool:
-    """Whether a pipeline has this part: model_index.json lists those it has not as [null, null]."""
+    """Return whether a pipeline has a component. model_index.json lists a missing component as [null, null]."""
     named = index.get(part)
     return isinstance(named, list) and len(named) == 2 and isinstance(named[1], str)
 
@@ -198,18 +246,19 @@ def _summarizing(folder: Path, index: Mapping[str, Any], number: str) -> TextEnc
     encoder = TextEncoder(folder, index, number)
     if not encoder.summarizes:
         raise InputError(
-            f"{folder / f'text_encoder{number}'} must be a CLIPTextModelWithProjection: this pipeline takes its summary"
+            f"{folder / f'text_encoder{number}'} must be a CLIPTextModelWithProjection, because this pipeline uses its "
+            "summary: copy the whole folder"
         )
     return encoder
 
 
 def _named(folder: Path, index: Mapping[str, Any], part: str, known: tuple[str, ...]) -> str:
-    """The class of a part. Raises InputError where it is missing, or none of those known."""
+    """Return the class of a component. Raises InputError if the component is missing or its class is unknown."""
     if not has(index, part) or not (folder / part).is_dir():
-        raise InputError(f"{folder} has no {part}, which its network needs for prompts: copy the whole folder")
+        raise InputError(f"{folder} has no {part}, which the network needs for prompts: copy the whole folder")
     kind = str(index[part][1])
     if kind not in known:
-        raise InputError(f"{folder} names a {kind} as its {part}: odeddim reads {', '.join(known)}")
+        raise InputError(f"{folder} names a {kind} as its {part}, but odeddim supports only {', '.join(known)}")
     return kind
 
 
@@ -223,5 +272,5 @@ def _tokenizer(folder: Path, index: Mapping[str, Any], part: str) -> Any:
     transformers = library("transformers")
     try:
         return getattr(transformers, kind).from_pretrained(str(folder / part), local_files_only=True)
-    except Exception as error:  # a parser of foreign files: whatever it raises means the same
-        raise InputError(f"{folder / part} holds no readable tokenizer ({line(error)}): copy it again") from error
+    except Exception as error:  # a parser of foreign files may raise any type
+        raise InputError(f"{folder / part} cannot be read as a tokenizer ({line(error)}): copy it again") from error

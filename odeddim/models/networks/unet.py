@@ -1,8 +1,8 @@
 """The U-Net of DDPM (Ho et al. 2020, arXiv 2006.11239, appendix B) as DDIM's experiments use it.
 
-Sub-modules carry the names of DDIM's own code (github.com/ermongroup/ddim, `Model`), so that the state dict of one
-of its checkpoints fits without renaming. One class serves every size: three levels at 28×28 as well as the
-128-channel networks of the paper.
+Sub-modules have the names of DDIM's own code (github.com/ermongroup/ddim, `Model`), so that the state dict of a DDIM
+checkpoint fits without renaming. One class serves every size, from three levels at 28×28 to the 128-channel networks of
+the paper.
 """
 
 from __future__ import annotations
@@ -20,10 +20,17 @@ from odeddim.types import InputError
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoids of the real-valued label t (B,): (B, width), sines first, then cosines.
+    """Compute the sinusoids of a real-valued label.
 
-    Frequencies fall geometrically from 1 to 1/10000, both included (DDPM's denominator width/2 - 1).
-    Computed in float32 or better whatever the network's precision: bfloat16 would make 1000 of t = 999.
+    The frequencies fall geometrically from 1 to 1/10000, both included (DDPM's denominator width/2 - 1). The result is
+    in float32 or better, whatever the network's precision: bfloat16 would round t = 999 to 1000.
+
+    Args:
+        t: The label (B,).
+        width: The width of the embedding, an even number.
+
+    Returns:
+        The sines, then the cosines, (B, width).
     """
     half = width // 2
     t = t.to(torch.promote_types(t.dtype, torch.float32))
@@ -33,16 +40,16 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
 
 
 Norm = Callable[[int], nn.Module]
-"""How the norms of a network are made: norm(channels)."""
+"""A function that makes a norm layer: channels -> module."""
 
 
 def group_norm(channels: int, groups: int | None = None, eps: float = 1e-6) -> nn.GroupNorm:
-    """DDPM's 32 groups; if none are given, fewer where one would have fewer than the 4 channels that it has there."""
+    """Make a group norm with DDPM's 32 groups, or with fewer, so that a group has at least 4 channels as in DDPM."""
     return nn.GroupNorm(math.gcd(32, max(1, channels // 4)) if groups is None else groups, channels, eps=eps)
 
 
 class TimeEmbedding(nn.Module):
-    """Label (B,) -> features (B, 4·channels)."""
+    """Two linear layers on the sinusoids of a label: (B,) -> features (B, 4·channels)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -57,7 +64,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """(B, inner, H, W) and time features (B, 4·channels) -> (B, outer, H, W)."""
+    """A residual block: x (B, inner, H, W) and time features (B, 4·channels) -> (B, outer, H, W)."""
 
     def __init__(self, inner: int, outer: int, temb: int, dropout: float, norm: Norm) -> None:
         super().__init__()
@@ -95,7 +102,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """(B, C, H, W) -> (B, C, H/2, W/2); zeros are added on the right and below only, as in DDPM's TensorFlow code."""
+    """A convolution (B, C, H, W) -> (B, C, H/2, W/2), padded at the right and below, as in DDPM's TensorFlow code."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -107,7 +114,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """(B, C, H, W) -> (B, C, 2H, 2W): nearest neighbour, then a convolution if there is one."""
+    """Nearest-neighbour upsampling (B, C, H, W) -> (B, C, 2H, 2W), followed by a convolution if `convolves`."""
 
     def __init__(self, channels: int, *, convolves: bool) -> None:
         super().__init__()
@@ -119,7 +126,7 @@ class Upsample(nn.Module):
 
 
 class Down(nn.Module):
-    """One level on the way down: residual blocks of these input widths, then halving if it is not the last."""
+    """One level on the way down: a residual block for each input width in `inner`, then `downsample` if given."""
 
     def __init__(
         self,
@@ -138,7 +145,7 @@ class Down(nn.Module):
         self.downsample = downsample
 
     def forward(self, h: Tensor, temb: Tensor, skips: list[Tensor]) -> Tensor:
-        """h (B, C, H, W) -> (B, width, H/2, W/2); every result on the way is appended to `skips`."""
+        """Map h (B, C, H, W) to (B, width, H/2, W/2), and append each intermediate result to `skips`."""
         for i, block in enumerate(self.block):
             h = block(h, temb)
             if self.attn:
@@ -151,7 +158,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """One level on the way up: each block also takes one of `skips`; then doubling if it is not the last."""
+    """One level on the way up: residual blocks that also take a tensor of `skips` each, then `upsample` if given."""
 
     def __init__(
         self,
@@ -170,7 +177,7 @@ class Up(nn.Module):
         self.upsample = upsample
 
     def forward(self, h: Tensor, temb: Tensor, skips: list[Tensor]) -> Tensor:
-        """h (B, C, H, W) -> (B, width, 2H, 2W); takes the last of `skips` off, one per block."""
+        """Map h (B, C, H, W) to (B, width, 2H, 2W). Each block removes the last tensor of `skips`."""
         for i, block in enumerate(self.block):
             h = block(torch.cat([h, skips.pop()], dim=1), temb)
             if self.attn:
@@ -179,7 +186,7 @@ class Up(nn.Module):
 
 
 class Middle(nn.Module):
-    """Two residual blocks round one attention block, at the lowest resolution."""
+    """Two residual blocks with an attention block between them, at the lowest resolution."""
 
     def __init__(self, channels: int, temb: int, dropout: float, norm: Norm) -> None:
         super().__init__()
@@ -194,17 +201,22 @@ class Middle(nn.Module):
 
 
 class UNet(nn.Module):
-    """ε(x, t): x (B, C, H, W) in the units of DDPM, t (B,) its real-valued label 0..T-1 -> ε (B, C, H, W).
+    """DDPM's network ε(x, t), for x in the units of DDPM and a real-valued label t from 0 to T-1.
 
-    in_channels, out_channels: of the image and of ε (None: the same). image_size: height and width it is made for; it
-    decides at which levels `attention` (resolutions, in pixels) applies. channels: width of the first level, times
-    `multipliers` for each level. blocks: residual blocks per level on the way down (one more on the way up).
-    groups, eps: of every group norm; None: DDPM's 32, fewer in networks narrower than DDPM's. convolves: levels are
-    left through a convolution, as everywhere in DDPM; without, by means of 2×2 pixels and by repeating them.
-    `config` holds all of it as JSON-able values: `UNet(**net.config)` is the same network.
+    Attributes:
+        config: The arguments of the network, JSON-able. `UNet(**net.config)` has the same architecture.
+
+    Source:
+        Ho et al. 2020, arXiv 2006.11239, appendix B.
+
+    Example:
+        >>> import torch
+        >>> from odeddim.models.networks.unet import UNet
+        >>> UNet()(torch.zeros(2, 1, 28, 28), torch.tensor([0.0, 999.0])).shape
+        torch.Size([2, 1, 28, 28])
     """
 
-    def __init__(  # as many settings as the published networks differ in
+    def __init__(  # one argument for each setting in which the published networks differ
         self,
         *,
         in_channels: int = 1,
@@ -219,6 +231,26 @@ class UNet(nn.Module):
         eps: float = 1e-6,
         convolves: bool = True,
     ) -> None:
+        """Build the network.
+
+        Args:
+            in_channels: The number of channels of x.
+            out_channels: The number of channels of the output; None for `in_channels`.
+            image_size: The height and width of the images in pixels, which decide the levels of `attention`. The
+                network also takes other sizes that can be halved between all levels.
+            channels: The base width.
+            multipliers: The width of each level over the base width, the finest level first.
+            blocks: The number of residual blocks in each level on the way down; there is one more on the way up.
+            attention: The resolutions with attention, in pixels.
+            dropout: The dropout rate in training, from 0 to 1.
+            groups: The number of groups of each group norm; None for DDPM's 32, or fewer in narrow networks.
+            eps: The ε of each group norm.
+            convolves: Whether a convolution changes the resolution, as in DDPM. Otherwise pixels are averaged and
+                repeated.
+
+        Raises:
+            InputError: If no network can have these settings.
+        """
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
         self.config: dict[str, Any] = {
@@ -231,11 +263,15 @@ class UNet(nn.Module):
             "attention": list(attention),
             "dropout": dropout,
         }
-        if (groups, eps, convolves) != (None, 1e-6, True):  # left out elsewhere, so that older odeddim reads it too
+        if (groups, eps, convolves) != (
+            None,
+            1e-6,
+            True,
+        ):  # otherwise left out, so that older versions of odeddim read the config too
             self.config |= {"groups": groups, "eps": eps, "convolves": convolves}
         _check_config(self.config)
         self.in_channels = in_channels
-        self.factor = 2 ** (len(multipliers) - 1)  # what height and width are halved by, all in all
+        self.factor = 2 ** (len(multipliers) - 1)  # between the finest and the coarsest level
 
         temb = 4 * channels
         norm = functools.partial(group_norm, groups=groups, eps=eps)
@@ -247,7 +283,7 @@ class UNet(nn.Module):
 
         self.down = nn.ModuleList()
         inner = channels
-        skips = [channels]  # the widths of what the way up will take back
+        skips = [channels]  # the widths of the tensors that the way up takes
         for level, width in enumerate(widths):
             blocks_in = [inner, *[width] * (blocks - 1)]
             last = level == coarsest
@@ -271,11 +307,11 @@ class UNet(nn.Module):
 
     @property
     def words(self) -> str:
-        """The network in words: "U-Net 128×(1,2,2,2)"."""
+        """The network in words, such as "U-Net 128×(1,2,2,2)"."""
         return f"U-Net {self.config['channels']}×({','.join(map(str, self.config['multipliers']))})"
 
     def _zero_last_layers(self) -> None:
-        """As in DDPM: every residual branch starts as the identity, and the network's answer as 0."""
+        """Set the last layers to 0, as in DDPM: each residual block starts as the identity, the output as 0."""
         for module in self.modules():
             last = {ResnetBlock: "conv2", AttnBlock: "proj_out", UNet: "conv_out"}.get(type(module))
             if last is not None:
@@ -284,7 +320,18 @@ class UNet(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x (B, C, H, W), t (B,) real-valued -> ε (B, C, H, W)."""
+        """Evaluate the network.
+
+        Args:
+            x: The images (B, C, H, W) in the dtype of the weights.
+            t: The labels (B,), floating-point.
+
+        Returns:
+            The output (B, out_channels, H, W).
+
+        Raises:
+            InputError: If x has another number of channels, or a size that cannot be halved between all levels.
+        """
         if x.ndim != 4 or x.shape[1] != self.in_channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise InputError(
                 f"this network takes (B, {self.in_channels}, H, W) with H and W divisible by {self.factor}, "
@@ -303,7 +350,7 @@ class UNet(nn.Module):
 
 
 def _check_config(config: dict[str, Any]) -> None:
-    """An InputError naming the first value that no network can be built from."""
+    """Raise an InputError for the first setting that no network can have."""
     for name in ("in_channels", "out_channels", "image_size", "channels", "blocks"):
         if not isinstance(config[name], int) or config[name] < 1:
             raise InputError(f"the U-Net's {name} must be a whole number above 0, not {config[name]!r}")
@@ -319,7 +366,7 @@ def _check_config(config: dict[str, Any]) -> None:
     if config["image_size"] % factor:
         raise InputError(
             f"images of {config['image_size']} pixels cannot be halved {len(config['multipliers']) - 1} times: "
-            f"give fewer multipliers, or images whose size {factor} divides"
+            f"give fewer multipliers, or images whose size is divisible by {factor}"
         )
     groups, eps = config.get("groups"), config.get("eps", 1e-6)
     if groups is not None and (not isinstance(groups, int) or groups < 1 or config["channels"] % groups):
