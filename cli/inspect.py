@@ -16,7 +16,8 @@ from odeddim.cli import options
 @options.allow_pickle
 @options.as_json
 def command(file: str, as_json: bool) -> None:
-    """Show what a latent file (z.h5) or a model (a built-in name or a path) holds. The default is the built-in model.
+    """Show what a latent file (z.h5) or a model (a name or a path, as of --model) holds. The default is the built-in
+    model.
 
     \b
     Examples:
@@ -25,13 +26,14 @@ def command(file: str, as_json: bool) -> None:
       odeddim inspect MODEL --json
     """
     from odeddim.latents.latent_file import LatentFile
-    from odeddim.models import BUILT_IN, SUFFIXES, format_of, load, summary
+    from odeddim.models import BUILT_IN, SUFFIXES, format_of, hub, load, summary
     from odeddim.types import pick
 
     path = Path(file)
-    if file not in BUILT_IN and not os.path.exists(path):
+    by_name = file in BUILT_IN or hub.is_named(file)
+    if not by_name and not os.path.exists(path):
         pick(file, BUILT_IN, "model (and there is no such file)")
-    is_model = file in BUILT_IN or os.path.isdir(path) or path.suffix.lower() in SUFFIXES or format_of(path) is not None
+    is_model = by_name or os.path.isdir(path) or path.suffix.lower() in SUFFIXES or format_of(path) is not None
     if is_model:
         facts = summary(load(file, allow_pickle=options.of_model().get("allow_pickle", False)))
     else:

@@ -15,7 +15,7 @@ from odeddim.jobs.machine import Place
 from odeddim.jobs.work import log, warn
 from odeddim.latents.arithmetic import rms
 from odeddim.latents.latent_file import LatentFile
-from odeddim.models import BUILT_IN, load
+from odeddim.models import BUILT_IN, hub, load
 from odeddim.ode.conditions import Condition
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
@@ -100,7 +100,13 @@ def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) ->
         file.provenance.check_model(model, str(file.path))
         return model
     said = model if isinstance(model, Subject) else Subject(None if model is None else str(model))
-    if said.name is None and named not in BUILT_IN and not os.path.exists(named):
+    if said.name is None and hub.is_named(named):
+        if not hub.is_cached(named):  # a file of a stranger must not make this machine download anything
+            raise InputError(
+                f"{file.path} belongs to the model {named}, which is not in the cache of Hugging Face: give its name "
+                "with model=... to download it"
+            )
+    elif said.name is None and named not in BUILT_IN and not os.path.exists(named):
         raise InputError(f"{file.path} belongs to the model {named!r}, which was not found: give it with model=...")
     chosen = Subject(said.name or named, said.condition, said.allow_pickle)
     field = subject_on(place, chosen, file.provenance.condition)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from odeddim.models import weights
+from odeddim.models import hub, weights
 from odeddim.ode.field import VectorField
 from odeddim.types import InputError, pick
 
@@ -102,8 +103,8 @@ def load(
     """Load a model as a VectorField, with its weights frozen and the network in evaluation mode.
 
     Args:
-        model: A built-in name (`odeddim.models.BUILT_IN`), or the path of a model's folder or file. A VectorField is
-            moved and returned.
+        model: A built-in name (`odeddim.models.BUILT_IN`), the path of a model's folder or file, or hf:ORG/NAME of
+            Hugging Face's hub, with @REVISION or without, which is downloaded. A VectorField is moved and returned.
         device: The device of the network; by default torch's default device.
         dtype: The dtype of the network, see `VectorField.to`; by default as stored. The state has its own dtype. On a
             GPU "float32" is float32, and "tf32" is what torch would do by default.
@@ -128,6 +129,8 @@ def load(
             f"model must be a name, a path or a VectorField, not a {type(model).__name__}: make a VectorField of a "
             "network with VectorField.from_network"
         )
+    if hub.is_named(model):
+        return hub.loaded(str(model), partial(load, device=device, dtype=dtype))
     if str(model) in BUILT_IN:
         field = BUILT_IN[str(model)][0]()
     else:

@@ -106,12 +106,17 @@ def matches(path: Path) -> bool:
     )
 
 
+def parts(folder: Path) -> list[str]:
+    """The part whose weights `read` reads, "" being the folder itself."""
+    return ["" if (where := _where(folder)) == folder else where.name]
+
+
 def read(path: Path) -> VectorField:
     """The model of such a folder. Raises InputError for parts that are missing, damaged, contradictory or unknown."""
     folder = _folder(path)
     if os.path.lexists(folder / INDEX):
         components.config_of(folder, INDEX)  # damaged, it would have named other parts
-    where = next((one for one in (folder / EMA, folder / UNET) if (one / CONFIG).is_file()), folder)
+    where = _where(folder)
     config = components.config_of(where)
     if config.get("_class_name") != CLASS:
         raise InputError(f"{where / CONFIG} describes a {config.get('_class_name')!r:.60}, not a {CLASS}")
@@ -152,6 +157,11 @@ def read(path: Path) -> VectorField:
 def _within(value: Any) -> bool:
     """Whether a number of layers, or the length of a list of them, is one that a network can have."""
     return not (isinstance(value, int) and value > MOST) and not (isinstance(value, list) and len(value) > MOST)
+
+
+def _where(folder: Path) -> Path:
+    """Where the network lies."""
+    return next((one for one in (folder / EMA, folder / UNET) if (one / CONFIG).is_file()), folder)
 
 
 def _folder(path: Path) -> Path:

@@ -26,6 +26,11 @@ def matches(path: Path) -> bool:
     return os.path.isfile(folder / CONFIG)
 
 
+def parts(folder: Path) -> list[str]:
+    """The parts whose weights `read` reads: the folder itself."""
+    return [""]
+
+
 def describe(path: Path) -> dict[str, Any]:
     """What model.json says, checked; path is the folder or the weights file inside it."""
     config = (path if path.is_dir() else path.parent) / CONFIG
