@@ -22,6 +22,7 @@ from odeddim.models import DEFAULT
 from odeddim.storage.atomic import check_place
 from odeddim.storage.images import ImageSource
 from odeddim.storage.outputs import open_output
+from odeddim.storage.sources import Images, place_of
 
 ERROR = "cycle_error"  # the name of the figure in the files
 _COLUMNS = 4  # of a sheet
@@ -49,7 +50,7 @@ class Crossed(Outcome):
 
 
 def bridge(
-    images: str | Path | None,
+    images: Images,
     output: str | Path,
     target: Model | Subject,
     *,
@@ -66,7 +67,7 @@ def bridge(
     A run that was stopped goes on with the same call.
 
     Args:
-        images: A path, as of `odeddim.jobs.encode`; None for the 256 sample images of the package.
+        images: As of `odeddim.jobs.encode`; None for the 256 sample images of the package.
         output: A folder for PNGs, a sheet.png or a file.h5.
         target: The model that decodes: a name, a path, a VectorField, or a Subject with its condition.
         model: The model that encodes, likewise.
@@ -93,9 +94,9 @@ def bridge(
         >>> crossed.done, len(crossed.cycle_errors)
         (2, 2)
     """
-    images, output, said = None if images is None else Path(images), Path(output), How.of(how)
+    where, output, said = place_of(images), Path(output), How.of(how)
     if not output.is_dir():
-        check_place(output, images)
+        check_place(output, where)
     place = (machine or Machine()).at(model=model)
     source, other = subject_on(place, model), subject_on(place, target)
     over = between(
@@ -105,10 +106,10 @@ def bridge(
     for field in (source, other):
         place.fit(field, over.solver)
     given = images_for(source, images)
-    names = first_names(given, count, images)
+    names = first_names(given, count, where)
     size = place.at_once(other, over.solver)
     details = place.details(other, over.solver, size) | ({"cycle": True} if cycle else {})
-    details["images"] = given.identity(images, len(names))
+    details["images"] = given.identity(where, len(names))
     details["source"] = asdict(provenance_of(source, over.source_plan, "bridge"))
     made = asdict(provenance_of(other, over.target_plan, "bridge", **details))
     is_sheet = output.suffix.lower() == ".png" and not output.is_dir()

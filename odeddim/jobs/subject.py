@@ -19,7 +19,8 @@ from odeddim.models import BUILT_IN, hub, load
 from odeddim.ode.conditions import Condition
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
-from odeddim.storage.images import SAMPLE, ImageSource, check_shape, open_images, sample_images
+from odeddim.storage.images import SAMPLE, ImageSource, check_shape, sample_images
+from odeddim.storage.sources import Images, place_of, source_of
 from odeddim.storage.workers import rank
 from odeddim.types import InputError
 
@@ -114,12 +115,12 @@ def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) ->
     return field
 
 
-def images_for(field: VectorField, path: Path | None) -> ImageSource:
-    """The images of a path, in as many channels as the model takes.
+def images_for(field: VectorField, images: Images) -> ImageSource:
+    """Images of any kind, in as many channels as the model takes.
 
     Args:
         field: The model.
-        path: The path, or None for the 256 sample images of the package.
+        images: What holds them, as of `odeddim.storage.sources`; None for the 256 sample images of the package.
 
     Returns:
         The images.
@@ -128,9 +129,9 @@ def images_for(field: VectorField, path: Path | None) -> ImageSource:
         InputError: If the images cannot be read, or have another shape than the model takes.
     """
     shape = field.image_shape
-    source = sample_images() if path is None else open_images(path, channels=shape[0] if shape else None)
+    source = sample_images() if images is None else source_of(images, channels=shape[0] if shape else None)
     if shape is not None:
-        check_shape(source, shape, path or "the package")
+        check_shape(source, shape, place_of(images) or "the package")
     return source
 
 
