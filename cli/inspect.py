@@ -15,8 +15,8 @@ from odeddim.cli.kinds import ModelName
 @options.allow_pickle
 @options.as_json
 def command(file: str, as_json: bool) -> None:
-    """Show what a model (a built-in name or a path), or a file that odeddim wrote, holds. The default is the built-in
-    model.
+    """Show what a model (a name or a path, as of --model), or a file that odeddim wrote, holds. The default is the
+    built-in model.
 
     It knows latent files, images in HDF5, folders of images, sheets, plans, training runs, the tables, figures and
     measurements of benches, and the parts of runs that are not finished.

@@ -164,7 +164,10 @@ def _model(default: str | None, words: str) -> Callable[[F], F]:
     return gathered("model", together(option, told), subject)
 
 
-model = _model("fashion-mnist", "The name of a built-in model, or the path of a model.")
+model = _model(
+    "fashion-mnist",
+    "The name of a built-in model, the path of a model, or hf:ORG/NAME[@REVISION] of Hugging Face's hub.",
+)
 its_model = _model(
     None, "The model that encoded the latents.  [default: the model and the condition that the file names]"
 )

@@ -24,6 +24,7 @@ from odeddim.storage.atomic import check_place
 from odeddim.storage.images import ImageSource
 from odeddim.storage.outputs import Pictures, open_output
 from odeddim.storage.sheets import Captions, title_of
+from odeddim.storage.sources import Images, place_of
 
 ERROR = "cycle_error"  # the name of the figure in the files
 
@@ -50,7 +51,7 @@ class Crossed(Outcome):
 
 
 def bridge(
-    images: str | Path | None,
+    images: Images,
     output: str | Path | Pictures,
     target: Model | Subject,
     *,
@@ -67,7 +68,7 @@ def bridge(
     A run that was stopped goes on with the same call. A larger count extends a file or a folder of images.
 
     Args:
-        images: A path, as of `odeddim.jobs.encode`; None for the 256 sample images of the package.
+        images: As of `odeddim.jobs.encode`; None for the 256 sample images of the package.
         output: A folder for image files, a sheet.png, a file.h5 or a file.npz; Pictures say how it is drawn, too.
         target: The model that decodes: a name, a path, a VectorField, or a Subject with its condition.
         model: The model that encodes, likewise.
@@ -94,10 +95,10 @@ def bridge(
         >>> crossed.done, len(crossed.cycle_errors)
         (2, 2)
     """
-    images, to, said = None if images is None else Path(images), Pictures.of(output), How.of(how)
+    where, to, said = place_of(images), Pictures.of(output), How.of(how)
     output, is_sheet = to.path, to.is_sheet
     if not output.is_dir():
-        check_place(output, images)
+        check_place(output, where)
     place = (machine or Machine()).at(model=model)
     source, other = subject_on(place, model), subject_on(place, target)
     over = between(
@@ -107,13 +108,13 @@ def bridge(
     for field in (source, other):
         place.fit(field, over.solver)
     given = images_for(source, images)
-    names = first_names(given, count, images)
+    names = first_names(given, count, where)
     size = place.at_once(other, over.solver)
     details = place.details(other, over.solver, size) | ({"cycle": True} if cycle else {})
     details["source"] = asdict(provenance_of(source, over.source_plan, "bridge"))
 
     def of_first(total: int) -> dict[str, Any]:
-        of = {"images": given.identity(images, total)}
+        of = {"images": given.identity(where, total)}
         return asdict(provenance_of(other, over.target_plan, "bridge", **details, **of))
 
     began, work = time.perf_counter(), _Crossing(over, given, place.state, cycle, is_sheet)

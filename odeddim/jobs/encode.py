@@ -28,12 +28,13 @@ from odeddim.plans import Plan, check_encodes
 from odeddim.storage.atomic import check_place
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.prefetch import ahead
+from odeddim.storage.sources import Images, place_of
 from odeddim.storage.workers import rank
 from odeddim.types import InputError, State
 
 
 def encode(
-    images: str | Path | None,
+    images: Images,
     output: str | Path,
     *,
     model: Model | Subject = DEFAULT,
@@ -52,7 +53,8 @@ def encode(
     each of them makes the same call, as under torchrun.
 
     Args:
-        images: A folder, an image file, .npz, .npy, IDX or HDF5; None for the 256 sample images of the package.
+        images: A folder, an image file, .npz, .npy, IDX or HDF5, a list of paths, an array, a tensor, a dataset of
+            torch or of Hugging Face, ... (`odeddim.storage.sources`); None for the 256 sample images of the package.
         output: The latent file, z.h5.
         model: A name, a path, a VectorField, a pipeline of diffusers, or a Subject with its condition.
         plan: The plan that encodes, in place of `how`.
@@ -77,9 +79,9 @@ def encode(
         >>> odeddim.jobs.encode(None, path, model="exact-samples", count=2, solver="euler", steps=4).done
         2
     """
-    images, output = None if images is None else Path(images), Path(output)
-    check_place(output, images, suffixes=SUFFIXES)
-    if images == Path("-") and rank()[1] > 1:
+    given, output = place_of(images), Path(output)
+    check_place(output, given, suffixes=SUFFIXES)
+    if given == Path("-") and rank()[1] > 1:
         raise InputError("several processes cannot share a list on standard input: give a folder or a file of images")
     place = (machine or Machine()).at(model=model)
     field = subject_on(place, model)
@@ -90,12 +92,12 @@ def encode(
     check_encodes(plan.solver)
     place.fit(field, plan.solver)
     source = images_for(field, images)
-    names = first_names(source, count, images)
+    names = first_names(source, count, given)
     size = place.at_once(field, plan.solver, queued=tol is not None)
     run = _Encoding(field, field.on_data(), plan, rungs, place, tol, certify)
 
     def of_first(total: int) -> Provenance:
-        return run.provenance(source.identity(images, total), size)
+        return run.provenance(source.identity(given, total), size)
 
     began = time.perf_counter()
     with (

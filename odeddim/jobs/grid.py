@@ -17,6 +17,7 @@ from odeddim.models import DEFAULT
 from odeddim.ode.grids import STEPS
 from odeddim.plans import Plan
 from odeddim.storage.atomic import check_own, check_place, has_mark, mark_of, plain_text
+from odeddim.storage.sources import Images, place_of
 
 SUFFIXES = (".json",)
 
@@ -37,7 +38,7 @@ class Computed(Outcome):
 
 
 def grid(
-    images: str | Path | None,
+    images: Images,
     output: str | Path,
     solver: str = defaults.ENCODE,
     steps: int = STEPS,
@@ -52,7 +53,7 @@ def grid(
     """Compute the noise levels on which a solver has the smallest error, and write the plan to a file.
 
     Args:
-        images: A path, as of `odeddim.jobs.encode`; None for the 256 sample images of the package.
+        images: As of `odeddim.jobs.encode`; None for the 256 sample images of the package.
         output: The file, plan.json, which `Plan.load` reads; it is also a grid file.
         solver: A name of `odeddim.solvers.names()`.
         steps: The number of steps.
@@ -76,16 +77,16 @@ def grid(
         >>> odeddim.Plan.load(path) == computed.plan
         True
     """
-    images, output = None if images is None else Path(images), Path(output)
-    check_place(output, images, suffixes=SUFFIXES)
+    given, output = place_of(images), Path(output)
+    check_place(output, given, suffixes=SUFFIXES)
     place = (machine or Machine()).at(model=model)
     field = subject_on(place, model)
     own = own_plan(field, solver, steps, end)
     source = images_for(field, images)
     if count is not None:
-        warn_of_count(count, len(source), images)
+        warn_of_count(count, len(source), given)
     x_0 = source[max(0, len(source) - (count or defaults.GRID_IMAGES)) : len(source)].to(place.state)
-    of = plain_text(str(images or "the sample images"))
+    of = plain_text(str(given or "the sample images"))
     notes: dict[str, Any] = {"images": f"the last {len(x_0)} of {of}"}
     mark = mark_of(own.noted(field, **notes).to_dict())
     check_own(output, lambda path: has_mark(path, mark), overwrite=overwrite)

@@ -15,7 +15,7 @@ from odeddim.bench import tables
 from odeddim.bench.harness import CELLS
 from odeddim.latents import latent_file
 from odeddim.latents.latent_file import LatentFile
-from odeddim.models import BUILT_IN, SUFFIXES, format_of, load, summary
+from odeddim.models import BUILT_IN, SUFFIXES, format_of, hub, load, summary
 from odeddim.plans import FORMAT as PLAN
 from odeddim.plans import Plan
 from odeddim.storage import outputs
@@ -64,7 +64,7 @@ def inspect(what: str | Path, *, allow_pickle: bool = False) -> Facts:
         ('a latent file', 2)
     """
     path = Path(what)
-    if str(what) in BUILT_IN:
+    if str(what) in BUILT_IN or hub.is_named(what):
         return _model(str(what), allow_pickle)
     if not os.path.exists(path):
         if os.path.isdir(f"{path}{PARTS}"):

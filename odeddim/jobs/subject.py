@@ -17,11 +17,12 @@ from odeddim.jobs.naming import Subject as Subject
 from odeddim.jobs.work import log, warn
 from odeddim.latents.arithmetic import rms
 from odeddim.latents.latent_file import LatentFile
-from odeddim.models import BUILT_IN, load
+from odeddim.models import BUILT_IN, hub, load
 from odeddim.ode.conditions import Condition
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
-from odeddim.storage.images import SAMPLE, ImageSource, check_shape, open_images, sample_images
+from odeddim.storage.images import SAMPLE, ImageSource, check_shape, sample_images
+from odeddim.storage.sources import Images, place_of, source_of
 from odeddim.types import InputError, pick
 
 
@@ -83,7 +84,13 @@ def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) ->
         file.provenance.check_model(model, str(file.path))
         return model
     said = model if isinstance(model, Subject) else Subject(model)
-    if said.name is None and named not in BUILT_IN and not os.path.exists(named):
+    if said.name is None and hub.is_named(named):
+        if not hub.is_cached(named):  # a file of a stranger must not make this machine download anything
+            raise InputError(
+                f"{file.path} belongs to the model {named}, which is not in the cache of Hugging Face: give its name "
+                "with model=... to download it"
+            )
+    elif said.name is None and named not in BUILT_IN and not os.path.exists(named):
         raise InputError(
             f"{file.path} belongs to the model {named!r}, which was not found: give it with model=..., its path or, in "
             "Python, the object that encoded"
@@ -94,12 +101,12 @@ def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) ->
     return field
 
 
-def images_for(field: VectorField, path: Path | None) -> ImageSource:
-    """The images of a path, in as many channels as the model takes.
+def images_for(field: VectorField, images: Images) -> ImageSource:
+    """Images of any kind, in as many channels as the model takes.
 
     Args:
         field: The model.
-        path: The path, or None for the 256 sample images of the package.
+        images: What holds them, as of `odeddim.storage.sources`; None for the 256 sample images of the package.
 
     Returns:
         The images.
@@ -108,9 +115,9 @@ def images_for(field: VectorField, path: Path | None) -> ImageSource:
         InputError: If the images cannot be read, or have another shape than the model takes.
     """
     shape = field.image_shape
-    source = sample_images() if path is None else open_images(path, channels=shape[0] if shape else None)
+    source = sample_images() if images is None else source_of(images, channels=shape[0] if shape else None)
     if shape is not None:
-        check_shape(source, shape, path or "the package")
+        check_shape(source, shape, place_of(images) or "the package")
     return source
 
 

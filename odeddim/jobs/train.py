@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from odeddim.ode.devices import place_of
-from odeddim.storage.images import ImageSource, open_images
+from odeddim.storage.sources import Images, source_of
 from odeddim.storage.workers import rank
 from odeddim.train import run
 from odeddim.train.checkpoint import CHECKPOINT, saved_settings, saved_step
@@ -38,10 +38,10 @@ class Trained:
 
 
 def train(
-    images: str | Path | ImageSource,
+    images: Images,
     output: str | Path,
     *,
-    validation: str | Path | ImageSource | None = None,
+    validation: Images = None,
     device: str | None = None,
     command: str = "",
     progress: Callable[[Progress], Any] | None = None,
@@ -53,7 +53,7 @@ def train(
     that are left out are those of the run; others than those it was begun with are refused.
 
     Args:
-        images: a folder, .npz, .npy, IDX or HDF5 file, or an `ImageSource`; all images of one square size.
+        images: as of `odeddim.jobs.encode`; all images of one square size.
         output: the folder of the run: the model, a checkpoint, log.csv and sample sheets.
         validation: held-out images, for their loss.
         device: where to train. Default: a GPU if there is one.
@@ -83,9 +83,9 @@ def train(
     made = saved_step(output) if begun else 0
     wanted = replace(base, **{name: value for name, value in settings.items() if name in names})
     run.train(
-        _opened(images),
+        source_of(images),
         output,
-        validation=None if validation is None else _opened(validation),
+        validation=None if validation is None else source_of(validation),
         architecture={name: value for name, value in settings.items() if name not in names},
         settings=wanted,
         device=place,
@@ -93,10 +93,6 @@ def train(
         report=progress,
     )
     return Trained(output, max(made, wanted.steps), made >= wanted.steps)
-
-
-def _opened(images: str | Path | ImageSource) -> ImageSource:
-    return images if isinstance(images, ImageSource) else open_images(images)
 
 
 def _precision(place: torch.device) -> str:

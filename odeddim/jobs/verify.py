@@ -28,6 +28,7 @@ from odeddim.storage.png import MARK
 from odeddim.storage.prefetch import ahead
 from odeddim.storage.resumable import finish
 from odeddim.storage.sheets import Captions, Layout, save_sheet, title_of
+from odeddim.storage.sources import SAVED, Images, place_of
 from odeddim.types import InputError, pick
 
 ENLARGED = 10  # the factor of the difference on the sheet
@@ -62,7 +63,7 @@ class Verified:
 
 def verify(
     latents: str | Path,
-    images: str | Path | None = None,
+    images: Images = None,
     *,
     by: str = "latent_error",
     sheet: str | Path | Pictures | None = None,
@@ -80,7 +81,7 @@ def verify(
 
     Args:
         latents: The latent file, z.h5.
-        images: The images that were encoded; None for those that the file names.
+        images: The images that were encoded, as of `odeddim.jobs.encode`; None for those that the file names.
         by: The figure of the certificate that sorts the latents.
         sheet: Where to draw the worst, worst.png: each image, the image decoded again, and ten times their difference.
             Pictures say how it is drawn, too.
@@ -104,12 +105,12 @@ def verify(
         >>> odeddim.jobs.verify(path).figures["latent_error"].shape
         torch.Size([2])
     """
-    latents, images = Path(latents), None if images is None else Path(images)
+    latents = Path(latents)
     pick(by, BADNESS, "figure")
-    drawn = None if sheet is None else sheet_at(sheet, latents, images)
+    drawn = None if sheet is None else sheet_at(sheet, latents, place_of(images))
     if wait:
         wait_for(latents)
-    source: ImageSource | Path | None = images
+    source: ImageSource | None = None
     with LatentFile(latents) as file:
         mark = mark_of("verify", file.fingerprint, by, shown)
         if drawn is not None:
@@ -132,7 +133,8 @@ def verify(
         figures = {name: known[name] for name in CERTIFICATE}
         order = worst(figures, by)
         if drawn is not None and place is not None and field is not None:
-            _draw(drawn, file, order[:shown].tolist(), figures, field, replace(place, encoded=file), source, mark)
+            place = replace(place, encoded=file)
+            _draw(drawn, file, order[:shown].tolist(), figures, field, place, source, images, mark)
         return Verified(latents, tuple(file.names), figures, order, file.figures("report").get("floor"))
 
 
@@ -153,8 +155,8 @@ def _check(file: LatentFile, progress: Progress) -> None:
             advance(stop - start)
 
 
-def _originals(file: LatentFile, field: VectorField, images: Path | None) -> ImageSource:
-    """The images that were encoded: those at the path, or at the one that the file names; an InputError for others."""
+def _originals(file: LatentFile, field: VectorField, images: Images) -> ImageSource:
+    """The images that were encoded: those given, or at the path that the file names; an InputError for others."""
     made = file.provenance
     if made.made_by != "encode":
         raise InputError(
@@ -164,20 +166,18 @@ def _originals(file: LatentFile, field: VectorField, images: Path | None) -> Ima
     named = made.details.get("images", {})
     if images is None and named.get("path") not in (None, SAMPLE):
         images = Path(named["path"])
-        if not images.exists():
+        if not images.exists() and not str(images).startswith(SAVED):
             raise InputError(f"the images of {file.path} are no longer at {images}: give images, verify z.h5 IMAGES")
     if images is None and named.get("path") != SAMPLE:
         raise InputError(f"{file.path} does not name the images that it was made of: give images, verify z.h5 IMAGES")
-    source = images_for(field, images)
+    source, where = images_for(field, images), place_of(images) or SAMPLE
     for start in range(0, len(file), CHUNK):
         stop = min(start + CHUNK, len(file))
         if file.names[start:stop] != [plain_text(name) for name in source.names[start:stop]]:
-            raise InputError(f"{images or SAMPLE} does not hold the images of {file.path}, from number {start} on")
+            raise InputError(f"{where} does not hold the images of {file.path}, from number {start} on")
     # Other images may have the same names. The hash in older files, without "of", does not cover all images.
     if "of" in named and named.get("sha256") != source.fingerprint(file.total):
-        raise InputError(
-            f"{images or SAMPLE} does not hold the images of {file.path}, which was made of other ones: give those"
-        )
+        raise InputError(f"{where} does not hold the images of {file.path}, which was made of other ones: give those")
     return source
 
 
@@ -214,12 +214,13 @@ def _draw(
     figures: Mapping[str, torch.Tensor],
     field: VectorField,
     place: Place,
-    images: ImageSource | Path | None,
+    source: ImageSource | None,
+    images: Images,
     mark: str,
 ) -> None:
     """The worst images, side by side: as they were, decoded again, and the difference."""
     try:
-        source = images if isinstance(images, ImageSource) else _originals(file, field, images)
+        source = source or _originals(file, field, images)
     except InputError as error:
         warn(f"the sheet has no originals: {error}")
         source = None

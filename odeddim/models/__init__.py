@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from odeddim.models import weights
+from odeddim.models import hub, weights
 from odeddim.models.objects import DiffusersObject, load_object
 from odeddim.ode.field import VectorField
 from odeddim.types import InputError, pick
@@ -104,9 +105,10 @@ def load(
     """Load a model as a VectorField, with its weights frozen and the network in evaluation mode.
 
     Args:
-        model: A built-in name (`odeddim.models.BUILT_IN`), or the path of a model's folder or file. A VectorField is
-            moved and returned. Of diffusers, a pipeline, or a UNet or transformer with its scheduler: the model shares
-            the weights and leaves the object as it is; see `odeddim.models.objects`.
+        model: A built-in name (`odeddim.models.BUILT_IN`), the path of a model's folder or file, or hf:ORG/NAME of
+            Hugging Face's hub, with @REVISION or without, which is downloaded. A VectorField is moved and returned. Of
+            diffusers, a pipeline, or a UNet or transformer with its scheduler: the model shares the weights and leaves
+            the object as it is; see `odeddim.models.objects`.
         scheduler: The scheduler of a network of diffusers. It says what the network was trained on; it is not run.
         device: The device of the network; by default torch's default device, or where the object lies.
         dtype: The dtype of the network, see `VectorField.to`; by default as stored. The state has its own dtype. On a
@@ -131,6 +133,8 @@ def load(
     if not isinstance(model, (str, Path)):
         field = model if isinstance(model, VectorField) else load_object(model, scheduler)
         return field if device is None and dtype is None else field.to(device or field.device or "cpu", dtype)
+    if hub.is_named(model):
+        return hub.loaded(str(model), partial(load, device=device, dtype=dtype))
     if str(model) in BUILT_IN:
         field = BUILT_IN[str(model)][0]()
     else:

@@ -16,6 +16,7 @@ from odeddim.jobs.bench.workbench import Session, Workbench
 from odeddim.jobs.subject import images_for
 from odeddim.models.networks.classifier import REFERENCE
 from odeddim.storage.images import ImageSource, check_shape, sample_images
+from odeddim.storage.sources import Images, place_of
 from odeddim.types import InputError
 
 
@@ -27,7 +28,7 @@ def quality(
     solvers: Sequence[str] = defaults.QUALITY.solvers,
     grid: str = defaults.GRID,
     steps: Sequence[int] = defaults.QUALITY.steps,
-    reference: str | Path | None = None,
+    reference: Images = None,
     features: str | Path | Features | None = None,
     paper: str | None = None,
     **how: Any,
@@ -110,7 +111,7 @@ def _sampler(eta: str) -> tuple[str, dict[str, float]]:
 
 
 def _compared_with(
-    session: Session, reference: str | Path | None, features: str | Path | Features | None, shape: tuple[int, ...]
+    session: Session, reference: Images, features: str | Path | Features | None, shape: tuple[int, ...]
 ) -> tuple[Features, Pictures, Pictures | None]:
     """The feature network, the reference, and more real images where the reference is the package's own."""
     name = session.field.name
@@ -119,10 +120,10 @@ def _compared_with(
     network = session.features(features, shape)
     if network is None:
         raise InputError(f"which features of the images of {name!r} are to be compared? Give features=...")
-    real = images_for(session.field, Path(reference or REFERENCE))
-    check_shape(real, shape, Path(reference) if reference else "the package")
+    real = images_for(session.field, REFERENCE if reference is None else reference)
+    check_shape(real, shape, place_of(reference) or "the package")
     others = sample_images() if reference is None else None
-    named = str(reference or "2,048 test images of Fashion-MNIST")
+    named = str(place_of(reference) or "2,048 test images of Fashion-MNIST")
     return network, _pictures(real, named), None if others is None else _pictures(others)
 
 

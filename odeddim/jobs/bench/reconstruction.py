@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,11 +14,12 @@ from odeddim.bench import reconstruction as bench
 from odeddim.bench.tables import Table
 from odeddim.jobs.bench.workbench import Session, Workbench
 from odeddim.jobs.subject import data_and_floor, images_for, warn_of_count
+from odeddim.storage.sources import Images, place_of
 
 
 def reconstruction(
     workbench: Workbench,
-    images: str | Path | None = None,
+    images: Images = None,
     *,
     count: int | None = None,
     solvers: Sequence[str] = defaults.RECONSTRUCTION.solvers,
@@ -37,7 +37,7 @@ def reconstruction(
 
     Args:
         workbench: The model, the machine, and the folder.
-        images: A folder, an image file or an array file; None for the sample images of the package.
+        images: As of `odeddim.jobs.encode`; None for the sample images of the package.
         count: The number of images, taken from the beginning; by default 24, or all if there are fewer.
         solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
         steps: The numbers of steps.
@@ -65,8 +65,8 @@ def reconstruction(
         ['euler', 'ab3']
     """
     session = Session.of(workbench, "reconstruction", on_data=True)
-    place, whole, path = session.place, session.whole, None if images is None else Path(images)
-    source = images_for(whole, path)
+    place, whole, path = session.place, session.whole, place_of(images)
+    source = images_for(whole, images)
     if count is not None:
         warn_of_count(count, len(source), path)
     count = min(count or defaults.RECONSTRUCTION.count, len(source))

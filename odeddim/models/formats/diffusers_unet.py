@@ -106,6 +106,11 @@ def matches(path: Path) -> bool:
     )
 
 
+def parts(folder: Path) -> list[str]:
+    """The part whose weights `read` reads, "" being the folder itself."""
+    return ["" if (where := _where(folder)) == folder else where.name]
+
+
 def read(path: Path) -> VectorField:
     """Read the model of a folder.
 
@@ -121,7 +126,7 @@ def read(path: Path) -> VectorField:
     folder = _folder(path)
     if os.path.lexists(folder / INDEX):
         components.config_of(folder, INDEX)  # a damaged file may have named other components
-    where = next((one for one in (folder / EMA, folder / UNET) if (one / CONFIG).is_file()), folder)
+    where = _where(folder)
     config = components.config_of(where)
     if config.get("_class_name") != CLASS:
         raise InputError(f"{where / CONFIG} describes a {config.get('_class_name')!r:.60}, not a {CLASS}")
@@ -166,6 +171,11 @@ def read(path: Path) -> VectorField:
 def _within(value: Any) -> bool:
     """Return whether a number of layers, or the length of a list of them, is at most `MOST`."""
     return not (isinstance(value, int) and value > MOST) and not (isinstance(value, list) and len(value) > MOST)
+
+
+def _where(folder: Path) -> Path:
+    """Where the network lies."""
+    return next((one for one in (folder / EMA, folder / UNET) if (one / CONFIG).is_file()), folder)
 
 
 def _folder(path: Path) -> Path:

@@ -33,6 +33,7 @@ from odeddim.types import InputError
 
 INDEX = "model_index.json"
 CODECS = ("vae", "vqvae")
+_OF_TEXTS = ("tokenizer", "text_encoder")
 
 _OF_OTHERS = ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds", "time_cond_proj_dim")
 """Settings of text-conditioned networks that take more inputs than a text."""
@@ -45,6 +46,13 @@ def matches(path: Path) -> bool:
         return False
     text = json_files.glance(index)
     return any(os.path.isdir(index.parent / part) or f'"{part}"' in text for part in CODECS)
+
+
+def parts(folder: Path) -> list[str]:
+    """The parts that `read` reads: those with weights, and tokenizers. Raises InputError for a network of others."""
+    index = config_of(folder, INDEX)
+    read_too = (_network(folder, index)[0].name, *CODECS)
+    return [part for part in index if has(index, part) and (part in read_too or part.startswith(_OF_TEXTS))]
 
 
 def read(path: Path) -> VectorField:
@@ -61,13 +69,7 @@ def read(path: Path) -> VectorField:
     """
     folder = path.parent if path.name == INDEX else path
     index = config_of(folder, INDEX)
-    where = folder / next((part for part in ("unet", "transformer") if has(index, part)), "unet")
-    kind = str(index[where.name][1]) if has(index, where.name) else None
-    if kind not in NETWORKS:
-        raise InputError(
-            f"{folder / INDEX} names {'no network' if kind is None else 'a ' + kind} as its {where.name}: "
-            f"give a pipeline with one of {', '.join(NETWORKS)}"
-        )
+    where, kind = _network(folder, index)
     config = config_of(where)
     if config.get("_class_name") != kind:
         raise InputError(f"{where / CONFIG} describes a {config.get('_class_name')}, but {INDEX} names a {kind}")
@@ -104,6 +106,18 @@ def read(path: Path) -> VectorField:
         conditions=told.conditions,
         codec=codec,
     )
+
+
+def _network(folder: Path, index: Mapping[str, Any]) -> tuple[Path, str]:
+    """Return the folder of a pipeline's network, and the network's class."""
+    where = folder / next((part for part in ("unet", "transformer") if has(index, part)), "unet")
+    kind = str(index[where.name][1]) if has(index, where.name) else None
+    if kind not in NETWORKS:
+        raise InputError(
+            f"{folder / INDEX} names {'no network' if kind is None else 'a ' + kind} as its {where.name}: "
+            f"give a pipeline with one of {', '.join(NETWORKS)}"
+        )
+    return where, kind
 
 
 def _shape(config: Mapping[str, Any], where: Path) -> tuple[int, int, int]:

@@ -26,6 +26,11 @@ def matches(path: Path) -> bool:
     return os.path.isfile(folder / CONFIG)
 
 
+def parts(folder: Path) -> list[str]:
+    """The parts whose weights `read` reads: the folder itself."""
+    return [""]
+
+
 def describe(path: Path) -> dict[str, Any]:
     """Read and check model.json.
 
