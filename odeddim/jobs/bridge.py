@@ -14,7 +14,7 @@ from odeddim import defaults
 from odeddim.api import Model
 from odeddim.bridges import Bridge, between
 from odeddim.jobs.machine import Machine
-from odeddim.jobs.subject import Subject, first_names, images_for, subject_on
+from odeddim.jobs.subject import Subject, first_names, images_for, recorded, subject_on, tell_skipped
 from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Outcome, Progress, silent
 from odeddim.latents.provenance import provenance_of
@@ -22,6 +22,7 @@ from odeddim.models import DEFAULT
 from odeddim.storage.atomic import check_place
 from odeddim.storage.images import ImageSource
 from odeddim.storage.outputs import open_output
+from odeddim.storage.preparation import Preparation
 
 ERROR = "cycle_error"  # the name of the figure in the files
 _COLUMNS = 4  # of a sheet
@@ -56,6 +57,7 @@ def bridge(
     model: Model | Subject = DEFAULT,
     count: int | None = None,
     cycle: bool = True,
+    prepare: Preparation | None = None,
     machine: Machine | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -72,6 +74,7 @@ def bridge(
         model: The model that encodes, likewise.
         count: The number of images to take, the first ones; by default all.
         cycle: Whether to take the images back too, for the cycle error; 3 times the evaluations.
+        prepare: What is done to the images, as of `odeddim.Preparation`; by default their shape must be the model's.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
         progress: A progress display, see `odeddim.jobs.work.Progress`.
@@ -104,11 +107,11 @@ def bridge(
     )  # fmt: skip
     for field in (source, other):
         place.fit(field, over.solver)
-    given = images_for(source, images)
+    given = images_for(source, images, prepare)
     names = first_names(given, count, images)
     size = place.at_once(other, over.solver)
     details = place.details(other, over.solver, size) | ({"cycle": True} if cycle else {})
-    details["images"] = given.identity(images, len(names))
+    details |= {"images": given.identity(images, len(names)), **recorded(given)}
     details["source"] = asdict(provenance_of(source, over.source_plan, "bridge"))
     made = asdict(provenance_of(other, over.target_plan, "bridge", **details))
     is_sheet = output.suffix.lower() == ".png" and not output.is_dir()
@@ -129,7 +132,7 @@ def bridge(
     words = (
         f"{so_far(done, total)} images in {output}{of_all(done, total, work.here)}: {source.name} to {other.name} at "
         f"σ = {over.sigma:.6g}, {over.solver.name}, {evaluated(work.here, source, other)}, "
-        f"{time.perf_counter() - began:.1f} s"
+        f"{time.perf_counter() - began:.1f} s{tell_skipped(given)}"
     )
     found = (work.known or out.figures(ERROR)) if cycle else []
     return Crossed(output, done, total, words, tuple(found))

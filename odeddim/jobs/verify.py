@@ -22,6 +22,7 @@ from odeddim.storage.hdf5 import CHUNK
 from odeddim.storage.images import SAMPLE, ImageSource
 from odeddim.storage.png import MARK, save_sheet
 from odeddim.storage.prefetch import ahead
+from odeddim.storage.preparation import Preparation
 from odeddim.storage.resumable import finish
 from odeddim.types import InputError, pick
 
@@ -155,7 +156,7 @@ def _originals(file: LatentFile, field: VectorField, images: Path | None) -> Ima
             raise InputError(f"the images of {file.path} are no longer at {images}: give images, verify z.h5 IMAGES")
     if images is None and named.get("path") != SAMPLE:
         raise InputError(f"{file.path} does not name the images that it was made of: give images, verify z.h5 IMAGES")
-    source = images_for(field, images)
+    source = images_for(field, images, Preparation.of(made.details.get("prepared", {})))
     for start in range(0, len(file), CHUNK):
         stop = min(start + CHUNK, len(file))
         if file.names[start:stop] != [plain_text(name) for name in source.names[start:stop]]:

@@ -177,6 +177,6 @@ def _architecture(given: Mapping[str, Any], images: ImageSource) -> dict[str, An
     """The settings of the U-Net for these images; lists where tuples are given, as its own config has them."""
     channels, height, width = images.shape
     if height != width:
-        raise InputError(f"the images are {height}×{width} pixels, and the U-Net is made for squares: crop them")
+        raise InputError(f"the images are {height}×{width} pixels, and the U-Net is made for squares: give resize=SIZE")
     given = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     return {**given, "in_channels": channels, "image_size": height}

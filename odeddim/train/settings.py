@@ -32,6 +32,7 @@ class Settings:
         ema: decay of the average of the weights.
         seed: of the first weights, of the order of the images and of the noise.
         precision: of the network's arithmetic while training. Weights, optimiser and loss are float32.
+        prepared: how the images were prepared, as of `odeddim.storage.preparation.Preparation.to_dict`.
         checkpoint_every: steps between checkpoints; likewise samples_every for sample sheets and log_every for rows
             of the log.
 
@@ -49,6 +50,7 @@ class Settings:
     ema: float = 0.999
     seed: int = 0
     precision: str = "float32"
+    prepared: dict[str, Any] | None = None
     checkpoint_every: int = 1000
     samples_every: int = 5000
     log_every: int = 100
@@ -70,7 +72,10 @@ class Settings:
 
     def fixed(self) -> dict[str, Any]:
         """The settings that a continued run must share with the one that was begun."""
-        return {name: value for name, value in asdict(self).items() if name not in CHANGEABLE}
+        said = {name: value for name, value in asdict(self).items() if name not in CHANGEABLE}
+        if not said["prepared"]:
+            del said["prepared"]  # runs of earlier versions do not have it
+        return said
 
 
 def learning_rate(settings: Settings, step: int) -> float:

@@ -81,11 +81,10 @@ class Trainer:
         """Take the settings that a continued run may change; refuse others, another network, and other images."""
         if settings is not None:
             before, after = self.settings.fixed(), settings.fixed()
-            for name in before:
-                if before[name] != after[name]:
-                    raise InputError(
-                        f"the run has {name} {before[name]}, not {after[name]}: leave it, or train in another folder"
-                    )
+            for name in {**before, **after}:
+                has, wants = before.get(name), after.get(name)
+                if has != wants:
+                    raise InputError(f"the run has {name} {has}, not {wants}: leave it, or train in another folder")
             self.settings = settings
         for name, wanted in architecture.items():
             if self.network.config.get(name) != wanted:
