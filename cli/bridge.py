@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, pictures
+from odeddim.cli import options, pictures, preparation
 from odeddim.cli.kinds import Interval, ModelName
 
 if TYPE_CHECKING:
-    from odeddim.jobs import Machine, Pictures, Subject
+    from odeddim.jobs import Pictures, Subject
 
 
 def _target(own: dict[str, Any]) -> Subject:
@@ -73,20 +73,18 @@ target = options.gathered(
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print the cycle errors of all images as CSV.")
 @options.model
+@preparation.prepare
 @options.run(defaults.BRIDGE, options.end)
 @options.machine
 @options.overwrite
 def command(
     images: Path | None,
     output: Pictures,
-    count: int | None,
     target: Subject,
     cycle: bool,
     as_csv: bool,
-    model: Subject,
     how: dict[str, Any],
-    machine: Machine,
-    overwrite: bool,
+    **given: Any,
 ) -> None:
     """Encode IMAGES with one model (--model) and decode them with another (--to): a dual diffusion implicit bridge.
 
@@ -112,10 +110,7 @@ def command(
     from odeddim import jobs
     from odeddim.cli.progress import bar
 
-    made = jobs.bridge(
-        images, output, target, model=model, count=count, cycle=cycle, machine=machine, overwrite=overwrite,
-        progress=bar, **how,
-    )  # fmt: skip
+    made = jobs.bridge(images, output, target, cycle=cycle, progress=bar, **given, **how)
     options.tell(made, err=as_csv)
     if as_csv and cycle:
         table = csv.writer(sys.stdout)

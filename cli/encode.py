@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options
+from odeddim.cli import options, preparation
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
+    from odeddim.storage.preparation import Preparation
 
 
 @click.command("encode")
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     help="How many images to take, from the first.  [default: all]",
 )
 @options.model
+@preparation.prepare
 @options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, options.plan)
 @options.machine
 @options.tol
@@ -36,6 +38,7 @@ def command(
     count: int | None,
     model: Subject,
     how: dict[str, Any],
+    prepare: Preparation | None,
     machine: Machine,
     tol: float | None,
     certify: bool,
@@ -62,13 +65,22 @@ def command(
     is until the longer file is whole. Several processes share the work: start the command under torchrun, or start it
     several times.
 
+    Photographs of any size: --resize S makes them S×S pixels, --crop center or --pad alone the size that the model
+    takes. Each is turned as its EXIF orientation says, laid on --background where it is transparent, converted to the
+    model's channels, resized by Pillow's Lanczos filter, and cropped or padded. By default both ends of the longer side
+    are cut off, as by torchvision's Resize and CenterCrop; --crop none stretches, as diffusers does. Gray images of 16
+    bits or floats keep their precision; of colour, 8 bits are read. Arrays are resized likewise. The latent file says
+    what was done, `odeddim inspect` shows it, and `odeddim verify` does it again.
+
     Transparent parts of an image become white. Of a file with several pictures, such as an animation, the first is
-    taken. A warning says how many images are concerned.
+    taken. A warning says how many images are concerned. Hidden files (.NAME) are left alone. A file that cannot be read
+    ends the command before it writes anything, or is left out with --skip-bad.
 
     \b
     Examples:
       odeddim encode -o z.h5                              the sample images, the built-in model
       odeddim encode photos/ -o z.h5 --model MODEL
+      odeddim encode photos/ -o z.h5 --model MODEL --resize model --skip-bad
       odeddim encode -o z.h5 --solver euler --grid linear --steps 100     DDIM, as in the paper
       odeddim encode -o z.h5 --solver dopri5 --rtol 1e-5
       odeddim encode photos/ -o z.h5 --model MODEL --certify
@@ -81,7 +93,7 @@ def command(
     from odeddim.cli.progress import bar
 
     made = jobs.encode(
-        images, output, model=model, count=count, tol=tol, certify=certify, machine=machine, overwrite=overwrite,
-        progress=bar, **how,
+        images, output, model=model, count=count, tol=tol, certify=certify, prepare=prepare, machine=machine,
+        overwrite=overwrite, progress=bar, **how,
     )  # fmt: skip
     options.tell(made)

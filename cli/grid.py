@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from odeddim import defaults
-from odeddim.cli import options
+from odeddim.cli import options, preparation
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
     from odeddim.jobs.grid import Computed
+    from odeddim.storage.preparation import Preparation
 
 
 @click.command("grid")
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     help=f"How many images to measure on, from the last.  [default: {defaults.GRID_IMAGES}]",
 )
 @options.model
+@preparation.prepare
 @options.solver(defaults.ENCODE)
 @options.steps
 @options.end
@@ -41,6 +43,7 @@ def command(
     solver: str | None,
     steps: int | None,
     end: str,
+    prepare: Preparation | None,
     machine: Machine,
     overwrite: bool,
 ) -> None:
@@ -65,7 +68,7 @@ def command(
 
     made = jobs.grid(
         images, output, solver or defaults.ENCODE, **({} if steps is None else {"steps": steps}), end=end, count=count,
-        model=model, machine=machine, overwrite=overwrite, progress=bar,
+        model=model, prepare=prepare, machine=machine, overwrite=overwrite, progress=bar,
     )  # fmt: skip
     _print(made)
     if made.found.best is made.found.own:

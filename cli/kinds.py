@@ -151,6 +151,21 @@ class FigureSize(click.ParamType[tuple[float, float]]):
         return width, height
 
 
+class Size(click.ParamType[Any]):
+    """The size of an image: S, H,W or model."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or value == "model":
+            return value
+        parts = [part.strip() for part in value.replace("x", ",").split(",")]
+        if len(parts) > 2 or not all(part.isdecimal() and part.strip("0") and len(part) < 10 for part in parts):
+            self.fail(f"{value!r:.80}: give a number of pixels, height and width as in 64,96, or model", param, ctx)
+        sides = tuple(map(int, parts))
+        return sides if len(sides) == 2 else sides[0]
+
+
 class Indices(click.ParamType[Any]):
     """A group of latents: indices and ranges of them, ends included, 0-9,12,20-29."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odeddim.cli import options
+from odeddim.cli import options, preparation
 from odeddim.cli.kinds import Items
 from odeddim.cli.telling import telling
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--validation", default=None, type=click.Path(path_type=Path), help="Held-out images, whose loss is logged."
 )
+@preparation.prepare
 @click.option("--resume", is_flag=True, hidden=True)  # of earlier versions; refuses where there is no run
 @click.option(
     "--predicts",
@@ -93,8 +94,9 @@ if TYPE_CHECKING:
 def command(data: Path, output: Path, validation: Path | None, resume: bool, device: str | None, **given: Any) -> None:
     """Train a U-Net on the images of DATA, by DDPM's loss or that of a rectified flow. The model has averaged weights.
 
-    DATA is a folder, .npz, .npy, IDX (MNIST's format, gzip or not) or HDF5. All images have the same square size. The
-    folder MODEL gets the model, checkpoints, log.csv and sample sheets; `--model MODEL` can use it at any time.
+    DATA is a folder, .npz, .npy, IDX (MNIST's format, gzip or not) or HDF5. All images have the same square size, or
+    --resize S gives it to them; the other options about images are as in `odeddim encode`. The folder MODEL gets the
+    model, checkpoints, log.csv and sample sheets; `--model MODEL` can use it at any time.
 
     A run that was stopped, for whatever reason, goes on with the same command. A complete run goes on with a larger
     --steps. Settings that are left out are those that the run was begun with; other values are refused.
@@ -103,6 +105,7 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
     Examples:
       odeddim train train-images-idx3-ubyte.gz --validation t10k-images-idx3-ubyte.gz -o MODEL
       odeddim train photos32/ -o MODEL --multipliers 1,2,2 --attention 16 --steps 100000
+      odeddim train photos/ -o MODEL --resize 64 --skip-bad
       odeddim train photos32/ -o FLOW --predicts flow
       odeddim train photos32/ -o MODEL --steps 150000             more steps of the run in MODEL
     """
@@ -127,7 +130,8 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
     if run.was_complete:
         options.echo(f"{output} is complete, with {run.steps} steps: a larger --steps goes on")
     else:
-        options.echo(f"{output} holds the model: try `odeddim sample --model {output} -o sheet.png`")
+        skipped = f" ({run.skipped} file{'s' if run.skipped > 1 else ''} skipped)" if run.skipped else ""
+        options.echo(f"{output} holds the model{skipped}: try `odeddim sample --model {output} -o sheet.png`")
 
 
 @contextlib.contextmanager

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from odeddim.ode.schedule import Schedule as Schedule
     from odeddim.plans import Plan as Plan
     from odeddim.plans import integrate as integrate
+    from odeddim.storage.images import open_images as open_images
+    from odeddim.storage.preparation import Preparation as Preparation
     from odeddim.types import BudgetExceeded as BudgetExceeded
     from odeddim.types import Field as Field
     from odeddim.types import InputError as InputError
@@ -55,6 +57,7 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "Field": "odeddim.types",
         "InputError": "odeddim.types",
         "Plan": "odeddim.plans",
+        "Preparation": "odeddim.storage.preparation",
         "Schedule": "odeddim.ode.schedule",
         "Solver": "odeddim.types",
         "State": "odeddim.types",
@@ -72,6 +75,7 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "load": "odeddim.models",
         "noise": "odeddim.api",
         "open": "odeddim.jobs.latent_files",
+        "open_images": "odeddim.storage.images",
         "plan": "odeddim.api",
         "sample": "odeddim.api",
         "save": "odeddim.jobs.latent_files",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from odeddim.bench import defaults
-from odeddim.cli import options
+from odeddim.cli import options, preparation
 from odeddim.cli.bench import shared
 from odeddim.cli.kinds import Items
 from odeddim.defaults import MOST_NEW
@@ -42,6 +42,7 @@ from odeddim.defaults import MOST_NEW
     metavar="IMAGES",
     help="Real images to compare with.  [default: for built-in models, 2,048 test images of Fashion-MNIST]",
 )
+@preparation.prepare
 @shared.features
 @click.option(
     "--paper",

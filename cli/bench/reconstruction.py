@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from odeddim.bench import defaults
-from odeddim.cli import options
+from odeddim.cli import options, preparation
 from odeddim.cli.bench import shared
 from odeddim.cli.kinds import Items
+
+if TYPE_CHECKING:
+    from odeddim.storage.preparation import Preparation
 
 
 @click.command("reconstruction")
@@ -40,6 +43,7 @@ from odeddim.cli.kinds import Items
     "paper's Table 2 beside the rows of euler, and the mean that the paper reports. Refused for another shape of "
     "images or another schedule.",
 )
+@preparation.prepare
 @options.end
 @options.tolerances
 @shared.common
@@ -51,6 +55,7 @@ def command(
     steps: list[int],
     labels: list[str],
     paper: bool,
+    prepare: Preparation | None,
     end: str,
     settings: dict[str, Any],
 ) -> None:
@@ -75,6 +80,6 @@ def command(
 
     table = jobs.bench.reconstruction(
         run.workbench, images, count=count, solvers=solvers, steps=steps, labels=labels, paper=paper, end=end,
-        **settings,
+        prepare=prepare, **settings,
     )  # fmt: skip
     run.print(table)

@@ -15,7 +15,7 @@ from odeddim import defaults
 from odeddim.api import Model
 from odeddim.bridges import Bridge, between
 from odeddim.jobs.machine import Machine
-from odeddim.jobs.subject import Subject, first_names, images_for, subject_on
+from odeddim.jobs.subject import Subject, first_names, images_for, recorded, subject_on, tell_skipped
 from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Outcome, Progress, shown
 from odeddim.latents.provenance import provenance_of
@@ -23,6 +23,7 @@ from odeddim.models import DEFAULT
 from odeddim.storage.atomic import check_place
 from odeddim.storage.images import ImageSource
 from odeddim.storage.outputs import Pictures, open_output
+from odeddim.storage.preparation import Preparation
 from odeddim.storage.sheets import Captions, title_of
 from odeddim.storage.sources import Images, place_of
 
@@ -58,6 +59,7 @@ def bridge(
     model: Model | Subject = DEFAULT,
     count: int | None = None,
     cycle: bool = True,
+    prepare: Preparation | None = None,
     machine: Machine | None = None,
     overwrite: bool = False,
     progress: Progress = False,
@@ -74,6 +76,7 @@ def bridge(
         model: The model that encodes, likewise.
         count: The number of images to take, the first ones; by default all.
         cycle: Whether to take the images back too, for the cycle error; 3 times the evaluations.
+        prepare: What is done to the images, as of `odeddim.Preparation`; by default their shape must be the model's.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
         progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
@@ -107,10 +110,10 @@ def bridge(
     )  # fmt: skip
     for field in (source, other):
         place.fit(field, over.solver)
-    given = images_for(source, images)
+    given = images_for(source, images, prepare)
     names = first_names(given, count, where)
     size = place.at_once(other, over.solver)
-    details = place.details(other, over.solver, size) | ({"cycle": True} if cycle else {})
+    details = place.details(other, over.solver, size) | ({"cycle": True} if cycle else {}) | recorded(given)
     details["source"] = asdict(provenance_of(source, over.source_plan, "bridge"))
 
     def of_first(total: int) -> dict[str, Any]:
@@ -134,7 +137,7 @@ def bridge(
     words = (
         f"{so_far(done, total)} images in {output}{of_all(done, total, work.here)}: {source.name} to {other.name} at "
         f"σ = {over.sigma:.6g}, {over.solver.name}, {evaluated(work.here, source, other)}, "
-        f"{time.perf_counter() - began:.1f} s"
+        f"{time.perf_counter() - began:.1f} s{tell_skipped(given)}"
     )
     found = (work.known or out.figures(ERROR)) if cycle else []
     return Crossed(output, done, total, words, tuple(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,16 @@ from odeddim.api import encode as encode_batch
 from odeddim.checks.certificate import Rungs, certificate_of_rungs, encode_to, rungs_of
 from odeddim.checks.certificate import certify as certify_batch
 from odeddim.jobs.machine import Machine, Place
-from odeddim.jobs.subject import Subject, data_and_floor, first_names, images_for, subject_on, warn_of_plan
+from odeddim.jobs.subject import (
+    Subject,
+    data_and_floor,
+    first_names,
+    images_for,
+    recorded,
+    subject_on,
+    tell_skipped,
+    warn_of_plan,
+)
 from odeddim.jobs.telling import Reports, Tally, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Outcome, Progress, shown, the_plan
 from odeddim.latents.latent_file import LatentRun
@@ -28,6 +37,7 @@ from odeddim.plans import Plan, check_encodes
 from odeddim.storage.atomic import check_place
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.prefetch import ahead
+from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of
 from odeddim.storage.workers import rank
 from odeddim.types import InputError, State
@@ -42,6 +52,7 @@ def encode(
     count: int | None = None,
     tol: float | None = None,
     certify: bool = False,
+    prepare: Preparation | None = None,
     machine: Machine | None = None,
     overwrite: bool = False,
     progress: Progress = False,
@@ -62,6 +73,7 @@ def encode(
         tol: A tolerance in place of steps: each image takes the fewest steps whose round trip is this good, rms over
             pixels in [-1, 1].
         certify: Whether to store a certificate with each latent; 4 times the evaluations.
+        prepare: What is done to the images, as of `odeddim.Preparation`; by default their shape must be the model's.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
         progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
@@ -91,13 +103,13 @@ def encode(
     warn_of_plan(plan, field)
     check_encodes(plan.solver)
     place.fit(field, plan.solver)
-    source = images_for(field, images)
+    source = images_for(field, images, prepare)
     names = first_names(source, count, given)
     size = place.at_once(field, plan.solver, queued=tol is not None)
     run = _Encoding(field, field.on_data(), plan, rungs, place, tol, certify)
 
     def of_first(total: int) -> Provenance:
-        return run.provenance(source.identity(given, total), size)
+        return run.provenance({"images": source.identity(given, total), **recorded(source)}, size)
 
     began = time.perf_counter()
     with (
@@ -109,7 +121,7 @@ def encode(
             state, figures = run.batch(pixels, names[start:stop])
             file.write(start, stop, state, figures)
             advance(stop - start)
-    words = run.words(output, file.done, len(names), time.perf_counter() - began)
+    words = run.words(output, file.done, len(names), time.perf_counter() - began) + tell_skipped(source)
     return Outcome(output, file.done, len(names), words)
 
 
@@ -137,13 +149,13 @@ class _Encoding:
         self.tol, self.certified = tol, certified
         self.reports, self.tally, self.rms = Reports(), Tally(tol or 0.0), 0.0
 
-    def provenance(self, images: dict[str, str], size: int) -> Provenance:
-        """The provenance of the latents, given the identity of the images and the number of images at once."""
+    def provenance(self, images: Mapping[str, Any], size: int) -> Provenance:
+        """The provenance of the latents, given what is recorded of the images, and how many are in work at once."""
         return provenance_of(
             self.field,
             self.plan,
             "encode",
-            images=images,
+            **images,
             **({} if self.tol is None else {"tol": self.tol, "ladder": list(self.rungs)}),
             **({"certified": True} if self.certified else {}),
             **self.place.details(self.field, self.plan.solver, size),

@@ -11,12 +11,13 @@ from odeddim import defaults
 from odeddim.api import Model
 from odeddim.fitting.grid_search import ComputedGrid, compute, most_evaluations, own_plan
 from odeddim.jobs.machine import BATCH, Machine
-from odeddim.jobs.subject import Subject, images_for, subject_on, warn_of_count
+from odeddim.jobs.subject import Subject, images_for, recorded, subject_on, tell_skipped, warn_of_count
 from odeddim.jobs.work import Outcome, Progress, shown
 from odeddim.models import DEFAULT
 from odeddim.ode.grids import STEPS
 from odeddim.plans import Plan
 from odeddim.storage.atomic import check_own, check_place, has_mark, mark_of, plain_text
+from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of
 
 SUFFIXES = (".json",)
@@ -46,6 +47,7 @@ def grid(
     end: str = "zero",
     count: int | None = None,
     model: Model | Subject = DEFAULT,
+    prepare: Preparation | None = None,
     machine: Machine | None = None,
     overwrite: bool = False,
     progress: Progress = False,
@@ -60,6 +62,7 @@ def grid(
         end: Where images lie: "zero" or "sigma_min".
         count: The number of images to take, the last ones; by default 16.
         model: A name, a path, a VectorField, a pipeline of diffusers, or a Subject with its condition.
+        prepare: What is done to the images, as of `odeddim.Preparation`; by default their shape must be the model's.
         machine: Where to run.
         overwrite: Whether to replace what is at `output`.
         progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
@@ -82,12 +85,12 @@ def grid(
     place = (machine or Machine()).at(model=model)
     field = subject_on(place, model)
     own = own_plan(field, solver, steps, end)
-    source = images_for(field, images)
+    source = images_for(field, images, prepare)
     if count is not None:
         warn_of_count(count, len(source), given)
     x_0 = source[max(0, len(source) - (count or defaults.GRID_IMAGES)) : len(source)].to(place.state)
     of = plain_text(str(given or "the sample images"))
-    notes: dict[str, Any] = {"images": f"the last {len(x_0)} of {of}"}
+    notes: dict[str, Any] = {"images": f"the last {len(x_0)} of {of}", **recorded(source)}
     mark = mark_of(own.noted(field, **notes).to_dict())
     check_own(output, lambda path: has_mark(path, mark), overwrite=overwrite)
     began = time.perf_counter()
@@ -110,6 +113,6 @@ def grid(
     title = f"{field.title}: {own.solver.name}, {steps} steps, {len(x_0)} images, end at {end}"
     words = (
         f"grid of {steps} steps in {output}: {found.evaluations} evaluations per image, "
-        f"{time.perf_counter() - began:.1f} s"
+        f"{time.perf_counter() - began:.1f} s{tell_skipped(source)}"
     )
     return Computed(output, 1, 1, words, plan, found, title)

@@ -18,7 +18,7 @@ from odeddim.latents.latent_file import LatentFile
 from odeddim.models import BUILT_IN, SUFFIXES, format_of, hub, load, summary
 from odeddim.plans import FORMAT as PLAN
 from odeddim.plans import Plan
-from odeddim.storage import outputs
+from odeddim.storage import image_runs
 from odeddim.storage.atomic import found_mark
 from odeddim.storage.hdf5 import SUFFIXES as HDF5
 from odeddim.storage.hdf5 import is_hdf5, opened, words
@@ -36,6 +36,12 @@ PARTS = ".parts"
 _NAMED = 5  # the first names of a file that are told
 _LARGEST = 1 << 24  # bytes of a JSON file of ours
 _NUMBERED = re.compile(r"-(\d{9})$")
+
+KINDS = {
+    ".html": "a page", ".htm": "a page", ".gif": "an animation", ".mp4": "an animation", ".webp": "an image or an animation",
+    ".jpg": "an image", ".npz": "a file of images",
+}  # fmt: skip
+"""What files with a mark and without a layout of their own are, by their suffix."""
 
 
 def inspect(what: str | Path, *, allow_pickle: bool = False) -> Facts:
@@ -155,8 +161,7 @@ def _file(path: Path) -> Facts | None:
     if path.suffix.lower() == ".csv" and (rows := _log_rows(path)):
         return {"kind": "the log of a training run", "rows": len(rows) - 1, "last": rows[-1]}
     if mark := found_mark(path):
-        kind = "a page" if path.suffix.lower() in (".html", ".htm") else "a file"
-        return {"kind": f"{kind} that odeddim wrote", "mark": mark}
+        return {"kind": f"{KINDS.get(path.suffix.lower(), 'a file')} that odeddim wrote", "mark": mark}
     return None
 
 
@@ -178,7 +183,7 @@ def _hdf5(path: Path) -> Facts:
             return {"kind": "a part of an unfinished run", "rows": f"{int(first)} to {int(stop) - 1}", **what}
         settings = settings_of(file, path)
         rows = _amount(look_at(file, path)["crc32"].shape[0], settings["total"])
-        if form == outputs.FORMAT:
+        if form == image_runs.FORMAT:
             return {"kind": "a file of images", "images": rows, **_run(path), **_columns(file, path), **_told(settings)}
         what = {"kind": "measurements of a bench", "rows": rows, **_run(path)}
         return {**what, **_columns(file, path), **_told(settings)}

@@ -22,7 +22,9 @@ from odeddim.ode.conditions import Condition
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
 from odeddim.storage.images import SAMPLE, ImageSource, check_shape, sample_images
+from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of, source_of
+from odeddim.storage.workers import rank
 from odeddim.types import InputError, pick
 
 
@@ -101,12 +103,13 @@ def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) ->
     return field
 
 
-def images_for(field: VectorField, images: Images) -> ImageSource:
+def images_for(field: VectorField, images: Images, prepare: Preparation | None = None) -> ImageSource:
     """Images of any kind, in as many channels as the model takes.
 
     Args:
         field: The model.
         images: What holds them, as of `odeddim.storage.sources`; None for the 256 sample images of the package.
+        prepare: What is done to each image; by default it stays as it is.
 
     Returns:
         The images.
@@ -115,10 +118,31 @@ def images_for(field: VectorField, images: Images) -> ImageSource:
         InputError: If the images cannot be read, or have another shape than the model takes.
     """
     shape = field.image_shape
-    source = sample_images() if images is None else source_of(images, channels=shape[0] if shape else None)
+    channels, prepare = shape[0] if shape else None, prepare.for_model(shape) if prepare else None
+    if images is not None:
+        source = source_of(images, channels=channels, prepare=prepare)
+    else:
+        source = sample_images(channels=channels, prepare=prepare) if prepare else sample_images()
     if shape is not None:
         check_shape(source, shape, place_of(images) or "the package")
     return source
+
+
+def recorded(source: ImageSource) -> dict[str, Any]:
+    """What a provenance records of the preparation of images: nothing if there was none."""
+    return {"prepared": source.prepared} if source.prepared else {}
+
+
+def tell_skipped(source: ImageSource) -> str:
+    """Warn of each file that was left out, with the reason.
+
+    Returns:
+        What the last line of a job says of them: ", 2 files skipped", or "" for none.
+    """
+    for name, reason in source.skipped if rank()[0] == 0 else ():
+        warn(f"skipped: {name} {reason}")
+    count = len(source.skipped)
+    return f", {count} file{'s' if count > 1 else ''} skipped" if count else ""
 
 
 def first_names(source: ImageSource, count: int | None, path: Path | None) -> Sequence[str]:

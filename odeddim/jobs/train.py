@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from odeddim.jobs.subject import tell_skipped
 from odeddim.ode.devices import place_of
+from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, source_of
 from odeddim.storage.workers import rank
 from odeddim.train import run
@@ -30,11 +32,13 @@ class Trained:
         folder: holds the model; `odeddim.load` reads it.
         steps: how many steps the run has made in all.
         was_complete: whether it had made them before, so that nothing was left to do.
+        skipped: how many files were left out.
     """
 
     folder: Path
     steps: int
     was_complete: bool
+    skipped: int = 0
 
 
 def train(
@@ -42,6 +46,7 @@ def train(
     output: str | Path,
     *,
     validation: Images = None,
+    prepare: Preparation | None = None,
     device: str | None = None,
     command: str = "",
     progress: Callable[[Progress], Any] | None = None,
@@ -53,9 +58,10 @@ def train(
     that are left out are those of the run; others than those it was begun with are refused.
 
     Args:
-        images: as of `odeddim.jobs.encode`; all images of one square size.
+        images: as of `odeddim.jobs.encode`; all images of one square size, unless `prepare` makes them so.
         output: the folder of the run: the model, a checkpoint, log.csv and sample sheets.
         validation: held-out images, for their loss.
+        prepare: what is done to the images of a path, as of `odeddim.Preparation`.
         device: where to train. Default: a GPU if there is one.
         command: what is written into model.json as the origin of the model.
         progress: called before the first step, about once a second, and at every row of the log.
@@ -74,25 +80,35 @@ def train(
     """
     if rank()[1] > 1:
         raise InputError("several processes would write one model's folder: run `odeddim train` without torchrun")
-    output, names = Path(output), {field.name for field in fields(Settings)}
+    output, names = Path(output), {field.name for field in fields(Settings)} - {"prepared"}
     for name in settings:
         pick(name, (*sorted(names), *ARCHITECTURE), "setting of training")
     place = place_of(device)
     begun = (output / CHECKPOINT).exists()
     base = saved_settings(output) if begun else Settings(precision=_precision(place))
     made = saved_step(output) if begun else 0
-    wanted = replace(base, **{name: value for name, value in settings.items() if name in names})
+    if prepare is None:
+        prepare = Preparation.of(base.prepared or {})
+    source = source_of(images, prepare=prepare)
+    held_out = None if validation is None else source_of(validation, prepare=prepare)
+    skipped = sum(len(each.skipped) for each in (source, held_out) if each is not None)
+    prepared = (prepare.to_dict(skipped) if prepare else source.prepared) or None
+    chosen = {name: value for name, value in settings.items() if name in names}
+    wanted = replace(base, **chosen, prepared=prepared)
     run.train(
-        source_of(images),
+        source,
         output,
-        validation=None if validation is None else source_of(validation),
+        validation=held_out,
         architecture={name: value for name, value in settings.items() if name not in names},
         settings=wanted,
         device=place,
         command=command,
         report=progress,
     )
-    return Trained(output, max(made, wanted.steps), made >= wanted.steps)
+    for each in (source, held_out):
+        if each is not None:
+            tell_skipped(each)
+    return Trained(output, max(made, wanted.steps), made >= wanted.steps, skipped)
 
 
 def _precision(place: torch.device) -> str:

@@ -26,6 +26,7 @@ from odeddim.storage.images import SAMPLE, ImageSource
 from odeddim.storage.outputs import Pictures
 from odeddim.storage.png import MARK
 from odeddim.storage.prefetch import ahead
+from odeddim.storage.preparation import Preparation
 from odeddim.storage.resumable import finish
 from odeddim.storage.sheets import Captions, Layout, save_sheet, title_of
 from odeddim.storage.sources import SAVED, Images, place_of
@@ -170,7 +171,8 @@ def _originals(file: LatentFile, field: VectorField, images: Images) -> ImageSou
             raise InputError(f"the images of {file.path} are no longer at {images}: give images, verify z.h5 IMAGES")
     if images is None and named.get("path") != SAMPLE:
         raise InputError(f"{file.path} does not name the images that it was made of: give images, verify z.h5 IMAGES")
-    source, where = images_for(field, images), place_of(images) or SAMPLE
+    prepare = Preparation.of(made.details.get("prepared", {}))
+    source, where = images_for(field, images, prepare), place_of(images) or SAMPLE
     for start in range(0, len(file), CHUNK):
         stop = min(start + CHUNK, len(file))
         if file.names[start:stop] != [plain_text(name) for name in source.names[start:stop]]:

@@ -124,5 +124,5 @@ def _write_mp4(place: Path, frames: Iterator[Image], fps: int, mark: str) -> Non
             page = PIL.Image.new("RGB", (stream.width, stream.height))
             for corner in ((page.width - frame.width, page.height - frame.height), (0, 0)):
                 page.paste(frame, corner)  # an odd side gets its last pixels twice
-            container.mux(stream.encode(av.VideoFrame.from_image(page)))
+            container.mux(stream.encode(av.VideoFrame.from_image(page)))  # type: ignore[no-untyped-call,unused-ignore]
         container.mux(stream.encode())

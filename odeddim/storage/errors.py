@@ -8,6 +8,7 @@ from pathlib import Path
 
 from odeddim.types import InputError
 
+ADVICE = ": copy it again or leave it out"
 _MISTAKES = (TypeError, AttributeError, NameError, AssertionError, ImportError, NotImplementedError)
 
 
@@ -30,7 +31,7 @@ def read_errors(path: Path, kind: str) -> Iterator[None]:
         if is_ours(error):
             raise
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(f"{path} cannot be read as {kind} ({reason}): copy it again or leave it out") from error
+        raise InputError(f"{path} cannot be read as {kind} ({reason}){ADVICE}") from error
 
 
 def is_ours(error: Exception) -> bool:

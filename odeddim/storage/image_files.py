@@ -1,4 +1,4 @@
-"""Image files read through Pillow: which files a folder or a list names, and what is in each."""
+"""Image files: which ones a folder or a list names, and how Pillow opens them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from odeddim.storage.errors import read_errors
 from odeddim.types import InputError
@@ -21,13 +17,14 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 """The files of a folder that count as images."""
 
-_PHOTOS = ("JPEG", "MPO")
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")  # for others Pillow may start other programs
 _LONGEST_PATH = 1 << 16  # bytes; systems allow some 4096
 
 
 def files_below(folder: Path) -> Iterator[str]:
     """The image files in a folder and the folders in it: their paths below it, with slashes, in order.
+
+    What is hidden, with a name that begins with a dot, is left alone: macOS keeps notes on a.png in ._a.png.
 
     Raises:
         InputError: One of the folders cannot be read.
@@ -43,16 +40,23 @@ def files_below(folder: Path) -> Iterator[str]:
                 folders_and_images = [
                     f"{name}{entry.name}/" if deeper else name + entry.name
                     for entry in entries
-                    if (deeper := entry.is_dir(follow_symlinks=False))
-                    or (os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file())
+                    if not entry.name.startswith(".")
+                    and (
+                        (deeper := entry.is_dir(follow_symlinks=False))
+                        or (os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file())
+                    )
                 ]
         except OSError as error:
             raise InputError(f"the folder {folder / name} cannot be read ({error.strerror}): move it away") from error
         waiting += sorted(folders_and_images, reverse=True)
 
 
-def files_listed(stream: IO[bytes]) -> Iterator[str]:
+def files_listed(stream: IO[bytes], *, checked: bool = True) -> Iterator[str]:
     """The paths in a list, each ended by a line break or each by a zero byte.
+
+    Args:
+        stream: The list.
+        checked: Whether to look if there are such files.
 
     Raises:
         InputError: One of them is not a file.
@@ -61,7 +65,7 @@ def files_listed(stream: IO[bytes]) -> Iterator[str]:
         name = os.fsdecode(line)
         if not line.strip():
             continue
-        if not os.path.isfile(name):
+        if checked and not os.path.isfile(name):
             raise InputError(
                 f"line {number} of the list on standard input names no file: {name[:200]!r} (in {os.getcwd()})"
             )
@@ -86,44 +90,9 @@ def opened_image(path: Path) -> Iterator[Image]:
     """An image file opened by Pillow, which has read its header.
 
     Raises:
-        InputError: It is damaged, or has more than 8 bits per channel.
+        InputError: It is damaged.
     """
     import PIL.Image
 
     with read_errors(path, "an image"), PIL.Image.open(path, formats=_FORMATS) as image:
-        if image.mode.startswith(("I", "F")):
-            raise InputError(f"{path} has more than 8 bits per channel (mode {image.mode}): save it with 8")
         yield image
-
-
-def shape_of(image: Image, channels: int | None) -> tuple[int, int, int]:
-    """(C, H, W) as an image will be read. The EXIF orientation counts in JPEG, which cameras write, and only there."""
-    width, height = image.size
-    if image.format in _PHOTOS and image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
-        width, height = height, width
-    return channels or (1 if image.mode in ("1", "L", "LA") else 3), height, width
-
-
-def decode(image: Image, shape: tuple[int, int, int]) -> Tensor:
-    """The pixels of an image, uint8 of shape (C, H, W)."""
-    import PIL.Image
-    import PIL.ImageOps
-
-    upright = PIL.ImageOps.exif_transpose(image) if image.format in _PHOTOS else image
-    if may_be_transparent(upright):
-        upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-    content = np.array(upright.convert("L" if shape[0] == 1 else "RGB"))
-    return torch.from_numpy(content).reshape(*shape[1:], shape[0]).movedim(-1, 0)
-
-
-def may_be_transparent(image: Image) -> bool:
-    """Whether an image has an alpha channel, or a transparent colour."""
-    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-
-
-def has_more(image: Image) -> bool:
-    """Whether there is more than one picture in a file; False if what follows the first cannot be read."""
-    try:
-        return bool(getattr(image, "is_animated", False))
-    except Exception:  # on broken files Pillow raises nearly anything
-        return False

@@ -13,11 +13,10 @@ import hashlib
 import math
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,28 +25,17 @@ from torch import Tensor
 from odeddim.storage.array_formats import open_array
 from odeddim.storage.arrays import Array
 from odeddim.storage.errors import read_errors
-from odeddim.storage.image_files import (
-    SUFFIXES,
-    decode,
-    files_below,
-    files_listed,
-    has_more,
-    may_be_transparent,
-    opened_image,
-    shape_of,
-)
+from odeddim.storage.image_files import SUFFIXES, files_below, files_listed
 from odeddim.storage.names import Names
+from odeddim.storage.opened_files import OpenedFiles, as_bytes, content_hash
+from odeddim.storage.pictures import LUMA
+from odeddim.storage.preparation import AS_IT_IS, Preparation
 from odeddim.types import InputError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 SAMPLE = "the package's sample"
 """What latent files call the package's own images."""
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow has it
 _BLOCK = 1 << 24  # bytes of images looked at together when an array is checked
-_PIECE = 1 << 20  # bytes of a file that its fingerprint reads at a time
 
 
 class ImageSource:
@@ -58,6 +46,8 @@ class ImageSource:
         names: One for each image. Files are named by their path below the folder, or as the list names them.
         read: read(rows) is (n, C, H, W) float32, for n >= 1 rows.
         marks: marks(count) tells the first `count` images from others; without it their names do.
+        prepared: What was done to them, as of `odeddim.storage.preparation.Preparation.to_dict`.
+        skipped: The files that were left out, each with the reason.
     """
 
     def __init__(
@@ -66,11 +56,15 @@ class ImageSource:
         names: Sequence[str],
         read: Callable[[Sequence[int]], Tensor],
         marks: Callable[[int], Iterable[bytes]] | None = None,
+        prepared: Mapping[str, Any] | None = None,
+        skipped: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.shape = shape
         self.names = names
+        self.prepared = dict(prepared or {})
+        self.skipped = skipped
         self._read = read
-        self._marks = marks or (lambda count: (_bytes(name) for name in names[:count]))
+        self.marks = marks or (lambda count: (as_bytes(name) for name in names[:count]))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -105,7 +99,7 @@ class ImageSource:
         """
         count = min(count or len(self), len(self))
         digest = hashlib.sha256(repr((count, self.shape)).encode())
-        for mark in self._marks(count):
+        for mark in self.marks(count):
             digest.update(len(mark).to_bytes(8, "big") + mark)
         return digest.hexdigest()
 
@@ -119,53 +113,76 @@ class ImageSource:
         return {"path": SAMPLE if path is None else str(path), "sha256": self.fingerprint(count), "of": "contents"}
 
 
-def open_images(path: str | Path, *, channels: int | None = None) -> ImageSource:
+def open_images(path: str | Path, *, channels: int | None = None, prepare: Preparation | None = None) -> ImageSource:
     """Open the images of a folder and the folders in it, of one image file, or of an npz, npy, IDX or HDF5 file.
 
     In npz and HDF5 files the images are the array `images`, or the only one with three or four axes. The axes of an
     array are (N, H, W), (N, H, W, C) or (N, C, H, W), with C = 1 or 3. Transparent pixels are laid on white, and a file
-    of several pictures gives the first; a warning says so. Photos are turned as their EXIF orientation says. Memory
-    does not grow with the number of images, except for the bytes of their names.
+    of several pictures gives the first; a warning says so. Photos are turned as their EXIF orientation says. Gray
+    images of 16 bits keep them, and those of floats follow the rule for arrays, all of them together. Hidden files and
+    folders are left alone. Memory does not grow with the number of images, except for the bytes of their names.
 
     Args:
         path: The folder or file. "-" stands for a list of image files on standard input, one a line, or each ended by
             a zero byte; their paths are absolute, or relative to the current folder.
         channels: 1 turns colour into gray (ITU-R 601-2), 3 turns gray into colour; None keeps the channels.
+        prepare: What is done to the images, such as `odeddim.Preparation(resize=64)`. Arrays are resized channel by
+            channel as floats.
 
     Returns:
         The source of the images.
 
     Raises:
         InputError: The images cannot be read; the message names the file.
+
+    Example:
+        >>> import PIL.Image, odeddim, tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> PIL.Image.new("RGB", (640, 480), "red").save(f"{folder}/photo.jpg")
+        >>> odeddim.open_images(folder, prepare=odeddim.Preparation(resize=64))[:].shape
+        torch.Size([1, 3, 64, 64])
     """
-    path = Path(path)
+    path, prepare = Path(path), prepare or AS_IT_IS
     if channels not in (None, 1, 3):
         raise InputError(
             f"images have 1 or 3 channels, and cannot be read with {channels}: give channels=1 or channels=3"
         )
     if path == Path("-"):
-        names = Names.packed(files_listed(sys.stdin.buffer) if sys.stdin else ())
+        names = Names.packed(files_listed(sys.stdin.buffer, checked=not prepare.skip_bad) if sys.stdin else ())
         if not names:
             raise InputError("the list of images on standard input is empty: give one path a line")
-        return _files(Path(), names, channels)
+        return file_source(Path(), names, channels, prepare)
     if os.path.isdir(path):
         names = Names.packed(files_below(path))
         if not names:
             raise InputError(f"the folder {path} holds no images ({', '.join(SUFFIXES)})")
-        return _files(path, names, channels)
+        return file_source(path, names, channels, prepare)
     try:
         array = open_array(path)
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror}): give an image, an array file or a folder"
         ) from error
-    return _files(path.parent, [path.name], channels) if array is None else _array(path, array, channels)
+    if array is None:
+        return file_source(path.parent, [path.name], channels, prepare)
+    return array_source(path, array, channels, prepare)
 
 
-def sample_images() -> ImageSource:
-    """The package's own sample: the first 256 test images of Fashion-MNIST, (256, 1, 28, 28)."""
+def file_source(folder: Path, names: Sequence[str], channels: int | None, prepare: Preparation) -> ImageSource:
+    """The source of the images in these files below a folder; arguments as of `open_images`."""
+    found = OpenedFiles(folder, names, channels, prepare)
+    prepared = prepare.to_dict(len(found.skipped))
+    return ImageSource(found.shape, found.names, found.read, found.marks, prepared, found.skipped)
+
+
+def sample_images(**more: Any) -> ImageSource:
+    """The package's own sample: the first 256 test images of Fashion-MNIST, (256, 1, 28, 28).
+
+    Args:
+        **more: channels and prepare, as of `open_images`.
+    """
     with resources.as_file(resources.files("odeddim.data") / "fashion-mnist-test.npz") as path:
-        return open_images(path)
+        return open_images(path, **more)
 
 
 def check_shape(source: ImageSource, shape: Sequence[int], where: str | Path) -> None:
@@ -179,18 +196,19 @@ def check_shape(source: ImageSource, shape: Sequence[int], where: str | Path) ->
     if source.shape != tuple(shape):
         has, wants = "×".join(map(str, source.shape)), "×".join(map(str, shape))
         raise InputError(
-            f"the images of {where} are {has} (channels×height×width), but the model takes {wants}: resize them"
+            f"the images of {where} are {has} (channels×height×width), but the model takes {wants}: resize=... scales "
+            "and crops them as they are read"
         )
 
 
-def _from_bytes(content: Tensor) -> Tensor:
+def from_bytes(content: Tensor) -> Tensor:
     return content.to(torch.float32).div_(127.5).sub_(1)
 
 
 # Arrays.
 
 
-def _array(path: Path, array: Array, channels: int | None) -> ImageSource:
+def array_source(path: Path, array: Array, channels: int | None, prepare: Preparation) -> ImageSource:
     """The source of the images in an array (N, H, W), (N, H, W, C) or (N, C, H, W)."""
     axes = array.axes or _layout(path, array.shape)
     n, *sizes = array.shape
@@ -206,22 +224,23 @@ def _array(path: Path, array: Array, channels: int | None) -> ImageSource:
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise InputError(f"{path} holds {array.dtype} values: save the images as uint8 (0..255) or float in [-1, 1]")
     block = max(1, _BLOCK // (array.dtype.itemsize * h * w * has))
-    stretch = array.dtype.kind == "f" and _check_floats(path, fetch, n, block, array.declared)
+    stretch = array.dtype.kind == "f" and check_floats(path, fetch, n, block, array.declared)
 
     def read(rows: Sequence[int]) -> Tensor:
         x = fetch(rows)
         if x.dtype == torch.uint8:
-            x = _from_bytes(x)
+            x = from_bytes(x)
         elif stretch:
             x = x * 2 - 1
-        return _with_channels(x.to(torch.float32), channels).contiguous()
+        return prepare.apply_to_array(with_channels(x.to(torch.float32), channels).contiguous())
 
     def marks(_: int) -> Iterator[bytes]:
         yield repr((array.shape, str(array.dtype))).encode()
         with read_errors(path, "images"):
-            yield _content_hash(path)
+            yield content_hash(path)
 
-    return ImageSource((channels or has, h, w), array.names or Names.numbers(n), read, marks)
+    shape = (channels or has, *(prepare.size or (h, w)))
+    return ImageSource(shape, array.names or Names.numbers(n), read, marks, prepare.to_dict())
 
 
 def _layout(path: Path, shape: tuple[int, ...]) -> str:
@@ -242,7 +261,7 @@ def _layout(path: Path, shape: tuple[int, ...]) -> str:
     return "NHW"
 
 
-def _check_floats(path: Path, fetch: Callable[[Sequence[int]], Tensor], n: int, block: int, declared: bool) -> bool:
+def check_floats(path: Path, fetch: Callable[[Sequence[int]], Tensor], n: int, block: int, declared: bool) -> bool:
     """Whether float images lie in [0, 1].
 
     Raises an InputError if some are NaN or infinite, or lie beyond [-1, 1] where the file does not declare its range.
@@ -265,68 +284,10 @@ def _check_floats(path: Path, fetch: Callable[[Sequence[int]], Tensor], n: int, 
     return low >= 0
 
 
-def _with_channels(x: Tensor, channels: int | None) -> Tensor:
+def with_channels(x: Tensor, channels: int | None) -> Tensor:
     """(n, C, H, W) with as many channels as were asked for."""
     if channels is None or channels == x.shape[1]:
         return x
     if channels == 3:
         return x.expand(-1, 3, -1, -1)
-    return torch.einsum("nchw,c->nhw", x, torch.tensor(_LUMA))[:, None]
-
-
-# Image files, through Pillow.
-
-
-def _files(folder: Path, names: Sequence[str], channels: int | None) -> ImageSource:
-    """The source of image files.
-
-    All headers are read now, so that an image of another size does not stop a long run later.
-    """
-    with opened_image(folder / names[0]) as image:
-        shape = shape_of(image, channels)
-
-    def check(name: str, image: Image) -> None:
-        if shape_of(image, channels) != shape:
-            has, wants = ("×".join(map(str, sizes)) for sizes in (shape_of(image, channels), shape))
-            raise InputError(
-                f"{folder / name} is {has} (channels×height×width), but {names[0]} is {wants}: resize them to one size"
-            )
-
-    def pixels(name: str) -> Tensor:
-        with opened_image(folder / name) as image:
-            check(name, image)  # it may have changed since
-            return decode(image, shape)
-
-    def read(rows: Sequence[int]) -> Tensor:
-        return _from_bytes(torch.stack([pixels(names[i]) for i in rows]))
-
-    def marks(count: int) -> Iterator[bytes]:
-        for i in range(count):
-            with read_errors(folder / names[i], "an image"):
-                yield _bytes(names[i]) + b"\0" + _content_hash(folder / names[i])
-
-    transparent = moving = 0
-    for name in names:
-        with opened_image(folder / name) as image:
-            check(name, image)
-            transparent += may_be_transparent(image)
-            moving += has_more(image)
-    of = f"of {len(names)} images"
-    if transparent:
-        warnings.warn(f"{transparent} {of} may be transparent in parts: they are laid on white", stacklevel=3)
-    if moving:
-        warnings.warn(f"{moving} {of} hold several pictures: the first of each is taken", stacklevel=3)
-    return ImageSource(shape, names, read, marks)
-
-
-def _content_hash(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.digest()
-
-
-def _bytes(name: str) -> bytes:
-    """The bytes of a name, also of one that is not UTF-8."""
-    return name.encode("utf-8", "surrogatepass")
+    return torch.einsum("nchw,c->nhw", x, torch.tensor(LUMA))[:, None]

@@ -32,17 +32,18 @@ from torch import Tensor
 
 from odeddim.storage.arrays import Array, take_rows
 from odeddim.storage.errors import read_errors
-from odeddim.storage.image_files import decode, shape_of
 from odeddim.storage.images import (
     ImageSource,
-    _array,
-    _check_floats,
-    _files,
-    _from_bytes,
-    _with_channels,
+    array_source,
+    check_floats,
+    file_source,
+    from_bytes,
     open_images,
+    with_channels,
 )
 from odeddim.storage.names import Names
+from odeddim.storage.pictures import shape_of
+from odeddim.storage.preparation import AS_IT_IS, Preparation
 from odeddim.types import InputError
 
 Images: TypeAlias = Any
@@ -55,7 +56,7 @@ _BLOCK = 1 << 24  # bytes of an array that are looked at together
 _PATHS = 1000  # rows of a table whose file names are read together
 
 
-def source_of(images: Images, *, channels: int | None = None) -> ImageSource:
+def source_of(images: Images, *, channels: int | None = None, prepare: Preparation | None = None) -> ImageSource:
     """The images of a path or of an object in memory.
 
     Memory does not grow with the number of images, except for the bytes of their names.
@@ -63,6 +64,7 @@ def source_of(images: Images, *, channels: int | None = None) -> ImageSource:
     Args:
         images: What holds them, see `odeddim.storage.sources`.
         channels: 1 turns colour into gray (ITU-R 601-2), 3 turns gray into colour; None keeps the channels.
+        prepare: What is done to each image; by default it stays as it is. An `ImageSource` is prepared once only.
 
     Returns:
         The source of the images.
@@ -76,12 +78,13 @@ def source_of(images: Images, *, channels: int | None = None) -> ImageSource:
         >>> source_of(numpy.zeros((5, 8, 8), numpy.uint8))[:2].shape
         torch.Size([2, 1, 8, 8])
     """
+    prepare = prepare or AS_IT_IS
     if isinstance(images, ImageSource):
-        return images
+        return _prepared(images, prepare)
     where = place_of(images) or Path("nothing")
     if isinstance(images, (str, os.PathLike)):
         if not str(where).startswith(SAVED):
-            return open_images(where, channels=channels)
+            return open_images(where, channels=channels, prepare=prepare)
         images = _saved(str(where).removeprefix(SAVED))
     if isinstance(images, Mapping):
         splits = ", ".join(map(str, images))
@@ -94,13 +97,13 @@ def source_of(images: Images, *, channels: int | None = None) -> ImageSource:
     if not len(images):
         raise InputError(f"{where} holds no images: give another source")
     if hasattr(images, "shape") and hasattr(images, "dtype"):
-        return _of_array(images, where, channels)
+        return _of_array(images, where, channels, prepare)
     if isinstance(images, (list, tuple)) and all(isinstance(each, (str, os.PathLike)) for each in images):
-        return _files(Path(), Names.packed(map(os.fspath, images)), channels)
+        return file_source(Path(), Names.packed(map(os.fspath, images)), channels, prepare)
     if hasattr(images, "features") and hasattr(images, "column_names"):
         column = _column(images, where)
-        return _Items(_alone(images, column), where, channels, column).source(_table_names(images, column))
-    return _Items(images, where, channels).source(_sample_names(images))
+        return _Items(_alone(images, column), where, channels, prepare, column).source(_table_names(images, column))
+    return _Items(images, where, channels, prepare).source(_sample_names(images))
 
 
 def place_of(images: Images) -> Path | None:
@@ -114,6 +117,21 @@ def place_of(images: Images) -> Path | None:
     if isinstance(images, (str, os.PathLike)):
         return Path(images)
     return Path(f"the {type(images).__name__} in memory")
+
+
+def _prepared(source: ImageSource, prepare: Preparation) -> ImageSource:
+    """A source whose images are prepared, unless they were already."""
+    said = prepare.to_dict()
+    if not said or {key: value for key, value in source.prepared.items() if key != "skipped"} == said:
+        return source
+    if source.prepared:
+        raise InputError("the images have been prepared otherwise already: leave out prepare=..., or open them with it")
+    shape = (source.shape[0], *(prepare.size or source.shape[1:]))
+
+    def read(rows: Sequence[int]) -> Tensor:
+        return prepare.apply_to_array(source.read(rows))
+
+    return ImageSource(shape, source.names, read, source.marks, said)
 
 
 def _saved(path: str) -> Any:
@@ -131,13 +149,13 @@ def _saved(path: str) -> Any:
 # Arrays in memory.
 
 
-def _of_array(images: Any, where: Path, channels: int | None) -> ImageSource:
+def _of_array(images: Any, where: Path, channels: int | None, prepare: Preparation) -> ImageSource:
     """The source of images in an array, a tensor or an HDF5 dataset."""
     if isinstance(images, Tensor):
         array = _rows_of(images)
     else:
         array = Array(tuple(images.shape), np.dtype(images.dtype), lambda wanted: take_rows(images, wanted))
-    found = _array(where, array, channels)
+    found = array_source(where, array, channels, prepare)
     block = max(1, _BLOCK * len(array.shape) // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:]))))
 
     def marks(_: int) -> Iterator[bytes]:
@@ -146,7 +164,7 @@ def _of_array(images: Any, where: Path, channels: int | None) -> ImageSource:
             rows = array.rows(range(start, min(start + block, len(found))))
             yield hashlib.sha256(np.ascontiguousarray(rows).data).digest()
 
-    return ImageSource(found.shape, found.names, found.read, marks)
+    return ImageSource(found.shape, found.names, found.read, marks, found.prepared)
 
 
 def _rows_of(tensor: Tensor) -> Array:
@@ -169,12 +187,17 @@ class _Items:
         items: The object.
         where: What it is, for messages.
         channels: As of `source_of`.
+        prepare: What is done to each image.
         column: Of items that are rows by name, what the image is called.
     """
 
-    def __init__(self, items: Any, where: Path, channels: int | None, column: str = "image") -> None:
+    def __init__(
+        self, items: Any, where: Path, channels: int | None, prepare: Preparation, column: str = "image"
+    ) -> None:
         self._items, self._where, self._channels, self._column = items, where, channels, column
-        self._first = None
+        self._prepare = prepare
+        self._first: Tensor | None = None
+        self._pictures: bool | None = None  # whether items are Pillow's, which are prepared as such
         self._first = self._one(0)
         if self._first.numpy().tobytes() != self._one(0).numpy().tobytes():  # NaN is told elsewhere
             raise InputError(
@@ -186,48 +209,59 @@ class _Items:
         """The source of the images, under their names or numbers."""
         count, first = len(self._items), self._first
         assert first is not None
-        stretch = first.is_floating_point() and _check_floats(self._where, self._raw, count, 1, False)
+        floats = first.is_floating_point() and not self._pictures
+        stretch = floats and check_floats(self._where, self._raw, count, 1, False)
 
         def read(rows: Sequence[int]) -> Tensor:
             x = self._raw(rows)
-            x = _from_bytes(x) if x.dtype == torch.uint8 else x * 2 - 1 if stretch else x
-            return _with_channels(x, self._channels).contiguous()
+            if self._pictures:
+                return x
+            x = from_bytes(x) if x.dtype == torch.uint8 else x * 2 - 1 if stretch else x
+            return self._prepare.apply_to_array(with_channels(x, self._channels).contiguous())
 
         def marks(count: int) -> Iterator[bytes]:
             for i in range(count):
                 x = self._one(i)
                 yield str(x.dtype).encode() + hashlib.sha256(x.contiguous().numpy().data).digest()
 
-        shape = (self._channels or first.shape[0], first.shape[1], first.shape[2])
-        return ImageSource(shape, names or Names.numbers(count), read, marks)
+        height, width = self._prepare.size or first.shape[1:]
+        shape = (self._channels or first.shape[0], height, width)
+        return ImageSource(shape, names or Names.numbers(count), read, marks, self._prepare.to_dict())
 
     def _raw(self, rows: Sequence[int]) -> Tensor:
-        """(n, C, H, W) uint8 or float32, as items have it."""
+        """(n, C, H, W): float32 in [-1, 1] of Pillow's images, prepared; of others uint8 or float32, as they are."""
         return torch.stack([self._one(i) for i in rows])
 
     def _one(self, i: int) -> Tensor:
-        """(C, H, W) uint8 or float32."""
+        """One image, (C, H, W), as in `_raw`."""
         which = Path(f"image {i} of {self._where}")
         with read_errors(which, "an image"):
-            x = self._pixels(self._items[i], which)
-        first = self._first
-        if first is not None and (x.shape != first.shape or x.dtype != first.dtype):
-            has, wants = (f"{'×'.join(map(str, each.shape))} {each.dtype}".replace("torch.", "") for each in (x, first))
+            item = self._image(self._items[i])
+            pictures = hasattr(item, "getbands")
+            x = self._of_pillow(item, which) if pictures else self._of_array(item, which)
+        first, self._pictures = self._first, pictures if self._pictures is None else self._pictures
+        if pictures != self._pictures or (first is not None and (x.shape != first.shape or x.dtype != first.dtype)):
+            both = (x, x if first is None else first)
+            has, wants = (f"{'×'.join(map(str, each.shape))} {each.dtype}".replace("torch.", "") for each in both)
             raise InputError(
-                f"{which} is {has} (channels×height×width), but image 0 is {wants}: make them of one size and kind"
+                f"{which} is {has} (channels×height×width), but image 0 is {wants}: make them of one size and kind, or "
+                "give resize=... for images of Pillow"
             )
         return x
 
-    def _pixels(self, item: Any, which: Path) -> Tensor:
-        """The image of an item. What is done to each image of Pillow is done here."""
+    def _image(self, item: Any) -> Any:
+        """What an item holds: an image of Pillow, an array or a tensor."""
         if isinstance(item, Mapping) and self._column in item:
-            item = item[self._column]
-        elif isinstance(item, (tuple, list)) and item:
-            item = item[0]
-        if hasattr(item, "getbands"):
-            if item.mode.startswith(("I", "F")):
-                raise InputError(f"{which} has more than 8 bits per channel (mode {item.mode}): convert it to 8")
-            return decode(item, shape_of(item, self._channels))
+            return item[self._column]
+        return item[0] if isinstance(item, (tuple, list)) and item else item
+
+    def _of_pillow(self, item: Any, which: Path) -> Tensor:
+        if item.mode == "F":
+            raise InputError(f"{which} holds floats, whose range is not known: give it as an array in [-1, 1]")
+        channels, height, width = shape_of(item, self._channels)
+        return self._prepare.apply(item, (channels, *(self._prepare.size or (height, width))))
+
+    def _of_array(self, item: Any, which: Path) -> Tensor:
         if not isinstance(item, (Tensor, np.ndarray)):
             raise InputError(
                 f"{which} is a {type(item).__name__}: items are images of Pillow, arrays or tensors, or tuples that "

@@ -181,6 +181,6 @@ def _architecture(given: Mapping[str, Any], images: ImageSource) -> dict[str, An
     """Return the settings of the U-Net for these images, with lists in place of tuples, as in `UNet.config`."""
     channels, height, width = images.shape
     if height != width:
-        raise InputError(f"the images have {height}×{width} pixels, but training needs square images: crop them")
+        raise InputError(f"the images have {height}×{width} pixels, but training needs square images: give resize=SIZE")
     given = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     return {**given, "in_channels": channels, "image_size": height}

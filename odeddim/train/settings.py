@@ -33,6 +33,7 @@ class Settings:
         seed: The seed of the first weights, of the order of the images, and of the noise.
         precision: The precision of the network's arithmetic, "float32" or "bfloat16". Weights, optimiser and loss are
             float32.
+        prepared: How the images were prepared, as of `odeddim.storage.preparation.Preparation.to_dict`.
         checkpoint_every: The number of steps between checkpoints.
         samples_every: The number of steps between sample sheets.
         log_every: The number of steps between rows of the log.
@@ -56,6 +57,7 @@ class Settings:
     ema: float = 0.999
     seed: int = 0
     precision: str = "float32"
+    prepared: dict[str, Any] | None = None
     checkpoint_every: int = 1000
     samples_every: int = 5000
     log_every: int = 100
@@ -77,7 +79,10 @@ class Settings:
 
     def fixed(self) -> dict[str, Any]:
         """The settings that must stay the same when a run is continued, by name."""
-        return {name: value for name, value in asdict(self).items() if name not in CHANGEABLE}
+        said = {name: value for name, value in asdict(self).items() if name not in CHANGEABLE}
+        if not said["prepared"]:
+            del said["prepared"]  # runs of earlier versions do not have it
+        return said
 
 
 def learning_rate(settings: Settings, step: int) -> float:

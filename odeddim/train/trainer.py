@@ -90,11 +90,11 @@ class Trainer:
         """
         if settings is not None:
             before, after = self.settings.fixed(), settings.fixed()
-            for name in before:
-                if before[name] != after[name]:
+            for name in {**before, **after}:
+                has, wants = before.get(name), after.get(name)
+                if has != wants:
                     raise InputError(
-                        f"the run has {name} {before[name]}, not {after[name]}: keep this value, or train in another "
-                        "folder"
+                        f"the run has {name} {has}, not {wants}: keep this value, or train in another folder"
                     )
             self.settings = settings
         for name, wanted in architecture.items():

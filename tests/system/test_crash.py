@@ -328,3 +328,27 @@ def test_torchrun(tmp_path: Path, whole: Path, processes: int) -> None:
     assert result.returncode != 0
     assert "z.h5 is there already and was made with other settings (steps: 3 then, 4 now)" in result.stderr
     assert content(tmp_path / "z.h5") == content(whole / "z.h5")
+
+
+def test_photographs_and_bad_files_among_them_after_a_kill(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(160):
+        pixels = generator.integers(0, 256, (10 + i % 7, 12 + i % 5), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i:03d}.png")
+    for i in (0, 5, 90):  # what it begins with, and what comes later
+        place = tmp_path / "photos" / f"{i:03d}.png"
+        place.write_bytes(place.read_bytes()[:-30] if i else b"")
+    command = ("encode", "photos", *FAST, "--resize", "8", "--skip-bad", "-o")
+    assert run(*command, "whole.h5", cwd=tmp_path)[0] == 0
+    process = start(*command, "z.h5", cwd=tmp_path)
+    until(wait_for_parts(tmp_path / "z.h5", 3))
+    process.kill()
+    process.communicate(timeout=60)
+    assert 3 <= parts(tmp_path / "z.h5") < 40
+    code, out, err = run(*command, "z.h5", cwd=tmp_path)
+    assert code == 0, err
+    assert "the rest was there already" in out
+    assert out.endswith(", 3 files skipped\n")
+    assert [line.split()[2] for line in err.splitlines()] == ["000.png", "005.png", "090.png"]
+    assert content(tmp_path / "z.h5") == content(tmp_path / "whole.h5")

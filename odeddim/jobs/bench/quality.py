@@ -12,10 +12,11 @@ from odeddim.bench.features import Features
 from odeddim.bench.harness import Pictures, expected
 from odeddim.bench.tables import Table
 from odeddim.defaults import SAMPLE_WITH_ETA
-from odeddim.jobs.bench.workbench import Session, Workbench
+from odeddim.jobs.bench.workbench import Session, Workbench, with_skipped
 from odeddim.jobs.subject import images_for
 from odeddim.models.networks.classifier import REFERENCE
 from odeddim.storage.images import ImageSource, check_shape, sample_images
+from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of
 from odeddim.types import InputError
 
@@ -31,6 +32,7 @@ def quality(
     reference: Images = None,
     features: str | Path | Features | None = None,
     paper: str | None = None,
+    prepare: Preparation | None = None,
     **how: Any,
 ) -> Table:
     """Sample by DDIM's family and by any solver, and compare the samples with real images: DDIM's Tables 1 and 3.
@@ -52,6 +54,7 @@ def quality(
             built-in models only, the built-in network.
         paper: "cifar10", "celeba", "bedroom" or "church" if the model and the reference are the paper's for this data
             set. A column then has the paper's FIDs.
+        prepare: What is done to the images of `reference`, as of `odeddim.Preparation`.
         **how: `seed`, `size`, `end` and the settings of the solvers, as in the other benches.
 
     Returns:
@@ -75,7 +78,10 @@ def quality(
     session = Session.of(workbench, "quality")
     shape = session.shape(size)
     image_shape = session.field.image_shape or shape
-    network, real, others = _compared_with(session, reference, features, image_shape)
+    network, real, others = _compared_with(session, reference, features, image_shape, prepare)
+    named = str(place_of(reference) or "2,048 test images of Fashion-MNIST")
+    if real.prepared:
+        named += f" ({', '.join(f'{key} {value}' for key, value in real.prepared.items())})"
     lines = []
     for each in etas:
         name, its_own = _sampler(each)
@@ -84,9 +90,10 @@ def quality(
     total = (count + min(bench.SHOWN, count)) * sum(expected(line.run) for line in lines)
     with session.harness(total, count) as harness:
         table = bench.quality(
-            harness, lines, count, shape, network, real, seed=seed, end=end, paper=paper, others=others
-        )
-    return session.deliver(table)
+            harness, lines, count, shape, network, _pictures(real, named), seed=seed, end=end, paper=paper,
+            others=None if others is None else _pictures(others),
+        )  # fmt: skip
+    return session.deliver(with_skipped(table, real))
 
 
 def _eta(value: float | str) -> str:
@@ -111,8 +118,12 @@ def _sampler(eta: str) -> tuple[str, dict[str, float]]:
 
 
 def _compared_with(
-    session: Session, reference: Images, features: str | Path | Features | None, shape: tuple[int, ...]
-) -> tuple[Features, Pictures, Pictures | None]:
+    session: Session,
+    reference: Images,
+    features: str | Path | Features | None,
+    shape: tuple[int, ...],
+    prepare: Preparation | None,
+) -> tuple[Features, ImageSource, ImageSource | None]:
     """The feature network, the reference, and more real images where the reference is the package's own."""
     name = session.field.name
     if reference is None and not session.built_in:
@@ -120,11 +131,9 @@ def _compared_with(
     network = session.features(features, shape)
     if network is None:
         raise InputError(f"which features of the images of {name!r} are to be compared? Give features=...")
-    real = images_for(session.field, REFERENCE if reference is None else reference)
+    real = images_for(session.field, REFERENCE if reference is None else reference, prepare)
     check_shape(real, shape, place_of(reference) or "the package")
-    others = sample_images() if reference is None else None
-    named = str(place_of(reference) or "2,048 test images of Fashion-MNIST")
-    return network, _pictures(real, named), None if others is None else _pictures(others)
+    return network, real, sample_images() if reference is None else None
 
 
 def _pictures(source: ImageSource, name: str = "") -> Pictures:

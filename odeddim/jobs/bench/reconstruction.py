@@ -12,8 +12,9 @@ from odeddim.api import to_data
 from odeddim.bench import defaults
 from odeddim.bench import reconstruction as bench
 from odeddim.bench.tables import Table
-from odeddim.jobs.bench.workbench import Session, Workbench
-from odeddim.jobs.subject import data_and_floor, images_for, warn_of_count
+from odeddim.jobs.bench.workbench import Session, Workbench, with_skipped
+from odeddim.jobs.subject import data_and_floor, images_for, recorded, warn_of_count
+from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of
 
 
@@ -27,6 +28,7 @@ def reconstruction(
     labels: Sequence[str] = defaults.LABELS,
     paper: bool = False,
     end: str = "zero",
+    prepare: Preparation | None = None,
     **settings: Any,
 ) -> Table:
     """Encode images, decode them again, and measure both errors: DDIM's Table 2 for any solver.
@@ -46,6 +48,7 @@ def reconstruction(
         paper: Whether the model is the paper's for CIFAR-10 and the images are the test images. A column then has the
             values of the paper's Table 2.
         end: The end of the nodes, "zero" or "sigma_min".
+        prepare: What is done to the images, as of `odeddim.Preparation`.
         **settings: The settings of the solvers, such as rtol. Each solver gets the settings that it has.
 
     Returns:
@@ -66,7 +69,7 @@ def reconstruction(
     """
     session = Session.of(workbench, "reconstruction", on_data=True)
     place, whole, path = session.place, session.whole, place_of(images)
-    source = images_for(whole, images)
+    source = images_for(whole, images, prepare)
     if count is not None:
         warn_of_count(count, len(source), path)
     count = min(count or defaults.RECONSTRUCTION.count, len(source))
@@ -75,12 +78,10 @@ def reconstruction(
     def data(start: int, stop: int) -> Tensor:
         return to_data(whole, source[start:stop].to(place.state))
 
+    named = {"path": str(path or "the package's sample"), **recorded(source)}
     with session.harness(count * bench.expected_evaluations(plans, labels), count) as harness:
-        table = bench.reconstruction(
-            harness, data, count, plans, end=end, labels=labels, source={"path": str(path or "the package's sample")},
-            paper=paper,
-        )  # fmt: skip
+        table = bench.reconstruction(harness, data, count, plans, end=end, labels=labels, source=named, paper=paper)
     floor = None
     if whole.codec is not None:  # image by image, as the autoencoder works itself
         floor = statistics.median(float(data_and_floor(whole, source[i : i + 1])[1]["floor"]) for i in range(count))
-    return session.deliver(table, floor)
+    return session.deliver(with_skipped(table, source), floor)

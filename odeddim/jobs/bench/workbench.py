@@ -18,11 +18,12 @@ from odeddim.bench.harness import Entry, Harness, planned
 from odeddim.bench.tables import Table, check_files, load
 from odeddim.jobs.machine import QUEUE, Machine, Place, in_work
 from odeddim.jobs.sample import shape_for
-from odeddim.jobs.subject import Subject, subject_on, warn_of_plan
+from odeddim.jobs.subject import Subject, subject_on, tell_skipped, warn_of_plan
 from odeddim.jobs.work import Progress, shown
 from odeddim.models import BUILT_IN, DEFAULT
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
+from odeddim.storage.images import ImageSource
 from odeddim.storage.workers import rank
 from odeddim.types import InputError, Solver
 
@@ -179,6 +180,12 @@ class Session:
             return table
         drawn = figures.files(table, self.workbench.layout)
         return replace(table, files=tuple(table.save(self.folder, {**drawn, **(beside or {})})))
+
+
+def with_skipped(table: Table, source: ImageSource) -> Table:
+    """A table with a note of the files that were left out, each of which a warning names."""
+    words = tell_skipped(source).removeprefix(", ")
+    return replace(table, notes=(*table.notes, words)) if words else table
 
 
 def chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
