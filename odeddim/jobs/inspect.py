@@ -38,7 +38,8 @@ _LARGEST = 1 << 24  # bytes of a JSON file of ours
 _NUMBERED = re.compile(r"-(\d{9})$")
 
 KINDS = {
-    ".html": "a page", ".htm": "a page", ".gif": "an animation", ".mp4": "an animation", ".webp": "an image or an animation",
+    ".html": "a page", ".htm": "a page", ".gif": "an animation", ".mp4": "an animation",
+    ".webp": "an image or an animation",
     ".jpg": "an image", ".npz": "a file of images",
 }  # fmt: skip
 """What files with a mark and without a layout of their own are, by their suffix."""
