@@ -13,15 +13,34 @@ import pytest
 import torch
 
 from odeddim.cli import main
+from odeddim.types import Solver
 
 torch.set_num_threads(1)
 
 
+SIBLINGS = {
+    "dpm-solver-1", "deis-tab1", "deis-tab2", "deis-rhoab1", "deis-rhoab2", "plms", "unipc-1", "unipc-1-bh1",
+    "unipc-2-bh1", "unipc-3-bh1", "midpoint", "heun2", "explicit-adams", "dopri8", "bosh3", "fehlberg2",
+    "adaptive-heun", "mf-euler", "mf-dpm-solver-2", "mf-dpm-solver-3", "mf-dpmpp-2s", "mf-midpoint", "mf-heun3",
+    "mf-rk4", "exact-heun", "exact-dpmpp-2m", "exact-ab2", "bosh3-per-image", "dopri5-per-image", "dpm-solver-23",
+    "scipy-dop853", "scipy-lsoda", "scipy-bdf",
+}  # fmt: skip
+"""Rows that run through the code of another row of the table, with other coefficients."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What lies under tests/system is marked so: `pytest -m "not system"` is the quick part."""
+    """Mark what the inner loop leaves out: everything under tests/system, and the siblings of other rows."""
     for item in items:
-        if "system" in item.path.relative_to(Path(__file__).parent).parts:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder == "system":
             item.add_marker("system")
+        given = getattr(item, "callspec", None)
+        if folder in ("core", "solvers") and given is not None:
+            names = {
+                getattr(value, "name", value) for value in given.params.values() if isinstance(value, (str, Solver))
+            }
+            if names & SIBLINGS:
+                item.add_marker("sibling")
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def _no_object(model: Any) -> str:
     kind = type(model).__name__
     if isinstance(model, nn.Module) or callable(model):
         return (
-            f"a {kind} does not say what it was trained on: make a model of it with "
+            f"a network ({kind}) does not say what it was trained on: make a model of it with "
             'odeddim.VectorField.from_network(network, odeddim.Schedule.linear(), predicts="eps"), the schedule and '
             "the prediction being those of its training"
         )

@@ -193,7 +193,7 @@ def test_noise_is_not_taken_to_lie_where_images_show_through() -> None:
         ({"solver": None}, "a name or a row"),
         (
             {"model": torch.nn.Identity()},
-            "a name, a path or a VectorField, not a Identity: make a VectorField of a network with VectorField.",
+            r"\(Identity\) does not say what it was trained on: .* odeddim.VectorField.from_",
         ),
         ({"grid": [0.0, 1.0, 157.0], "end": "sigma_min"}, "begin at σ = 0"),
         ({"grid": [0.5, 3.0, 1e4]}, "above the model's"),

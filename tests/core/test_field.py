@@ -141,5 +141,5 @@ def test_refusals() -> None:
     broken[1, 0, 0, 0] = math.nan
     with pytest.raises(InputError, match="image 1 "):
         field.check(broken)
-    with pytest.raises(InputError, match="did you mean"):
+    with pytest.raises(InputError, match="'epsilon'; here it is 'eps'"):
         VectorField(lambda x, t: x, LINEAR, predicts="epsilon")

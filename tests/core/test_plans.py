@@ -282,8 +282,9 @@ def test_a_file_of_notes(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == plan.to_json()
     assert json.loads(plan.to_json()) == plan.to_dict()
     assert {"format": FORMAT, "version": VERSION, "solver": "ab3"}.items() <= plan.to_dict().items()
-    with pytest.raises(InputError, match="nowhere"):
-        plan.save(tmp_path / "nowhere" / "plan.json")
+    plan.save(tmp_path / "new" / "plan.json")
+    with pytest.raises(InputError, match="plan.json is a file"):
+        plan.save(path / "plan.json")
 
 
 def test_a_long_plan(tmp_path: Path) -> None:
