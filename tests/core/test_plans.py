@@ -283,7 +283,7 @@ def test_a_file_of_notes(tmp_path: Path) -> None:
     assert json.loads(plan.to_json()) == plan.to_dict()
     assert {"format": FORMAT, "version": VERSION, "solver": "ab3"}.items() <= plan.to_dict().items()
     plan.save(tmp_path / "new" / "plan.json")
-    with pytest.raises(InputError, match="plan.json is a file"):
+    with pytest.raises(InputError, match=r"plan\.json is a file"):
         plan.save(path / "plan.json")
 
 
