@@ -109,7 +109,7 @@ def explore(
         side = _side(tiles, levels, field, file)
         path = LatentPath.grid(states, side)
         size = 1 if row.queued or row.one_by_one else place.at_once(field, row)
-        made = asdict(decoding.provenance(file, field, **place.details(field, row, size)))
+        made = asdict(decoding.provenance(file, field, len(file), **place.details(field, row, size)))
         mark = mark_of("explore", made, list(corners), side, levels)
         check_own(output, lambda path: has_mark(path, mark), overwrite=overwrite)
         began, numbers, distances = time.perf_counter(), *_nearest(path, file)
