@@ -52,7 +52,7 @@ COMMANDS = {
 }
 
 
-BRIEF = ("solvers", "explain", "inspect")
+BRIEF = ("solvers", "explain", "inspect", "completion")
 """Commands that work for a moment only: they have no options about what they say meanwhile."""
 
 # Commands that leave nothing when they are stopped; every other one goes on from what is finished.

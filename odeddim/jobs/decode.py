@@ -78,8 +78,7 @@ def decode(
         decoding = decoding_of(file, field.schedule, said, plan, tol)
         plan, row = decoding.plan, decoding.plan.solver
         warn_of_plan(plan, field)
-        place.fit(field, row)
-        ode = field.on_data()
+        ode = place.fit(field, row).on_data()
         if len(file) < file.total:
             warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")
         total, size = len(file), place.at_once(field, row, queued=bool(decoding.rungs))

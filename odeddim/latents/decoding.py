@@ -52,12 +52,14 @@ def decoding_plan(
     its_grid = None if own.adaptive else encoded.grid
     if steps is None and grid is None and (row.adaptive or its_grid is not None):
         return replace(Plan.of(schedule, row, None, encoded.nodes, settings=chosen), grid=encoded.grid)
-    check_end(encoded, where)
+    if grid is None or is_named(str(grid)):
+        check_end(encoded, where)
     if grid is None and its_grid is not None and its_grid.partition(":")[0] in NAMES:
         grid = its_grid
     if steps is None and its_grid is not None and (grid is None or is_named(str(grid))):
         steps = encoded.steps
-    return Plan.of(schedule, row, steps, grid, encoded.end, chosen)
+    end = encoded.end if encoded.end in ENDS else "zero"  # nodes that are given have an end of their own
+    return Plan.of(schedule, row, steps, grid, end, chosen)
 
 
 def check_end(encoded: Plan, where: str) -> None:

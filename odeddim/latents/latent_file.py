@@ -293,7 +293,11 @@ class LatentFile:
     def _noted(self) -> Plan:
         """The plan with the model in its notes, as a State has it."""
         made = self.provenance
-        return self.plan.noted_of(made.model, made.sha256, Condition(**made.condition).words)
+        try:
+            words = Condition(**made.condition).words
+        except (InputError, TypeError) as error:
+            raise InputError(f"{self.path}: its condition is damaged ({error}): make the file again") from error
+        return self.plan.noted_of(made.model, made.sha256, words)
 
     @property
     def aux_count(self) -> int:

@@ -123,7 +123,7 @@ def test_the_papers_fid_is_for_the_papers_setting(tmp_path: Path) -> None:
 
     assert "paper" not in table(shape, inception, None).rows[0]
     assert [row["paper"] for row in table(shape, inception, "cifar10").rows] == [13.36, None, None]
-    with pytest.raises(InputError, match="images are 3×32×32, not 3×64×64"):
+    with pytest.raises(InputError, match="the images have the shape 3×32×32, not 3×64×64"):
         table(shape, inception, "celeba")
     with pytest.raises(InputError, match="FIDs, but these are distances between features of pixels"):
         table(shape, FEATURES, "cifar10")

@@ -204,7 +204,7 @@ def test_latents_find_a_model_of_ones_own(run, here: Path) -> None:  # type: ign
     assert "holds latents of the model" in err
     assert not Path("d.png").exists()
     for broken, words in (
-        ({}, "has no schedule"),
+        ({}, "lacks schedule"),
         ({"schedule": {"name": "linea"}}, "linear"),
         ({"architecture": {"x": 1}}, "U-Net"),
     ):
@@ -285,8 +285,26 @@ def test_sample(run) -> None:  # type: ignore[no-untyped-def]
         assert (made["solver"], made["steps"], made["details"]["seed"]) == (defaults.SAMPLE, 3, 0)
         assert np.allclose(a["images"][:2], b["images"][:], atol=1e-4)
     assert run("sample", "-n", 2, "-o", "c.png", "--steps", 3, "--eta", 1)[0] == 0
-    assert run("sample", "-n", 2, "-o", "d.png", "--steps", 3, "--model", "exact-mixture", "--size", "3,8,8")[0] == 0
-    assert Image.open("d.png").size == (16, 8)
+    assert (
+        run(
+            "sample",
+            "-n",
+            2,
+            "-o",
+            "d.png",
+            "--steps",
+            3,
+            "--model",
+            "exact-mixture",
+            "--size",
+            "3,8,8",
+            "--no-labels",
+            "--scale",
+            1,
+        )[0]
+        == 0
+    )
+    assert Image.open("d.png").size == (4 + 2 * (8 + 4), 4 + 8 + 4)
 
 
 def test_noise_while_decoding(run, here: Path) -> None:  # type: ignore[no-untyped-def]

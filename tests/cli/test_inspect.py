@@ -85,7 +85,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "made by": "decode",
         "first names": ["000000", "000001", "000002"],
     },
-    "sheet.png": {"kind": "a sheet of images", "size": "56×56"},
+    "sheet.png": {"kind": "a sheet of images", "size": "302×248"},
     "out": {"kind": "a folder of images", "images": 3, "made by": "decode", "solver": "bdia"},
     "out/odeddim.json": {"kind": "a folder of images", "images": 3},
     "out/000001.png": {"kind": "an image of a run", "number": 1, "size": "28×28", "made by": "decode"},

@@ -165,7 +165,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a generator": (lambda: iter(COLOUR), "the iterator in memory"),
     "a number": (lambda: 3, "the int in memory"),
     "splits": (lambda: {"train": COLOUR, "test": COLOUR}, r"holds several sets of images \(train, test\): give one"),
-    "depth": (lambda: [PIL.Image.new("I;16", (4, 4))], "more than 8 bits"),
+    "depth": (lambda: [PIL.Image.new("F", (4, 4))], "holds floats, whose range is not known"),
     "axes of an array": (lambda: COLOUR[0, 0], "has shape"),
     "whole numbers": (lambda: GRAY.astype(np.int32), "the ndarray in memory holds int32 values"),
 }  # fmt: skip

@@ -181,7 +181,8 @@ def test_a_repl_completes_names_and_shows_signatures_and_help() -> None:
         value = getattr(odeddim, name)
         assert isinstance(value, (str, ModuleType)) or name == "Field" or inspect.getdoc(value), name
     signature = inspect.signature(odeddim.solve)
-    assert list(signature.parameters) == ["x_T", "solver", "model", "steps", "grid", "end", "plan", "settings"]
+    named = ["x_T", "solver", "model", "steps", "grid", "end", "plan", "batch_size", "progress", "callback", "settings"]
+    assert list(signature.parameters) == named
     assert signature.parameters["settings"].annotation == "Unpack[Settings]"
     assert get_type_hints(odeddim.solve)["return"] is torch.Tensor  # every annotation has a meaning at run time
     shown = io.StringIO()
