@@ -245,7 +245,7 @@ def test_a_page_has_a_size_that_browsers_take(tmp_path: Path, monkeypatch: pytes
     [
         (("--corners", 0, 1, 2, 7), "z.h5 holds latents 0 to 6: there is no latent 7"),
         (("-o", "e.pdf"), "e.pdf: name the file NAME.html or NAME.htm"),
-        (("-o", "no/e.html"), "the folder no of e.html does not exist"),
+        (("-o", "z.h5/e.html"), "z.h5 is a file, so z.h5/e.html cannot be made below it"),
         (("--tiles", 64, "--levels", 40), "give --tiles 27 at most, or fewer --levels"),
         (("--plan", "z.h5"), "z.h5 is no plan"),
         (("--model", "exact-gaussian"), "give the former with --model"),

@@ -29,10 +29,16 @@ from odeddim.latents.latent_file import LatentRun
 from odeddim.ode.analytic import GaussianMixture
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
+from odeddim.storage.resumable import Run
+from odeddim.types import InputError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-INSTEAD = {"inception:WEIGHTS.pth": "network.pt2", "cuda": "cpu"}
-"""What no test can have: Inception's weights, a GPU."""
+INSTEAD = {
+    "inception:WEIGHTS.pth": "network.pt2", "cuda": "cpu", "-n 1000": "-n 16", "-n 10000": "-n 16", "-n 50000": "-n 16",
+    "10,20,50,100": "10,20", "-n 64": "-n 8", "1,64,512": "1,8", "--resize 64": "--resize 16",
+}  # fmt: skip
+"""What no test can have: Inception's weights, a GPU, an hour."""
+SHAPE = (3, 32, 32)
 
 
 def commands(group: click.Command = whole, name: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -70,14 +76,13 @@ def small(name: str, shape: tuple[int, ...] | None = None, classes: int | None =
     )
 
 
-def photos(folder: Path, count: int, size: int, colour: bool = True) -> None:
+def photos(folder: Path, count: int) -> None:
     """Pictures of two blocks, each in its own place."""
     folder.mkdir()
     for i in range(count):
-        pixels = np.full((size, size, 3), 30 * (i % 7), np.uint8)
-        pixels[: 3 + i % size, i % size :] = 220 - 9 * (i % 9)
-        image = Image.fromarray(pixels)
-        (image if colour else image.convert("L")).save(folder / f"{i:03d}.png")
+        pixels = np.full((32, 32, 3), 30 * (i % 7), np.uint8)
+        pixels[: 3 + i % 28, i % 28 :] = 220 - 9 * (i % 9)
+        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
 
 
 class Features(torch.nn.Module):
@@ -89,8 +94,8 @@ class Features(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def names() -> Iterator[None]:
-    """The models that the examples name: exact fields, which take images of any shape but for the package's."""
-    fields = {name: small(name) for name in ("MODEL", "A", "B")} | {"M": small("M", classes=1000)}
+    """The models that the examples name: exact fields."""
+    fields = {name: small(name, SHAPE) for name in ("MODEL", "A", "B")} | {"M": small("M", SHAPE, classes=1000)}
     fields |= {name: small(name, shape=(1, 28, 28)) for name in (models.DEFAULT, models.FLOW)}
     with pytest.MonkeyPatch.context() as patched:
         for name, field in fields.items():
@@ -104,12 +109,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, names: None) -> Path:
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        photos(Path("photos"), 30, 28)
-        photos(Path("photos32"), 8, 32)
-        photos(Path("cifar10-test"), 4, 32)
+        photos(Path("photos"), 30)
+        shutil.copytree("photos", "photos32")
+        photos(Path("cifar10-test"), 4)
         command("grid", "-n", 2, "--solver", "dpmpp-2m", "--steps", 20, "-o", "plan.json")
         for name in ("z", "other", "samples", "monday", "tuesday"):
-            command("encode", "photos", "-o", f"{name}.h5", "--steps", 3)
+            command("encode", "photos", "-o", f"{name}.h5", "--steps", 3, "--model", "MODEL")
         written: list[int] = []
         write = LatentRun.write
 
@@ -119,12 +124,19 @@ def world(tmp_path_factory: pytest.TempPathFactory, names: None) -> Path:
             written.append(start)
             write(run, start, *given, **more)
 
+        def full(run: Run) -> None:
+            raise InputError("the disk is full")
+
+        with patched.context() as stopped:
+            stopped.setattr(Run, "make_one", full)
+            command("encode", "photos", "-o", "index.h5", "--steps", 3, "--model", "MODEL", code=2)
         with patched.context() as stopped:
             stopped.setattr(LatentRun, "write", once)
-            command("encode", "photos", "-o", "unfinished.h5", "--steps", 3, "--batch-size", 8, code=130)
+            command("encode", "photos", "-o", "unfinished.h5", "--model", "MODEL", "--batch-size", 8, code=130)
         command("shift", "z.h5", "--from", "0-9", "--to", "10-19", "--direction", "d.h5")
         command("bench", "-n", 2, "--steps", 2, "--solvers", "euler", "-o", "results")
-        program = torch.export.export(Features(), (torch.zeros(2, 1, 28, 28),))
+        command("decode", "z.h5", "-o", "out")
+        program = torch.export.export(Features(), (torch.zeros(2, *SHAPE),))
         torch.export.save(program, "network.pt2")
         for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"):
             with gzip.open(name, "wb") as file:
@@ -146,10 +158,15 @@ def test_an_example_runs(example: str, world: Path, here: Path) -> None:
     said, words = examples()[example], shlex.split(example.partition(" > ")[0])
     for option, name in pairwise(words):
         if option == "-o" and words.count(name) == 1:  # the others go on from a run that is there
-            (here / name).unlink(missing_ok=True)
+            shutil.rmtree(here / name) if (here / name).is_dir() else (here / name).unlink(missing_ok=True)
     if "bench/plan.json" in words:
         (here / "bench").mkdir()
         shutil.copy("plan.json", "bench/plan.json")
+    if words[1:3] == ["bench", "report"]:
+        shutil.copytree("results", "bench")
+    if words[1:] == ["merge", "z.h5"]:  # an index of parts, which could not be made one file
+        shutil.copy("index.h5", "z.h5")
+        shutil.move("index.h5.parts", "z.h5.parts")
     for word, other in INSTEAD.items():
         example = example.replace(word, other)
     if words[0] != "odeddim":  # a pipe, torchrun: a shell and processes of their own
