@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from support import encoded, same
 
-from odeddim.latents.latent_file import LatentFile
+from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.storage.images import sample_images
 
 Run = Callable[..., tuple[int, str, str]]
@@ -66,3 +67,63 @@ def test_another_network_batch_changes_the_last_digits_only(run: Run) -> None:
         code, out, err = run("encode", "-o", "z.h5", *arguments)
         assert code == 2
         assert "network-batch: 3 then, 8 now" in err
+
+
+FIELDS = {
+    "tsit5-per-image": (*COARSE, "--set", "batch=4"),
+    "bosh3-per-image": (*COARSE,),
+    "scipy-bdf": (*COARSE, "--end", "sigma_min"),
+    "euler": ("--tol", 0.03),
+    "ab3": ("--tol", 0.1, "--end", "zero", "--certify"),
+    "edict": ("--steps", 5, "--dtype", "float64"),
+}
+
+
+@pytest.mark.parametrize("solver", FIELDS)
+def test_batch_sizes_of_an_exact_field(run: Run, tmp_path: Path, solver: str) -> None:
+    """Images of 3×5×7, whose numbers are no multiple of a vector register: the last ones are computed otherwise."""
+    count = 2 if solver == "scipy-bdf" else 9
+    side = (3, 2) if solver == "scipy-bdf" else (5, 7, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (count, *side), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
+    arguments = ("x.npy", "--model", "exact-mixture", "--solver", solver, *FIELDS[solver])
+    first, *others = (encoded(run, *arguments, "--batch-size", size) for size in (1, 7, 64))
+    for other in others:
+        assert same(first, other)
+    if "--tol" in FIELDS[solver]:
+        assert len(set(first["report/steps"].tolist())) > 1  # some leave the batch before others
+    # Other company and another order: row 4 + i is what row 8 - i was.
+    np.save(tmp_path / "x.npy", pixels[::-1][: count // 2 + 1])
+    other = encoded(run, *arguments)
+    for key in set(first) - {"names", "crc32"}:
+        assert other[key].tobytes() == first[key][::-1][: count // 2 + 1].tobytes(), key
+
+
+# What is not the same, and says so.
+
+
+def test_images_with_common_steps_keep_their_batch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchdiffeq's adaptive rows choose one step for the batch, so that its size belongs to the run's settings."""
+    arguments = ("-n", 5, "--model", "exact-mixture", "--solver", "dopri5", *COARSE)
+    whole = encoded(run, *arguments, "--batch-size", 2)
+    code, out, err = run("encode", "-o", "z.h5", *arguments, "--batch-size", 3)
+    assert code == 2
+    assert "batch-size: 2 then, 3 now" in err
+    assert "Traceback" not in err
+    done = []
+    write = LatentRun.write
+
+    def stop(self: LatentRun, *given: Any, **more: Any) -> None:
+        if done:
+            raise KeyboardInterrupt
+        done.append(write(self, *given, **more))
+
+    monkeypatch.setattr(LatentRun, "write", stop)
+    assert run("encode", "-o", "y.h5", *arguments, "--batch-size", 2)[0] == 130
+    monkeypatch.setattr(LatentRun, "write", write)
+    code, out, err = run("encode", "-o", "y.h5", *arguments, "--batch-size", 4)
+    assert code == 2
+    assert "y.h5 was begun with other settings (batch-size: 2 then, 4 now)" in err
+    assert run("encode", "-o", "y.h5", *arguments, "--batch-size", 2)[0] == 0
+    with LatentFile(Path("y.h5")) as file:
+        assert same(whole, dict(file.rows(0, 5)))

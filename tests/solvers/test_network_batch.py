@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import encoded, same
 from torch import Tensor
 
 import odeddim
 from odeddim import solvers
 from odeddim.api import decode, encode
-from odeddim.latents.latent_file import LatentFile, LatentRun
 from odeddim.models.networks.unet import UNet
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
@@ -31,34 +27,6 @@ ALONE = [name for name in ROWS if not solvers.get(name).shares_steps and name no
 
 
 COARSE = ("--rtol", 0.1, "--atol", 0.1)
-FIELDS = {
-    "tsit5-per-image": (*COARSE, "--set", "batch=4"),
-    "bosh3-per-image": (*COARSE,),
-    "scipy-bdf": (*COARSE, "--end", "sigma_min"),
-    "euler": ("--tol", 0.03),
-    "ab3": ("--tol", 0.1, "--end", "zero", "--certify"),
-    "edict": ("--steps", 5, "--dtype", "float64"),
-}
-
-
-@pytest.mark.parametrize("solver", FIELDS)
-def test_batch_sizes_of_an_exact_field(run: Run, tmp_path: Path, solver: str) -> None:
-    """Images of 3×5×7, whose numbers are no multiple of a vector register: the last ones are computed otherwise."""
-    count = 2 if solver == "scipy-bdf" else 9
-    side = (3, 2) if solver == "scipy-bdf" else (5, 7, 3)
-    pixels = np.random.default_rng(0).integers(0, 256, (count, *side), dtype=np.uint8)
-    np.save(tmp_path / "x.npy", pixels)
-    arguments = ("x.npy", "--model", "exact-mixture", "--solver", solver, *FIELDS[solver])
-    first, *others = (encoded(run, *arguments, "--batch-size", size) for size in (1, 7, 64))
-    for other in others:
-        assert same(first, other)
-    if "--tol" in FIELDS[solver]:
-        assert len(set(first["report/steps"].tolist())) > 1  # some leave the batch before others
-    # Other company and another order: row 4 + i is what row 8 - i was.
-    np.save(tmp_path / "x.npy", pixels[::-1][: count // 2 + 1])
-    other = encoded(run, *arguments)
-    for key in set(first) - {"names", "crc32"}:
-        assert other[key].tobytes() == first[key][::-1][: count // 2 + 1].tobytes(), key
 
 
 class Rounded(torch.nn.Module):
@@ -96,7 +64,7 @@ def columns(state: State) -> dict[str, Tensor]:
 def test_no_row_of_the_table_mixes_images(name: str, dtype: torch.dtype) -> None:
     """Alone, in threes, all together and in another order, by shapes whose ends are odd ends of vectors."""
     row = solvers.get(name)
-    for field in fields(dtype).values():
+    for field in (fields(dtype)["network" if dtype == torch.float32 else "mixture"],):
         x_0 = pictures(4 if row.one_by_one else 5, dtype, 3, 5, 7)
         field.network_batch = 4
         how: dict[str, Any] = dict(LOOSE) if row.adaptive else {"steps": 4}
@@ -189,36 +157,6 @@ def test_filling_up_is_not_counted(count: int, block: int | None) -> None:
     state = encode(x, "heun", model=field, steps=5)
     assert (field.nfe, field.rows) == (1 + 9, count * (1 + 9))
     assert state.xbar.shape == x.shape
-
-
-# What is not the same, and says so.
-
-
-def test_images_with_common_steps_keep_their_batch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchdiffeq's adaptive rows choose one step for the batch, so that its size belongs to the run's settings."""
-    arguments = ("-n", 5, "--model", "exact-mixture", "--solver", "dopri5", *COARSE)
-    whole = encoded(run, *arguments, "--batch-size", 2)
-    code, out, err = run("encode", "-o", "z.h5", *arguments, "--batch-size", 3)
-    assert code == 2
-    assert "batch-size: 2 then, 3 now" in err
-    assert "Traceback" not in err
-    done = []
-    write = LatentRun.write
-
-    def stop(self: LatentRun, *given: Any, **more: Any) -> None:
-        if done:
-            raise KeyboardInterrupt
-        done.append(write(self, *given, **more))
-
-    monkeypatch.setattr(LatentRun, "write", stop)
-    assert run("encode", "-o", "y.h5", *arguments, "--batch-size", 2)[0] == 130
-    monkeypatch.setattr(LatentRun, "write", write)
-    code, out, err = run("encode", "-o", "y.h5", *arguments, "--batch-size", 4)
-    assert code == 2
-    assert "y.h5 was begun with other settings (batch-size: 2 then, 4 now)" in err
-    assert run("encode", "-o", "y.h5", *arguments, "--batch-size", 2)[0] == 0
-    with LatentFile(Path("y.h5")) as file:
-        assert same(whole, dict(file.rows(0, 5)))
 
 
 def test_decoding_depends_on_no_neighbour() -> None:

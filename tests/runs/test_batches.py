@@ -53,7 +53,7 @@ def same(a: State, b: State) -> None:
         assert torch.equal(values, b.report[name]), name
 
 
-@pytest.mark.parametrize("size", [1, 3, 7, 100])
+@pytest.mark.parametrize("size", [1, 3, 100])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_batches_change_no_bit_of_exact_fields(solver: str, size: int) -> None:
     field, settings = mixture(), how(solver)
@@ -165,9 +165,11 @@ def test_auto_goes_down_to_what_fits_and_remembers_it(error: str) -> None:
     field = odeddim.VectorField(limited, LINEAR)
     whole = odeddim.encode(images(21), "euler", model=odeddim.VectorField(lambda x, t: x / 2, LINEAR), steps=3)
     gc.disable()
+    gc.freeze()  # what lives already is a million objects, which each collection would look at
     try:
         state = odeddim.encode(images(21), "euler", model=field, steps=3, batch_size="auto")
     finally:
+        gc.unfreeze()
         gc.enable()
     same(state, whole)
     assert list(dict.fromkeys(limited.sizes)) == [21, 16, 8, 4, 1]  # 21 = 5·4 + 1
