@@ -14,8 +14,6 @@ from support import command, tiles
 
 from odeddim.bridges import between
 
-F64 = torch.float64
-
 
 def run(*arguments: str) -> str:
     return command("bridge", *arguments)

@@ -662,7 +662,7 @@ def test_lagrange_weights(gap: float, k: int, variable: str) -> None:
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_lagrange_weights_of_tiny_beside_huge_gaps(variable: str) -> None:
     """And one step over twelve e-folds, which is almost all there is between the image and noise."""
-    for apart in ((1e-6, 5.0, 0.3), (5.0, 0.3, 1e-6), (0.3, 1e-6, 5.0)):
+    for apart in ((1e-6, 5.0, 0.3), (5.0, 0.3, 1e-6)):
         for sign in (1, -1):
             places = [0.0, *itertools.accumulate(apart)]
             nodes = [(0.1 if sign < 0 else 1e-3) * math.exp(-sign * place) for place in places]
