@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -84,3 +86,27 @@ def tiles(
             sheet[top : top + height, left : left + width] = 255
     assert (sheet == 255).all()
     return found
+
+
+def killed_at(step: int, make: Callable[[], Any]) -> bool:
+    """Make something in a process of its own, which is killed at a step on the disk; whether it came so far."""
+    process = os.fork()
+    if process:
+        return os.waitpid(process, 0)[1] == signal.SIGKILL
+    left = [step]
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **more)
+
+        return call
+
+    for name in ("replace", "unlink", "rmdir", "fsync", "mkdir"):
+        setattr(os, name, dying(getattr(os, name)))
+    try:
+        make()
+    finally:
+        os._exit(0)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from support import killed_at
 
 import odeddim
 from odeddim import jobs
@@ -227,30 +226,6 @@ def test_what_a_killed_run_has_left_is_no_hindrance(here: Path) -> None:
     jobs.encode("photos", "new.h5", count=9, **how)
     assert content(here / "z.h5") == content(here / "new.h5")
     assert not (here / "z.h5.parts").exists()
-
-
-def killed_at(step: int, make: Callable[[], Any]) -> bool:
-    """Make something in a process of its own, which is killed at a step on the disk; whether it came so far."""
-    process = os.fork()
-    if process:
-        return os.waitpid(process, 0)[1] == signal.SIGKILL
-    left = [step]
-
-    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **more: Any) -> Any:
-            left[0] -= 1
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **more)
-
-        return call
-
-    for name in ("replace", "unlink", "rmdir", "fsync", "mkdir"):
-        setattr(os, name, dying(getattr(os, name)))
-    try:
-        make()
-    finally:
-        os._exit(0)
 
 
 @pytest.mark.usefixtures("photos")
