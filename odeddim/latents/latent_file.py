@@ -290,14 +290,13 @@ class LatentFile:
         return Plan(solvers.get(made.solver).with_settings(**made.settings), self.nodes, made.grid, made.end)
 
     @cached_property
-    def _noted(self) -> Plan:
-        """The plan with the model in its notes, as a State has it."""
+    def _noted(self) -> Plan | None:
+        """The plan with the model in its notes, as a State has it; None if this version knows no such plan."""
         made = self.provenance
         try:
-            words = Condition(**made.condition).words
-        except (InputError, TypeError) as error:
-            raise InputError(f"{self.path}: its condition is damaged ({error}): make the file again") from error
-        return self.plan.noted_of(made.model, made.sha256, words)
+            return self.plan.noted_of(made.model, made.sha256, Condition(**made.condition).words)
+        except (InputError, AttributeError, TypeError, ValueError):  # whoever runs it is told
+            return None
 
     @property
     def aux_count(self) -> int:
