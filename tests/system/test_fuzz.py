@@ -764,7 +764,9 @@ def test_mutated_bytes(tmp_path: Path, worker: Worker, valid: Path, right: dict[
         tally.count += 1
         path = tmp_path / f"{tally.count}.h5"
         changed(valid / kind / "z.h5", changes, path, valid / "another" / "z.h5")
-        compare(worker.ask("latents", path), right[kind])
+        # Another file's bytes bring right checksums of their own, and that of a chunk of zeros is zero.
+        right_sums = any(change.what in ("splice", "tail", "zeros") for change in changes)
+        compare(worker.ask("latents", path), right[kind], knowing=right_sums)
         path.unlink()
 
     attempt()
