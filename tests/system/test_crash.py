@@ -141,7 +141,7 @@ def test_ctrl_c_while_hdf5_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_kills_at_random_moments(tmp_path: Path, whole: Path, kills: int) -> None:
     """Encode, decode and merge are killed in turn; every file that is there can be read, and nothing done is lost."""
     chance = random.Random(kills)

@@ -182,8 +182,8 @@ def test_an_example_runs(example: str, world: Path, here: Path) -> None:
         return
     words = shlex.split(example.partition(" > ")[0])[1:]
     if words[0] == "train":
-        words = [*words, "--steps", "2", "--batch-size", "2", "--channels", "16"]
+        words = [*words, "--blocks", "1", "--channels", "8", "--batch-size", "2", "--steps", "2"]
         if "more steps" in said:
             command(*words)
-            words[-5] = "4"
+            words[-1] = "4"
     command(*words)
