@@ -232,7 +232,7 @@ class Plan:
 
     def __eq__(self, other: object) -> bool:
         """Whether both are the same: the solver's name and settings, the nodes bit for bit, grid, end and notes."""
-        return isinstance(other, Plan) and self.to_dict() == other.to_dict()
+        return self is other or (isinstance(other, Plan) and self.to_dict() == other.to_dict())
 
     def __str__(self) -> str:
         """The plan in words, such as "belm, log grid, 10 steps, end zero"."""

@@ -64,23 +64,23 @@ def columns(state: State) -> dict[str, Tensor]:
 def test_no_row_of_the_table_mixes_images(name: str, dtype: torch.dtype) -> None:
     """Alone, in threes, all together and in another order, by shapes whose ends are odd ends of vectors."""
     row = solvers.get(name)
-    for field in (fields(dtype)["network" if dtype == torch.float32 else "mixture"],):
-        x_0 = pictures(4 if row.one_by_one else 5, dtype, 3, 5, 7)
-        field.network_batch = 4
-        how: dict[str, Any] = dict(LOOSE) if row.adaptive else {"steps": 4}
-        if row.family == "iterated":
-            how["max_nfe"] = 40
-        if row.queued:
-            how["batch"] = 4
-        whole = columns(encode(x_0, name, model=field, **how))
-        for size in (1, 3):
-            parts = [columns(encode(x_0[i : i + size], name, model=field, **how)) for i in range(0, len(x_0), size)]
-            for key, values in whole.items():
-                assert torch.equal(values, torch.cat([part[key] for part in parts])), (key, size)
-        order = torch.randperm(len(x_0), generator=torch.Generator().manual_seed(2))
-        turned = columns(encode(x_0[order], name, model=field, **how))
+    field = fields(dtype)["network" if dtype == torch.float32 else "mixture"]
+    x_0 = pictures(4 if row.one_by_one else 5, dtype, 3, 5, 7)
+    field.network_batch = 4
+    how: dict[str, Any] = dict(LOOSE) if row.adaptive else {"steps": 4}
+    if row.family == "iterated":
+        how["max_nfe"] = 40
+    if row.queued:
+        how["batch"] = 4
+    whole = columns(encode(x_0, name, model=field, **how))
+    for size in (1, 3):
+        parts = [columns(encode(x_0[i : i + size], name, model=field, **how)) for i in range(0, len(x_0), size)]
         for key, values in whole.items():
-            assert torch.equal(values[order], turned[key]), (key, "in another order")
+            assert torch.equal(values, torch.cat([part[key] for part in parts])), (key, size)
+    order = torch.randperm(len(x_0), generator=torch.Generator().manual_seed(2))
+    turned = columns(encode(x_0[order], name, model=field, **how))
+    for key, values in whole.items():
+        assert torch.equal(values[order], turned[key]), (key, "in another order")
 
 
 def unet() -> VectorField:
