@@ -59,12 +59,20 @@ def columns(state: State) -> dict[str, Tensor]:
     return {"xbar": state.xbar, **{f"aux/{k}": part for k, part in enumerate(state.aux)}, **state.report}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("network", torch.float32),
+        ("mixture", torch.float64),
+        pytest.param("network", torch.float64, marks=pytest.mark.slow),
+        pytest.param("mixture", torch.float32, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", ALONE)
-def test_no_row_of_the_table_mixes_images(name: str, dtype: torch.dtype) -> None:
+def test_no_row_of_the_table_mixes_images(name: str, kind: str, dtype: torch.dtype) -> None:
     """Alone, in threes, all together and in another order, by shapes whose ends are odd ends of vectors."""
     row = solvers.get(name)
-    field = fields(dtype)["network" if dtype == torch.float32 else "mixture"]
+    field = fields(dtype)[kind]
     x_0 = pictures(4 if row.one_by_one else 5, dtype, 3, 5, 7)
     field.network_batch = 4
     how: dict[str, Any] = dict(LOOSE) if row.adaptive else {"steps": 4}

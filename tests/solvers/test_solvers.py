@@ -417,6 +417,12 @@ def test_rows_made_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         solvers.get("mf-nothing")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mf-midpoint", "exact-midpoint", "exact-heun"])
+def test_orders_of_rows_made_of_rows(name: str) -> None:
+    check_order(solvers.get(name), "encode", "log")
+
+
 def test_adding_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solvers, "SOLVERS", dict(solvers.SOLVERS))
     euler = solvers.get("euler")
