@@ -88,6 +88,7 @@ def main() -> None:
     warnings.showwarning = _warn
     log = logging.getLogger("odeddim")
     log.handlers[:], log.propagate = [Told()], False
+    log.setLevel(logging.INFO)
     telling.begin()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)

@@ -33,19 +33,16 @@ class Telling:
         figures: What the last of the JSON lines says of the result.
     """
 
-    quiet = False
-    log_json: str | None = None
-
     def __init__(self) -> None:
-        self.figures: dict[str, Any] = {}
-        self.began = time.monotonic()
-        self.ended = False
+        self.begin()
 
     def begin(self) -> None:
         """Begin anew, for another command."""
-        self.__init__()  # type: ignore[misc]
-        self.quiet, self.log_json = False, None
-        log.setLevel(logging.INFO)
+        self.quiet = False
+        self.log_json: str | None = None
+        self.figures: dict[str, Any] = {}
+        self.began = time.monotonic()
+        self.ended = False
 
     @property
     def shows(self) -> bool:

@@ -20,8 +20,8 @@ from odeddim.plans import FORMAT as PLAN
 from odeddim.plans import Plan
 from odeddim.storage import image_runs
 from odeddim.storage.atomic import found_mark
+from odeddim.storage.hdf5 import PARTS, is_hdf5, opened, parts_beside, words
 from odeddim.storage.hdf5 import SUFFIXES as HDF5
-from odeddim.storage.hdf5 import is_hdf5, opened, words
 from odeddim.storage.names import NOTE
 from odeddim.storage.parts import is_of_a_run
 from odeddim.storage.png import MARK, notes_of, size_of
@@ -32,7 +32,6 @@ from odeddim.train.log import HEAD, Log
 from odeddim.types import InputError, pick
 
 Facts = dict[str, Any]
-PARTS = ".parts"
 _NAMED = 5  # the first names of a file that are told
 _LARGEST = 1 << 24  # bytes of a JSON file of ours
 _NUMBERED = re.compile(r"-(\d{9})$")
@@ -74,7 +73,7 @@ def inspect(what: str | Path, *, allow_pickle: bool = False) -> Facts:
     if str(what) in BUILT_IN or hub.is_named(what):
         return _model(str(what), allow_pickle)
     if not os.path.exists(path):
-        if os.path.isdir(f"{path}{PARTS}"):
+        if os.path.isdir(parts_beside(path)):
             return _unfinished(path)
         pick(str(what), BUILT_IN, "model (and there is no such file)")
     facts = _folder(path) if path.is_dir() else _file(path)
@@ -112,8 +111,8 @@ def _folder(path: Path) -> Facts | None:
 
 def _unfinished(path: Path) -> Facts:
     """A run of which there are only parts so far, or that extends or replaces the file."""
-    folder = Path(f"{path}{PARTS}")
-    return {"kind": "the parts of an unfinished run", "makes": str(path), **_run(path), **_told(note_of(folder))}
+    told = _told(note_of(parts_beside(path)))
+    return {"kind": "the parts of an unfinished run", "makes": str(path), **_run(path), **told}
 
 
 def _run(path: Path) -> Facts:

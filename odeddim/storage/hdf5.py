@@ -28,6 +28,9 @@ from odeddim.storage.atomic import replacing
 from odeddim.storage.errors import is_ours, short
 from odeddim.types import InputError
 
+PARTS = ".parts"
+"""What the name of a file's parts adds to that of the file."""
+
 SUFFIXES = (".h5", ".hdf5")
 CHUNK = 64  # rows that are read and checked together
 MOST_CHUNK = 1 << 25  # bytes
@@ -254,6 +257,11 @@ def items(group: h5py.Group, depth: int, within: str = "") -> Iterator[tuple[str
                 yield from items(item, depth - 1, f"{name}/")
 
 
+def parts_beside(path: Path) -> Path:
+    """The folder of the parts that a file is made of; for a link, beside the file that it points to."""
+    return Path(f"{os.path.realpath(path)}{PARTS}")
+
+
 def dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     """The dataset of this name, all of which lies in the file itself or in the parts beside it.
 
@@ -276,7 +284,7 @@ def dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
         raise InputError(f"{path}: '{name}' holds {data.dtype} values: odeddim did not write that")
     size = data.dtype.itemsize * int(np.prod(data.shape, dtype=object))
     if data.is_virtual:
-        folder = Path(f"{path.resolve()}.parts")
+        folder = parts_beside(path)
         held = 0
         for source in {unescaped(source.file_name) for source in data.virtual_sources()}:
             if Path(source).parent != Path(folder.name):

@@ -19,7 +19,7 @@ import numpy as np
 
 from odeddim.storage.arrays import Array, Rows, pick, take_rows
 from odeddim.storage.errors import read_errors
-from odeddim.storage.hdf5 import items, unescaped
+from odeddim.storage.hdf5 import items, parts_beside, unescaped
 from odeddim.storage.names import Names
 from odeddim.types import InputError
 
@@ -145,8 +145,7 @@ def _parts_of(path: Path, data: h5py.Dataset) -> tuple[list[tuple[Path, str]], l
 
     Part i holds the rows from edges[i] to edges[i + 1].
     """
-    place = Path(os.path.realpath(path))
-    folder = place.with_name(f"{place.name}.parts")
+    folder = parts_beside(path)
     parts: list[tuple[Path, str]] = []
     edges = [0]
     sources = [
@@ -154,7 +153,7 @@ def _parts_of(path: Path, data: h5py.Dataset) -> tuple[list[tuple[Path, str]], l
         for space, file_name, name, _ in data.virtual_sources()
     ]
     for first, last, values, file_name, name in sorted(sources):
-        part = place.parent / file_name
+        part = folder.parent / file_name
         if Path(os.path.realpath(part)).parent != folder:
             raise InputError(
                 f"{path}: the data of {data.name} lie in {file_name}, and not beside it in {folder.name}: copy them "

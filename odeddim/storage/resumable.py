@@ -28,7 +28,7 @@ from typing import Any
 import h5py
 
 from odeddim.storage.atomic import check_own, check_place, plain_text, sync_folder
-from odeddim.storage.hdf5 import opened, text, writing
+from odeddim.storage.hdf5 import opened, parts_beside, text, writing
 from odeddim.storage.parts import (
     LOCK,
     NOTE,
@@ -107,7 +107,7 @@ class Run(SharedRun):
     ) -> None:
         check_place(output)
         self.output, self.place = output, Path(os.path.realpath(output))
-        self.folder = Path(f"{self.place}.parts")
+        self.folder = parts_beside(output)
         if index and plain_text(self.place.name) != self.place.name:
             raise InputError(
                 f"{plain_text(str(output))}: HDF5 cannot show the parts of a file whose name is not UTF-8: give "

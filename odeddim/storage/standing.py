@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from odeddim.storage.hdf5 import opened
+from odeddim.storage.hdf5 import opened, parts_beside
 from odeddim.storage.parts import LOCK, NOTE, REPLACES, parts_in
 from odeddim.storage.row_files import is_index, look_at, settings_of
 from odeddim.storage.workers import in_use
@@ -52,7 +51,7 @@ def standing(path: Path) -> Standing:
     Raises:
         InputError: The file cannot be read, or odeddim did not write it.
     """
-    folder = Path(f"{os.path.realpath(path)}.parts")
+    folder = parts_beside(path)
     at_work = in_use(folder / LOCK)  # before the rest: a run that ends meanwhile is found whole
     settings, replaced = note_of(folder), (folder / REPLACES).exists()
     total = settings.get("total", 0)
