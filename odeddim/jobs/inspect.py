@@ -23,6 +23,7 @@ from odeddim.storage.atomic import found_mark
 from odeddim.storage.hdf5 import PARTS, is_hdf5, opened, parts_beside, words
 from odeddim.storage.hdf5 import SUFFIXES as HDF5
 from odeddim.storage.names import NOTE
+from odeddim.storage.outputs import FORMATS
 from odeddim.storage.parts import is_of_a_run
 from odeddim.storage.png import MARK, notes_of, size_of
 from odeddim.storage.row_files import look_at, read_rows, settings_of
@@ -98,7 +99,8 @@ def _folder(path: Path) -> Facts | None:
     if path.name.endswith(PARTS) and all(is_of_a_run(name) for name in os.listdir(path)):
         return _unfinished(path.with_name(path.name.removesuffix(PARTS)))
     if (settings := note_of(path, NOTE)) != {}:
-        there = sum(1 for _ in path.rglob("*.png"))
+        suffix = FORMATS.get(settings.get("format", "png"), ".png")
+        there = sum(1 for _ in path.rglob(f"*{suffix}"))
         return {"kind": "a folder of images", "images": _amount(there, settings["total"]), **_told(settings)}
     if (path / CHECKPOINT).is_file():
         return _training(path)

@@ -35,6 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs.encode(None, "z.h5", count=3, **HOW)
         for name in ("x.h5", "sheet.png", "out"):
             jobs.decode("z.h5", name)
+        jobs.decode("z.h5", jobs.Pictures(Path("jpegs"), format="jpeg"))
         way = jobs.Direction(start=[0], goal=[1], keep=Path("d.h5"))
         jobs.shift("z.h5", way, to=jobs.Drawing(Path("shifted.h5")))
         odeddim.plan("exact-mixture", "ab2", steps=4).save("plan.json")
@@ -87,6 +88,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "sheet.png": {"kind": "a sheet of images", "size": "302×248"},
     "out": {"kind": "a folder of images", "images": 3, "made by": "decode", "solver": "bdia"},
+    "jpegs": {"kind": "a folder of images", "images": 3, "format": "jpeg"},
     "out/odeddim.json": {"kind": "a folder of images", "images": 3},
     "out/000001.png": {"kind": "an image of a run", "number": 1, "size": "28×28", "made by": "decode"},
     "plan.json": {"kind": "a plan", "plan": "ab2, log grid, 4 steps, end zero", "evaluations": 4},
