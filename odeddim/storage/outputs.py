@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,10 @@ class Folder(SharedRun):
         format: str = "png",
         of_first: OfFirst | None = None,
     ) -> None:
-        self.folder, self._format = folder, format
-        self._names, self._files = names, Names.packed(file_names(names, FORMATS[format]))
+        self.folder, self._suffix = folder, FORMATS[format]
+        self._kind = png if format == "png" else lossy
+        self._save = png.save_image if format == "png" else partial(lossy.save_image, format=format)
+        self._names, self._files = names, Names.packed(file_names(names, self._suffix))
         self._places = sorted({folder, *(folder / above for name in self._files if (above := os.path.dirname(name)))})
         _make(folder)
         begin_together(self._begin_anew if overwrite else self._refuse_others)
@@ -163,7 +166,7 @@ class Folder(SharedRun):
         if not isinstance(before, int) or not 0 < before < self.total:
             return
         check_same(began, comparable(before, of_first(before)), f"{self.folder} was begun")
-        if list(file_names(Names.packed(self._names[:before]), FORMATS[self._format])) != self._files[:before]:
+        if list(file_names(Names.packed(self._names[:before]), self._suffix)) != self._files[:before]:
             raise InputError(
                 f"{self.folder} holds {before} images, some of which would have other names among {self.total}: give "
                 "another folder"
@@ -179,8 +182,7 @@ class Folder(SharedRun):
         for start, stop in self.spans():
             for i in range(start, stop):
                 path = self.folder / self._files[i]
-                whole = png.is_whole if self._format == "png" else lossy.is_whole
-                if not whole(path, self._mark_of(i)) and path.exists():
+                if not self._kind.is_whole(path, self._mark_of(i)) and path.exists():
                     raise InputError(
                         f"{path} is damaged, or another file than this run has written there: move it away, and the "
                         "same command makes it again; or give overwrite=True to begin anew"
@@ -223,19 +225,14 @@ class Folder(SharedRun):
             path = self.folder / name
             known = {key: repr(float(values[i])) for key, values in (figures or {}).items()}
             try:
-                notes = {MARK: self._mark_of(start + i), **known}
-                if self._format == "png":
-                    png.save_image(image, path, notes, temporary_beside(path))
-                else:
-                    lossy.save_image(image, path, notes, temporary_beside(path), format=self._format)
+                self._save(image, path, {MARK: self._mark_of(start + i), **known}, temporary_beside(path))
             except InputError as error:
                 raise InputError(f"{error}; the images written before stay, and {GO_ON}") from error
         self.leave(start, stop)
 
     def figures(self, name: str) -> list[tuple[str, float]]:
         """The file and the figure of each image that is done and has a figure of this name."""
-        notes_of = png.notes_of if self._format == "png" else lossy.notes_of
-        notes = ((file, notes_of(self.folder / file).get(name)) for file in self._files)
+        notes = ((file, self._kind.notes_of(self.folder / file).get(name)) for file in self._files)
         return [(file, float(note)) for file, note in notes if note is not None and _is_number(note)]
 
     def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
