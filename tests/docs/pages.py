@@ -1,0 +1,53 @@
+"""The examples of a page: its blocks of Python, and the lines of its consoles that call odeddim, in their order."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FENCED = re.compile(r"^(?P<fence>`{3,})(?P<language>[a-z]+)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
+SMALL = ["--model", "exact-mixture", "--size", "1,8,8"]  # where the fine run that others are measured by takes long
+BENCH = {  # in small: the commands are the same
+    "reconstruction": ["-n", "2", "--steps", "5,10"],
+    "quality": ["-n", "6", "--steps", "5"],
+    "consistency": ["-n", "2", "--steps", "5,10", *SMALL],
+    "time": ["--steps", "5,10", "--batches", "1", "--repeats", "1"],
+    "interpolation": ["--pairs", "1", "--points", "5", "--side", "2", "--steps", "10"],
+    "work-precision": ["-n", "2", *SMALL],
+    "report": [],
+}
+
+
+def examples(text: str) -> Iterator[tuple[str, str]]:
+    """(language, text) of each example: a block of Python, or one line of a console."""
+    for block in FENCED.finditer(text):
+        if block["language"] == "python":
+            yield "python", block["text"]
+        elif block["language"] == "console":
+            joined = block["text"].replace("\\\n", " ")
+            yield from (("console", line[2:]) for line in joined.splitlines() if line.startswith("$ odeddim "))
+
+
+def in_small(line: str) -> list[str]:
+    """The arguments of a line, with fewer images and steps: the command is the same."""
+    words = shlex.split(line, comments=True)[1:]
+    if words[0] == "bench":
+        words += BENCH.get(words[1] if len(words) > 1 else "", BENCH["reconstruction"])
+    elif words[0] in ("encode", "sample", "bridge") and "-n" not in words:
+        words += ["-n", "4"]
+    elif words[0] == "grid":
+        words += ["-n", "2", "--steps", "4"]
+    return words
+
+
+def pages() -> dict[str, str]:
+    """The manual's pages with examples, by their paths under docs/; not those that a script writes."""
+    found = {str(path.relative_to(ROOT / "docs")): path.read_text(encoding="utf-8") for path in docs()}
+    return {name: text for name, text in found.items() if any(examples(text))}
+
+
+def docs() -> list[Path]:
+    return sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name not in ("results.md", "changelog.md"))
