@@ -1,4 +1,4 @@
-"""How the manual is built: `sphinx-build -W docs build/html`. Notebooks are run; other examples are run by tests/docs."""
+"""How the manual is built, `sphinx-build -W docs build/html`: notebooks are run here, other examples by tests/docs."""
 
 from __future__ import annotations
 

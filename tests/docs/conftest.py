@@ -1,4 +1,4 @@
-"""Stand-ins for what the pages name: tiny pipelines with drawn weights, in folders of the names they have on the hub."""
+"""Stand-ins for what the pages name: tiny pipelines with drawn weights, in folders named as on the hub."""
 
 from __future__ import annotations
 
