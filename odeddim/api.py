@@ -161,7 +161,9 @@ def encode(
 
     batches = Batches(field, plan, batch_size, progress, callback)
     state = batches.run(batch, len(images), images.device, "encoding", tuple(images.shape[1:]))
-    return replace(state, plan=plan.noted(field))
+    seen = field.network_batch or (len(images) if batch_size is None else batch_size)
+    alike = isinstance(seen, int) and (seen == field.network_batch or len(images) % seen == 0)
+    return replace(state, plan=plan.noted(field, **({"network_batch": seen} if alike else {})))
 
 
 def decode(

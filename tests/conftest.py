@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -16,7 +17,8 @@ from odeddim.cli import main
 from odeddim.types import Solver
 
 torch.set_num_threads(1)
-
+hypothesis.settings.register_profile("patient", deadline=None)  # how long an example takes says how busy the machine is
+hypothesis.settings.load_profile("patient")
 
 SIBLINGS = {
     "dpm-solver-1", "deis-tab1", "deis-tab2", "deis-rhoab1", "deis-rhoab2", "plms", "unipc-1", "unipc-1-bh1",

@@ -130,6 +130,8 @@ def save(
     if names is not None and len(names) != len(state):
         raise InputError(f"names=... has {len(names)} names for {len(state)} latents: give one name for each")
     details = Machine().at(model=field).details(field, plan.solver, len(state))
+    # A network's last digits depend on the batch that it saw: whoever decodes the file gives it as many images.
+    details["network_batch"] = details["network_batch"] or plan.notes.get("network_batch")
     made = provenance_of(field, plan, "interpolate" if state.combined else "encode", **details)
     named = Numbered("", len(state)) if names is None else names
     with LatentRun(Path(path), named, made, plan.nodes, overwrite=overwrite) as run:

@@ -415,7 +415,7 @@ def rungs_of(name: str, counts: Sequence[int], end: str = "sigma_min", schedule:
     return {count: Plan.of(schedule or Schedule.linear(), name, count, None, end) for count in counts}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     name=st.sampled_from(["euler", "ab3", "heun", "dpmpp-2m"]),
     tolerance=st.floats(-4.0, 0.0).map(lambda power: 10.0**power),
@@ -495,7 +495,7 @@ def test_a_tolerance_says_nothing_of_rows_that_come_back_exactly(name: str, end:
     assert field.nfe == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     name=st.sampled_from(["euler", "ab3", "heun"]),
     tolerance=st.floats(-4.0, 0.0).map(lambda power: 10.0**power),

@@ -40,7 +40,7 @@ def in_batches(state: State, cuts: list[int]) -> Iterator[tuple[int, State]]:
 CUTS = st.lists(st.integers(0, 30), max_size=5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(count=st.integers(1, 30), seed=st.integers(0, 1000), aux=st.integers(0, 2), dtype=DTYPES, cuts=CUTS)
 def test_a_mean_in_batches_is_the_mean(count: int, seed: int, aux: int, dtype: torch.dtype, cuts: list[int]) -> None:
     state = latents(count, seed, aux, dtype)
@@ -79,7 +79,7 @@ def test_a_direction_leads_from_one_mean_to_the_other() -> None:
     assert torch.allclose(there.aux[0], b.aux[0], rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(count=st.integers(1, 5), by=st.floats(-3, 3), aux=st.integers(0, 2), dtype=DTYPES)
 def test_a_shift(count: int, by: float, aux: int, dtype: torch.dtype) -> None:
     state, way = latents(count, 1, aux, dtype), latents(1, 2, aux)
@@ -110,7 +110,7 @@ def test_a_shift_by_nothing_changes_no_bit(dtype: torch.dtype) -> None:
     assert torch.equal(moved.aux[0], state.aux[0])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(a=st.integers(0, 4), b=st.integers(0, 9), dtype=DTYPES, chunk=st.sampled_from([1, 40, 2**24]))
 def test_distances_are_those_of_unit_latents(a: int, b: int, dtype: torch.dtype, chunk: int) -> None:
     state, others = latents(a, 1, dtype=dtype), latents(b, 2, dtype=dtype)
@@ -148,7 +148,7 @@ def test_small_distances_keep_their_digits() -> None:
     assert abs(float(found) / step - 1) < 1e-13
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     count=st.integers(1, 30),
     queries=st.integers(1, 4),

@@ -20,7 +20,7 @@ def latent(seed: int, sigma: float = 157.0, aux: int = 0, dtype: torch.dtype = t
     return State(parts[0], sigma, tuple(parts[1:]))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 1000), st.integers(0, 1000), st.integers(2, 20))
 def test_a_line_is_the_papers_formula(seed_a: int, seed_b: int, n: int) -> None:
     a, b = latent(seed_a), latent(seed_b + 2000)
@@ -91,7 +91,7 @@ def path(kind: str, n: int, aux: int, dtype: torch.dtype) -> tuple[LatentPath, S
 KINDS = ("line", "grid", "loop")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(KINDS),
     n=st.integers(2, 7),
@@ -131,7 +131,7 @@ def test_a_path_may_be_longer_than_memory() -> None:
     assert torch.equal(points.read(2**20 - 1, 2**20).xbar, b.xbar)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(count=st.integers(2, 6), n=st.integers(1, 8))
 def test_a_loop_is_lines_end_to_end(count: int, n: int) -> None:
     latents = [latent(seed, aux=1) for seed in range(count)]

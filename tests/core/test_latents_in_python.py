@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import h5py
@@ -141,3 +142,21 @@ def test_h5py_alone_reads_the_layout_that_is_documented(z: Path) -> None:
         assert (provenance["solver"], provenance["grid"], provenance["steps"]) == ("belm", "log", 6)
         assert provenance["model"] == MODEL
         assert "xbar = x/sqrt(alpha)" in str(file["xbar"].attrs["unit"])
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_saved_state_comes_back_exactly_in_any_company(batch_size: int | None, tmp_path: Path) -> None:
+    """The file says how many images the network saw at once, and whoever decodes it gives it as many."""
+    x_0 = odeddim.sample(6, steps=3, seed=0)
+    state = odeddim.encode(x_0, "belm", steps=4, batch_size=batch_size)
+    odeddim.save(state, tmp_path / "z.h5")
+    odeddim.save(state[:3], tmp_path / "some.h5")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with odeddim.open(tmp_path / "z.h5") as latents, odeddim.open(tmp_path / "some.h5") as some:
+            assert (latents.decode() == x_0).all()
+            assert (latents.decode(slice(4, 6)) == x_0[4:6]).all()
+            assert (some.decode() == x_0[:3]).all()
+            odeddim.save(latents[:2], tmp_path / "again.h5")
+        with odeddim.open(tmp_path / "again.h5") as again:
+            assert (again.decode() == x_0[:2]).all()

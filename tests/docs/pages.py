@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parent.parent.parent
 FENCED = re.compile(r"^(?P<fence>`{3,})(?P<language>[a-z]+)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
 SMALL = ["--model", "exact-mixture", "--size", "1,8,8"]  # where the fine run that others are measured by takes long
+UNTESTED = {"train"}
+"""Commands that take hours at any size; tests/models/test_train.py trains."""
 BENCH = {  # in small: the commands are the same
     "reconstruction": ["-n", "2", "--steps", "5,10"],
     "quality": ["-n", "6", "--steps", "5"],
@@ -51,3 +54,14 @@ def pages() -> dict[str, str]:
 
 def docs() -> list[Path]:
     return sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name not in ("results.md", "changelog.md"))
+
+
+def run_in_order(text: str, name: str, run: Run, given: Mapping[str, object] | None = None) -> None:
+    """Every example of a page, in one folder and with one set of Python names."""
+    names: dict[str, object] = {"__name__": "__main__", **(given or {})}
+    for language, example in examples(text):
+        if language == "python":
+            exec(compile(example, name, "exec"), names)
+        elif example.split()[1] not in UNTESTED:
+            code, _, err = run(*in_small(example))
+            assert code == 0, (example, err)

@@ -7,22 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pages import ROOT, docs, examples, in_small, pages
+from pages import ROOT, docs, pages, run_in_order
 
 Run = Callable[..., tuple[int, str, str]]
-UNTESTED = {"train"}
-"""Commands that take hours at any size; tests/models/test_train.py trains."""
-
-
-def run_in_order(text: str, name: str, run: Run) -> None:
-    """Every example of a page, in one folder and with one set of Python names."""
-    names: dict[str, object] = {"__name__": "__main__"}
-    for language, example in examples(text):
-        if language == "python":
-            exec(compile(example, name, "exec"), names)
-        elif example.split()[1] not in UNTESTED:
-            code, _, err = run(*in_small(example))
-            assert code == 0, (example, err)
 
 
 @pytest.mark.parametrize("name", pages())

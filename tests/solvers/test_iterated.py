@@ -167,7 +167,7 @@ def test_max_nfe_leaves_an_explicit_run(row: Solver) -> None:
             row.with_settings(**setting).run(MIXTURE, State(IMAGES, 0.03), sigmas)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     row=st.sampled_from(ROWS),
     order=st.permutations(range(5)),
@@ -188,7 +188,7 @@ def test_no_image_depends_on_its_neighbours(
     assert whole.xbar.dtype == images.dtype
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(row=st.sampled_from(ROWS), seed=st.integers(0, 2**30), low=st.floats(0.02, 0.2), high=st.floats(5.0, 157.0))
 def test_what_converges_comes_back(row: Solver, seed: int, low: float, high: float) -> None:
     """Any image of the square, any range: converged means that decoding gives it back, wherever it is."""

@@ -569,7 +569,7 @@ def test_a_constant_is_integrated_exactly(row: Solver, tame: bool, constant: str
     On wild nodes polynomials run away, and what is added and subtracted outgrows the result: rounding is a share of it.
     """
 
-    @settings(max_examples=15, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=15, derandomize=True, database=None)
     @given(nodes=node_lists(tame=tame))
     def run(nodes: list[float]) -> None:
         field = CONSTANTS[constant]
@@ -618,7 +618,7 @@ def test_polynomials_are_integrated_exactly(row: Solver) -> None:
     """
     k, variable, data = row.order, adams_variable(row.name), row.name.startswith("dpmpp")
 
-    @settings(max_examples=4, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=4, derandomize=True, database=None)
     @given(nodes=node_lists(tame=True))
     def run(nodes: list[float]) -> None:
         points = planned(row, nodes)

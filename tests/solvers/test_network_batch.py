@@ -97,7 +97,7 @@ def unet() -> VectorField:
     return VectorField(network.requires_grad_(False), Schedule.linear())
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     cuts=st.lists(st.integers(1, 4), min_size=1, max_size=9),
     block=st.integers(1, 5),

@@ -293,7 +293,7 @@ def test_a_field_may_return_what_it_was_given(name: str) -> None:
 
 
 @every_row
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     ends=st.tuples(st.floats(1e-3, 200.0), st.floats(1e-3, 200.0)).filter(lambda pair: pair[0] != pair[1]),
     digits=st.floats(1.0, 6.0),

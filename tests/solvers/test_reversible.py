@@ -207,7 +207,7 @@ matrices = st.tuples(*[st.floats(-3, 3)] * 4).filter(lambda m: abs(m[0] * m[3] -
 kicks = st.tuples(st.integers(0, 1), st.floats(-5, 5), st.sampled_from([0.1, 0.5, 2.0]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(operations=st.lists(st.one_of(matrices, kicks), min_size=1, max_size=6), single=st.booleans())
 def test_any_list_of_operations_is_undone(operations: list[tuple[float, ...]], single: bool) -> None:
     """And it is what its matrices and kicks say, to the registers' precision."""

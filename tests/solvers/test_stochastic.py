@@ -122,7 +122,7 @@ def test_samples_have_the_distribution() -> None:
         assert float(found.var()) == pytest.approx(0.25, rel=0.1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     row=st.sampled_from(STOCHASTIC),
     seed=st.integers(0, 2**40),
@@ -142,7 +142,7 @@ def test_an_image_depends_on_its_seed_and_index_only(row: Solver, seed: int, sta
     assert bool((other != whole).all())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(eta=st.floats(0, 1), steps=st.integers(1, 8), zero=st.booleans())
 def test_every_eta_up_to_one_fits_every_grid(eta: float, steps: int, zero: bool) -> None:
     """σ'² = (weight of ε)² + (weight of noise)² in every step, whatever η: what x̄' holds of noise is σ'."""
@@ -151,7 +151,7 @@ def test_every_eta_up_to_one_fits_every_grid(eta: float, steps: int, zero: bool)
     assert torch.allclose(found, paper(eta, sigmas), rtol=0, atol=1e-10)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(n=st.integers(0, 4), seed=st.integers(0, 2**60), start=st.integers(0, 2**30), step=st.integers(0, 1000))
 def test_noise_of_an_image(n: int, seed: int, start: int, step: int) -> None:
     many = noise(n, (2, 3), seed=seed, start=start, step=step)

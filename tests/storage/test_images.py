@@ -503,7 +503,7 @@ def read_or_refuse(path: Path) -> Tensor | None:
 # Always the same damage: one in a million can crash the HDF5 library itself, and that would be found by bad luck only.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", GOOD)
-@settings(derandomize=True, max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_files_are_refused_or_read(tmp_path: Path, kind: str, data: st.DataObject) -> None:
     """Cut anywhere, or with bytes overwritten (mostly in the header): never another error than ours."""
@@ -526,7 +526,7 @@ def test_damaged_files_are_refused_or_read(tmp_path: Path, kind: str, data: st.D
 
 
 @given(st.binary(max_size=64))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_after_an_idx_magic(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x"
     for whole in (b"\0\0\x08\x03" + content, gzip.compress(b"\0\0\x08\x03" + content), b"\x1f\x8b" + content):

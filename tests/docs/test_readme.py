@@ -2,68 +2,46 @@
 
 from __future__ import annotations
 
+import csv
 import re
-import shlex
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import pytest
+import torch
+from pages import run_in_order
 
 from odeddim import jobs, solvers
-from odeddim.cli import main
 
+Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-SMALL = ["--model", "exact-mixture", "--size", "1,8,8"]  # where the fine run that others are measured by takes long
-BENCH = {  # in small: the commands are the same
-    "reconstruction": ["-n", "2", "--steps", "5,10"],
-    "quality": ["-n", "6", "--steps", "5"],
-    "consistency": ["-n", "2", "--steps", "5,10", *SMALL],
-    "time": ["--steps", "5,10", "--batches", "1", "--repeats", "1"],
-    "interpolation": ["--pairs", "1", "--points", "5", "--side", "2", "--steps", "10"],
-    "work-precision": ["-n", "2", *SMALL],
-    "report": [],
-}
+def test_it_is_read_in_five_minutes() -> None:
+    assert len(README.splitlines()) <= 150
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def test_the_examples_run_in_order(furnished: Callable[[str], Path], run: Run) -> None:
+    names = {"images": torch.rand(2, 3, 32, 32) * 2 - 1}
+    furnished(README)
+    run_in_order(README, "README.md", run, names)
 
 
-def test_the_examples_run_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Every `odeddim` line of the console blocks, one after another in an empty folder; long runs in small."""
-    monkeypatch.chdir(tmp_path)
-    lines = [line for block in blocks("console") for line in block.splitlines() if line.startswith("$ odeddim ")]
-    assert len(lines) >= 6
-    for line in lines:
-        words = shlex.split(line.removeprefix("$ "), comments=True)
-        if words[1] == "bench":
-            words += BENCH.get(words[2], BENCH["reconstruction"])
-        elif words[1] in ("encode", "sample") and "-n" not in words:
-            words += ["-n", "4"]  # fewer images: the command is the same
-        if words[1] == "grid":
-            words += ["-n", "2", "--steps", "4"]
-        if words[1] == "train":
-            continue  # tests/models/test_train.py trains
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as stop:
-            main()
-        assert stop.value.code == 0, (line, capsys.readouterr().err)
-
-
-def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    found = blocks("python")
-    assert found
-    names: dict[str, object] = {}
-    for block in found:
-        exec(compile(block, "README.md", "exec"), names)
+def test_the_figures_of_its_solvers_are_those_of_the_table() -> None:
+    """Each "median (10% to 90%)" stands in benchmarks/defaults.csv, which a command measured, to two digits."""
+    with open(ROOT / "benchmarks" / "defaults.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == "fashion-mnist"]
+    known = {
+        tuple(f"{float(row[f'{error}_{part}']):.2g}" for part in ("median", "p10", "p90"))
+        for row in rows
+        for error in ("latent", "round_trip", "decoded")
+    }
+    found = re.findall(r"([0-9.]+) \(([0-9.]+) to ([0-9.]+)\)", README.partition("## Which solver")[2])
+    assert len(found) == 7
+    for median, low, high in found:
+        assert (median, low, high) in known
 
 
 KINDS = {"float32": "f", "float64": "f", "uint32": "u", "number": "if", "bool": "b", "UTF-8": "S", "JSON": "S"}
