@@ -335,7 +335,6 @@ def fuzz(count: int) -> settings:
         max_examples=count * TIMES,
         derandomize=True,
         database=None,
-        deadline=None,
         phases=(Phase.explicit, Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
         print_blob=False,
