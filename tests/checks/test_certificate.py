@@ -302,7 +302,7 @@ def test_the_reference_walks_evenly_between_the_same_ends(nodes: list[float], co
 
 @pytest.mark.parametrize(("name", "steps"), [("euler", 50), ("unipc-2", 60), ("ab3", 40), ("belm", 100), ("heun", 30)])
 def test_what_a_certificate_costs(name: str, steps: int) -> None:
-    """Four times the evaluations of encoding, as --help and README say: once there, once back, twice to judge."""
+    """Four times the evaluations of encoding, as --help and the manual say: once there, once back, twice to judge."""
     field, x_0 = mixture(), images(2, 1, 2, 3)
     encode(x_0, name, model=field, steps=steps)
     alone = field.rows
