@@ -13,7 +13,7 @@ from odeddim import jobs
 
 PAGE = (ROOT / "docs" / "latent-files.md").read_text(encoding="utf-8")
 KINDS = {"float32": "f", "float64": "f", "uint32": "u", "number": "if", "bool": "b", "UTF-8": "S", "JSON": "S"}
-REPORTED = {
+REPORTED: dict[str, set[str]] = {
     "belm": set(),
     "tsit5-per-image": {"evaluations", "accepted", "rejected"},
     "exact-euler": {"evaluations", "residual", "converged"},

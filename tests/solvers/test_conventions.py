@@ -213,7 +213,7 @@ def test_what_the_settings_of_diffusers_are_by_default() -> None:
 
 # The page.
 
-TESTED = {
+TESTED: dict[str, Any] = {
     "`DDIMScheduler()` without": test_leading_is_ddims_default,
     "`steps_offset=1`": test_leading_to_sigma_min_is_stable_diffusions,
     '`DDIMScheduler(timestep_spacing="trailing")`': test_trailing_is_ddims_where_the_steps_divide_the_levels,
@@ -258,7 +258,7 @@ def test_the_formulas_of_the_page(steps: int) -> None:
     T, levels = LINEAR.T, LINEAR.levels
     low, high = LINEAR.sigma_min, LINEAR.sigma_max
     for j in range(1, steps + 1):
-        at_zero = {
+        at_zero: dict[str, Any] = {
             "linear": levels[max(j * T // steps, 1) - 1],
             "trailing": levels[round(j * T / steps) - 1],
             "leading": levels[(j - 1) * (T // steps)],
@@ -268,7 +268,7 @@ def test_the_formulas_of_the_page(steps: int) -> None:
         }
         if (level := j**2 * T // steps**2) > j:
             at_zero["quadratic"] = levels[level - 1]
-        above = {
+        above: dict[str, Any] = {
             "linear": levels[j * (T - 1) // steps],
             "leading": levels[1 + (j - 1) * (T // steps)],
             "linspace": levels[round(j * (T - 1) / steps)],
