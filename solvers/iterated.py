@@ -106,7 +106,8 @@ def iterated(
         if observe is not None and len(positive) > 1:
             observe(state.sigma, state.xbar)
     worst = torch.zeros(len(state.xbar), dtype=torch.float64)
-    for nodes in positive.unfold(0, 2, 1) if base.onestep else [positive] * (len(positive) > 1):
+    several = len(positive) > 1  # of one step nothing but Euler's is left
+    for nodes in positive.unfold(0, 2, 1) if base.onestep and several else [positive] * several:
         state, residual = _inverse(counted, state, nodes, base, accuracy, max_nfe)
         worst = torch.maximum(worst, residual)
         if observe is not None and state.sigma != float(positive[-1]):

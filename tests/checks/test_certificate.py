@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ from odeddim.checks.certificate import (
     BADNESS,
     CERTIFICATE,
     LADDER,
+    LEAST,
+    MORE,
+    REFERENCE,
     Rungs,
     certificate,
     certificate_of_rungs,
@@ -302,13 +306,22 @@ def test_the_reference_walks_evenly_between_the_same_ends(nodes: list[float], co
 
 @pytest.mark.parametrize(("name", "steps"), [("euler", 50), ("unipc-2", 60), ("ab3", 40), ("belm", 100), ("heun", 30)])
 def test_what_a_certificate_costs(name: str, steps: int) -> None:
-    """Four times the evaluations of encoding, as --help and README say: once there, once back, twice to judge."""
+    """Four times the evaluations of encoding, as --help and the manual say: once there, once back, twice to judge."""
     field, x_0 = mixture(), images(2, 1, 2, 3)
     encode(x_0, name, model=field, steps=steps)
     alone = field.rows
     field.reset()
     certify(x_0, name, model=field, steps=steps)
     assert field.rows == pytest.approx(4 * alone, abs=2)  # belm has one an image less on its way back
+
+
+def test_the_manual_names_every_figure_and_the_ladder() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "certificates.md").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == CERTIFICATE
+    assert f"{LADDER[0]}, {LADDER[1]}, {LADDER[2]}, ..., {LADDER[-1]} steps" in page
+    assert f"at least {LEAST}," in page
+    assert MORE == 2
+    assert f"`{REFERENCE}` with twice the evaluations" in page
 
 
 def test_short_runs_are_judged_by_forty_evaluations() -> None:

@@ -124,7 +124,7 @@ def test_what_is_there_is_not_replaced(z: Path) -> None:
 
 
 def test_h5py_alone_reads_the_layout_that_is_documented(z: Path) -> None:
-    """README's layout: nothing of odeddim is needed to use a latent file."""
+    """The layout of docs/latent-files.md: nothing of odeddim is needed to use a latent file."""
     with odeddim.open(z) as latents:
         state, plan = latents[:], latents.plan
     with h5py.File(z) as file:

@@ -224,3 +224,13 @@ def test_the_built_in_model(name: str) -> None:
     assert float((back - images).square().flatten(1).mean(dim=1).max()) / 4 < 1e-9
     assert int(state.report["evaluations"].max()) < 1000
     assert torch.equal(back, odeddim.decode(state, name.removeprefix("exact-"), **options))
+
+
+@pytest.mark.parametrize("name", ["exact-euler", "exact-ab2"])
+def test_one_step_to_zero_is_eulers_alone(name: str) -> None:
+    """Of one-step and of multistep bases; it comes back all the same."""
+    images = odeddim.noise(2, (1, 4, 4), seed=1).clamp(-1, 1)
+    state = odeddim.encode(images, name, model="exact-mixture", steps=1)
+    assert torch.equal(state.xbar, odeddim.encode(images, "euler", model="exact-mixture", steps=1, grid="log").xbar)
+    assert state.report["converged"].tolist() == [True, True]
+    assert torch.equal(odeddim.decode(state, model="exact-mixture"), images)
