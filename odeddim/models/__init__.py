@@ -144,7 +144,7 @@ def load(
         reader = format_of(path)
         if reader is None:
             raise InputError(
-                f"{path} has no format that odeddim knows: see "Your own model" in the manual, or make a "
+                f"{path} has no format that odeddim knows: see 'Your own model' in the manual, or make a "
                 "VectorField of the network with VectorField.from_network"
             )
         if getattr(reader, "RUNS_CODE", False) and not allow_pickle:
