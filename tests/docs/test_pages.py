@@ -28,7 +28,7 @@ def printed(text: str, example: str) -> str | None:
 def alike(word: str, other: str) -> bool:
     """Two words of a printed table: numbers may differ as they do between machines."""
     try:
-        return float(word) == pytest.approx(float(other), rel=0.05, abs=1e-3)
+        return float(word) == pytest.approx(float(other), rel=0.05, abs=2e-4)
     except ValueError:
         return word == other
 
