@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+import pytest
 
 Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -56,12 +60,31 @@ def docs() -> list[Path]:
     return sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name not in ("results.md", "changelog.md"))
 
 
+def printed(text: str, example: str) -> str | None:
+    """What a page says that a block of Python prints, in a block of text right below it, or None."""
+    _, fence, below = text.partition(f"```python\n{example}```\n\n```text\n")
+    return below.partition("```\n")[0] if fence else None
+
+
+def alike(word: str, other: str) -> bool:
+    """Two words of a printed table: numbers may differ as they do between machines."""
+    try:
+        return float(word) == pytest.approx(float(other), rel=0.05, abs=2e-4)
+    except ValueError:
+        return word == other
+
+
 def run_in_order(text: str, name: str, run: Run, given: Mapping[str, object] | None = None) -> None:
-    """Every example of a page, in one folder and with one set of Python names."""
+    """Every example of a page, in one folder and with one set of Python names; what it prints is what the page says."""
     names: dict[str, object] = {"__name__": "__main__", **(given or {})}
     for language, example in examples(text):
         if language == "python":
-            exec(compile(example, name, "exec"), names)
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(example, name, "exec"), names)
+            if (said := printed(text, example)) is not None:
+                words, found = (each.replace(",", " ").split() for each in (said, out.getvalue()))
+                assert len(words) == len(found), out.getvalue()
+                assert all(alike(*pair) for pair in zip(words, found, strict=True)), out.getvalue()
         elif example.split()[1] not in UNTESTED:
             code, _, err = run(*in_small(example))
             assert code == 0, (example, err)
