@@ -144,8 +144,8 @@ def load(
         reader = format_of(path)
         if reader is None:
             raise InputError(
-                f"{path} has no format that odeddim knows: see 'Your own model' in the manual, or make a "
-                "VectorField of the network with VectorField.from_network"
+                f"{path} has no format that odeddim knows: see the table of formats in the manual (docs/models.md), or "
+                "make a VectorField of the network with VectorField.from_network"
             )
         if getattr(reader, "RUNS_CODE", False) and not allow_pickle:
             raise InputError(

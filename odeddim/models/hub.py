@@ -163,7 +163,7 @@ def _parts(folder: Path, repository: str) -> list[str]:
             return found
     raise InputError(
         f"{PREFIX}{repository} holds no model that odeddim reads from the hub: neither a pipeline or network of "
-        "diffusers, nor a folder that `odeddim train` wrote, see 'Your own model' in the manual"
+        "diffusers, nor a folder that `odeddim train` wrote, see the table of formats in the manual (docs/models.md)"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -47,8 +48,9 @@ STAND_INS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.fixture
-def furnished(here: Path) -> Callable[[str], Path]:
+def furnished(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Makes what a page's text names, in the current folder."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # diffusers logs to the stderr that was there at its import
 
     def furnish(text: str) -> Path:
         for name, make in STAND_INS.items():

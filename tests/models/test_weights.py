@@ -178,7 +178,7 @@ def test_odeddims_own_weights_are_numbers_of_the_same_kind(tmp_path: Path) -> No
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (path := tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(InputError, match=r"notes\.txt has no format that odeddim knows: see .*README") as error:
+    with pytest.raises(InputError, match=r"notes\.txt has no format that odeddim knows: see .*models\.md") as error:
         odeddim.load(path)
     assert len(str(error.value)) < 200 + len(str(path))
 

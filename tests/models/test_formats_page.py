@@ -1,4 +1,4 @@
-"""The README's table of formats: each line of code runs, on a file of that format, and gives a field that encodes."""
+"""The manual's table of formats: each line of code runs, on a file of that format, and gives a field that encodes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ import odeddim
 from odeddim.models.formats import native
 from odeddim.models.networks.unet import UNet
 
-README = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text(encoding="utf-8")
-SECTION = README.partition("\n## Any model\n")[2].partition("\n## ")[0]
+PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
+SECTION = PAGE.partition("\n## Formats\n")[2].partition("\n## ")[0]
 LINES = re.findall(r"^\|[^|]*\| `(odeddim\..*)` \|$", SECTION, re.MULTILINE)
 
 
@@ -105,7 +105,7 @@ def test_each_line_gives_a_field_that_encodes(line: str, folder: Path, monkeypat
 
 
 def test_what_stands_beside_a_checkpoint_is_as_the_table_says(folder: Path) -> None:
-    (block,) = re.findall(r"^```json\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^```json\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     path = folder / "again.pt2"
     shutil.copy(folder / "net.pt2", path)
     said = json.loads(block)
