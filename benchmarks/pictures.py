@@ -8,7 +8,7 @@ takes 5 to 110 seconds of one core. What the bench of work-precision measures is
 
 Pictures are 1200 pixels wide, with letters of 26 pixels or more, so that they can be read on a phone. Latents are
 drawn from -2.5 (black) to 2.5 (white), and everything else from -1 to 1. "True" is what the classical method of Runge
-and Kutta finds with 100 steps in log σ, four evaluations each (defaults.py).
+and Kutta finds with 100 steps in log σ, four evaluations each (defaults.py); the benches have references of their own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -287,7 +288,7 @@ def solvers(steps: Sequence[int] = (5, 10, 20, 50), reference: int = REFERENCE_S
     """The same x_T under solvers and numbers of steps, with the distance to the ODE's image."""
     field, x_T = odeddim.load(), odeddim.noise(1, (1, 28, 28), seed=0, start=33)
     truth = true_images(field, x_T, reference)
-    rows = []
+    rows: list[Row] = []
     for solver, grid, note in SOLVERS:
         tiles = []
         for count in steps:
@@ -348,7 +349,13 @@ def work_precision(
 
 def work_precision_png(table: Table) -> bytes:
     """Two panels of `odeddim.bench.figures.work_precision`, one below the other, in large letters."""
-    large = {"font.size": 15, "axes.titlesize": 16, "lines.markersize": 9, "lines.linewidth": 2.2, "grid.alpha": 0.4}
+    large: dict[Any, Any] = {
+        "font.size": 15,
+        "axes.titlesize": 16,
+        "lines.markersize": 9,
+        "lines.linewidth": 2.2,
+        "grid.alpha": 0.4,
+    }
     with matplotlib.rc_context(large):
         figure, axes = drawing.panels(2, drawing.Layout(figure_size=(8, 9.5)))
         for one, way, title in (
@@ -374,7 +381,6 @@ def certificates(count: int = 3, steps: int = 20) -> Files:
     board = Board(1320)
     axes = board.figure.add_axes((0.135, 1 - 680 / board.height, 0.835, 650 / board.height))
     names = ("euler", "dpmpp-2m", "ab3", "unipc-2", "belm")
-    ink = {"fontsize": 20}
     for solver, style in zip(names, drawing.styles(drawing.LIGHT, len(names)), strict=True):
         its = [row for row in rows if row["solver"] == solver]
         points = [[float(row[key]) for row in its] for key in ("true", "estimate")]
@@ -384,8 +390,8 @@ def certificates(count: int = 3, steps: int = 20) -> Files:
     axes.fill_between(ends, 0.75 * ends, 1.4 * ends, color="#bbbbbb", alpha=0.5, linewidth=0, zorder=0)
     axes.plot(ends, ends, color=MUTED, linewidth=1.2, zorder=0)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
-    axes.set_xlabel("true error of a latent", **ink)
-    axes.set_ylabel("error in its certificate", **ink)
+    axes.set_xlabel("true error of a latent", fontsize=20)
+    axes.set_ylabel("error in its certificate", fontsize=20)
     axes.tick_params(labelsize=19)
     for spine in ("top", "right"):
         axes.spines[spine].set_visible(False)
