@@ -190,9 +190,10 @@ def decode(
         state: The latents, xbar (B, C, H, W) at the noise level where the grid ends.
         solver: A name of `odeddim.solvers.names()`, or a row of your own.
         model, steps, grid, end, plan, batch_size, progress, callback, **settings: As of `solve`. What is not given of
-            the run is as the state was encoded (`State.plan`), as in `odeddim decode`; latents made of others are
-            decoded by the solver of `solve`, and so is a state that was not encoded. `end` is always that of the
-            encoding.
+            the run is as the state was encoded (`State.plan`), as in `odeddim decode`. Latents made of others are
+            decoded by the solver of `solve`, and so are a state that was not encoded, and one that was encoded under
+            another condition or by another model (a warning says so): its exact way back leads to the images that
+            were encoded. `end` is always that of the encoding.
 
     Returns:
         The images x_0, (B, C, H, W), nominally in [-1, 1] and not clipped, in the state's dtype on the model's device.
@@ -215,10 +216,14 @@ def decode(
             f"decode takes a State, as encode gives it, not {type(state).__name__}; solve takes x_T itself"
         )
     field = load(model)
+    if state.plan is not None and state.plan.unlike(field):
+        if others := state.plan.of_another(field):
+            warnings.warn(f"the latents were encoded {others}: a bridge, which starts from x̄ alone", stacklevel=2)
+        state = replace(state, aux=(), kept="", combined=True)  # the way back is that of the network that encoded
     if plan is None and state.plan is not None:
         if end not in (None, state.plan.end):
             raise InputError(f"the images of the state lie at the end {state.plan.end!r}: leave out end={end!r}")
-        plan = decoding_plan(state.plan, field.schedule, solver, steps, grid, settings, combined=state.combined)
+        plan = decoding_plan(state.plan, field.schedule, solver, steps, grid, settings, alone=state.combined)
     else:
         usual = defaults.for_decoding(state.kept, state.combined)
         plan = planned(field, plan, solver or usual, usual, steps, grid, end or "zero", settings)

@@ -111,7 +111,7 @@ class Drawn:
         if self.field is None:
             self._write(latents, names, made, plan)
         else:
-            decoding = decoding_of(self.file, self.field.schedule, made_by=made.made_by)
+            decoding = decoding_of(self.file, self.field, made_by=made.made_by)
             plan = plan.with_solver(decoding.plan.solver)
             row = plan.solver
             self.place.fit(self.field, row)

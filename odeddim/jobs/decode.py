@@ -75,7 +75,7 @@ def decode(
     with LatentFile(latents) as file:
         place = (machine or Machine()).at(file, model)
         field = subject_of(file, place, model)
-        decoding = decoding_of(file, field.schedule, said, plan, tol)
+        decoding = decoding_of(file, field, said, plan, tol)
         plan, row = decoding.plan, decoding.plan.solver
         warn_of_plan(plan, field)
         ode = place.fit(field, row).on_data()

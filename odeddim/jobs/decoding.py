@@ -71,7 +71,7 @@ class Decoding:
 
 def decoding_of(
     file: LatentFile,
-    schedule: Schedule,
+    model: VectorField,
     how: How = NOTHING,
     plan: Plan | None = None,
     tol: float | None = None,
@@ -84,7 +84,7 @@ def decoding_of(
 
     Args:
         file: The latent file.
-        schedule: The noise levels of the model.
+        model: The model that decodes.
         how: What is given in place of what the file says. The end is that of the file.
         plan: A plan in place of the file's.
         tol: A tolerance, which chooses the steps.
@@ -96,7 +96,7 @@ def decoding_of(
     Raises:
         InputError: If an argument cannot be used, or the plan does not end where the latents lie.
     """
-    made = file.provenance
+    made, schedule = file.provenance, model.schedule
     if how.end is not None and how.end != made.end:
         raise InputError(f"the images of {file.path} lie at the end {made.end!r}: leave out end={how.end!r}")
     if tol is not None:
@@ -110,9 +110,9 @@ def decoding_of(
     if ladder is not None and how.solver is None and how.steps is None and how.grid is None:
         rungs = {count: Plan.of(schedule, own.solver, count, made.grid, made.end, made.settings) for count in ladder}
         return Decoding(own, rungs)
-    combined = (made_by or made.made_by) in MADE_OF_OTHERS
+    alone = (made_by or made.made_by) in MADE_OF_OTHERS or (file.noted is not None and bool(file.noted.unlike(model)))
     solver, steps, grid, _, settings = how
-    plan = decoding_plan(own, schedule, solver, steps, grid, settings, combined=combined, where=str(file.path))
+    plan = decoding_plan(own, schedule, solver, steps, grid, settings, alone=alone, where=str(file.path))
     return Decoding(_landing(plan, file))
 
 

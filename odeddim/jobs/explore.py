@@ -97,8 +97,8 @@ def explore(
         place = (machine or Machine()).at(file, model)
         field = subject_of(file, place, model)
         states = [place.cast(file.pick(index)) for index in corners]
-        own = decoding_of(file, field.schedule, said, plan)
-        decoding = decoding_of(file, field.schedule, said, plan, made_by="interpolate")
+        own = decoding_of(file, field, said, plan)
+        decoding = decoding_of(file, field, said, plan, made_by="interpolate")
         if decoding.rungs:  # what lies between has no steps of its own
             decoding = Decoding(combined(file, file.provenance)[1])
         row = decoding.plan.solver

@@ -57,7 +57,7 @@ class Latents(LatentFile):
         """
         place = (machine or Machine()).at(self, model)
         field = subject_of(self, place, model)
-        decoding = decoding_of(self, field.schedule, How.of(how), plan)
+        decoding = decoding_of(self, field, How.of(how), plan)
         place.fit(field, decoding.plan.solver)
         first = range(len(self))[rows] if isinstance(rows, int) else rows.indices(len(self))[0]
         return to_images(field, decoding.images(place.cast(self[rows]), field.on_data(), first))

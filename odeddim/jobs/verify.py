@@ -142,7 +142,7 @@ def verify(
 def _set_up(file: LatentFile, model: Model | Subject | None, machine: Machine | None) -> tuple[Place, VectorField]:
     place = (machine or Machine()).at(file, model)
     field = subject_of(file, place, model)
-    row = decoding_of(file, field.schedule).plan.solver
+    row = decoding_of(file, field).plan.solver
     place.fit(field, row)
     return place, field
 
@@ -189,7 +189,7 @@ def _certify(file: LatentFile, source: ImageSource, field: VectorField, place: P
         raise InputError(
             f"{file.path} is unfinished, with {len(file)} of {file.total} latents: encode the others first"
         )
-    how = decoding_of(file, field.schedule)
+    how = decoding_of(file, field)
     size = place.at_once(field, how.plan.solver, queued=bool(how.rungs))
     details = {**file.provenance.details, "certified": True, "fingerprint": file.fingerprint}
     made = replace(file.provenance, details=details)
@@ -226,7 +226,7 @@ def _draw(
     except InputError as error:
         warn(f"the sheet has no originals: {error}")
         source = None
-    how = decoding_of(file, field.schedule)
+    how = decoding_of(file, field)
 
     def cells() -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
         for i in rows:

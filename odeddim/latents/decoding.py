@@ -20,19 +20,20 @@ def decoding_plan(
     grid: Grid = None,
     settings: Mapping[str, object] | None = None,
     *,
-    combined: bool = False,
+    alone: bool = False,
     where: str = "the state",
 ) -> Plan:
     """The plan that decodes latents: what is not given is as they were encoded.
 
-    Settings such as rtol are those of the encoding if the solver is. Latents made of others start from x̄ alone, so a
-    reversible solver gains nothing for them, and the default is that of `odeddim.defaults.COMBINED`.
+    Settings such as rtol are those of the encoding if the solver is. Latents made of others start from x̄ alone, and so
+    do latents that another model decodes, or the same under another condition. A reversible solver gains nothing for
+    them, so the default is that of `odeddim.defaults.COMBINED`.
 
     Args:
         encoded: The plan that encoded the latents.
         schedule: The noise levels of the model.
         solver, steps, grid, settings: What is given in place of what the plan says. The end stays.
-        combined: Whether the latents are made of others.
+        alone: Whether the latents start from x̄ alone.
         where: What holds the latents, for messages.
 
     Returns:
@@ -43,7 +44,7 @@ def decoding_plan(
     """
     own = encoded.solver
     chosen = {key: value for key, value in (settings or {}).items() if value is not None}
-    if solver is None and own.reversible and combined:
+    if solver is None and own.reversible and alone:
         row = solvers.get(defaults.COMBINED)
     else:
         row = own if solver is None else solver if isinstance(solver, Solver) else solvers.get(solver)

@@ -290,7 +290,7 @@ class LatentFile:
         return Plan(solvers.get(made.solver).with_settings(**made.settings), self.nodes, made.grid, made.end)
 
     @cached_property
-    def _noted(self) -> Plan | None:
+    def noted(self) -> Plan | None:
         """The plan with the model in its notes, as a State has it; None if this version knows no such plan."""
         made = self.provenance
         try:
@@ -353,7 +353,7 @@ class LatentFile:
             if name.startswith("report/")
         }
         combined = self.provenance.made_by in MADE_OF_OTHERS
-        return State(parts[0], self.sigma, tuple(parts[1:]), self.kept, report, combined, self._noted)
+        return State(parts[0], self.sigma, tuple(parts[1:]), self.kept, report, combined, self.noted)
 
     def figures(self, kind: str = "certificate") -> dict[str, Tensor]:
         """The figures of each latent.

@@ -13,6 +13,7 @@ import torch
 
 import odeddim
 from odeddim import jobs
+from odeddim.ode.field import VectorField
 from odeddim.types import InputError
 
 MODEL = "exact-samples"
@@ -160,3 +161,31 @@ def test_a_saved_state_comes_back_exactly_in_any_company(batch_size: int | None,
             odeddim.save(latents[:2], tmp_path / "again.h5")
         with odeddim.open(tmp_path / "again.h5") as again:
             assert (again.decode() == x_0[:2]).all()
+
+
+def test_another_condition_or_model_starts_from_the_latent_alone(tmp_path: Path) -> None:
+    """What belm keeps leads back to the image that was encoded, and not to that of another condition (an edit)."""
+    schedule = odeddim.Schedule.linear()
+
+    def told(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x * 0.9 - (y / 20).view(-1, 1, 1, 1)
+
+    model = VectorField.from_network(told, schedule, classes=10, shape=(1, 4, 4), name="classes")
+    three, seven = model.conditioned(3), model.conditioned(7)
+    images = torch.rand(2, 1, 4, 4) * 2 - 1
+    state = odeddim.encode(images, "belm", model=three, steps=6)
+    alone = odeddim.State(state.xbar, state.sigma)
+    edited = odeddim.decode(state, model=seven)
+    assert torch.equal(edited, odeddim.decode(alone, "unipc-2", model=seven, steps=6, grid="log"))
+    with_belm = odeddim.decode(state, "belm", model=seven)
+    assert torch.equal(with_belm, odeddim.decode(alone, "belm", model=seven, steps=6))
+    assert torch.equal(odeddim.decode(state, model=three), images)
+
+    odeddim.save(state, tmp_path / "z.h5", model=three)
+    with odeddim.open(tmp_path / "z.h5") as latents:
+        assert torch.equal(latents.decode(model=three), images)
+        assert torch.equal(latents.decode(model=seven), edited)
+
+    other = VectorField.from_network(told, schedule, classes=10, shape=(1, 4, 4), name="other").conditioned(7)
+    with pytest.warns(UserWarning, match="encoded for the model 'classes', not 'other': a bridge"):
+        assert torch.equal(odeddim.decode(state, model=other), edited)
