@@ -25,6 +25,7 @@ extensions = [
     "sphinx_design",
     "sphinx_copybutton",
     "sphinx_click",
+    "solver_table",
 ]
 exclude_patterns = ["_build"]
 
