@@ -58,7 +58,11 @@ class Solvers(SphinxDirective):
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        return self.parse_text_to_nodes("\n".join(lines(self.arguments[0])), allow_section_headings=True)
+        found = self.parse_text_to_nodes("\n".join(lines(self.arguments[0])), allow_section_headings=True)
+        for part in found:
+            for table in part.findall(nodes.table):
+                table["classes"].append("solvers")
+        return found
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
