@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from os.path import commonprefix
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -37,8 +36,8 @@ def lines(family: str) -> Iterator[str]:
 
 
 def heading(names: Sequence[str]) -> str:
-    """The names, or of many the prefix that they have in common."""
-    return ", ".join(names) if len(names) <= FEW else f"{commonprefix(names)}NAME"
+    """The names; of many, which are then made from other rows, their prefix."""
+    return ", ".join(names) if len(names) <= FEW else f"{names[0].partition('-')[0]}-NAME"
 
 
 def settings(row: Solver) -> str:

@@ -28,7 +28,8 @@ a, b, b̂, c: the coefficients of the reference;  H = τₙ₊₁ - τₙ
 IN_LOG = "τ = log σ,  f(x̄, τ) = σ·ε(x̄, σ)"
 IN_SIGMA = "τ = σ,  f(x̄, τ) = ε(x̄, σ)"
 BOSH3 = """
-k₁ = f(x̄ₙ, τₙ),  k₂ = f(x̄ₙ + H/2·k₁, τₙ + H/2),  k₃ = f(x̄ₙ + 3H/4·k₂, τₙ + 3H/4)
+k₁ = f(x̄ₙ, τₙ),  k₂ = f(x̄ₙ + H/2·k₁, τₙ + H/2)
+k₃ = f(x̄ₙ + 3H/4·k₂, τₙ + 3H/4)
 x̄ₙ₊₁ = x̄ₙ + H/9·(2·k₁ + 3·k₂ + 4·k₃),  k₄ = f(x̄ₙ₊₁, τₙ₊₁)
 error = H·(5/72·k₁ - 1/12·k₂ - 1/9·k₃ + 1/8·k₄),  H = τₙ₊₁ - τₙ
 """

@@ -222,11 +222,13 @@ def _explained(*parts: Tensor) -> Tensor:
 
 ONE_STEP = """
 Decoding: x̄ₙ₊₁ = R(x̄ₙ), a step of the row NAME
-Encoding: x̄ₙ₊₁ is the z for which R(z) = x̄ₙ, by z ← z + x̄ₙ - R(z), accelerated by Anderson's method
+Encoding: x̄ₙ₊₁ is the z for which R(z) = x̄ₙ
+z ← z + x̄ₙ - R(z), accelerated by Anderson's method
 """
 WHOLE_RUN = """
 Decoding: x̄₀ = R(x̄), a run of the row NAME
-Encoding: x̄ is the z for which R(z) = x̄₀, by z ← z + E(x̄₀) - E(R(z)), accelerated by Anderson's method
+Encoding: x̄ is the z for which R(z) = x̄₀
+z ← z + E(x̄₀) - E(R(z)), accelerated by Anderson's method
 E: a run of the row NAME upwards
 """
 

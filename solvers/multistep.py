@@ -285,25 +285,28 @@ x̄ₙ₊₁ = ρₙ·x̄ₙ + σₙ₊₁·Σⱼ wⱼ·x̂ₙ₋ⱼ,  j = -1, 0
 UNIPC_3 = """
 ũₙ₊₁ = ρₙ·x̄ₙ + σₙ₊₁·Σⱼ vⱼ·x̂ₙ₋ⱼ,  j = 0, 1, 2
 x̄ₙ₊₁ = ρₙ·x̄ₙ + σₙ₊₁·Σⱼ wⱼ·x̂ₙ₋ⱼ,  j = -1, 0, 1, 2
-In steps of lower order (the second one; those at the clean end of short runs): as `unipc-2`
+The second step, and the last ones at the clean end of short runs: as `unipc-2`
 """
 PREDICTED = "x̂ₙ = ũₙ - σₙ·ε(ũₙ, σₙ): the field is evaluated at the prediction ũ, once a step"
-BY_POLYNOMIAL = "vⱼ, wⱼ: as in `dpmpp-3m`, by the polynomial in log σ through these nodes"
+BY_POLYNOMIAL = "The weights v and w: as in `dpmpp-3m`, by the polynomial in log σ through these nodes"
 EVEN_STEPS = "x̄ₙ₊₁ = x̄ₙ + hₙ/24·(55·εₙ - 59·εₙ₋₁ + 37·εₙ₋₂ - 9·εₙ₋₃)"
-LOWER_EVEN = "(3·εₙ - εₙ₋₁)/2 and (23·εₙ - 16·εₙ₋₁ + 5·εₙ₋₂)/12"
+LOWER_EVEN = "The next two: the slopes (3·εₙ - εₙ₋₁)/2 and (23·εₙ - 16·εₙ₋₁ + 5·εₙ₋₂)/12"
 PNDM = f"""
 {EVEN_STEPS}
 The first three steps, with m halfway between σₙ and σₙ₊₁ in the time t:
-k₁ = εₙ,  k₂ = ε(x̄ₙ + (m - σₙ)·k₁, m),  k₃ = ε(x̄ₙ + (m - σₙ)·k₂, m),  k₄ = ε(x̄ₙ + hₙ·k₃, σₙ₊₁)
+k₁ = εₙ,  k₂ = ε(x̄ₙ + (m - σₙ)·k₁, m)
+k₃ = ε(x̄ₙ + (m - σₙ)·k₂, m),  k₄ = ε(x̄ₙ + hₙ·k₃, σₙ₊₁)
 x̄ₙ₊₁ = x̄ₙ + hₙ/6·(k₁ + 2·k₂ + 2·k₃ + k₄)
 """
 PLMS = f"""
 {EVEN_STEPS}
-The first step: `heun`; the next two, with the slopes {LOWER_EVEN}
+The first step: `heun`
+{LOWER_EVEN}
 """
 IPNDM = f"""
 {EVEN_STEPS}
-The first step: `euler`; the next two, with the slopes {LOWER_EVEN}
+The first step: `euler`
+{LOWER_EVEN}
 """
 GRADIENT_ESTIMATION = "x̄ₙ₊₁ = x̄ₙ + hₙ·(γ·εₙ + (1 - γ)·εₙ₋₁)"
 

@@ -197,7 +197,8 @@ x̄ₙ₊₁ = x̄ₙ + (σₙ₊₁ - σₙ)·εₙ
 x̄ₙ₊₂ = x̄ₙ + ∫ P₁ dσ from σₙ to σₙ₊₂
 x̄ₙ₊₃ = x̄ₙ + ∫ P₂ dσ from σₙ to σₙ₊₃
 Pᵢ: the line in log σ through εₙ and εₙ₊ᵢ
-What is left at the clean end, one or two intervals: `dpm-solver-1`, `dpm-solver-2` with its stage at the node between
+One interval left at the clean end: a step of `dpm-solver-1`
+Two: a step of `dpm-solver-2`, with its stage at the node between
 """
 DPMPP_2S = """
 s = √(σₙ·σₙ₊₁)

@@ -393,14 +393,15 @@ def _check_finite(who: str, sigmas: Iterable[float], slopes: Iterable[Tensor]) -
             raise InputError(f"{who}: the field is not finite at σ = {sigma:.6g}: check its input there")
 
 
-EITHER = f"\n{IN_LOG} with variable = log-sigma;  {IN_SIGMA} with variable = sigma"
+EITHER = f"\nvariable = log-sigma: {IN_LOG}\nvariable = sigma: {IN_SIGMA}"
 DPM_SOLVER_12 = """
 x̄ₙ₊₁: a step of `dpm-solver-2`, with its stage u at s
 error = hₙ·(ε(u, s) - εₙ), the difference to `dpm-solver-1`
 """
 DPM_SOLVER_23 = """
 x̄ₙ₊₁: a step of `dpm-solver-3`, with its first stage u₁ at s₁
-error = x̄ₙ₊₁ - x̄ₙ - hₙ·(3/2·ε(u₁, s₁) - 1/2·εₙ), the difference to DPM-Solver-2 with r₁ = 1/3
+error = x̄ₙ₊₁ - x̄ₙ - hₙ·(3/2·ε(u₁, s₁) - 1/2·εₙ)
+That is the difference to DPM-Solver-2 with r₁ = 1/3
 """
 
 

@@ -277,7 +277,8 @@ LEAPFROG_STEP = "x̄ₙ₊₁ = x̄ₙ₋₁ + (σₙ₊₁ - σₙ₋₁)·ε�
 BDIA_STEP = f"""
 {TWO_STEP}
 Decoding: a = γ·√((1 + σₙ₊₁²)/(1 + σₙ₋₁²))
-Encoding, the same equation solved for its upper end: a = √((1 + σₙ₊₁²)/(1 + σₙ₋₁²))/γ
+Encoding, the same equation solved for its upper end:
+a = √((1 + σₙ₊₁²)/(1 + σₙ₋₁²))/γ
 """
 EDICT_STEP = """
 Decoding, from a pair u = v = x̄:
@@ -285,7 +286,8 @@ u ← u + hₙ·ε(v, σₙ)
 v ← v + hₙ·ε(u·√(1 + σₙ²)/√(1 + σₙ₊₁²), σₙ)
 u ← p·u + (1 - p)·v
 v ← (1 - p)·u + p·v
-In every second step v moves before u. Encoding: the inverse operations, the last one first. x̄ₙ₊₁ = u
+x̄ₙ₊₁ = u;  in every second step v moves before u
+Encoding: the inverse operations, the last one first
 """
 REVERSIBLE_HEUN = """
 From a pair u = v = x̄:
@@ -298,7 +300,8 @@ From a pair u = v = x̄:
 u ← λ·u + (1 - λ)·v + Ψ(v, σₙ → σₙ₊₁)
 v ← v - Ψ(u, σₙ₊₁ → σₙ)
 x̄ₙ₊₁ = u
-Ψ(v, σₙ → σₙ₊₁): what a step of the row NAME adds to v;  λ: the setting `coupling`
+Ψ(v, σₙ → σₙ₊₁): what a step of the row NAME adds to v
+λ: the setting `coupling`
 """
 BELM = "Wang et al. 2024, arXiv 2410.07273"
 SAME = ("dpm-solver-1", "heun2")  # as euler and heun

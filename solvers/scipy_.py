@@ -108,15 +108,17 @@ def _one_image(watch: Watch, method: str, **options: Any) -> Tensor:
 
 LSODA = """
 Σⱼ αⱼ·x̄ₙ₊₁₋ⱼ = H·Σⱼ βⱼ·fₙ₊₁₋ⱼ
-Adams' coefficients up to order 12, or those of backward differentiation up to order 5, as the problem is stiff or not
+Coefficients: Adams' up to order 12, or where the problem is stiff, those of
+backward differentiation up to order 5
 """
 RADAU = """
 kᵢ = f(x̄ₙ + H·Σⱼ aᵢⱼ·kⱼ, τₙ + cᵢ·H),  i, j = 1, 2, 3, solved by Newton's method
 x̄ₙ₊₁ = x̄ₙ + H·Σⱼ bⱼ·kⱼ
 """
 BDF = """
-Σₘ ∇ᵐx̄ₙ₊₁/m = H·fₙ₊₁ + κₖ·(1 + 1/2 + ... + 1/k)·(x̄ₙ₊₁ - uₙ₊₁),  m = 1, ..., k, solved by Newton's method
-uₙ₊₁: the polynomial through the last k + 1 points, at τₙ₊₁;  order k = 1, ..., 5, chosen by the run
+Σₘ ∇ᵐx̄ₙ₊₁/m = H·fₙ₊₁ + κₖ·(1 + 1/2 + ... + 1/k)·(x̄ₙ₊₁ - uₙ₊₁),  m = 1, ..., k
+solved by Newton's method;  order k = 1, ..., 5, chosen by the run
+uₙ₊₁: the polynomial through the last k + 1 points, at τₙ₊₁
 """
 
 

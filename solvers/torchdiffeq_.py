@@ -221,24 +221,25 @@ k₁ = εₙ,  k₂ = ε(x̄ₙ + hₙ/3·k₁, σₙ + hₙ/3),  k₃ = ε(x̄�
 x̄ₙ₊₁ = x̄ₙ + hₙ/4·(k₁ + 3·k₃)
 """
 RK4 = """
-k₁ = εₙ,  k₂ = ε(x̄ₙ + hₙ/3·k₁, σₙ + hₙ/3),  k₃ = ε(x̄ₙ + hₙ·(k₂ - k₁/3), σₙ + 2hₙ/3)
-k₄ = ε(x̄ₙ + hₙ·(k₁ - k₂ + k₃), σₙ₊₁)
+k₁ = εₙ,  k₂ = ε(x̄ₙ + hₙ/3·k₁, σₙ + hₙ/3)
+k₃ = ε(x̄ₙ + hₙ·(k₂ - k₁/3), σₙ + 2hₙ/3),  k₄ = ε(x̄ₙ + hₙ·(k₁ - k₂ + k₃), σₙ₊₁)
 x̄ₙ₊₁ = x̄ₙ + hₙ/8·(k₁ + 3·k₂ + 3·k₃ + k₄)
 """
-OVER_CURVE = "f = σ'(s)·ε, where s is the index of the nodes and log σ(s) a cubic spline through them"
+OVER_CURVE = "f = σ'(s)·ε;  s: the index of the nodes;  log σ(s): a cubic spline through them"
 EXPLICIT_ADAMS = f"""
 x̄ₙ₊₁ = x̄ₙ + (55·fₙ - 59·fₙ₋₁ + 37·fₙ₋₂ - 9·fₙ₋₃)/24
 {OVER_CURVE}
-The first two steps: the formula of `rk4`, in s; the third: (23·fₙ - 16·fₙ₋₁ + 5·fₙ₋₂)/12
+The first two steps: `rk4` in s; the third: x̄ₙ₊₁ = x̄ₙ + (23·fₙ - 16·fₙ₋₁ + 5·fₙ₋₂)/12
 """
 IMPLICIT_ADAMS = f"""
 u = x̄ₙ + (23·fₙ - 16·fₙ₋₁ + 5·fₙ₋₂)/12
 x̄ₙ₊₁ = x̄ₙ + (9·f(u, σₙ₊₁) + 19·fₙ - 5·fₙ₋₁ + fₙ₋₂)/24
 {OVER_CURVE}
-The first two steps: the formula of `rk4`, in s
+The first two steps: `rk4` in s
 """
 FEHLBERG2 = """
-k₁ = εₙ,  k₂ = ε(x̄ₙ + H/2·k₁, σₙ + H/2),  k₃ = ε(x̄ₙ + H/256·(k₁ + 255·k₂), σₙ₊₁)
+k₁ = εₙ,  k₂ = ε(x̄ₙ + H/2·k₁, σₙ + H/2)
+k₃ = ε(x̄ₙ + H/256·(k₁ + 255·k₂), σₙ₊₁)
 x̄ₙ₊₁ = x̄ₙ + H/512·(k₁ + 510·k₂ + k₃)
 error = H/512·(k₃ - k₁),  H = σₙ₊₁ - σₙ
 """
