@@ -45,7 +45,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 240
 nb_merge_streams = True
 
-smartquotes = False
+smartquotes = False  # "zero" and --solver are code
 default_role = "py:obj"  # `solve` in a docstring: a link where that is on a page, code otherwise
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 80  # a longer signature has one argument a line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 
@@ -41,6 +42,13 @@ def plain_defaults(
     return signature and signature.replace("<factory>", "{}"), returns
 
 
+def dashes(app: Sphinx, doctree: nodes.document) -> None:
+    """What Sphinx writes between an argument and its text, for want of a dash."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text.startswith(" -- "):
+            text.parent.replace(text, nodes.Text(text.replace(" -- ", " – ", 1)))
+
+
 def examples_as_code(app: Sphinx, context: object, lines: list[str]) -> None:
     """The examples of a command's help, which sphinx-click makes a block of plain lines, as code."""
     if "| Examples:" not in lines:
@@ -68,5 +76,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
         app.connect("autodoc-process-docstring", mend, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", plain_defaults)
     app.connect("sphinx-click-process-description", examples_as_code)
+    app.connect("doctree-read", dashes)
     app.connect("sphinx-click-process-options", defaults_in_line)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

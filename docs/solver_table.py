@@ -26,10 +26,11 @@ def lines(family: str) -> Iterator[str]:
     for formula, equal in groupby(rows, lambda row: row.formula.strip()):
         group = list(equal)
         yield from ("", f"### {heading([row.name for row in group])}", "", "```text", formula, "```", "")
-        yield from (f"| {' | '.join(SHOWN)} |", "|" + " --- |" * len(SHOWN))
+        yield from ("```{table}", ":class: solvers", "", f"| {' | '.join(SHOWN)} |", "|" + " --- |" * len(SHOWN))
         for row in group:
             found = {**dict(zip(COLUMNS, cells(row.name), strict=True)), "name": f"`{row.name}`"}
             yield f"| {' | '.join(linked(str(found[column])) for column in SHOWN)} |"
+        yield "```"
         for words, alike in groupby((row for row in group if row.settings), settings):
             names = ", ".join(f"`{row.name}`" for row in alike)
             yield from ("", f"Settings{f' of {names}' if len(group) > 1 else ''}: {words}.")
@@ -57,11 +58,7 @@ class Solvers(SphinxDirective):
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        found = self.parse_text_to_nodes("\n".join(lines(self.arguments[0])), allow_section_headings=True)
-        for part in found:
-            for table in part.findall(nodes.table):
-                table["classes"].append("solvers")
-        return found
+        return self.parse_text_to_nodes("\n".join(lines(self.arguments[0])), allow_section_headings=True)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

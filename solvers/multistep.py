@@ -288,7 +288,7 @@ x̄ₙ₊₁ = ρₙ·x̄ₙ + σₙ₊₁·Σⱼ wⱼ·x̂ₙ₋ⱼ,  j = -1, 0
 The second step, and the last ones at the clean end of short runs: as `unipc-2`
 """
 PREDICTED = "x̂ₙ = ũₙ - σₙ·ε(ũₙ, σₙ): the field is evaluated at the prediction ũ, once a step"
-BY_POLYNOMIAL = "The weights v and w: as in `dpmpp-3m`, by the polynomial in log σ through these nodes"
+BY_POLYNOMIAL = "Weights v, w: as in `dpmpp-3m`, by the polynomial in log σ through these nodes"
 EVEN_STEPS = "x̄ₙ₊₁ = x̄ₙ + hₙ/24·(55·εₙ - 59·εₙ₋₁ + 37·εₙ₋₂ - 9·εₙ₋₃)"
 LOWER_EVEN = "The next two: the slopes (3·εₙ - εₙ₋₁)/2 and (23·εₙ - 16·εₙ₋₁ + 5·εₙ₋₂)/12"
 PNDM = f"""

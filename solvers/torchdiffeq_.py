@@ -229,13 +229,13 @@ OVER_CURVE = "f = σ'(s)·ε;  s: the index of the nodes;  log σ(s): a cubic sp
 EXPLICIT_ADAMS = f"""
 x̄ₙ₊₁ = x̄ₙ + (55·fₙ - 59·fₙ₋₁ + 37·fₙ₋₂ - 9·fₙ₋₃)/24
 {OVER_CURVE}
-The first two steps: `rk4` in s; the third: x̄ₙ₊₁ = x̄ₙ + (23·fₙ - 16·fₙ₋₁ + 5·fₙ₋₂)/12
+Steps 1 and 2: `rk4` in s;  step 3: x̄ₙ₊₁ = x̄ₙ + (23·fₙ - 16·fₙ₋₁ + 5·fₙ₋₂)/12
 """
 IMPLICIT_ADAMS = f"""
 u = x̄ₙ + (23·fₙ - 16·fₙ₋₁ + 5·fₙ₋₂)/12
 x̄ₙ₊₁ = x̄ₙ + (9·f(u, σₙ₊₁) + 19·fₙ - 5·fₙ₋₁ + fₙ₋₂)/24
 {OVER_CURVE}
-The first two steps: `rk4` in s
+Steps 1 and 2: `rk4` in s
 """
 FEHLBERG2 = """
 k₁ = εₙ,  k₂ = ε(x̄ₙ + H/2·k₁, σₙ + H/2)
