@@ -20,7 +20,7 @@ def command(as_json: bool) -> None:
       odeddim solvers
       odeddim solvers --json
     """
-    rows = [_row(name) for name in SOLVERS]
+    rows = [cells(name) for name in SOLVERS]
     if as_json:
         import json
 
@@ -34,7 +34,8 @@ def command(as_json: bool) -> None:
         options.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _row(name: str) -> tuple[str, str, int, str, str, str]:
+def cells(name: str) -> tuple[str, str, int, str, str, str]:
+    """A row as the table prints it, in the order of `COLUMNS`."""
     row = SOLVERS[name]
     if row.nfe is None:
         evaluations = "adaptive" if row.adaptive else "as needed"

@@ -25,6 +25,8 @@ extensions = [
     "sphinx_design",
     "sphinx_copybutton",
     "sphinx_click",
+    "docstrings",
+    "solver_table",
 ]
 exclude_patterns = ["_build"]
 
@@ -43,11 +45,14 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 240
 nb_merge_streams = True
 
+smartquotes = False  # "zero" and --solver are code
+default_role = "py:obj"  # `solve` in a docstring: a link where that is on a page, code otherwise
 autodoc_typehints = "signature"
+python_maximum_signature_line_length = 80  # a longer signature has one argument a line
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = ["Source"]
+napoleon_custom_sections = ["Source", ("Attributes", "params_style")]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 

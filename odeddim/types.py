@@ -359,6 +359,7 @@ class Solver:
         growth: growth(nodes, single) -> `Growth`, for rows whose coefficients are known; `single` says whether the
             state is float32.
         observable: The run takes a further keyword, observe=, an `Observe` or None: see `walk`.
+        formula: A step in (x̄, σ), in the notation of the manual's page of solvers, which prints it.
 
     Example:
         >>> row = odeddim.solvers.get("belm")
@@ -390,6 +391,7 @@ class Solver:
     instructions: Instructions | None = None
     growth: Callable[..., Growth] | None = None
     observable: bool = False
+    formula: str = ""
 
     def __post_init__(self) -> None:
         if self.adaptive and self.nfe is not None:

@@ -39,6 +39,14 @@ def add(row: Solver) -> None:
 
     Raises:
         InputError: If the name is taken or malformed, or a field of the row cannot be true.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from odeddim import solvers
+        >>> solvers.add(replace(solvers.get("ab3"), name="mine", reference="this program"))
+        >>> solvers.get("mine").order
+        3
+        >>> del solvers.SOLVERS["mine"]
     """
     if row.name in SOLVERS:
         raise InputError(f"there is already a solver {row.name!r}; give the new row another name")
@@ -78,7 +86,16 @@ def get(name: str, **settings: object) -> Solver:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all rows, in the order of the table."""
+    """The names of all rows, in the order of the table.
+
+    Returns:
+        The names. Those of other derived rows, such as "exact-rk4", work too, see `get`.
+
+    Example:
+        >>> from odeddim import solvers
+        >>> solvers.names()[:2]
+        ('euler', 'heun')
+    """
     return tuple(SOLVERS)
 
 

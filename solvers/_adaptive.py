@@ -19,13 +19,36 @@ if TYPE_CHECKING:
 LONGEST = 1.0
 
 
+EMBEDDED = """
+kᵢ = f(x̄ₙ + H·Σⱼ aᵢⱼ·kⱼ, τₙ + cᵢ·H),  j < i
+x̄ₙ₊₁ = x̄ₙ + H·Σⱼ bⱼ·kⱼ
+error = H·Σⱼ (bⱼ - b̂ⱼ)·kⱼ
+a, b, b̂, c: the coefficients of the reference;  H = τₙ₊₁ - τₙ
+"""
+IN_LOG = "τ = log σ,  f(x̄, τ) = σ·ε(x̄, σ)"
+IN_SIGMA = "τ = σ,  f(x̄, τ) = ε(x̄, σ)"
+BOSH3 = """
+k₁ = f(x̄ₙ, τₙ),  k₂ = f(x̄ₙ + H/2·k₁, τₙ + H/2)
+k₃ = f(x̄ₙ + 3H/4·k₂, τₙ + 3H/4)
+x̄ₙ₊₁ = x̄ₙ + H/9·(2·k₁ + 3·k₂ + 4·k₃),  k₄ = f(x̄ₙ₊₁, τₙ₊₁)
+error = H·(5/72·k₁ - 1/12·k₂ - 1/9·k₃ + 1/8·k₄),  H = τₙ₊₁ - τₙ
+"""
+
+
 def adaptive_row(
-    name: str, run: Callable[..., State], order: int, reference: str, *settings: str, family: str, **declared: Any
+    name: str,
+    run: Callable[..., State],
+    order: int,
+    reference: str,
+    formula: str,
+    *settings: str,
+    family: str,
+    **declared: Any,
 ) -> Solver:
     """A row with the settings rtol, atol and max_nfe.
 
     Args:
-        name: See `Solver`, as for order, reference and family.
+        name: See `Solver`, as for order, reference, formula and family.
         run: The run function with all that the row fixes, a `functools.partial`.
         *settings: Its further settings.
         **declared: Further fields of the row.
@@ -43,6 +66,7 @@ def adaptive_row(
         settings=defaults_of(run, "rtol", "atol", "max_nfe", *settings),
         limits=("max_nfe",),
         reference=reference,
+        formula=formula,
         **declared,
     )
 

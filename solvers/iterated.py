@@ -220,6 +220,19 @@ def _explained(*parts: Tensor) -> Tensor:
     return torch.from_numpy(weights @ (dz + df)).reshape(parts[0].shape)
 
 
+ONE_STEP = """
+Decoding: x̄ₙ₊₁ = R(x̄ₙ), a step of the row NAME
+Encoding: x̄ₙ₊₁ is the z for which R(z) = x̄ₙ
+z ← z + x̄ₙ - R(z), accelerated by Anderson's method
+"""
+WHOLE_RUN = """
+Decoding: x̄₀ = R(x̄), a run of the row NAME
+Encoding: x̄ is the z for which R(z) = x̄₀
+z ← z + E(x̄₀) - E(R(z)), accelerated by Anderson's method
+E: a run of the row NAME upwards
+"""
+
+
 def exact(row: Solver) -> Solver:
     """The row `exact-R` of an explicit row R: it decodes as R, and encodes by the inverse of that.
 
@@ -250,6 +263,7 @@ def exact(row: Solver) -> Solver:
         grid="log",
         settings=defaults_of(iterated, "accuracy", "max_nfe"),
         reference=f"decodes as {row.name}, encodes by its inverse: {source}",
+        formula=ONE_STEP if row.onestep else WHOLE_RUN,
     )
 
 

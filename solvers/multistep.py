@@ -261,27 +261,84 @@ def gradient_estimation(nodes: Sequence[float], *, gamma: float = 2.0) -> list[P
     return course.points
 
 
-def _row(name: str, points: Callable[..., list[Point]], order: int, reference: str, **declared: Any) -> Solver:
+NEWEST = "j = 0, ..., order - 1"
+LAGRANGE = "Lⱼ: the polynomial in {variable} that is 1 at σₙ₋ⱼ and 0 at the other nodes"
+ADAMS = "x̄ₙ₊₁ = x̄ₙ + Σⱼ wⱼ·εₙ₋ⱼ,  " + NEWEST + "\nwⱼ = ∫ Lⱼ dσ from σₙ to σₙ₊₁\n" + LAGRANGE
+DATA_ADAMS = f"""
+x̄ₙ₊₁ = ρₙ·x̄ₙ + σₙ₊₁·Σⱼ wⱼ·x̂ₙ₋ⱼ,  {NEWEST}
+wⱼ = ∫ Lⱼ d(1/σ) from σₙ to σₙ₊₁
+{LAGRANGE.format(variable="log σ")}
+"""
+DPMPP_2M = """
+r = log(σₙ/σₙ₋₁)/log(σₙ₊₁/σₙ)
+x̄ₙ₊₁ = ρₙ·x̄ₙ + (1 - ρₙ)·(x̂ₙ + (x̂ₙ - x̂ₙ₋₁)/(2r))
+"""
+UNIPC_1 = """
+ũₙ₊₁ = ρₙ·x̄ₙ + (1 - ρₙ)·x̂ₙ
+x̄ₙ₊₁ = ũₙ₊₁ + B/2·(x̂ₙ₊₁ - x̂ₙ)
+"""
+UNIPC_2 = """
+r = log(σₙ/σₙ₋₁)/log(σₙ₊₁/σₙ)
+ũₙ₊₁ = ρₙ·x̄ₙ + (1 - ρₙ)·x̂ₙ + B/(2r)·(x̂ₙ - x̂ₙ₋₁)
+x̄ₙ₊₁ = ρₙ·x̄ₙ + σₙ₊₁·Σⱼ wⱼ·x̂ₙ₋ⱼ,  j = -1, 0, 1
+"""
+UNIPC_3 = """
+ũₙ₊₁ = ρₙ·x̄ₙ + σₙ₊₁·Σⱼ vⱼ·x̂ₙ₋ⱼ,  j = 0, 1, 2
+x̄ₙ₊₁ = ρₙ·x̄ₙ + σₙ₊₁·Σⱼ wⱼ·x̂ₙ₋ⱼ,  j = -1, 0, 1, 2
+The second step, and the last ones at the clean end of short runs: as `unipc-2`
+"""
+PREDICTED = "x̂ₙ = ũₙ - σₙ·ε(ũₙ, σₙ): the field is evaluated at the prediction ũ, once a step"
+BY_POLYNOMIAL = "Weights v, w: as in `dpmpp-3m`, by the polynomial in log σ through these nodes"
+EVEN_STEPS = "x̄ₙ₊₁ = x̄ₙ + hₙ/24·(55·εₙ - 59·εₙ₋₁ + 37·εₙ₋₂ - 9·εₙ₋₃)"
+LOWER_EVEN = "The next two: the slopes (3·εₙ - εₙ₋₁)/2 and (23·εₙ - 16·εₙ₋₁ + 5·εₙ₋₂)/12"
+PNDM = f"""
+{EVEN_STEPS}
+The first three steps, with m halfway between σₙ and σₙ₊₁ in the time t:
+k₁ = εₙ,  k₂ = ε(x̄ₙ + (m - σₙ)·k₁, m)
+k₃ = ε(x̄ₙ + (m - σₙ)·k₂, m),  k₄ = ε(x̄ₙ + hₙ·k₃, σₙ₊₁)
+x̄ₙ₊₁ = x̄ₙ + hₙ/6·(k₁ + 2·k₂ + 2·k₃ + k₄)
+"""
+PLMS = f"""
+{EVEN_STEPS}
+The first step: `heun`
+{LOWER_EVEN}
+"""
+IPNDM = f"""
+{EVEN_STEPS}
+The first step: `euler`
+{LOWER_EVEN}
+"""
+GRADIENT_ESTIMATION = "x̄ₙ₊₁ = x̄ₙ + hₙ·(γ·εₙ + (1 - γ)·εₙ₋₁)"
+
+
+def _row(
+    name: str, points: Callable[..., list[Point]], order: int, reference: str, formula: str, **declared: Any
+) -> Solver:
     settled = {"family": "multistep", "nfe": 1, "grid": "log", **declared}
-    return points_row(name, points, order=order, reference=reference, **settled)
+    return points_row(name, points, order=order, reference=reference, formula=formula, **settled)
 
 
 def _adams_row(name: str, k: int, reference: str, grid: str = "log", **options: Any) -> Solver:
     warmup = (len(INNER[k]),) * (k - 2)
     points = functools.partial(adams, k=k, **options)
     settings = defaults_of(points, "warmup") if warmup else {}
-    return _row(name, points, k, reference, grid=grid, warmup=warmup, settings=settings)
+    variable = {in_time: "the time t", in_sigma: "σ"}.get(options.get("variable", in_log), "log σ")
+    formula = DATA_ADAMS if options.get("data") else ADAMS.format(variable=variable)
+    return _row(name, points, k, reference, formula, grid=grid, warmup=warmup, settings=settings)
 
 
 def _unipc_row(p: int, b: str) -> Solver:
     name = f"unipc-{p}" if b == "bh2" else f"unipc-{p}-{b}"
     variant = "B₂(h) = e^h - 1" if b == "bh2" else "B₁(h) = h"
     points = functools.partial(unipc, p=p, b=b)
+    step = "B = 1 - ρₙ" if b == "bh2" else "B = -log ρₙ"
+    lines = (UNIPC_1, UNIPC_2, UNIPC_3)[p - 1].strip(), PREDICTED, *([BY_POLYNOMIAL] if p > 1 else []), step
     return _row(
         name,
         points,
         p + 1,
         f"Zhao et al. 2023, arXiv 2302.04867, {variant}",
+        "\n".join(lines),
         warmup=(2,) if p == 3 else (),
         settings=defaults_of(points, "warmup") if p == 3 else {},
     )
@@ -296,17 +353,18 @@ ROWS = (
     ),
     *(_adams_row(f"deis-rhoab{k - 1}", k, f"{DEIS}, ρAB{k - 1}, ε in σ", "karras", variable=in_sigma) for k in INNER),
     _adams_row("lms", 4, "k-diffusion's linear multistep method, ε in σ: `deis-rhoab3`", "karras", variable=in_sigma),
-    _row("dpmpp-2m", dpmpp_2m, 2, "Lu et al. 2022, arXiv 2211.01095, Algorithm 2 (DPM-Solver++ 2M)"),
+    _row("dpmpp-2m", dpmpp_2m, 2, "Lu et al. 2022, arXiv 2211.01095, Algorithm 2 (DPM-Solver++ 2M)", DPMPP_2M),
     _adams_row("dpmpp-3m", 3, "Lu et al. 2022, arXiv 2211.01095 (DPM-Solver++ 3M)", data=True, settle=True),
     *(_unipc_row(p, b) for b in ("bh2", "bh1") for p in (1, 2, 3)),
-    _row("pndm", pndm, 2, "Liu et al. 2022, arXiv 2202.09778 (F-PNDM)", warmup=(3, 3, 3), grid="karras"),
-    _row("plms", plms, 2, "Liu et al. 2022, arXiv 2202.09778 (S-PNDM), weights of 4 nodes", warmup=(1,)),
-    _row("ipndm", ipndm, 2, f"{DEIS}, appendix (iPNDM)"),
+    _row("pndm", pndm, 2, "Liu et al. 2022, arXiv 2202.09778 (F-PNDM)", PNDM, warmup=(3, 3, 3), grid="karras"),
+    _row("plms", plms, 2, "Liu et al. 2022, arXiv 2202.09778 (S-PNDM), weights of 4 nodes", PLMS, warmup=(1,)),
+    _row("ipndm", ipndm, 2, f"{DEIS}, appendix (iPNDM)", IPNDM),
     _row(
         "gradient-estimation",
         gradient_estimation,
         1,
         "Permenter & Yuan 2023, arXiv 2306.04848",
+        GRADIENT_ESTIMATION,
         settings=defaults_of(gradient_estimation, "gamma"),
     ),
 )

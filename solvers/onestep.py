@@ -175,8 +175,40 @@ def dpm_solver_fast(nodes: Sequence[float]) -> list[Point]:
     return course.points
 
 
+EULER = "x̄ₙ₊₁ = x̄ₙ + hₙ·εₙ"
+HEUN = """
+u = x̄ₙ + hₙ·εₙ
+x̄ₙ₊₁ = x̄ₙ + hₙ/2·(εₙ + ε(u, σₙ₊₁))
+"""
+DPM_SOLVER_2 = """
+s = √(σₙ·σₙ₊₁)
+u = x̄ₙ + (s - σₙ)·εₙ
+x̄ₙ₊₁ = x̄ₙ + hₙ·ε(u, s)
+"""
+DPM_SOLVER_3 = """
+s₁ = σₙ·(σₙ₊₁/σₙ)^(1/3),  s₂ = σₙ·(σₙ₊₁/σₙ)^(2/3)
+u₁ = x̄ₙ + (s₁ - σₙ)·εₙ
+u₂ = x̄ₙ + ∫ P₁ dσ from σₙ to s₂
+x̄ₙ₊₁ = x̄ₙ + ∫ P₂ dσ from σₙ to σₙ₊₁
+Pᵢ: the line in log σ through εₙ and ε(uᵢ, sᵢ)
+"""
+DPM_SOLVER_FAST = """
+x̄ₙ₊₁ = x̄ₙ + (σₙ₊₁ - σₙ)·εₙ
+x̄ₙ₊₂ = x̄ₙ + ∫ P₁ dσ from σₙ to σₙ₊₂
+x̄ₙ₊₃ = x̄ₙ + ∫ P₂ dσ from σₙ to σₙ₊₃
+Pᵢ: the line in log σ through εₙ and εₙ₊ᵢ
+One interval left at the clean end: a step of `dpm-solver-1`
+Two: a step of `dpm-solver-2`, with its stage at the node between
+"""
+DPMPP_2S = """
+s = √(σₙ·σₙ₊₁)
+u = s/σₙ·x̄ₙ + (1 - s/σₙ)·x̂ₙ
+x̄ₙ₊₁ = ρₙ·x̄ₙ + (1 - ρₙ)·(u - s·ε(u, s))
+"""
+
+
 def _row(
-    name: str, points: Callable[..., list[Point]], order: int, nfe: int, reference: str, **declared: Any
+    name: str, points: Callable[..., list[Point]], order: int, nfe: int, reference: str, formula: str, **declared: Any
 ) -> Solver:
     return points_row(
         name,
@@ -185,6 +217,7 @@ def _row(
         order=order,
         nfe=nfe,
         reference=reference,
+        formula=formula,
     )
 
 
@@ -195,17 +228,40 @@ ROWS = (
         1,
         1,
         "Song et al. 2020, arXiv 2010.02502, eq. 13 (DDIM)",
+        EULER,
         family="one-step",
         grid="linear",
         ddim=True,
         stochastic_form="ddim-eta",
     ),
     _row(
-        "heun", heun, 2, 2, "Karras et al. 2022, arXiv 2206.00364, Algorithm 1 (EDM)", family="one-step", grid="karras"
+        "heun",
+        heun,
+        2,
+        2,
+        "Karras et al. 2022, arXiv 2206.00364, Algorithm 1 (EDM)",
+        HEUN,
+        family="one-step",
+        grid="karras",
     ),
-    _row("dpm-solver-1", euler, 1, 1, "Lu et al. 2022, arXiv 2206.00927, eq. 3.7 (`euler`, on their grid)"),
-    _row("dpm-solver-2", dpm_solver_2, 2, 2, "Lu et al. 2022, arXiv 2206.00927, Algorithm 1"),
-    _row("dpm-solver-3", dpm_solver_3, 3, 3, "Lu et al. 2022, arXiv 2206.00927, Algorithm 2"),
-    _row("dpm-solver-fast", dpm_solver_fast, 3, 1, "Lu et al. 2022, arXiv 2206.00927, section 3.4", onestep=False),
-    _row("dpmpp-2s", functools.partial(dpm_solver_2, data=True), 2, 2, "Lu et al. 2022, arXiv 2211.01095, Algorithm 1"),
+    _row("dpm-solver-1", euler, 1, 1, "Lu et al. 2022, arXiv 2206.00927, eq. 3.7 (`euler`, on their grid)", EULER),
+    _row("dpm-solver-2", dpm_solver_2, 2, 2, "Lu et al. 2022, arXiv 2206.00927, Algorithm 1", DPM_SOLVER_2),
+    _row("dpm-solver-3", dpm_solver_3, 3, 3, "Lu et al. 2022, arXiv 2206.00927, Algorithm 2", DPM_SOLVER_3),
+    _row(
+        "dpm-solver-fast",
+        dpm_solver_fast,
+        3,
+        1,
+        "Lu et al. 2022, arXiv 2206.00927, section 3.4",
+        DPM_SOLVER_FAST,
+        onestep=False,
+    ),
+    _row(
+        "dpmpp-2s",
+        functools.partial(dpm_solver_2, data=True),
+        2,
+        2,
+        "Lu et al. 2022, arXiv 2211.01095, Algorithm 1",
+        DPMPP_2S,
+    ),
 )

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from odeddim.solvers._adaptive import Watch, adaptive_row, check_settings
+from odeddim.solvers._adaptive import BOSH3, EMBEDDED, IN_LOG, IN_SIGMA, Watch, adaptive_row, check_settings
 from odeddim.solvers._embedded import FORMULAS, VARIABLES, Formula
 from odeddim.solvers._points import log_ratio
 from odeddim.types import Depends, Field, InputError, Solver, State, pick
@@ -393,16 +393,28 @@ def _check_finite(who: str, sigmas: Iterable[float], slopes: Iterable[Tensor]) -
             raise InputError(f"{who}: the field is not finite at σ = {sigma:.6g}: check its input there")
 
 
-def _row(name: str, order: int, reference: str, **variable: Any) -> Solver:
+EITHER = f"\nvariable = log-sigma: {IN_LOG}\nvariable = sigma: {IN_SIGMA}"
+DPM_SOLVER_12 = """
+x̄ₙ₊₁: a step of `dpm-solver-2`, with its stage u at s
+error = hₙ·(ε(u, s) - εₙ), the difference to `dpm-solver-1`
+"""
+DPM_SOLVER_23 = """
+x̄ₙ₊₁: a step of `dpm-solver-3`, with its first stage u₁ at s₁
+error = x̄ₙ₊₁ - x̄ₙ - hₙ·(3/2·ε(u₁, s₁) - 1/2·εₙ)
+That is the difference to DPM-Solver-2 with r₁ = 1/3
+"""
+
+
+def _row(name: str, order: int, reference: str, formula: str, **variable: Any) -> Solver:
     run = functools.partial(per_image, name=name, **variable)
     own = ("batch", *variable)
-    return adaptive_row(name, run, order, reference, *own, family="per image", to_zero=True, queued=True)
+    return adaptive_row(name, run, order, reference, formula, *own, family="per image", to_zero=True, queued=True)
 
 
 ROWS = (
-    _row("bosh3-per-image", 3, "Bogacki & Shampine 1989, 3(2)", variable="sigma"),
-    _row("dopri5-per-image", 5, "Dormand & Prince 1980, 5(4)", variable="log-sigma"),
-    _row("tsit5-per-image", 5, "Tsitouras 2011, 5(4)", variable="log-sigma"),
-    _row("dpm-solver-12", 2, "Lu et al. 2022, arXiv 2206.00927 (adaptive DPM-Solver)"),
-    _row("dpm-solver-23", 3, "Lu et al. 2022, arXiv 2206.00927 (adaptive DPM-Solver)"),
+    _row("bosh3-per-image", 3, "Bogacki & Shampine 1989, 3(2)", BOSH3.rstrip() + EITHER, variable="sigma"),
+    _row("dopri5-per-image", 5, "Dormand & Prince 1980, 5(4)", EMBEDDED.rstrip() + EITHER, variable="log-sigma"),
+    _row("tsit5-per-image", 5, "Tsitouras 2011, 5(4)", EMBEDDED.rstrip() + EITHER, variable="log-sigma"),
+    _row("dpm-solver-12", 2, "Lu et al. 2022, arXiv 2206.00927 (adaptive DPM-Solver)", DPM_SOLVER_12),
+    _row("dpm-solver-23", 3, "Lu et al. 2022, arXiv 2206.00927 (adaptive DPM-Solver)", DPM_SOLVER_23),
 )

@@ -214,6 +214,7 @@ def reversible_row(
     order: int,
     nfe: int,
     reference: str,
+    formula: str,
     *settings: str,
     grid: str = "log",
     warmup: tuple[int, ...] = (),
@@ -221,7 +222,7 @@ def reversible_row(
     """A row that does the operations of a moves.
 
     Args:
-        name: See `Solver`, as for order, nfe, reference, grid and warmup.
+        name: See `Solver`, as for order, nfe, reference, formula, grid and warmup.
         moves: moves(nodes, **settings) makes the operations; the nodes are positive, rising or falling.
         *settings: The keyword arguments of `moves` that are settings of the row.
 
@@ -240,6 +241,7 @@ def reversible_row(
         observable=True,
         to_zero=True,
         reference=reference,
+        formula=formula,
         grid=grid,
         warmup=warmup,
         settings=defaults_of(moves, *settings),
@@ -262,9 +264,45 @@ def mccallum_foster(base: Solver) -> Solver:
         raise InputError(f"{base.name!r} cannot be coupled: give a one-step solver with a fixed number of evaluations")
     moves = functools.partial(coupled, base=base)
     reference = f"McCallum & Foster 2024, arXiv 2410.11648, over `{base.name}`"
-    return reversible_row(f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, "coupling")
+    return reversible_row(f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, COUPLED, "coupling")
 
 
+TWO_STEP = "x̄ₙ₊₁ = a·x̄ₙ₋₁ + (1 - a)·x̄ₙ + (hₙ + a·hₙ₋₁)·εₙ"
+BELM_STEP = f"""
+{TWO_STEP},  a = hₙ/hₙ₋₁
+that is x̄ₙ₊₁ = a·x̄ₙ₋₁ + (1 - a)·x̄ₙ + 2·hₙ·εₙ
+"""
+OBELM_STEP = f"{TWO_STEP},  a = (hₙ/hₙ₋₁)²"
+LEAPFROG_STEP = "x̄ₙ₊₁ = x̄ₙ₋₁ + (σₙ₊₁ - σₙ₋₁)·εₙ"
+BDIA_STEP = f"""
+{TWO_STEP}
+Decoding: a = γ·√((1 + σₙ₊₁²)/(1 + σₙ₋₁²))
+Encoding, the same equation solved for its upper end:
+a = √((1 + σₙ₊₁²)/(1 + σₙ₋₁²))/γ
+"""
+EDICT_STEP = """
+Decoding, from a pair u = v = x̄:
+u ← u + hₙ·ε(v, σₙ)
+v ← v + hₙ·ε(u·√(1 + σₙ²)/√(1 + σₙ₊₁²), σₙ)
+u ← p·u + (1 - p)·v
+v ← (1 - p)·u + p·v
+x̄ₙ₊₁ = u;  in every second step v moves before u
+Encoding: the inverse operations, the last one first
+"""
+REVERSIBLE_HEUN = """
+From a pair u = v = x̄:
+v' = 2·u - v + hₙ·ε(v, σₙ)
+u' = u + hₙ/2·(ε(v, σₙ) + ε(v', σₙ₊₁))
+x̄ₙ₊₁ = u'
+"""
+COUPLED = """
+From a pair u = v = x̄:
+u ← λ·u + (1 - λ)·v + Ψ(v, σₙ → σₙ₊₁)
+v ← v - Ψ(u, σₙ₊₁ → σₙ)
+x̄ₙ₊₁ = u
+Ψ(v, σₙ → σₙ₊₁): what a step of the row NAME adds to v
+λ: the setting `coupling`
+"""
 BELM = "Wang et al. 2024, arXiv 2410.07273"
 SAME = ("dpm-solver-1", "heun2")  # as euler and heun
 BASES = [row for family in (onestep, torchdiffeq_) for row in family.ROWS if row.onestep and row.name not in SAME]
@@ -272,17 +310,30 @@ GRIDS = {"heun": "karras", "midpoint": "karras", "rk4": "karras"}
 """Of coupled rows, where it is not log: what benchmarks/defaults.py has measured."""
 DERIVED = {"mf-": mccallum_foster}
 ROWS = (
-    reversible_row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446", "p", grid="linear"),
-    reversible_row("bdia", bdia_moves, 2, 1, "Zhang et al. 2023, arXiv 2307.10829", "gamma"),
+    reversible_row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446", EDICT_STEP, "p", grid="linear"),
+    reversible_row("bdia", bdia_moves, 2, 1, "Zhang et al. 2023, arXiv 2307.10829", BDIA_STEP, "gamma"),
     reversible_row(
-        "belm", functools.partial(two_step, neighbour=belm), 2, 1, f"{BELM}, weighted by the ratio of steps"
-    ),
-    reversible_row("obelm", functools.partial(two_step, neighbour=obelm), 2, 1, f"{BELM} (O-BELM)", grid="karras"),
-    reversible_row(
-        "leapfrog", functools.partial(two_step, neighbour=leapfrog), 2, 1, "Gragg 1965, explicit midpoint rule"
+        "belm", functools.partial(two_step, neighbour=belm), 2, 1, f"{BELM}, weighted by the ratio of steps", BELM_STEP
     ),
     reversible_row(
-        "reversible-heun", reversible_heun, 2, 1, "Kidger et al. 2021, arXiv 2105.13493, Algorithm 1", warmup=(1,)
+        "obelm", functools.partial(two_step, neighbour=obelm), 2, 1, f"{BELM} (O-BELM)", OBELM_STEP, grid="karras"
+    ),
+    reversible_row(
+        "leapfrog",
+        functools.partial(two_step, neighbour=leapfrog),
+        2,
+        1,
+        "Gragg 1965, explicit midpoint rule",
+        LEAPFROG_STEP,
+    ),
+    reversible_row(
+        "reversible-heun",
+        reversible_heun,
+        2,
+        1,
+        "Kidger et al. 2021, arXiv 2105.13493, Algorithm 1",
+        REVERSIBLE_HEUN,
+        warmup=(1,),
     ),
     *(replace(mccallum_foster(base), grid=GRIDS.get(base.name, "log")) for base in BASES),
 )

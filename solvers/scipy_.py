@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from odeddim.solvers._adaptive import LONGEST, Watch, adaptive_row, check_settings
+from odeddim.solvers._adaptive import EMBEDDED, IN_LOG, LONGEST, Watch, adaptive_row, check_settings
 from odeddim.types import Field, Solver, State
 
 if TYPE_CHECKING:
@@ -106,18 +106,34 @@ def _one_image(watch: Watch, method: str, **options: Any) -> Tensor:
     return watch.reached.xbar
 
 
-def _row(name: str, method: str, order: int, reference: str, **settings: Any) -> Solver:
+LSODA = """
+Σⱼ αⱼ·x̄ₙ₊₁₋ⱼ = H·Σⱼ βⱼ·fₙ₊₁₋ⱼ
+Coefficients: Adams' up to order 12, or where the problem is stiff, those of
+backward differentiation up to order 5
+"""
+RADAU = """
+kᵢ = f(x̄ₙ + H·Σⱼ aᵢⱼ·kⱼ, τₙ + cᵢ·H),  i, j = 1, 2, 3, solved by Newton's method
+x̄ₙ₊₁ = x̄ₙ + H·Σⱼ bⱼ·kⱼ
+"""
+BDF = """
+Σₘ ∇ᵐx̄ₙ₊₁/m = H·fₙ₊₁ + κₖ·(1 + 1/2 + ... + 1/k)·(x̄ₙ₊₁ - uₙ₊₁),  m = 1, ..., k
+solved by Newton's method;  order k = 1, ..., 5, chosen by the run
+uₙ₊₁: the polynomial through the last k + 1 points, at τₙ₊₁
+"""
+
+
+def _row(name: str, method: str, order: int, reference: str, formula: str, **settings: Any) -> Solver:
     run = functools.partial(ivp, method=method, **settings)
     source = f"{reference}; scipy.integrate.{method}"
-    return adaptive_row(name, run, order, source, family="scipy", one_by_one=True)
+    return adaptive_row(name, run, order, source, f"{formula.strip()}\n{IN_LOG}", family="scipy", one_by_one=True)
 
 
 ROWS = (
-    _row("scipy-rk45", "RK45", 5, "Dormand & Prince 1980"),
-    _row("scipy-dop853", "DOP853", 8, "Hairer, Nørsett & Wanner 1993"),
+    _row("scipy-rk45", "RK45", 5, "Dormand & Prince 1980", EMBEDDED),
+    _row("scipy-dop853", "DOP853", 8, "Hairer, Nørsett & Wanner 1993", EMBEDDED),
     # Order: the highest that it may choose. The many small steps of this one and of BDF add up to errors of 100 times
     # what each step is allowed, so they are allowed less. A Jacobian counts its columns, so they may count further.
-    _row("scipy-lsoda", "LSODA", 12, "Petzold 1983", strict=0.1, max_nfe=100_000),
-    _row("scipy-radau", "Radau", 5, "Hairer & Wanner 1996, Radau IIA", max_nfe=100_000),
-    _row("scipy-bdf", "BDF", 5, "Shampine & Reichelt 1997", strict=0.1, max_nfe=100_000),
+    _row("scipy-lsoda", "LSODA", 12, "Petzold 1983", LSODA, strict=0.1, max_nfe=100_000),
+    _row("scipy-radau", "Radau", 5, "Hairer & Wanner 1996, Radau IIA", RADAU, max_nfe=100_000),
+    _row("scipy-bdf", "BDF", 5, "Shampine & Reichelt 1997", BDF, strict=0.1, max_nfe=100_000),
 )

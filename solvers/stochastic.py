@@ -113,7 +113,14 @@ def ddim(
     return State(xbar, nodes[-1])
 
 
-def _row(name: str, reference: str, *settings: str, **fixed: Any) -> Solver:
+STEP = """
+s = η·σₙ₊₁·√(1 - σₙ₊₁²/σₙ²)
+x̄ₙ₊₁ = x̂ₙ + √(σₙ₊₁² - s²)·εₙ + {size}·z,  z standard normal
+"""
+LARGER = "ŝ = √((1 - σₙ₊₁²/σₙ²)·(1 + σₙ₊₁²)/(1 + 1/σₙ²)), and 0 in the step to σ = 0;  η = 1"
+
+
+def _row(name: str, reference: str, formula: str, *settings: str, **fixed: Any) -> Solver:
     run = functools.partial(ddim, **fixed)
     return Solver(
         name=name,
@@ -125,12 +132,29 @@ def _row(name: str, reference: str, *settings: str, **fixed: Any) -> Solver:
         observable=True,
         grid="linear",
         reference=reference,
+        formula=formula,
         settings=defaults_of(run, *settings, "seed", "first"),
     )
 
 
 ROWS = (
-    _row("ddim-eta", "Song et al. 2020, arXiv 2010.02502, eq. 12 and 16, η = 0.5 unless given", "eta"),
-    _row("ddpm", "Ho et al. 2020, arXiv 2006.11239, as arXiv 2010.02502, eq. 12 and 16 with η = 1", eta=1.0),
-    _row("ddpm-sigma-hat", "Song et al. 2020, arXiv 2010.02502, appendix D.3, σ̂", eta=1.0, larger=True),
+    _row(
+        "ddim-eta",
+        "Song et al. 2020, arXiv 2010.02502, eq. 12 and 16, η = 0.5 unless given",
+        STEP.format(size="s"),
+        "eta",
+    ),
+    _row(
+        "ddpm",
+        "Ho et al. 2020, arXiv 2006.11239, as arXiv 2010.02502, eq. 12 and 16 with η = 1",
+        STEP.format(size="s").rstrip() + "\nη = 1",
+        eta=1.0,
+    ),
+    _row(
+        "ddpm-sigma-hat",
+        "Song et al. 2020, arXiv 2010.02502, appendix D.3, σ̂",
+        STEP.format(size="ŝ") + LARGER,
+        eta=1.0,
+        larger=True,
+    ),
 )

@@ -12,7 +12,8 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from odeddim.solvers._adaptive import LONGEST, Watch, adaptive_row, check_settings
+from odeddim.solvers._adaptive import BOSH3, EMBEDDED, IN_LOG, IN_SIGMA, LONGEST, Watch, adaptive_row, check_settings
+from odeddim.solvers.onestep import HEUN
 from odeddim.types import Field, Observe, Solver, State
 
 if TYPE_CHECKING:
@@ -211,8 +212,52 @@ def adaptive(
     return State(watch.reached.xbar, watch.target, report={"evaluations": spent})
 
 
+MIDPOINT = """
+u = x̄ₙ + hₙ/2·εₙ
+x̄ₙ₊₁ = x̄ₙ + hₙ·ε(u, σₙ + hₙ/2)
+"""
+HEUN3 = """
+k₁ = εₙ,  k₂ = ε(x̄ₙ + hₙ/3·k₁, σₙ + hₙ/3),  k₃ = ε(x̄ₙ + 2hₙ/3·k₂, σₙ + 2hₙ/3)
+x̄ₙ₊₁ = x̄ₙ + hₙ/4·(k₁ + 3·k₃)
+"""
+RK4 = """
+k₁ = εₙ,  k₂ = ε(x̄ₙ + hₙ/3·k₁, σₙ + hₙ/3)
+k₃ = ε(x̄ₙ + hₙ·(k₂ - k₁/3), σₙ + 2hₙ/3),  k₄ = ε(x̄ₙ + hₙ·(k₁ - k₂ + k₃), σₙ₊₁)
+x̄ₙ₊₁ = x̄ₙ + hₙ/8·(k₁ + 3·k₂ + 3·k₃ + k₄)
+"""
+OVER_CURVE = "f = σ'(s)·ε;  s: the index of the nodes;  log σ(s): a cubic spline through them"
+EXPLICIT_ADAMS = f"""
+x̄ₙ₊₁ = x̄ₙ + (55·fₙ - 59·fₙ₋₁ + 37·fₙ₋₂ - 9·fₙ₋₃)/24
+{OVER_CURVE}
+Steps 1 and 2: `rk4` in s;  step 3: x̄ₙ₊₁ = x̄ₙ + (23·fₙ - 16·fₙ₋₁ + 5·fₙ₋₂)/12
+"""
+IMPLICIT_ADAMS = f"""
+u = x̄ₙ + (23·fₙ - 16·fₙ₋₁ + 5·fₙ₋₂)/12
+x̄ₙ₊₁ = x̄ₙ + (9·f(u, σₙ₊₁) + 19·fₙ - 5·fₙ₋₁ + fₙ₋₂)/24
+{OVER_CURVE}
+Steps 1 and 2: `rk4` in s
+"""
+FEHLBERG2 = """
+k₁ = εₙ,  k₂ = ε(x̄ₙ + H/2·k₁, σₙ + H/2)
+k₃ = ε(x̄ₙ + H/256·(k₁ + 255·k₂), σₙ₊₁)
+x̄ₙ₊₁ = x̄ₙ + H/512·(k₁ + 510·k₂ + k₃)
+error = H/512·(k₃ - k₁),  H = σₙ₊₁ - σₙ
+"""
+ADAPTIVE_HEUN = """
+x̄ₙ₊₁: a step of `heun`
+error = hₙ/2·(ε(u, σₙ₊₁) - εₙ), the difference to `euler`
+"""
+
+
 def _fixed(
-    name: str, order: int, nfe: int, reference: str, grid: str = "log", warmup: tuple[int, ...] = (), **settings: Any
+    name: str,
+    order: int,
+    nfe: int,
+    reference: str,
+    formula: str,
+    grid: str = "log",
+    warmup: tuple[int, ...] = (),
+    **settings: Any,
 ) -> Solver:
     return Solver(
         name=name,
@@ -225,32 +270,53 @@ def _fixed(
         onestep=not warmup,
         grid=grid,
         reference=f"{reference}; torchdiffeq 0.2.5",
+        formula=formula,
     )
 
 
-def _adaptive(name: str, order: int, reference: str, **settings: Any) -> Solver:
+def _adaptive(name: str, order: int, reference: str, formula: str, **settings: Any) -> Solver:
     run = functools.partial(adaptive, method=name.replace("-", "_"), **settings)
     source = f"{reference}; torchdiffeq 0.2.5"
-    return adaptive_row(name, run, order, source, family="torchdiffeq adaptive", shares_steps=True, observable=True)
+    shared: dict[str, Any] = {"family": "torchdiffeq adaptive", "shares_steps": True, "observable": True}
+    return adaptive_row(name, run, order, source, formula, **shared)
 
 
 ROWS = (
-    _fixed("midpoint", 2, 2, "Runge 1895, midpoint rule"),
-    _fixed("heun2", 2, 2, "Heun 1900, order 2 (the trapezoidal rule, as `heun`)", "karras"),
-    _fixed("heun3", 3, 3, "Heun 1900, order 3"),
-    _fixed("rk4", 4, 4, "Kutta 1901, 3/8 rule", "karras"),
+    _fixed("midpoint", 2, 2, "Runge 1895, midpoint rule", MIDPOINT),
+    _fixed("heun2", 2, 2, "Heun 1900, order 2 (the trapezoidal rule, as `heun`)", HEUN, "karras"),
+    _fixed("heun3", 3, 3, "Heun 1900, order 3", HEUN3),
+    _fixed("rk4", 4, 4, "Kutta 1901, 3/8 rule", RK4, "karras"),
     # Adams-Bashforth of 4 nodes, and of 3 corrected once by Adams-Moulton of 4 (PECE). Orders up to 12, torchdiffeq's
     # default, are unstable at our step sizes. Both start with two steps of the 3/8 rule.
-    _fixed("explicit-adams", 4, 1, "Adams & Bashforth 1883, 4 nodes", "karras", (3, 3), over=OverCurve, max_order=5),
     _fixed(
-        "implicit-adams", 4, 2, "Adams & Moulton 1926, PECE", "karras", (2, 2), over=OverCurve, max_order=4, max_iters=1
+        "explicit-adams",
+        4,
+        1,
+        "Adams & Bashforth 1883, 4 nodes",
+        EXPLICIT_ADAMS,
+        "karras",
+        (3, 3),
+        over=OverCurve,
+        max_order=5,
+    ),
+    _fixed(
+        "implicit-adams",
+        4,
+        2,
+        "Adams & Moulton 1926, PECE",
+        IMPLICIT_ADAMS,
+        "karras",
+        (2, 2),
+        over=OverCurve,
+        max_order=4,
+        max_iters=1,
     ),
     # In log σ the methods of high order need fewest evaluations, in σ those of low order: on a Gaussian mixture, for
     # 1e-4 from σ = 0.01 to 157 and back, 256 against 346 (dopri5), 264 against 420 (dopri8), 790 against 334 (bosh3).
-    _adaptive("dopri5", 5, "Dormand & Prince 1980", log=True),
-    _adaptive("dopri8", 8, "Prince & Dormand 1981", log=True),
-    _adaptive("bosh3", 3, "Bogacki & Shampine 1989", log=False),
+    _adaptive("dopri5", 5, "Dormand & Prince 1980", EMBEDDED + IN_LOG, log=True),
+    _adaptive("dopri8", 8, "Prince & Dormand 1981", EMBEDDED + IN_LOG, log=True),
+    _adaptive("bosh3", 3, "Bogacki & Shampine 1989", BOSH3 + IN_SIGMA, log=False),
     # Its error estimate is 1/256 of that of adaptive-heun: taken as it is, errors are hundreds of times the tolerance.
-    _adaptive("fehlberg2", 2, "Fehlberg 1969, RK1(2)", log=False, strict=0.03),
-    _adaptive("adaptive-heun", 2, "Heun 1900 with Euler", log=False),
+    _adaptive("fehlberg2", 2, "Fehlberg 1969, RK1(2)", FEHLBERG2, log=False, strict=0.03),
+    _adaptive("adaptive-heun", 2, "Heun 1900 with Euler", ADAPTIVE_HEUN, log=False),
 )

@@ -221,7 +221,7 @@ class VectorField:
         name: str = "custom",
         sha256: str = "",
     ) -> VectorField:
-        """A field of any network.
+        """A field of any network::
 
             VectorField.from_network(net, Schedule.scaled_linear(), predicts="v")                  # time="index"
             VectorField.from_network(net, Schedule.rectified_flow(), predicts="flow")              # time="unit"

@@ -39,7 +39,7 @@ _MADE_BY = ("linear", "scaled_linear", "cosine", "from_alphas", "rectified_flow"
 
 
 class Schedule:
-    """The noise levels σ_1 < ... < σ_T of a network, its labels for them, and the units of its input.
+    """The rising noise levels σ_1 to σ_T of a network, its labels for them, and the units of its input.
 
     Make one with `linear`, `scaled_linear`, `cosine`, `from_alphas`, `rectified_flow`, `exploding`, `edm`,
     `from_sigmas` or `from_diffusers`.

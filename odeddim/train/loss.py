@@ -78,6 +78,13 @@ def validation_loss(field: VectorField, images: ImageSource, count: int = VALIDA
 
     Raises:
         InputError: If the model does not predict ε or a flow's velocity.
+
+    Example:
+        >>> import odeddim
+        >>> from odeddim.storage.images import sample_images
+        >>> from odeddim.train.loss import validation_loss
+        >>> 0 < validation_loss(odeddim.load(), sample_images(), count=2) < 0.1
+        True
     """
     n = min(count, len(images))
     pose = OBJECTIVES[pick(field.predicts, OBJECTIVES, "prediction to train")].pose

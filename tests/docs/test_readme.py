@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 from pages import run_in_order
 
-from odeddim import solvers
-
 Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,13 +38,6 @@ def test_the_figures_of_its_solvers_are_those_of_the_table() -> None:
     assert len(found) == 7
     for median, low, high in found:
         assert (median, low, high) in known
-
-
-def test_the_solvers_it_names_exist() -> None:
-    section = README.partition("## The solvers")[2].partition("## ")[0]
-    named = set(re.findall(r"`([a-z][a-z0-9-]*)`", section)) - {"decode", "interpolate", "shift"}  # commands
-    assert named <= set(solvers.names())
-    assert {row.family for row in solvers.SOLVERS.values()} == {solvers.get(name).family for name in named}
 
 
 def test_every_file_it_names_exists() -> None:

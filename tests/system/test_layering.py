@@ -1,4 +1,4 @@
-"""Who may import whom: the drawing of CONTRIBUTING.md, and no circle anywhere."""
+"""Who may import whom: the drawing of docs/architecture.md, and no circle anywhere."""
 
 from __future__ import annotations
 

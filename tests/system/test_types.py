@@ -21,6 +21,7 @@ import torch
 
 import odeddim
 from odeddim import jobs, solvers, types
+from odeddim.train.loss import validation_loss
 from odeddim.types import OdeSettings, Settings, kind_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -209,9 +210,12 @@ SLOW = {"jobs.train"}
 
 
 def public() -> dict[str, Any]:
-    """The public functions and classes, by name: those of odeddim and of odeddim.jobs."""
+    """The public functions and classes, by name: those of odeddim, of its jobs and benches, and of the solver table."""
     shown = {name: getattr(odeddim, name) for name in dir(odeddim)}
     shown |= {f"jobs.{name}": getattr(jobs, name) for name in dir(jobs)}
+    shown |= {f"jobs.bench.{name}": getattr(jobs.bench, name) for name in dir(jobs.bench)}
+    shown |= {f"solvers.{name}": getattr(solvers, name) for name in ("add", "get")}
+    shown["train.loss.validation_loss"] = validation_loss
     return {name: value for name, value in shown.items() if inspect.isfunction(value) or inspect.isclass(value)}
 
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING's recipes for a solver and a format are true: their files, as they stand, work everywhere."""
+"""The manual's recipes for a solver, a format and a job are true: their files, as they stand, work everywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
 Run = Callable[..., str]
@@ -23,7 +23,7 @@ Run = Callable[..., str]
 
 def recipes(title: str) -> list[str]:
     """The files in the section of this title."""
-    section = CONTRIBUTING.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    section = PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     return re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
 
 
