@@ -43,16 +43,16 @@ def main() -> None:
         optimiser.step()
 
     model = odeddim.VectorField.from_network(network, SCHEDULE, shape=(1, 8, 8), name="dots")
+    model.network_batch = 8  # images at a time, always: its last digits depend on that, and so does the exact way back
     images = dots(8)
     odeddim.encode(images, "belm", model=model).save("own_network.h5", model=model, overwrite=True)
     with odeddim.open("own_network.h5") as latents:
         state, back = latents[:], latents.decode(model=model)
     print(f"{len(state)} latents in own_network.h5; their images came back exactly: {torch.equal(back, images)}")
 
-    figure, panels = plt.subplots(3, 8, figsize=(8, 3.2), layout="constrained")
+    figure, panels = plt.subplots(3, 8, figsize=(8, 3.2), subplot_kw={"xticks": [], "yticks": []}, layout="constrained")
     for panel, image in zip(panels.flat, torch.cat([images, state.x, back]).numpy(), strict=True):
         panel.imshow(image[0], cmap="gray", vmin=-1, vmax=1)
-        panel.axis("off")
     figure.savefig("own_network.png", dpi=150)
 
 
