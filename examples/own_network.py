@@ -43,7 +43,6 @@ def main() -> None:
         optimiser.step()
 
     model = odeddim.VectorField.from_network(network, SCHEDULE, shape=(1, 8, 8), name="dots")
-    model.network_batch = 8  # images at a time, always: its last digits depend on that, and so does the exact way back
     images = dots(8)
     odeddim.encode(images, "belm", model=model).save("own_network.h5", model=model, overwrite=True)
     with odeddim.open("own_network.h5") as latents:
