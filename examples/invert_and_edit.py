@@ -29,8 +29,8 @@ def main() -> None:
     pipeline = diffusers.DiffusionPipeline.from_pretrained(given.model)
     model = odeddim.load(pipeline, device="cuda" if torch.cuda.is_available() else "cpu")
     assert model.image_shape is not None
-    as_the_model_takes_it = odeddim.Preparation(resize=model.image_shape[1:])
-    photo = odeddim.open_images(given.image, channels=3, prepare=as_the_model_takes_it)[:]
+    _, height, width = model.image_shape
+    photo = odeddim.open_images(given.image, channels=3, prepare=odeddim.Preparation(resize=(height, width)))[:]
 
     shown = model.conditioned(prompt=given.prompt)
     state = odeddim.encode(photo, "belm", model=shown, steps=given.steps, progress=True)
