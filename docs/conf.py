@@ -41,6 +41,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 nb_execution_mode = "cache"
+nb_execution_in_temp = True  # what they write does not stay beside them
 nb_execution_raise_on_error = True
 nb_execution_timeout = 240
 nb_merge_streams = True
