@@ -189,7 +189,7 @@ class VectorField:
         """
         own, sizes = self.image_shape, self.image_sizes
         shape = own if images is None else tuple(images)
-        if shape is None:
+        if shape is None or (self.codec is not None and self.shape is None):
             raise InputError(f"the model {self.name!r} takes any shape: say which one with shape=..., (C, H, W)")
         if sizes is not None and shape not in sizes:
             has = "×".join(map(str, shape))

@@ -68,9 +68,9 @@ class Sizes:
 
     def _nearest(self, side: int, multiple: int) -> tuple[int, int]:
         """The sides at and below one, and at and above it, that are taken."""
-        most = (self.largest or math.inf) // multiple
-        low, high = (int(min(max(count, 1), most)) * multiple for count in (side // multiple, -(-side // multiple)))
-        return low, high
+        low, high = (max(count, 1) * multiple for count in (side // multiple, -(-side // multiple)))
+        most = high if self.largest is None else self.largest // multiple * multiple
+        return min(low, most), min(high, most)
 
     def of_images(self, own: tuple[int, ...]) -> Sizes:
         """The sizes of the images whose data have these sizes.
