@@ -65,12 +65,16 @@ def command(
     is until the longer file is whole. Several processes share the work: start the command under torchrun, or start it
     several times.
 
-    Photographs of any size: --resize S makes them S×S pixels, --crop center or --pad alone the size that the model
-    takes. Each is turned as its EXIF orientation says, laid on --background where it is transparent, converted to the
-    model's channels, resized by Pillow's Lanczos filter, and cropped or padded. By default both ends of the longer side
-    are cut off, as by torchvision's Resize and CenterCrop; --crop none stretches, as diffusers does. Gray images of 16
-    bits or floats keep their precision; of colour, 8 bits are read. Arrays are resized likewise. The latent file says
-    what was done, `odeddim inspect` shows it, and `odeddim verify` does it again.
+    Most latent models take images of many sizes, multiples that `odeddim inspect MODEL` names, and images that all have
+    one of these are taken as they are. Models of pixels take their own size.
+
+    Photographs of any size: --resize S makes them S×S pixels, --resize 768,512 makes them 768 pixels high and 512 wide,
+    and --resize model, --crop center or --pad alone the model's own size. Each is turned as its EXIF orientation says,
+    laid on --background where it is transparent, converted to the model's channels, resized by Pillow's Lanczos filter,
+    and cropped or padded. By default both ends of the longer side are cut off, as by torchvision's Resize and
+    CenterCrop; --crop none stretches, as diffusers does. Gray images of 16 bits or floats keep their precision; of
+    colour, 8 bits are read. Arrays are resized likewise. The latent file says what was done, `odeddim inspect` shows
+    it, and `odeddim verify` does it again.
 
     Transparent parts of an image become white. Of a file with several pictures, such as an animation, the first is
     taken. A warning says how many images are concerned. Hidden files (.NAME) are left alone. A file that cannot be read

@@ -159,7 +159,7 @@ class Size(click.ParamType[Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str) or value == "model":
             return value
-        parts = [part.strip() for part in value.replace("x", ",").split(",")]
+        parts = [part.strip() for part in value.replace("x", ",").replace("×", ",").split(",")]
         if len(parts) > 2 or not all(part.isdecimal() and part.strip("0") and len(part) < 10 for part in parts):
             self.fail(f"{value!r:.80}: give a number of pixels, height and width as in 64,96, or model", param, ctx)
         sides = tuple(map(int, parts))

@@ -355,6 +355,6 @@ size = click.option(
     type=Shape(),
     default=None,
     metavar="C,H,W",
-    help="The shape of the images, for models that take any shape.",
+    help="The shape of the images, for models that take several sizes or any.  [default: the model's own]",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")

@@ -32,7 +32,7 @@ prepare = options.gathered(
             type=Size(),
             default=None,
             metavar="S|H,W|model",
-            help="Resize the images to S×S pixels, to H×W, or to the size that the model takes (Pillow, Lanczos).  "
+            help="Resize the images to S×S pixels, to H×W, or to the model's own size (Pillow, Lanczos).  "
             "[default: as they are; model with --crop center and --pad]",
         ),
         click.option(

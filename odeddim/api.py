@@ -153,7 +153,7 @@ def encode(
     check_encodes(plan.solver)
     images = state_dtype(x_0)
     if batch_size is not None or images.ndim < 2:  # before hours of work on those before it
-        field.check(images, field.image_shape)
+        field.check(images, field.image_sizes)
 
     def batch(rows: slice, plan: Plan, callback: Callback | None) -> State:
         data = to_data(field, images[rows])
@@ -270,14 +270,14 @@ def sample(
         eta: DDIM's η between 0 (the ODE) and 1 (DDPM), for the solver "euler" or "ddim-eta"; None for the solver's own.
         model, steps, grid, end, plan, progress, callback, **settings: As of `solve`.
         batch_size: As of `solve`; with a batch size the images are put together on the CPU.
-        shape: The (C, H, W) of the noise, for models that take any.
+        shape: The (C, H, W) of the images, for models that take several sizes or any; by default the model's own.
         start: The index of the first image.
 
     Returns:
         The images, (n, C, H, W) float32, nominally in [-1, 1] and not clipped, on the model's device.
 
     Raises:
-        InputError: An argument cannot be used, or the model takes any shape and none is given.
+        InputError: An argument cannot be used, the model takes no such shape, or it takes any and none is given.
         BudgetExceeded: An adaptive run reached max_nfe; the error holds the best state so far.
 
     Source:
@@ -289,13 +289,11 @@ def sample(
         True
     """
     field = load(model)
-    shape = shape or field.shape
-    if shape is None:
-        raise InputError(f"the model {field.name!r} takes any shape: say which one to sample, shape=(C, H, W)")
+    where = field.shape_of_data(shape)
     usual = defaults.for_sampling(eta)
     plan = planned(field, plan, solver or usual, usual, steps, grid, end, settings)
     plan = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed, start=start))
-    where, top = tuple(shape), field.schedule
+    top = field.schedule
 
     def batch(rows: slice, plan: Plan, callback: Callback | None) -> Tensor:
         fresh = noise(rows.stop - rows.start, where, seed=seed, start=start + rows.start)
@@ -329,12 +327,12 @@ def to_data(field: VectorField, images: Tensor) -> Tensor:
         The data, (B, *), float64 if the images are, else float32; on the model's device if there is an autoencoder.
 
     Raises:
-        InputError: The images are not floating point tensors, or not of the shape that the autoencoder takes.
+        InputError: The images are not floating point tensors, or of no size that the model takes.
     """
     images = state_dtype(images)
     if field.codec is None:
         return images
-    field.check(images, field.codec.image_shape)
+    field.check(images, field.image_sizes)
     with products(field.device):
         return field.codec.encode(images)
 

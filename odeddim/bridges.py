@@ -20,6 +20,7 @@ from odeddim.api import LOWEST_TOP, Model, state_dtype, to_data, to_images
 from odeddim.latents.arithmetic import rms
 from odeddim.models import load
 from odeddim.ode.field import VectorField
+from odeddim.ode.sizes import Sizes
 from odeddim.plans import Grid, Plan, check_encodes, integrate
 from odeddim.types import InputError, Settings, Solver, State
 
@@ -64,6 +65,12 @@ class Bridge:
         return self.source_plan.solver
 
     @property
+    def sizes(self) -> Sizes | None:
+        """The sizes of images that both models take; None for any."""
+        ours, theirs = self.source.image_sizes, self.target.image_sizes
+        return ours or theirs if ours is None or theirs is None else ours.common(theirs)
+
+    @property
     def sigma(self) -> float:
         """The noise level where the models meet."""
         return self.source_plan.top
@@ -83,6 +90,8 @@ class Bridge:
             BudgetExceeded: If an adaptive run reaches max_nfe; the error holds the best state so far.
         """
         given = state_dtype(x_0)
+        for field in (self.source, self.target):
+            field.check(given, field.image_sizes)
         state = self._up(self.source, given, self.source_plan)
         images = self._down(self.target, state, self.target_plan)
         if not cycle:
@@ -184,7 +193,7 @@ def bridge(
 
 
 def _check_units(one: VectorField, other: VectorField) -> None:
-    if one.shape is not None and other.shape is not None and one.shape != other.shape:
+    if one.sizes is not None and other.sizes is not None and one.sizes.common(other.sizes) is None:
         words = ["×".join(map(str, field.shape or ())) for field in (one, other)]
         raise InputError(
             f"{one.name!r} moves data of shape {words[0]} and {other.name!r} of {words[1]}: "

@@ -162,13 +162,14 @@ def _sheet(words: str, series: Sequence[tuple[str, Tensor]], goal: Tensor) -> Sh
 def decoded(harness: Harness, run: Plan, count: int, shape: tuple[int, ...], seed: int) -> Columns:
     """Return the images (count, C, H, W) that a run decodes from noise; image i is from the noise of (seed, i)."""
     settings = harness.settings("consistency", run, seed=seed, size=list(shape))
+    of_images = harness.model.shape_of_images(shape)
 
     def measure(start: int, stop: int) -> Columns:
         n, failure = stop - start, ""
-        images = torch.full((n, *(harness.model.image_shape or shape)), math.nan)
+        images = torch.full((n, *of_images), math.nan)
         harness.model.reset()
         try:
-            images = sample(n, seed=seed, start=start, model=harness.model, plan=run, shape=shape)
+            images = sample(n, seed=seed, start=start, model=harness.model, plan=run, shape=of_images)
         except (InputError, BudgetExceeded) as error:  # the other rows are still useful
             failure = str(error)
         return {

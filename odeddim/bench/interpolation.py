@@ -186,7 +186,7 @@ def _decoded(harness: Harness, run: Plan, paths: Sequence[LatentPath], seed: int
 
     def measure(start: int, stop: int) -> Columns:
         x_T = torch.cat([paths[i // each].read(i % each, i % each + 1).xbar for i in range(start, stop)])
-        images = torch.full((len(x_T), *(harness.model.image_shape or shape)), torch.nan, dtype=harness.dtype)
+        images = torch.full((len(x_T), *harness.model.shape_of_images(shape)), torch.nan, dtype=harness.dtype)
         failure = ""
         harness.model.reset()
         try:

@@ -300,7 +300,8 @@ def shown(harness: Harness, run: Plan, count: int, shape: tuple[int, ...], seed:
 
 def _samples(harness: Harness, run: Plan, start: int, stop: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """Return samples with the precision of a PNG, float32 in [-1, 1]."""
-    images = sample(stop - start, seed=seed, start=start, model=harness.model, plan=run, shape=shape)
+    of_images = harness.model.shape_of_images(shape)
+    images = sample(stop - start, seed=seed, start=start, model=harness.model, plan=run, shape=of_images)
     if not bool(torch.isfinite(images).all()):
         raise InputError(f"{run.solver.name} returned NaN or infinite values: take more steps or another grid")
     return to_bytes(images).float() / 127.5 - 1

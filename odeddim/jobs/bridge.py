@@ -76,7 +76,7 @@ def bridge(
         model: The model that encodes, likewise.
         count: The number of images to take, the first ones; by default all.
         cycle: Whether to take the images back too, for the cycle error; 3 times the evaluations.
-        prepare: What is done to the images, as of `odeddim.Preparation`; by default their shape must be the model's.
+        prepare: What is done to the images, as of `odeddim.Preparation`; nothing if the model takes their size.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
         progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
@@ -110,7 +110,7 @@ def bridge(
     )  # fmt: skip
     for field in (source, other):
         place.fit(field, over.solver)
-    given = images_for(source, images, prepare)
+    given = images_for(source, images, prepare, over.sizes)
     names = first_names(given, count, where)
     size = place.at_once(other, over.solver)
     details = place.details(other, over.solver, size) | ({"cycle": True} if cycle else {}) | recorded(given)

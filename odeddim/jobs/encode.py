@@ -73,7 +73,7 @@ def encode(
         tol: A tolerance in place of steps: each image takes the fewest steps whose round trip is this good, rms over
             pixels in [-1, 1].
         certify: Whether to store a certificate with each latent; 4 times the evaluations.
-        prepare: What is done to the images, as of `odeddim.Preparation`; by default their shape must be the model's.
+        prepare: What is done to the images, as of `odeddim.Preparation`; nothing if the model takes their size.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
         progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.

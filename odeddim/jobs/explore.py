@@ -131,7 +131,7 @@ def explore(
 
 def _side(tiles: int | None, levels: int, field: VectorField, file: LatentFile) -> int:
     """The number of tiles on a side of the square: as asked, or as many as fit on a page; an InputError if none do."""
-    shape = field.image_shape or file.shape
+    shape = field.shape_of_images(file.shape)
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise InputError(f"{file.path} is decoded to images of shape {tuple(shape)}, but a page shows 1 or 3 channels")
     shown = 2 * levels - 1 if field.codec is None else levels

@@ -62,7 +62,7 @@ def grid(
         end: Where images lie: "zero" or "sigma_min".
         count: The number of images to take, the last ones; by default 16.
         model: A name, a path, a VectorField, a pipeline of diffusers, or a Subject with its condition.
-        prepare: What is done to the images, as of `odeddim.Preparation`; by default their shape must be the model's.
+        prepare: What is done to the images, as of `odeddim.Preparation`; nothing if the model takes their size.
         machine: Where to run.
         overwrite: Whether to replace what is at `output`.
         progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.

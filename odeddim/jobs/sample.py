@@ -52,7 +52,7 @@ def sample(
         output: A sheet.png, a file.h5, a file.npz or a folder for image files; Pictures say how it is drawn, too.
         seed: The seed of the noise.
         eta: DDIM's η between 0 (the ODE) and 1 (DDPM), for the solver "euler" or "ddim-eta"; None for the solver's own.
-        shape: The shape (C, H, W) of the images, for models that take any.
+        shape: The shape (C, H, W) of the images, for models that take several sizes or any; by default the model's own.
         model: A name, a path, a VectorField, a pipeline of diffusers, or a Subject with its condition.
         plan: The plan that decodes, in place of `how`.
         machine: Where to run.
@@ -75,15 +75,16 @@ def sample(
     to, place = Pictures.of(output), (machine or Machine()).at(model=model)
     output = to.path
     field = subject_on(place, model)
-    shape = shape_for(field, shape)
-    check_amount(output, count, 4 * math.prod(shape if field.codec is None else field.codec.image_shape), "images")
+    of_noise = shape_for(field, shape)
+    shape = field.shape_of_images(of_noise)
+    check_amount(output, count, 4 * math.prod(shape), "images")
     plan = the_plan(plan, How.of(how), field.schedule, defaults.for_sampling(eta))
     warn_of_plan(plan, field)
     noisy = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed))
     row = noisy.solver
     place.fit(field, row)
     size = place.at_once(field, row)
-    details = {"seed": seed, "eta": eta, "size": list(shape), **place.details(field, row, size)}
+    details = {"seed": seed, "eta": eta, "size": list(of_noise), **place.details(field, row, size)}
     made = asdict(replace(provenance_of(field, noisy, "sample", **details), settings=plan.settings))
     names, began, largest, here = Numbered(f"sample-{seed}-", count), time.perf_counter(), 0.0, 0
     captions = Captions(_number)
@@ -137,7 +138,7 @@ def check_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def shape_for(field: VectorField, shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The shape of the noise: the model's, or the one that is given for a model that takes any.
+    """The shape of the noise of images of a shape: the one that is given, or the model's own.
 
     Args:
         field: The model.
@@ -147,16 +148,6 @@ def shape_for(field: VectorField, shape: tuple[int, ...] | None) -> tuple[int, .
         The shape of the noise, which for a latent model is that of its data.
 
     Raises:
-        InputError: If the model makes images of another shape, or takes any shape and none is given.
+        InputError: If the model makes no such images, or takes any shape and none is given.
     """
-    if shape is not None:
-        check_shape(shape)
-    if shape and field.codec is not None and shape != field.codec.image_shape:
-        made = "×".join(map(str, field.codec.image_shape))
-        raise InputError(
-            f"the model {field.name!r} makes images of {made} (channels×height×width): leave out shape=..."
-        )
-    found = shape if shape and field.codec is None else field.shape
-    if found is None:
-        raise InputError(f"the model {field.name!r} takes any shape: say which one with shape=...")
-    return found
+    return field.shape_of_data(shape if shape is None else check_shape(shape))

@@ -20,8 +20,9 @@ from odeddim.latents.latent_file import LatentFile
 from odeddim.models import BUILT_IN, hub, load
 from odeddim.ode.conditions import Condition
 from odeddim.ode.field import VectorField
+from odeddim.ode.sizes import Sizes
 from odeddim.plans import Plan
-from odeddim.storage.images import SAMPLE, ImageSource, check_shape, sample_images
+from odeddim.storage.images import SAMPLE, ImageSource, other_shape, sample_images
 from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of, source_of
 from odeddim.storage.workers import rank
@@ -103,28 +104,32 @@ def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) ->
     return field
 
 
-def images_for(field: VectorField, images: Images, prepare: Preparation | None = None) -> ImageSource:
+def images_for(
+    field: VectorField, images: Images, prepare: Preparation | None = None, sizes: Sizes | None = None
+) -> ImageSource:
     """Images of any kind, in as many channels as the model takes.
 
     Args:
         field: The model.
         images: What holds them, as of `odeddim.storage.sources`; None for the 256 sample images of the package.
         prepare: What is done to each image; by default it stays as it is.
+        sizes: The sizes that images may have; by default those that the model takes.
 
     Returns:
         The images.
 
     Raises:
-        InputError: If the images cannot be read, or have another shape than the model takes.
+        InputError: If the images cannot be read, or have a size that the model does not take.
     """
-    shape = field.image_shape
+    sizes = sizes or field.image_sizes
+    shape = sizes.own if sizes else None
     channels, prepare = shape[0] if shape else None, prepare.for_model(shape) if prepare else None
     if images is not None:
         source = source_of(images, channels=channels, prepare=prepare)
     else:
         source = sample_images(channels=channels, prepare=prepare) if prepare else sample_images()
-    if shape is not None:
-        check_shape(source, shape, place_of(images) or "the package")
+    if sizes is not None and source.shape not in sizes:
+        raise other_shape(source, sizes.words(source.shape), place_of(images) or "the package")
     return source
 
 

@@ -157,6 +157,7 @@ def load(
 
 def summary(field: VectorField) -> dict[str, Any]:
     """A description of a model to read: values that JSON can hold, by name."""
+    sizes = field.image_sizes
     facts: dict[str, Any] = {
         "model": field.name,
         "hash": field.sha256 or "none: an exact field",
@@ -165,6 +166,7 @@ def summary(field: VectorField) -> dict[str, Any]:
         "shape": list(field.shape) if field.shape else "any",
         "schedule": repr(field.schedule),
         **({} if field.codec is None else {"shape of images": list(field.codec.image_shape)}),
+        **({} if sizes is None or sizes.multiple is None else {"sizes": str(sizes)}),
         **({} if field.conditions is None else {"takes": field.conditions.words}),
     }
     parameters = getattr(field.eps, "parameters", None)

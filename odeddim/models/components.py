@@ -221,13 +221,18 @@ def _today(name: str, known: Collection[str]) -> str:
     return next((other for other in (name, *others) if other in known), name)
 
 
+def halvings(config: Mapping[str, Any]) -> int:
+    """How often a UNet2DModel or UNet2DConditionModel with this config halves its images, between its levels."""
+    widths = config.get("block_out_channels")
+    return (len(widths) if isinstance(widths, list) else 4) - 1  # 4 is both classes' default
+
+
 def check_sides(config: Mapping[str, Any], shape: Sequence[int], where: Path) -> None:
     """Raise an InputError if a UNet2DModel with this config cannot halve images (C, H, W) between its levels."""
-    widths = config.get("block_out_channels")
-    levels = len(widths) if isinstance(widths, list) else 4  # the class's default
-    if any(side % 2 ** (levels - 1) for side in shape[1:]):
+    times = halvings(config)
+    if any(side % 2**times for side in shape[1:]):
         raise InputError(
-            f"{where / CONFIG}: images of {shape[1]}×{shape[2]} cannot be halved {levels - 1} times, as the network "
+            f"{where / CONFIG}: images of {shape[1]}×{shape[2]} cannot be halved {times} times, as the network "
             "does between its levels (block_out_channels): correct sample_size"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -20,6 +20,7 @@ from odeddim.ode.labels import Labels, Relabelled, labels_of
 from odeddim.ode.pickling import check_pickles
 from odeddim.ode.predictions import PREDICTIONS
 from odeddim.ode.schedule import TIMES, Schedule, Time
+from odeddim.ode.sizes import Sizes, counterpart
 from odeddim.types import InputError, pick
 
 
@@ -38,7 +39,7 @@ class VectorField:
         schedule: The noise levels, labels and units that the network was trained with.
         predicts: What the network predicts, a name of `odeddim.ode.predictions.PREDICTIONS`.
         time: What t is, a name of `odeddim.ode.schedule.TIMES` or a function of σ; by default the schedule's own.
-        shape: The shape (C, H, W) of the network's input, if it is fixed.
+        shape: The shape (C, H, W) of the network's input, or the `odeddim.ode.sizes.Sizes` that it takes; None for any.
         name: The name of the model, as latent files store it.
         sha256: The hash of the model, as latent files store it.
         details: What else is known of the model, for `odeddim inspect`.
@@ -46,6 +47,7 @@ class VectorField:
         codec: The autoencoder of a latent model, whose data have the given shape.
 
     Attributes:
+        sizes: The sizes of the network's input; None for any.
         nfe: The number of calls; `reset` sets the three counters to 0.
         rows: The number of images evaluated in these calls; a guided image counts twice.
         filled: The number of images among them that only filled up a batch to `network_batch`.
@@ -74,7 +76,7 @@ class VectorField:
         *,
         predicts: str = "eps",
         time: Time | None = None,
-        shape: tuple[int, ...] | None = None,
+        shape: tuple[int, ...] | Sizes | None = None,
         name: str = "custom",
         sha256: str = "",
         details: dict[str, Any] | None = None,
@@ -86,7 +88,7 @@ class VectorField:
         self.predicts = pick(predicts, PREDICTIONS, "prediction")
         time = schedule.time if time is None else time
         self.time: Time = time if callable(time) else pick(time, TIMES, "time label")
-        self.shape = shape
+        self.sizes = shape if shape is None or isinstance(shape, Sizes) else Sizes(tuple(shape))
         self.name = name
         self.sha256 = sha256
         self.details = details or {}
@@ -151,9 +153,51 @@ class VectorField:
         return self
 
     @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape (C, H, W) of the network's input, of a convolutional network its own; None if it takes any."""
+        return None if self.sizes is None else self.sizes.own
+
+    @property
     def image_shape(self) -> tuple[int, ...] | None:
-        """The shape (C, H, W) of one image, or None if the model takes any. `shape` is that of the codec's data."""
+        """The shape (C, H, W) of the images of `shape`: `shape` is that of the codec's data."""
         return self.shape if self.codec is None else self.codec.image_shape
+
+    @property
+    def image_sizes(self) -> Sizes | None:
+        """The sizes of images that the model takes; None for any. `sizes` are those of the codec's data."""
+        if self.codec is None:
+            return self.sizes
+        return (self.sizes or Sizes(self.codec.image_shape)).of_images(self.codec.image_shape)
+
+    def shape_of_images(self, data: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the images of data of a shape.
+
+        Args:
+            data: The shape of the data, and so of latents.
+        """
+        own = self.image_shape
+        return tuple(data) if self.codec is None or own is None else counterpart(data, self.shape or tuple(data), own)
+
+    def shape_of_data(self, images: Sequence[int] | None = None) -> tuple[int, ...]:
+        """The shape of the data of images of a shape, and so of latents and of noise.
+
+        Args:
+            images: The shape (C, H, W) of the images; by default the model's own.
+
+        Raises:
+            InputError: If the model makes no such images, or takes any shape and none is given.
+        """
+        own, sizes = self.image_shape, self.image_sizes
+        shape = own if images is None else tuple(images)
+        if shape is None or (self.codec is not None and self.shape is None):
+            raise InputError(f"the model {self.name!r} takes any shape: say which one with shape=..., (C, H, W)")
+        if sizes is not None and shape not in sizes:
+            has = "×".join(map(str, shape))
+            raise InputError(
+                f"the model {self.name!r} makes images of {sizes.words(shape)}, not {has} (channels×height×width): "
+                "give another shape=..., or leave it out"
+            )
+        return shape if self.codec is None or own is None or self.shape is None else counterpart(shape, own, self.shape)
 
     def on_data(self) -> VectorField:
         """This field without its codec, so that a run starts and ends at the data that the ODE moves."""
@@ -324,23 +368,23 @@ class VectorField:
         twin.condition, twin._given = condition, (given, null)
         return twin
 
-    def check(self, x: Tensor, shape: tuple[int, ...] | None = None) -> None:
+    def check(self, x: Tensor, sizes: Sizes | None = None) -> None:
         """Raise an InputError unless this model takes a batch.
 
         Args:
             x: The images or latents, (B, *).
-            shape: The shape (*) of one of them; by default that of the network's input.
+            sizes: The sizes of what it is a batch of, `image_sizes`; by default `sizes`, those of the network's input.
 
         Raises:
             InputError: If the batch is empty, of another shape, or not finite.
         """
-        shape = shape or self.shape
+        sizes = sizes or self.sizes
         if x.ndim < 2 or x.shape[0] == 0:
             raise InputError(f"the batch must be (B, *) with at least one image or latent, not {tuple(x.shape)}")
-        if shape is not None and tuple(x.shape[1:]) != shape:
-            has, wants = "×".join(map(str, x.shape[1:])), "×".join(map(str, shape))
-            what = "latents" if self.codec is not None and shape == self.shape else "images"
-            raise InputError(f"the model {self.name!r} takes {what} of {wants} (channels×height×width), not {has}")
+        if sizes is not None and x.shape[1:] not in sizes:
+            has, wants = "×".join(map(str, x.shape[1:])), sizes.words(x.shape[1:])
+            what = "latents" if self.codec is not None and sizes == self.sizes else "images"
+            raise InputError(f"the model {self.name!r} takes {what} of {wants}, not {has} (channels×height×width)")
         finite = torch.isfinite(x).flatten(1).all(dim=1)
         if not bool(finite.all()):
             raise InputError(

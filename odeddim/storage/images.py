@@ -194,11 +194,22 @@ def check_shape(source: ImageSource, shape: Sequence[int], where: str | Path) ->
         where: Where the images came from, for the message.
     """
     if source.shape != tuple(shape):
-        has, wants = "×".join(map(str, source.shape)), "×".join(map(str, shape))
-        raise InputError(
-            f"the images of {where} are {has} (channels×height×width), but the model takes {wants}: resize=... scales "
-            "and crops them as they are read"
-        )
+        raise other_shape(source, "×".join(map(str, shape)), where)
+
+
+def other_shape(source: ImageSource, wants: str, where: str | Path) -> InputError:
+    """An error that says that images do not have a shape that a model takes.
+
+    Args:
+        source: The images.
+        wants: The shapes that the model takes, in words.
+        where: Where the images came from.
+    """
+    has = "×".join(map(str, source.shape))
+    return InputError(
+        f"the images of {where} are {has} (channels×height×width), but the model takes {wants}: resize=... scales and "
+        "crops them as they are read"
+    )
 
 
 def from_bytes(content: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MODEL = "model"
-"""The size that the model takes."""
+"""The model's own size."""
 
 RESAMPLING = "lanczos"
 _MOST = 1 << 15  # pixels of a side
@@ -35,8 +35,8 @@ class Preparation:
     """What is done to images before a model sees them.
 
     Attributes:
-        resize: The size: S for S×S pixels, (H, W), or "model" for the size that the model takes. None leaves the size
-            as it is, and is "model" where `crop` or `pad` ask for it.
+        resize: The size: S for S×S pixels, (H, W), or "model" for the model's own size. None leaves the size as it is,
+            and is "model" where `crop` or `pad` ask for it.
         crop: "center", also the default where there is a size: scale the image until its shorter side fits, and cut
             off both ends of the longer one. With 8-bit images this is torchvision's Resize and CenterCrop with
             Lanczos, but for rounding. "none": stretch to the size, as diffusers' image processors do.
@@ -92,7 +92,7 @@ class Preparation:
         """This preparation, with the size of a model where it says "model".
 
         Args:
-            shape: (C, H, W) of the images that the model takes; None if it takes any.
+            shape: (C, H, W) of the model's own images; None if it takes any.
 
         Raises:
             InputError: The model takes any size, and none is given.

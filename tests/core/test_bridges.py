@@ -101,8 +101,7 @@ def test_what_does_not_meet_is_refused() -> None:
         between(linear, low)
     with pytest.raises(InputError, match="would meet at σ = 2"):
         between(linear, linear, grid=[0.0, 1.0, 2.0])
-    wide, small = gaussian(0, 0.5, Schedule.linear()), gaussian(0, 0.5, Schedule.linear())
-    wide.shape, small.shape = (3, 32, 32), (1, 28, 28)
+    wide, small = (VectorField(lambda x, t: x, Schedule.linear(), shape=it) for it in ((3, 32, 32), (1, 28, 28)))
     with pytest.raises(InputError, match=r"3×32×32 .* 1×28×28"):
         between(wide, small)
     with pytest.raises(InputError, match="decode"):

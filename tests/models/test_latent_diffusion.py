@@ -308,7 +308,7 @@ def test_v_prediction_to_the_end_of_noise(tmp_path: Path) -> None:
 def test_sdxl(tmp_path: Path) -> None:
     pipeline = stable_diffusion_xl(tmp_path)
     field = odeddim.load(tmp_path / "model")
-    assert any("16×16, not cropped" in words for words in field.details["assumed"])
+    assert any("of the size of the run, not cropped" in words for words in field.details["assumed"])
     for negative in (None, "dog"):
         theirs = pipeline(
             prompt=["cat"] * 2, negative_prompt=None if negative is None else [negative] * 2, guidance_scale=4.0,
@@ -527,10 +527,10 @@ def test_encode_takes_images_and_decode_gives_them(sd: tuple[Path, Any, VectorFi
     assert seen == [2, 2, 2]
 
 
-def test_images_and_latents_of_other_sizes(sd: tuple[Path, Any, VectorField]) -> None:
-    with pytest.raises(InputError, match=r"takes images of 3×16×16.*not 3×8×8"):
-        odeddim.encode(images(side=8), model=sd[2])
-    with pytest.raises(InputError, match=r"takes latents of 4×8×8.*not 3×8×8"):
+def test_images_and_latents_of_sizes_that_it_does_not_take(sd: tuple[Path, Any, VectorField]) -> None:
+    with pytest.raises(InputError, match=r"takes images of 3×H×W with H and W multiples of 4, .*not 3×10×10"):
+        odeddim.encode(images(side=10), model=sd[2])
+    with pytest.raises(InputError, match=r"takes latents of 4×H×W with H and W multiples of 2, .*not 3×8×8"):
         odeddim.solve(noise((3, 8, 8)), model=sd[2])
     with pytest.raises(InputError, match="image 1 of the batch holds NaN"):
         odeddim.encode(torch.stack([images()[0], images()[0] * torch.nan]), model=sd[2])
@@ -867,11 +867,11 @@ def test_sheets_are_of_images(photos: Path, run: Run, sd: tuple[Path, Any, Vecto
         code, _, err = run(*arguments, "--scale", 1, "--no-labels")
         assert code == 0, err
         assert tiles("1.png", 16, 16, columns)
-    code, _, err = run("sample", "--model", sd[0], "--size", "3,32,32", "-o", "2.png")
-    assert (code, "makes images of 3×16×16" in err) == (2, True)
-    PIL.Image.new("RGB", (8, 8)).save("small.png")
+    code, _, err = run("sample", "--model", sd[0], "--size", "3,30,32", "-o", "2.png")
+    assert (code, "makes images of 3×H×W with H and W multiples of 4" in err) == (2, True)
+    PIL.Image.new("RGB", (9, 9)).save("small.png")
     code, _, err = run("encode", "small.png", "-o", "s.h5", "--model", sd[0])
-    assert (code, "the model takes 3×16×16" in err) == (2, True)
+    assert (code, "the model takes 3×H×W with H and W multiples of 4" in err) == (2, True)
 
 
 def test_benches_measure_data_or_images_and_say_so(photos: Path, run: Run, sd: tuple[Path, Any, VectorField]) -> None:

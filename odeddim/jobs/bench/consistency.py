@@ -63,7 +63,7 @@ def consistency(
     """
     session = Session.of(workbench, "consistency")
     shape = session.shape(size)
-    network = session.features(features, session.field.image_shape or shape)
+    network = session.features(features, session.field.shape_of_images(shape))
     plans = session.plans(solvers, steps, end, settings)
     total = count * sum(expected(each) for each in (*plans, *references(session.field, end)))
     with session.harness(total, count) as harness:

@@ -77,7 +77,7 @@ def quality(
     etas = [_eta(value) for value in eta or (() if solvers else defaults.ETA)]
     session = Session.of(workbench, "quality")
     shape = session.shape(size)
-    image_shape = session.field.image_shape or shape
+    image_shape = session.field.shape_of_images(shape)
     network, real, others = _compared_with(session, reference, features, image_shape, prepare)
     named = str(place_of(reference) or "2,048 test images of Fashion-MNIST")
     if real.prepared:

@@ -2,7 +2,7 @@
 
     Stable Diffusion 1, 2   CLIP's last hidden states
     SDXL (2307.01952)       the last but one hidden states of two CLIPs, side by side; the projected summary of the
-                            second CLIP; six sizes
+                            second CLIP
     SD3 (2403.03206)        the same hidden states, padded with zeros, followed by T5's; both projected summaries
 
 The encoders run in float32 on the CPU, those of a pipeline in memory in its dtype on its device: once for each text,
@@ -154,16 +154,15 @@ class One:
 
 @dataclass(frozen=True)
 class Two:
-    """SDXL's text encoders: a text -> hidden states (1, n, widths), summary (1, d), and six sizes (1, 6) int64."""
+    """SDXL's text encoders: a text -> hidden states (1, n, widths) and summary (1, d)."""
 
     first: TextEncoder
     second: TextEncoder
-    sizes: tuple[int, ...]
 
     def __call__(self, text: str) -> Given:
         (_, states, _), (_, more, summary) = self.first(text), self.second(text)
         assert summary is not None
-        return torch.cat([states, more], dim=2), summary, torch.tensor([self.sizes])
+        return torch.cat([states, more], dim=2), summary
 
 
 @dataclass(frozen=True)
@@ -191,23 +190,10 @@ def one(folder: Path, index: Mapping[str, Any]) -> tuple[Embed, list[TextEncoder
     return One(encoder), [encoder]
 
 
-def two(folder: Path, index: Mapping[str, Any], sizes: tuple[int, ...]) -> tuple[Embed, list[TextEncoder]]:
-    """Read SDXL's two text encoders.
-
-    Args:
-        folder: The folder of the pipeline.
-        index: The content of model_index.json.
-        sizes: SDXL's six size conditions in pixels: height and width of the image before cropping, top and left of the
-            crop, height and width after cropping.
-
-    Returns:
-        The function from a text to the network's inputs, and the encoders.
-
-    Raises:
-        InputError: If a component is missing, damaged or unknown.
-    """
+def two(folder: Path, index: Mapping[str, Any]) -> tuple[Embed, list[TextEncoder]]:
+    """Read SDXL's two text encoders."""
     first, second = TextEncoder(folder, index), _summarizing(folder, index, "_2")
-    return Two(first, second, sizes), [first, second]
+    return Two(first, second), [first, second]
 
 
 def three(folder: Path, index: Mapping[str, Any], width: int) -> tuple[Embed, list[TextEncoder]]:

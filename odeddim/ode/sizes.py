@@ -1,0 +1,107 @@
+"""Sizes: which heights and widths a model takes.
+
+A convolutional network takes any size that it can halve as often as it does, and a latent model any such size times
+its autoencoder's factor; what is learned or computed for each position bounds a network. The size of a run is nowhere
+but in the shape of its images and latents: it is no part of a model, nor of its hash.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of images, or of a latent model's data, that a model takes: its own, and others around it.
+
+    Attributes:
+        own: The shape (C, H, W) that the model was trained on.
+        multiple: H and W may be any multiples of it; None for a model that takes its own only.
+        largest: H and W may be this large at most; None for no bound.
+
+    Example:
+        >>> from odeddim.ode.sizes import Sizes
+        >>> sizes = Sizes((3, 512, 512), multiple=64)
+        >>> (3, 768, 512) in sizes, (3, 500, 512) in sizes
+        (True, False)
+        >>> print(sizes.words((3, 500, 512)))
+        3×H×W with H and W multiples of 64, the nearest 448×512 and 512×512
+    """
+
+    own: tuple[int, ...]
+    multiple: int | None = None
+    largest: int | None = None
+
+    def __contains__(self, shape: Sequence[int]) -> bool:
+        if tuple(shape) == self.own:
+            return True
+        if self.multiple is None or len(shape) != 3 or shape[0] != self.own[0]:
+            return False
+        return all(0 < side <= (self.largest or side) and side % self.multiple == 0 for side in shape[1:])
+
+    def __str__(self) -> str:
+        own = "×".join(map(str, self.own[1:]))
+        if self.multiple is None:
+            return f"{own} only"
+        return f"multiples of {self.multiple}{self._bound}, its own {own}"
+
+    def words(self, shape: Sequence[int]) -> str:
+        """The shapes that are taken, in words, for a message that refuses a shape.
+
+        Args:
+            shape: The shape that is refused.
+        """
+        if self.multiple is None:
+            return "×".join(map(str, self.own))
+        rule = f"{self.own[0]}×H×W with H and W multiples of {self.multiple}{self._bound}"
+        if len(shape) != 3:
+            return rule
+        sides = [self._nearest(side, self.multiple) for side in shape[1:]]
+        below, above = ("×".join(map(str, each)) for each in zip(*sides, strict=True))
+        return f"{rule}, the nearest {below}" + (f" and {above}" if above != below else "")
+
+    @property
+    def _bound(self) -> str:
+        return f" up to {self.largest}" if self.largest else ""
+
+    def _nearest(self, side: int, multiple: int) -> tuple[int, int]:
+        """The sides at and below one, and at and above it, that are taken."""
+        low, high = (max(count, 1) * multiple for count in (side // multiple, -(-side // multiple)))
+        most = high if self.largest is None else self.largest // multiple * multiple
+        return min(low, most), min(high, most)
+
+    def of_images(self, own: tuple[int, ...]) -> Sizes:
+        """The sizes of the images whose data have these sizes.
+
+        Args:
+            own: The shape (C, H, W) of the images whose data have the shape `own`.
+        """
+        if self.multiple is None:
+            return Sizes(own)
+        factor = own[1] // self.own[1]
+        return Sizes(own, factor * self.multiple, self.largest and factor * self.largest)
+
+    def common(self, other: Sizes) -> Sizes | None:
+        """The sizes that are these and others; None if there are none that are one of the two models' own."""
+        own = next((each for each in (self.own, other.own) if each in self and each in other), None)
+        if own is None:
+            return None
+        if self.multiple is None or other.multiple is None:
+            return Sizes(own)
+        bounds = [largest for largest in (self.largest, other.largest) if largest]
+        return Sizes(own, math.lcm(self.multiple, other.multiple), min(bounds, default=None))
+
+
+def counterpart(shape: Sequence[int], ours: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of images of data, or of data of images, in the proportion of two shapes that belong together.
+
+    Args:
+        shape: The shape (C, H, W).
+        ours: A shape on the same side.
+        theirs: The shape that belongs to it on the other side.
+    """
+    if tuple(shape) == ours:
+        return theirs
+    return (theirs[0], *(side * its // own for side, own, its in zip(shape[1:], ours[1:], theirs[1:], strict=True)))
