@@ -3,9 +3,8 @@
     python benchmarks/results.py measure [NAME ...]    # hours on one core; stop it and start it as you like
     python benchmarks/results.py page                  # writes docs/results.md from what was measured
 
-`measure` runs the commands of each result in a folder of its own, out/results/NAME, where benches keep what they have
-measured, and writes what they printed to benchmarks/results/NAME.json. A result that is there is measured again only
-if it is named.
+`measure` runs the commands in the folder out/results, where benches keep what they have measured, and writes what they
+printed to benchmarks/results/NAME.json. A result that is there is measured again only if it is named.
 """
 
 from __future__ import annotations
@@ -181,7 +180,7 @@ def arguments(command: str) -> list[str]:
 
 def measured(name: str, result: Result) -> Measured:
     """Run the commands of a result, and keep what they print."""
-    folder = ROOT / "out" / "results" / name
+    folder = ROOT / "out" / "results"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.h5"):
         old.unlink()  # of an earlier measurement, which the command would only report as finished

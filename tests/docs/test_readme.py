@@ -20,7 +20,7 @@ def test_it_is_read_in_five_minutes() -> None:
 
 
 def test_the_examples_run_in_order(furnished: Callable[[str], Path], run: Run) -> None:
-    names = {"images": torch.rand(2, 3, 32, 32) * 2 - 1}
+    names = {"images": torch.rand(2, 3, 8, 8) * 2 - 1}
     furnished(README)
     run_in_order(README, "README.md", run, names)
 
