@@ -43,7 +43,7 @@ from odeddim.bench import drawing
 from odeddim.bench.tables import Table
 from odeddim.latents.arithmetic import rms
 from odeddim.ode.field import VectorField
-from odeddim.storage.images import sample_images
+from odeddim.storage.images import open_images
 from odeddim.storage.png import to_bytes
 from odeddim.types import State
 
@@ -217,7 +217,7 @@ def true_images(field: VectorField, x_T: Tensor, steps: int = REFERENCE_STEPS) -
 
 def round_trip(steps: int = 20, reference: int = REFERENCE_STEPS) -> Files:
     """Real images to latents and back: DDIM's come back changed, those of belm exactly."""
-    x_0 = sample_images().read([1, 30, 7])
+    x_0 = open_images().read([1, 30, 7])
     field = odeddim.load()
     truth = true_latents(field, x_0, reference)
     margin, width, side, pad = 24, 564, 168, 22
@@ -259,7 +259,7 @@ def levels(steps: int = 50) -> Files:
     shown = (0.0, 0.1, 0.4, 1.0, 2.5, 10.0, top)
     usual = odeddim.plan(field, "unipc-2", steps=steps).nodes.tolist()
     plan = odeddim.plan(field, "unipc-2", grid=sorted({*usual, *shown}))
-    x_0, x_T = sample_images().read([7]), odeddim.noise(1, (1, 28, 28), seed=0, start=7)
+    x_0, x_T = open_images().read([7]), odeddim.noise(1, (1, 28, 28), seed=0, start=7)
     up, down = {0.0: x_0}, {top: x_T * math.hypot(1, top)}
     odeddim.encode(x_0, model=field, plan=plan, callback=lambda step, sigma, xbar: up.update({sigma: xbar}))
     odeddim.solve(x_T, model=field, plan=plan, callback=lambda step, sigma, xbar: down.update({sigma: xbar}))
@@ -316,7 +316,7 @@ def corners(tiles: int = 7, levels: int = 6, count: int = 24, steps: int = 20) -
 
 def bridge(count: int = 6, steps: int = 50) -> Files:
     """Images from fashion-mnist to fashion-mnist-flow and back, with the cycle error."""
-    x_0 = sample_images().read([1, 7, 30, 36, 17, 13][:count])
+    x_0 = open_images().read([1, 7, 30, 36, 17, 13][:count])
     crossed = odeddim.bridge(x_0, "fashion-mnist", "fashion-mnist-flow", steps=steps)
     assert crossed.again is not None
     assert crossed.error is not None
@@ -422,7 +422,7 @@ def certificates(count: int = 3, steps: int = 20) -> Files:
 def conventions(steps: int = 50, coarse: int = 20, reference: int = REFERENCE_STEPS) -> Files:
     """What wrong conventions do: the way back hides them, and the latents and the images of noise show them."""
     right = odeddim.load()
-    x_0, x_T = sample_images().read([30]), odeddim.noise(1, (1, 28, 28), seed=0)
+    x_0, x_T = open_images().read([30]), odeddim.noise(1, (1, 28, 28), seed=0)
     true_x_T, true_x_0 = true_latents(right, x_0, reference), true_images(right, x_T, reference)
 
     def later(sigma: float) -> float:

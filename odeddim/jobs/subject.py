@@ -22,7 +22,7 @@ from odeddim.ode.conditions import Condition
 from odeddim.ode.field import VectorField
 from odeddim.ode.sizes import Sizes
 from odeddim.plans import Plan
-from odeddim.storage.images import SAMPLE, ImageSource, other_shape, sample_images
+from odeddim.storage.images import SAMPLE, ImageSource, open_images, other_shape
 from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of, source_of
 from odeddim.storage.workers import rank
@@ -127,7 +127,7 @@ def images_for(
     if images is not None:
         source = source_of(images, channels=channels, prepare=prepare)
     else:
-        source = sample_images(channels=channels, prepare=prepare) if prepare else sample_images()
+        source = open_images(channels=channels, prepare=prepare) if prepare else open_images()
     if sizes is not None and source.shape not in sizes:
         raise other_shape(source, sizes.words(source.shape), place_of(images) or "the package")
     return source

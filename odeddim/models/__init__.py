@@ -59,10 +59,10 @@ def _exact_mixture() -> VectorField:
 def _exact_samples() -> VectorField:
     from odeddim.ode.analytic import GaussianMixture
     from odeddim.ode.schedule import Schedule
-    from odeddim.storage.images import sample_images
+    from odeddim.storage.images import open_images
 
     schedule = Schedule.linear()
-    images = sample_images().read()
+    images = open_images().read()
     field = GaussianMixture.finite(images)
     return VectorField(field.network(schedule), schedule, shape=tuple(images.shape[1:]), name="exact-samples")
 

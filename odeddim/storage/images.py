@@ -113,7 +113,9 @@ class ImageSource:
         return {"path": SAMPLE if path is None else str(path), "sha256": self.fingerprint(count), "of": "contents"}
 
 
-def open_images(path: str | Path, *, channels: int | None = None, prepare: Preparation | None = None) -> ImageSource:
+def open_images(
+    path: str | Path | None = None, *, channels: int | None = None, prepare: Preparation | None = None
+) -> ImageSource:
     """Open the images of a folder and the folders in it, of one image file, or of an npz, npy, IDX or HDF5 file.
 
     In npz and HDF5 files the images are the array `images`, or the only one with three or four axes. The axes of an
@@ -123,8 +125,9 @@ def open_images(path: str | Path, *, channels: int | None = None, prepare: Prepa
     folders are left alone. Memory does not grow with the number of images, except for the bytes of their names.
 
     Args:
-        path: The folder or file. "-" stands for a list of image files on standard input, one a line, or each ended by
-            a zero byte; their paths are absolute, or relative to the current folder.
+        path: The folder or file; None for the package's sample, the first 256 test images of Fashion-MNIST. "-" stands
+            for a list of image files on standard input, one a line, or each ended by a zero byte; their paths are
+            absolute, or relative to the current folder.
         channels: 1 turns colour into gray (ITU-R 601-2), 3 turns gray into colour; None keeps the channels.
         prepare: What is done to the images, such as `odeddim.Preparation(resize=64)`. Arrays are resized channel by
             channel as floats.
@@ -137,11 +140,16 @@ def open_images(path: str | Path, *, channels: int | None = None, prepare: Prepa
 
     Example:
         >>> import PIL.Image, odeddim, tempfile
+        >>> odeddim.open_images()[:4].shape
+        torch.Size([4, 1, 28, 28])
         >>> folder = tempfile.mkdtemp()
         >>> PIL.Image.new("RGB", (640, 480), "red").save(f"{folder}/photo.jpg")
         >>> odeddim.open_images(folder, prepare=odeddim.Preparation(resize=64))[:].shape
         torch.Size([1, 3, 64, 64])
     """
+    if path is None:
+        with resources.as_file(resources.files("odeddim.data") / "fashion-mnist-test.npz") as sample:
+            return open_images(sample, channels=channels, prepare=prepare)
     path, prepare = Path(path), prepare or AS_IT_IS
     if channels not in (None, 1, 3):
         raise InputError(
@@ -173,16 +181,6 @@ def file_source(folder: Path, names: Sequence[str], channels: int | None, prepar
     found = OpenedFiles(folder, names, channels, prepare)
     prepared = prepare.to_dict(len(found.skipped))
     return ImageSource(found.shape, found.names, found.read, found.marks, prepared, found.skipped)
-
-
-def sample_images(**more: Any) -> ImageSource:
-    """The package's own sample: the first 256 test images of Fashion-MNIST, (256, 1, 28, 28).
-
-    Args:
-        **more: channels and prepare, as of `open_images`.
-    """
-    with resources.as_file(resources.files("odeddim.data") / "fashion-mnist-test.npz") as path:
-        return open_images(path, **more)
 
 
 def check_shape(source: ImageSource, shape: Sequence[int], where: str | Path) -> None:

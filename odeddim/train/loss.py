@@ -81,9 +81,8 @@ def validation_loss(field: VectorField, images: ImageSource, count: int = VALIDA
 
     Example:
         >>> import odeddim
-        >>> from odeddim.storage.images import sample_images
         >>> from odeddim.train.loss import validation_loss
-        >>> 0 < validation_loss(odeddim.load(), sample_images(), count=2) < 0.1
+        >>> 0 < validation_loss(odeddim.load(), odeddim.open_images(), count=2) < 0.1
         True
     """
     n = min(count, len(images))

@@ -21,7 +21,7 @@ from odeddim.bench import reconstruction as bench
 from odeddim.bench.harness import Entry, Harness, expected, planned
 from odeddim.bench.tables import Column, Sheet, Table
 from odeddim.storage.hdf5 import text
-from odeddim.storage.images import sample_images
+from odeddim.storage.images import open_images
 from odeddim.types import InputError
 
 MIXTURE = ("--model", "exact-mixture")
@@ -111,7 +111,7 @@ def test_one_image_does_not_rule_a_row(tmp_path: Path) -> None:
     """A mean over ten images, one of them a hundred times as bright, is that image's; the median is not."""
     place = harness(tmp_path)
     runs = planned(place.model, [Entry("euler", "linear")], (10,), "zero", {})
-    plain = sample_images()[0:10].double()
+    plain = open_images()[0:10].double()
     bright = plain.clone()
     bright[3] *= 100
     rows = [
@@ -138,7 +138,7 @@ def harness(folder: Path, model: str | odeddim.VectorField = "exact-mixture", **
 
 
 def reconstructed(place: Harness, solvers: str = "euler@linear,ab3", steps: tuple[int, ...] = (4, 8)) -> Table:
-    images = sample_images()[0:4].double()
+    images = open_images()[0:4].double()
     runs = planned(place.model, [Entry.parse(name) for name in solvers.split(",")], steps, "zero", {})
     return bench.reconstruction(place, lambda start, stop: images[start:stop], 4, runs)
 
@@ -307,7 +307,7 @@ def test_the_error_of_the_built_in_model_falls_with_steps(run) -> None:  # type:
 
 def test_edited_images_and_other_functions_are_measured_anew(tmp_path: Path) -> None:
     """Names and sizes say nothing of an image's content, nor a name of what a function does."""
-    images = sample_images()[0:6].double()
+    images = open_images()[0:6].double()
 
     def errors(place: Harness, x_0: torch.Tensor) -> list[float]:
         runs = planned(place.model, [Entry("euler", "linear")], (4,), "zero", {})
@@ -366,7 +366,7 @@ def test_a_table_of_other_kinds_is_damaged(tmp_path: Path, damage: dict[str, Any
 
 
 def test_a_run_that_gave_up_is_made_again_with_a_larger_budget(tmp_path: Path) -> None:
-    images = sample_images()[0:2].double()
+    images = open_images()[0:2].double()
 
     def table(most: int) -> Table:
         place = harness(tmp_path)

@@ -26,7 +26,7 @@ from odeddim.bench.distances import frechet, kid, precision_recall
 from odeddim.bench.features import BLOCK, Features, load_features
 from odeddim.models import programs
 from odeddim.models.networks import classifier
-from odeddim.storage.images import open_images, sample_images
+from odeddim.storage.images import open_images
 from odeddim.storage.png import to_bytes
 from odeddim.types import InputError
 
@@ -247,7 +247,7 @@ def test_the_reference_shares_no_image_with_the_sample(reference: tuple[Tensor, 
     images, labels = reference
     assert images.shape == (2048, 1, 28, 28)
     assert labels.shape == (2048,)
-    sample = {image.numpy().tobytes() for image in to_bytes(sample_images().read())}
+    sample = {image.numpy().tobytes() for image in to_bytes(open_images().read())}
     assert not sample & {image.numpy().tobytes() for image in to_bytes(images)}
 
 

@@ -14,7 +14,7 @@ import torch
 
 import odeddim
 from odeddim.jobs.machine import Place
-from odeddim.storage.images import sample_images
+from odeddim.storage.images import open_images
 
 MIXTURE = ("--model", "exact-mixture")
 Command = Callable[..., tuple[int, str, str]]
@@ -87,7 +87,7 @@ def test_another_run_is_said(run: Command, here: Path) -> None:
 
 
 def test_python_says_it_too() -> None:
-    images = sample_images()[0:1]
+    images = open_images()[0:1]
     state = odeddim.encode(images, "belm", model="exact-mixture", steps=4)
     with pytest.warns(UserWarning, match="kept by 'belm'"):
         odeddim.decode(state, "ab3", model="exact-mixture", steps=4)
@@ -106,5 +106,5 @@ def test_the_figure_is_about_right(run: Command, here: Path) -> None:
         found = re.search(r"expect images to be (\S+) off", err)
         assert found, err
         with h5py.File("x.h5") as file:
-            off = np.sqrt(np.mean((file["images"][:].astype(float) - sample_images()[0:2].numpy()) ** 2))
+            off = np.sqrt(np.mean((file["images"][:].astype(float) - open_images()[0:2].numpy()) ** 2))
         assert off / 10 < float(found[1]) < off * 10, options

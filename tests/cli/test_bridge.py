@@ -31,9 +31,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert len(list(out.glob("*.png"))) == 5
     over = between("fashion-mnist", "exact-gaussian", steps=4)
     over.source.network_batch = over.target.network_batch = 8
-    from odeddim.storage.images import sample_images
+    from odeddim.storage.images import open_images
 
-    found = over.cross(sample_images().read(range(5)))
+    found = over.cross(open_images().read(range(5)))
     assert found.error is not None
     for place in (out, tmp_path / "out.h5"):
         said = run("-n", "5", "-o", str(place), *SHORT, "--csv")

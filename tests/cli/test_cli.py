@@ -25,7 +25,7 @@ from odeddim.cli import COMMANDS
 from odeddim.latents.latent_file import LatentFile
 from odeddim.models.formats import native
 from odeddim.plans import Plan
-from odeddim.storage.images import sample_images
+from odeddim.storage.images import open_images
 
 
 def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -44,7 +44,7 @@ def succeed(*arguments: object, cwd: Path) -> str:
 FAST = ("-n", 4, "--steps", 4)
 
 
-def test_encode_and_decode_the_sample_images(here: Path) -> None:
+def test_encode_and_decode_the_open_images(here: Path) -> None:
     """The main job, in processes of its own, on the built-in model."""
     out = succeed("encode", "-o", "z.h5", "-n", 8, "--steps", 10, cwd=here)
     assert "8 latents at σ = 157.4" in out
@@ -58,7 +58,7 @@ def test_encode_and_decode_the_sample_images(here: Path) -> None:
     assert "9 evaluations per image" in out  # the last one, at σ_1, serves twice
     pictures = sorted((here / "out").glob("*.png"))
     assert len(pictures) == 8
-    images = sample_images()
+    images = open_images()
     for picture, original in zip(pictures, images[0:8], strict=True):
         pixels = np.asarray(Image.open(picture), np.float32) / 255
         assert np.allclose(pixels, (original[0].numpy() + 1) / 2, rtol=0, atol=1e-6)  # the default comes back exactly
@@ -79,12 +79,12 @@ def test_other_outputs_and_another_solver(run, here: Path) -> None:  # type: ign
     assert run("decode", "z.h5", "-o", "images.h5")[0] == 0
     with h5py.File("images.h5") as file:
         assert file["images"].shape == (4, 1, 28, 28)
-        assert file["names"][0].decode() == sample_images().names[0]
+        assert file["names"][0].decode() == open_images().names[0]
     # Decoded images are images: they can be encoded again.
     code, out, err = run("encode", "images.h5", "-o", "again.h5", "--steps", 4)
     assert (code, err) == (0, "")
     with LatentFile(here / "again.h5") as file:
-        assert file.names[:] == [sample_images().names[i] for i in range(4)]
+        assert file.names[:] == [open_images().names[i] for i in range(4)]
 
 
 MIXTURE = ("--model", "exact-mixture")
@@ -134,7 +134,7 @@ def test_float64_goes_through_files(run, here: Path) -> None:  # type: ignore[no
         assert run("decode", "z.h5", "-o", "x.h5", "--overwrite")[0] == 0
         with h5py.File("x.h5") as file:
             assert file["images"].dtype == np.float64
-            error = np.abs(file["images"][:] - sample_images()[0:1].numpy()).max()
+            error = np.abs(file["images"][:] - open_images()[0:1].numpy()).max()
         assert error < (2e-3 if end == "zero" else 1e-5), end
 
 
@@ -226,7 +226,7 @@ def test_the_way_back_takes_the_batches_of_the_way_there(run, here: Path) -> Non
     assert run("encode", "-n", 7, "-o", "z.h5", "--steps", 5, "--batch-size", 3)[0] == 0
     assert run("decode", "z.h5", "-o", "images.h5")[0] == 0
     with h5py.File("images.h5") as file:
-        assert np.array_equal(file["images"][:], sample_images()[0:7].numpy())
+        assert np.array_equal(file["images"][:], open_images()[0:7].numpy())
 
 
 def test_settings_of_a_solver(run, here: Path) -> None:  # type: ignore[no-untyped-def]
@@ -237,7 +237,7 @@ def test_settings_of_a_solver(run, here: Path) -> None:  # type: ignore[no-untyp
         assert file.kept.startswith("bdia up 6 steps")
     assert run("decode", "z.h5", "-o", "images.h5")[0] == 0  # with the setting of the file
     with h5py.File("images.h5") as file:
-        assert np.array_equal(file["images"][:], sample_images()[0:2].numpy())
+        assert np.array_equal(file["images"][:], open_images()[0:2].numpy())
     code, out, err = run("encode", "-o", "w.h5", "--solver", "bdia", "--set", "gamma=0.5", "--steps", 100)
     assert code == 2
     assert "amplify rounding errors" in err
@@ -263,7 +263,7 @@ def test_more_precision_loses_nothing(run, here: Path) -> None:  # type: ignore[
     assert code == 0
     assert "(dtype float64 where it was float32): expect images to be" in err
     with h5py.File("images.h5") as file:
-        assert np.allclose(file["images"][:], sample_images()[0:2].numpy(), rtol=0, atol=1e-3)
+        assert np.allclose(file["images"][:], open_images()[0:2].numpy(), rtol=0, atol=1e-3)
 
 
 def test_explain(run) -> None:  # type: ignore[no-untyped-def]
@@ -640,7 +640,7 @@ def z(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
     field = odeddim.load("fashion-mnist")
     plan = odeddim.plan(field, "euler", steps=2, grid="linear")
-    state = odeddim.encode(sample_images()[0:2], model=field, plan=plan)
+    state = odeddim.encode(open_images()[0:2], model=field, plan=plan)
     made = provenance_of(field, plan, "encode")
     path = tmp_path_factory.mktemp("z") / "z.h5"
     with LatentRun(path, ["a", "b"], made, plan.nodes) as run:

@@ -12,7 +12,7 @@ import pytest
 from support import encoded, same
 
 from odeddim.latents.latent_file import LatentFile, LatentRun
-from odeddim.storage.images import sample_images
+from odeddim.storage.images import open_images
 
 Run = Callable[..., tuple[int, str, str]]
 COARSE = ("--rtol", 0.1, "--atol", 0.1)
@@ -40,7 +40,7 @@ def test_batch_sizes_of_the_built_in_network(run: Run, solver: str) -> None:
 
 def test_reversible_images_come_back_whatever_the_batch(run: Run) -> None:
     """Bit for bit, also where the file was made with another --network-batch than the default: it is kept."""
-    originals = sample_images()[0:4].numpy()
+    originals = open_images()[0:4].numpy()
     for more in ((), ("--network-batch", 3)):
         encoded(run, "-n", 4, "--steps", 3, *more)
         for size in (1, 2, 64):

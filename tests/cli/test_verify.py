@@ -22,7 +22,7 @@ from support import tiles
 from odeddim import defaults, solvers
 from odeddim.checks.certificate import BADNESS, CERTIFICATE, LADDER, worst
 from odeddim.latents.latent_file import LatentFile, LatentRun
-from odeddim.storage.images import sample_images
+from odeddim.storage.images import open_images
 
 Run = Callable[..., tuple[int, str, str]]
 FAST = ("--model", "exact-mixture", "--batch-size", 2)
@@ -377,7 +377,7 @@ def test_what_misses_its_tolerance_is_named_the_worst_first(run: Run, here: Path
     """Euler does not get there; eight are named, the others counted."""
     names = [f"{i:06d}" for i in range(10)]
     arguments = ("-n", 10, "--model", "exact-mixture", "--solver", "euler", "--tol", 1e-6)
-    np.save(here / "x.npy", sample_images()[0:10].numpy()[:, :, 9:13, 9:13])
+    np.save(here / "x.npy", open_images()[0:10].numpy()[:, :, 9:13, 9:13])
     code, out, err = run("encode", "x.npy", *arguments, "-o", "z.h5")
     assert code == 0
     trip = rows("z.h5")["certificate/round_trip"]

@@ -19,7 +19,7 @@ from odeddim.models.guarded import Loaded
 from odeddim.ode.conditions import Given, Prompts
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
-from odeddim.storage.images import sample_images
+from odeddim.storage.images import open_images
 from odeddim.types import InputError
 
 Again = Callable[[VectorField], VectorField]
@@ -96,7 +96,7 @@ def test_built_in_models(name: str, again: Again) -> None:
     copied = again(field)
     same(field, copied, *(field.shape or (1, 6, 6)))
     assert copied.eps is not field.eps
-    images = sample_images()[:2]
+    images = open_images()[:2]
     assert torch.equal(
         odeddim.encode(images, model=copied, steps=2).xbar, odeddim.encode(images, model=field, steps=2).xbar
     )
@@ -162,12 +162,12 @@ def test_another_process_computes_the_same(tmp_path: Path) -> None:
     (tmp_path / "field.pkl").write_bytes(pickle.dumps(field))
     code = (
         "import pickle, sys, torch; torch.set_num_threads(1); import odeddim\n"
-        "from odeddim.storage.images import sample_images\n"
+        "from odeddim.storage.images import open_images\n"
         "field = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "torch.save(odeddim.encode(sample_images()[:2], model=field, steps=3).xbar, sys.argv[2])\n"
+        "torch.save(odeddim.encode(open_images()[:2], model=field, steps=3).xbar, sys.argv[2])\n"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path / "field.pkl", tmp_path / "z.pt"], check=True)
-    ours = odeddim.encode(sample_images()[:2], model=field, steps=3).xbar
+    ours = odeddim.encode(open_images()[:2], model=field, steps=3).xbar
     assert torch.equal(torch.load(tmp_path / "z.pt"), ours)
     assert isinstance(field, Loaded)
 

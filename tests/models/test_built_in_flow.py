@@ -13,14 +13,14 @@ import odeddim
 from odeddim import VectorField
 from odeddim.models import FLOW
 from odeddim.models.formats import native
-from odeddim.storage.images import sample_images
+from odeddim.storage.images import open_images
 
 GRIDS = {"euler": "linear", "ab2": "karras"}
 
 
 @pytest.fixture(scope="module")
 def x_0() -> Tensor:
-    return sample_images()[0:4]
+    return open_images()[0:4]
 
 
 def straight(field: VectorField, x: Tensor, times: list[float]) -> Tensor:
@@ -70,7 +70,7 @@ def test_latents_have_unit_variance(x_0: Tensor) -> None:
 
 def test_samples_are_images() -> None:
     """Not noise, and near the data's mean and contrast."""
-    data, drawn = sample_images().read(), odeddim.sample(16, "ab2", model=FLOW, steps=20)
+    data, drawn = open_images().read(), odeddim.sample(16, "ab2", model=FLOW, steps=20)
     assert float(drawn.abs().max()) < 2
     assert float(drawn.mean()) == pytest.approx(float(data.mean()), abs=0.2)
     rough = [float((images[..., 1:] - images[..., :-1]).square().mean()) for images in (drawn, data)]

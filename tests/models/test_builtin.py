@@ -8,7 +8,7 @@ from torch import Tensor
 
 import odeddim
 from odeddim.models.formats import native
-from odeddim.storage.images import sample_images
+from odeddim.storage.images import open_images
 
 STEPS = (10, 20, 50)
 
@@ -22,7 +22,7 @@ def round_trip(x_0: Tensor, solver: str, grid: str, steps: int) -> float:
 
 @pytest.fixture(scope="module")
 def x_0() -> Tensor:
-    return sample_images()[0:8]
+    return open_images()[0:8]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_model_file_says_what_it_is() -> None:
 def test_its_loss_is_what_the_file_says() -> None:
     """On the sample images, which it was not trained on: near the validation loss that model.json states."""
     description = native.describe(native.BUILT_IN / "fashion-mnist")
-    field, images = odeddim.load(), sample_images().read()
+    field, images = odeddim.load(), open_images().read()
     generator = torch.Generator().manual_seed(0)
     t = torch.linspace(0, 999, len(images)).round()[torch.randperm(len(images), generator=generator)]
     alpha = (1 / (1 + field.schedule.levels[t.long()] ** 2)).float().reshape(-1, 1, 1, 1)

@@ -16,7 +16,7 @@ import odeddim
 from odeddim import solvers
 from odeddim.ode.analytic import Gaussian, GaussianMixture
 from odeddim.solvers.iterated import PATIENCE, exact
-from odeddim.storage.images import sample_images
+from odeddim.storage.images import open_images
 from odeddim.types import Field, InputError, Solver, State
 
 ROWS = [row for row in solvers.SOLVERS.values() if row.family == "iterated"]
@@ -216,7 +216,7 @@ def test_exact_of_any_row() -> None:
 @pytest.mark.parametrize("name", ["exact-euler", "exact-dpmpp-2m"])
 def test_the_built_in_model(name: str) -> None:
     """Real images and a real network in float32: where it converges, 1e-9 on the [0, 1] scale and better."""
-    model, images = odeddim.load(), sample_images()[0:1]
+    model, images = odeddim.load(), open_images()[0:1]
     options = {"model": model, "grid": "karras", "steps": 20, "end": "sigma_min"}
     state = odeddim.encode(images, name, **options)
     assert bool(state.report["converged"].all())

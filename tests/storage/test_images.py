@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from odeddim.storage.images import ImageSource, check_shape, open_images, sample_images
+from odeddim.storage.images import ImageSource, check_shape, open_images
 from odeddim.storage.outputs import open_output
 from odeddim.storage.png import save_image, to_bytes
 from odeddim.types import InputError
@@ -466,13 +466,13 @@ def test_no_file_can_start_another_program(tmp_path: Path) -> None:
 
 
 def test_check_shape() -> None:
-    check_shape(sample_images(), (1, 28, 28), "here")
+    check_shape(open_images(), (1, 28, 28), "here")
     with pytest.raises(InputError, match=r"images of here are 1×28×28 .* takes 3×32×32"):
-        check_shape(sample_images(), (3, 32, 32), "here")
+        check_shape(open_images(), (3, 32, 32), "here")
 
 
-def test_sample_images_are_the_first_of_the_test_set() -> None:
-    source = sample_images()
+def test_open_images_are_the_first_of_the_test_set() -> None:
+    source = open_images()
     assert (len(source), source.shape) == (256, (1, 28, 28))
     x = source.read()
     assert (float(x.min()), float(x.max())) == (-1, 1)

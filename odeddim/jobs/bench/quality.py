@@ -15,7 +15,7 @@ from odeddim.defaults import SAMPLE_WITH_ETA
 from odeddim.jobs.bench.workbench import Session, Workbench, with_skipped
 from odeddim.jobs.subject import images_for
 from odeddim.models.networks.classifier import REFERENCE
-from odeddim.storage.images import ImageSource, check_shape, sample_images
+from odeddim.storage.images import ImageSource, check_shape, open_images
 from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of
 from odeddim.types import InputError
@@ -133,7 +133,7 @@ def _compared_with(
         raise InputError(f"which features of the images of {name!r} are to be compared? Give features=...")
     real = images_for(session.field, REFERENCE if reference is None else reference, prepare)
     check_shape(real, shape, place_of(reference) or "the package")
-    return network, real, sample_images() if reference is None else None
+    return network, real, open_images() if reference is None else None
 
 
 def _pictures(source: ImageSource, name: str = "") -> Pictures:
