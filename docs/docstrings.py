@@ -50,12 +50,15 @@ def dashes(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def examples_as_code(app: Sphinx, context: object, lines: list[str]) -> None:
-    """The examples of a command's help, which sphinx-click makes a block of plain lines, as code."""
+    """The examples of a command's help as code, with their notes as comments; sphinx-click makes them plain lines."""
     if "| Examples:" not in lines:
         return
     begin = lines.index("| Examples:")
     end = next((n for n, line in enumerate(lines[begin:], begin) if not line.startswith("| ")), len(lines))
-    code = [f"   {line[2:].strip()}" for line in lines[begin + 1 : end]]
+    code = [
+        "   " + re.sub(r"(?<=\S) ( +) (?=[^ #])", r" \1# ", line[2:].strip(), count=1)
+        for line in lines[begin + 1 : end]
+    ]
     lines[begin:end] = [".. rubric:: Examples", "", ".. code-block:: sh", "", *code, ""]
 
 
@@ -71,10 +74,21 @@ def defaults_in_line(app: Sphinx, context: object, lines: list[str]) -> None:
             ]
 
 
+def options_as_code(app: Sphinx, context: object, lines: list[str]) -> None:
+    """--options in a command's text as code, which keeps them on one line; examples and code are left as they are."""
+    text = "\n".join(lines)
+    kept = r"`[^`]*`|^ *(?:\| |\.\. ).*$"
+    lines[:] = re.sub(
+        rf"({kept})|(?<![\w-])(--[a-z][a-z0-9-]*)", lambda m: m[1] or f"``{m[2]}``", text, flags=re.MULTILINE
+    ).split("\n")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     for mend in (plain_stars, whole_returns, whole_attributes):
         app.connect("autodoc-process-docstring", mend, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", plain_defaults)
+    for part in ("description", "options", "epilog"):
+        app.connect(f"sphinx-click-process-{part}", options_as_code, priority=400)  # while examples are plain lines
     app.connect("sphinx-click-process-description", examples_as_code)
     app.connect("doctree-read", dashes)
     app.connect("sphinx-click-process-options", defaults_in_line)
