@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,18 @@ def test_the_figures_of_its_solvers_are_those_of_the_table() -> None:
     assert len(found) == 7
     for median, low, high in found:
         assert (median, low, high) in known
+
+
+def test_its_table_is_what_the_command_printed() -> None:
+    """The medians that stand in the README, to two digits, are those of benchmarks/results/reconstruction.json."""
+    kept = json.loads((ROOT / "benchmarks" / "results" / "reconstruction.json").read_text(encoding="utf-8"))
+    assert f"`{kept['commands'][0]}` printed" in README
+    printed = [[cell.strip() for cell in line.split("│")[1:-1]] for line in kept["output"].splitlines()]
+    rows = re.findall(r"^\| `(\w[\w-]*@\w+)`[^|]*\|" + r" ([0-9.]+) \|" * 6 + "$", README, re.MULTILINE)
+    assert len(rows) == 4
+    for solver, *figures in rows:
+        own = [cells for cells in printed if len(cells) > 7 and solver == f"{cells[0]}@{cells[1]}"]
+        assert figures == [f"{float(cells[column]):.2g}" for column in (4, 7) for cells in own], solver
 
 
 def test_every_file_it_names_exists() -> None:
