@@ -76,7 +76,10 @@ RESULTS = {
     "flow": Result(
         "The same on a rectified flow",
         "`fashion-mnist-flow` is the same network, trained on the same images as a rectified flow.",
-        ("odeddim bench -n 64 --model fashion-mnist-flow --solvers euler@linear,unipc-2,ab3,belm --steps 10,20,50",),
+        (
+            "odeddim bench -n 64 --model fashion-mnist-flow --solvers euler@linear,unipc-2,ab3,belm --steps 10,20"
+            " -o flow",
+        ),
     ),
     "quality": Result(
         "The quality of samples: Tables 1 and 3",
@@ -88,7 +91,7 @@ RESULTS = {
     "consistency": Result(
         "One x_T through every solver and number of steps: Figure 5",
         "The distance of each solver's images to those of the run with the most steps, from the same noise.",
-        ("odeddim bench consistency -n 64",),
+        ("odeddim bench consistency",),
     ),
     "time": Result(
         "Seconds: Figure 4",

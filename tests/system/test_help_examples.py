@@ -152,7 +152,17 @@ def test_every_command_has_examples() -> None:
     assert len(examples()) > 60
 
 
-@pytest.mark.parametrize("example", examples())
+def in_time() -> Iterator[Any]:
+    """The examples. Of those of a bench all but the first are slow: `pytest -m slow` runs them."""
+    before: set[str] = set()
+    for example in examples():
+        words = example.split()
+        name = " ".join(words[:3]) if words[1] == "bench" else ""
+        yield pytest.param(example, marks=[pytest.mark.slow] if name in before else [])
+        before.add(name or example)
+
+
+@pytest.mark.parametrize("example", in_time())
 def test_an_example_runs(example: str, world: Path, here: Path) -> None:
     shutil.copytree(world, here, dirs_exist_ok=True)
     said, words = examples()[example], shlex.split(example.partition(" > ")[0])
