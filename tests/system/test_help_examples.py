@@ -162,7 +162,7 @@ def in_time() -> Iterator[Any]:
         before.add(name or example)
 
 
-@pytest.mark.parametrize("example", in_time())
+@pytest.mark.parametrize("example", list(in_time()))
 def test_an_example_runs(example: str, world: Path, here: Path) -> None:
     shutil.copytree(world, here, dirs_exist_ok=True)
     said, words = examples()[example], shlex.split(example.partition(" > ")[0])
