@@ -24,8 +24,8 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is installed by t
 transformers = pytest.importorskip("transformers", reason="transformers is installed by the test extra")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
-from support import tiles  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from support import in_memory, tiles  # noqa: E402
 
 import odeddim  # noqa: E402
 from odeddim import InputError, State, VectorField  # noqa: E402
@@ -566,7 +566,7 @@ def test_it_takes_no_other_formats_files(sd: tuple[Path, Any, VectorField], tmp_
 @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
 def test_the_hash_is_of_every_parts_weights(copy: Path, sd: tuple[Path, Any, VectorField], part: str) -> None:
     path = components.files_of(copy / part)[0]
-    state = load_file(path)
+    state = in_memory(path)
     name = sorted(name for name in state if state[name].is_floating_point())[0]
     save_file({**state, name: state[name] + 1e-3}, path)
     assert odeddim.load(copy).sha256 != sd[2].sha256
@@ -598,14 +598,14 @@ def test_weights_in_other_files(copy: Path, sd: tuple[Path, Any, VectorField]) -
 
     path = copy / "vae" / "diffusion_pytorch_model.safetensors"
     olden = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    state = load_file(path)
+    state = in_memory(path)
     for now, then in olden.items():
         state = {name.replace(f".{now}.", f".{then}."): part for name, part in state.items()}
     assert sum("proj_attn" in name for name in state) == 4
     save_file(state, path)
 
     path = copy / "text_encoder" / "model.safetensors"
-    plain = {name.removeprefix("text_model."): part for name, part in load_file(path).items()}
+    plain = {name.removeprefix("text_model."): part for name, part in in_memory(path).items()}
     ids = {"embeddings.position_ids": torch.arange(8)[None]}
     for prefix in ("", "text_model."):
         save_file({prefix + name: part for name, part in {**plain, **ids}.items()}, path)
@@ -660,7 +660,7 @@ def test_truncated_weights(copy: Path, part: str) -> None:
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_tensors_that_do_not_fit(copy: Path, part: str) -> None:
     path = components.files_of(copy / part)[0]
-    state = load_file(path)
+    state = in_memory(path)
     name = sorted(name for name in state if state[name].ndim == 2 or name.endswith("bias"))[0]
     without = {key: value for key, value in state.items() if key != name}
     for tensors, says in (
