@@ -21,10 +21,10 @@ torch.set_num_threads(1)
 
 if not EXPORTS:
 
-    def saved(*_: object, **__: object) -> NoReturn:
-        pytest.skip("torch.export writes pickles before PyTorch 2.9, which are refused")
+    def exported(*_: object, **__: object) -> NoReturn:
+        pytest.skip("torch.export.save writes pickles before PyTorch 2.9, which are refused")
 
-    torch.export.save = saved
+    torch.export.export = exported
 
 
 SIBLINGS = {
