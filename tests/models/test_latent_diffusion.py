@@ -22,6 +22,7 @@ from torch import Tensor
 os.environ["HF_HUB_OFFLINE"] = "1"
 diffusers = pytest.importorskip("diffusers", reason="diffusers is installed by the test extra")
 transformers = pytest.importorskip("transformers", reason="transformers is installed by the test extra")
+tokenizers = pytest.importorskip("tokenizers", reason="transformers brings it")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 from safetensors.torch import save_file  # noqa: E402
@@ -129,7 +130,14 @@ def t5(folder: Path) -> dict[str, Any]:
     """A T5 of 40 numbers a token, and its tokenizer."""
     config = transformers.T5Config(vocab_size=16, d_model=40, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     pieces = ["<pad>", "</s>", "<unk>", "▁cat", "▁", *"catdog"]
-    words = transformers.T5TokenizerFast(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0)
+    vocab = [(piece, -float(i)) for i, piece in enumerate(pieces)]
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        words = transformers.T5TokenizerFast(vocab=vocab, extra_ids=0)
+    else:  # which makes one from a file of sentencepiece only
+        made = tokenizers.Tokenizer(tokenizers.models.Unigram(vocab, unk_id=2))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+        made.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+        words = transformers.T5TokenizerFast(tokenizer_object=made, extra_ids=0)
     return {"text_encoder_3": stirred(transformers.T5EncoderModel(config), 8), "tokenizer_3": words}
 
 
