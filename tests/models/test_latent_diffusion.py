@@ -17,6 +17,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -336,7 +337,10 @@ def test_sdxl(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("third", [lambda folder: {"text_encoder_3": None, "tokenizer_3": None}, t5])
 def test_sd3_with_and_without_its_third_encoder(tmp_path: Path, third: Callable[[Path], dict[str, Any]]) -> None:
-    pipeline = stable_diffusion_3(tmp_path, **third(tmp_path))
+    parts = third(tmp_path)
+    if not parts["text_encoder_3"] and Version(diffusers.__version__) < Version("0.36"):
+        pytest.skip("before 0.36 the missing encoder gives as many zeros as CLIP has tokens, since then 256")
+    pipeline = stable_diffusion_3(tmp_path, **parts)
     field = odeddim.load(tmp_path / "model").conditioned(prompt="cat", negative_prompt="dog", guidance=4)
     assert (field.predicts, field.time, field.schedule.kind) == ("flow", "index", "flow")
     times = torch.linspace(0.99, 0.05, STEPS).tolist()
@@ -366,7 +370,9 @@ def test_dit_with_classes_none_and_learned_variances(tmp_path: Path) -> None:
         x_T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7))
         told = field.conditioned(207, guidance=guidance)
         ours = odeddim.solve(x_T, "euler", model=told, grid=nodes_of(field, pipeline, 0.0))
-        assert off((ours / 2 + 0.5).clamp(0, 1), torch.as_tensor(theirs)) < 1e-5
+        theirs = torch.as_tensor(theirs)
+        theirs = theirs if theirs.shape == ours.shape else theirs.movedim(-1, 1)  # as old versions have it
+        assert off((ours / 2 + 0.5).clamp(0, 1), theirs) < 1e-5
     with pytest.raises(InputError, match="takes classes 0 to 999, not 1001"):
         field.conditioned(1001)
     # As its published files have it: another name, and settings that its class does not know.
@@ -649,6 +655,8 @@ def damaged(copy: Path, says: str, *names: str) -> None:
     ],
 )
 def test_missing_parts(copy: Path, part: str, says: str) -> None:
+    if part == "tokenizer/tokenizer.json" and not (copy / part).exists():
+        part = "tokenizer/vocab.json"  # as transformers wrote it before version 5
     if (copy / part).is_dir():
         shutil.rmtree(copy / part)
     else:
@@ -720,6 +728,8 @@ def test_json_that_is_none(copy: Path, name: str) -> None:
     ],
 )
 def test_settings_that_are_not_known_or_contradict(copy: Path, name: str, changes: dict[str, Any], says: str) -> None:
+    if name == "tokenizer/tokenizer.json" and not (copy / name).exists():
+        pytest.skip("transformers wrote vocab.json and merges.txt before version 5")
     edited(copy / name, **changes)
     damaged(copy, says)
 

@@ -168,7 +168,11 @@ def test_odeddims_own_weights_are_numbers_of_the_same_kind(tmp_path: Path) -> No
     state = in_memory(folder / native.WEIGHTS)
     name = min(state)
     for strange in (state[name].to(torch.int64), state[name].to(torch.complex64)):
-        save_file({**state, name: strange}, folder / native.WEIGHTS)
+        try:
+            save_file({**state, name: strange}, folder / native.WEIGHTS)
+        except KeyError:
+            assert strange.is_complex()  # numbers that old safetensors do not know
+            continue
         with pytest.raises(InputError, match=r"safetensors does not match .*not all weights are floating-point"):
             odeddim.load(folder)
     (folder / native.WEIGHTS).unlink()
