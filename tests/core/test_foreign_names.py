@@ -126,7 +126,8 @@ def test_what_is_unknown_everywhere_gets_its_neighbours() -> None:
 )
 def test_the_command_line(words: str, says: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert says in " ".join(command(*words.split(), code=2).split())
+    said = " ".join(command(*words.split(), code=2).split())
+    assert says.replace("'", "") in said.replace("'", "").replace("option: ", "option ")  # as old click has it
 
 
 def test_an_option_that_the_command_does_not_have_is_not_named() -> None:
