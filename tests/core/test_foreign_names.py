@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_what_is_unknown_everywhere_gets_its_neighbours() -> None:
 def test_the_command_line(words: str, says: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     said = " ".join(command(*words.split(), code=2).split())
-    assert says.replace("'", "") in said.replace("'", "").replace("option: ", "option ")  # as old click has it
+    assert re.sub(r"[':.]", "", says) in re.sub(r"[':.]", "", said)  # which click sets otherwise in each version
 
 
 def test_an_option_that_the_command_does_not_have_is_not_named() -> None:
