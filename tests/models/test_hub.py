@@ -172,14 +172,21 @@ def server(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
             monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        forget()
         yield server
         server.shutdown()
+    forget()
+
+
+def forget() -> None:
+    """Sessions of old versions of huggingface_hub, which are made for one mode, offline or not."""
+    getattr(utils, "reset_sessions", lambda: None)()
 
 
 def offline(monkeypatch: pytest.MonkeyPatch, server: Hub) -> None:
     """From here on HF_HUB_OFFLINE=1 holds, and nobody answers."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    getattr(utils, "reset_sessions", lambda: None)()  # of old versions, whose sessions are made for one mode
+    forget()
     server.folders.clear()
 
 
