@@ -226,6 +226,7 @@ def _script(parts: dict[str, bytes], device: torch.device) -> Program:
             if found := _OPENS_FILES.search(text):
                 raise InputError(f"holds {found[0]!r}, an operation that may open files: save the network without it")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is deprecated, but such files remain in use
+        for kind in (DeprecationWarning, FutureWarning):  # TorchScript is deprecated, but such files remain in use
+            warnings.simplefilter("ignore", kind)
         module = torch.jit.load(_packed(parts), map_location=device)  # type: ignore[no-untyped-call]
     return Program(module.eval())
