@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from odeddim import solvers
 from odeddim.types import InputError
 
+if TYPE_CHECKING:
+    from click import ParamType as Kind
+else:
 
-class SolverName(click.ParamType[str]):
+    class Kind(click.ParamType):
+        """click's, which says what it converts to from click 8.4 on only: at run time nobody asks."""
+
+        def __class_getitem__(cls, result: object) -> type[Kind]:
+            return cls
+
+
+class SolverName(Kind[str]):
     """A name of the solver table, with its neighbours when it is not one."""
 
     name = "solver"
@@ -33,7 +43,7 @@ MODELS = ("fashion-mnist", "fashion-mnist-flow", "exact-gaussian", "exact-mixtur
 """The names of `odeddim.models.BUILT_IN`, whose import would load torch."""
 
 
-class ModelName(click.ParamType[str]):
+class ModelName(Kind[str]):
     """A name or a path of a model, as `odeddim.load` takes it."""
 
     name = "name|path"
@@ -48,7 +58,7 @@ class ModelName(click.ParamType[str]):
         return [click.shell_completion.CompletionItem(incomplete, type="file"), *names]
 
 
-class Items(click.ParamType[list[Any]]):
+class Items(Kind[list[Any]]):
     """A comma-separated list, each item of another type."""
 
     name = "list"
@@ -82,7 +92,7 @@ class Tolerance(click.FloatRange):
         return number
 
 
-class Interval(click.ParamType[tuple[float, float]]):
+class Interval(Kind[tuple[float, float]]):
     """LOW,HIGH: two noise levels."""
 
     name = "interval"
@@ -99,7 +109,7 @@ class Interval(click.ParamType[tuple[float, float]]):
         return low, high
 
 
-class Assignment(click.ParamType[tuple[str, Any]]):
+class Assignment(Kind[tuple[str, Any]]):
     """NAME=VALUE; the value is a number if it looks like one."""
 
     name = "name=value"
@@ -120,7 +130,7 @@ class Assignment(click.ParamType[tuple[str, Any]]):
         return name, text
 
 
-class Shape(click.ParamType[tuple[int, ...]]):
+class Shape(Kind[tuple[int, ...]]):
     """C,H,W: the shape of an image."""
 
     name = "shape"
@@ -136,7 +146,7 @@ class Shape(click.ParamType[tuple[int, ...]]):
         return tuple(map(int, parts))
 
 
-class FigureSize(click.ParamType[tuple[float, float]]):
+class FigureSize(Kind[tuple[float, float]]):
     """W,H: the width and height of a figure in inches."""
 
     name = "inches"
@@ -151,7 +161,7 @@ class FigureSize(click.ParamType[tuple[float, float]]):
         return width, height
 
 
-class Size(click.ParamType[Any]):
+class Size(Kind[Any]):
     """The size of an image: S, H,W or model."""
 
     name = "size"
@@ -166,7 +176,7 @@ class Size(click.ParamType[Any]):
         return sides if len(sides) == 2 else sides[0]
 
 
-class Indices(click.ParamType[Any]):
+class Indices(Kind[Any]):
     """A group of latents: indices and ranges of them, ends included, 0-9,12,20-29."""
 
     name = "group"

@@ -16,6 +16,8 @@ from unittest import mock
 import numpy as np
 import PIL.Image
 import pytest
+from safetensors.torch import load_file
+from torch import Tensor
 
 import odeddim
 from odeddim.cli import main
@@ -48,6 +50,11 @@ def refused(path: Path, *words: str) -> None:
     assert "\n" not in sentence, sentence
     for word in words:
         assert word in sentence, sentence
+
+
+def in_memory(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that is to be written over: older safetensors map it into memory."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def encoded(run: Callable[..., tuple[int, str, str]], *arguments: object) -> dict[str, np.ndarray[Any, Any]]:

@@ -50,7 +50,9 @@ _FOREIGN = ("as_graph", "as_operator", "as_custom_obj", "as_opaque_obj", "custom
 _OPENS_FILES = re.compile(r"\b(save|from_file)\b|\bops\s*\.\s*(?!(prim|aten|quantized)\b)\w+")
 _MOST_UNPACKED = 1 << 26  # bytes beyond the size of the file: only TorchScript's text is compressed
 
-REFUSED = "could run code: save the network with torch.export.save or torch.jit.save"
+REFUSED = "could run code: save the network with torch.export.save of PyTorch 2.9 or newer, or with torch.jit.save"
+EXPORTS = (int(torch.__version__.split(".")[0]), int(torch.__version__.split(".")[1])) >= (2, 9)
+"""Whether this PyTorch writes a .pt2 without pickles, and reads one."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ def load_program(blob: bytes, device: torch.device, *, numbers: Container[int] =
         raise InputError(f"{kind} {REFUSED if kind.endswith('which') else REFUSED.partition(': ')[2]}")
     parts = _unpacked(blob)
     if _GRAPH in parts:
+        if not EXPORTS:
+            raise InputError(f"is read by PyTorch 2.9 or newer, not by {torch.__version__}: install a newer one")
         return _exported(parts, device, numbers)
     if "constants.pkl" in parts and any(name.startswith("code/") for name in parts):
         return _script(parts, device)
@@ -222,6 +226,7 @@ def _script(parts: dict[str, bytes], device: torch.device) -> Program:
             if found := _OPENS_FILES.search(text):
                 raise InputError(f"holds {found[0]!r}, an operation that may open files: save the network without it")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is deprecated, but such files remain in use
+        for kind in (DeprecationWarning, FutureWarning):  # TorchScript is deprecated, but such files remain in use
+            warnings.simplefilter("ignore", kind)
         module = torch.jit.load(_packed(parts), map_location=device)  # type: ignore[no-untyped-call]
     return Program(module.eval())

@@ -662,7 +662,7 @@ def test_the_command(reference: tuple[Tensor, Tensor], tmp_path: Path, monkeypat
     result = CliRunner().invoke(train_classifier.main, arguments)
     torch.set_num_threads(threads)
     assert result.exit_code == 0, result.output
-    assert "test accuracy" in result.stderr
+    assert "test accuracy" in result.output
     trained = classifier.read(output)
     stated = trained.description["accuracy"]
     assert stated == train_classifier.accuracy(trained.network, reference[0][:160], reference[1][:160].long())

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from support import tiles
+from safetensors.torch import save_file
+from support import in_memory, tiles
 
 import odeddim
 from odeddim import defaults, solvers
@@ -189,7 +189,7 @@ def test_latents_find_a_model_of_ones_own(run, here: Path) -> None:  # type: ign
     built_in = native.BUILT_IN / "fashion-mnist"
     for name in ("one", "two"):
         shutil.copytree(built_in, here / name)
-    tensors = load_file(here / "two" / native.WEIGHTS)
+    tensors = in_memory(here / "two" / native.WEIGHTS)
     save_file({key: value * 1.01 for key, value in tensors.items()}, here / "two" / native.WEIGHTS)
     assert run("encode", "-o", "z.h5", *FAST, "--model", "one")[0] == 0
     assert run("decode", "z.h5", "-o", "a.png")[0] == 0  # the file says where its model is

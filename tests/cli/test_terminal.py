@@ -102,7 +102,8 @@ def commands(name: str) -> list[click.Command]:
 def say(group: click.Group, words: list[str], parent: click.Context | None = None) -> None:
     """Parse the words of a command line, without running it."""
     context = group.make_context(group.name, words, parent=parent)
-    name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+    before = context._protected_args if hasattr(context, "_protected_args") else context.protected_args  # click 8.1
+    name, command, rest = group.resolve_command(context, [*before, *context.args])
     assert command is not None
     if isinstance(command, click.Group):
         say(command, rest, context)

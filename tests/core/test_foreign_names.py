@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -126,7 +127,8 @@ def test_what_is_unknown_everywhere_gets_its_neighbours() -> None:
 )
 def test_the_command_line(words: str, says: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert says in " ".join(command(*words.split(), code=2).split())
+    said = " ".join(command(*words.split(), code=2).split())
+    assert re.sub(r"[':.]", "", says) in re.sub(r"[':.]", "", said)  # which click sets otherwise in each version
 
 
 def test_an_option_that_the_command_does_not_have_is_not_named() -> None:

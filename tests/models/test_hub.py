@@ -20,7 +20,7 @@ import pytest
 import test_diffusers_models
 import test_latent_diffusion
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download, utils
 from support import command
 
 import odeddim
@@ -167,16 +167,26 @@ def server(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         threading.Thread(target=server.serve_forever, daemon=True).start()
         here = f"http://127.0.0.1:{server.server_address[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", here)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", here + "/{repo_id}/resolve/{revision}/{filename}")
+        for module in (constants, file_download):  # the latter has it by name in old versions
+            template = here + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        forget()
         yield server
         server.shutdown()
+    forget()
+
+
+def forget() -> None:
+    """Sessions of old versions of huggingface_hub, which are made for one mode, offline or not."""
+    getattr(utils, "reset_sessions", lambda: None)()
 
 
 def offline(monkeypatch: pytest.MonkeyPatch, server: Hub) -> None:
     """From here on HF_HUB_OFFLINE=1 holds, and nobody answers."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    forget()
     server.folders.clear()
 
 

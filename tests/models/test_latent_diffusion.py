@@ -17,15 +17,17 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 diffusers = pytest.importorskip("diffusers", reason="diffusers is installed by the test extra")
 transformers = pytest.importorskip("transformers", reason="transformers is installed by the test extra")
+tokenizers = pytest.importorskip("tokenizers", reason="transformers brings it")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
-from support import tiles  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from support import in_memory, tiles  # noqa: E402
 
 import odeddim  # noqa: E402
 from odeddim import InputError, State, VectorField  # noqa: E402
@@ -129,7 +131,14 @@ def t5(folder: Path) -> dict[str, Any]:
     """A T5 of 40 numbers a token, and its tokenizer."""
     config = transformers.T5Config(vocab_size=16, d_model=40, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     pieces = ["<pad>", "</s>", "<unk>", "▁cat", "▁", *"catdog"]
-    words = transformers.T5TokenizerFast(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0)
+    vocab = [(piece, -float(i)) for i, piece in enumerate(pieces)]
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        words = transformers.T5TokenizerFast(vocab=vocab, extra_ids=0)
+    else:  # which makes one from a file of sentencepiece only
+        made = tokenizers.Tokenizer(tokenizers.models.Unigram(vocab, unk_id=2))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+        made.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+        words = transformers.T5TokenizerFast(tokenizer_object=made, extra_ids=0)
     return {"text_encoder_3": stirred(transformers.T5EncoderModel(config), 8), "tokenizer_3": words}
 
 
@@ -328,7 +337,10 @@ def test_sdxl(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("third", [lambda folder: {"text_encoder_3": None, "tokenizer_3": None}, t5])
 def test_sd3_with_and_without_its_third_encoder(tmp_path: Path, third: Callable[[Path], dict[str, Any]]) -> None:
-    pipeline = stable_diffusion_3(tmp_path, **third(tmp_path))
+    parts = third(tmp_path)
+    if not parts["text_encoder_3"] and Version(diffusers.__version__) < Version("0.36"):
+        pytest.skip("before 0.36 the missing encoder gives as many zeros as CLIP has tokens, since then 256")
+    pipeline = stable_diffusion_3(tmp_path, **parts)
     field = odeddim.load(tmp_path / "model").conditioned(prompt="cat", negative_prompt="dog", guidance=4)
     assert (field.predicts, field.time, field.schedule.kind) == ("flow", "index", "flow")
     times = torch.linspace(0.99, 0.05, STEPS).tolist()
@@ -358,7 +370,9 @@ def test_dit_with_classes_none_and_learned_variances(tmp_path: Path) -> None:
         x_T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7))
         told = field.conditioned(207, guidance=guidance)
         ours = odeddim.solve(x_T, "euler", model=told, grid=nodes_of(field, pipeline, 0.0))
-        assert off((ours / 2 + 0.5).clamp(0, 1), torch.as_tensor(theirs)) < 1e-5
+        theirs = torch.as_tensor(theirs)
+        theirs = theirs if theirs.shape == ours.shape else theirs.movedim(-1, 1)  # as old versions have it
+        assert off((ours / 2 + 0.5).clamp(0, 1), theirs) < 1e-5
     with pytest.raises(InputError, match="takes classes 0 to 999, not 1001"):
         field.conditioned(1001)
     # As its published files have it: another name, and settings that its class does not know.
@@ -566,7 +580,7 @@ def test_it_takes_no_other_formats_files(sd: tuple[Path, Any, VectorField], tmp_
 @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
 def test_the_hash_is_of_every_parts_weights(copy: Path, sd: tuple[Path, Any, VectorField], part: str) -> None:
     path = components.files_of(copy / part)[0]
-    state = load_file(path)
+    state = in_memory(path)
     name = sorted(name for name in state if state[name].is_floating_point())[0]
     save_file({**state, name: state[name] + 1e-3}, path)
     assert odeddim.load(copy).sha256 != sd[2].sha256
@@ -598,14 +612,14 @@ def test_weights_in_other_files(copy: Path, sd: tuple[Path, Any, VectorField]) -
 
     path = copy / "vae" / "diffusion_pytorch_model.safetensors"
     olden = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    state = load_file(path)
+    state = in_memory(path)
     for now, then in olden.items():
         state = {name.replace(f".{now}.", f".{then}."): part for name, part in state.items()}
     assert sum("proj_attn" in name for name in state) == 4
     save_file(state, path)
 
     path = copy / "text_encoder" / "model.safetensors"
-    plain = {name.removeprefix("text_model."): part for name, part in load_file(path).items()}
+    plain = {name.removeprefix("text_model."): part for name, part in in_memory(path).items()}
     ids = {"embeddings.position_ids": torch.arange(8)[None]}
     for prefix in ("", "text_model."):
         save_file({prefix + name: part for name, part in {**plain, **ids}.items()}, path)
@@ -641,6 +655,8 @@ def damaged(copy: Path, says: str, *names: str) -> None:
     ],
 )
 def test_missing_parts(copy: Path, part: str, says: str) -> None:
+    if part == "tokenizer/tokenizer.json" and not (copy / part).exists():
+        part = "tokenizer/vocab.json"  # as transformers wrote it before version 5
     if (copy / part).is_dir():
         shutil.rmtree(copy / part)
     else:
@@ -660,7 +676,7 @@ def test_truncated_weights(copy: Path, part: str) -> None:
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_tensors_that_do_not_fit(copy: Path, part: str) -> None:
     path = components.files_of(copy / part)[0]
-    state = load_file(path)
+    state = in_memory(path)
     name = sorted(name for name in state if state[name].ndim == 2 or name.endswith("bias"))[0]
     without = {key: value for key, value in state.items() if key != name}
     for tensors, says in (
@@ -712,6 +728,8 @@ def test_json_that_is_none(copy: Path, name: str) -> None:
     ],
 )
 def test_settings_that_are_not_known_or_contradict(copy: Path, name: str, changes: dict[str, Any], says: str) -> None:
+    if name == "tokenizer/tokenizer.json" and not (copy / name).exists():
+        pytest.skip("transformers wrote vocab.json and merges.txt before version 5")
     edited(copy / name, **changes)
     damaged(copy, says)
 

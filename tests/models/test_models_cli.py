@@ -11,6 +11,7 @@ import test_exported
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from support import command
 
 import odeddim
 from odeddim.cli import group
@@ -65,7 +66,7 @@ def test_a_link_is_a_model_by_its_own_name(here: Path) -> None:
 
 def test_settings_changed_after_encoding_are_refused(here: Path) -> None:
     folder = test_diffusers_models.saved(here / "model", test_diffusers_models.network())
-    said = run("encode", "im", "-o", "z.h5", "--model", "model", *SHORT)
+    said = command("encode", "im", "-o", "z.h5", "--model", "model", *SHORT)
     assert "UNet2DModel" in said
     assert "predicts eps" in said
     config = folder / "unet" / "config.json"

@@ -195,7 +195,8 @@ train(bars(), {str(tmp_path / "m")!r}, architecture=TINY, settings=SETTINGS,
       report=lambda progress: progress.step == 2 and os.kill(os.getpid(), signal.{name}))
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
-    assert ended.returncode == -getattr(signal, name), ended.stderr
+    code = 1 if name == "SIGINT" and sys.version_info < (3, 11) else -getattr(signal, name)  # so old a Python's of -c
+    assert ended.returncode == code, ended.stderr
     assert ("KeyboardInterrupt" in ended.stderr) == (name == "SIGINT")
     assert sorted(os.listdir(tmp_path / "m")) == [
         "checkpoint.safetensors",

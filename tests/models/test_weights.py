@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from support import in_memory
 from torch import nn
 
 import odeddim
@@ -164,10 +165,14 @@ def test_nor_in_a_folder(name: str, tmp_path: Path) -> None:
 
 def test_odeddims_own_weights_are_numbers_of_the_same_kind(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(native.BUILT_IN / DEFAULT, tmp_path / "own"))
-    state = load_file(folder / native.WEIGHTS)
+    state = in_memory(folder / native.WEIGHTS)
     name = min(state)
     for strange in (state[name].to(torch.int64), state[name].to(torch.complex64)):
-        save_file({**state, name: strange}, folder / native.WEIGHTS)
+        try:
+            save_file({**state, name: strange}, folder / native.WEIGHTS)
+        except KeyError:
+            assert strange.is_complex()  # numbers that old safetensors do not know
+            continue
         with pytest.raises(InputError, match=r"safetensors does not match .*not all weights are floating-point"):
             odeddim.load(folder)
     (folder / native.WEIGHTS).unlink()

@@ -249,7 +249,7 @@ def test_a_kill_at_any_moment(here: Path, first: int) -> None:
         assert not (here / "z.h5.parts").exists()
         if not killed:
             break
-    assert [*dict.fromkeys(seen)] == [(True, False), (True, True), (False, True)]
+    assert [each for each in dict.fromkeys(seen) if each != (True, True)] == [(True, False), (False, True)]
 
 
 @pytest.mark.usefixtures("photos")

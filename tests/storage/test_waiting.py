@@ -79,6 +79,12 @@ def letting_go(monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
     monkeypatch.setattr(waiting.time, "sleep", slept)
 
 
+@pytest.fixture(autouse=True)
+def heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By caplog, even after another test has run the command line, which keeps remarks to itself."""
+    monkeypatch.setattr(logging.getLogger("odeddim"), "propagate", True)
+
+
 def test_decode_waits_for_the_whole_file(
     here: Path, writer: Callable[..., int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
