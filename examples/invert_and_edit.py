@@ -37,7 +37,7 @@ def main() -> None:
     again = odeddim.decode(state, model=shown, progress=True)
 
     wanted = model.conditioned(prompt=given.new_prompt, guidance=given.guidance)
-    edited = odeddim.decode(state, model=wanted, progress=True)  # under another prompt: by unipc-2, from the latent alone
+    edited = odeddim.decode(state, model=wanted, progress=True)  # by unipc-2, from the latent alone
 
     figure, panels = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
     titles = ["the photograph", f"back: {given.prompt}", f"edited: {given.new_prompt}"]
