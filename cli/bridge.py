@@ -69,7 +69,7 @@ target = options.gathered(
 )
 @target
 @click.option(
-    "--cycle/--no-cycle", default=True, help="Also go back, for the cycle error. This takes 3 times the evaluations."
+    "--cycle/--no-cycle", default=True, help="Also go back, for the cycle error. This takes twice the evaluations."
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print the cycle errors of all images as CSV.")
 @options.model

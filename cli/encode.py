@@ -48,7 +48,7 @@ def command(
 
     IMAGES is a folder, an image file, .npz, .npy, IDX (MNIST's format, gzip or not), HDF5, hf:PATH of a dataset of
     Hugging Face that save_to_disk wrote, or - for a list of image files on standard input. The default is the 256
-    sample images of the package. The latent file holds all that decoding needs.
+    sample images of the package. The latent file holds all that decoding needs, but the model.
 
     --solver, --grid, --steps, --end and settings choose the run. --plan takes all of them from a plan file.
 

@@ -80,7 +80,7 @@ class Bridge:
 
         Args:
             x_0: Images of the source, (B, C, H, W) in [-1, 1].
-            cycle: Whether to take them back too, for the cycle error; 3 times the evaluations.
+            cycle: Whether to take them back too, for the cycle error; twice the evaluations.
 
         Returns:
             The images of the target.
@@ -170,7 +170,7 @@ def bridge(
         source: The model that encodes: a built-in name, the path of a model, or a VectorField.
         target: The model that decodes.
         solver, steps, grid, end, **settings: As of `odeddim.solve`; they hold for both models.
-        cycle: Whether to take the images back too, for the cycle error; 3 times the evaluations.
+        cycle: Whether to take the images back too, for the cycle error; twice the evaluations.
 
     Returns:
         The images of the target, the state where the models meet and, with the cycle, the cycle error.

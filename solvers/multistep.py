@@ -285,7 +285,7 @@ x̄ₙ₊₁ = ρₙ·x̄ₙ + σₙ₊₁·Σⱼ wⱼ·x̂ₙ₋ⱼ,  j = -1, 0
 UNIPC_3 = """
 ũₙ₊₁ = ρₙ·x̄ₙ + σₙ₊₁·Σⱼ vⱼ·x̂ₙ₋ⱼ,  j = 0, 1, 2
 x̄ₙ₊₁ = ρₙ·x̄ₙ + σₙ₊₁·Σⱼ wⱼ·x̂ₙ₋ⱼ,  j = -1, 0, 1, 2
-The second step, and the last ones at the clean end of short runs: as `unipc-2`
+The second step, and the last step down in short runs: as `unipc-2`
 """
 PREDICTED = "x̂ₙ = ũₙ - σₙ·ε(ũₙ, σₙ): the field is evaluated at the prediction ũ, once a step"
 BY_POLYNOMIAL = "Weights v, w: as in `dpmpp-3m`, by the polynomial in log σ through these nodes"

@@ -13,7 +13,8 @@ function of the error: if rounding decides whether a step is rejected, both ways
 `Control`).
 
 The price: fewer images than `batch` cost as much as that many. At batch = 16, four images take 320 rows each, and
-sixteen images take 80. For the same error `unipc-2` takes less than a quarter of the evaluations.
+sixteen images take 80. For the same error `unipc-2` takes fewer evaluations,
+and the fewer in comparison the smaller the error is.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def bridge(
         target: The model that decodes: a name, a path, a VectorField, or a Subject with its condition.
         model: The model that encodes, likewise.
         count: The number of images to take, the first ones; by default all.
-        cycle: Whether to take the images back too, for the cycle error; 3 times the evaluations.
+        cycle: Whether to take the images back too, for the cycle error; twice the evaluations.
         prepare: What is done to the images, as of `odeddim.Preparation`; nothing if the model takes their size.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.

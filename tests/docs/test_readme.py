@@ -36,7 +36,7 @@ def test_the_figures_of_its_solvers_are_those_of_the_table() -> None:
         for error in ("latent", "round_trip", "decoded")
     }
     found = re.findall(r"([0-9.]+) \(([0-9.]+) to ([0-9.]+)\)", README.partition("## Which solver")[2])
-    assert len(found) == 7
+    assert len(found) == 9
     for median, low, high in found:
         assert (median, low, high) in known
 
