@@ -69,7 +69,9 @@ def command(model: Subject, how: dict[str, Any], direction: str, dtype: str, as_
     options.echo()
     for line in made.instructions:
         options.echo(line)
-    if not made.instructions:
+    if len(made.nodes) == 2 and min(made.nodes) == 0:
+        options.echo("The step at σ = 0 is Euler's for every solver.")
+    elif not made.instructions:
         options.echo("No list of coefficients: they depend on the data or on noise, or another library holds them.")
     if made.instructions and made.reversible and made.direction == "decode":
         options.echo("(A run begun afresh. The way back of an encoding undoes that one's list instead.)")
