@@ -104,12 +104,6 @@ RESULTS = {
         "How far neighbours on a line of images are apart, DDPM's lines for contrast.",
         ("odeddim bench interpolation",),
     ),
-    "work-precision": Result(
-        "The cheapest run that keeps an error",
-        "Which solver, grid and steps keep an error of 0.1 both ways for nine images in ten, with the fewest "
-        "evaluations: found on 16 images, checked on 16 others.",
-        ("odeddim bench work-precision --find 1e-1",),
-    ),
     "certified": Result(
         "Certified latents",
         "`trip` is the round trip, `error` the estimated distance to the ODE's latent; the other columns say how much"
