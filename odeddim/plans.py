@@ -189,22 +189,26 @@ class Plan:
 
     def unlike(self, model: VectorField) -> str:
         """How the model for which the plan was found differs from this one, in words; "" if it does not."""
-        return self.of_another(model) or self._under_another(model)
+        if other := self.of_another(model):
+            return other
+        condition = self.notes.get("condition", "")
+        if self._owner is None or condition == model.condition.words:
+            return ""
+        return f"under {condition or 'no condition'}, not {model.condition.words or 'without condition'}"
 
     def of_another(self, model: VectorField) -> str:
         """The model for which the plan was found, in words, if it is another one; "" if it is this one or not known."""
-        theirs = self.notes.get("sha256") or self.notes.get("model")
-        if not theirs or theirs == (model.sha256 if self.notes.get("sha256") else model.name):
+        theirs = self._owner
+        if theirs is None or theirs == (model.sha256 if self.notes.get("sha256") else model.name):
             return ""
         name = self.notes.get("model", theirs)
         weights = f" with other weights ({theirs[:12]})" if name == model.name else ""
         return f"for the model {name!r}{weights}, not {model.name!r}"
 
-    def _under_another(self, model: VectorField) -> str:
-        condition = self.notes.get("condition", "")
-        if not (self.notes.get("sha256") or self.notes.get("model")) or condition == model.condition.words:
-            return ""
-        return f"under {condition or 'no condition'}, not {model.condition.words or 'without condition'}"
+    @property
+    def _owner(self) -> str | None:
+        """The model for which the plan was found: its hash, the name of one that has none, or None if not known."""
+        return self.notes.get("sha256") or self.notes.get("model") or None
 
     def on(self, schedule: Schedule) -> Plan:
         """The plan for a model with another schedule.

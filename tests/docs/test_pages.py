@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pages import ROOT, docs, pages, run_in_order
-
-Run = Callable[..., tuple[int, str, str]]
+from pages import ROOT, Run, docs, pages, run_in_order
 
 
 @pytest.mark.parametrize("name", pages())

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pages import run_in_order
+from pages import Run, run_in_order
 
-Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

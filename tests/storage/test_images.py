@@ -471,7 +471,7 @@ def test_check_shape() -> None:
         check_shape(open_images(), (3, 32, 32), "here")
 
 
-def test_open_images_are_the_first_of_the_test_set() -> None:
+def test_the_sample_is_the_first_of_the_test_set() -> None:
     source = open_images()
     assert (len(source), source.shape) == (256, (1, 28, 28))
     x = source.read()
