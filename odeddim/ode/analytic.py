@@ -67,7 +67,8 @@ class GaussianMixture:
             points, centres = xbar.reshape(-1, 1), means.reshape(-1, 1)
         else:
             points, centres = xbar.flatten(1), means.flatten(1)
-        per_image = sigma.expand(xbar.shape[0]).repeat_interleave(points.shape[0] // xbar.shape[0]).unsqueeze(1)
+        # One noise level is one number; where each image has its own, so has each of its points.
+        per_image = sigma.repeat_interleave(points.shape[0] // xbar.shape[0]).unsqueeze(1) if sigma.ndim else sigma
         variance = self.std**2 + per_image**2
         # Differences first: |x|² - 2x·m + |m|² would cancel where x is close to m, which is where it matters.
         distance = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist") ** 2

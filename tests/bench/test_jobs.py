@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import inspect
 import itertools
 import re
@@ -195,15 +194,6 @@ def test_folders_and_arguments_are_checked_before_anything_is_measured(here: Pat
     ):
         jobs.bench.reconstruction(Workbench(counted.model), count=257, solvers=["euler@nonsense"])
     assert counted.count == 0
-
-
-@pytest.mark.parametrize("name", sorted(name for name in vars(jobs.bench) if callable(getattr(jobs.bench, name))))
-def test_the_examples_of_the_docstrings_run(here: Path, name: str) -> None:
-    runner = doctest.DocTestRunner()
-    for test in doctest.DocTestFinder(recurse=False).find(getattr(jobs.bench, name), name):
-        runner.run(test)
-    assert runner.tries > 0
-    assert runner.failures == 0
 
 
 def test_the_jobs_load_nothing_that_only_a_bench_needs() -> None:

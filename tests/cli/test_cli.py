@@ -518,10 +518,6 @@ BAD = {
         ["bench", "quality", "--model", "exact-mixture", "--size", "3,8,8"],
         "which features",
     ),
-    "a run that is finer than the solution": (
-        ["bench", "work-precision", "--find", "1e-9", "-n", "1", "--model", "exact-mixture", "--size", "1,4,4"],
-        "cannot be measured",
-    ),
     "steps where they are to be found": (
         ["bench", "work-precision", "--find", "1e-2", "--steps", "5"],
         "leave out --steps",
@@ -630,6 +626,14 @@ def test_bad_input_is_one_sentence(run, here: Path, arguments: list[str], words:
     after = {path.name: path.read_bytes() for path in here.iterdir() if path.is_file()}
     assert after == before  # nothing half-written, nothing replaced
     assert not (here / "newdir").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_finer_than_the_solution(run) -> None:  # type: ignore[no-untyped-def]
+    words = ("--find", "1e-9", "-n", 1, "--solvers", "ab3", "--model", "exact-mixture", "--size", "1,4,4")
+    code, out, err = run("bench", "work-precision", *words)
+    assert code == 2
+    assert "cannot be measured" in err
 
 
 @pytest.fixture(scope="module")

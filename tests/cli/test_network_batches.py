@@ -29,7 +29,9 @@ NETWORK = {
 }
 
 
-@pytest.mark.parametrize("solver", NETWORK)
+@pytest.mark.parametrize(
+    "solver", [pytest.param(name, marks=[pytest.mark.slow] if name == "scipy-rk45" else []) for name in NETWORK]
+)
 def test_batch_sizes_of_the_built_in_network(run: Run, solver: str) -> None:
     """Latents, auxiliary states, reports, certificates and checksums."""
     first, *others = (encoded(run, "--solver", solver, *NETWORK[solver], "--batch-size", size) for size in (1, 3, 64))

@@ -184,7 +184,9 @@ def test_a_complete_run_is_left_as_it_is_and_goes_on_with_more_steps(tmp_path: P
     assert saved_step(tmp_path) == 3
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGHUP"))]
+)
 def test_a_signal_arrives_when_the_step_is_saved_and_nothing_else_is_left(tmp_path: Path, name: str) -> None:
     script = f"""
 import os, signal, sys, torch

@@ -213,7 +213,7 @@ def test_exact_of_any_row() -> None:
             exact(solvers.get(name))
 
 
-@pytest.mark.parametrize("name", ["exact-euler", "exact-dpmpp-2m"])
+@pytest.mark.parametrize("name", ["exact-euler", pytest.param("exact-dpmpp-2m", marks=pytest.mark.slow)])
 def test_the_built_in_model(name: str) -> None:
     """Real images and a real network in float32: where it converges, 1e-9 on the [0, 1] scale and better."""
     model, images = odeddim.load(), open_images()[0:1]

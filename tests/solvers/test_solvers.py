@@ -109,14 +109,18 @@ class Recorder:
     def __init__(self, field: Field) -> None:
         self.field = field
         self.sigmas: list[float] = []
-        self.rows: list[int] = []
+        self.batches: list[Tensor] = []
 
     def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
         assert sigma.shape in ((), (len(xbar),))
         assert sigma.dtype == torch.float64
         self.sigmas.extend(sigma.reshape(-1).tolist())
-        self.rows.append(len(xbar.unique(dim=0)))  # a row may be repeated to fill a batch
+        self.batches.append(xbar)
         return self.field(sigma, xbar)
+
+    @property
+    def rows(self) -> list[int]:
+        return [len(xbar.unique(dim=0)) for xbar in self.batches]  # a row may be repeated to fill a batch
 
 
 def measured_order(row: Solver, direction: str, grid: str) -> float:

@@ -75,9 +75,12 @@ def latents(here: Path) -> Path:
 
 
 OUTPUTS = ("sheet.png", "x.npz", "png", "jpeg:jpeg", "webp:webp", *ANIMATED, "e.html")
+OTHERS = ("jpeg:jpeg", "webp:webp", *ANIMATED[1:])
+"""Files that are written as one of the rest is: `pytest -m slow` kills them too."""
+EACH = [pytest.param(name, marks=[pytest.mark.slow] if name in OTHERS else []) for name in OUTPUTS]
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_kill_at_any_moment(latents: Path, name: str) -> None:
     make(name)
     whole, place = content(name), Path(name.partition(":")[0])

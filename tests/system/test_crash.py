@@ -237,20 +237,23 @@ def test_a_full_disk_at_the_first_part(tmp_path: Path) -> None:
 
 def test_a_full_disk_at_the_end(tmp_path: Path, whole: Path) -> None:
     """The parts are there, the one file has no room: the index stays, and `merge` or the same command goes on."""
+    full = tmp_path / "full"
+    full.mkdir()
+    code, out, err = run_limited(700_000, *ENCODE, "--overwrite", cwd=full)
+    assert code == 2
+    assert "File too large" in err
+    assert "the parts of all 256 rows are in" in err
+    assert len(err.strip().splitlines()) == 1
+    with LatentFile(full / "z.h5") as file:
+        assert file.is_index
+        assert len(file) == 256
+        file.read(0, 256)
     for go_on in (ENCODE, ("merge", "z.h5")):
-        code, out, err = run_limited(700_000, *ENCODE, "--overwrite", cwd=tmp_path)
-        assert code == 2
-        assert "File too large" in err
-        assert "the parts of all 256 rows are in" in err
-        assert len(err.strip().splitlines()) == 1
-        with LatentFile(tmp_path / "z.h5") as file:
-            assert file.is_index
-            assert len(file) == 256
-            file.read(0, 256)
-        code, out, err = run(*go_on, cwd=tmp_path)
+        again = shutil.copytree(full, tmp_path / go_on[0])
+        code, out, err = run(*go_on, cwd=again)
         assert code == 0, err
-        assert content(tmp_path / "z.h5") == content(whole / "z.h5")
-        assert [path.name for path in tmp_path.iterdir()] == ["z.h5"]
+        assert content(again / "z.h5") == content(whole / "z.h5")
+        assert [path.name for path in again.iterdir()] == ["z.h5"]
 
 
 def test_a_folder_of_pictures_goes_on(tmp_path: Path, whole: Path) -> None:

@@ -117,7 +117,10 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def complaints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What mypy --strict reports, program by program, beside the package assembled as it is installed."""
+    """What mypy --strict reports of two programs, after it has found nothing in the package, assembled as installed.
+
+    It takes most of a minute, so the tests that need it are slow: .ci/run and `pytest -m slow` run them.
+    """
     folder = tmp_path_factory.mktemp("assembled")
     skip = shutil.ignore_patterns("__pycache__", "data")
     shutil.copytree(ROOT / "odeddim", folder / "odeddim", ignore=skip)
@@ -126,7 +129,15 @@ def complaints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]
     (folder / "right.py").write_text(RIGHT, encoding="utf-8")
     lines = ["import odeddim, torch", "x = torch.zeros(2, 1, 28, 28)", *WRONG]
     (folder / "wrong.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    arguments = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", "cache", "right.py", "wrong.py"]
+    arguments = [
+        "--config-file",
+        str(ROOT / "pyproject.toml"),
+        "--cache-dir",
+        "cache",
+        "odeddim",
+        "right.py",
+        "wrong.py",
+    ]
     result = subprocess.run(
         [sys.executable, "-m", "mypy", *arguments], cwd=folder, capture_output=True, text=True, timeout=300
     )
@@ -138,10 +149,12 @@ def complaints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]
     return found
 
 
+@pytest.mark.slow
 def test_mypy_takes_a_right_program(complaints: dict[str, list[str]]) -> None:
     assert complaints["right.py"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", WRONG)
 def test_mypy_reports_each_wrong_argument(complaints: dict[str, list[str]], call: str) -> None:
     number = 3 + list(WRONG).index(call)
