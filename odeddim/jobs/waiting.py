@@ -25,7 +25,7 @@ def wait_for(path: Path) -> None:
         InputError: No process has begun the file, or none is at work on it any more; or odeddim does not write it.
     """
     told = working = readable = time.monotonic()
-    line = ""
+    line, begun = "", False
     while True:
         looked, before = time.monotonic(), line
         try:
@@ -38,8 +38,8 @@ def wait_for(path: Path) -> None:
         if now.whole:
             return
         readable = looked
-        if now.at_work:
-            working = looked
+        if now.at_work or now.begun != begun:  # who has just begun is about to be at work
+            working, begun = looked, now.begun
         _check(path, now, looked - working)
         line = "has not been begun yet" if not now.begun else "is unfinished"
         if line != before or looked - told >= TELL:

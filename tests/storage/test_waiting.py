@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
@@ -116,6 +117,29 @@ def test_a_file_that_does_not_exist_yet(
     monkeypatch.setattr(waiting, "BEGIN", 0.1)
     with pytest.raises(InputError, match=r"never\.h5 does not exist, and no process has begun it within 0\.1 seconds"):
         jobs.decode("never.h5", "out", wait=True)
+
+
+def test_a_process_that_has_begun_and_is_not_yet_at_work(
+    here: Path, writer: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long nothing was there, who has made the folder is given the time to take it."""
+    sleep, now, looks, ahead = time.sleep, time.monotonic, itertools.count(1), [0.0]
+
+    def slept(seconds: float) -> None:
+        looked = next(looks)
+        if looked == 2:
+            Path("z.h5.parts").mkdir()
+            ahead[0] = 1000.0  # this look is made after 1000 seconds without a file
+        if looked == 4:
+            writer(6, slowly=False)
+        sleep(seconds)
+
+    monkeypatch.setattr(waiting, "BEGIN", 1e6)
+    monkeypatch.setattr(waiting, "AGAIN", 500.0)
+    monkeypatch.setattr(waiting.time, "sleep", slept)
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: now() + ahead[0])
+    assert jobs.decode("z.h5", "out", wait=True).done == 6
+    assert next(looks) > 4
 
 
 def test_a_writer_that_dies(here: Path, writer: Callable[..., int]) -> None:
