@@ -17,7 +17,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict
 
 from odeddim import foreign_names
 
@@ -33,7 +33,13 @@ Field = Callable[["Tensor", "Tensor"], "Tensor"]
 RunFunction = Callable[..., "State"]
 """state = run(field, state, sigmas, **settings): integrates from sigmas[0] to sigmas[-1]; sigmas (N+1,) float64 > 0.
 
-It is called with gradients off (`odeddim.plans.integrate` sees to it)."""
+Whether gradients are on is up to `odeddim.plans.integrate`: a row that names no way to them, `Solver.gradients`, is
+always called with gradients off."""
+
+Gradients: TypeAlias = Literal["reversible", "checkpoint", "direct"] | None
+"""How a run gets its gradients: "reversible" rebuilds the states of a reversible solver backwards, "checkpoint"
+evaluates the network again at each stored state, "direct" keeps all that the network computes; None: as suits the
+solver."""
 
 Observe = Callable[[float, "Tensor"], Any]
 """observe(sigma, xbar): what a run calls at each node between its first and its last, with x̄ (B, *) there."""
@@ -360,6 +366,9 @@ class Solver:
             state is float32.
         observable: The run takes a further keyword, observe=, an `Observe` or None: see `walk`.
         formula: A step in (x̄, σ), in the notation of the manual's page of solvers, which prints it.
+        gradients: The ways to gradients through a run, the usual one first (see `Gradients`); empty if there is none. A
+            run made of torch's operations, none of which changes x̄ in place, has the default two. A run that has
+            "reversible" takes a further keyword, gradients=, one of its ways or None.
 
     Example:
         >>> row = odeddim.solvers.get("belm")
@@ -392,6 +401,7 @@ class Solver:
     growth: Callable[..., Growth] | None = None
     observable: bool = False
     formula: str = ""
+    gradients: tuple[str, ...] = ("checkpoint", "direct")
 
     def __post_init__(self) -> None:
         if self.adaptive and self.nfe is not None:
@@ -409,7 +419,14 @@ class Solver:
         """Evaluations per image for this many steps, or None if they depend on the data."""
         return None if self.nfe is None else self.nfe * steps + sum(self.warmup[:steps])
 
-    def walk(self, field: Field, state: State, sigmas: Tensor, observe: Observe | None = None) -> State:
+    def walk(
+        self,
+        field: Field,
+        state: State,
+        sigmas: Tensor,
+        observe: Observe | None = None,
+        gradients: Gradients = None,
+    ) -> State:
         """Do the run, and show it to an observer at each node between the first and the last.
 
         An adaptive row has nodes of its own, the ends of the steps that it has accepted. A row that is not observable
@@ -418,13 +435,17 @@ class Solver:
         Args:
             field, state, sigmas: See `RunFunction`.
             observe: The observer. It must not change the x̄ that it gets, nor keep it without a copy.
+            gradients: The way to gradients, for rows that have several kinds of runs for that.
 
         Returns:
             The state at sigmas[-1], the same bits with and without an observer.
         """
-        if observe is None or not self.observable:
-            return self.run(field, state, sigmas)
-        return self.run(field, state, sigmas, observe=observe)
+        more: dict[str, Any] = {}
+        if observe is not None and self.observable:
+            more["observe"] = observe
+        if gradients is not None and "reversible" in self.gradients:
+            more["gradients"] = gradients
+        return self.run(field, state, sigmas, **more)
 
     def with_settings(self, **settings: Any) -> Solver:
         """This row with some of its settings fixed.
