@@ -218,9 +218,7 @@ class Rebuilt(Registers):
         eps = super().ask(field.value if isinstance(field, Traced) else field, asked, place, sigma, source)
         return field.attached(source.new_tensor(sigma, device="cpu"), source, eps) if isinstance(field, Traced) else eps
 
-    def run(
-        self, field: Any, registers: list[Any], back: bool, asked: Asked, observe: Observe | None = None
-    ) -> None:
+    def run(self, field: Any, registers: list[Any], back: bool, asked: Asked, observe: Observe | None = None) -> None:
         """Do all operations, or undo them: see `Registers.run`. The field is a `Traced` one."""
         wholes, carriers = [list(parts) for parts in zip(*registers, strict=True)]
         asked.update({place: (sigma, eps.detach()) for place, (sigma, eps) in asked.items()})

@@ -315,8 +315,7 @@ def run(
     """
     import torch
 
-    dtype, single = state.xbar.dtype, state.xbar.dtype == torch.float32
-    nodes = sigmas.tolist()
+    single, nodes = state.xbar.dtype == torch.float32, sigmas.tolist()
     if state.kept.startswith(f"{name} "):
         made = moves(_positive(nodes[::-1]), **settings)
         # A float32 state as float64 has lost nothing: its way back is the same.

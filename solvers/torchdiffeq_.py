@@ -278,7 +278,12 @@ def _fixed(
 def _adaptive(name: str, order: int, reference: str, formula: str, **settings: Any) -> Solver:
     run = functools.partial(adaptive, method=name.replace("-", "_"), **settings)
     source = f"{reference}; torchdiffeq 0.2.5"
-    shared: dict[str, Any] = {"family": "torchdiffeq adaptive", "shares_steps": True, "observable": True, "gradients": ()}
+    shared: dict[str, Any] = {
+        "family": "torchdiffeq adaptive",
+        "shares_steps": True,
+        "observable": True,
+        "gradients": (),
+    }
     return adaptive_row(name, run, order, source, formula, **shared)
 
 
