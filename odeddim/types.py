@@ -33,8 +33,8 @@ Field = Callable[["Tensor", "Tensor"], "Tensor"]
 RunFunction = Callable[..., "State"]
 """state = run(field, state, sigmas, **settings): integrates from sigmas[0] to sigmas[-1]; sigmas (N+1,) float64 > 0.
 
-Whether gradients are on is up to `odeddim.plans.integrate`: a row that names no way to them, `Solver.gradients`, is
-always called with gradients off."""
+Whether gradients are on is up to `odeddim.plans.integrate`: a row that is not `differentiable` is always called with
+gradients off."""
 
 Gradients: TypeAlias = Literal["reversible", "checkpoint", "direct"] | None
 """How a run gets its gradients: "reversible" rebuilds the states of a reversible solver backwards, "checkpoint"
@@ -366,9 +366,10 @@ class Solver:
             state is float32.
         observable: The run takes a further keyword, observe=, an `Observe` or None: see `walk`.
         formula: A step in (x̄, σ), in the notation of the manual's page of solvers, which prints it.
-        gradients: The ways to gradients through a run, the usual one first (see `Gradients`); empty if there is none. A
-            run made of torch's operations, none of which changes x̄ in place, has the default two. A run that has
-            "reversible" takes a further keyword, gradients=, one of its ways or None.
+        differentiable: Gradients go through a run: it is made of torch's operations, none of which changes in place an
+            x̄ that the field was evaluated at.
+        rebuilds: The run takes a further keyword, gradients=, one of `gradients` or None, and rebuilds its states
+            backwards for the first of them.
 
     Example:
         >>> row = odeddim.solvers.get("belm")
@@ -401,7 +402,8 @@ class Solver:
     growth: Callable[..., Growth] | None = None
     observable: bool = False
     formula: str = ""
-    gradients: tuple[str, ...] = ("checkpoint", "direct")
+    differentiable: bool = True
+    rebuilds: bool = False
 
     def __post_init__(self) -> None:
         if self.adaptive and self.nfe is not None:
@@ -414,6 +416,13 @@ class Solver:
                 )
         if unknown := {*self.limits, *self.chosen} - set(self.settings):
             raise ValueError(f"solver {self.name!r} has no setting {min(unknown)!r}, which its limits or chosen name")
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """The ways to gradients through a run, the usual one first (see `Gradients`); empty if there is none."""
+        if not self.differentiable:
+            return ()
+        return ("reversible", "checkpoint", "direct") if self.rebuilds else ("checkpoint", "direct")
 
     def evaluations(self, steps: int) -> int | None:
         """Evaluations per image for this many steps, or None if they depend on the data."""
@@ -435,7 +444,7 @@ class Solver:
         Args:
             field, state, sigmas: See `RunFunction`.
             observe: The observer. It must not change the x̄ that it gets, nor keep it without a copy.
-            gradients: The way to gradients, for rows that have several kinds of runs for that.
+            gradients: The way to gradients, for a row that rebuilds its states.
 
         Returns:
             The state at sigmas[-1], the same bits with and without an observer.
@@ -443,7 +452,7 @@ class Solver:
         more: dict[str, Any] = {}
         if observe is not None and self.observable:
             more["observe"] = observe
-        if gradients is not None and "reversible" in self.gradients:
+        if gradients is not None and self.rebuilds:
             more["gradients"] = gradients
         return self.run(field, state, sigmas, **more)
 

@@ -252,7 +252,6 @@ def reversible_row(
     Returns:
         The row, with its instructions and the growth of its rounding errors.
     """
-    fields = {"gradients": ("reversible", "checkpoint", "direct"), **declared}
     return Solver(
         name=name,
         run=functools.partial(run, name=name, moves=moves),
@@ -266,8 +265,9 @@ def reversible_row(
         to_zero=True,
         reference=reference,
         formula=formula,
+        rebuilds=True,
         settings=defaults_of(moves, *settings),
-        **fields,
+        **declared,
     )
 
 
@@ -288,7 +288,7 @@ def mccallum_foster(base: Solver) -> Solver:
     moves = functools.partial(coupled, base=base)
     reference = f"McCallum & Foster 2024, arXiv 2410.11648, over `{base.name}`"
     row = reversible_row(f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, COUPLED, "coupling")
-    return row if base.gradients else replace(row, gradients=())
+    return row if base.differentiable else replace(row, differentiable=False)
 
 
 TWO_STEP = "x̄ₙ₊₁ = a·x̄ₙ₋₁ + (1 - a)·x̄ₙ + (hₙ + a·hₙ₋₁)·εₙ"

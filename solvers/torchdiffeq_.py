@@ -271,7 +271,7 @@ def _fixed(
         grid=grid,
         reference=f"{reference}; torchdiffeq 0.2.5",
         formula=formula,
-        gradients=(),
+        differentiable=False,
     )
 
 
@@ -282,7 +282,7 @@ def _adaptive(name: str, order: int, reference: str, formula: str, **settings: A
         "family": "torchdiffeq adaptive",
         "shares_steps": True,
         "observable": True,
-        "gradients": (),
+        "differentiable": False,
     }
     return adaptive_row(name, run, order, source, formula, **shared)
 

@@ -35,7 +35,7 @@ def way_of(solver: Solver, gradients: Gradients) -> str | None:
             if solver.gradients
             else _without(solver)
         )
-    return gradients if gradients != "reversible" or torch.is_grad_enabled() else None
+    return gradients if torch.is_grad_enabled() or gradients != solver.gradients[0] else None
 
 
 def field_for(field: Field, state: State, solver: Solver, way: str | None) -> Field:
@@ -55,7 +55,7 @@ def field_for(field: Field, state: State, solver: Solver, way: str | None) -> Fi
     """
     if not torch.is_grad_enabled():
         return field
-    if not solver.gradients:
+    if not solver.differentiable:
         if any(part.requires_grad for part in (state.xbar, *state.aux)):
             raise InputError(_without(solver))
         return _Without(field, solver)
