@@ -210,7 +210,7 @@ class Registers:
         unit = self.scale * self.quantum
         high = (register.double() * unit).to(dtype)
         low = register - self._integer(high, self.scale)
-        if float(low.abs().max()) > 2.0**LOW_BITS:
+        if float(low.detach().abs().max()) > 2.0**LOW_BITS:
             raise InputError(UNSTABLE)
         return high, (low.double() * unit).to(dtype)
 
