@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -91,7 +92,7 @@ def off(found: Tensor, truth: Tensor) -> float:
 
 
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
-@pytest.mark.parametrize("name", (*REVERSIBLE, *OTHERS))
+@pytest.mark.parametrize("name", [*REVERSIBLE, *OTHERS])
 def test_they_equal_plain_autograd(name: str, dtype: torch.dtype) -> None:
     field, learnt = model(dtype)
     usual = solvers.get(name).gradients[0]
@@ -118,7 +119,7 @@ def test_there_and_back_is_the_identity(name: str, end: str) -> None:
     assert max(float(part.abs().max()) for part in (of_embedding, of_weights)) < 1e-9
 
 
-@pytest.mark.parametrize("name", ("belm", "mf-heun", "unipc-2", "heun", "ddim-eta"))
+@pytest.mark.parametrize("name", ["belm", "mf-heun", "unipc-2", "heun", "ddim-eta"])
 def test_they_equal_finite_differences(name: str) -> None:
     field, learnt = model()
     x_T = latents()
@@ -147,7 +148,7 @@ def linear(sigma: Tensor, xbar: Tensor) -> Tensor:
     return xbar * sigma.to(xbar).reshape(-1, 1) / (SPREADS.to(xbar) ** 2 + sigma.to(xbar).reshape(-1, 1) ** 2)
 
 
-@pytest.mark.parametrize("name", (*REVERSIBLE, *OTHERS, "dpmpp-2m", "plms"))
+@pytest.mark.parametrize("name", [*REVERSIBLE, *OTHERS, "dpmpp-2m", "plms"])
 def test_they_are_the_map_itself_where_it_is_linear(name: str) -> None:
     nodes = torch.cat([torch.zeros(1), torch.logspace(-1.5, 1, 9)])
     plan = odeddim.Plan(solvers.get(name), nodes)
@@ -171,7 +172,7 @@ def test_adaptive_rows_hold_their_steps(name: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
-@pytest.mark.parametrize("name", (*REVERSIBLE, *OTHERS, "ddim-eta", "dpm-solver-12"))
+@pytest.mark.parametrize("name", [*REVERSIBLE, *OTHERS, "ddim-eta", "dpm-solver-12"])
 def test_the_bits_are_those_of_a_run_without(name: str, dtype: torch.dtype) -> None:
     field, _ = model(dtype)
     row = solvers.get(name)
@@ -192,7 +193,7 @@ def test_the_bits_are_those_of_a_run_without(name: str, dtype: torch.dtype) -> N
         assert torch.equal(outs[0][2], outs[1][2])
 
 
-@pytest.mark.parametrize("name", ("belm", "unipc-2", "rk4"))
+@pytest.mark.parametrize("name", ["belm", "unipc-2", "rk4"])
 def test_nothing_is_kept_where_nothing_needs_a_gradient(name: str) -> None:
     field = odeddim.load("fashion-mnist")
     assert not any(part.requires_grad for part in field.eps.parameters())  # type: ignore[attr-defined]
@@ -207,7 +208,7 @@ def test_nothing_is_kept_where_nothing_needs_a_gradient(name: str) -> None:
     assert field.nfe == calls
 
 
-@pytest.mark.parametrize("name", ("belm", "euler"))
+@pytest.mark.parametrize("name", ["belm", "euler"])
 def test_what_only_a_closure_holds_gets_its_gradient(name: str) -> None:
     """Of one noise level alone, too; and of what the tensor was computed from."""
     seed = torch.tensor([0.3], dtype=DOUBLE, requires_grad=True)
@@ -227,7 +228,7 @@ def test_what_only_a_closure_holds_gets_its_gradient(name: str) -> None:
     assert torch.allclose(torch.cat(found), torch.cat(truth), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ("belm", "unipc-2"))
+@pytest.mark.parametrize("name", ["belm", "unipc-2"])
 def test_batches_carry_them(name: str) -> None:
     field, learnt = model()
     x_0 = torch.cat([images(), images() / 2, images() / 3]).detach().requires_grad_()
@@ -305,7 +306,7 @@ def test_what_cannot_be_used_is_said() -> None:
         odeddim.solve(latents(), "euler", model=field, steps=2, gradients="adjoint")  # type: ignore[arg-type]
     x_T = latents()
     out = odeddim.solve(x_T, "belm", model=field, steps=3)
-    with pytest.raises(InputError, match="first derivatives only.*gradients='checkpoint'"):
+    with pytest.raises(InputError, match=r"first derivatives only.*gradients='checkpoint'"):
         torch.autograd.grad(loss(out), x_T, create_graph=True)
 
 
@@ -332,7 +333,7 @@ def test_weights_that_have_changed_are_noticed() -> None:
 def test_a_row_that_works_in_place_is_noticed() -> None:
     def run(field: odeddim.Field, state: State, sigmas: Tensor) -> State:
         xbar = state.xbar.clone()
-        for here, there in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for here, there in itertools.pairwise(sigmas):
             xbar.add_(field(here, xbar), alpha=float(there - here))
         return State(xbar, float(sigmas[-1]))
 
@@ -345,7 +346,7 @@ def test_a_row_that_works_in_place_is_noticed() -> None:
         odeddim.solve(latents(), still, model=model()[0], steps=4)
 
 
-@pytest.mark.parametrize("name", ("belm", "reversible-heun", "unipc-2"))
+@pytest.mark.parametrize("name", ["belm", "reversible-heun", "unipc-2"])
 def test_the_evaluations_are_counted(name: str) -> None:
     """A step more in each direction: on the way back each point is evaluated once more."""
     field, _ = model()
@@ -356,7 +357,7 @@ def test_the_evaluations_are_counted(name: str) -> None:
     assert field.nfe == 2 * plan.evaluations_down
 
 
-@pytest.mark.parametrize("name", ("belm", "unipc-2"))
+@pytest.mark.parametrize("name", ["belm", "unipc-2"])
 def test_a_callback_sees_each_step_without_a_gradient(name: str) -> None:
     seen = []
 
@@ -422,7 +423,7 @@ class Silent(nn.Module):
 @pytest.fixture
 def silent(here: Path) -> Iterator[Callable[..., dict[str, Any]]]:
     field = VectorField.from_network(Silent(), Schedule.linear(), shape=(1, 4, 4), name="silent")
-    yield lambda **more: {"model": field, **more}
+    return lambda **more: {"model": field, **more}
 
 
 def test_jobs_and_checks_run_without_gradients(silent: Callable[..., dict[str, Any]]) -> None:
@@ -459,7 +460,7 @@ def jacobian(decode: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-@pytest.mark.parametrize("name", ("belm", "unipc-2"))
+@pytest.mark.parametrize("name", ["belm", "unipc-2"])
 def test_the_sensitivity_is_the_largest_singular_value(name: str) -> None:
     field, _ = model()
     x_T = latents().detach()
