@@ -10,50 +10,28 @@ This module loads torch: families import it inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from odeddim.solvers._operations import Kick
 from odeddim.solvers._registers import Asked, Flip, Push, Registers, Shear, answer
 from odeddim.types import Field, InputError, Observe
 
 ONCE = (
-    "gradients='reversible' gives first derivatives only: for derivatives of gradients (create_graph=True) take "
-    "gradients='checkpoint' or 'direct'"
+    "gradients='reversible' and 'checkpoint' give first derivatives only: for derivatives of gradients "
+    "(create_graph=True) take gradients='direct'"
 )
 
 
-class Checkpointed:
-    """A field whose evaluations keep their input only: a backward pass evaluates it again, one evaluation at a time.
-
-    Args:
-        field: ε(σ, x̄).
-    """
-
-    def __init__(self, field: Field) -> None:
-        self.field = field
-        self.learns = False  # whether ε needs a gradient even where x̄ does not
-
-    def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
-        if not (self.learns or xbar.requires_grad):
-            eps = self.field(sigma, xbar)
-            self.learns = eps.requires_grad
-            return eps
-        with set_checkpoint_early_stop(False):  # it would end an evaluation before it has counted itself
-            out: Tensor = checkpoint(self.field, sigma, xbar, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-untyped-call]
-        return out
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.field, name)
-
-
 class Traced:
-    """A field that lists what its evaluations depend on besides x̄: parameters, and whatever else a closure holds.
+    """A field whose evaluations keep their input only, and are made again in a backward pass.
+
+    It lists what they depend on besides x̄: parameters, and whatever else a closure holds.
 
     Args:
         field: ε(σ, x̄).
@@ -62,6 +40,8 @@ class Traced:
     def __init__(self, field: Field) -> None:
         self.field = field
         self.leaves: dict[int, Tensor] = {}
+        self.places: list[Tensor] = []
+        self.allocated = 4
 
     def value(self, sigma: Tensor, xbar: Tensor) -> Tensor:
         """ε without a gradient, and its leaves listed."""
@@ -76,8 +56,26 @@ class Traced:
 
     def attached(self, sigma: Tensor, xbar: Tensor, eps: Tensor) -> Tensor:
         """The ε of an evaluation that was made, with its gradient, which evaluates once more."""
-        out: Tensor = _Evaluation.apply(self.field, sigma, eps, xbar, *self.leaves.values())  # type: ignore[no-untyped-call]
+        if not (xbar.requires_grad or self.leaves):
+            return eps
+        kept, leaves = self._kept(xbar), self.leaves.values()
+        out: Tensor = _Evaluation.apply(self.field, sigma, eps, kept, xbar, *leaves)  # type: ignore[no-untyped-call]
         return out
+
+    def _kept(self, xbar: Tensor) -> Tensor:
+        """A copy of x̄ beside those before it.
+
+        Small tensors that stay, one after each evaluation, would each spoil one of the large gaps that the evaluation
+        before has left in the memory of a process: with glibc that cost more than the tensors by far.
+        """
+        if not self.places or self.places[-1].shape != xbar.shape:
+            self.allocated = min(2 * self.allocated, 256)
+            self.places = list(xbar.detach().new_empty((self.allocated, *xbar.shape)).unbind())
+        place = self.places.pop().data  # a version of its own: filling the others does not count as a change
+        return place.copy_(xbar.detach())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.field, name)
 
 
 def _leaves(tensor: Tensor) -> Iterator[Tensor]:
@@ -96,12 +94,12 @@ def _leaves(tensor: Tensor) -> Iterator[Tensor]:
 
 
 class _Recorded:
-    """What a field, or the solver of a kick, answers, with what a product with its Jacobian needs."""
+    """What a function of x̄, and of leaves, answers, with what a product with its Jacobian needs."""
 
-    def __init__(self, field: Field, kick: Kick, source: Tensor, leaves: Sequence[Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor], source: Tensor, leaves: Sequence[Tensor]) -> None:
         with torch.enable_grad():
             self.inputs = source.detach().requires_grad_(), *leaves
-            self.out = answer(field, kick, self.inputs[0])
+            self.out = function(self.inputs[0])
 
     def pulled(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of the source and of the leaves, from that of the answer."""
@@ -120,16 +118,19 @@ class _Evaluation(Function):
     """ε that was computed already; its gradient evaluates the field again."""
 
     @staticmethod
-    def forward(ctx: Any, field: Field, sigma: Tensor, eps: Tensor, xbar: Tensor, *leaves: Tensor) -> Tensor:
-        ctx.field, ctx.sigma = field, float(sigma)
-        ctx.save_for_backward(xbar, *leaves)
-        return eps.clone()
+    def forward(
+        ctx: Any, field: Field, sigma: Tensor, eps: Tensor, kept: Tensor, xbar: Tensor, *leaves: Tensor
+    ) -> Tensor:
+        ctx.field, ctx.sigma = field, sigma
+        ctx.save_for_backward(kept, *leaves)  # not x̄ itself, which its owner may change, or which lies elsewhere
+        return eps.view_as(eps)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         _check_once()
-        xbar, *leaves = ctx.saved_tensors
-        return None, None, None, *_Recorded(ctx.field, Kick(0, ctx.sigma, 1.0), xbar, leaves).pulled(gradients[0])
+        kept, *leaves = ctx.saved_tensors
+        recorded = _Recorded(functools.partial(ctx.field, ctx.sigma), kept, leaves)
+        return None, None, None, None, *recorded.pulled(gradients[0])
 
 
 class _Straight(Function):
@@ -137,7 +138,7 @@ class _Straight(Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, through: Tensor) -> Tensor:
-        return value.clone()
+        return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -272,7 +273,8 @@ class Rebuilt(Registers):
                     gradient = gathered + gradient
                 else:
                     settle(source)  # so that no two evaluations are kept at once
-                    recorded = _Recorded(field, step.kick, self.source(step, registers), leaves)
+                    asked = functools.partial(answer, field, step.kick)
+                    recorded = _Recorded(asked, self.source(step, registers), leaves)
                 pending[source] = step, recorded, gradient
                 change = recorded.out.detach() * (step.factor / self.quantum)
             registers[place] = registers[place].sub(self._whole(change), alpha=sign)

@@ -60,9 +60,9 @@ def field_for(field: Field, state: State, solver: Solver, way: str | None) -> Fi
             raise InputError(_without(solver))
         return _Without(field, solver)
     if way == "checkpoint":
-        from odeddim.solvers._gradients import Checkpointed
+        from odeddim.solvers._gradients import Traced
 
-        return Checkpointed(field)
+        return Traced(field)
     return field
 
 
