@@ -3,8 +3,8 @@
     python benchmarks/gradients.py cost      # minutes: time and memory of each way
     python benchmarks/gradients.py trust     # half an hour: the sensitivity of 64 decodes, and how far they are linear
 
-Times are CPU times of a run with its backward pass, medians of 3, divided by those of "direct". Memory is the most that a process
-holds, less what it held before the run.
+Times are CPU times of a run with its backward pass, medians of 3, divided by those of "direct". Memory is the most that
+a process holds, less what it held before the run.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ SOLVERS = ("belm", "edict", "mf-heun", "unipc-2", "heun")
 NOISES, BATCH, SEED, STEPS = 64, 4, 20, 10
 RADII = (0.1, 0.3, 1.0, 3.0)
 PEAK = """
-import odeddim, resource, sys, torch
+import odeddim, re, sys, torch
 torch.set_num_threads(1)
 solver, way, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 def most():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage, which a process inherits from the one that began it.
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 def run(steps):
     x_T = odeddim.noise(1, (1, 28, 28), seed=1).requires_grad_()
     odeddim.solve(x_T, solver, steps=steps, gradients=way).square().sum().backward()

@@ -426,7 +426,7 @@ class Silent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.tensor(0.4))
+        self.weight = nn.Parameter(torch.tensor(0.99))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         assert not torch.is_grad_enabled()
