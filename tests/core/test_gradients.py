@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import command
 from torch import Tensor, nn
 
 import odeddim
@@ -508,3 +509,14 @@ def test_the_sensitivity_says_what_it_cannot_do() -> None:
         odeddim.sensitivity(odeddim.noise(1, (1, 4, 4)), model="exact-mixture", steps=2)
     with pytest.raises(InputError, match="iterations must be at least 1"):
         odeddim.sensitivity(odeddim.noise(1, (1, 28, 28)), iterations=0)
+
+
+def test_explain_says_it() -> None:
+    """The command, the library and `sensitivity` itself say the same; without the option nothing is computed."""
+    made = odeddim.explain("unipc-2", steps=2, sensitivity=1)
+    found = odeddim.sensitivity(odeddim.noise(1, (1, 28, 28)), "unipc-2", steps=2).values
+    assert list(made.sensitivity) == found.tolist()
+    said = command("explain", "--solver", "unipc-2", "--steps", 2, "--sensitivity", 1)
+    assert f"at most, at each noise: {float(found[0]):.3g}." in said
+    assert "amplifies a small change" not in command("explain", "--solver", "unipc-2", "--steps", 2)
+    assert "gives no gradients" in command("explain", "--solver", "rk4", "--steps", 2, "--sensitivity", code=2)
