@@ -36,7 +36,10 @@ RunFunction = Callable[..., "State"]
 Whether gradients are on is up to `odeddim.plans.integrate`: a row that is not `differentiable` is always called with
 gradients off."""
 
-Gradients: TypeAlias = Literal["reversible", "checkpoint", "direct"] | None
+Way: TypeAlias = Literal["reversible", "checkpoint", "direct"]
+"""A way to gradients, see `Gradients`."""
+
+Gradients: TypeAlias = Way | None
 """How a run gets its gradients: "reversible" rebuilds the states of a reversible solver backwards, "checkpoint"
 evaluates the network again at each stored state, "direct" keeps all that the network computes; None: as suits the
 solver."""
@@ -418,7 +421,7 @@ class Solver:
             raise ValueError(f"solver {self.name!r} has no setting {min(unknown)!r}, which its limits or chosen name")
 
     @property
-    def gradients(self) -> tuple[str, ...]:
+    def gradients(self) -> tuple[Way, ...]:
         """The ways to gradients through a run, the usual one first (see `Gradients`); empty if there is none."""
         if not self.differentiable:
             return ()

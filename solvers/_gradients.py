@@ -123,7 +123,7 @@ class _Evaluation(Function):
     ) -> Tensor:
         ctx.field, ctx.sigma = field, sigma
         ctx.save_for_backward(kept, *leaves)  # not x̄ itself, which its owner may change, or which lies elsewhere
-        return eps.view_as(eps)
+        return eps.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -138,7 +138,7 @@ class _Straight(Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, through: Tensor) -> Tensor:
-        return value.view_as(value)
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

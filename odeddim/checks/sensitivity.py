@@ -120,7 +120,8 @@ def _pushed(decoded: Callable[[Tensor, Gradients], Tensor], latents: Tensor, dir
 
 def _norms(vectors: Tensor) -> Tensor:
     """The norm over all numbers of each image, (B,) float64 on the CPU."""
-    return torch.linalg.vector_norm(vectors.double().flatten(1), dim=1).cpu()
+    found: Tensor = torch.linalg.vector_norm(vectors.double().flatten(1), dim=1)
+    return found.cpu()
 
 
 def _unit(vectors: Tensor) -> Tensor:

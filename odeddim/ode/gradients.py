@@ -8,12 +8,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from odeddim.types import Field, Gradients, InputError, Solver, State, pick
+from odeddim.types import Field, Gradients, InputError, Solver, State, Way, pick
 
-WAYS: tuple[str, ...] = get_args(get_args(Gradients)[0])
+WAYS: tuple[str, ...] = get_args(Way)
 
 
-def way_of(solver: Solver, gradients: Gradients) -> str | None:
+def way_of(solver: Solver, gradients: Gradients) -> Gradients:
     """The way to gradients of a run: the one that is given, or the solver's usual one where gradients are recorded.
 
     Args:
@@ -38,7 +38,7 @@ def way_of(solver: Solver, gradients: Gradients) -> str | None:
     return gradients if torch.is_grad_enabled() or gradients != solver.gradients[0] else None
 
 
-def field_for(field: Field, state: State, solver: Solver, way: str | None) -> Field:
+def field_for(field: Field, state: State, solver: Solver, way: Gradients) -> Field:
     """The field that a run gets, so that its result carries the gradients that are asked for.
 
     Args:

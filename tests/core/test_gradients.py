@@ -347,7 +347,7 @@ def test_a_row_that_works_in_place() -> None:
     def run(field: odeddim.Field, state: State, sigmas: Tensor) -> State:
         xbar = state.xbar.clone()
         for here, there in pairwise(sigmas):
-            xbar.add_(field(here, xbar), alpha=float(there - here))
+            xbar += field(here, xbar).mul_(float(there - here))
         return State(xbar, float(sigmas[-1]))
 
     row = Solver("mine", run, family="mine", order=1, nfe=1, reference="this test", grid="linear")
