@@ -45,8 +45,13 @@ class Traced:
 
     def value(self, sigma: Tensor, xbar: Tensor) -> Tensor:
         """ε without a gradient, and its leaves listed."""
-        with torch.enable_grad():
-            eps = self.field(sigma, xbar.detach())
+        if torch.is_grad_enabled() and not xbar.requires_grad:  # where nobody needs gradients, nothing takes time
+            eps = self.field(sigma, xbar)
+        else:
+            with torch.enable_grad():
+                eps = self.field(sigma, xbar.detach())
+        if not eps.requires_grad:
+            return eps
         for leaf in _leaves(eps):
             self.leaves[id(leaf)] = leaf
         return eps.detach()
@@ -167,6 +172,12 @@ class Reals(Registers):
     def rounded(self, values: Tensor, grain: float) -> Tensor:
         """The values in float64."""
         return values.double()
+
+    def _negated(self, register: Tensor) -> Tensor:
+        return -register
+
+    def _added(self, register: Tensor, change: Tensor, sign: int) -> Tensor:
+        return register + change * sign
 
     def _check(self, values: Tensor) -> None:
         """All numbers have room."""

@@ -130,7 +130,7 @@ class Registers:
 
         Args:
             field: ε(σ, x̄).
-            registers: Two int64 tensors (B, *), which others take the places of.
+            registers: Two int64 tensors (B, *), changed in place.
             back: Undo the operations, the last one first.
             asked: {register: (σ, ε)}, the last evaluation at a register that has not changed since; kept up to date.
             observe: What is shown x̄ (B, *), float64, at each node between the first and the last of the run.
@@ -142,13 +142,13 @@ class Registers:
         for n, step in reversed(steps) if back else steps:
             register = registers[step.register]
             if isinstance(step, Flip):
-                register = -register
+                register = self._negated(register)
             else:
                 if isinstance(step, Shear):
                     change = registers[1 - step.register].double() * step.factor
                 else:
                     change = self._answer(field, step, registers, asked) * (step.factor / self.quantum)
-                register = register.add(self._whole(change), alpha=-1 if back else 1)
+                register = self._added(register, self._whole(change), -1 if back else 1)
                 self._check(register)
             registers[step.register] = register
             asked.pop(step.register, None)
@@ -173,6 +173,12 @@ class Registers:
         if place not in asked or asked[place][0] != sigma:
             asked[place] = sigma, field(source.new_tensor(sigma, device="cpu"), source)
         return asked[place][1]
+
+    def _negated(self, register: Tensor) -> Tensor:
+        return register.neg_()
+
+    def _added(self, register: Tensor, change: Tensor, sign: int) -> Tensor:
+        return register.add_(change, alpha=sign)
 
     def _check(self, values: Tensor) -> None:
         """Raises InputError unless an int64 has room for the sum of two such values."""
