@@ -93,6 +93,13 @@ RESULTS = {
         "The distance of each solver's images to those of the run with the most steps, from the same noise.",
         ("odeddim bench consistency",),
     ),
+    "gradients": Result(
+        "Gradients: what they cost, and how far they hold",
+        "Time and memory of a run with its backward pass ([Gradients](gradients.md)), for each solver by its usual way "
+        "and by plain autograd. Below, the largest singular values of the decode, and by how much the image moves "
+        "otherwise than the Jacobian says.",
+        ("python benchmarks/gradients.py cost", "python benchmarks/gradients.py trust"),
+    ),
     "time": Result(
         "Seconds: Figure 4",
         "Seconds over the number of steps, for each batch size, with the fitted line, and the share of the time that "

@@ -9,6 +9,9 @@ import click
 from odeddim import defaults
 from odeddim.cli import options
 
+NOISES = 4
+"""Of --sensitivity, unless a number is given."""
+
 if TYPE_CHECKING:
     from odeddim.checks.explanation import Explanation
     from odeddim.jobs import Subject
@@ -31,8 +34,20 @@ if TYPE_CHECKING:
     show_default=True,
     help="The dtype of the state, for the growth of rounding errors.",
 )
+@click.option(
+    "--sensitivity",
+    type=click.IntRange(1),
+    is_flag=False,
+    flag_value=NOISES,
+    default=None,
+    metavar="[N]",
+    help="By how much the decode amplifies a small change of the latent at most, at N noises: the largest singular "
+    f"value of its Jacobian, by power iteration. This runs the network.  [N: {NOISES} if not given]",
+)
 @options.as_json
-def command(model: Subject, how: dict[str, Any], direction: str, dtype: str, as_json: bool) -> None:
+def command(
+    model: Subject, how: dict[str, Any], direction: str, dtype: str, sensitivity: int | None, as_json: bool
+) -> None:
     """Print what a run will do: nodes, labels, coefficients, evaluations, growth of rounding errors.
 
     The coefficients are those of the points x̄0, x̄1, ... and of the network's outputs ε0, ε1, ... at these points.
@@ -45,13 +60,15 @@ def command(model: Subject, how: dict[str, Any], direction: str, dtype: str, as_
       odeddim explain --solver bdia --grid linear --steps 100 --set gamma=0.5
       odeddim explain --solver dpmpp-2m --steps 20 --direction decode --json
       odeddim explain --plan plan.json
+      odeddim explain --solver unipc-2 --steps 5 --sensitivity 1
     """
 
     from odeddim.checks.explanation import explain
     from odeddim.jobs.machine import Machine
     from odeddim.jobs.subject import subject_on
 
-    made = explain(model=subject_on(Machine("cpu").at(), model), direction=direction, dtype=dtype, **how)
+    model_here = subject_on(Machine("cpu").at(), model)
+    made = explain(model=model_here, direction=direction, dtype=dtype, sensitivity=sensitivity or 0, **how)
     if as_json:
         options.echo_json(made.to_json())
         return
@@ -84,6 +101,9 @@ def command(model: Subject, how: dict[str, Any], direction: str, dtype: str, as_
         )
     if made.gaussian is not None:
         options.echo(f"Begun afresh on Gaussian data (0 ± 0.5), such a run ends {made.gaussian:.2g} of its value off.")
+    if made.sensitivity:
+        shown = ", ".join(f"{value:.3g}" for value in made.sensitivity)
+        options.echo(f"The decode amplifies a small change of the latent by at most, at each noise: {shown}.")
     if made.refused:
         options.echo(f"Such a run is refused: {made.refused}")
 

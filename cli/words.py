@@ -16,8 +16,8 @@ ARGUMENTS = {
     "grid", "guidance", "json", "label", "labels", "learning_rate", "levels", "log_json", "loop", "max_nfe", "model",
     "multipliers", "negative_prompt", "network_batch", "of", "output", "overwrite", "pad", "pair", "pairs", "paper",
     "plan", "points", "precision", "predicts", "prompt", "quiet", "reference", "repeats", "resize", "resume", "rtol",
-    "samples_every", "scale", "seed", "set", "sheet", "side", "size", "skip_bad", "solver", "solvers", "steps",
-    "threads", "tiles", "title", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol",
+    "samples_every", "scale", "seed", "sensitivity", "set", "sheet", "side", "size", "skip_bad", "solver", "solvers",
+    "steps", "threads", "tiles", "title", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol",
     "tolerances", "validation", "verbose", "wait", "worst",
 }  # fmt: skip
 """Arguments of the library that are options of the same name."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from odeddim.bridges import bridge as bridge
     from odeddim.checks.certificate import certify as certify
     from odeddim.checks.explanation import explain as explain
+    from odeddim.checks.sensitivity import sensitivity as sensitivity
     from odeddim.fitting.grid_search import computed_grid as computed_grid
     from odeddim.jobs.latent_files import open as open
     from odeddim.jobs.latent_files import save as save
@@ -79,6 +80,7 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "plan": "odeddim.api",
         "sample": "odeddim.api",
         "save": "odeddim.jobs.latent_files",
+        "sensitivity": "odeddim.checks.sensitivity",
         "solve": "odeddim.api",
         "solvers": "odeddim",
         "types": "odeddim",

@@ -12,6 +12,9 @@ they need not fit into the memory of a GPU. They are those of one run of all ima
 an image the same bits in any batch, as exact fields, element-wise networks and fields with a `network_batch` do, and
 otherwise up to the last digits of the network. Only torchdiffeq's adaptive solvers give the images of a batch common
 steps, so that their results depend on it.
+
+`solve`, `encode`, `decode` and `sample` are differentiable as torch's own functions are: where gradients are on, and
+the input, the network's parameters or a tensor inside the field need one, the result carries it.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from odeddim.plans import Callback, Grid, Plan, check_encodes, integrate
 from odeddim.runs.batches import Batches, BatchSize
 from odeddim.runs.progress import Progress
 from odeddim.solvers.stochastic import noise as noise
-from odeddim.types import InputError, OdeSettings, Settings, Solver, State
+from odeddim.types import Gradients, InputError, OdeSettings, Settings, Solver, State
 
 Model: TypeAlias = str | Path | VectorField | DiffusersObject
 """A model as `load` takes it: a name, a path, a VectorField, or a pipeline of diffusers."""
@@ -60,6 +63,7 @@ def solve(
     batch_size: BatchSize = None,
     progress: Progress = False,
     callback: Callback | None = None,
+    gradients: Gradients = None,
     **settings: Unpack[Settings],
 ) -> Tensor:
     """Decode latents to images: the ODE from noise to the data.
@@ -82,6 +86,12 @@ def solve(
             called as progress(done, total) with numbers of images, of which a batch under way counts in part.
         callback: Called as callback(step, sigma, xbar) after each step of a batch, see `integrate`. Batches come one
             after another, and one that did not fit comes again.
+        gradients: How gradients are found, where they are on and x_T, the network's parameters or a tensor inside the
+            field need one: "reversible" rebuilds the states of a reversible solver backwards, exactly; "checkpoint"
+            evaluates the network again at each state; "direct" keeps all that the network computes, whose memory grows
+            with the steps. None takes the first of these that the solver has (`Solver.gradients`). Of a reversible
+            solver the last two do its operations in floating point, not exactly. `VectorField.nfe` counts the
+            evaluations of a backward pass too.
         **settings: The solver's own settings, such as rtol; `odeddim.types.Settings` has all of them. Settings that
             only a row of your own has go through its `Solver.with_settings`.
 
@@ -103,7 +113,7 @@ def solve(
     field = load(model)
     plan = planned(field, plan, solver, defaults.SOLVE, steps, grid, end, settings)
     state = _at_the_top(field.schedule, plan, state_dtype(x_T))
-    return _decoded(Batches(field, plan, batch_size, progress, callback), state)
+    return _decoded(Batches(field, plan, batch_size, progress, callback), state, gradients)
 
 
 def encode(
@@ -118,6 +128,7 @@ def encode(
     batch_size: BatchSize = None,
     progress: Progress = False,
     callback: Callback | None = None,
+    gradients: Gradients = None,
     **settings: Unpack[Settings],
 ) -> State:
     """Encode images to their latents: the same ODE, walked along rising noise levels.
@@ -129,7 +140,7 @@ def encode(
         x_0: The images, (B, C, H, W) in [-1, 1], a tensor or a NumPy array, float32 or float64 (smaller dtypes become
             float32).
         solver: A name of `odeddim.solvers.names()`, or a row of your own; not one that adds noise.
-        model, steps, grid, end, plan, batch_size, progress, callback, **settings: As of `solve`.
+        model, steps, grid, end, plan, batch_size, progress, callback, gradients, **settings: As of `solve`.
 
     Returns:
         The State at the grid's last node, σ_T by default: its `.x` has unit variance there. Its `aux` holds what a
@@ -157,7 +168,7 @@ def encode(
 
     def batch(rows: slice, plan: Plan, callback: Callback | None) -> State:
         data = to_data(field, images[rows])
-        return integrate(field, State(data, float(plan.nodes[0])), plan, callback=callback)
+        return integrate(field, State(data, float(plan.nodes[0])), plan, callback=callback, gradients=gradients)
 
     batches = Batches(field, plan, batch_size, progress, callback)
     state = batches.run(batch, len(images), images.device, "encoding", tuple(images.shape[1:]))
@@ -178,6 +189,7 @@ def decode(
     batch_size: BatchSize = None,
     progress: Progress = False,
     callback: Callback | None = None,
+    gradients: Gradients = None,
     **settings: Unpack[Settings],
 ) -> Tensor:
     """Decode a State to images: the inverse direction of `encode`, with any solver.
@@ -189,11 +201,11 @@ def decode(
     Args:
         state: The latents, xbar (B, C, H, W) at the noise level where the grid ends.
         solver: A name of `odeddim.solvers.names()`, or a row of your own.
-        model, steps, grid, end, plan, batch_size, progress, callback, **settings: As of `solve`. What is not given of
-            the run is as the state was encoded (`State.plan`), as in `odeddim decode`. Latents made of others are
-            decoded by the solver of `solve`, and so are a state that was not encoded, and one that was encoded under
-            another condition or by another model (a warning says so): its exact way back leads to the images that
-            were encoded. `end` is always that of the encoding.
+        model, steps, grid, end, plan, batch_size, progress, callback, gradients, **settings: As of `solve`. What is not
+            given of the run is as the state was encoded (`State.plan`), as in `odeddim decode`. Latents made of others
+            are decoded by the solver of `solve`, and so are a state that was not encoded, and one that was encoded
+            under another condition or by another model (a warning says so): its exact way back leads to the images
+            that were encoded. `end` is always that of the encoding.
 
     Returns:
         The images x_0, (B, C, H, W), nominally in [-1, 1] and not clipped, in the state's dtype on the model's device.
@@ -239,7 +251,7 @@ def decode(
         )
     aux = tuple(state_dtype(part) for part in state.aux)
     state = replace(state, xbar=state_dtype(state.xbar), aux=aux)
-    return _decoded(Batches(field, plan, batch_size, progress, callback), state)
+    return _decoded(Batches(field, plan, batch_size, progress, callback), state, gradients)
 
 
 def sample(
@@ -258,6 +270,7 @@ def sample(
     batch_size: BatchSize = None,
     progress: Progress = False,
     callback: Callback | None = None,
+    gradients: Gradients = None,
     **settings: Unpack[OdeSettings],
 ) -> Tensor:
     """Generate images from noise: image i is the same whatever n and the batch are.
@@ -268,7 +281,7 @@ def sample(
             for an `eta` above 0.
         seed: The noise of an image depends on (seed, its index) only.
         eta: DDIM's η between 0 (the ODE) and 1 (DDPM), for the solver "euler" or "ddim-eta"; None for the solver's own.
-        model, steps, grid, end, plan, progress, callback, **settings: As of `solve`.
+        model, steps, grid, end, plan, progress, callback, gradients, **settings: As of `solve`.
         batch_size: As of `solve`; with a batch size the images are put together on the CPU.
         shape: The (C, H, W) of the images, for models that take several sizes or any; by default the model's own.
         start: The index of the first image.
@@ -297,13 +310,14 @@ def sample(
 
     def batch(rows: slice, plan: Plan, callback: Callback | None) -> Tensor:
         fresh = noise(rows.stop - rows.start, where, seed=seed, start=start + rows.start)
-        return to_images(field, integrate(field, _at_the_top(top, plan, fresh), plan, callback=callback).xbar)
+        begin = _at_the_top(top, plan, fresh)
+        return to_images(field, integrate(field, begin, plan, callback=callback, gradients=gradients).xbar)
 
     batches = Batches(field, plan, batch_size, progress, callback)
     return batches.run(batch, n, torch.device("cpu"), "sampling", where)
 
 
-def _decoded(batches: Batches, state: State) -> Tensor:
+def _decoded(batches: Batches, state: State, gradients: Gradients) -> Tensor:
     """The images of latents, batch by batch."""
     field = batches.field
     if batches.size is not None or state.xbar.ndim < 2:
@@ -311,7 +325,7 @@ def _decoded(batches: Batches, state: State) -> Tensor:
 
     def batch(rows: slice, plan: Plan, callback: Callback | None) -> Tensor:
         part = state if batches.size is None else state[rows]
-        return to_images(field, integrate(field, part, plan, callback=callback).xbar)
+        return to_images(field, integrate(field, part, plan, callback=callback, gradients=gradients).xbar)
 
     return batches.run(batch, len(state), state.xbar.device, "decoding", tuple(state.xbar.shape[1:]))
 

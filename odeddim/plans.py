@@ -20,10 +20,11 @@ from torch import Tensor
 from odeddim import foreign_names, solvers
 from odeddim.ode import grids
 from odeddim.ode.field import VectorField
+from odeddim.ode.gradients import field_for, way_of
 from odeddim.ode.schedule import Schedule
 from odeddim.solvers.stochastic import ONLY_DECODES
 from odeddim.storage.atomic import replacing
-from odeddim.types import Field, InputError, Observe, Solver, State, pick
+from odeddim.types import Field, Gradients, InputError, Observe, Solver, State, pick
 
 Grid: TypeAlias = str | Path | Tensor | Sequence[float] | None
 Callback: TypeAlias = Callable[[int, float, Tensor], Any]
@@ -389,12 +390,22 @@ def check_encodes(row: Solver) -> None:
         raise InputError(f"solver {row.name!r} {ONLY_DECODES}")
 
 
-def integrate(field: VectorField | Field, state: State, plan: Plan, *, callback: Callback | None = None) -> State:
+def integrate(
+    field: VectorField | Field,
+    state: State,
+    plan: Plan,
+    *,
+    callback: Callback | None = None,
+    gradients: Gradients = None,
+) -> State:
     """Walk a state along the nodes of a plan: from its first node up, from its last node down.
 
     This is the ODE alone, and the only place that treats the end at σ = 0. Between 0 and its neighbour lies one Euler
     step, as in the paper: x̄ + σ·ε with ε from the step's source. The solver gets the other nodes, all positive; a
-    solver that goes to 0 itself gets all of them. Gradients are off.
+    solver that goes to 0 itself gets all of them.
+
+    Gradients are those of torch: where they are on, and x̄, aux, the network's parameters or a tensor inside the field
+    need one, the result carries it. Otherwise nothing is kept.
 
     Args:
         field: A model, or any function ε = field(σ, x̄), σ () or (B,) float64, x̄ (B, *).
@@ -405,12 +416,14 @@ def integrate(field: VectorField | Field, state: State, plan: Plan, *, callback:
             adaptive solver makes steps of its own; one that gives each image its own steps shows only where the run
             ends, and so do exact-R of a multistep R, upwards, and rows of your own that are not observable. An error
             that the callback raises ends the run.
+        gradients: How gradients are found, see `odeddim.solve`.
 
     Returns:
         The state at the other end of the plan. Its `report` holds what the solver reports of each image.
 
     Raises:
-        InputError: If the state lies elsewhere, or the model does not take it.
+        InputError: If the state lies elsewhere, the model does not take it, or the solver gives no gradients and one
+            is needed.
         BudgetExceeded: If an adaptive solver reaches max_nfe; the error holds the best state so far.
 
     Source:
@@ -431,7 +444,7 @@ def integrate(field: VectorField | Field, state: State, plan: Plan, *, callback:
                 f"{plan.top:.9g}: give a state at one of them"
             )
         sigmas = sigmas.flip(0)
-    return _walk(field, state, sigmas, plan.solver, None if callback is None else _Steps(callback))
+    return _walk(field, state, sigmas, plan.solver, None if callback is None else _Steps(callback), gradients)
 
 
 class _Steps:
@@ -443,20 +456,30 @@ class _Steps:
 
     def __call__(self, sigma: float, xbar: Tensor) -> None:
         self.made += 1
-        self.callback(self.made, sigma, xbar.clone())
+        with torch.no_grad():
+            self.callback(self.made, sigma, xbar.clone())
 
 
-def _walk(field: VectorField | Field, state: State, sigmas: Tensor, solver: Solver, observe: Observe | None) -> State:
+def _walk(
+    field: VectorField | Field,
+    state: State,
+    sigmas: Tensor,
+    solver: Solver,
+    observe: Observe | None,
+    gradients: Gradients,
+) -> State:
     field, state = _ready(field, replace(state, report={}))
+    way = way_of(solver, gradients)
+    field = field_for(field, state, solver, way)
 
     def shown(reached: State) -> State:
         if observe is not None:
             observe(reached.sigma, reached.xbar)
         return reached
 
-    with torch.no_grad():
+    with torch.set_grad_enabled(torch.is_grad_enabled() and way is not None):
         if solver.to_zero:
-            return shown(solver.walk(field, state, sigmas, observe))
+            return shown(solver.walk(field, state, sigmas, observe, way))
         leaves_zero = float(sigmas[0]) == 0
         if leaves_zero:
             state = shown(_euler(field, state, sigmas[0], sigmas[1]))
@@ -464,7 +487,7 @@ def _walk(field: VectorField | Field, state: State, sigmas: Tensor, solver: Solv
         lands_on_zero = float(sigmas[-1]) == 0
         inner = sigmas[:-1] if lands_on_zero else sigmas
         if len(inner) > 1:
-            state = shown(solver.walk(field, state, inner, observe))
+            state = shown(solver.walk(field, state, inner, observe, way))
         if lands_on_zero:
             state = shown(_euler(field, state, sigmas[-2], sigmas[-1]))
     if "evaluations" in state.report and leaves_zero + lands_on_zero:

@@ -17,7 +17,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict
 
 from odeddim import foreign_names
 
@@ -33,7 +33,16 @@ Field = Callable[["Tensor", "Tensor"], "Tensor"]
 RunFunction = Callable[..., "State"]
 """state = run(field, state, sigmas, **settings): integrates from sigmas[0] to sigmas[-1]; sigmas (N+1,) float64 > 0.
 
-It is called with gradients off (`odeddim.plans.integrate` sees to it)."""
+Whether gradients are on is up to `odeddim.plans.integrate`: a row that is not `differentiable` is always called with
+gradients off."""
+
+Way: TypeAlias = Literal["reversible", "checkpoint", "direct"]
+"""A way to gradients, see `Gradients`."""
+
+Gradients: TypeAlias = Way | None
+"""How a run gets its gradients: "reversible" rebuilds the states of a reversible solver backwards, "checkpoint"
+evaluates the network again at each stored state, "direct" keeps all that the network computes; None: as suits the
+solver."""
 
 Observe = Callable[[float, "Tensor"], Any]
 """observe(sigma, xbar): what a run calls at each node between its first and its last, with x̄ (B, *) there."""
@@ -360,6 +369,10 @@ class Solver:
             state is float32.
         observable: The run takes a further keyword, observe=, an `Observe` or None: see `walk`.
         formula: A step in (x̄, σ), in the notation of the manual's page of solvers, which prints it.
+        differentiable: Gradients go through a run: it is made of torch's operations, none of which changes in place an
+            x̄ that the field was evaluated at.
+        rebuilds: The run takes a further keyword, gradients=, one of `gradients` or None, and rebuilds its states
+            backwards for the first of them.
 
     Example:
         >>> row = odeddim.solvers.get("belm")
@@ -392,6 +405,8 @@ class Solver:
     growth: Callable[..., Growth] | None = None
     observable: bool = False
     formula: str = ""
+    differentiable: bool = True
+    rebuilds: bool = False
 
     def __post_init__(self) -> None:
         if self.adaptive and self.nfe is not None:
@@ -405,11 +420,25 @@ class Solver:
         if unknown := {*self.limits, *self.chosen} - set(self.settings):
             raise ValueError(f"solver {self.name!r} has no setting {min(unknown)!r}, which its limits or chosen name")
 
+    @property
+    def gradients(self) -> tuple[Way, ...]:
+        """The ways to gradients through a run, the usual one first (see `Gradients`); empty if there is none."""
+        if not self.differentiable:
+            return ()
+        return ("reversible", "checkpoint", "direct") if self.rebuilds else ("checkpoint", "direct")
+
     def evaluations(self, steps: int) -> int | None:
         """Evaluations per image for this many steps, or None if they depend on the data."""
         return None if self.nfe is None else self.nfe * steps + sum(self.warmup[:steps])
 
-    def walk(self, field: Field, state: State, sigmas: Tensor, observe: Observe | None = None) -> State:
+    def walk(
+        self,
+        field: Field,
+        state: State,
+        sigmas: Tensor,
+        observe: Observe | None = None,
+        gradients: Gradients = None,
+    ) -> State:
         """Do the run, and show it to an observer at each node between the first and the last.
 
         An adaptive row has nodes of its own, the ends of the steps that it has accepted. A row that is not observable
@@ -418,13 +447,17 @@ class Solver:
         Args:
             field, state, sigmas: See `RunFunction`.
             observe: The observer. It must not change the x̄ that it gets, nor keep it without a copy.
+            gradients: The way to gradients, for a row that rebuilds its states.
 
         Returns:
             The state at sigmas[-1], the same bits with and without an observer.
         """
-        if observe is None or not self.observable:
-            return self.run(field, state, sigmas)
-        return self.run(field, state, sigmas, observe=observe)
+        more: dict[str, Any] = {}
+        if observe is not None and self.observable:
+            more["observe"] = observe
+        if gradients is not None and self.rebuilds:
+            more["gradients"] = gradients
+        return self.run(field, state, sigmas, **more)
 
     def with_settings(self, **settings: Any) -> Solver:
         """This row with some of its settings fixed.

@@ -72,13 +72,17 @@ class Registers:
     """The operations of a run in exact arithmetic, forwards and backwards.
 
     The registers are int64 tensors: x̄ over a common scale, in units of `quantum`. The scale takes up the determinants
-    of the mixtures. What is left of each mixture is three shears, which are exact in both directions.
+    of the mixtures. What is left of each mixture is three shears, which are exact in both directions. Runs with
+    gradients have registers of their own (`odeddim.solvers._gradients`).
 
     Args:
         moves: The operations.
         nodes: The noise levels of the run, σ = 0 among them where the run reaches it.
         single: Whether the state is float32. The registers then have 51 bits instead of 62.
     """
+
+    exact = True
+    """Whether the numbers of a run are checked to be exact in the dtype of its state."""
 
     def __init__(self, moves: Moves, nodes: Sequence[float], *, single: bool) -> None:
         self.output = moves.output
@@ -99,7 +103,7 @@ class Registers:
         self.quantum = 2.0 ** (math.ceil(math.log2(bound / smallest)) - self.bits)
         inner = set(nodes[1:-1])
         self.nodes = {  # of a run, between its first and its last
-            after[it.operations][0]: (it.sigma, it.register, after[it.operations][1] * self.quantum)
+            after[it.operations][0]: (it.sigma, it.register, after[it.operations][1])
             for it in moves.reached
             if it.sigma in inner
         }
@@ -122,7 +126,7 @@ class Registers:
     def run(
         self, field: Field, registers: list[Tensor], back: bool, asked: Asked, observe: Observe | None = None
     ) -> None:
-        """Do all operations in place, or undo them.
+        """Do all operations, or undo them.
 
         Args:
             field: ε(σ, x̄).
@@ -138,29 +142,43 @@ class Registers:
         for n, step in reversed(steps) if back else steps:
             register = registers[step.register]
             if isinstance(step, Flip):
-                register.neg_()
+                register = self._negated(register)
             else:
                 if isinstance(step, Shear):
                     change = registers[1 - step.register].double() * step.factor
                 else:
                     change = self._answer(field, step, registers, asked) * (step.factor / self.quantum)
-                register.add_(self._whole(change), alpha=-1 if back else 1)
+                register = self._added(register, self._whole(change), -1 if back else 1)
                 self._check(register)
+            registers[step.register] = register
             asked.pop(step.register, None)
             if observe is not None and (node := self.nodes.get(n - 1 if back else n)):
-                sigma, place, unit = node
-                observe(sigma, registers[place].double() * unit)
+                sigma, place, scale = node
+                observe(sigma, registers[place].double() * (scale * self.quantum))
 
     def _answer(self, field: Field, push: Push, registers: list[Tensor], asked: Asked) -> Tensor:
         """ε, or the increment of the kick's solver, of the other register."""
         kick, place = push.kick, 1 - push.register
-        source = registers[place].double() * (push.scale * self.quantum * kick.ratio)
-        if kick.base is not None:
-            nodes = source.new_tensor([kick.sigma, kick.end], device="cpu")
-            return kick.base.run(field, State(source, kick.sigma), nodes).xbar - source
-        if kick.ratio != 1:  # not what the register holds: nothing to keep
-            return field(source.new_tensor(kick.sigma, device="cpu"), source)
-        return _ask(field, asked, place, kick.sigma, source)
+        source = self.source(push, registers)
+        if kick.base is not None or kick.ratio != 1:  # not what the register holds: nothing to keep
+            return answer(field, kick, source)
+        return self.ask(field, asked, place, kick.sigma, source)
+
+    def source(self, push: Push, registers: list[Tensor]) -> Tensor:
+        """What a kick computes from, (B, *) float64: the register that it leaves alone, in its scale."""
+        return registers[1 - push.register].double() * (push.scale * self.quantum * push.kick.ratio)
+
+    def ask(self, field: Field, asked: Asked, place: int, sigma: float, source: Tensor) -> Tensor:
+        """ε of the source, which is what the register at this place holds; asked once as long as it stays."""
+        if place not in asked or asked[place][0] != sigma:
+            asked[place] = sigma, field(source.new_tensor(sigma, device="cpu"), source)
+        return asked[place][1]
+
+    def _negated(self, register: Tensor) -> Tensor:
+        return register.neg_()
+
+    def _added(self, register: Tensor, change: Tensor, sign: int) -> Tensor:
+        return register.add_(change, alpha=sign)
 
     def _check(self, values: Tensor) -> None:
         """Raises InputError unless an int64 has room for the sum of two such values."""
@@ -174,16 +192,31 @@ class Registers:
         self._check(values)
         return values.round().to(torch.int64)
 
+    def rounded(self, values: Tensor, grain: float) -> Tensor:
+        """The nearest multiples of the grain, in float64."""
+        return values.double().div(grain).round_().mul_(grain)
+
     def read(self, xbar: Tensor, scale: float = 1.0) -> Tensor:
         """The register for x̄ (B, *), int64 in units of scale·quantum."""
+        return self._integer(xbar, scale)
+
+    def _integer(self, xbar: Tensor, scale: float) -> Tensor:
         return self._whole(xbar.double() / (scale * self.quantum))
+
+    def joined(self, high: Tensor, low: Tensor) -> Tensor:
+        """The register of the two tensors that `show` has made of it."""
+        return self.read(high, self.scale) + self.read(low, self.scale)
+
+    def value(self, register: Tensor) -> Tensor:
+        """A register at the beginning of the run, where its scale is 1, as x̄ (B, *) float64."""
+        return register.double() * self.quantum
 
     def show(self, register: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A register at the end of the run as two tensors of this dtype, whose sum is its exact value."""
         unit = self.scale * self.quantum
         high = (register.double() * unit).to(dtype)
-        low = register - self.read(high, self.scale)
-        if float(low.abs().max()) > 2.0**LOW_BITS:
+        low = register - self._integer(high, self.scale)
+        if float(low.detach().abs().max()) > 2.0**LOW_BITS:
             raise InputError(UNSTABLE)
         return high, (low.double() * unit).to(dtype)
 
@@ -193,16 +226,12 @@ class Registers:
         return max(self.quantum, 2.0 ** (math.ceil(math.log2(64 * sorted(nodes)[1])) - 24)) if at_zero else self.quantum
 
 
-def _ask(field: Field, asked: Asked, place: int, sigma: float, source: Tensor) -> Tensor:
-    """ε of the source, which is what the register at this place holds; asked once as long as it stays."""
-    if place not in asked or asked[place][0] != sigma:
-        asked[place] = sigma, field(source.new_tensor(sigma, device="cpu"), source)
-    return asked[place][1]
-
-
-def _rounded(values: Tensor, grain: float) -> Tensor:
-    """The nearest multiples of the grain, in float64."""
-    return values.double().div(grain).round_().mul_(grain)
+def answer(field: Field, kick: Kick, source: Tensor) -> Tensor:
+    """What a kick computes from its source: ε, or the increment of its solver."""
+    if kick.base is None:
+        return field(source.new_tensor(kick.sigma, device="cpu"), source)
+    nodes = source.new_tensor([kick.sigma, kick.end], device="cpu")
+    return kick.base.run(field, State(source, kick.sigma), nodes).xbar - source
 
 
 def account(nodes: Sequence[float], single: bool, *, moves: Callable[..., Moves], **settings: Any) -> Growth:
@@ -262,6 +291,7 @@ def run(
     *,
     name: str,
     moves: Callable[..., Moves],
+    bank: type[Registers] = Registers,
     observe: Observe | None = None,
     **settings: Any,
 ) -> State:
@@ -278,6 +308,7 @@ def run(
         sigmas: Noise levels (N+1,) float64, rising or falling; the lowest may be 0.
         name: The name of the row, by which states are kept.
         moves: moves(nodes, **settings) makes the operations over the positive nodes.
+        bank: What does the operations.
         observe: What is shown x̄ at each node between the first and the last.
         **settings: The settings of the row.
 
@@ -290,15 +321,13 @@ def run(
     """
     import torch
 
-    dtype, single = state.xbar.dtype, state.xbar.dtype == torch.float32
-    nodes = sigmas.tolist()
+    single, nodes = state.xbar.dtype == torch.float32, sigmas.tolist()
     if state.kept.startswith(f"{name} "):
         made = moves(_positive(nodes[::-1]), **settings)
         # A float32 state as float64 has lost nothing: its way back is the same.
         for halves in (single,) if single else (False, True):
             if state.kept == _kept(name, made, nodes[::-1], halves):
-                bank = Registers(made, nodes, single=halves)
-                return _back(field, state, sigmas, bank, bank.grain(nodes, halves), observe)
+                return _back(field, state, sigmas, bank(made, nodes, single=halves), halves, observe)
         warnings.warn(
             f"the latents are from {state.kept!r}, and this run of {name} has other nodes, settings or dtype: it "
             "starts from x̄ alone and does not come back exactly",
@@ -306,18 +335,25 @@ def run(
         )
     made = moves(_positive(nodes), **settings)
     _check(name, made, nodes, single)
-    bank = Registers(made, nodes, single=single)
-    grain = bank.grain(nodes, single)
-    begin = _rounded(state.xbar, grain)
+    return _fresh(field, state, sigmas, bank(made, nodes, single=single), observe, _kept(name, made, nodes, single))
+
+
+def _fresh(field: Field, state: State, sigmas: Tensor, bank: Registers, observe: Observe | None, kept: str) -> State:
+    """A run that begins with x̄ alone; `kept` is for the state at its end."""
+    import torch
+
+    dtype, nodes = state.xbar.dtype, sigmas.tolist()
+    grain = bank.grain(nodes, dtype == torch.float32)
+    begin = bank.rounded(state.xbar, grain)
     remainder = state.xbar.double() - begin
     xbar, asked = begin, Asked()
     lacking: tuple[Tensor, ...] = ()
     if nodes[0] == 0:
-        xbar = begin + _rounded(field(sigmas[0], begin) * nodes[1], bank.quantum)
+        xbar = begin + bank.rounded(field(sigmas[0], begin) * nodes[1], bank.quantum)
         if observe is not None and len(nodes) > 2:
             observe(nodes[1], xbar.to(dtype))
         slope = field(sigmas[1], xbar)
-        lacking = (begin - _rounded(xbar - slope * nodes[1], grain),)
+        lacking = (begin - bank.rounded(xbar - slope * nodes[1], grain),)
         asked = dict.fromkeys((0, 1), (nodes[1], slope))
     registers = [bank.read(xbar), bank.read(xbar)]
     bank.run(field, registers, False, asked, _in_dtype(observe, dtype))
@@ -325,13 +361,13 @@ def run(
     if nodes[-1] == 0:
         xbar = output[0].double() + output[1]
         return State((xbar - field(sigmas[-2], xbar) * nodes[-2]).to(dtype), 0.0)
-    if any(not torch.equal(part.to(dtype).double(), part) for part in (*lacking, remainder)):
+    if bank.exact and any(not torch.equal(part.to(dtype).double(), part) for part in (*lacking, remainder)):
         raise InputError(UNSTABLE)
     aux = (output[1], *other, *(part.to(dtype) for part in (*lacking, remainder)))
-    return State(output[0], nodes[-1], aux, _kept(name, made, nodes, single))
+    return State(output[0], nodes[-1], aux, kept)
 
 
-def _back(field: Field, state: State, sigmas: Tensor, bank: Registers, grain: float, observe: Observe | None) -> State:
+def _back(field: Field, state: State, sigmas: Tensor, bank: Registers, single: bool, observe: Observe | None) -> State:
     """The way back to the state from which `state` came."""
     parts = (state.xbar, *state.aux)
     count = 5 + (float(sigmas[-1]) == 0)
@@ -340,14 +376,14 @@ def _back(field: Field, state: State, sigmas: Tensor, bank: Registers, grain: fl
             f"the state's aux does not belong to {state.kept!r}, which has {count - 1} finite tensors of the shape of "
             "xbar: leave out aux and kept, and the run starts from x̄ alone"
         )
-    output, other = (bank.read(parts[k], bank.scale) + bank.read(parts[k + 1], bank.scale) for k in (0, 2))
+    output, other = bank.joined(*parts[:2]), bank.joined(*parts[2:4])
     registers = [output, other] if bank.output == 0 else [other, output]
     asked = Asked()
     bank.run(field, registers, True, asked, _in_dtype(observe, state.xbar.dtype))
-    xbar = registers[0].double() * bank.quantum
+    xbar = bank.value(registers[0])
     if float(sigmas[-1]) == 0:
-        sigma = float(sigmas[-2])
-        xbar = _rounded(xbar - _ask(field, asked, 0, sigma, xbar) * sigma, grain) + parts[-2].double()
+        sigma, grain = float(sigmas[-2]), bank.grain(sigmas.tolist(), single)
+        xbar = bank.rounded(xbar - bank.ask(field, asked, 0, sigma, xbar) * sigma, grain) + parts[-2].double()
     return State((xbar + parts[-1]).to(state.xbar.dtype), float(sigmas[-1]))
 
 

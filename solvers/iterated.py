@@ -264,6 +264,7 @@ def exact(row: Solver) -> Solver:
         settings=defaults_of(iterated, "accuracy", "max_nfe"),
         reference=f"decodes as {row.name}, encodes by its inverse: {source}",
         formula=ONE_STEP if row.onestep else WHOLE_RUN,
+        differentiable=False,
     )
 
 

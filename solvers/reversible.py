@@ -7,13 +7,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from odeddim.solvers import onestep, torchdiffeq_
+from odeddim.solvers import _registers, onestep, torchdiffeq_
 from odeddim.solvers._operations import Kick, Mix, Moves, Operation, Reached
-from odeddim.solvers._registers import account, run
+from odeddim.solvers._registers import account
 from odeddim.solvers._settings import defaults_of
-from odeddim.types import Depends, InputError, Solver
+from odeddim.types import Depends, Field, Gradients, InputError, Solver, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def two_step(nodes: Sequence[float], *, neighbour: Callable[[float, float, float], float]) -> Moves:
@@ -208,6 +211,26 @@ def _operations(nodes: Sequence[float], *, moves: Callable[..., Moves], **settin
     return moves(nodes, **settings).operations
 
 
+def run(field: Field, state: State, sigmas: Tensor, *, gradients: Gradients = None, **how: Any) -> State:
+    """A reversible run: see `odeddim.solvers._registers.run`.
+
+    Args:
+        field, state, sigmas, **how: As there.
+        gradients: None for a run without any; "reversible" for the same bits with gradients; "checkpoint" or "direct"
+            for the same operations in float64 numbers, whose results are equal up to rounding.
+
+    Returns:
+        The state at sigmas[-1], with what its way back needs in `aux`.
+    """
+    if gradients is None:
+        return _registers.run(field, state, sigmas, **how)
+    from odeddim.solvers import _gradients
+
+    if gradients == "reversible":
+        return _registers.run(_gradients.Traced(field), state, sigmas, bank=_gradients.Rebuilt, **how)
+    return _registers.run(field, state, sigmas, bank=_gradients.Reals, **how)
+
+
 def reversible_row(
     name: str,
     moves: Callable[..., Moves],
@@ -216,15 +239,15 @@ def reversible_row(
     reference: str,
     formula: str,
     *settings: str,
-    grid: str = "log",
-    warmup: tuple[int, ...] = (),
+    **declared: Any,
 ) -> Solver:
     """A row that does the operations of a moves.
 
     Args:
-        name: See `Solver`, as for order, nfe, reference, formula, grid and warmup.
+        name: See `Solver`, as for order, nfe, reference and formula.
         moves: moves(nodes, **settings) makes the operations; the nodes are positive, rising or falling.
         *settings: The keyword arguments of `moves` that are settings of the row.
+        **declared: Further fields of the row.
 
     Returns:
         The row, with its instructions and the growth of its rounding errors.
@@ -242,9 +265,9 @@ def reversible_row(
         to_zero=True,
         reference=reference,
         formula=formula,
-        grid=grid,
-        warmup=warmup,
+        rebuilds=True,
         settings=defaults_of(moves, *settings),
+        **declared,
     )
 
 
@@ -264,7 +287,8 @@ def mccallum_foster(base: Solver) -> Solver:
         raise InputError(f"{base.name!r} cannot be coupled: give a one-step solver with a fixed number of evaluations")
     moves = functools.partial(coupled, base=base)
     reference = f"McCallum & Foster 2024, arXiv 2410.11648, over `{base.name}`"
-    return reversible_row(f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, COUPLED, "coupling")
+    row = reversible_row(f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, COUPLED, "coupling")
+    return row if base.differentiable else replace(row, differentiable=False)
 
 
 TWO_STEP = "x̄ₙ₊₁ = a·x̄ₙ₋₁ + (1 - a)·x̄ₙ + (hₙ + a·hₙ₋₁)·εₙ"

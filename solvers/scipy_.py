@@ -125,7 +125,8 @@ uₙ₊₁: the polynomial through the last k + 1 points, at τₙ₊₁
 def _row(name: str, method: str, order: int, reference: str, formula: str, **settings: Any) -> Solver:
     run = functools.partial(ivp, method=method, **settings)
     source = f"{reference}; scipy.integrate.{method}"
-    return adaptive_row(name, run, order, source, f"{formula.strip()}\n{IN_LOG}", family="scipy", one_by_one=True)
+    shared: dict[str, Any] = {"family": "scipy", "one_by_one": True, "differentiable": False}
+    return adaptive_row(name, run, order, source, f"{formula.strip()}\n{IN_LOG}", **shared)
 
 
 ROWS = (

@@ -98,7 +98,7 @@ def ddim(
         raise InputError(
             f"η = {eta} is out of range: η must be at least 0, and values up to 1 are possible on every grid"
         )
-    xbar = state.xbar.clone()
+    xbar = state.xbar
     for n, (here, there) in enumerate(pairwise(nodes)):
         if observe is not None and n > 0:
             observe(here, xbar)
@@ -107,7 +107,7 @@ def ddim(
         weight = eta * there * math.sqrt(fresh)
         if larger and there > 0:
             weight = math.sqrt(fresh * (1 + there**2) / (1 + 1 / here**2))  # σ̂_t/√α_{t-1}
-        xbar.add_(field(sigmas[n], xbar), alpha=direction - here)
+        xbar = xbar.add(field(sigmas[n], xbar), alpha=direction - here)  # not in place: gradients need what ε is of
         if weight > 0:
             xbar.add_(noise(len(xbar), xbar.shape[1:], seed=seed, start=first, step=n + 1).to(xbar), alpha=weight)
     return State(xbar, nodes[-1])

@@ -271,13 +271,19 @@ def _fixed(
         grid=grid,
         reference=f"{reference}; torchdiffeq 0.2.5",
         formula=formula,
+        differentiable=False,
     )
 
 
 def _adaptive(name: str, order: int, reference: str, formula: str, **settings: Any) -> Solver:
     run = functools.partial(adaptive, method=name.replace("-", "_"), **settings)
     source = f"{reference}; torchdiffeq 0.2.5"
-    shared: dict[str, Any] = {"family": "torchdiffeq adaptive", "shares_steps": True, "observable": True}
+    shared: dict[str, Any] = {
+        "family": "torchdiffeq adaptive",
+        "shares_steps": True,
+        "observable": True,
+        "differentiable": False,
+    }
     return adaptive_row(name, run, order, source, formula, **shared)
 
 

@@ -69,6 +69,7 @@ Rungs = Mapping[int, Plan]
 """Plans of one solver by their numbers of steps, rising: what a tolerance tries, one after the other."""
 
 
+@torch.no_grad()
 def certify(
     x_0: Tensor,
     solver: str | Solver = defaults.ENCODE,

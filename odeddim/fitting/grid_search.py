@@ -115,6 +115,7 @@ def computed_grid(
     return compute(load(model), images, solver, steps, end=end, settings=settings).best.nodes
 
 
+@torch.no_grad()
 def compute(
     field: VectorField,
     images: Tensor,
@@ -232,8 +233,7 @@ class _Trace:
 
             x = batch.to(field.device or batch.device, torch.promote_types(batch.dtype, torch.float32))
             state = integrate(watched, State(x, float(fine.nodes[0])), fine)
-            with torch.no_grad():
-                watched(top[0], state.xbar)
+            watched(top[0], state.xbar)
             latents.append(state.xbar)
             found.append(seen)
         sigmas = sorted(sigma for sigma in found[0] if sigma > 0)

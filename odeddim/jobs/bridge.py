@@ -51,6 +51,7 @@ class Crossed(Outcome):
         return f"cycle error{those} (rms, images in [-1, 1]): median {middle:.3g}, worst {worst:.3g} ({name})"
 
 
+@torch.no_grad()
 def bridge(
     images: Images,
     output: str | Path | Pictures,

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from odeddim.api import Model, to_images
 from odeddim.checks.certificate import decode_to
 from odeddim.jobs.decoding import decoding_of
@@ -23,6 +25,7 @@ from odeddim.storage.outputs import Pictures, open_output
 from odeddim.storage.prefetch import ahead
 
 
+@torch.no_grad()
 def decode(
     latents: str | Path,
     output: str | Path | Pictures,

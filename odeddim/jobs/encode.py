@@ -43,6 +43,7 @@ from odeddim.storage.workers import rank
 from odeddim.types import InputError, State
 
 
+@torch.no_grad()
 def encode(
     images: Images,
     output: str | Path,

@@ -40,6 +40,7 @@ AT_ONCE = 64  # tiles whose nearest latents are found in one reading of the file
 LARGEST = 64_000_000  # bytes of a page, beyond which browsers are slow to open it
 
 
+@torch.no_grad()
 def explore(
     latents: str | Path,
     output: str | Path,

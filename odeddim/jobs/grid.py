@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from odeddim import defaults
 from odeddim.api import Model
 from odeddim.fitting.grid_search import ComputedGrid, compute, most_evaluations, own_plan
@@ -38,6 +40,7 @@ class Computed(Outcome):
     title: str
 
 
+@torch.no_grad()
 def grid(
     images: Images,
     output: str | Path,

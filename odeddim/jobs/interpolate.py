@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from odeddim.jobs.combining import Drawing
 from odeddim.jobs.sample import check_amount
 from odeddim.jobs.waiting import wait_for
@@ -19,6 +21,7 @@ KINDS = {"line": 2, "grid": 4, "loop": None}
 """The kinds of paths, and the number of latents that each needs; None for any."""
 
 
+@torch.no_grad()
 def interpolate(
     latents: str | Path,
     between: Sequence[int],

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from odeddim import defaults
@@ -30,6 +31,7 @@ class Latents(LatentFile):
     Use it as a context manager, or `close` it. Rows are read when they are needed, and checked against their checksums.
     """
 
+    @torch.no_grad()
     def decode(
         self,
         rows: int | slice = slice(None),
@@ -89,6 +91,7 @@ def open(path: str | Path) -> Latents:
     return Latents(Path(path))
 
 
+@torch.no_grad()
 def save(
     state: State,
     path: str | Path,

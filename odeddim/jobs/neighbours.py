@@ -79,6 +79,7 @@ class _Places(list[_Place]):
         return replace(state, report={"distance": distances})
 
 
+@torch.no_grad()
 def neighbours(
     latents: str | Path,
     of: Sequence[int] | None = None,

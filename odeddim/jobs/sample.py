@@ -10,6 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from odeddim import defaults
 from odeddim.api import Model, with_noise
 from odeddim.api import sample as sample_batch
@@ -29,6 +31,7 @@ from odeddim.storage.sheets import Captions
 from odeddim.types import InputError
 
 
+@torch.no_grad()
 def sample(
     count: int,
     output: str | Path | Pictures,

@@ -85,6 +85,7 @@ class Direction:
         check_place(self.keep, latents, suffixes=SUFFIXES)
 
 
+@torch.no_grad()
 def shift(
     latents: str | Path,
     direction: Direction,

@@ -62,6 +62,7 @@ class Verified:
         return {name: float(torch.median(values)) for name, values in known.items() if len(values)}
 
 
+@torch.no_grad()
 def verify(
     latents: str | Path,
     images: Images = None,

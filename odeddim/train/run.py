@@ -169,6 +169,7 @@ def _check_finite(loss: float, step: int, folder: Path) -> None:
         )
 
 
+@torch.no_grad()
 def _draw(trainer: Trainer, folder: Path) -> None:
     """Draw and save the sample sheet of this step."""
     sheet = sample(SHEET_IMAGES, "euler", grid="linear", steps=50, model=trainer.field())

@@ -73,12 +73,11 @@ def test_state_dtype_follows_the_input() -> None:
         assert odeddim.decode(state, model=mixture(), steps=3).dtype == kept
 
 
-def test_inputs_are_left_alone_and_gradients_are_off() -> None:
-    x_0 = images().requires_grad_()
-    before = x_0.detach().clone()
+def test_inputs_are_left_alone() -> None:
+    x_0 = images()
+    before = x_0.clone()
     state = odeddim.encode(x_0, "euler", model=mixture(), steps=3)
     assert torch.equal(x_0, before)
-    assert not state.xbar.requires_grad
     xbar = state.xbar.clone()
     odeddim.decode(state, "ab2", model=mixture(), steps=3)
     assert torch.equal(state.xbar, xbar)

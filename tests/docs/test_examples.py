@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -50,8 +51,22 @@ def test_it_is_short_and_says_what_it_shows_and_how_to_run_it(path: Path) -> Non
     assert f"examples/{path.name}" in (ROOT / "docs" / "notebooks" / "index.md").read_text(encoding="utf-8")
 
 
-def test_there_are_three() -> None:
-    assert [path.name for path in SCRIPTS] == ["invert_and_edit.py", "own_network.py", "toy_2d.py"]
+def test_there_are_four() -> None:
+    names = ["invert_and_edit.py", "latent_optimisation.py", "own_network.py", "toy_2d.py"]
+    assert [path.name for path in SCRIPTS] == names
+
+
+@pytest.mark.parametrize("rounds", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_latent_optimisation_changes_what_is_seen(example: Example, rounds: int) -> None:
+    """After 50 rounds the class is the one asked for; after a few the image has begun to change."""
+    before, after = example("latent_optimisation.py", "--to", "Bag", "--rounds", rounds).splitlines()
+    assert re.match(r"before: (?!Bag)\w+ 9\d\.\d%|before: (?!Bag)\w+ 100\.0%", before)
+    assert rounds < 50 or re.match(r"after:  Bag (9\d\.\d|100\.0)%", after)
+    drawn = picture("latent_optimisation.png")
+    assert drawn.shape == (285, 1350, 3)
+    sixth = 1350 // 6
+    first, last = (drawn[60:, k * sixth + 30 : (k + 1) * sixth - 30].astype(int) for k in (0, 5))
+    assert np.abs(first - last).mean() > (20 if rounds == 50 else 0.5)
 
 
 def test_toy_2d_draws_the_flow_in_many_colours(example: Example) -> None:

@@ -119,6 +119,9 @@ LINES, BODY, PARAMETERS = 400, 60, 10  # of a file and of a function, without do
 LONGER = {
     "odeddim.jobs.encode.encode": "what to encode, how to prepare it, how to run, and what to find out",
     "odeddim.jobs.grid.grid": "what to measure on, how to prepare it, what to compute, and where",
+    "odeddim.api.solve": "what to decode, how to run, what to show of it, and gradients",
+    "odeddim.api.encode": "what odeddim.solve takes",
+    "odeddim.api.decode": "what odeddim.solve takes",
     "odeddim.api.sample": "what odeddim.solve takes, and the noise",
     "odeddim.models.networks.adm.ADM.__init__": "the settings that its checkpoints come with, one by one",
     "odeddim.models.networks.unet.UNet.__init__": "the settings that its checkpoints come with, one by one",

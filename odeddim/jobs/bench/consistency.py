@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from odeddim.bench import consistency as bench
 from odeddim.bench import defaults
 from odeddim.bench.features import Features
@@ -15,6 +17,7 @@ from odeddim.bench.work_precision import references
 from odeddim.jobs.bench.workbench import Session, Workbench
 
 
+@torch.no_grad()
 def consistency(
     workbench: Workbench,
     *,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from odeddim.bench import defaults
 from odeddim.bench import interpolation as bench
 from odeddim.bench.harness import expected
@@ -12,6 +14,7 @@ from odeddim.bench.tables import Table
 from odeddim.jobs.bench.workbench import Session, Workbench
 
 
+@torch.no_grad()
 def interpolation(
     workbench: Workbench,
     *,

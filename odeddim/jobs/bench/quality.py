@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from odeddim.bench import defaults
 from odeddim.bench import quality as bench
 from odeddim.bench.features import Features
@@ -21,6 +23,7 @@ from odeddim.storage.sources import Images, place_of
 from odeddim.types import InputError
 
 
+@torch.no_grad()
 def quality(
     workbench: Workbench,
     *,

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from odeddim.api import to_data
@@ -18,6 +19,7 @@ from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of
 
 
+@torch.no_grad()
 def reconstruction(
     workbench: Workbench,
     images: Images = None,

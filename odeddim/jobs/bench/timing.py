@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from odeddim.bench import defaults
 from odeddim.bench import timing as bench
 from odeddim.bench.harness import expected
@@ -14,6 +16,7 @@ from odeddim.storage.workers import rank
 from odeddim.types import InputError
 
 
+@torch.no_grad()
 def timing(
     workbench: Workbench,
     *,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from odeddim.bench import cheapest as search
 from odeddim.bench import defaults
 from odeddim.bench import work_precision as bench
@@ -14,6 +16,7 @@ from odeddim.jobs.bench.workbench import Session, Workbench, chosen
 from odeddim.plans import Plan
 
 
+@torch.no_grad()
 def work_precision(
     workbench: Workbench,
     *,
@@ -66,6 +69,7 @@ def work_precision(
     return session.deliver(table)
 
 
+@torch.no_grad()
 def find(
     workbench: Workbench,
     error: float,

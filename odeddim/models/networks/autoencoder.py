@@ -91,8 +91,7 @@ class Autoencoder:
         return z
 
     def _each(self, batch: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        with torch.no_grad():
-            rows = [function(row[None].to(self._scale.device, torch.float32)) for row in batch]
+        rows = [function(row[None].to(self._scale.device, torch.float32)) for row in batch]
         return torch.cat(rows).to(batch.dtype)
 
 
