@@ -302,6 +302,15 @@ class Plan:
             raise InputError(f"the plan {path} cannot be read ({error.strerror}): check its path and rights") from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is no plan: make one with `Plan.save` or `odeddim grid`") from error
+        return cls.from_dict(content, str(path))
+
+    @classmethod
+    def from_dict(cls, content: Any, path: str) -> Plan:
+        """The plan of the content of a file, as `to_dict` gives it; `path` is the file, for messages.
+
+        Raises:
+            InputError: As of `load`.
+        """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(f"{path} is no plan: make one with `Plan.save` or `odeddim grid`")
         kinds = {"solver": str, "settings": dict, "grid": str, "end": str, "nodes": list}

@@ -248,8 +248,8 @@ Instructions = Callable[..., "Sequence[Instruction]"]
 """list = instructions(nodes, **settings): the arithmetic of a run over these nodes, all positive."""
 
 Transition = Callable[..., "tuple[float, float]"]
-"""weight, deviation = transition(here, there, **settings): a step from σ = here to σ = there draws x̄ there from the normal
-distribution with mean x̄ + weight·ε(x̄, here) and this standard deviation, which is 0 for a step without noise."""
+"""weight, deviation = transition(here, there, **settings): a step from σ = here to σ = there draws x̄ there from the
+normal distribution with mean x̄ + weight·ε(x̄, here) and this standard deviation, 0 for a step without noise."""
 
 
 @dataclass(frozen=True)
@@ -441,8 +441,8 @@ class Solver:
             **settings: Values by name, such as rtol=1e-6. A value of None leaves that setting as it is.
 
         Returns:
-            A row whose `run`, `instructions`, `growth` and `transition` use these values. Its `chosen` names them, beside those fixed
-            before; a value fixed again replaces the one before.
+            A row whose `run`, `instructions`, `growth` and `transition` use these values. Its `chosen` names them,
+            beside those fixed before; a value fixed again replaces the one before.
 
         Raises:
             InputError: For a setting that the row does not have, and for a value of another type than its default.

@@ -5,11 +5,11 @@ wrapped by one that notes what is asked at the node that was shown last. At a no
 (the corrected ones of UniPC, some registers of reversible rows), and at the last one, ε takes one further evaluation,
 which is made only if ε there is wanted.
 
-Between two nodes x̄ is Hermite's polynomial in τ = asinh(σ/0.5): through these two and the next on either side, with the
-slope dx̄/dτ = √(0.5² + σ²)·ε at all four. τ is log σ where noise covers the image, and σ itself below: on an exact Gaussian
-and an exact mixture the cubic through two nodes in log σ was up to 1.3 times further off than a run of order 4 itself, and
-four nodes in log σ overshoot up to tenfold where a grid has long steps next to σ_1 (linear, 20 steps). Next to σ = 0 the run
-takes an Euler step, which is a straight line in σ, and so is x̄ there.
+Between two nodes x̄ is Hermite's polynomial in τ = asinh(σ/0.5): through these two and the next on either side, with
+the slope dx̄/dτ = √(0.5² + σ²)·ε at all four. τ is log σ where noise covers the image, and σ itself below. On an exact
+Gaussian and an exact mixture the cubic in log σ through two nodes was up to 1.3 times further off than a run of order 4
+itself; and four nodes in log σ overshoot where a grid has long steps next to σ_1, as the linear one has. Next to σ = 0
+the run takes an Euler step, which is a straight line in σ, and so is x̄ there.
 """
 
 from __future__ import annotations
