@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
@@ -198,7 +198,7 @@ class Trajectory:
             raise InputError(NEVER.format(self.plan.solver.name))
         if not self.every:
             raise InputError("log-probabilities are those of the run's steps: leave out at=..., so that all are kept")
-        return [transition(here, there) for here, there in pairwise(self.sigmas.tolist())]
+        return [transition(here, there) for here, there in itertools.pairwise(self.sigmas.tolist())]
 
     def log_prob(self, model: Model | None = None, *, steps: slice = slice(None)) -> Tensor:
         """The log-probability of each step that was taken, of a solver that adds noise: log p(x_{n+1} | x_n).
@@ -281,7 +281,9 @@ class Trajectory:
             heads=[f"sigma {point.sigma:.3g}" for point in points],
             columns=len(points),
         )
-        cells = [(part[kind][i], {}) for i in range(chosen.count) for kind in (0, 1) for part in rows]
+        cells: list[tuple[Tensor, dict[str, float]]] = [
+            (part[kind][i], {}) for i in range(chosen.count) for kind in (0, 1) for part in rows
+        ]
         layout = Layout.of(len(cells), cells[0][0].shape, captions, scale)
         save_sheet(cells, path, layout, captions, {MARK: mark})
 
@@ -483,28 +485,29 @@ def _begin(
     if direction not in (None, "decode", "encode"):
         raise InputError(f"direction={direction!r}: give 'encode' for images, or leave it out")
     steps, grid, end, plan, settings = run
-    if not isinstance(start, State):
-        given = state_dtype(start)
-        field.check(given, field.image_sizes if direction == "encode" else None)
-        if direction != "encode":
-            plan = planned(field, plan, solver or defaults.SOLVE, defaults.SOLVE, steps, grid, end or "zero", settings)
-            return _Begin(field, plan, at_the_top(field.schedule, plan, given), False)
-        usual, up = end or "zero", True
-    else:
+    if isinstance(start, State):
         low = float(plan.nodes[0]) if plan is not None else field.schedule.sigma_min
-        usual, up = end or ("zero" if start.sigma == 0 else "sigma_min"), start.sigma <= low
+        up = start.sigma <= low
         if direction is not None and (direction == "encode") != up:
             raise InputError(
                 f"the state lies at σ = {start.sigma:.6g}, so it is {'encoded' if up else 'decoded'}: leave out "
                 f"direction={direction!r}"
             )
         if not up:
-            given_state, plan = to_decode(field, start, solver, steps, grid, end, plan, settings)
-            return _Begin(field, plan, given_state, False)
-        given = replace(start, xbar=state_dtype(start.xbar))
-    plan = planned(field, plan, solver or defaults.ENCODE, defaults.ENCODE, steps, grid, usual, settings)
+            return _Begin(field, *to_decode(field, start, solver, steps, grid, end, plan, settings)[::-1], False)
+        given: State | Tensor = replace(start, xbar=state_dtype(start.xbar))
+        if plan is None and start.sigma > 0:
+            end = end or "sigma_min"
+    else:
+        given = state_dtype(start)
+        field.check(given, field.image_sizes if direction == "encode" else None)
+        if direction != "encode":
+            plan = planned(field, plan, solver or defaults.SOLVE, defaults.SOLVE, steps, grid, end or "zero", settings)
+            return _Begin(field, plan, at_the_top(field.schedule, plan, given), False)
+    usual = defaults.ENCODE
+    plan = planned(field, plan, solver or usual, usual, steps, grid, end or "zero", settings)
     check_encodes(plan.solver)
-    return _Begin(field, plan, given, up)
+    return _Begin(field, plan, given, True)
 
 
 class _Collected:
@@ -538,8 +541,8 @@ class _Collected:
         if self.levels is not None:
             assert self.whole is not None
             return [*self.levels], *self.whole
-        held = [(point.xbar, point.eps) for point in self.points]
-        return [point.sigma for point in self.points], *(torch.stack(parts) for parts in zip(*held, strict=True))
+        xbar, eps = (torch.stack([getattr(point, name) for point in self.points]) for name in ("xbar", "eps"))
+        return [point.sigma for point in self.points], xbar, eps
 
 
 def _held(begin: _Begin, batches: Batches, at: Sequence[float] | None, place: torch.device | None) -> Trajectory:

@@ -55,10 +55,12 @@ class Decoding:
         """
         if self.rungs:
             return decode_as_encoded(state, self.rungs, model)
+        return decode(state, model=model, plan=self.plan_from(first))
+
+    def plan_from(self, first: int) -> Plan:
+        """The plan of a batch, given the index of its first latent in the file: the noise of an image depends on it."""
         row = self.plan.solver
-        # The noise of an image depends on its index in the file, and not on the batch.
-        plan = self.plan.with_solver(row.with_settings(first=first)) if row.stochastic else self.plan
-        return decode(state, model=model, plan=plan)
+        return self.plan.with_solver(row.with_settings(first=first)) if row.stochastic else self.plan
 
     def provenance(self, file: LatentFile, model: VectorField, count: int, **details: Any) -> Provenance:
         """The provenance of the images of the first `count` latents of a file."""

@@ -119,7 +119,9 @@ class TrajectoryFile:
         plan: The plan of the run.
         every: Whether all nodes of the run were kept.
         levels: The noise levels, (M,) float64, in the order of the run.
+        count: The number of images that it holds.
         shape: The shape of x̄ of an image.
+        dtype: "float32" or "float64".
 
     Raises:
         InputError: If the file cannot be read, is no trajectory file, or is damaged.
@@ -147,7 +149,7 @@ class TrajectoryFile:
             self._check(columns, its["levels"])
             self._columns = list(columns)
             self.count = columns["xbar"].shape[0]
-            self.shape = columns["xbar"].shape[2:]
+            self.shape, self.dtype = columns["xbar"].shape[2:], str(columns["xbar"].dtype)
 
     def _check(self, columns: Mapping[str, Column], stated: Any) -> None:
         if sorted(columns) != ["crc32", "eps", "names", "xbar"]:
@@ -174,6 +176,22 @@ class TrajectoryFile:
             rows = read_rows(file, self._columns, start, stop, self.path)
         xbar, eps = (torch.from_numpy(np.ascontiguousarray(rows[name].swapaxes(0, 1))) for name in ("xbar", "eps"))
         return xbar, eps
+
+    def summary(self) -> dict[str, Any]:
+        """A description of the file to read: values that JSON can hold."""
+        amount: int | str = self.count if self.count == self.total else f"{self.count} of {self.total} so far"
+        return {
+            "trajectories": amount,
+            "points": len(self.levels),
+            "levels": self.levels.tolist(),
+            "kept": "all nodes" if self.every else "some noise levels",
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "model": self.model,
+            "made by": self.made_by,
+            "plan": str(self.plan),
+            "first names": self.names(0, min(self.count, 5)),
+        }
 
     def names(self, start: int, stop: int) -> list[str]:
         """Where images start, ..., stop-1 come from."""

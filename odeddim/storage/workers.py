@@ -240,6 +240,32 @@ class SharedRun:
         self._claims.close()
 
 
+class Together:
+    """Runs over the same rows, each of which is computed once for all of them.
+
+    Args:
+        runs: The runs; they are entered already.
+    """
+
+    def __init__(self, runs: Sequence[SharedRun]) -> None:
+        self._all = runs
+
+    @property
+    def done(self) -> int:
+        """How many rows are in every output."""
+        return min(run.done for run in self._all)
+
+    def batches(self, size: int) -> Iterator[tuple[int, int]]:
+        """The batches that some output lacks, as of `SharedRun.batches`."""
+        for run in self._all:
+            yield from run.batches(size)
+
+    @staticmethod
+    def lacks(run: SharedRun, start: int, stop: int) -> bool:
+        """Whether a batch is to be written to one of the runs: it is in work here, or claimed now."""
+        return run.holds(start, stop) or run.claim(start, stop)
+
+
 def gaps(spans: Sequence[tuple[int, int]], total: int) -> Iterator[tuple[int, int]]:
     """The spans of 0, ..., total-1 that rising spans leave free."""
     at = 0
