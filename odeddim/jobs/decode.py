@@ -83,36 +83,31 @@ def decode(
         decoding = decoding_of(file, field, said, plan, tol)
         plan, row = decoding.plan, decoding.plan.solver
         warn_of_plan(plan, field)
-        recording = Recording.of(trajectory, OWN_STEPS if decoding.rungs else "")
-        if recording is not None:
-            recording.check(plan, latents, output, up=False)
+        recording = Recording.of(trajectory, OWN_STEPS if decoding.rungs else "", plan, (latents, output), up=False)
         ode = place.fit(field, row).on_data()
         if len(file) < file.total:
             warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")
         total, size = len(file), place.at_once(field, row, queued=bool(decoding.rungs))
         details = {**({} if tol is None else {"tol": tol}), **place.details(field, row, size)}
 
-        def made(count: int) -> Provenance:
+        def of_first(count: int) -> Provenance:
             return decoding.provenance(file, field, count, **details)
-
-        def of_first(count: int) -> dict[str, Any]:
-            return asdict(made(count))
 
         if not output.is_dir():
             check_place(output, latents)
         began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
         with (
-            open_output(to, file.names, of_first(total), overwrite=overwrite, of_first=of_first) as out,
-            opened(recording, file.names, made, plan, up=False, overwrite=overwrite) as points,
+            open_output(
+                to, file.names, asdict(of_first(total)), overwrite=overwrite, of_first=lambda n: asdict(of_first(n))
+            ) as out,
+            opened(recording, file.names, of_first, plan, up=False, overwrite=overwrite) as points,
             shown(progress, total, "decoding", (both := together(out, points)).done) as advance,
             closing(ahead(file.read, both.batches(size))) as batches,
         ):
             for (start, stop), state in batches:
                 state = place.cast(state)
-                if points is not None:
-                    data = points.of(start, stop)(state, ode, decoding.plan_from(start)).xbar
-                elif tol is None:
-                    data = decoding.images(state, ode, start)
+                if tol is None:
+                    data = decoding.images(state, ode, start, points.of(start, stop) if points else None)
                 else:
                     data, taken, change = decode_to(tol, state, decoding.rungs, ode)
                     tally.add(taken, change, file.names[start:stop])
@@ -125,7 +120,6 @@ def decode(
     taken_steps = tally.tell() if tol is not None and here else decoding.steps
     words = (
         f"{so_far(out.done, total)} images in {output}{of_all(out.done, total, here)}: {row.name}, {taken_steps}, "
-        f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s"
-        f"{recording.words(plan) if recording is not None else ''}"
+        f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s{points.words if points else ''}"
     )
     return Outcome(output, out.done, total, words)

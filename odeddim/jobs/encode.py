@@ -99,7 +99,6 @@ def encode(
     check_place(output, given, suffixes=SUFFIXES)
     if given == Path("-") and rank()[1] > 1:
         raise InputError("several processes cannot share a list on standard input: give a folder or a file of images")
-    recording = Recording.of(trajectory, _unfit(tol, certify))
     place = (machine or Machine()).at(model=model)
     field = subject_on(place, model)
     said = How.of(how)
@@ -108,8 +107,7 @@ def encode(
     warn_of_plan(plan, field)
     check_encodes(plan.solver)
     place.fit(field, plan.solver)
-    if recording is not None:
-        recording.check(plan, given, output, up=True)
+    recording = Recording.of(trajectory, _unfit(tol, certify), plan, (given, output), up=True)
     source = images_for(field, images, prepare)
     names = first_names(source, count, given)
     size = place.at_once(field, plan.solver, queued=tol is not None)
@@ -126,12 +124,12 @@ def encode(
         closing(ahead(lambda start, stop: source[start:stop], both.batches(size))) as batches,
     ):
         for (start, stop), pixels in batches:
-            state, figures = run.batch(pixels, names[start:stop], None if points is None else points.of(start, stop))
+            state, figures = run.batch(pixels, names[start:stop], points.of(start, stop) if points else None)
             if both.lacks(file, start, stop):
                 file.write(start, stop, state, figures)
             advance(stop - start)
     words = run.words(output, file.done, len(names), time.perf_counter() - began) + tell_skipped(source)
-    words += recording.words(plan) if recording is not None else ""
+    words += points.words if points else ""
     return Outcome(output, file.done, len(names), words)
 
 

@@ -46,30 +46,30 @@ class Recording:
         object.__setattr__(self, "path", Path(self.path))
 
     @classmethod
-    def of(cls, place: str | Path | Recording | None, unfit: str = "") -> Recording | None:
-        """A recording as it is by default, if nothing is said but its path; None for none.
+    def of(
+        cls, place: str | Path | Recording | None, unfit: str, plan: Plan, others: Sequence[Path | None], *, up: bool
+    ) -> Recording | None:
+        """What a user gave as a recording; None for none.
 
         Args:
-            place: What the user gave.
+            place: What the user gave: by default all nodes are kept.
             unfit: What else the user gave that a recording excludes, as a sentence; "" for nothing.
+            plan: The plan of the run.
+            others: The other files of the job.
+            up: Whether the run encodes.
 
         Raises:
-            InputError: If both are given.
+            InputError: If the run has no trajectory of many images, or its file cannot be written to its place.
         """
         if place is None:
             return None
         if unfit:
             raise InputError(unfit)
-        return place if isinstance(place, Recording) else cls(Path(place))
+        found = place if isinstance(place, Recording) else cls(Path(place))
+        found._check(plan, others, up=up)
+        return found
 
-    def check(self, plan: Plan, *others: Path | None, up: bool) -> None:
-        """Raise an InputError if a run has no trajectory of many images, or its file cannot be written to its place.
-
-        Args:
-            plan: The plan of the run.
-            *others: The other files of the job.
-            up: Whether the run encodes.
-        """
+    def _check(self, plan: Plan, others: Sequence[Path | None], *, up: bool) -> None:
         check_place(self.path, *others, suffixes=SUFFIXES)
         check_shows(plan, State(plan.nodes[:0], float(plan.nodes[0]) if up else plan.top))
         if self.at is not None:
@@ -84,11 +84,6 @@ class Recording:
         """The noise levels that are kept, in the order of the run."""
         rising = plan.nodes.tolist() if self.at is None else check_levels(self.at, plan)
         return rising if up else rising[::-1]
-
-    def words(self, plan: Plan) -> str:
-        """What the last line of a job says of it."""
-        count = len(plan.nodes if self.at is None else self.at)
-        return f"; {count} points of each in {self.path}"
 
 
 Walk = Callable[[State, VectorField, Plan], State]
@@ -105,6 +100,11 @@ class Points:
 
     def __init__(self, recording: Recording, run: TrajectoryRun) -> None:
         self.recording, self.run = recording, run
+
+    @property
+    def words(self) -> str:
+        """What the last line of a job says of them."""
+        return f"; {self.run.points} points of each in {self.recording.path}"
 
     def of(self, start: int, stop: int) -> Walk:
         """What runs images start, ..., stop-1, and writes their points if the file lacks them."""

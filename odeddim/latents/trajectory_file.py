@@ -90,6 +90,11 @@ class TrajectoryRun(Run):
         file.attrs["format"], file.attrs["version"] = text(FORMAT), VERSION
         file.create_dataset("nodes", data=self._levels, chunks=self._levels.shape, fletcher32=True)
 
+    @property
+    def points(self) -> int:
+        """The number of points of an image, M."""
+        return len(self._levels)
+
     def write(self, start: int, stop: int, xbar: Tensor, eps: Tensor) -> None:
         """Write the points of images start, ..., stop-1.
 

@@ -30,6 +30,9 @@ from odeddim.types import Field, InputError, State
 Take = Callable[["PathPoint"], None]
 """take(point): who keeps the points of a run, in its order."""
 
+NEAREST = 0.25
+"""A neighbour of an interval is left out if it is nearer than so much of the interval: the last step of an adaptive row
+can be as short as rounding, and the difference of errors over it would be taken for a slope."""
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-10}
 """The relative distance within which two points are one; registers of float64 states are multiples of 5e-13, say."""
 SCALE = 0.5
@@ -89,15 +92,23 @@ def between(known: Sequence[PathPoint], n: int, sigma: float) -> PathPoint:
     if 0 in (a.sigma, b.sigma):
         zero, other = (a, b) if a.sigma == 0 else (b, a)
         return PathPoint(sigma, torch.lerp(zero.xbar, other.xbar, sigma / other.sigma), zero.eps)
-    used = [node for node in known[max(n - 1, 0) : n + 3] if node.sigma > 0]
+    places = [math.asinh(node.sigma / SCALE) - math.asinh(sigma / SCALE) for node in known]
+    used = _used([node.sigma for node in known], places, n)
     xbar, slope = torch.zeros_like(a.xbar), torch.zeros_like(a.xbar)
-    places = [math.asinh(node.sigma / SCALE) - math.asinh(sigma / SCALE) for node in used]
-    for node, weights in zip(used, hermite(places), strict=True):
-        (value, rate), (its_slope, its_rate) = weights
+    for k, weights in zip(used, hermite([places[k] for k in used]), strict=True):
+        node, ((value, rate), (its_slope, its_rate)) = known[k], weights
         speed = math.hypot(SCALE, node.sigma)  # dσ/dτ
         xbar.add_(node.xbar, alpha=value).add_(node.eps, alpha=its_slope * speed)
         slope.add_(node.xbar, alpha=rate).add_(node.eps, alpha=its_rate * speed)
     return PathPoint(sigma, xbar, slope.div_(math.hypot(SCALE, sigma)))
+
+
+def _used(sigmas: Sequence[float], places: Sequence[float], n: int) -> list[int]:
+    """The nodes that the polynomial of an interval goes through: its ends n and n+1, and neighbours that are apart."""
+    least = NEAREST * abs(places[n + 1] - places[n])
+    beside = {n - 1: n, n + 2: n + 1}
+    near = range(max(n - 1, 0), min(n + 3, len(places)))
+    return [k for k in near if k not in beside or (sigmas[k] > 0 and abs(places[k] - places[beside[k]]) >= least)]
 
 
 def hermite(places: Sequence[float]) -> list[tuple[tuple[float, float], tuple[float, float]]]:
