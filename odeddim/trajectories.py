@@ -246,7 +246,7 @@ class Trajectory:
             found.append(-0.5 * (moved / deviation).square().flatten(1).sum(dim=1) - size * moved[0].numel())
         return torch.stack(found) if found else self.xbar.new_zeros(0, self.count, dtype=torch.float64)
 
-    def strip(
+    def save_strip(
         self,
         path: str | Path,
         *,
@@ -287,7 +287,7 @@ class Trajectory:
         layout = Layout.of(len(cells), cells[0][0].shape, captions, scale)
         save_sheet(cells, path, layout, captions, {MARK: mark})
 
-    def animation(
+    def save_animation(
         self,
         path: str | Path,
         *,
@@ -302,7 +302,7 @@ class Trajectory:
 
         Args:
             path: The file: film.gif, film.webp or film.mp4.
-            images, at, model, scale, overwrite: As of `strip`; by default all points are shown.
+            images, at, model, scale, overwrite: As of `save_strip`; by default all points are shown.
             fps: Frames a second.
 
         Raises:

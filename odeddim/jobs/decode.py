@@ -112,7 +112,7 @@ def decode(
                     data, taken, change = decode_to(tol, state, decoding.rungs, ode)
                     tally.add(taken, change, file.names[start:stop])
                 images = to_images(field, data)
-                if both.lacks(out, start, stop):
+                if out.holds(start, stop):
                     out.write(start, stop, images)
                 largest, here = max(largest, float(images.abs().max())), here + stop - start
                 advance(stop - start)

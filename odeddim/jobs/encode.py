@@ -125,7 +125,7 @@ def encode(
     ):
         for (start, stop), pixels in batches:
             state, figures = run.batch(pixels, names[start:stop], points.of(start, stop) if points else None)
-            if both.lacks(file, start, stop):
+            if file.holds(start, stop):
                 file.write(start, stop, state, figures)
             advance(stop - start)
     words = run.words(output, file.done, len(names), time.perf_counter() - began) + tell_skipped(source)

@@ -111,7 +111,7 @@ class Points:
 
         def walk(state: State, model: VectorField, plan: Plan) -> State:
             path = trajectory(state, model=model, plan=plan, at=self.recording.at, keep="cpu")
-            if Together.lacks(self.run, start, stop):
+            if self.run.holds(start, stop):
                 self.run.write(start, stop, path.xbar, path.eps)
             assert path.end is not None
             return path.end

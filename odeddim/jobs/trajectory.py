@@ -61,9 +61,9 @@ def trajectory(
     check_place(film.path, source, suffixes=(".png", *SUFFIXES))
     chosen = list(range(path.count)[:4] if images is None else images)
     if film.path.suffix.lower() == ".png":
-        path.strip(film.path, images=chosen, at=at, model=field, scale=scale, overwrite=overwrite)
+        path.save_strip(film.path, images=chosen, at=at, model=field, scale=scale, overwrite=overwrite)
     else:
-        path.animation(
+        path.save_animation(
             film.path, images=chosen, at=at, model=field, fps=film.fps, scale=film.scale, overwrite=overwrite
         )
     return Outcome(film.path, len(chosen), len(chosen), f"{len(chosen)} trajectories of {source} in {film.path}")

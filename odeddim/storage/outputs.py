@@ -257,7 +257,7 @@ class Several(Together):
     def write(self, start: int, stop: int, images: Tensor) -> None:
         """Write a batch of images to the outputs that lack them; arguments as for `Folder.write`."""
         for run in self._runs:
-            if self.lacks(run, start, stop):
+            if run.holds(start, stop):
                 run.write(start, stop, images)
 
 

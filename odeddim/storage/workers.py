@@ -256,14 +256,16 @@ class Together:
         return min(run.done for run in self._all)
 
     def batches(self, size: int) -> Iterator[tuple[int, int]]:
-        """The batches that some output lacks, as of `SharedRun.batches`."""
-        for run in self._all:
-            yield from run.batches(size)
+        """The batches that some output lacks, as of `SharedRun.batches`.
 
-    @staticmethod
-    def lacks(run: SharedRun, start: int, stop: int) -> bool:
-        """Whether a batch is to be written to one of the runs: it is in work here, or claimed now."""
-        return run.holds(start, stop) or run.claim(start, stop)
+        Each is claimed for all outputs that lack it when it is handed out: who reads ahead must not get it twice.
+        """
+        for run in self._all:
+            for start, stop in run.batches(size):
+                for other in self._all:
+                    if other is not run:
+                        other.claim(start, stop)
+                yield start, stop
 
 
 def gaps(spans: Sequence[tuple[int, int]], total: int) -> Iterator[tuple[int, int]]:
