@@ -97,10 +97,10 @@ def decode(
             check_place(output, latents)
         began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
         with (
+            opened(recording, file.names, of_first, plan, up=False, overwrite=overwrite) as points,
             open_output(
                 to, file.names, asdict(of_first(total)), overwrite=overwrite, of_first=lambda n: asdict(of_first(n))
             ) as out,
-            opened(recording, file.names, of_first, plan, up=False, overwrite=overwrite) as points,
             shown(progress, total, "decoding", (both := together(out, points)).done) as advance,
             closing(ahead(file.read, both.batches(size))) as batches,
         ):

@@ -121,7 +121,7 @@ LONGER = {
     "odeddim.jobs.decode.decode": "what to decode, how to run, where images and trajectories go",
     "odeddim.jobs.grid.grid": "what to measure on, how to prepare it, what to compute, and where",
     "odeddim.api.sample": "what odeddim.solve takes, and the noise",
-    "odeddim.trajectories.trajectory": "what odeddim.solve takes, the direction, what is kept, and where",
+    "odeddim.trajectories.making.trajectory": "what odeddim.solve takes, the direction, what is kept, and where",
     "odeddim.models.networks.adm.ADM.__init__": "the settings that its checkpoints come with, one by one",
     "odeddim.models.networks.unet.UNet.__init__": "the settings that its checkpoints come with, one by one",
 }
