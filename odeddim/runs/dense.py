@@ -213,6 +213,7 @@ def record(
     """
     check_shows(plan, state)
     field, state = ready(field, state)
+    state = replace(state, xbar=state.xbar.detach())
     rising = float(way_of(plan, state)[0]) < plan.top
     recorder = _Recorder(field, state, _Keeper(take, at, rising))
     steps = None if callback is None else Steps(callback)
@@ -222,8 +223,9 @@ def record(
         if steps is not None:
             steps(sigma, xbar)
 
-    end = walk(recorder, state, plan, observe)
-    recorder.finish()
+    with torch.no_grad():
+        end = walk(recorder, state, plan, observe)
+        recorder.finish()
     return end
 
 
@@ -253,8 +255,7 @@ class _Node:
         if self.eps is None and self.like is not None:
             self.eps = self.like.point().eps
         if self.eps is None:
-            with torch.no_grad():
-                self.eps = self.field(torch.tensor(self.sigma, dtype=torch.float64), self.xbar)
+            self.eps = self.field(torch.tensor(self.sigma, dtype=torch.float64), self.xbar)
         return PathPoint(self.sigma, self.xbar, self.eps)
 
 

@@ -230,7 +230,9 @@ class Trajectory:
                 found.append(here.xbar.new_zeros(self.count, dtype=torch.float64))
                 continue
             sigma = self.sigmas[n]
-            eps = here.eps if evaluate is None else evaluate(sigma, here.xbar)
+            eps = here.eps
+            if evaluate is not None:
+                eps = evaluate(sigma, here.xbar.to(evaluate.device or eps.device)).to(eps.device)
             moved = there.xbar.double() - here.xbar.double() - weight * eps.double()
             size = math.log(deviation / math.hypot(1, there.sigma)) + 0.5 * math.log(2 * math.pi)
             found.append(-0.5 * (moved / deviation).square().flatten(1).sum(dim=1) - size * moved[0].numel())

@@ -212,6 +212,16 @@ def test_memory_is_that_of_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
     assert most <= 6
 
 
+def test_no_point_holds_a_graph() -> None:
+    x_T = odeddim.noise(2, (1, 4, 4)).requires_grad_()
+    for at in (None, [1.0, 157.40728]):
+        path = odeddim.trajectory(x_T, "ab2", model="exact-mixture", steps=3, at=at)
+        assert not path.xbar.requires_grad
+        assert not path.eps.requires_grad
+        assert path.end is not None
+        assert not path.end.xbar.requires_grad
+
+
 def test_batches_and_places_change_no_bit() -> None:
     x_T = odeddim.noise(5, (1, 4, 4)).double()
     whole = odeddim.trajectory(x_T, "ddim-eta", model="exact-mixture", steps=5, seed=3)
