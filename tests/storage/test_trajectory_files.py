@@ -243,7 +243,7 @@ def test_a_strip_and_a_film_show_the_points(here: Path, x_T: torch.Tensor) -> No
     assert torch.allclose(first[:4, :4].float(), pixels, atol=2)
     path.save_strip("strip.png", images=[1, 4], at=[10.0, 1.0, 0.0], scale=1)  # its own file
     with pytest.raises(InputError, match="is there already"):
-        path.save_strip("strip.png", images=[0])
+        path.save_strip("strip.png", images=[1, 2], at=[10.0, 1.0, 0.0], scale=1)
     path.save_strip("strip.png", images=[0], overwrite=True)
     with pytest.raises(InputError, match=r"strip\.jpg"):
         path.save_strip("strip.jpg")
