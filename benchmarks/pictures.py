@@ -276,6 +276,20 @@ def levels(steps: int = 50) -> Files:
     return {"pictures/levels.png": rows_png(rows, labels=64)}
 
 
+def trajectories(shown: Sequence[float] = (20.0, 5.0, 2.5, 1.5, 0.8, 0.3, 0.0)) -> Files:
+    """What three runs from one noise predict at the same noise levels, whatever their nodes are."""
+    x_T = odeddim.noise(1, (1, 28, 28), seed=0, start=7)
+    runs = (("unipc-2", "log", 50), ("unipc-2", "log", 8), ("euler", "linear", 8))
+    found = [odeddim.trajectory(x_T, name, grid=grid, steps=steps, at=shown) for name, grid, steps in runs]
+    rows = []
+    for path, (name, _, steps) in zip(found, runs, strict=True):
+        off = rms((path.x0 - found[0].x0)[:, 0])
+        under = [f"{sigma:.3g}" if sigma else "σ = 0" for sigma in shown] if not rows else map(figure_of, off)
+        tiles = [Tile(image[0], words) for image, words in zip(path.x0, under, strict=True)]
+        rows.append(Row(tiles, f"{name}\n{steps} steps"))
+    return {"pictures/trajectories.png": rows_png(rows, labels=150)}
+
+
 SOLVERS = (
     ("euler", "linear", "DDIM"), ("euler", "log", ""), ("heun", "karras", "EDM"), ("dpmpp-2m", "log", ""),
     ("ab3", "log", "DEIS"), ("unipc-2", "log", "default"), ("belm", "log", "reversible"),
@@ -464,6 +478,7 @@ def conventions(steps: int = 50, coarse: int = 20, reference: int = REFERENCE_ST
 MAKERS: dict[str, Callable[[], Files]] = {
     "round-trip": round_trip,
     "levels": levels,
+    "trajectories": trajectories,
     "solvers": solvers,
     "corners": corners,
     "bridge": bridge,

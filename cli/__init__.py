@@ -40,6 +40,7 @@ COMMANDS = {
     "shift": "Move latents from the mean of one group towards that of another.",
     "neighbours": "Find the nearest neighbours of latents.",
     "explore": "Make a page to explore the square between four latents.",
+    "trajectory": "Draw the points that images pass on their way: a strip or an animation.",
     "verify": "Show how good the latents of a file are, the worst first.",
     "merge": "Make one file of an index and its parts, or of several files.",
     "grid": "Compute the best noise levels for a solver: a plan file, plan.json.",
@@ -56,7 +57,17 @@ BRIEF = ("solvers", "explain", "inspect", "completion")
 """Commands that work for a moment only: they have no options about what they say meanwhile."""
 
 # Commands that leave nothing when they are stopped; every other one goes on from what is finished.
-WHOLE_OR_NOTHING = ("explore", "merge", "grid", "solvers", "explain", "inspect", "completion", "bench report")
+WHOLE_OR_NOTHING = (
+    "explore",
+    "trajectory",
+    "merge",
+    "grid",
+    "solvers",
+    "explain",
+    "inspect",
+    "completion",
+    "bench report",
+)
 
 
 @click.group(

@@ -10,7 +10,7 @@ import click
 from odeddim.cli import options, pictures
 
 if TYPE_CHECKING:
-    from odeddim.jobs import Machine, Pictures, Subject
+    from odeddim.jobs import Machine, Pictures, Recording, Subject
 
 
 def _noise(function: options.F) -> options.F:
@@ -35,6 +35,7 @@ def _noise(function: options.F) -> options.F:
 @options.run("the one that encoded", _noise, options.plan)
 @options.machine
 @options.tol
+@options.trajectory
 @options.wait
 @options.overwrite
 def command(
@@ -44,6 +45,7 @@ def command(
     how: dict[str, Any],
     machine: Machine,
     tol: float | None,
+    trajectory: Recording | None,
     wait: bool,
     overwrite: bool,
 ) -> None:
@@ -64,6 +66,9 @@ def command(
     evaluations, is below the tolerance. For latent models it compares the data that the autoencoder decodes, not the
     images.
 
+    --trajectory keeps the points of each image's run, at the nodes or at noise levels between them, for `odeddim
+    trajectory` and `odeddim.Trajectory.load`. The images are the same, bit for bit.
+
     \b
     Examples:
       odeddim decode z.h5 -o out/
@@ -74,11 +79,13 @@ def command(
       odeddim decode z.h5 -o planned/ --plan plan.json
       odeddim decode z.h5 -o fine/ --tol 1e-3
       odeddim decode z.h5 -o noisy/ --solver ddpm --seed 1
+      odeddim decode z.h5 -o out/ --trajectory t.h5 --trajectory-at 0.1,1,10
     """
     from odeddim import jobs
     from odeddim.cli.progress import bar
 
     made = jobs.decode(
-        latents, output, model=model, tol=tol, machine=machine, wait=wait, overwrite=overwrite, progress=bar, **how
-    )
+        latents, output, model=model, tol=tol, trajectory=trajectory, machine=machine, wait=wait,
+        overwrite=overwrite, progress=bar, **how,
+    )  # fmt: skip
     options.tell(made)

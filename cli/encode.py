@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
     from odeddim.storage.preparation import Preparation
 
+_more = options.gathered(
+    "more",
+    options.together(
+        click.option(
+            "--certify", is_flag=True, help="Store a certificate of each latent. This takes 4 times the evaluations."
+        ),
+        options.trajectory_options,
+    ),
+    lambda own: {"certify": own["certify"], "trajectory": options.recording(own)},
+)
+"""What is found out besides the latents."""
+
 
 @click.command("encode")
 @click.argument("images", required=False, type=click.Path(path_type=Path))
@@ -30,7 +42,7 @@ if TYPE_CHECKING:
 @options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, options.plan)
 @options.machine
 @options.tol
-@click.option("--certify", is_flag=True, help="Store a certificate of each latent. This takes 4 times the evaluations.")
+@_more
 @options.overwrite
 def command(
     images: Path | None,
@@ -41,7 +53,7 @@ def command(
     prepare: Preparation | None,
     machine: Machine,
     tol: float | None,
-    certify: bool,
+    more: dict[str, Any],
     overwrite: bool,
 ) -> None:
     """Encode IMAGES to latents by integrating the ODE from the image up to σ_T.
@@ -56,6 +68,9 @@ def command(
     to the ODE's latent, and statistics of the latent; `odeddim verify` shows them. --tol finds the steps that each
     image needs. With --tol, the default of --end is sigma_min, because the Euler step at σ = 0 has an error that no
     steps reduce.
+
+    --trajectory keeps the points of each image's run, at the nodes or at noise levels between them, for `odeddim
+    trajectory` and `odeddim.Trajectory.load`. The latents are the same, bit for bit.
 
     A latent model encodes images by its autoencoder first. The error of the autoencoder alone is stored as report/floor
     (rms over pixels). All other errors are those of the autoencoder's data, in their units.
@@ -90,6 +105,7 @@ def command(
       odeddim encode photos/ -o z.h5 --model MODEL --certify
       odeddim encode photos/ -o z.h5 --model MODEL --tol 1e-3
       odeddim encode photos/ -o z.h5 --model MODEL --plan bench/plan.json
+      odeddim encode -o z.h5 -n 8 --trajectory t.h5 --trajectory-at 0.1,1,10
       find photos -name '*.png' | odeddim encode - -o z.h5 --model MODEL
       torchrun --nproc-per-node 4 -m odeddim encode photos/ -o z.h5 --model MODEL
     """
@@ -97,7 +113,7 @@ def command(
     from odeddim.cli.progress import bar
 
     made = jobs.encode(
-        images, output, model=model, count=count, tol=tol, certify=certify, prepare=prepare, machine=machine,
-        overwrite=overwrite, progress=bar, **how,
+        images, output, model=model, count=count, tol=tol, prepare=prepare, machine=machine,
+        overwrite=overwrite, progress=bar, **more, **how,
     )  # fmt: skip
     options.tell(made)

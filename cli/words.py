@@ -18,11 +18,12 @@ ARGUMENTS = {
     "plan", "points", "precision", "predicts", "prompt", "quiet", "reference", "repeats", "resize", "resume", "rtol",
     "samples_every", "scale", "seed", "sensitivity", "set", "sheet", "side", "size", "skip_bad", "solver", "solvers",
     "steps", "threads", "tiles", "title", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol",
-    "tolerances", "validation", "verbose", "wait", "worst",
+    "tolerances", "trajectory", "validation", "verbose", "wait", "worst",
 }  # fmt: skip
 """Arguments of the library that are options of the same name."""
 CALLED = {
-    "animation": "animate", "folder": "output", "interval": "guidance-interval", "to_interval": "to-guidance-interval",
+    "animation": "animate", "at": "trajectory-at", "folder": "output", "interval": "guidance-interval",
+    "to_interval": "to-guidance-interval",
     "shape": "size", "start": "from", "goal": "to", "keep": "direction",
 }  # fmt: skip
 """Arguments of the library that are options of another name."""

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from odeddim.plans import integrate as integrate
     from odeddim.storage.images import open_images as open_images
     from odeddim.storage.preparation import Preparation as Preparation
+    from odeddim.trajectories import Trajectory as Trajectory
+    from odeddim.trajectories import trajectory as trajectory
     from odeddim.types import BudgetExceeded as BudgetExceeded
     from odeddim.types import Field as Field
     from odeddim.types import InputError as InputError
@@ -62,6 +64,7 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "Schedule": "odeddim.ode.schedule",
         "Solver": "odeddim.types",
         "State": "odeddim.types",
+        "Trajectory": "odeddim.trajectories",
         "VectorField": "odeddim.ode.field",
         "bridge": "odeddim.bridges",
         "certify": "odeddim.checks.certificate",
@@ -83,6 +86,7 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "sensitivity": "odeddim.checks.sensitivity",
         "solve": "odeddim.api",
         "solvers": "odeddim",
+        "trajectory": "odeddim.trajectories",
         "types": "odeddim",
     }  # name -> where it is imported from, as above; submodules come from the package itself
     __all__ = ["__version__", *_HOMES]

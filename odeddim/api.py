@@ -112,7 +112,7 @@ def solve(
     """
     field = load(model)
     plan = planned(field, plan, solver, defaults.SOLVE, steps, grid, end, settings)
-    state = _at_the_top(field.schedule, plan, state_dtype(x_T))
+    state = at_the_top(field.schedule, plan, state_dtype(x_T))
     return _decoded(Batches(field, plan, batch_size, progress, callback), state, gradients)
 
 
@@ -172,9 +172,7 @@ def encode(
 
     batches = Batches(field, plan, batch_size, progress, callback)
     state = batches.run(batch, len(images), images.device, "encoding", tuple(images.shape[1:]))
-    seen = field.network_batch or (len(images) if batch_size is None else batch_size)
-    alike = isinstance(seen, int) and (seen == field.network_batch or len(images) % seen == 0)
-    return replace(state, plan=plan.noted(field, **({"network_batch": seen} if alike else {})))
+    return replace(state, plan=encoded_by(field, plan, len(images), batch_size))
 
 
 def decode(
@@ -228,29 +226,7 @@ def decode(
             f"decode takes a State, as encode gives it, not {type(state).__name__}; solve takes x_T itself"
         )
     field = load(model)
-    if state.plan is not None and state.plan.unlike(field):
-        if others := state.plan.of_another(field):
-            warnings.warn(f"the latents were encoded {others}: a bridge, which starts from x̄ alone", stacklevel=2)
-        state = replace(state, aux=(), kept="", combined=True)  # the way back is that of the network that encoded
-    if plan is None and state.plan is not None:
-        if end not in (None, state.plan.end):
-            raise InputError(f"the images of the state lie at the end {state.plan.end!r}: leave out end={end!r}")
-        plan = decoding_plan(state.plan, field.schedule, solver, steps, grid, settings, alone=state.combined)
-    else:
-        usual = defaults.for_decoding(state.kept, state.combined)
-        plan = planned(field, plan, solver or usual, usual, steps, grid, end or "zero", settings)
-    row = plan.solver
-    if not plan.ends_at(state.sigma):
-        raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {plan.top:.9g}")
-    kept_by = state.kept.partition(" ")[0]
-    if kept_by not in ("", row.name) and not (state.combined or row.stochastic):
-        warnings.warn(
-            f"the latents were kept by {kept_by!r} for its way back, and {row.name!r} starts from x̄ alone: the images "
-            f"do not come back exactly; decode with {kept_by!r} for that",
-            stacklevel=2,
-        )
-    aux = tuple(state_dtype(part) for part in state.aux)
-    state = replace(state, xbar=state_dtype(state.xbar), aux=aux)
+    state, plan = to_decode(field, state, solver, steps, grid, end, plan, settings)
     return _decoded(Batches(field, plan, batch_size, progress, callback), state, gradients)
 
 
@@ -310,11 +286,69 @@ def sample(
 
     def batch(rows: slice, plan: Plan, callback: Callback | None) -> Tensor:
         fresh = noise(rows.stop - rows.start, where, seed=seed, start=start + rows.start)
-        begin = _at_the_top(top, plan, fresh)
+        begin = at_the_top(top, plan, fresh)
         return to_images(field, integrate(field, begin, plan, callback=callback, gradients=gradients).xbar)
 
     batches = Batches(field, plan, batch_size, progress, callback)
     return batches.run(batch, n, torch.device("cpu"), "sampling", where)
+
+
+def encoded_by(field: VectorField, plan: Plan, total: int, batch_size: BatchSize) -> Plan:
+    """The plan with the model in its notes, and with the batch that its network saw, if that was the same throughout.
+
+    Args:
+        field: The model.
+        plan: The plan that encoded.
+        total: The number of images.
+        batch_size: As of `encode`.
+    """
+    seen = field.network_batch or (total if batch_size is None else batch_size)
+    alike = isinstance(seen, int) and (seen == field.network_batch or total % seen == 0)
+    return plan.noted(field, **({"network_batch": seen} if alike else {}))
+
+
+def to_decode(
+    field: VectorField,
+    state: State,
+    solver: str | Solver | None,
+    steps: int | None,
+    grid: Grid,
+    end: str | None,
+    plan: Plan | None,
+    settings: Mapping[str, Any],
+) -> tuple[State, Plan]:
+    """The state from which `decode` starts, and the plan that it walks.
+
+    Args:
+        field: The model.
+        state, solver, steps, grid, end, plan, settings: As of `decode`, which warns and raises as this does.
+
+    Returns:
+        The state, without a way back that is another model's, and the plan.
+    """
+    if state.plan is not None and state.plan.unlike(field):
+        if others := state.plan.of_another(field):
+            warnings.warn(f"the latents were encoded {others}: a bridge, which starts from x̄ alone", stacklevel=3)
+        state = replace(state, aux=(), kept="", combined=True)  # the way back is that of the network that encoded
+    if plan is None and state.plan is not None:
+        if end not in (None, state.plan.end):
+            raise InputError(f"the images of the state lie at the end {state.plan.end!r}: leave out end={end!r}")
+        plan = decoding_plan(state.plan, field.schedule, solver, steps, grid, settings, alone=state.combined)
+    else:
+        usual = defaults.for_decoding(state.kept, state.combined)
+        plan = planned(field, plan, solver or usual, usual, steps, grid, end or "zero", settings)
+    row = plan.solver
+    if not plan.ends_at(state.sigma):
+        raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {plan.top:.9g}")
+    kept_by = state.kept.partition(" ")[0]
+    if kept_by not in ("", row.name) and not (state.combined or row.stochastic):
+        warnings.warn(
+            f"the latents were kept by {kept_by!r} for its way back, and {row.name!r} starts from x̄ alone: the images "
+            f"do not come back exactly; decode with {kept_by!r} for that",
+            stacklevel=3,
+        )
+    aux = tuple(state_dtype(part) for part in state.aux)
+    return replace(state, xbar=state_dtype(state.xbar), aux=aux), plan
 
 
 def _decoded(batches: Batches, state: State, gradients: Gradients) -> Tensor:
@@ -444,7 +478,7 @@ def planned(
     return plan.alone(field.schedule, said)
 
 
-def _at_the_top(schedule: Schedule, plan: Plan, x_T: Tensor) -> State:
+def at_the_top(schedule: Schedule, plan: Plan, x_T: Tensor) -> State:
     """x_T of unit variance as a State at the top of a plan, which must be high enough for noise to be all there is.
 
     Other code's lists stop short of σ_T (DDIM's quadratic one at 0.8·T), and published figures were made with them: the

@@ -303,6 +303,15 @@ class Plan:
             raise InputError(f"the plan {path} cannot be read ({error.strerror}): check its path and rights") from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is no plan: make one with `Plan.save` or `odeddim grid`") from error
+        return cls.from_dict(content, str(path))
+
+    @classmethod
+    def from_dict(cls, content: Any, path: str) -> Plan:
+        """The plan of the content of a file, as `to_dict` gives it; `path` is the file, for messages.
+
+        Raises:
+            InputError: As of `load`.
+        """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(f"{path} is no plan: make one with `Plan.save` or `odeddim grid`")
         kinds = {"solver": str, "settings": dict, "grid": str, "end": str, "nodes": list}
@@ -436,18 +445,34 @@ def integrate(
         >>> round(odeddim.integrate(odeddim.load("exact-gaussian"), start, plan).sigma)
         157
     """
+    return walk(*ready(field, state), plan, None if callback is None else Steps(callback), gradients)
+
+
+def directed(plan: Plan, state: State) -> Tensor:
+    """The nodes of a plan in the direction in which a state walks them, (N+1,) float64.
+
+    Args:
+        plan: The plan.
+        state: The state, at the first node of the plan or at the last.
+
+    Returns:
+        The nodes, rising or falling.
+
+    Raises:
+        InputError: If the state lies elsewhere.
+    """
     sigmas = plan.nodes
-    if not math.isclose(state.sigma, float(sigmas[0]), rel_tol=1e-12):
-        if not plan.ends_at(state.sigma):
-            raise InputError(
-                f"the state lies at σ = {state.sigma:.9g}, but the plan goes from σ = {float(sigmas[0]):.9g} to "
-                f"{plan.top:.9g}: give a state at one of them"
-            )
-        sigmas = sigmas.flip(0)
-    return _walk(field, state, sigmas, plan.solver, None if callback is None else _Steps(callback), gradients)
+    if math.isclose(state.sigma, float(sigmas[0]), rel_tol=1e-12):
+        return sigmas
+    if not plan.ends_at(state.sigma):
+        raise InputError(
+            f"the state lies at σ = {state.sigma:.9g}, but the plan goes from σ = {float(sigmas[0]):.9g} to "
+            f"{plan.top:.9g}: give a state at one of them"
+        )
+    return sigmas.flip(0)
 
 
-class _Steps:
+class Steps:
     """Who observes a run for a callback: it counts the steps, and hands out copies."""
 
     def __init__(self, callback: Callback) -> None:
@@ -460,15 +485,22 @@ class _Steps:
             self.callback(self.made, sigma, xbar.clone())
 
 
-def _walk(
-    field: VectorField | Field,
-    state: State,
-    sigmas: Tensor,
-    solver: Solver,
-    observe: Observe | None,
-    gradients: Gradients,
+def walk(
+    field: Field, state: State, plan: Plan, observe: Observe | None = None, gradients: Gradients = None
 ) -> State:
-    field, state = _ready(field, replace(state, report={}))
+    """The run of `integrate`, shown to an observer at each node but the first; see `Solver.walk`.
+
+    Args:
+        field: ε(σ, x̄).
+        state: The state, on the field's device (`ready`).
+        plan: The solver and the nodes.
+        observe: The observer. It must not change the x̄ that it gets, nor keep it without a copy.
+        gradients: How gradients are found, see `odeddim.solve`.
+
+    Returns:
+        The state at the other end of the plan, the same bits with and without an observer.
+    """
+    sigmas, solver, state = directed(plan, state), plan.solver, replace(state, report={})
     way = way_of(solver, gradients)
     field = field_for(field, state, solver, way)
 
@@ -501,7 +533,7 @@ def _euler(field: Field, state: State, source: Tensor, target: Tensor) -> State:
     return replace(state, xbar=torch.add(state.xbar, eps, alpha=float(target - source)), sigma=float(target))
 
 
-def _ready(field: VectorField | Field, state: State) -> tuple[Field, State]:
+def ready(field: VectorField | Field, state: State) -> tuple[Field, State]:
     """The state on the field's device, after a check that the model takes it."""
     if isinstance(field, VectorField):
         field.check(state.xbar)

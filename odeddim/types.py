@@ -256,6 +256,10 @@ def weighted_sum(terms: Iterable[tuple[float, str]]) -> str:
 Instructions = Callable[..., "Sequence[Instruction]"]
 """list = instructions(nodes, **settings): the arithmetic of a run over these nodes, all positive."""
 
+Transition = Callable[..., "tuple[float, float]"]
+"""weight, deviation = transition(here, there, **settings): a step from σ = here to σ = there draws x̄ there from the
+normal distribution with mean x̄ + weight·ε(x̄, here) and this standard deviation, 0 for a step without noise."""
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -368,6 +372,8 @@ class Solver:
         growth: growth(nodes, single) -> `Growth`, for rows whose coefficients are known; `single` says whether the
             state is float32.
         observable: The run takes a further keyword, observe=, an `Observe` or None: see `walk`.
+        encodes_whole: Upwards the run finds all its nodes together, at its end, and shows none of them.
+        transition: The distribution of a step, a `Transition`, for rows that add noise.
         formula: A step in (x̄, σ), in the notation of the manual's page of solvers, which prints it.
         differentiable: Gradients go through a run: it is made of torch's operations, none of which changes in place an
             x̄ that the field was evaluated at.
@@ -404,6 +410,8 @@ class Solver:
     instructions: Instructions | None = None
     growth: Callable[..., Growth] | None = None
     observable: bool = False
+    encodes_whole: bool = False
+    transition: Transition | None = None
     formula: str = ""
     differentiable: bool = True
     rebuilds: bool = False
@@ -466,8 +474,8 @@ class Solver:
             **settings: Values by name, such as rtol=1e-6. A value of None leaves that setting as it is.
 
         Returns:
-            A row whose `run`, `instructions` and `growth` use these values. Its `chosen` names them, beside those fixed
-            before; a value fixed again replaces the one before.
+            A row whose `run`, `instructions`, `growth` and `transition` use these values. Its `chosen` names them,
+            beside those fixed before; a value fixed again replaces the one before.
 
         Raises:
             InputError: For a setting that the row does not have, and for a value of another type than its default.
@@ -494,6 +502,7 @@ class Solver:
             run=functools.partial(self.run, **given),
             instructions=None if self.instructions is None else functools.partial(self.instructions, **given),
             growth=None if self.growth is None else functools.partial(self.growth, **given),
+            transition=None if self.transition is None else functools.partial(self.transition, **given),
             chosen={**self.chosen, **given},
         )
 

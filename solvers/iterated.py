@@ -259,6 +259,7 @@ def exact(row: Solver) -> Solver:
         reversible=True,
         to_zero=True,
         observable=True,
+        encodes_whole=not row.onestep,
         onestep=row.onestep,
         grid="log",
         settings=defaults_of(iterated, "accuracy", "max_nfe"),

@@ -102,15 +102,32 @@ def ddim(
     for n, (here, there) in enumerate(pairwise(nodes)):
         if observe is not None and n > 0:
             observe(here, xbar)
-        fresh = 1 - (there / here) ** 2
-        direction = there * math.sqrt(1 - eta**2 * fresh)  # √(σ'² - s²)
-        weight = eta * there * math.sqrt(fresh)
-        if larger and there > 0:
-            weight = math.sqrt(fresh * (1 + there**2) / (1 + 1 / here**2))  # σ̂_t/√α_{t-1}
-        xbar = xbar.add(field(sigmas[n], xbar), alpha=direction - here)  # not in place: gradients need what ε is of
-        if weight > 0:
-            xbar.add_(noise(len(xbar), xbar.shape[1:], seed=seed, start=first, step=n + 1).to(xbar), alpha=weight)
+        weight, deviation = transition(here, there, eta=eta, larger=larger)
+        xbar = xbar.add(field(sigmas[n], xbar), alpha=weight)  # not in place: gradients need what ε is of
+        if deviation > 0:
+            xbar.add_(noise(len(xbar), xbar.shape[1:], seed=seed, start=first, step=n + 1).to(xbar), alpha=deviation)
     return State(xbar, nodes[-1])
+
+
+def transition(
+    here: float, there: float, *, eta: float = 0.5, larger: bool = False, seed: int = 0, first: int = 0
+) -> tuple[float, float]:
+    """The distribution of a step of `ddim`; see `odeddim.types.Transition`.
+
+    Args:
+        here: The noise level σ at which the step starts, positive.
+        there: The noise level σ' at which it ends, lower.
+        eta, larger: As of `ddim`.
+        seed, first: Which noise is drawn; its distribution does not depend on them.
+
+    Returns:
+        The weight of ε, √(σ'² - s²) - σ, and the standard deviation of x̄ at σ'.
+    """
+    fresh = 1 - (there / here) ** 2
+    weight = there * math.sqrt(1 - eta**2 * fresh) - here
+    if larger and there > 0:
+        return weight, math.sqrt(fresh * (1 + there**2) / (1 + 1 / here**2))  # σ̂_t/√α_{t-1}
+    return weight, eta * there * math.sqrt(fresh)
 
 
 STEP = """
@@ -130,6 +147,7 @@ def _row(name: str, reference: str, formula: str, *settings: str, **fixed: Any) 
         nfe=1,
         stochastic=True,
         observable=True,
+        transition=functools.partial(transition, **fixed),
         grid="linear",
         reference=reference,
         formula=formula,

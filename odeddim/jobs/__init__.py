@@ -18,11 +18,13 @@ from odeddim.jobs.interpolate import interpolate as interpolate
 from odeddim.jobs.machine import Machine as Machine
 from odeddim.jobs.merge import merge as merge
 from odeddim.jobs.neighbours import neighbours as neighbours
+from odeddim.jobs.recording import Recording as Recording
 from odeddim.jobs.sample import sample as sample
 from odeddim.jobs.shift import Direction as Direction
 from odeddim.jobs.shift import shift as shift
 from odeddim.jobs.subject import Subject as Subject
 from odeddim.jobs.train import train as train
+from odeddim.jobs.trajectory import trajectory as trajectory
 from odeddim.jobs.verify import verify as verify
 from odeddim.jobs.work import Outcome as Outcome
 from odeddim.storage.animations import Animation as Animation

@@ -14,11 +14,13 @@ from odeddim.api import Model, to_images
 from odeddim.checks.certificate import decode_to
 from odeddim.jobs.decoding import decoding_of
 from odeddim.jobs.machine import Machine
+from odeddim.jobs.recording import OWN_STEPS, Recording, opened, together
 from odeddim.jobs.subject import Subject, subject_of, warn_of_plan
 from odeddim.jobs.telling import Tally, evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.waiting import wait_for
 from odeddim.jobs.work import How, Outcome, Progress, shown, warn
 from odeddim.latents.latent_file import LatentFile
+from odeddim.latents.provenance import Provenance
 from odeddim.plans import Plan
 from odeddim.storage.atomic import check_place
 from odeddim.storage.outputs import Pictures, open_output
@@ -33,6 +35,7 @@ def decode(
     model: Model | Subject | None = None,
     plan: Plan | None = None,
     tol: float | None = None,
+    trajectory: str | Path | Recording | None = None,
     machine: Machine | None = None,
     wait: bool = False,
     overwrite: bool = False,
@@ -51,6 +54,8 @@ def decode(
         plan: The plan that decodes, in place of `how`.
         tol: A tolerance in place of steps: each image takes the fewest steps with which it is this close to the image
             of a more accurate run, rms over pixels in [-1, 1].
+        trajectory: The file t.h5 to which the points of each image's run are written too, or a Recording that says
+            which; `odeddim.Trajectory.load` opens it.
         machine: Where to run; what is not given is as the latents were encoded.
         wait: Whether to wait for a latent file that another process is still writing.
         overwrite: Whether to begin anew, whatever is at `output`.
@@ -81,38 +86,43 @@ def decode(
         decoding = decoding_of(file, field, said, plan, tol)
         plan, row = decoding.plan, decoding.plan.solver
         warn_of_plan(plan, field)
+        recording = Recording.of(trajectory, OWN_STEPS if decoding.rungs else "", plan, (latents, output), up=False)
         ode = place.fit(field, row).on_data()
         if len(file) < file.total:
             warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")
         total, size = len(file), place.at_once(field, row, queued=bool(decoding.rungs))
         details = {**({} if tol is None else {"tol": tol}), **place.details(field, row, size)}
 
-        def of_first(count: int) -> dict[str, Any]:
-            return asdict(decoding.provenance(file, field, count, **details))
+        def of_first(count: int) -> Provenance:
+            return decoding.provenance(file, field, count, **details)
 
         if not output.is_dir():
             check_place(output, latents)
         began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
         with (
-            open_output(to, file.names, of_first(total), overwrite=overwrite, of_first=of_first) as out,
-            shown(progress, total, "decoding", out.done) as advance,
-            closing(ahead(file.read, out.batches(size))) as batches,
+            opened(recording, file.names, of_first, plan, up=False, overwrite=overwrite) as points,
+            open_output(
+                to, file.names, asdict(of_first(total)), overwrite=overwrite, of_first=lambda n: asdict(of_first(n))
+            ) as out,
+            shown(progress, total, "decoding", (both := together(out, points)).done) as advance,
+            closing(ahead(file.read, both.batches(size))) as batches,
         ):
             for (start, stop), state in batches:
                 state = place.cast(state)
                 if tol is None:
-                    data = decoding.images(state, ode, start)
+                    data = decoding.images(state, ode, start, points.of(start, stop) if points else None)
                 else:
                     data, taken, change = decode_to(tol, state, decoding.rungs, ode)
                     tally.add(taken, change, file.names[start:stop])
                 images = to_images(field, data)
-                out.write(start, stop, images)
+                if out.holds(start, stop):
+                    out.write(start, stop, images)
                 largest, here = max(largest, float(images.abs().max())), here + stop - start
                 advance(stop - start)
     warn_of_range(largest)
     taken_steps = tally.tell() if tol is not None and here else decoding.steps
     words = (
         f"{so_far(out.done, total)} images in {output}{of_all(out.done, total, here)}: {row.name}, {taken_steps}, "
-        f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s"
+        f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s{points.words if points else ''}"
     )
     return Outcome(output, out.done, total, words)

@@ -10,6 +10,7 @@ import torch
 from odeddim import defaults, solvers
 from odeddim.api import decode
 from odeddim.checks.certificate import Rungs, decode_as_encoded, rungs_of
+from odeddim.jobs.recording import Walk
 from odeddim.jobs.work import How, the_plan
 from odeddim.latents.decoding import check_end, decoding_plan
 from odeddim.latents.latent_file import LatentFile
@@ -42,13 +43,14 @@ class Decoding:
             return "steps as encoded"
         return "adaptive" if self.plan.steps is None else f"{self.plan.steps} steps"
 
-    def images(self, state: State, model: VectorField, first: int = 0) -> torch.Tensor:
+    def images(self, state: State, model: VectorField, first: int = 0, walk: Walk | None = None) -> torch.Tensor:
         """The images of latents of the file.
 
         Args:
             state: The latents, xbar (B, *).
             model: The model, or its `on_data()` for the data in place of images.
             first: The index of the first latent in the file.
+            walk: What runs and records, on a model that is `on_data()`; None for `odeddim.decode`.
 
         Returns:
             The images, (B, C, H, W), or the data.
@@ -58,7 +60,7 @@ class Decoding:
         row = self.plan.solver
         # The noise of an image depends on its index in the file, and not on the batch.
         plan = self.plan.with_solver(row.with_settings(first=first)) if row.stochastic else self.plan
-        return decode(state, model=model, plan=plan)
+        return decode(state, model=model, plan=plan) if walk is None else walk(state, model, plan).xbar
 
     def provenance(self, file: LatentFile, model: VectorField, count: int, **details: Any) -> Provenance:
         """The provenance of the images of the first `count` latents of a file."""

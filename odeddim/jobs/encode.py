@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from odeddim import defaults
-from odeddim.api import Model
+from odeddim.api import Model, state_dtype
 from odeddim.api import encode as encode_batch
 from odeddim.checks.certificate import Rungs, certificate_of_rungs, encode_to, rungs_of
 from odeddim.checks.certificate import certify as certify_batch
 from odeddim.jobs.machine import Machine, Place
+from odeddim.jobs.recording import OWN_STEPS, Recording, Walk, opened, together
 from odeddim.jobs.subject import (
     Subject,
     data_and_floor,
@@ -53,6 +54,7 @@ def encode(
     count: int | None = None,
     tol: float | None = None,
     certify: bool = False,
+    trajectory: str | Path | Recording | None = None,
     prepare: Preparation | None = None,
     machine: Machine | None = None,
     overwrite: bool = False,
@@ -74,6 +76,8 @@ def encode(
         tol: A tolerance in place of steps: each image takes the fewest steps whose round trip is this good, rms over
             pixels in [-1, 1].
         certify: Whether to store a certificate with each latent; 4 times the evaluations.
+        trajectory: The file t.h5 to which the points of each image's run are written too, or a Recording that says
+            which; `odeddim.Trajectory.load` opens it.
         prepare: What is done to the images, as of `odeddim.Preparation`; nothing if the model takes their size.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
@@ -104,6 +108,7 @@ def encode(
     warn_of_plan(plan, field)
     check_encodes(plan.solver)
     place.fit(field, plan.solver)
+    recording = Recording.of(trajectory, _unfit(tol, certify), plan, (given, output), up=True)
     source = images_for(field, images, prepare)
     names = first_names(source, count, given)
     size = place.at_once(field, plan.solver, queued=tol is not None)
@@ -115,14 +120,17 @@ def encode(
     began = time.perf_counter()
     with (
         LatentRun(output, names, of_first(len(names)), plan.nodes, overwrite=overwrite, of_first=of_first) as file,
-        shown(progress, len(names), "encoding", file.done) as advance,
-        closing(ahead(lambda start, stop: source[start:stop], file.batches(size))) as batches,
+        opened(recording, names, of_first, plan, up=True, overwrite=overwrite) as points,
+        shown(progress, len(names), "encoding", (both := together(file, points)).done) as advance,
+        closing(ahead(lambda start, stop: source[start:stop], both.batches(size))) as batches,
     ):
         for (start, stop), pixels in batches:
-            state, figures = run.batch(pixels, names[start:stop])
-            file.write(start, stop, state, figures)
+            state, figures = run.batch(pixels, names[start:stop], points.of(start, stop) if points else None)
+            if file.holds(start, stop):
+                file.write(start, stop, state, figures)
             advance(stop - start)
     words = run.words(output, file.done, len(names), time.perf_counter() - began) + tell_skipped(source)
+    words += points.words if points else ""
     return Outcome(output, file.done, len(names), words)
 
 
@@ -137,6 +145,15 @@ def _rungs(field: VectorField, tol: float | None, plan: Plan | None, how: How) -
         raise InputError("tol=... chooses the steps, but plan=... has steps of its own: give one of the two")
     usual = how.solver or defaults.TOLERANCE
     return rungs_of(field.schedule, usual, how.steps, how.grid, how.end or "sigma_min", how.settings)
+
+
+def _unfit(tol: float | None, certify: bool) -> str:
+    """Why a run has no trajectory of many images; "" if it has one."""
+    if tol is not None:
+        return OWN_STEPS
+    if certify:
+        return "trajectory=... excludes certify=True, which encodes several times: leave that to `odeddim verify`"
+    return ""
 
 
 class _Encoding:
@@ -162,8 +179,10 @@ class _Encoding:
             **self.place.details(self.field, self.plan.solver, size),
         )
 
-    def batch(self, pixels: torch.Tensor, names: Sequence[str]) -> tuple[State, dict[str, torch.Tensor]]:
-        """The latents of images (B, C, H, W), and their certificate."""
+    def batch(
+        self, pixels: torch.Tensor, names: Sequence[str], walk: Walk | None
+    ) -> tuple[State, dict[str, torch.Tensor]]:
+        """The latents of images (B, C, H, W), and their certificate. walk: what runs and records, if anything does."""
         x_0, floor = data_and_floor(self.field, pixels.to(self.place.state))
         figures: dict[str, torch.Tensor] = {}
         if self.tol is not None:
@@ -173,6 +192,8 @@ class _Encoding:
                 figures = certificate_of_rungs(x_0, state, self.rungs, self.ode)
         elif self.certified:
             state, figures = certify_batch(x_0, model=self.ode, plan=self.plan)
+        elif walk is not None:
+            state = walk(State(state_dtype(x_0), float(self.plan.nodes[0])), self.ode, self.plan)
         else:
             state = encode_batch(x_0, model=self.ode, plan=self.plan)
         state = replace(state, report={**state.report, **floor})

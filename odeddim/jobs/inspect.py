@@ -13,8 +13,9 @@ import h5py
 
 from odeddim.bench import tables
 from odeddim.bench.harness import CELLS
-from odeddim.latents import latent_file
+from odeddim.latents import latent_file, trajectory_file
 from odeddim.latents.latent_file import LatentFile
+from odeddim.latents.trajectory_file import TrajectoryFile
 from odeddim.models import BUILT_IN, SUFFIXES, format_of, hub, load, summary
 from odeddim.plans import FORMAT as PLAN
 from odeddim.plans import Plan
@@ -174,6 +175,8 @@ def _hdf5(path: Path) -> Facts:
             with LatentFile(path) as latents:
                 kind = {"direction": "a direction between latents"}.get(latents.provenance.made_by, "a latent file")
                 return {"kind": kind, **_run(path), **latents.summary()}
+        if form == trajectory_file.FORMAT:
+            return {"kind": "a trajectory file", **_run(path), **TrajectoryFile(path).summary()}
         if form == tables.FORMAT:
             table = tables.load(path)
             names = [column.heading for column in table.columns]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ from odeddim.storage.names import LOCK, NOTE, Names, file_names
 from odeddim.storage.png import MARK
 from odeddim.storage.row_files import check_same, comparable, run_of
 from odeddim.storage.sheets import Captions, titles
-from odeddim.storage.workers import GO_ON, MEMBER, Claims, OfFirst, SharedRun, begin_together
+from odeddim.storage.workers import GO_ON, MEMBER, Claims, OfFirst, SharedRun, Together, begin_together
 from odeddim.types import InputError, pick
 
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -243,30 +243,21 @@ class Folder(SharedRun):
         super().__exit__(kind, *more)
 
 
-class Several:
-    """Runs over the same images, each of which is computed once for all of them. Use it as a context manager.
+class Several(Together):
+    """Outputs of the same images, each of which is computed once for all of them.
 
     Args:
-        runs: The runs; they are entered already.
+        runs: The outputs; they are entered already.
     """
 
     def __init__(self, runs: Sequence[Folder | Images]) -> None:
+        super().__init__(runs)
         self._runs = runs
-
-    @property
-    def done(self) -> int:
-        """How many images are in every output."""
-        return min(run.done for run in self._runs)
-
-    def batches(self, size: int) -> Iterator[tuple[int, int]]:
-        """The batches that some output lacks, as of `SharedRun.batches`."""
-        for run in self._runs:
-            yield from run.batches(size)
 
     def write(self, start: int, stop: int, images: Tensor) -> None:
         """Write a batch of images to the outputs that lack them; arguments as for `Folder.write`."""
         for run in self._runs:
-            if run.holds(start, stop) or run.claim(start, stop):
+            if run.holds(start, stop):
                 run.write(start, stop, images)
 
 

@@ -240,6 +240,34 @@ class SharedRun:
         self._claims.close()
 
 
+class Together:
+    """Runs over the same rows, each of which is computed once for all of them.
+
+    Args:
+        runs: The runs; they are entered already.
+    """
+
+    def __init__(self, runs: Sequence[SharedRun]) -> None:
+        self._all = runs
+
+    @property
+    def done(self) -> int:
+        """How many rows are in every output."""
+        return min(run.done for run in self._all)
+
+    def batches(self, size: int) -> Iterator[tuple[int, int]]:
+        """The batches that some output lacks, as of `SharedRun.batches`.
+
+        Each is claimed for all outputs that lack it when it is handed out: who reads ahead must not get it twice.
+        """
+        for run in self._all:
+            for start, stop in run.batches(size):
+                for other in self._all:
+                    if other is not run:
+                        other.claim(start, stop)
+                yield start, stop
+
+
 def gaps(spans: Sequence[tuple[int, int]], total: int) -> Iterator[tuple[int, int]]:
     """The spans of 0, ..., total-1 that rising spans leave free."""
     at = 0

@@ -38,6 +38,10 @@ OUTPUTS = {
     "bridged.h5": (*BRIDGE, "-o", "bridged.h5"),
     "bridged.png": (*BRIDGE, "-o", "bridged.png"),
     "over/000000.png": (*BRIDGE, "-o", "over"),
+    "t.h5": (*ENCODE, "-o", "recorded.h5", "--trajectory", "t.h5"),
+    "down.h5": ("decode", "z.h5", "-o", "recorded", "--trajectory", "down.h5"),
+    "strip.png": ("trajectory", "up.h5", "-o", "strip.png"),
+    "film.gif": ("trajectory", "up.h5", "-o", "film.gif"),
     "path.h5": ("interpolate", "z.h5", "--pair", 0, 1, "-n", 3, "-o", "path.h5"),
     "path.png": ("interpolate", "z.h5", "--pair", 0, 1, "-n", 3, "--sheet", "path.png"),
     "path.gif": ("interpolate", "z.h5", "--pair", 0, 1, "-n", 3, "--animate", "path.gif"),
@@ -77,6 +81,7 @@ KINDS = {
 def prepared(run: Command, here: Path) -> Path:
     """A folder with z.h5, two latents, and tables/, a folder of a bench."""
     assert run(*ENCODE, "-o", "z.h5", "--certify")[0] == 0
+    assert run(*ENCODE, "-o", "y.h5", "--trajectory", "up.h5")[0] == 0
     columns = (Column("steps", "steps"), Column("error", "error", "rms", ".2e"))
     (here / "tables").mkdir()
     Table("demo", "A title", {"model": "m"}, columns, ({"steps": 1, "error": 0.5},)).save(here / "tables")

@@ -116,6 +116,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, names: None) -> Path:
         command("grid", "-n", 2, "--solver", "dpmpp-2m", "--steps", 20, "-o", "plan.json")
         for name in ("z", "other", "samples", "monday", "tuesday"):
             command("encode", "photos", "-o", f"{name}.h5", "--steps", 3, "--model", "MODEL")
+        command("encode", "photos", "-n", 4, "-o", "y.h5", "--steps", 3, "--model", "MODEL", "--trajectory", "t.h5")
         written: list[int] = []
         write = LatentRun.write
 
@@ -168,7 +169,7 @@ def test_an_example_runs(example: str, world: Path, here: Path) -> None:
     shutil.copytree(world, here, dirs_exist_ok=True)
     said, words = examples()[example], shlex.split(example.partition(" > ")[0])
     for option, name in pairwise(words):
-        if option == "-o" and words.count(name) == 1:  # the others go on from a run that is there
+        if option in ("-o", "--trajectory") and words.count(name) == 1:  # the others go on from a run that is there
             shutil.rmtree(here / name) if (here / name).is_dir() else (here / name).unlink(missing_ok=True)
     if "bench/plan.json" in words:
         (here / "bench").mkdir()

@@ -28,7 +28,7 @@ FLOORS = (
 )
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 # Modules at the top that belong to a room of another name.
-ROOM = {"defaults": "types", "foreign_names": "types", "bridges": "api"}
+ROOM = {"defaults": "types", "foreign_names": "types", "bridges": "api", "trajectories": "api"}
 ANYWHERE = {
     "odeddim",
     "odeddim._checkout",
@@ -118,11 +118,13 @@ def test_few_modules_at_the_top() -> None:
 LINES, BODY, PARAMETERS = 400, 60, 10  # of a file and of a function, without docstrings; of a signature, without self
 LONGER = {
     "odeddim.jobs.encode.encode": "what to encode, how to prepare it, how to run, and what to find out",
+    "odeddim.jobs.decode.decode": "what to decode, how to run, where images and trajectories go",
     "odeddim.jobs.grid.grid": "what to measure on, how to prepare it, what to compute, and where",
     "odeddim.api.solve": "what to decode, how to run, what to show of it, and gradients",
     "odeddim.api.encode": "what odeddim.solve takes",
     "odeddim.api.decode": "what odeddim.solve takes",
     "odeddim.api.sample": "what odeddim.solve takes, and the noise",
+    "odeddim.trajectories.making.trajectory": "what odeddim.solve takes, the direction, what is kept, and where",
     "odeddim.models.networks.adm.ADM.__init__": "the settings that its checkpoints come with, one by one",
     "odeddim.models.networks.unet.UNet.__init__": "the settings that its checkpoints come with, one by one",
 }
