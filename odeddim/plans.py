@@ -485,9 +485,7 @@ class Steps:
             self.callback(self.made, sigma, xbar.clone())
 
 
-def walk(
-    field: Field, state: State, plan: Plan, observe: Observe | None = None, gradients: Gradients = None
-) -> State:
+def walk(field: Field, state: State, plan: Plan, observe: Observe | None = None, gradients: Gradients = None) -> State:
     """The run of `integrate`, shown to an observer at each node but the first; see `Solver.walk`.
 
     Args:
