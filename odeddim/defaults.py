@@ -30,6 +30,9 @@ COMBINED = SOLVE
 TOLERANCE = SOLVE
 """Runs with a tolerance in place of steps: a reversible solver would keep any tolerance with any number of steps."""
 
+SCORE, SCORE_STEPS = "euler", 10
+"""Scores from the path: DDIM, as in DiffPath (arXiv 2405.11881). `python benchmarks/scores.py` measures it."""
+
 GRID_IMAGES = 16
 """The number of images that a computed grid is measured on."""
 

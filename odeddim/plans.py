@@ -302,6 +302,22 @@ class Plan:
             raise InputError(f"the plan {path} cannot be read ({error.strerror}): check its path and rights") from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is no plan: make one with `Plan.save` or `odeddim grid`") from error
+        return cls.from_dict(content, path)
+
+    @classmethod
+    def from_dict(cls, content: object, path: str | Path) -> Plan:
+        """The plan of what `to_dict` has given.
+
+        Args:
+            content: What the file holds.
+            path: The file, for messages.
+
+        Returns:
+            The plan.
+
+        Raises:
+            InputError: If it is no plan or damaged, or names a solver or a setting that does not exist.
+        """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(f"{path} is no plan: make one with `Plan.save` or `odeddim grid`")
         kinds = {"solver": str, "settings": dict, "grid": str, "end": str, "nodes": list}
