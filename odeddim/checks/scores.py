@@ -9,6 +9,7 @@ A figure that other code computes from the same encode, such as a log density, w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
-from odeddim import defaults
+from odeddim import defaults, solvers
 from odeddim.api import Model, planned, state_dtype, to_data
 from odeddim.checks.paths import PROFILE, SUMS, check_path, recorded
 from odeddim.checks.whiteness import FIGURES, statistics
@@ -73,24 +74,9 @@ class Reference:
     false_positives: float = 0.05
 
     def __post_init__(self) -> None:
-        share, count = self.false_positives, len(self.profile)
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
-            raise InputError(f"false_positives must be a share between 0 and 1, such as 0.05, not {share!r}")
+        check_share(self.false_positives, len(self.profile))
         if self.profile.ndim != 2 or self.profile.shape[1] != len(PROFILE) * (len(self.plan.nodes) - 1) - 1:
             raise InputError(f"profiles {tuple(self.profile.shape)} do not suit a plan of {self.plan.steps} steps")
-        if self._place > count:
-            raise InputError(
-                f"a reference of {count} images cannot tell a share of {share:g}: give at least "
-                f"{math.ceil(1 / share) - 1} images, or a larger false_positives=..."
-            )
-
-    @property
-    def _place(self) -> int:
-        """The place of the threshold among the scores of the images, from 1.
-
-        Of N + 1 scores in random order the last exceeds the k-th of the others with probability 1 - k/(N+1) at most.
-        """
-        return math.ceil((len(self.profile) + 1) * (1 - self.false_positives) - 1e-9)
 
     @cached_property
     def own_scores(self) -> Tensor:
@@ -105,11 +91,17 @@ class Reference:
     @cached_property
     def threshold(self) -> float:
         """The score above which an image is strange."""
-        return float(self.own_scores.sort().values[self._place - 1])
+        return float(self.own_scores.sort().values[_place(self.false_positives, len(self)) - 1])
 
     @cached_property
     def _nearest(self) -> _Nearest:
         return _Nearest(self.profile.numpy())
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that decides a score, and whether it is strange."""
+        values = hashlib.sha256(self.profile.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(json.dumps([self.false_positives, _bare(self.plan), values]).encode()).hexdigest()
 
     def score(self, profile: Tensor) -> Tensor:
         """The scores of images, given their profiles.
@@ -263,9 +255,10 @@ def score(
         (torch.Size([4]), torch.bool)
     """
     field = load(model)
-    said = _the_plan(field, plan, solver, steps, grid, settings)
+    said = short_plan(field, plan, solver, steps, grid, "zero", settings)
+    check_run(said if reference is None else reference.plan, round_trip)
     if reference is None:
-        reference = of_samples(field, said, batch_size, progress)
+        reference = of_samples(field, said, torch.float32, batch_size, progress)
     plan = plan_by(reference, field, said if _is_said(plan, solver, steps, grid, settings) else None)
     statistics, profile = measured(field, images, plan, round_trip, batch_size, progress)
     return scored(statistics, profile, reference)
@@ -304,13 +297,27 @@ def calibrate(
         10
     """
     field = load(model)
-    plan = _the_plan(field, plan, solver, steps, grid, settings)
+    plan = short_plan(field, plan, solver, steps, grid, "zero", settings)
+    check_run(plan, False)
     _, profile = measured(field, images, plan, False, batch_size, progress)
     return Reference(profile, plan.noted(field), false_positives)
 
 
-def of_samples(field: VectorField, plan: Plan, batch_size: BatchSize = None, progress: Progress = False) -> Reference:
-    """The reference that is made of the sample images of the package.
+def check_run(plan: Plan, round_trip: bool) -> None:
+    """Raise an InputError unless paths can be recorded on a plan, and the round trip says something if it is asked."""
+    check_encodes(plan.solver)
+    check_path(plan.solver)
+    if round_trip and plan.solver.reversible:
+        raise InputError(
+            f"solver {plan.solver.name!r} comes back exactly from any latent, so round_trip=True says nothing: leave "
+            "it out"
+        )
+
+
+def of_samples(
+    field: VectorField, plan: Plan, dtype: torch.dtype, batch_size: BatchSize = None, progress: Progress = False
+) -> Reference:
+    """The reference that is made of the sample images of the package, with a state of this dtype.
 
     Raises:
         InputError: If the model is not one of clothes.
@@ -320,7 +327,7 @@ def of_samples(field: VectorField, plan: Plan, batch_size: BatchSize = None, pro
             f"the model {field.name!r} has no reference of its own: give reference=..., which odeddim.calibrate makes "
             "of images that are as they should be"
         )
-    _, profile = measured(field, open_images()[:], plan, False, batch_size, progress)
+    _, profile = measured(field, open_images()[:].to(dtype), plan, False, batch_size, progress)
     return Reference(profile, plan.noted(field))
 
 
@@ -373,10 +380,6 @@ def measured(
     Raises:
         InputError: If the plan or the images cannot be used.
     """
-    check_encodes(plan.solver)
-    check_path(plan.solver)
-    if round_trip and plan.solver.reversible:
-        raise InputError(f"{plan.solver.name!r} always comes back, so round_trip=True says nothing: leave it out")
     images = state_dtype(images)
     field.check(images, field.image_sizes)
     names = names_of(round_trip)
@@ -405,6 +408,25 @@ def scored(statistics: Mapping[str, Tensor], profile: Tensor, reference: Referen
     return Scores(statistics, profile, distance, distance > reference.threshold, reference)
 
 
+def check_share(share: object, count: int) -> None:
+    """Raise an InputError unless so many images can tell which of them are in this last share."""
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+        raise InputError(f"false_positives must be a share between 0 and 1, such as 0.05, not {share!r}")
+    if _place(share, count) > count:
+        raise InputError(
+            f"a reference of {count} images cannot tell a share of {share:g}: give at least "
+            f"{math.ceil(1 / share - 1e-9) - 1} images, or a larger false_positives=..."
+        )
+
+
+def _place(share: float, count: int) -> int:
+    """The place of the threshold among the scores of a reference, from 1.
+
+    Of N + 1 scores in random order the last exceeds the k-th of the others with the probability 1 - k/(N+1) at most.
+    """
+    return math.ceil((count + 1) * (1 - share) - 1e-9)
+
+
 class _Nearest:
     """Distances to the nearest of many profiles, made white."""
 
@@ -427,19 +449,27 @@ class _Nearest:
         return np.sqrt(np.array(nearest, np.float64))
 
 
-def _the_plan(
+def short_plan(
     field: VectorField,
     plan: Plan | None,
     solver: str | Solver,
     steps: int | None,
     grid: Grid,
+    end: str,
     settings: Mapping[str, Any],
 ) -> Plan:
-    """The plan that was said, of few steps by default."""
-    short = plan is None and steps is None and (grid is None or (isinstance(grid, str) and is_named(grid)))
-    return planned(
-        field, plan, solver, defaults.SCORE, defaults.SCORE_STEPS if short else steps, grid, "zero", settings
-    )
+    """The plan of the arguments that a user gives, of few steps by default.
+
+    Raises:
+        InputError: If an argument cannot be used, or a step of the solver has more evaluations than one.
+    """
+    row = plan.solver if isinstance(plan, Plan) else solver
+    row = solvers.get(row) if isinstance(row, str) else row
+    if isinstance(row, Solver):
+        check_path(row)
+    if plan is None and steps is None and (grid is None or (isinstance(grid, str) and is_named(grid))):
+        steps = defaults.SCORE_STEPS
+    return planned(field, plan, solver, defaults.SCORE, steps, grid, end, settings)
 
 
 def _is_said(
