@@ -183,12 +183,17 @@ def solver(default: str) -> Callable[[F], F]:
     )
 
 
-steps = click.option(
-    "--steps",
-    type=click.IntRange(1, defaults.MOST_STEPS),
-    default=None,
-    help="The number of steps. Adaptive solvers take none.  [default: 50; to decode, as encoded]",
-)
+def steps_by(default: str) -> Callable[[F], F]:
+    """--steps N. default: what a command takes without it, in words."""
+    return click.option(
+        "--steps",
+        type=click.IntRange(1, defaults.MOST_STEPS),
+        default=None,
+        help=f"The number of steps. Adaptive solvers take none.  [default: {default}]",
+    )
+
+
+steps = steps_by("50; to decode, as encoded")
 grid = click.option(
     "--grid",
     default=None,
@@ -272,8 +277,8 @@ def _how(own: dict[str, Any]) -> dict[str, Any]:
     return {"plan": Plan.load(path)}
 
 
-def run(default: str, *more: Callable[[F], F]) -> Callable[[F], F]:
-    """The options that say how a model is run. default: as of `solver`; more: options besides."""
+def run(default: str, *more: Callable[[F], F], steps: Callable[[F], F] = steps) -> Callable[[F], F]:
+    """The options that say how a model is run. default: as of `solver`; more: options besides; steps: --steps."""
     return gathered("how", together(solver(default), steps, grid, *more, _settings()), _how)
 
 

@@ -117,7 +117,7 @@ class Reference:
     def check(self, field: VectorField) -> None:
         """Raise an InputError unless the reference was made for this model and condition."""
         if other := self.plan.unlike(field):
-            raise InputError(f"the reference was made {other}: make one for it with odeddim.calibrate")
+            raise InputError(f"the reference was made {other}: make another one, with this model")
 
     def to_json(self) -> str:
         """The content of the reference's file, as text."""
@@ -324,8 +324,8 @@ def of_samples(
     """
     if field.name not in WITH_SAMPLES:
         raise InputError(
-            f"the model {field.name!r} has no reference of its own: give reference=..., which odeddim.calibrate makes "
-            "of images that are as they should be"
+            f"the model {field.name!r} has no reference of its own: give reference=..., made of images that are as they "
+            "should be"
         )
     _, profile = measured(field, open_images()[:].to(dtype), plan, False, batch_size, progress)
     return Reference(profile, plan.noted(field))

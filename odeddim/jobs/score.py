@@ -343,10 +343,11 @@ class _Table:
             words = f"others are at work on the rest of the scores{where}, or run it again"
             return Scored(output, (), torch.empty(0), torch.empty(0, dtype=torch.bool), self.reference, words)
         strange = found > self.reference.threshold
+        by = self.reference
         words = (
-            f"{int(strange.sum())} of {len(found)} images are strange: their scores{where} are above "
-            f"{self.reference.threshold:.4g}, as those of {self.reference.false_positives:.3g} of images like the "
-            f"{len(self.reference)} of the reference; {paths.plan}, {seconds:.1f} s{skipped}"
+            f"{int(strange.sum())} of {len(found)} images are strange{where}: above {by.threshold:.4g}, the threshold "
+            f"for {100 * by.false_positives:.3g}% of images like the {len(by)} of the reference; {paths.plan}, "
+            f"{seconds:.1f} s{skipped}"
         )
         return Scored(output, tuple(self.names), found, strange, self.reference, words)
 
