@@ -324,8 +324,8 @@ def of_samples(
     """
     if field.name not in WITH_SAMPLES:
         raise InputError(
-            f"the model {field.name!r} has no reference of its own: give reference=..., made of images that are as they "
-            "should be"
+            f"the model {field.name!r} has no reference of its own: give reference=..., made of images that are as "
+            "they should be"
         )
     _, profile = measured(field, open_images()[:].to(dtype), plan, False, batch_size, progress)
     return Reference(profile, plan.noted(field))
