@@ -36,8 +36,8 @@ from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
-from odeddim.storage.atomic import check_place, has_mark, mark_of, plain_text, replacing
-from odeddim.storage.hdf5 import SUFFIXES, opened, text
+from odeddim.storage.atomic import check_own, check_place, found_mark, has_mark, mark_of, plain_text, replacing
+from odeddim.storage.hdf5 import SUFFIXES, is_hdf5, opened, text
 from odeddim.storage.images import ImageSource
 from odeddim.storage.prefetch import ahead
 from odeddim.storage.preparation import Preparation
@@ -148,6 +148,8 @@ def score(
     given, output = place_of(images), None if output is None else Path(output)
     if output is not None:
         check_place(output, given, suffixes=(".csv", ".json", *SUFFIXES))
+        # Whose file it is shows when the reference is known; that it is nobody's of ours shows before that is made.
+        check_own(output, lambda path: bool(found_mark(path)) or is_hdf5(path), overwrite=overwrite)
     place = (machine or Machine()).at(model=model)
     field = subject_on(place, model)
     if isinstance(reference, (str, Path)):
