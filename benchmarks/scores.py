@@ -37,7 +37,7 @@ from odeddim.checks.scores import Reference, measured
 MODEL = "fashion-mnist"
 REFERENCE, HELD_OUT, SHIFTED = slice(0, 1024), slice(1024, 2048), slice(1024, 1536)
 CHOOSE_REFERENCE, CHOOSE_IMAGES, CHOOSE_SHIFTED = slice(0, 512), slice(512, 768), slice(512, 640)
-PATHS = (("euler", "linear"), ("euler", "karras"), ("euler", "log"), ("belm", "log"))
+PATHS = (("euler", "linear"), ("euler", "karras"), ("belm", "log"))
 BATCH = 64
 OUT = Path("out/scores")
 Features = Mapping[str, NDArray[np.float64]]
@@ -172,10 +172,10 @@ def table() -> None:
     """The areas of each rule, and how many held-out images are called strange."""
     x = images()
     of = {"reference": x[REFERENCE], "held out": x[HELD_OUT]} | {name: f(x[SHIFTED]) for name, f in SHIFTS.items()}
-    known = {name: features(name, each, "euler", "linear", True) for name, each in of.items()}
+    known = {name: features(name, each, "euler", "linear", name != "reference") for name, each in of.items()}
     print(f"{'AUROC':<31}" + "".join(f"{name:>11}" for name in [*SHIFTS, "mean"]))
     for words, (what, rule) in RULES.items():
-        base = known["reference"][what]
+        base = known["reference"].get(what, np.empty((0, 1)))
         normal = rule(base, known["held out"][what])
         print(row(words, [auroc(normal, rule(base, known[name][what])) for name in SHIFTS]))
     plan = odeddim.plan(MODEL, "euler", grid="linear", steps=10)

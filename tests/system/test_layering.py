@@ -118,6 +118,7 @@ def test_few_modules_at_the_top() -> None:
 LINES, BODY, PARAMETERS = 400, 60, 10  # of a file and of a function, without docstrings; of a signature, without self
 LONGER = {
     "odeddim.jobs.encode.encode": "what to encode, how to prepare it, how to run, and what to find out",
+    "odeddim.jobs.score.score": "what to score, what to compare with, how to prepare and to run, and where",
     "odeddim.jobs.grid.grid": "what to measure on, how to prepare it, what to compute, and where",
     "odeddim.api.sample": "what odeddim.solve takes, and the noise",
     "odeddim.models.networks.adm.ADM.__init__": "the settings that its checkpoints come with, one by one",
