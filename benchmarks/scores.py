@@ -32,6 +32,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 import odeddim
+from odeddim import defaults
 from odeddim.checks.scores import Reference, measured
 
 MODEL = "fashion-mnist"
@@ -107,7 +108,7 @@ def features(name: str, x: Tensor, solver: str, grid: str, round_trip: bool) -> 
     path = OUT / f"{solver}-{grid}-{name.replace(' ', '-')}.npz"
     if not path.exists():
         field = odeddim.load(MODEL)
-        plan = odeddim.plan(field, solver, grid=grid, steps=10)
+        plan = odeddim.plan(field, solver, grid=grid, steps=defaults.SCORE_STEPS)
         statistics, profile = measured(field, x, plan, round_trip, BATCH)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".tmp.npz")
@@ -172,13 +173,16 @@ def table() -> None:
     """The areas of each rule, and how many held-out images are called strange."""
     x = images()
     of = {"reference": x[REFERENCE], "held out": x[HELD_OUT]} | {name: f(x[SHIFTED]) for name, f in SHIFTS.items()}
-    known = {name: features(name, each, "euler", "linear", name != "reference") for name, each in of.items()}
+    known = {
+        name: features(name, each, defaults.SCORE, defaults.SCORE_GRID, name != "reference")
+        for name, each in of.items()
+    }
     print(f"{'AUROC':<31}" + "".join(f"{name:>11}" for name in [*SHIFTS, "mean"]))
     for words, (what, rule) in RULES.items():
         base = known["reference"].get(what, np.empty((0, 1)))
         normal = rule(base, known["held out"][what])
         print(row(words, [auroc(normal, rule(base, known[name][what])) for name in SHIFTS]))
-    plan = odeddim.plan(MODEL, "euler", grid="linear", steps=10)
+    plan = odeddim.plan(MODEL, defaults.SCORE, grid=defaults.SCORE_GRID, steps=defaults.SCORE_STEPS)
     whole = torch.from_numpy(known["reference"]["profile"])
     reference = Reference(whole, plan)
 

@@ -86,6 +86,7 @@ form = options.gathered(
     options.end,
     options.plan,
     steps=options.steps_by(f"{defaults.SCORE_STEPS}, or as the reference was made"),
+    grid=options.grid_by(f"{defaults.SCORE_GRID}, or as the reference was made"),
 )
 @click.option(
     "--round-trip", is_flag=True, help="Decode each latent again, and store the error of the image: twice the work."

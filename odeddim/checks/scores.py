@@ -66,7 +66,7 @@ class Reference:
         >>> images = odeddim.sample(40, model="exact-gaussian", shape=(1, 4, 4), steps=5)
         >>> reference = odeddim.calibrate(images, model="exact-gaussian", steps=5)
         >>> reference
-        <Reference: 40 images, euler, linear grid, 5 steps, end zero, model exact-gaussian>
+        <Reference: 40 images, euler, karras grid, 5 steps, end zero, model exact-gaussian>
     """
 
     profile: Tensor
@@ -234,7 +234,8 @@ def score(
         reference: What `calibrate` made for this model; None for the 256 sample images of the package, which the
             built-in models of clothes take, and which are encoded first.
         steps: The number of steps, 10 by default.
-        grid, plan, batch_size, progress, **settings: As of `odeddim.encode`. With a reference the run is that of the
+        grid: As of `odeddim.encode`, but "karras" by default.
+        plan, batch_size, progress, **settings: As of `odeddim.encode`. With a reference the run is that of the
             reference: what is given besides must say the same.
         round_trip: Whether to decode each latent again, for the statistic "round_trip". It doubles the evaluations.
 
@@ -467,8 +468,10 @@ def short_plan(
     row = solvers.get(row) if isinstance(row, str) else row
     if isinstance(row, Solver):
         check_path(row)
-    if plan is None and steps is None and (grid is None or (isinstance(grid, str) and is_named(grid))):
-        steps = defaults.SCORE_STEPS
+    if plan is None:
+        grid = defaults.SCORE_GRID if grid is None else grid
+        short = steps is None and isinstance(grid, str) and is_named(grid)
+        steps = defaults.SCORE_STEPS if short else steps
     return planned(field, plan, solver, defaults.SCORE, steps, grid, end, settings)
 
 

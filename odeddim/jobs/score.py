@@ -125,7 +125,8 @@ def score(
         model: A name, a path, a VectorField, a pipeline of diffusers, or a Subject with its condition.
         reference: What the images are compared with: a reference or its file, or a `Calibration`, which makes it; None
             for the sample images of the package, for the built-in models of clothes.
-        plan: The plan that encodes, in place of `how`; by default that of the reference, or 10 steps of DDIM.
+        plan: The plan that encodes, in place of `how`; by default that of the reference, or 10 steps of DDIM on
+            the karras grid.
         prepare: What is done to all images, as of `odeddim.Preparation`; nothing if the model takes their size.
         machine: Where to run.
         round_trip: Whether to decode each latent again, for the statistic "round_trip".

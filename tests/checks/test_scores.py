@@ -136,9 +136,9 @@ def test_a_score_does_not_depend_on_the_batch() -> None:
 
 def test_the_round_trip_is_that_of_decoding() -> None:
     images = gaussian(25, 7)
-    reference = odeddim.calibrate(images, "unipc-2", model=GAUSSIAN, steps=5)
+    reference = odeddim.calibrate(images, "unipc-2", model=GAUSSIAN, steps=5, grid="log")
     found = odeddim.score(images[:3], model=GAUSSIAN, reference=reference, round_trip=True)
-    state = odeddim.encode(images[:3], "unipc-2", model=GAUSSIAN, steps=5)
+    state = odeddim.encode(images[:3], "unipc-2", model=GAUSSIAN, steps=5, grid="log")
     again = odeddim.decode(state, model=GAUSSIAN)
     wanted = (again - images[:3]).square().mean((1, 2, 3)).sqrt()
     assert torch.allclose(found.statistics["round_trip"], wanted)
@@ -217,9 +217,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_a_reference_of_another_run_is_refused(reference: Reference) -> None:
     images = gaussian(2, 10)
     for said in ({"steps": 4}, {"solver": "ab2", "steps": 3}, {"grid": "log", "steps": 3}):
-        with pytest.raises(InputError, match=r"the reference was made by euler, linear grid, 3 steps.*cannot be comp"):
+        with pytest.raises(InputError, match=r"the reference was made by euler, karras grid, 3 steps.*cannot be comp"):
             odeddim.score(images, model=GAUSSIAN, reference=reference, **said)
-    same = odeddim.score(images, model=GAUSSIAN, reference=reference, steps=3, grid="linear")
+    same = odeddim.score(images, model=GAUSSIAN, reference=reference, steps=3, grid="karras")
     assert torch.equal(same.score, odeddim.score(images, model=GAUSSIAN, reference=reference).score)
 
 
