@@ -41,14 +41,15 @@ CHOOSE_REFERENCE, CHOOSE_IMAGES, CHOOSE_SHIFTED = slice(0, 512), slice(512, 768)
 PATHS = (("euler", "linear"), ("euler", "karras"), ("belm", "log"))
 BATCH = 64
 OUT = Path("out/scores")
+CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 Features = Mapping[str, NDArray[np.float64]]
 """What is known of a set of images, (N, K) by name."""
 
 
-def images() -> Tensor:
-    """(2048, 1, 28, 28) in [-1, 1]."""
+def clothes() -> tuple[Tensor, NDArray[np.uint8]]:
+    """(2048, 1, 28, 28) in [-1, 1], and their classes (2048,)."""
     with np.load(Path(odeddim.__file__).parent / "data" / "fashion-mnist-reference.npz") as file:
-        return torch.from_numpy(file["images"]).float()[:, None] / 127.5 - 1
+        return torch.from_numpy(file["images"]).float()[:, None] / 127.5 - 1, file["labels"]
 
 
 def shuffled(x: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ def row(words: str, figures: list[float]) -> str:
 
 def table() -> None:
     """The areas of each rule, and how many held-out images are called strange."""
-    x = images()
+    x, labels = clothes()
     of = {"reference": x[REFERENCE], "held out": x[HELD_OUT]} | {name: f(x[SHIFTED]) for name, f in SHIFTS.items()}
     known = {
         name: features(name, each, defaults.SCORE, defaults.SCORE_GRID, name != "reference")
@@ -198,11 +199,15 @@ def table() -> None:
         one = Reference(everything[order[:1024]], plan)
         rates.append(float((one.score(everything[order[1024:]]) > one.threshold).double().mean()))
     print(f"over 20 random halves: {np.mean(rates):.1%} (from {min(rates):.1%} to {max(rates):.1%})")
+    base, kinds = known["reference"]["profile"], labels[SHIFTED]
+    normal, flipped = (nearest(base, known[name]["profile"]) for name in ("held out", "flipped"))
+    by_class = [f"{kind} {auroc(normal, flipped[kinds == i]):.2f}" for i, kind in enumerate(CLASSES)]
+    print(f"flipped, by class: {', '.join(by_class)}")
 
 
 def choose() -> None:
     """The paths and rules on other shifts."""
-    x = images()
+    x, _ = clothes()
     of = {"chosen on": x[CHOOSE_REFERENCE], "normal": x[CHOOSE_IMAGES]}
     of |= {name: f(x[CHOOSE_SHIFTED]) for name, f in OTHERS.items()}
     print(f"{'AUROC':<31}" + "".join(f"{name:>11}" for name in [*OTHERS, "mean"]))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from odeddim.ode.field import VectorField
-from odeddim.plans import Plan, integrate
+from odeddim.plans import Callback, Plan, integrate
 from odeddim.types import InputError, Solver, State
 
 Array = NDArray[np.float64]
@@ -69,13 +69,14 @@ class Recorder:
         self._before = eps
 
 
-def recorded(field: VectorField, data: Tensor, plan: Plan) -> tuple[State, Recorder]:
+def recorded(field: VectorField, data: Tensor, plan: Plan, callback: Callback | None = None) -> tuple[State, Recorder]:
     """Encode data, and keep the statistics of the path.
 
     Args:
         field: The model.
         data: Where the ODE starts, (B, *) in the state's dtype.
         plan: A plan that `check_path` lets pass.
+        callback: As of `odeddim.plans.integrate`.
 
     Returns:
         The latents, and what was recorded.
@@ -83,7 +84,7 @@ def recorded(field: VectorField, data: Tensor, plan: Plan) -> tuple[State, Recor
     field.check(data)
     recorder = Recorder(field, len(plan.nodes) - 1)
     start = data if field.device is None else data.to(field.device)
-    return integrate(recorder, State(start, float(plan.nodes[0])), plan), recorder
+    return integrate(recorder, State(start, float(plan.nodes[0])), plan, callback=callback), recorder
 
 
 def check_path(row: Solver) -> None:

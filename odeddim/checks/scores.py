@@ -32,7 +32,7 @@ from odeddim.latents.arithmetic import rms
 from odeddim.models import DEFAULT, FLOW, load
 from odeddim.ode.field import VectorField
 from odeddim.ode.grids import is_named
-from odeddim.plans import Grid, Plan, check_encodes, integrate
+from odeddim.plans import Callback, Grid, Plan, check_encodes, integrate
 from odeddim.runs.batches import Batches, BatchSize
 from odeddim.runs.progress import Progress
 from odeddim.storage.atomic import replacing
@@ -385,9 +385,9 @@ def measured(
     field.check(images, field.image_sizes)
     names = names_of(round_trip)
 
-    def batch(rows: slice, plan: Plan, callback: Any) -> Tensor:
+    def batch(rows: slice, plan: Plan, callback: Callback | None) -> Tensor:
         data = to_data(field, images[rows])
-        state, seen = recorded(field, data, plan)
+        state, seen = recorded(field, data, plan, callback)
         more = [rms(integrate(field, state, plan).xbar - data.to(state.xbar.device))] if round_trip else []
         of_latent = statistics(state.x)
         columns = [torch.from_numpy(seen.sums), *(each[:, None] for each in (*of_latent.values(), *more))]
