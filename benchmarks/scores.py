@@ -199,6 +199,13 @@ def table() -> None:
         one = Reference(everything[order[:1024]], plan)
         rates.append(float((one.score(everything[order[1024:]]) > one.threshold).double().mean()))
     print(f"over 20 random halves: {np.mean(rates):.1%} (from {min(rates):.1%} to {max(rates):.1%})")
+    few = features("samples", odeddim.open_images()[:], defaults.SCORE, defaults.SCORE_GRID, False)["profile"]
+    default = Reference(torch.from_numpy(few), plan)
+    rate = float((default.score(everything) > default.threshold).double().mean())
+    normal = nearest(few, known["held out"]["profile"])
+    mean = np.mean([auroc(normal, nearest(few, known[name]["profile"])) for name in SHIFTS])
+    words = f"of all {len(everything)} images {rate:.1%} are called strange, mean AUROC {mean:.3f}"
+    print(f"with the {len(few)} sample images as the reference: {words}")
     base, kinds = known["reference"]["profile"], labels[SHIFTED]
     normal, flipped = (nearest(base, known[name]["profile"]) for name in ("held out", "flipped"))
     by_class = [f"{kind} {auroc(normal, flipped[kinds == i]):.2f}" for i, kind in enumerate(CLASSES)]
