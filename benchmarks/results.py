@@ -134,6 +134,19 @@ RESULTS = {
         "the worst image.",
         ("odeddim bridge -n 64 --to fashion-mnist-flow -o bridge.h5",),
     ),
+    "scores": Result(
+        "Scores from the path: shifted images among held-out ones",
+        "Areas under the ROC curve of the score and of simpler figures, from the same encodes ([Scores](scores.md)). "
+        "The reference is 1,024 test images; 1,024 others are held out, and the shifts are of 256 of these. `digits` "
+        "are those of scikit-learn, enlarged. `called strange` is the share above the threshold for 5%.",
+        ("python benchmarks/scores.py",),
+    ),
+    "scores-choose": Result(
+        "What the path and the rule of scores were chosen by",
+        "The same on other images and other shifts: 512 images are the reference, 256 are as they should be, and 128 "
+        "of these were changed.",
+        ("python benchmarks/scores.py --choose",),
+    ),
     "memory": Result(
         "Memory for 20,000 images",
         "The highest memory of each command for 20,000 images, over that for 1,000.",

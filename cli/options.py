@@ -183,20 +183,32 @@ def solver(default: str) -> Callable[[F], F]:
     )
 
 
-steps = click.option(
-    "--steps",
-    type=click.IntRange(1, defaults.MOST_STEPS),
-    default=None,
-    help="The number of steps. Adaptive solvers take none.  [default: 50; to decode, as encoded]",
-)
-grid = click.option(
-    "--grid",
-    default=None,
-    metavar="NAME|FILE",
-    help="The noise levels: linear, quadratic, trailing, leading, linspace, log, karras, karras:RHO, edm, ays, "
-    "ays:LIST, or a file: a list of σ, or a plan (plan.json), whose nodes are taken.  [default: the grid that the "
-    "solver recommends; to decode, as encoded]",
-)
+def steps_by(default: str) -> Callable[[F], F]:
+    """--steps N. default: what a command takes without it, in words."""
+    return click.option(
+        "--steps",
+        type=click.IntRange(1, defaults.MOST_STEPS),
+        default=None,
+        help=f"The number of steps. Adaptive solvers take none.  [default: {default}]",
+    )
+
+
+steps = steps_by("50; to decode, as encoded")
+
+
+def grid_by(default: str) -> Callable[[F], F]:
+    """--grid NAME. default: what a command takes without it, in words."""
+    return click.option(
+        "--grid",
+        default=None,
+        metavar="NAME|FILE",
+        help="The noise levels: linear, quadratic, trailing, leading, linspace, log, karras, karras:RHO, edm, ays, "
+        "ays:LIST, or a file: a list of σ, or a plan (plan.json), whose nodes are taken.  "
+        f"[default: {default}]",
+    )
+
+
+grid = grid_by("the grid that the solver recommends; to decode, as encoded")
 end = click.option(
     "--end",
     type=click.Choice(["zero", "sigma_min"]),
@@ -272,8 +284,13 @@ def _how(own: dict[str, Any]) -> dict[str, Any]:
     return {"plan": Plan.load(path)}
 
 
-def run(default: str, *more: Callable[[F], F]) -> Callable[[F], F]:
-    """The options that say how a model is run. default: as of `solver`; more: options besides."""
+def run(
+    default: str, *more: Callable[[F], F], steps: Callable[[F], F] = steps, grid: Callable[[F], F] = grid
+) -> Callable[[F], F]:
+    """The options that say how a model is run.
+
+    default: as of `solver`; more: options besides; steps, grid: these two options.
+    """
     return gathered("how", together(solver(default), steps, grid, *more, _settings()), _how)
 
 

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from odeddim.checks.certificate import certify as certify
     from odeddim.checks.explanation import explain as explain
     from odeddim.checks.sensitivity import sensitivity as sensitivity
+    from odeddim.checks.scores import Reference as Reference
+    from odeddim.checks.scores import Scores as Scores
+    from odeddim.checks.scores import calibrate as calibrate
+    from odeddim.checks.scores import score as score
     from odeddim.fitting.grid_search import computed_grid as computed_grid
     from odeddim.jobs.latent_files import open as open
     from odeddim.jobs.latent_files import save as save
@@ -61,12 +65,15 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "InputError": "odeddim.types",
         "Plan": "odeddim.plans",
         "Preparation": "odeddim.storage.preparation",
+        "Reference": "odeddim.checks.scores",
         "Schedule": "odeddim.ode.schedule",
+        "Scores": "odeddim.checks.scores",
         "Solver": "odeddim.types",
         "State": "odeddim.types",
         "Trajectory": "odeddim.trajectories",
         "VectorField": "odeddim.ode.field",
         "bridge": "odeddim.bridges",
+        "calibrate": "odeddim.checks.scores",
         "certify": "odeddim.checks.certificate",
         "computed_grid": "odeddim.fitting.grid_search",
         "decode": "odeddim.api",
@@ -84,6 +91,7 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "sample": "odeddim.api",
         "save": "odeddim.jobs.latent_files",
         "sensitivity": "odeddim.checks.sensitivity",
+        "score": "odeddim.checks.scores",
         "solve": "odeddim.api",
         "solvers": "odeddim",
         "trajectory": "odeddim.trajectories",

@@ -30,6 +30,10 @@ COMBINED = SOLVE
 TOLERANCE = SOLVE
 """Runs with a tolerance in place of steps: a reversible solver would keep any tolerance with any number of steps."""
 
+SCORE, SCORE_GRID, SCORE_STEPS = "euler", "karras", 10
+"""Scores from the path: DDIM's step, as in DiffPath (arXiv 2405.11881), on the grid on which it told other shifts apart
+best than those that are reported (`python benchmarks/scores.py --choose`)."""
+
 GRID_IMAGES = 16
 """The number of images that a computed grid is measured on."""
 

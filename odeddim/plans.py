@@ -303,14 +303,21 @@ class Plan:
             raise InputError(f"the plan {path} cannot be read ({error.strerror}): check its path and rights") from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is no plan: make one with `Plan.save` or `odeddim grid`") from error
-        return cls.from_dict(content, str(path))
+        return cls.from_dict(content, path)
 
     @classmethod
-    def from_dict(cls, content: Any, path: str) -> Plan:
-        """The plan of the content of a file, as `to_dict` gives it; `path` is the file, for messages.
+    def from_dict(cls, content: object, path: str | Path) -> Plan:
+        """The plan of what `to_dict` has given.
+
+        Args:
+            content: What the file holds.
+            path: The file, for messages.
+
+        Returns:
+            The plan.
 
         Raises:
-            InputError: As of `load`.
+            InputError: If it is no plan or damaged, or names a solver or a setting that does not exist.
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(f"{path} is no plan: make one with `Plan.save` or `odeddim grid`")

@@ -20,6 +20,9 @@ from odeddim.jobs.merge import merge as merge
 from odeddim.jobs.neighbours import neighbours as neighbours
 from odeddim.jobs.recording import Recording as Recording
 from odeddim.jobs.sample import sample as sample
+from odeddim.jobs.score import Calibration as Calibration
+from odeddim.jobs.score import Scored as Scored
+from odeddim.jobs.score import score as score
 from odeddim.jobs.shift import Direction as Direction
 from odeddim.jobs.shift import shift as shift
 from odeddim.jobs.subject import Subject as Subject

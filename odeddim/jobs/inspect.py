@@ -13,6 +13,9 @@ import h5py
 
 from odeddim.bench import tables
 from odeddim.bench.harness import CELLS
+from odeddim.checks.scores import FORMAT as REFERENCE
+from odeddim.checks.scores import Reference
+from odeddim.jobs.score import FORMAT as SCORES
 from odeddim.latents import latent_file, trajectory_file
 from odeddim.latents.latent_file import LatentFile
 from odeddim.latents.trajectory_file import TrajectoryFile
@@ -41,7 +44,7 @@ _NUMBERED = re.compile(r"-(\d{9})$")
 KINDS = {
     ".html": "a page", ".htm": "a page", ".gif": "an animation", ".mp4": "an animation",
     ".webp": "an image or an animation",
-    ".jpg": "an image", ".npz": "a file of images",
+    ".csv": "a table", ".jpg": "an image", ".npz": "a file of images",
 }  # fmt: skip
 """What files with a mark and without a layout of their own are, by their suffix."""
 
@@ -49,8 +52,9 @@ KINDS = {
 def inspect(what: str | Path, *, allow_pickle: bool = False) -> Facts:
     """Say what a file or a folder is and what it holds: a model, or anything that odeddim writes.
 
-    It knows latent files, images in HDF5, folders of images, sheets and single images, plans, models, training runs,
-    the tables, figures, measurements and pages of benches, and the parts of runs that are not finished.
+    It knows latent files, images in HDF5, folders of images, sheets and single images, plans, references and files of
+    scores, models, training runs, the tables, figures, measurements and pages of benches, and the parts of runs that
+    are not finished.
 
     Args:
         what: The path, or the name of a built-in model.
@@ -190,6 +194,8 @@ def _hdf5(path: Path) -> Facts:
         rows = _amount(look_at(file, path)["crc32"].shape[0], settings["total"])
         if form == image_runs.FORMAT:
             return {"kind": "a file of images", "images": rows, **_run(path), **_columns(file, path), **_told(settings)}
+        if form == SCORES:
+            return {"kind": "a file of scores", "images": rows, **_run(path), **_columns(file, path), **_told(settings)}
         what = {"kind": "measurements of a bench", "rows": rows, **_run(path)}
         return {**what, **_columns(file, path), **_told(settings)}
 
@@ -220,6 +226,14 @@ def _json(path: Path) -> Facts | None:
         plan = Plan.load(path)
         facts = {"kind": "a plan", "plan": str(plan), "evaluations": plan.evaluations}
         return {**facts, "nodes": plan.nodes.tolist(), **({"notes": dict(plan.notes)} if plan.notes else {})}
+    if content.get("format") == REFERENCE:
+        kept = Reference.load(path)
+        facts = {"kind": "a reference for scores", "images": len(kept), "plan": str(kept.plan)}
+        told = {"threshold": kept.threshold, "false positives": kept.false_positives}
+        return {**facts, **told, "notes": dict(kept.plan.notes)}
+    if content.get("format") == SCORES:
+        listed = len(content.get("images", ()))
+        return {"kind": "a file of scores", "images": listed, **{k: content.get(k) for k in ("model", "threshold")}}
     if path.name == NOTE and "made_by" in content and (folder := _folder(path.parent)) is not None:
         return folder
     return None

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from odeddim.storage.animations import MOST_FRAMES, Animation
 from odeddim.storage.atomic import has_mark
-from odeddim.storage.hdf5 import CHUNK, SUFFIXES, opened, text
+from odeddim.storage.hdf5 import SUFFIXES, opened, text
 from odeddim.storage.npz_files import Blocks, save_npz
 from odeddim.storage.png import MARK
 from odeddim.storage.resumable import Run
 from odeddim.storage.row_files import Columns, columns_of, read_rows, text_column, width_of
 from odeddim.storage.sheets import Captions, Layout, save_sheet
-from odeddim.storage.workers import OfFirst, cut
+from odeddim.storage.workers import OfFirst
 from odeddim.types import InputError
 
 MOST_ON_A_SHEET = 4096
@@ -95,16 +95,6 @@ class Images(Run):
                 return []
             values = file[name][:].tolist()
             return list(zip((word.decode() for word in file["names"][:].tolist()), values, strict=True))
-
-    def pieces(self, *, backwards: bool = False) -> Iterator[Columns]:
-        """All rows, some at a time, each compared with its checksum. backwards: the last pieces first."""
-        parts = self.parts()
-        for part in reversed(parts) if backwards else parts:
-            with opened(part.path, "a part") as file:
-                names = columns_of(file)
-                spans = list(cut([(0, part.stop - part.start)], CHUNK))
-                for start, stop in reversed(spans) if backwards else spans:
-                    yield read_rows(file, names, start, stop, part.path)
 
     def first(self) -> dict[str, np.ndarray[Any, Any]]:
         """The first row, from which the shape and the type of each column can be seen."""

@@ -21,14 +21,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 
 from odeddim.storage.atomic import check_own, check_place, plain_text, sync_folder
-from odeddim.storage.hdf5 import opened, parts_beside, text, writing
+from odeddim.storage.hdf5 import CHUNK, opened, parts_beside, text, writing
 from odeddim.storage.parts import (
     LOCK,
     NOTE,
@@ -51,15 +51,17 @@ from odeddim.storage.row_files import (
     Columns,
     check_part,
     check_same,
+    columns_of,
     comparable,
     copy_head,
     is_index,
     make_real,
     note_settings,
+    read_rows,
     run_of,
     settings_of,
 )
-from odeddim.storage.workers import GO_ON, MEMBER, OUTPUT, Claims, OfFirst, SharedRun, begin_together
+from odeddim.storage.workers import GO_ON, MEMBER, OUTPUT, Claims, OfFirst, SharedRun, begin_together, cut
 from odeddim.types import InputError
 
 Head = Callable[[h5py.File, Mapping[str, Any]], None]
@@ -298,6 +300,16 @@ class Run(SharedRun):
             # All of them are good, so the disk is full, say: the run continues with the parts as they are.
         finally:
             self._claims.leave(OUTPUT, OUTPUT + 1)
+
+    def pieces(self, *, backwards: bool = False) -> Iterator[Columns]:
+        """All rows, some at a time, each compared with its checksum. backwards: the last pieces first."""
+        parts = self.parts()
+        for part in reversed(parts) if backwards else parts:
+            with opened(part.path, "a part") as file:
+                names = columns_of(file)
+                spans = list(cut([(0, part.stop - part.start)], CHUNK))
+                for start, stop in reversed(spans) if backwards else spans:
+                    yield read_rows(file, names, start, stop, part.path)
 
     # The output.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from odeddim.bench import tables
 from odeddim.bench.tables import Column, Table
@@ -19,6 +20,7 @@ MIXTURE = ("--model", "exact-mixture")
 ENCODE = ("encode", "-n", 2, *MIXTURE, "--solver", "ab2", "--steps", 3)
 SAMPLE = ("sample", "-n", 2, *MIXTURE, "--size", "1,6,6", "--steps", 2)
 BRIDGE = ("bridge", "-n", 1, *MIXTURE, "--to", "exact-mixture", "--steps", 3)
+SCORE = ("score", "good", *MIXTURE, "--calibrate", "good", "--steps", 2)
 BENCH = ("bench", "-n", 1, *MIXTURE)
 FIND = (
     "bench", "work-precision", "--find", 0.5, "-n", 1, "--size", "1,4,4", "--solvers", "euler", *MIXTURE,
@@ -52,6 +54,10 @@ OUTPUTS = {
     "near.png": ("neighbours", "z.h5", "-k", 1, "--sheet", "near.png"),
     "explore.html": ("explore", "z.h5", "--corners", 0, 1, 1, 0, "--tiles", 2, "-o", "explore.html"),
     "worst.png": ("verify", "z.h5", "--sheet", "worst.png"),
+    "scores.csv": (*SCORE, "-o", "scores.csv"),
+    "scores.json": (*SCORE, "-o", "scores.json"),
+    "scores.h5": (*SCORE, "-o", "scores.h5"),
+    "reference.json": (*SCORE, "--reference", "reference.json"),
     "merged.h5": ("merge", "z.h5", "-o", "merged.h5"),
     "plan.json": ("grid", "-n", 1, "--solver", "euler", "--steps", 3, *MIXTURE, "-o", "plan.json"),
     "report.html": ("bench", "report", "tables"),
@@ -79,9 +85,12 @@ KINDS = {
 
 @pytest.fixture
 def prepared(run: Command, here: Path) -> Path:
-    """A folder with z.h5, two latents, and tables/, a folder of a bench."""
+    """A folder with z.h5, two latents, good/, 20 images, and tables/, a folder of a bench."""
     assert run(*ENCODE, "-o", "z.h5", "--certify")[0] == 0
     assert run(*ENCODE, "-o", "y.h5", "--trajectory", "up.h5")[0] == 0
+    (here / "good").mkdir()
+    for i in range(20):
+        Image.linear_gradient("L").rotate(7 * i).resize((4, 4)).save(here / "good" / f"{i:02d}.png")
     columns = (Column("steps", "steps"), Column("error", "error", "rms", ".2e"))
     (here / "tables").mkdir()
     Table("demo", "A title", {"model": "m"}, columns, ({"steps": 1, "error": 0.5},)).save(here / "tables")

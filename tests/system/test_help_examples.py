@@ -135,6 +135,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, names: None) -> Path:
         with patched.context() as stopped:
             stopped.setattr(LatentRun, "write", once)
             command("encode", "photos", "-o", "unfinished.h5", "--model", "MODEL", "--batch-size", 8, code=130)
+        command("score", "photos", "--model", "MODEL", "--calibrate", "photos32", "--reference", "reference.json")
         command("shift", "z.h5", "--from", "0-9", "--to", "10-19", "--direction", "d.h5")
         command("bench", "-n", 2, "--steps", 2, "--solvers", "euler", "-o", "results")
         command("decode", "z.h5", "-o", "out")

@@ -119,6 +119,7 @@ LINES, BODY, PARAMETERS = 400, 60, 10  # of a file and of a function, without do
 LONGER = {
     "odeddim.jobs.encode.encode": "what to encode, how to prepare it, how to run, and what to find out",
     "odeddim.jobs.decode.decode": "what to decode, how to run, where images and trajectories go",
+    "odeddim.jobs.score.score": "what to score, what to compare with, how to prepare and to run, and where",
     "odeddim.jobs.grid.grid": "what to measure on, how to prepare it, what to compute, and where",
     "odeddim.api.solve": "what to decode, how to run, what to show of it, and gradients",
     "odeddim.api.encode": "what odeddim.solve takes",
