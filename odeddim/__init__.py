@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from odeddim.bridges import bridge as bridge
     from odeddim.checks.certificate import certify as certify
     from odeddim.checks.explanation import explain as explain
-    from odeddim.checks.sensitivity import sensitivity as sensitivity
     from odeddim.checks.scores import Reference as Reference
     from odeddim.checks.scores import Scores as Scores
     from odeddim.checks.scores import calibrate as calibrate
     from odeddim.checks.scores import score as score
+    from odeddim.checks.sensitivity import sensitivity as sensitivity
     from odeddim.fitting.grid_search import computed_grid as computed_grid
     from odeddim.jobs.latent_files import open as open
     from odeddim.jobs.latent_files import save as save
