@@ -15,8 +15,8 @@ ARGUMENTS = {
     "dropout", "dtype", "ema", "end", "eta", "features", "figure_size", "find", "format", "fps", "frames", "from",
     "grid", "guidance", "images", "json", "label", "labels", "learning_rate", "levels", "log_json", "loop", "max_nfe",
     "model", "multipliers", "negative_prompt", "network_batch", "of", "output", "overwrite", "pad", "pair", "pairs",
-    "paper", "plan", "points", "precision", "predicts", "prompt", "quiet", "reference", "repeats", "resize", "resume", "rtol",
-    "samples_every", "scale", "seed", "set", "sheet", "side", "size", "skip_bad", "solver", "solvers", "steps",
+    "paper", "plan", "points", "precision", "predicts", "prompt", "quiet", "reference", "repeats", "resize", "resume",
+    "rtol", "samples_every", "scale", "seed", "set", "sheet", "side", "size", "skip_bad", "solver", "solvers", "steps",
     "threads", "tiles", "title", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol",
     "tolerances", "trajectory", "validation", "verbose", "wait", "worst",
 }  # fmt: skip
