@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     help="The images to draw, by index.  [default: the first 4]",
 )
 @click.option(
-    "--at",
+    "--trajectory-at",
+    "at",
     type=Items(click.FLOAT),
     default=None,
     metavar="σ,σ,...",
@@ -73,7 +74,7 @@ def command(
     \b
     Examples:
       odeddim trajectory t.h5 -o strip.png
-      odeddim trajectory t.h5 -o strip.png --images 0,3 --at 0.1,1,10
+      odeddim trajectory t.h5 -o strip.png --images 0,3 --trajectory-at 0.1,1,10
       odeddim trajectory t.h5 -o film.gif --fps 5
     """
     from odeddim import jobs

@@ -206,10 +206,12 @@ def test_the_command_line(run: Command, here: Path) -> None:
     code, out, err = run("trajectory", "t.h5", "-o", "strip.png", "--images", "0,2")
     assert code == 0, err
     assert "2 trajectories of t.h5 in strip.png" in out
-    assert run("trajectory", "d.h5", "-o", "film.gif", "--at", "200,1,0.3", "--fps", 5)[0] == 2  # above the top
-    assert run("trajectory", "d.h5", "-o", "film.gif", "--at", "100,1,0.3", "--fps", 5)[0] == 0
+    assert (
+        run("trajectory", "d.h5", "-o", "film.gif", "--trajectory-at", "200,1,0.3", "--fps", 5)[0] == 2
+    )  # above the top
+    assert run("trajectory", "d.h5", "-o", "film.gif", "--trajectory-at", "100,1,0.3", "--fps", 5)[0] == 0
     for words, *arguments in (
-        ("give it with --trajectory-at", "trajectory", "t.h5", "-o", "a.png", "--at", 2),
+        ("give it with --trajectory-at", "trajectory", "t.h5", "-o", "a.png", "--trajectory-at", 2),
         ("has 3 images", "trajectory", "t.h5", "-o", "a.png", "--images", "0,9"),
         ("holds no trajectories", "trajectory", "z.h5", "-o", "a.png"),
         ("a.bmp", "trajectory", "t.h5", "-o", "a.bmp"),
