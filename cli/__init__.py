@@ -40,6 +40,7 @@ COMMANDS = {
     "shift": "Move latents from the mean of one group towards that of another.",
     "neighbours": "Find the nearest neighbours of latents.",
     "explore": "Make a page to explore the square between four latents.",
+    "density": "Measure how probable a model makes images, with an error bar.",
     "verify": "Show how good the latents of a file are, the worst first.",
     "merge": "Make one file of an index and its parts, or of several files.",
     "grid": "Compute the best noise levels for a solver: a plan file, plan.json.",

@@ -15,6 +15,24 @@ if TYPE_CHECKING:
     from odeddim.storage.preparation import Preparation
 
 
+found = options.gathered(
+    "found",
+    options.together(
+        click.option(
+            "--certify", is_flag=True, help="Store a certificate of each latent. This takes 4 times the evaluations."
+        ),
+        click.option(
+            "--density",
+            is_flag=True,
+            help="Store the log density of each image, as continuous data, in bits per dimension: twice the "
+            "evaluations, and two products with the Jacobian at each node.",
+        ),
+    ),
+    dict,
+)
+"""What else is found out of each image."""
+
+
 @click.command("encode")
 @click.argument("images", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The latent file to write, z.h5.")
@@ -30,7 +48,7 @@ if TYPE_CHECKING:
 @options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, options.plan)
 @options.machine
 @options.tol
-@click.option("--certify", is_flag=True, help="Store a certificate of each latent. This takes 4 times the evaluations.")
+@found
 @options.overwrite
 def command(
     images: Path | None,
@@ -41,7 +59,7 @@ def command(
     prepare: Preparation | None,
     machine: Machine,
     tol: float | None,
-    certify: bool,
+    found: dict[str, bool],
     overwrite: bool,
 ) -> None:
     """Encode IMAGES to latents by integrating the ODE from the image up to σ_T.
@@ -56,6 +74,10 @@ def command(
     to the ODE's latent, and statistics of the latent; `odeddim verify` shows them. --tol finds the steps that each
     image needs. With --tol, the default of --end is sigma_min, because the Euler step at σ = 0 has an error that no
     steps reduce.
+
+    --density measures along the same run how probable the model makes each image (report/bits_per_dim, and its standard
+    error): `odeddim density` says what that is, and knows images of whole numbers. The default of --end is then
+    sigma_min.
 
     A latent model encodes images by its autoencoder first. The error of the autoencoder alone is stored as report/floor
     (rms over pixels). All other errors are those of the autoencoder's data, in their units.
@@ -97,7 +119,7 @@ def command(
     from odeddim.cli.progress import bar
 
     made = jobs.encode(
-        images, output, model=model, count=count, tol=tol, certify=certify, prepare=prepare, machine=machine,
-        overwrite=overwrite, progress=bar, **how,
+        images, output, model=model, count=count, tol=tol, prepare=prepare, machine=machine,
+        overwrite=overwrite, progress=bar, **found, **how,
     )  # fmt: skip
     options.tell(made)

@@ -358,3 +358,20 @@ size = click.option(
     help="The shape of the images, for models that take several sizes or any.  [default: the model's own]",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+def _form(own: dict[str, bool]) -> str | None:
+    """The form of the figures that is printed in place of a table."""
+    if own["as_json"] and own["as_csv"]:
+        raise click.UsageError("give --json or --csv, not both")
+    return "json" if own["as_json"] else "csv" if own["as_csv"] else None
+
+
+form = gathered(
+    "form",
+    together(
+        click.option("--json", "as_json", is_flag=True, help="Print the figures of each image as JSON."),
+        click.option("--csv", "as_csv", is_flag=True, help="Print the figures of each image as CSV."),
+    ),
+    _form,
+)

@@ -10,15 +10,16 @@ import re
 from collections.abc import Sequence
 
 ARGUMENTS = {
-    "allow_pickle", "along", "among", "atol", "attention", "background", "batch_size", "batches", "blocks", "by",
-    "certify", "channels", "checkpoint_every", "corners", "count", "crop", "csv", "cycle", "device", "direction",
-    "dropout", "dtype", "ema", "end", "eta", "features", "figure_size", "find", "format", "fps", "frames", "from",
-    "grid", "guidance", "json", "label", "labels", "learning_rate", "levels", "log_json", "loop", "max_nfe", "model",
-    "multipliers", "negative_prompt", "network_batch", "of", "output", "overwrite", "pad", "pair", "pairs", "paper",
-    "plan", "points", "precision", "predicts", "prompt", "quiet", "reference", "repeats", "resize", "resume", "rtol",
-    "samples_every", "scale", "seed", "set", "sheet", "side", "size", "skip_bad", "solver", "solvers", "steps",
-    "threads", "tiles", "title", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol",
-    "tolerances", "validation", "verbose", "wait", "worst",
+    "allow_pickle", "along", "among", "atol", "attention", "background", "batch_size", "batches", "bits", "blocks",
+    "by", "certify", "channels", "checkpoint_every", "corners", "count", "crop", "csv", "cycle", "density",
+    "dequantise", "device", "direction", "draws", "dropout", "dtype", "ema", "end", "eta", "features", "figure_size",
+    "find", "format", "fps", "frames", "from", "grid", "guidance", "json", "label", "labels", "learning_rate",
+    "levels", "log_json", "loop", "max_nfe", "model", "multipliers", "negative_prompt", "network_batch", "of",
+    "output", "overwrite", "pad", "pair", "pairs", "paper", "plan", "points", "precision", "predicts", "probes",
+    "prompt", "quiet", "reference", "repeats", "resize", "resume", "rtol", "samples_every", "scale", "seed", "set",
+    "sheet", "side", "size", "skip_bad", "solver", "solvers", "steps", "threads", "tiles", "title", "to",
+    "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol", "tolerances", "validation", "verbose", "wait",
+    "worst",
 }  # fmt: skip
 """Arguments of the library that are options of the same name."""
 CALLED = {

@@ -24,7 +24,7 @@ Zheng et al. 2023, arXiv 2305.03935.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -296,11 +296,11 @@ class Density:
         condition = self.model.condition
         return f"{words}, under {condition.words}" if condition.words else words
 
-    def probes_of(self, shape: torch.Size) -> int:
-        """The probes at each node for images of a shape (B, *); 0 for the exact trace."""
+    def probes_of(self, shape: Sequence[int]) -> int:
+        """The probes at each node for data of a shape (C, H, W); 0 for the exact trace."""
         if self.probes is not None:
             return self.probes
-        return 0 if math.prod(shape[1:]) <= _SMALL else defaults.DENSITY_PROBES
+        return 0 if math.prod(shape) <= _SMALL else defaults.DENSITY_PROBES
 
     def columns(self, images: Tensor, start: int, callback: Callback | None = None) -> Tensor:
         """What is measured of images (B, C, H, W) whose first has this index: (B, K) float64, for `density`."""
@@ -323,7 +323,7 @@ class Density:
         Returns:
             The state at the other end, the same bits as without a density; and what was measured, (B, K) float64.
         """
-        probes = self.probes_of(state.xbar.shape)
+        probes = self.probes_of(state.xbar.shape[1:])
         diagonal = exact if probes == 0 else probed(probes, seed=self.seed, start=start, draw=draw)
         ode = self.model.on_data()
         path = Path(ode, diagonal)

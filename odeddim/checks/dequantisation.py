@@ -74,9 +74,7 @@ class Dequantisation:
         if self.kind == "none":
             return f"of continuous data in [-1, 1] with noise of σ = {self.sigma:.4g}"
         how = {"uniform": "uniform noise", "normal": "normal noise cut off at the bin"}[self.kind]
-        return (
-            f"a lower bound of the log-probability of images of {self.bits} bits, bins {self.width:.4g} wide, by {how}"
-        )
+        return f"a bound for images of {self.bits} bits in bins {self.width:.4g} wide, by {how}"
 
     def check(self, images: Tensor, start: int = 0) -> None:
         """Raise an InputError unless images (B, *) hold the values that pixels of so many bits have."""

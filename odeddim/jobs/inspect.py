@@ -13,6 +13,7 @@ import h5py
 
 from odeddim.bench import tables
 from odeddim.bench.harness import CELLS
+from odeddim.jobs.density import FORMAT as DENSITIES
 from odeddim.latents import latent_file
 from odeddim.latents.latent_file import LatentFile
 from odeddim.models import BUILT_IN, SUFFIXES, format_of, hub, load, summary
@@ -187,6 +188,9 @@ def _hdf5(path: Path) -> Facts:
         rows = _amount(look_at(file, path)["crc32"].shape[0], settings["total"])
         if form == image_runs.FORMAT:
             return {"kind": "a file of images", "images": rows, **_run(path), **_columns(file, path), **_told(settings)}
+        if form == DENSITIES:
+            return {"kind": "a file of log densities", "images": rows, **_run(path), **_columns(file, path),
+                    **_told(settings)}  # fmt: skip
         what = {"kind": "measurements of a bench", "rows": rows, **_run(path)}
         return {**what, **_columns(file, path), **_told(settings)}
 

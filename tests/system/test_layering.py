@@ -117,6 +117,8 @@ def test_few_modules_at_the_top() -> None:
 
 LINES, BODY, PARAMETERS = 400, 60, 10  # of a file and of a function, without docstrings; of a signature, without self
 LONGER = {
+    "odeddim.checks.density.log_density": "what odeddim.encode takes, the probes, and the dequantisation",
+    "odeddim.jobs.density.density": "what jobs.encode takes, and how densities are measured",
     "odeddim.jobs.encode.encode": "what to encode, how to prepare it, how to run, and what to find out",
     "odeddim.jobs.grid.grid": "what to measure on, how to prepare it, what to compute, and where",
     "odeddim.api.sample": "what odeddim.solve takes, and the noise",
