@@ -148,6 +148,11 @@ def figures_of(density: LogDensity) -> dict[str, torch.Tensor]:
     }
 
 
+def figures_of_report(density: LogDensity) -> dict[str, torch.Tensor]:
+    """What is stored beside latents and samples of their density."""
+    return {"bits_per_dim": density.bits_per_dim, "bits_per_dim_error": density.standard_error}
+
+
 def _provenance(made: Density, about: Mapping[str, Any]) -> Provenance:
     return provenance_of(made.model, made.plan, "density", **about)
 

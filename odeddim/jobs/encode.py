@@ -16,7 +16,8 @@ from odeddim.api import Model
 from odeddim.api import encode as encode_batch
 from odeddim.checks.certificate import Rungs, certificate, certificate_of_rungs, encode_to, rungs_of
 from odeddim.checks.certificate import certify as certify_batch
-from odeddim.checks.density import Density, LogDensity, check_plan
+from odeddim.checks.density import Density, check_plan
+from odeddim.jobs.density import figures_of_report
 from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.subject import (
     Subject,
@@ -142,11 +143,6 @@ def _density(field: VectorField, plan: Plan, rungs: Rungs, wanted: bool) -> Dens
     return Density.of(field.on_data(), check_plan(plan, field), dequantise="none")
 
 
-def of_report(density: LogDensity) -> dict[str, torch.Tensor]:
-    """What the report of latents, or of samples, says of their density."""
-    return {"bits_per_dim": density.bits_per_dim, "bits_per_dim_error": density.standard_error}
-
-
 def _rungs(field: VectorField, tol: float | None, plan: Plan | None, how: How) -> Rungs:
     """The plans that a tolerance tries; none without one.
 
@@ -196,7 +192,7 @@ class _Encoding:
                 figures = certificate_of_rungs(x_0, state, self.rungs, self.ode)
         elif self.density is not None:
             state, table = self.density.along(State(x_0, float(self.plan.nodes[0])), start)
-            state = replace(state, report={**state.report, **of_report(self.density.density(table))})
+            state = replace(state, report={**state.report, **figures_of_report(self.density.density(table))})
             if self.certified:
                 spent = torch.full((len(x_0),), self.plan.evaluations, dtype=torch.float64)
                 spent = state.report.get("evaluations", spent)

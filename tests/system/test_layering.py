@@ -120,6 +120,7 @@ LONGER = {
     "odeddim.checks.density.log_density": "what odeddim.encode takes, the probes, and the dequantisation",
     "odeddim.jobs.density.density": "what jobs.encode takes, and how densities are measured",
     "odeddim.jobs.encode.encode": "what to encode, how to prepare it, how to run, and what to find out",
+    "odeddim.jobs.sample.sample": "what odeddim.sample takes, where images go, and what to find out",
     "odeddim.jobs.grid.grid": "what to measure on, how to prepare it, what to compute, and where",
     "odeddim.api.sample": "what odeddim.solve takes, and the noise",
     "odeddim.models.networks.adm.ADM.__init__": "the settings that its checkpoints come with, one by one",
