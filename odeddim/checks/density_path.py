@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from odeddim.checks.divergence import Diagonal, Products, halves, noise_of, steps_of_spline
+from odeddim.checks.divergence import Diagonal, Products, halves, noise_of, steps_of_spline, sums
 from odeddim.ode.field import VectorField
 from odeddim.types import InputError
 
@@ -71,7 +71,7 @@ class Path:
         levels, xbar, eps, diagonals = zip(*sorted(self._nodes, key=lambda node: node[0]), strict=True)
         sigmas = torch.tensor(levels, dtype=torch.float64)
         size, low, top = xbar[0][0].numel(), 1 + levels[0] ** 2, 1 + levels[-1] ** 2
-        squares = xbar[-1].flatten(1).double().square().sum(1).cpu()
+        squares = sums(xbar[-1].double().square())
         prior = -size / 2 * math.log(2 * math.pi * top) - squares / (2 * top)
         integral, probes, quadrature = _integral(sigmas, diagonals, noisy=noisy)
         path = _defects(sigmas, xbar, eps)
@@ -97,16 +97,21 @@ def _integral(sigmas: Tensor, diagonals: Sequence[Tensor], *, noisy: bool) -> tu
     What is subtracted is large, smooth and known: the integrand of a normal distribution of variance 1.
     """
     u, size = sigmas.log(), diagonals[0][0].numel()
-    scaled = [sigma * part.flatten(1).double().cpu() for sigma, part in zip(sigmas, diagonals, strict=True)]
-    values = torch.stack([part.sum(1) for part in scaled]) - (size * sigmas**2 / (1 + sigmas**2))[:, None]
+    scaled = [float(sigma) * part.double() for sigma, part in zip(sigmas, diagonals, strict=True)]
+    values = torch.stack([sums(part) for part in scaled]) - (size * sigmas**2 / (1 + sigmas**2))[:, None]
     weights = steps_of_spline(u).sum(0)
     some = list(halves(len(u)))
     coarse = torch.zeros_like(weights)
     coarse[some] = steps_of_spline(u[some]).sum(0)
     noise = noise_of(u, scaled) if noisy else torch.zeros_like(values)
     change = coarse - weights  # of noise it has its share, which is no error of the quadrature
-    rough = ((change @ values).square() - change.square() @ noise).clamp(min=0).sqrt() / FINER
-    return weights @ values, _few(weights.square()[:, None] * noise), rough
+    rough = (_weighted(change, values).square() - _weighted(change.square(), noise)).clamp(min=0).sqrt() / FINER
+    return _weighted(weights, values), _few(weights.square()[:, None] * noise), rough
+
+
+def _weighted(weights: Tensor, values: Tensor) -> Tensor:
+    """Σ w_n·v_n of each image, (B,), given (N+1,) and (N+1, B)."""
+    return sums((weights[:, None] * values).T)
 
 
 def _few(shares: Tensor) -> Tensor:
@@ -114,8 +119,8 @@ def _few(shares: Tensor) -> Tensor:
 
     Where few nodes carry the noise its size is uncertain. Each node counts as two degrees of freedom.
     """
-    total = shares.sum(0)
-    freedom = 2 * total.square() / shares.square().sum(0).clamp(min=torch.finfo(torch.float64).tiny)
+    total, squares = sums(shares.T), sums(shares.T.square())
+    freedom = 2 * total.square() / squares.clamp(min=torch.finfo(torch.float64).tiny)
     return total.sqrt() * student(freedom.clamp(min=1))
 
 
@@ -135,7 +140,7 @@ def _defects(sigmas: Tensor, xbar: Sequence[Tensor], eps: Sequence[Tensor]) -> T
         for weight, slope in zip(steps[n].tolist(), eps, strict=True):
             moved = moved - weight * slope.double()
         middle = (eps[n].double() + eps[n + 1].double()) / 2 / math.sqrt(float(sigmas[n] * sigmas[n + 1]))
-        total += (moved * middle).flatten(1).sum(1).cpu()
+        total += sums(moved * middle)
     return total
 
 
@@ -152,17 +157,23 @@ def mean_of(draws: Tensor, entropy: float) -> Tensor:
     Returns:
         The columns of all runs together, (B, K).
     """
-    count, mean = len(draws), draws.mean(0)
-    place = {name: k for k, name in enumerate(COLUMNS)}
-    noise = draws[..., place["error probes"]].square().mean(0)
+    count, place = len(draws), {name: k for k, name in enumerate(COLUMNS)}
+    mean = _mean(draws)
+    noise = _mean(draws[..., place["error probes"]].square())
     mean[:, place["error probes"]] = (noise / count).sqrt()
     mean[:, place["dequantisation"]] = entropy
     for name in ("evaluations", "products"):
         mean[:, place[name]] *= count
     if count > 1:
         factor = float(student(torch.tensor([count - 1.0])))
-        spread = draws[..., [place[name] for name in TERMS]].sum(2).var(0)
+        total = sum((draws[..., place[name]] for name in TERMS), torch.zeros(1, dtype=torch.float64))
+        spread = _mean((total - _mean(total)).square()) * count / (count - 1)
         mean[:, place["error dequantisation"]] = ((spread - noise).clamp(min=0) / count).sqrt() * factor
     elif entropy:
         mean[:, place["error dequantisation"]] = math.nan
     return mean
+
+
+def _mean(draws: Tensor) -> Tensor:
+    """The mean over the first axis; torch's own adds in an order that depends on the number of images."""
+    return sum(draws.unbind(0), torch.zeros(1, dtype=torch.float64)) / len(draws)

@@ -176,7 +176,7 @@ def noise_of(u: Tensor, diagonals: Sequence[Tensor]) -> Tensor:
         diagonals: The estimates (B, *) at each node.
 
     Returns:
-        The variances, (N+1, B) float64.
+        The variances, (N+1, B) float64 on the CPU.
     """
     count, found = len(u), []
     for n in range(count):
@@ -185,14 +185,22 @@ def noise_of(u: Tensor, diagonals: Sequence[Tensor]) -> Tensor:
         rough = diagonals[n].double()
         for m, weight in zip(near, weights, strict=True):
             rough = rough - weight * diagonals[m].double()
-        rough = rough.flatten(1)
-        size = rough.shape[1]
+        size = rough[0].numel()
         if size == 1:  # v·(Jᵀv) is exact
-            found.append(torch.zeros(len(rough), dtype=torch.float64, device=rough.device))
+            found.append(torch.zeros(len(rough), dtype=torch.float64))
             continue
-        left = (rough - rough.mean(1, keepdim=True)).square().sum(1) * size / (size - 1)
+        mean = (sums(rough) / size).to(rough.device).reshape(-1, *[1] * (rough.ndim - 1))
+        left = sums((rough - mean).square()) * size / (size - 1)
         found.append(2 * left / (1 + sum(weight**2 for weight in weights)))
     return torch.stack(found)
+
+
+def sums(images: Tensor) -> Tensor:
+    """The sum of each image's numbers, given (B, *): (B,) float64 on the CPU.
+
+    One by one: torch adds in an order that depends on how many images there are.
+    """
+    return torch.stack([image.double().contiguous().flatten().sum().cpu() for image in images])
 
 
 def _nearest(n: int, count: int) -> list[int]:
