@@ -1,11 +1,10 @@
 """What a log density costs and how far it is off, beside the usual way: RK45 with log p in its state, one probe.
 
-    python benchmarks/density.py [--images FIRST:END] [--block N] [--table] [--picture FILE]
+    python benchmarks/density.py [--images FIRST:END] [--block N] [--table]
 
 measures `fashion-mnist` on the test images FIRST, ..., END-1 of the package, which the model was not trained on, with a
 draw of uniform dequantisation noise that all methods share, and prints a table. Each block of images is appended to
-density.csv beside this file; images that are there are skipped. --table only prints; --picture draws the images in the
-order of their density.
+density.csv beside this file; images that are there are skipped. --table only prints.
 
 The truth is `log_density` by 64 steps of ab3 with 4 probes, seed 1: its own
 standard error is in the table, and its square is taken from that of the rms. A product
@@ -172,27 +171,15 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join([*lines, "", f"{len(truth)} images, {mean}; a product takes {share:.2f} evaluations"])
 
 
-def picture(path: Path, rows: list[dict[str, str]]) -> None:
-    """The images in the order of their density, the densest first, with their bits per dimension."""
-    from odeddim.storage.sheets import Captions, Layout, save_sheet
-
-    truth = {int(row["image"]): float(row["bits"]) for row in rows if row["method"] == "truth"}
-    order = sorted(truth, key=truth.__getitem__)
-    captions = Captions(lambda i, known: [f"{truth[order[i]]:.2f}"])
-    layout = Layout.of(len(order), (1, 28, 28), captions)
-    save_sheet(((image, {}) for image in held_out(order)), path, layout, captions, {})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", default="1600:1664")
     parser.add_argument("--block", type=int, default=8)
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--picture", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     first, end = map(int, given.images.split(":"))
-    if not given.table and given.picture is None:
+    if not given.table:
         field = odeddim.load(MODEL)
         there = {int(row["image"]) for row in rows_of(CSV)}
         for start in range(first, end, given.block):
@@ -206,10 +193,7 @@ def main() -> None:
                 if new:
                     writer.writeheader()
                 writer.writerows(made)
-    if given.picture is not None:
-        picture(given.picture, rows_of(CSV))
-    else:
-        print(table(rows_of(CSV)))
+    print(table(rows_of(CSV)))
 
 
 if __name__ == "__main__":
