@@ -43,6 +43,13 @@ class Densities(Outcome):
         names: Where each image comes from, N names; empty while other processes are at work.
         figures: bits_per_dim, standard_error and nats, terms/NAME in nats and errors/NAME in bits per dimension, (N,)
             float64 each.
+
+    Example:
+        >>> import odeddim, pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "d.h5")
+        >>> made = odeddim.jobs.density(None, path, model="exact-mixture", count=2, draws=1)
+        >>> made.names, sorted(made.figures)[:2]
+        (('000000', '000001'), ['bits_per_dim', 'errors/dequantisation'])
     """
 
     names: Sequence[str]
