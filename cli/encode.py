@@ -59,7 +59,7 @@ def command(
     prepare: Preparation | None,
     machine: Machine,
     tol: float | None,
-    found: dict[str, bool],
+    found: dict[str, Any],
     overwrite: bool,
 ) -> None:
     """Encode IMAGES to latents by integrating the ODE from the image up to σ_T.

@@ -43,7 +43,7 @@ from odeddim.ode.grids import is_named
 from odeddim.plans import Callback, Grid, Plan, check_encodes, integrate
 from odeddim.runs.batches import Batches, BatchSize
 from odeddim.runs.progress import Progress
-from odeddim.types import InputError, Settings, Solver, State
+from odeddim.types import InputError, OdeSettings, Solver, State
 
 _SMALL = 16  # numbers of an image: with fewer, their exact trace costs no more than what estimates it
 
@@ -136,7 +136,7 @@ def log_density(
     start: int = 0,
     batch_size: BatchSize = None,
     progress: Progress = False,
-    **settings: Unpack[Settings],
+    **settings: Unpack[OdeSettings],
 ) -> LogDensity:
     """How probable a model's ODE makes images: bits per dimension, with a standard error for each image.
 

@@ -54,7 +54,7 @@ class Dequantisation:
     @property
     def width(self) -> float:
         """The width w of a bin, in [-1, 1]."""
-        return 2 / (2**self.bits - 1)
+        return 2 / float(2**self.bits - 1)
 
     @property
     def entropy(self) -> float:

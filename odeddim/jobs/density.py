@@ -40,6 +40,10 @@ class Densities(Outcome):
     """The outcome of `density`; `print` shows its words.
 
     Attributes:
+        path: The file that was written.
+        done: The number of its images that are done.
+        total: The number of images when the job is complete.
+        words: A line about the job.
         names: Where each image comes from, N names; empty while other processes are at work.
         figures: bits_per_dim, standard_error and nats, terms/NAME in nats and errors/NAME in bits per dimension, (N,)
             float64 each.
