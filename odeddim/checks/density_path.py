@@ -48,7 +48,7 @@ class Path:
         """Add a node, with x̄ (B, *) there, which is kept as it is."""
         product = Products(self._field, sigma, xbar)
         diagonal = self._diagonal(product, xbar, len(self._nodes))
-        self._nodes.append((sigma, xbar, product.eps, diagonal))
+        self._nodes.append((sigma, xbar.cpu(), product.eps.cpu(), diagonal.cpu()))  # not all devices have float64
         self._products += product.made
 
     def measured(self, *, noisy: bool) -> Tensor:

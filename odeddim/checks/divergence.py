@@ -2,8 +2,8 @@
 
 The trace of J = ∂ε/∂x̄ is estimated by products with probes, tr J ≈ v·(Jᵀv) with signs v = ±1 (Hutchinson, Skilling).
 An image's Jacobian is large near its diagonal, so the signs come in patterns that cancel the products of neighbours
-exactly: two probes, one of them with the signs of a chessboard, have 1.7 times less variance than two independent ones
-on the built-in model, and so have four over four, with squares of 2×2 pixels. This is known as hierarchical probing.
+exactly: of two probes one has the other's signs times those of a chessboard, of four in squares of 2×2 pixels. Their
+mean has less variance than that of as many independent ones. This is known as hierarchical probing.
 
 The noise of the estimate is measured and not assumed. A probe gives more than the trace: b = v∘(Jᵀv) is an estimate of
 the diagonal of J, pixel by pixel. As σ changes the diagonal moves smoothly, and what is rough is noise (`noise_of`).

@@ -109,7 +109,9 @@ def test_independent_pixels_have_their_closed_form() -> None:
     assert inside(found, pixels(x)) >= 0.9
 
 
-@pytest.mark.parametrize("probes", [1, 2, 4])
+@pytest.mark.parametrize(
+    "probes", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_bars_hold_for_95_of_100_images(probes: int) -> None:
     world = Whole()
     x = world.images(1000)
@@ -247,8 +249,7 @@ def levels(count: int, bits: int = 8, seed: int = 0) -> Tensor:
     return ((x + 1) / width).round() * width - 1
 
 
-@pytest.mark.parametrize("kind", ["uniform", "normal"])
-@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize(("kind", "bits"), [("uniform", 8), ("normal", 3)])
 def test_dequantised_densities_are_bounds(kind: str, bits: int) -> None:
     """Of images of whole numbers under exact-gaussian: log P is the sum of log(Φ(b) - Φ(a)) over the bins."""
     x, scale, half = levels(300, bits), math.sqrt(GAUSSIAN), 1 / (2**bits - 1)
