@@ -145,7 +145,7 @@ def log_density(
         solver: A name of `odeddim.solvers.names()` or a row of your own, with nodes that can be seen.
         model: As of `odeddim.encode`. Under a condition and guidance the density is that of the guided field's ODE. A
             latent model's is that of the data that its autoencoder makes of the images.
-        steps: The number of steps, 24 by default.
+        steps: The number of steps, 20 by default.
         grid, plan, batch_size, progress, **settings: As of `odeddim.encode`. The images lie at the lowest node, σ_1.
         probes: Probes at each node, a power of two, 2 by default; "exact" for the exact trace, by as many products as
             an image has numbers, which is the default of images of at most 16.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import odeddim
 from odeddim import LogDensity, Schedule, VectorField
+from odeddim.checks import density_path
 from odeddim.checks.density import Density, check_plan
 from odeddim.checks.density_path import COLUMNS, mean_of
 from odeddim.checks.dequantisation import Dequantisation
@@ -151,6 +152,20 @@ def test_both_directions_agree() -> None:
     share = ((down.bits_per_dim - up.bits_per_dim).abs() <= 1.96 * bar).double().mean()
     assert 0.91 <= float(share) <= 0.99
     assert inside(down, world.log_p(end.xbar)) >= 0.93
+
+
+@pytest.mark.parametrize("nodes", [8, 11, 16, 25])
+def test_the_error_of_the_quadrature_is_of_its_size(nodes: int) -> None:
+    """∫ σ/(s²+σ²) dσ, for pixels of standard deviations s on either side of where the nodes lie."""
+    sigmas = torch.from_numpy(np.geomspace(0.01, 150, nodes))
+    s = torch.logspace(-1.5, 0.5, 20, dtype=torch.float64)[:, None]
+    found, none, error = density_path._integral(sigmas, [sigma / (s**2 + sigma**2) for sigma in sigmas], noisy=False)
+    low, high = sigmas[0], sigmas[-1]
+    truth = (torch.log((s**2 + high**2) / (s**2 + low**2)) - torch.log((1 + high**2) / (1 + low**2)))[:, 0] / 2
+    assert not none.any()
+    off = (found - truth).abs()
+    assert (off <= 1.96 * error + 1e-6).double().mean() >= 0.75
+    assert 0.3 * off.square().mean() < error.square().mean() < 100 * off.square().mean()
 
 
 # The trace.
@@ -297,6 +312,14 @@ def test_an_image_has_the_same_number_in_any_batch() -> None:
     assert not continuous(x[3:], model=world.field, steps=8, start=2).nats.isclose(whole.nats[3:]).any()
     torch.testing.assert_close(whole[3:].nats, whole.nats[3:])
     assert len(whole[-1]) == 1
+
+
+def test_dequantisation_noise_belongs_to_an_image() -> None:
+    x = levels(4)
+    whole = odeddim.log_density(x, model="exact-gaussian", steps=8, draws=2)
+    again = odeddim.log_density(x, model="exact-gaussian", steps=8, draws=2, batch_size=1)
+    assert again.nats.equal(whole.nats)
+    assert odeddim.log_density(x[2:], model="exact-gaussian", steps=8, draws=2, start=2).nats.equal(whole.nats[2:])
 
 
 def test_evaluations_and_products_are_counted() -> None:
