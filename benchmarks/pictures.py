@@ -3,7 +3,8 @@
     python benchmarks/pictures.py [NAME ...] [-o FOLDER]
 
 makes each picture, or those named, into docs/pictures/, and the explorer page into docs/static/. Every figure in a
-picture is measured here, but those of certificate.csv beside this file, which certificate.py has measured. A picture
+picture is measured here, but those of certificate.csv and density.csv beside this file, which certificate.py and
+density.py have measured. A picture
 takes 5 to 110 seconds of one core. What the bench of work-precision measures is kept in runs/pictures/.
 
 Pictures are 1200 pixels wide, with letters of 26 pixels or more, so that they can be read on a phone. Latents are
@@ -26,6 +27,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import density as density_benchmark
 import matplotlib
 import numpy as np
 import PIL.Image
@@ -475,6 +477,31 @@ def conventions(steps: int = 50, coarse: int = 20, reference: int = REFERENCE_ST
     return {"pictures/conventions.png": rows_png(rows, labels=370)}
 
 
+def density(columns: int = 8) -> Files:
+    """Held-out images in the order of their density, and images that are none of the model's."""
+    rows = [row for row in rows_of(density_benchmark.CSV) if row["method"] == "truth"]
+    order = sorted((float(row["bits"]), int(row["image"])) for row in rows)
+    bound = math.log2(255 / 2)  # of whole numbers in bins 2/255 wide, as the page of densities has them
+    middle = (len(order) - columns) // 2
+    parts = {"densest\nheld out": order[:columns], "middle": order[middle : middle + columns]}
+    parts["least dense"] = order[-columns:]
+    drawn = []
+    for words, its in parts.items():
+        images = held_out([image for _, image in its])
+        tiles = [Tile(image, f"{bits + bound:.2f}") for image, (bits, _) in zip(images, its, strict=True)]
+        drawn.append(Row(tiles, words))
+    one = held_out([order[len(order) // 2][1]])
+    across = (torch.arange(28) - 13.5).square()
+    disc = ((across[:, None] + across).sqrt() < 8).float()[None, None] * 2 - 1
+    strange = torch.cat([torch.full_like(one, -1), torch.full_like(one, 0.2), disc, one.flip(2), -one])
+    strange = ((strange + 1) * 127.5).round() / 127.5 - 1
+    bits = odeddim.log_density(strange, draws=1, steps=40).bits_per_dim
+    drawn.append(
+        Row([Tile(image, f"{its:.2f}") for image, its in zip(strange, bits.tolist(), strict=True)], "strangers")
+    )
+    return {"pictures/density.png": rows_png(drawn, labels=190, scale=4)}
+
+
 MAKERS: dict[str, Callable[[], Files]] = {
     "round-trip": round_trip,
     "levels": levels,
@@ -485,6 +512,7 @@ MAKERS: dict[str, Callable[[], Files]] = {
     "work-precision": work_precision,
     "certificates": certificates,
     "conventions": conventions,
+    "density": density,
 }
 """What makes each picture, by its name."""
 

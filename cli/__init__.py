@@ -42,6 +42,7 @@ COMMANDS = {
     "explore": "Make a page to explore the square between four latents.",
     "trajectory": "Draw the points that images pass on their way: a strip or an animation.",
     "score": "Show how far images are from those of a reference, by the path of their encode.",
+    "density": "Measure how probable a model makes images, with an error bar.",
     "verify": "Show how good the latents of a file are, the worst first.",
     "merge": "Make one file of an index and its parts, or of several files.",
     "grid": "Compute the best noise levels for a solver: a plan file, plan.json.",

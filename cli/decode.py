@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odeddim.cli import options, pictures
+from odeddim.cli import options, pictures, recording
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Pictures, Recording, Subject
@@ -35,7 +35,7 @@ def _noise(function: options.F) -> options.F:
 @options.run("the one that encoded", _noise, options.plan)
 @options.machine
 @options.tol
-@options.trajectory
+@recording.trajectory
 @options.wait
 @options.overwrite
 def command(

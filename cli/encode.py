@@ -8,23 +8,30 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, preparation
+from odeddim.cli import options, preparation, recording
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
     from odeddim.storage.preparation import Preparation
 
-_more = options.gathered(
-    "more",
+
+found = options.gathered(
+    "found",
     options.together(
         click.option(
             "--certify", is_flag=True, help="Store a certificate of each latent. This takes 4 times the evaluations."
         ),
-        options.trajectory_options,
+        click.option(
+            "--density",
+            is_flag=True,
+            help="Store the log density of each image, as continuous data, in bits per dimension: twice the "
+            "evaluations, and two products with the Jacobian at each node.",
+        ),
+        recording.options,
     ),
-    lambda own: {"certify": own["certify"], "trajectory": options.recording(own)},
+    lambda own: {"certify": own["certify"], "density": own["density"], "trajectory": recording.recording(own)},
 )
-"""What is found out besides the latents."""
+"""What else is found out of each image."""
 
 
 @click.command("encode")
@@ -42,7 +49,7 @@ _more = options.gathered(
 @options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, options.plan)
 @options.machine
 @options.tol
-@_more
+@found
 @options.overwrite
 def command(
     images: Path | None,
@@ -53,7 +60,7 @@ def command(
     prepare: Preparation | None,
     machine: Machine,
     tol: float | None,
-    more: dict[str, Any],
+    found: dict[str, Any],
     overwrite: bool,
 ) -> None:
     """Encode IMAGES to latents by integrating the ODE from the image up to σ_T.
@@ -71,6 +78,10 @@ def command(
 
     --trajectory keeps the points of each image's run, at the nodes or at noise levels between them, for `odeddim
     trajectory` and `odeddim.Trajectory.load`. The latents are the same, bit for bit.
+
+    --density measures along the same run how probable the model makes each image (report/bits_per_dim, and its standard
+    error): `odeddim density` says what that is, and knows images of whole numbers. The default of --end is then
+    sigma_min.
 
     A latent model encodes images by its autoencoder first. The error of the autoencoder alone is stored as report/floor
     (rms over pixels). All other errors are those of the autoencoder's data, in their units.
@@ -114,6 +125,6 @@ def command(
 
     made = jobs.encode(
         images, output, model=model, count=count, tol=tol, prepare=prepare, machine=machine,
-        overwrite=overwrite, progress=bar, **more, **how,
+        overwrite=overwrite, progress=bar, **found, **how,
     )  # fmt: skip
     options.tell(made)

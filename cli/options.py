@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from odeddim import defaults
-from odeddim.cli.kinds import Assignment, Interval, Items, ModelName, Shape, SolverName, Tolerance
+from odeddim.cli.kinds import Assignment, Interval, ModelName, Shape, SolverName, Tolerance
 from odeddim.cli.telling import telling
 from odeddim.storage.atomic import is_hidden, printable
 
 if TYPE_CHECKING:
-    from odeddim.jobs import Machine, Outcome, Recording, Subject
+    from odeddim.jobs import Machine, Outcome, Subject
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -359,34 +359,6 @@ tol = click.option(
 )
 
 
-def recording(own: Mapping[str, Any]) -> Recording | None:
-    """Where trajectories go, and which of their points."""
-    from odeddim.jobs import Recording
-
-    if own["trajectory"] is None:
-        if own["trajectory_at"] is not None:
-            raise click.UsageError("--trajectory-at says which points are kept: give --trajectory FILE, too")
-        return None
-    return Recording(own["trajectory"], own["trajectory_at"])
-
-
-trajectory_options = together(
-    click.option(
-        "--trajectory",
-        type=click.Path(path_type=Path),
-        default=None,
-        help="Write the points that each image passes, x̄ and ε at all nodes, to this file too, t.h5. `odeddim "
-        "trajectory` draws them.",
-    ),
-    click.option(
-        "--trajectory-at",
-        type=Items(click.FLOAT),
-        default=None,
-        metavar="σ,σ,...",
-        help="The noise levels that --trajectory keeps, at nodes or between them.  [default: all nodes]",
-    ),
-)
-trajectory = gathered("trajectory", trajectory_options, recording)
 overwrite = click.option(
     "--overwrite", is_flag=True, help="Begin anew and replace what is there.  [default: go on where a run stopped]"
 )
@@ -405,3 +377,20 @@ size = click.option(
     help="The shape of the images, for models that take several sizes or any.  [default: the model's own]",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+def _form(own: dict[str, bool]) -> str | None:
+    """The form of the figures that is printed in place of a table."""
+    if own["as_json"] and own["as_csv"]:
+        raise click.UsageError("give --json or --csv, not both")
+    return "json" if own["as_json"] else "csv" if own["as_csv"] else None
+
+
+form = gathered(
+    "form",
+    together(
+        click.option("--json", "as_json", is_flag=True, help="Print the figures of each image as JSON."),
+        click.option("--csv", "as_csv", is_flag=True, help="Print the figures of each image as CSV."),
+    ),
+    _form,
+)

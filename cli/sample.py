@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 @options.model
 @options.run(f"{defaults.SAMPLE}; with --eta {defaults.SAMPLE_WITH_ETA}", options.end, options.plan)
 @options.machine
+@click.option(
+    "--density",
+    is_flag=True,
+    help="Store the log density of each image in bits per dimension, in HDF5, NPZ or the PNGs: see `odeddim density`. "
+    "The default of --end is then sigma_min.",
+)
 @options.overwrite
 def command(
     count: int,
@@ -44,6 +50,7 @@ def command(
     model: Subject,
     how: dict[str, Any],
     machine: Machine,
+    density: bool,
     overwrite: bool,
 ) -> None:
     """Sample images from noise.
@@ -64,7 +71,7 @@ def command(
     from odeddim.cli.progress import bar
 
     made = jobs.sample(
-        count, output, seed=seed, eta=eta, shape=size, model=model, machine=machine, overwrite=overwrite, progress=bar,
-        **how,
+        count, output, seed=seed, eta=eta, shape=size, model=model, density=density, machine=machine,
+        overwrite=overwrite, progress=bar, **how,
     )  # fmt: skip
     options.tell(made)

@@ -31,23 +31,6 @@ HEADINGS = {
 }
 
 
-def _form(own: dict[str, bool]) -> str | None:
-    """The form of the figures that is printed in place of a table."""
-    if own["as_json"] and own["as_csv"]:
-        raise click.UsageError("give --json or --csv, not both")
-    return "json" if own["as_json"] else "csv" if own["as_csv"] else None
-
-
-form = options.gathered(
-    "form",
-    options.together(
-        click.option("--json", "as_json", is_flag=True, help="Print the figures of all latents as JSON."),
-        click.option("--csv", "as_csv", is_flag=True, help="Print the figures of all latents as CSV."),
-    ),
-    _form,
-)
-
-
 @click.command("verify")
 @click.argument("latents", type=click.Path(path_type=Path))
 @click.argument("images", required=False, type=click.Path(path_type=Path))
@@ -62,7 +45,7 @@ form = options.gathered(
     "--worst", "shown", type=click.IntRange(1), default=10, show_default=True, help="How many latents to show."
 )
 @pictures.sheet("Draw the worst latents on a sheet, worst.png.")
-@form
+@options.form
 @options.its_model
 @options.machine
 @options.wait

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from odeddim.api import solve as solve
     from odeddim.bridges import bridge as bridge
     from odeddim.checks.certificate import certify as certify
+    from odeddim.checks.density import LogDensity as LogDensity
+    from odeddim.checks.density import log_density as log_density
     from odeddim.checks.explanation import explain as explain
     from odeddim.checks.scores import Reference as Reference
     from odeddim.checks.scores import Scores as Scores
@@ -63,6 +65,7 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "BudgetExceeded": "odeddim.types",
         "Field": "odeddim.types",
         "InputError": "odeddim.types",
+        "LogDensity": "odeddim.checks.density",
         "Plan": "odeddim.plans",
         "Preparation": "odeddim.storage.preparation",
         "Reference": "odeddim.checks.scores",
@@ -84,6 +87,7 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "interpolate": "odeddim.api",
         "jobs": "odeddim",
         "load": "odeddim.models",
+        "log_density": "odeddim.checks.density",
         "noise": "odeddim.api",
         "open": "odeddim.jobs.latent_files",
         "open_images": "odeddim.storage.images",

@@ -10,6 +10,8 @@ from odeddim.jobs import bench as bench
 from odeddim.jobs.bridge import bridge as bridge
 from odeddim.jobs.combining import Drawing as Drawing
 from odeddim.jobs.decode import decode as decode
+from odeddim.jobs.density import Densities as Densities
+from odeddim.jobs.density import density as density
 from odeddim.jobs.encode import encode as encode
 from odeddim.jobs.explore import explore as explore
 from odeddim.jobs.grid import grid as grid

@@ -14,8 +14,10 @@ import torch
 from odeddim import defaults
 from odeddim.api import Model, state_dtype
 from odeddim.api import encode as encode_batch
-from odeddim.checks.certificate import Rungs, certificate_of_rungs, encode_to, rungs_of
+from odeddim.checks.certificate import Rungs, certificate, certificate_of_rungs, encode_to, rungs_of
 from odeddim.checks.certificate import certify as certify_batch
+from odeddim.checks.density import Density, check_plan
+from odeddim.jobs.density import figures_of_report
 from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.recording import OWN_STEPS, Recording, Walk, opened, together
 from odeddim.jobs.subject import (
@@ -54,6 +56,7 @@ def encode(
     count: int | None = None,
     tol: float | None = None,
     certify: bool = False,
+    density: bool = False,
     trajectory: str | Path | Recording | None = None,
     prepare: Preparation | None = None,
     machine: Machine | None = None,
@@ -76,6 +79,9 @@ def encode(
         tol: A tolerance in place of steps: each image takes the fewest steps whose round trip is this good, rms over
             pixels in [-1, 1].
         certify: Whether to store a certificate with each latent; 4 times the evaluations.
+        density: Whether to measure by the way the log density of each image, as continuous data, and to store it in the
+            report of its latent: bits_per_dim and bits_per_dim_error, see `odeddim.log_density`. Another evaluation and
+            two products with the Jacobian at each node. Images then lie at σ_1.
         trajectory: The file t.h5 to which the points of each image's run are written too, or a Recording that says
             which; `odeddim.Trajectory.load` opens it.
         prepare: What is done to the images, as of `odeddim.Preparation`; nothing if the model takes their size.
@@ -103,16 +109,19 @@ def encode(
     place = (machine or Machine()).at(model=model)
     field = subject_on(place, model)
     said = How.of(how)
+    if density and plan is None:
+        said = said._replace(end=said.end or "sigma_min")
     rungs = _rungs(field, tol, plan, said)
     plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field.schedule, defaults.ENCODE)
     warn_of_plan(plan, field)
     check_encodes(plan.solver)
+    measured = _density(field, plan, rungs, density)
     place.fit(field, plan.solver)
-    recording = Recording.of(trajectory, _unfit(tol, certify), plan, (given, output), up=True)
+    recording = Recording.of(trajectory, _unfit(tol, certify, density), plan, (given, output), up=True)
     source = images_for(field, images, prepare)
     names = first_names(source, count, given)
     size = place.at_once(field, plan.solver, queued=tol is not None)
-    run = _Encoding(field, field.on_data(), plan, rungs, place, tol, certify)
+    run = _Encoding(field, plan, rungs, place, tol, certify, measured)
 
     def of_first(total: int) -> Provenance:
         return run.provenance({"images": source.identity(given, total), **recorded(source)}, size)
@@ -125,13 +134,22 @@ def encode(
         closing(ahead(lambda start, stop: source[start:stop], both.batches(size))) as batches,
     ):
         for (start, stop), pixels in batches:
-            state, figures = run.batch(pixels, names[start:stop], points.of(start, stop) if points else None)
+            state, figures = run.batch(pixels, names[start:stop], start, points.of(start, stop) if points else None)
             if file.holds(start, stop):
                 file.write(start, stop, state, figures)
             advance(stop - start)
     words = run.words(output, file.done, len(names), time.perf_counter() - began) + tell_skipped(source)
     words += points.words if points else ""
     return Outcome(output, file.done, len(names), words)
+
+
+def _density(field: VectorField, plan: Plan, rungs: Rungs, wanted: bool) -> Density | None:
+    """What measures densities by the way; None if none are wanted."""
+    if not wanted:
+        return None
+    if rungs:
+        raise InputError("density=True measures along one run, but tol=... tries several: give one of the two")
+    return Density.of(field.on_data(), check_plan(plan, field), dequantise="none")
 
 
 def _rungs(field: VectorField, tol: float | None, plan: Plan | None, how: How) -> Rungs:
@@ -147,12 +165,14 @@ def _rungs(field: VectorField, tol: float | None, plan: Plan | None, how: How) -
     return rungs_of(field.schedule, usual, how.steps, how.grid, how.end or "sigma_min", how.settings)
 
 
-def _unfit(tol: float | None, certify: bool) -> str:
+def _unfit(tol: float | None, certify: bool, density: bool) -> str:
     """Why a run has no trajectory of many images; "" if it has one."""
     if tol is not None:
         return OWN_STEPS
     if certify:
         return "trajectory=... excludes certify=True, which encodes several times: leave that to `odeddim verify`"
+    if density:
+        return "trajectory=... excludes density=True: measure the densities by `odeddim density`"
     return ""
 
 
@@ -160,11 +180,12 @@ class _Encoding:
     """The work on each batch of images, and its totals."""
 
     def __init__(
-        self, field: VectorField, ode: VectorField, plan: Plan, rungs: Rungs, place: Place, tol: float | None,
-        certified: bool,
+        self, field: VectorField, plan: Plan, rungs: Rungs, place: Place, tol: float | None, certified: bool,
+        density: Density | None,
     ) -> None:  # fmt: skip
-        self.field, self.ode, self.plan, self.rungs, self.place = field, ode, plan, rungs, place
-        self.tol, self.certified = tol, certified
+        self.field, self.plan, self.rungs, self.place = field, plan, rungs, place
+        self.ode = field.on_data() if density is None else density.model
+        self.tol, self.certified, self.density = tol, certified, density
         self.reports, self.tally, self.rms = Reports(), Tally(tol or 0.0), 0.0
 
     def provenance(self, images: Mapping[str, Any], size: int) -> Provenance:
@@ -176,13 +197,17 @@ class _Encoding:
             **images,
             **({} if self.tol is None else {"tol": self.tol, "ladder": list(self.rungs)}),
             **({"certified": True} if self.certified else {}),
+            **({"density": True} if self.density is not None else {}),
             **self.place.details(self.field, self.plan.solver, size),
         )
 
     def batch(
-        self, pixels: torch.Tensor, names: Sequence[str], walk: Walk | None
+        self, pixels: torch.Tensor, names: Sequence[str], start: int, walk: Walk | None
     ) -> tuple[State, dict[str, torch.Tensor]]:
-        """The latents of images (B, C, H, W), and their certificate. walk: what runs and records, if anything does."""
+        """The latents of images (B, C, H, W), the first of which has this index, and their certificate.
+
+        walk: what runs and records, if anything does.
+        """
         x_0, floor = data_and_floor(self.field, pixels.to(self.place.state))
         figures: dict[str, torch.Tensor] = {}
         if self.tol is not None:
@@ -190,6 +215,13 @@ class _Encoding:
             self.tally.add(state.report["steps"], figures["round_trip"], names)
             if self.certified:
                 figures = certificate_of_rungs(x_0, state, self.rungs, self.ode)
+        elif self.density is not None:
+            state, table = self.density.along(State(x_0, float(self.plan.nodes[0])), start)
+            state = replace(state, report={**state.report, **figures_of_report(self.density.density(table))})
+            if self.certified:
+                spent = torch.full((len(x_0),), self.plan.evaluations, dtype=torch.float64)
+                spent = state.report.get("evaluations", spent)
+                figures = certificate(x_0, state, self.plan, self.ode, spent)
         elif self.certified:
             state, figures = certify_batch(x_0, model=self.ode, plan=self.plan)
         elif walk is not None:

@@ -15,6 +15,7 @@ from odeddim.bench import tables
 from odeddim.bench.harness import CELLS
 from odeddim.checks.scores import FORMAT as REFERENCE
 from odeddim.checks.scores import Reference
+from odeddim.jobs.density import FORMAT as DENSITIES
 from odeddim.jobs.score import FORMAT as SCORES
 from odeddim.latents import latent_file, trajectory_file
 from odeddim.latents.latent_file import LatentFile
@@ -196,6 +197,9 @@ def _hdf5(path: Path) -> Facts:
             return {"kind": "a file of images", "images": rows, **_run(path), **_columns(file, path), **_told(settings)}
         if form == SCORES:
             return {"kind": "a file of scores", "images": rows, **_run(path), **_columns(file, path), **_told(settings)}
+        if form == DENSITIES:
+            return {"kind": "a file of log densities", "images": rows, **_run(path), **_columns(file, path),
+                    **_told(settings)}  # fmt: skip
         what = {"kind": "measurements of a bench", "rows": rows, **_run(path)}
         return {**what, **_columns(file, path), **_told(settings)}
 

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from odeddim import defaults
-from odeddim.api import Model, with_noise
+from odeddim.api import Model, noise, to_images, with_noise
 from odeddim.api import sample as sample_batch
+from odeddim.checks.density import Density, check_plan
+from odeddim.jobs.density import figures_of_report
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, subject_on, warn_of_plan
 from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
@@ -28,7 +30,7 @@ from odeddim.storage.atomic import nearest_above
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.outputs import Pictures, open_output
 from odeddim.storage.sheets import Captions
-from odeddim.types import InputError
+from odeddim.types import InputError, State
 
 
 @torch.no_grad()
@@ -41,6 +43,7 @@ def sample(
     shape: tuple[int, ...] | None = None,
     model: Model | Subject = DEFAULT,
     plan: Plan | None = None,
+    density: bool = False,
     machine: Machine | None = None,
     overwrite: bool = False,
     progress: Progress = False,
@@ -58,6 +61,8 @@ def sample(
         shape: The shape (C, H, W) of the images, for models that take several sizes or any; by default the model's own.
         model: A name, a path, a VectorField, a pipeline of diffusers, or a Subject with its condition.
         plan: The plan that decodes, in place of `how`.
+        density: Whether to measure the log density of each image by the way, as `odeddim.jobs.encode` does. Images then
+            lie at σ_1, and the solver adds no noise.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
         progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
@@ -81,13 +86,18 @@ def sample(
     of_noise = shape_for(field, shape)
     shape = field.shape_of_images(of_noise)
     check_amount(output, count, 4 * math.prod(shape), "images")
-    plan = the_plan(plan, How.of(how), field.schedule, defaults.for_sampling(eta))
+    said = How.of(how)
+    if density and plan is None:
+        said = said._replace(end=said.end or "sigma_min")
+    plan = the_plan(plan, said, field.schedule, defaults.for_sampling(eta))
     warn_of_plan(plan, field)
     noisy = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed))
     row = noisy.solver
+    measured = Density.of(field.on_data(), check_plan(noisy, field), dequantise="none", seed=seed) if density else None
     place.fit(field, row)
     size = place.at_once(field, row)
     details = {"seed": seed, "eta": eta, "size": list(of_noise), **place.details(field, row, size)}
+    details |= {"density": True} if density else {}
     made = asdict(replace(provenance_of(field, noisy, "sample", **details), settings=plan.settings))
     names, began, largest, here = Numbered(f"sample-{seed}-", count), time.perf_counter(), 0.0, 0
     captions = Captions(_number)
@@ -96,16 +106,31 @@ def sample(
         shown(progress, count, "sampling", out.done) as advance,
     ):
         for start, stop in out.batches(size):
-            images = sample_batch(stop - start, seed=seed, eta=eta, start=start, model=field, plan=plan, shape=shape)
-            out.write(start, stop, images)
+            if measured is None:
+                images = sample_batch(
+                    stop - start, seed=seed, eta=eta, start=start, model=field, plan=plan, shape=shape
+                )
+                out.write(start, stop, images)
+            else:
+                fresh = noise(stop - start, of_noise, seed=seed, start=start)
+                data, figures = _with_density(measured, fresh, start)
+                images = to_images(field, data)
+                out.write(start, stop, images, figures)
             largest, here = max(largest, float(images.abs().max())), here + stop - start
             advance(stop - start)
     warn_of_range(largest)
     words = (
         f"{so_far(out.done, count)} images in {output}{of_all(out.done, count, here)}: {row.name}, seed {seed}, "
-        f"{evaluated(here, field)}, {time.perf_counter() - began:.1f} s"
+        f"{evaluated(here, measured.model if measured else field)}, {time.perf_counter() - began:.1f} s"
     )
     return Outcome(output, out.done, count, words)
+
+
+def _with_density(measured: Density, x_T: torch.Tensor, start: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The data that latents x_T (B, *) become, and what is known of their density."""
+    top = measured.plan.top
+    state, table = measured.along(State(x_T * math.sqrt(1 + top**2), top), start)
+    return state.xbar, figures_of_report(measured.density(table))
 
 
 def _number(i: int, known: Mapping[str, float]) -> list[str]:

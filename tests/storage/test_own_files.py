@@ -53,6 +53,7 @@ OUTPUTS = {
     "near.h5": ("neighbours", "z.h5", "-k", 1, "-o", "near.h5"),
     "near.png": ("neighbours", "z.h5", "-k", 1, "--sheet", "near.png"),
     "explore.html": ("explore", "z.h5", "--corners", 0, 1, 1, 0, "--tiles", 2, "-o", "explore.html"),
+    "densities.h5": ("density", "-n", 1, *MIXTURE, "--steps", 5, "--draws", 1, "-o", "densities.h5"),
     "worst.png": ("verify", "z.h5", "--sheet", "worst.png"),
     "scores.csv": (*SCORE, "-o", "scores.csv"),
     "scores.json": (*SCORE, "-o", "scores.json"),

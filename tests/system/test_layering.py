@@ -117,9 +117,12 @@ def test_few_modules_at_the_top() -> None:
 
 LINES, BODY, PARAMETERS = 400, 60, 10  # of a file and of a function, without docstrings; of a signature, without self
 LONGER = {
+    "odeddim.checks.density.log_density": "what odeddim.encode takes, the probes, and the dequantisation",
+    "odeddim.jobs.density.density": "what jobs.encode takes, and how densities are measured",
     "odeddim.jobs.encode.encode": "what to encode, how to prepare it, how to run, and what to find out",
     "odeddim.jobs.decode.decode": "what to decode, how to run, where images and trajectories go",
     "odeddim.jobs.score.score": "what to score, what to compare with, how to prepare and to run, and where",
+    "odeddim.jobs.sample.sample": "what odeddim.sample takes, where images go, and what to find out",
     "odeddim.jobs.grid.grid": "what to measure on, how to prepare it, what to compute, and where",
     "odeddim.api.solve": "what to decode, how to run, what to show of it, and gradients",
     "odeddim.api.encode": "what odeddim.solve takes",
