@@ -575,7 +575,10 @@ def test_a_constant_is_integrated_exactly(row: Solver, tame: bool, constant: str
         field = CONSTANTS[constant]
         xbars, total = walked(row, nodes, field)
         truth = 0.7 + field(nodes[0], 0.7) * (nodes[-1] - nodes[0])
-        assert abs(xbars[-1] - truth) < 1e-12 * (max(1.0, abs(truth), *nodes) if tame else total)
+        # On tame nodes too a few long steps in a row amplify rounding: by far less than `total`, which adds all sizes.
+        assert abs(xbars[-1] - truth) < (
+            1e-12 * max(1.0, abs(truth), *nodes) + 1e-17 * total if tame else 1e-12 * total
+        )
 
     run()
 
