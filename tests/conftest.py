@@ -41,9 +41,17 @@ SIBLINGS = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what the inner loop leaves out: everything under tests/system, and the siblings of other rows."""
+    """Mark what the inner loop leaves out: everything under tests/system, and the siblings of other rows.
+
+    What is under tests/system comes first: these files take longest, and the last file leaves all workers but one idle.
+    """
+
+    def folder_of(item: pytest.Item) -> str:
+        return item.path.relative_to(Path(__file__).parent).parts[0]
+
+    items.sort(key=lambda item: folder_of(item) != "system")
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        folder = folder_of(item)
         if folder == "system":
             item.add_marker("system")
         given = getattr(item, "callspec", None)

@@ -198,6 +198,12 @@ class Scores:
         score: The distance to the nearest profile of the reference, (B,) float64.
         strange: Whether the score is above the threshold of the reference, (B,) bool.
         reference: The reference.
+
+    Example:
+        >>> some = odeddim.sample(44, model="exact-gaussian", shape=(1, 4, 4), steps=5)
+        >>> reference = odeddim.calibrate(some[:40], model="exact-gaussian", steps=5)
+        >>> len(odeddim.score(some[40:], model="exact-gaussian", reference=reference))
+        4
     """
 
     statistics: Mapping[str, Tensor]

@@ -85,6 +85,15 @@ class Scored:
         strange: Whether each is above the threshold, (N,) bool.
         reference: The reference.
         words: A line about the job.
+
+    Example:
+        >>> import numpy, odeddim
+        >>> pixels = numpy.random.default_rng(0).integers(0, 256, (44, 4, 4), dtype=numpy.uint8)
+        >>> found = odeddim.jobs.score(
+        ...     pixels[40:], model="exact-gaussian", reference=odeddim.jobs.Calibration(pixels[:40])
+        ... )
+        >>> len(found.names), found.order.shape
+        (4, torch.Size([4]))
     """
 
     path: Path | None

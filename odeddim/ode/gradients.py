@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
 from typing import Any, get_args
 
 import torch
@@ -51,7 +51,7 @@ def field_for(field: Field, state: State, solver: Solver, way: Gradients) -> Fie
         The field itself where nothing is recorded, and where the run itself records.
 
     Raises:
-        InputError: If the row has no way to gradients, and x̄ or aux need one.
+        InputError: If the row has no way to gradients, and x̄ or aux need one. Where only the network does, it warns.
     """
     if not torch.is_grad_enabled():
         return field
@@ -66,19 +66,29 @@ def field_for(field: Field, state: State, solver: Solver, way: Gradients) -> Fie
     return field
 
 
-@dataclass(frozen=True)
 class _Without:
-    """A field for a row that has no gradients: it refuses an ε that needs one."""
+    """A field for a row that has no gradients: it warns where the network needs one, as most modules of torch do.
 
-    field: Field
-    solver: Solver
+    That is no reason to refuse, for most who solve with a network of their own want none.
+    """
+
+    def __init__(self, field: Field, solver: Solver) -> None:
+        self.field, self.solver, self.looked = field, solver, False
 
     def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
+        if self.looked:
+            return self.field(sigma, xbar)
+        self.looked = True
         with torch.enable_grad():
             eps = self.field(sigma, xbar)
         if eps.requires_grad:
-            raise InputError(_without(self.solver))
-        return eps
+            warnings.warn(
+                f"solver {self.solver.name!r} gives no gradients, so the result carries none of the network's "
+                "parameters, which need them: run within torch.no_grad() if you want none, or take another solver, "
+                "such as 'unipc-2' or 'belm'",
+                stacklevel=2,
+            )
+        return eps.detach()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.field, name)
@@ -86,6 +96,6 @@ class _Without:
 
 def _without(solver: Solver) -> str:
     return (
-        f"solver {solver.name!r} gives no gradients, and the start of the run or the network needs one: take another "
-        "solver, such as 'unipc-2', 'belm' or 'dopri5-per-image', or call it within torch.no_grad()"
+        f"solver {solver.name!r} gives no gradients, and the start of the run needs one: take another solver, such as "
+        "'unipc-2', 'belm' or 'dopri5-per-image', or call it within torch.no_grad()"
     )

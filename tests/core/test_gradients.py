@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -292,14 +293,19 @@ def test_the_autoencoders_of_diffusers_carry_them() -> None:
 def test_rows_without_refuse(name: str) -> None:
     field, _ = model()
     plan = odeddim.plan(field, name, steps=None if solvers.get(name).adaptive else 2)
-    with pytest.raises(InputError, match=f"solver '{name}' gives no gradients.*'belm'.*no_grad"):
-        odeddim.solve(latents().detach(), model=field, plan=plan)  # the network's weights need one
     still = VectorField(lambda x, t: x / 2, Schedule.linear())
-    with pytest.raises(InputError, match="gives no gradients"):
-        odeddim.solve(latents(), model=still, plan=plan)
-    assert not odeddim.solve(latents().detach(), model=still, plan=plan).requires_grad
-    with torch.no_grad():
-        assert not odeddim.solve(latents(), model=field, plan=plan).requires_grad
+    for one in (field, still):
+        with pytest.raises(InputError, match=f"solver '{name}' gives no gradients.*'belm'.*no_grad"):
+            odeddim.solve(latents(), model=one, plan=plan)
+    with pytest.warns(UserWarning, match=f"'{name}' gives no gradients.*none of the network's") as told:
+        warned = odeddim.solve(latents().detach(), model=field, plan=plan)  # whose weights need one
+    assert len(told) == 1
+    assert not warned.requires_grad
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not odeddim.solve(latents().detach(), model=still, plan=plan).requires_grad
+        with torch.no_grad():
+            assert torch.equal(odeddim.solve(latents(), model=field, plan=plan), warned)
     with pytest.raises(InputError, match="gives no gradients"):
         odeddim.solve(latents().detach(), model=still, plan=plan, gradients="direct")
 

@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 INSTEAD = {
     "inception:WEIGHTS.pth": "network.pt2", "cuda": "cpu", "-n 1000": "-n 16", "-n 10000": "-n 16", "-n 50000": "-n 16",
     "10,20,50,100": "10,20", "-n 64": "-n 8", "1,64,512": "1,8", "--find 1e-3": "--find 1e-1",
+    "density -o d.h5": "density -o d.h5 -n 4", "--steps 50 --probes 16": "--steps 6 --probes 2",
     "--resize 64": "--resize 16",
 }  # fmt: skip
 """What no test can have: Inception's weights, a GPU, an hour."""
