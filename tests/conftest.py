@@ -61,6 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             }
             if names & SIBLINGS:
                 item.add_marker("sibling")
+                if (getattr(item, "originalname", ""), given.params.get("direction")) == ("test_order", "encode"):
+                    item.add_marker("slow")  # the order of one direction shows that the coefficients arrive
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def colour_images(count: int) -> np.ndarray[Any, Any]:
     return (127 + made * np.linspace(0.2, 1, count).reshape(-1, 1, 1, 1)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize("steps", [10, pytest.param(50, marks=pytest.mark.slow)])
 def test_table_2_as_a_script_of_its_own_computes_it(run, here: Path, steps: int) -> None:  # type: ignore[no-untyped-def]
     """The mean squared error of the paper, and from the same figures of each image the rms that the tool reports."""
     pixels = colour_images(11)

@@ -167,6 +167,7 @@ def test_images_of_one_x_t_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert shares[-1] < 0.3
 
 
+@pytest.mark.slow
 def test_the_course_of_table_1(run, here: Path) -> None:  # type: ignore[no-untyped-def]
     """With few steps η = 0 is best and σ̂ worst, on the built-in model by the built-in classifier's features."""
     command = ("bench", "quality", "-n", 32, "--eta", "0,0.5,1,hat", "--steps", 6, "--json")

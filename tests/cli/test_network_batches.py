@@ -27,10 +27,12 @@ NETWORK = {
     "scipy-rk45": ("-n", 2, *COARSE),
     "euler": ("-n", 2, "--steps", 3, "--network-batch", 2, "--certify"),
 }
+MORE = ("scipy-rk45", "heun", "unipc-2", "exact-euler")
+"""Rows that an exact field tries too, or that run as one of the others does: slow on a network."""
 
 
 @pytest.mark.parametrize(
-    "solver", [pytest.param(name, marks=[pytest.mark.slow] if name == "scipy-rk45" else []) for name in NETWORK]
+    "solver", [pytest.param(name, marks=[pytest.mark.slow] if name in MORE else []) for name in NETWORK]
 )
 def test_batch_sizes_of_the_built_in_network(run: Run, solver: str) -> None:
     """Latents, auxiliary states, reports, certificates and checksums."""

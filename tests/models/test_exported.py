@@ -75,7 +75,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
-@pytest.mark.parametrize("which", ["unet", "adm"])
+@pytest.mark.parametrize("which", ["unet", pytest.param("adm", marks=pytest.mark.slow)])
 def test_a_trajectory_is_the_networks_own(which: str, tmp_path: Path) -> None:
     net: nn.Module = UNet(**UNET) if which == "unet" else ADM(channels=32, widths=[32, 32], blocks=1, attention=[1])
     net = drawn(net)

@@ -333,7 +333,8 @@ def test_processes_of_one_s_own_share_the_work(tmp_path: Path, whole: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.h5", "z.h5"]
 
 
-@pytest.mark.parametrize("processes", [3, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow  # an example of `odeddim encode --help` runs torchrun
+@pytest.mark.parametrize("processes", [3, 5])
 def test_torchrun(tmp_path: Path, whole: Path, processes: int) -> None:
     """Through gloo on the CPU, with one process killed on the way, and once more."""
     command = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "odeddim", *ENCODE]
