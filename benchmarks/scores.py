@@ -33,7 +33,7 @@ from torch import Tensor
 
 import odeddim
 from odeddim import defaults
-from odeddim.checks.scores import Reference, measured
+from odeddim.checks.scores import Reference, asked_for, measured
 
 MODEL = "fashion-mnist"
 REFERENCE, HELD_OUT, SHIFTED = slice(0, 1024), slice(1024, 2048), slice(1024, 1280)
@@ -110,7 +110,7 @@ def features(name: str, x: Tensor, solver: str, grid: str, round_trip: bool) -> 
     if not path.exists():
         field = odeddim.load(MODEL)
         plan = odeddim.plan(field, solver, grid=grid, steps=defaults.SCORE_STEPS)
-        statistics, profile = measured(field, x, plan, round_trip, BATCH)
+        statistics, profile = measured(field, x, plan, asked_for(round_trip, False), BATCH)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".tmp.npz")
         np.savez(partial, profile=profile, **statistics)

@@ -59,6 +59,22 @@ reference = options.gathered(
     ),
     _reference,
 )
+more = options.gathered(
+    "more",
+    options.together(
+        click.option(
+            "--round-trip",
+            is_flag=True,
+            help="Decode each latent again, and store the error of the image: twice the work.",
+        ),
+        click.option(
+            "--density",
+            is_flag=True,
+            help="Measure the log density of each image too, in bits per dimension: some 80 evaluations more.",
+        ),
+    ),
+    dict,
+)
 form = options.gathered(
     "worst",
     options.together(
@@ -88,9 +104,7 @@ form = options.gathered(
     steps=options.steps_by(f"{defaults.SCORE_STEPS}, or as the reference was made"),
     grid=options.grid_by(f"{defaults.SCORE_GRID}, or as the reference was made"),
 )
-@click.option(
-    "--round-trip", is_flag=True, help="Decode each latent again, and store the error of the image: twice the work."
-)
+@more
 @options.machine
 @form
 @options.overwrite
@@ -101,7 +115,7 @@ def command(
     model: Subject,
     prepare: Preparation | None,
     how: dict[str, Any],
-    round_trip: bool,
+    more: dict[str, bool],
     machine: Machine,
     worst: int | None,
     overwrite: bool,
@@ -131,8 +145,8 @@ def command(
     from odeddim.cli.progress import bar
 
     found = jobs.score(
-        images, output, model=model, reference=reference, prepare=prepare, machine=machine, round_trip=round_trip,
-        overwrite=overwrite, progress=bar, **how,
+        images, output, model=model, reference=reference, prepare=prepare, machine=machine,
+        overwrite=overwrite, progress=bar, **more, **how,
     )  # fmt: skip
     if found.names:
         _print_json(found) if worst is None else _print(found, worst)

@@ -3,8 +3,6 @@
 A reference keeps the profile of each of its images (`odeddim.checks.paths.PROFILE`). The score of an image is the
 distance of its profile to the nearest of them, after the profiles of the reference have been made white. An image is
 strange if its score is above the threshold, which a chosen share of images like those of the reference exceeds.
-
-A figure that other code computes from the same encode, such as a log density, would be one more entry of `statistics`.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ from typing_extensions import Unpack
 
 from odeddim import defaults, solvers
 from odeddim.api import Model, planned, state_dtype, to_data
+from odeddim.checks.density import log_density
 from odeddim.checks.paths import PROFILE, SUMS, check_path, recorded
 from odeddim.checks.whiteness import FIGURES, statistics
 from odeddim.latents.arithmetic import rms
@@ -40,7 +39,8 @@ from odeddim.storage.images import open_images
 from odeddim.types import InputError, OdeSettings, Solver
 
 FORMAT, VERSION = "odeddim reference", 1
-ROUND_TRIP = "round_trip"
+ROUND_TRIP, DENSITY = "round_trip", "bits_per_dim"
+"""Statistics that take further evaluations, and are measured if they are asked for."""
 WITH_SAMPLES = (DEFAULT, FLOW)
 """The built-in models whose reference can be the sample images of the package."""
 
@@ -193,7 +193,7 @@ class Scores:
 
     Attributes:
         statistics: By name, (B,) float64 each: DiffPath's six sums (`odeddim.checks.paths.SUMS`), the statistics of
-            the latent (`odeddim.checks.whiteness.FIGURES`), and "round_trip" if it was asked for.
+            the latent (`odeddim.checks.whiteness.FIGURES`), and "round_trip" and "bits_per_dim" if they were asked for.
         profile: The profiles, (B, 5S-1) float64.
         score: The distance to the nearest profile of the reference, (B,) float64.
         strange: Whether the score is above the threshold of the reference, (B,) bool.
@@ -227,6 +227,7 @@ def score(
     grid: Grid = None,
     plan: Plan | None = None,
     round_trip: bool = False,
+    density: bool = False,
     batch_size: BatchSize = None,
     progress: Progress = False,
     **settings: Unpack[OdeSettings],
@@ -244,6 +245,8 @@ def score(
         plan, batch_size, progress, **settings: As of `odeddim.encode`. With a reference the run is that of the
             reference: what is given besides must say the same.
         round_trip: Whether to decode each latent again, for the statistic "round_trip". It doubles the evaluations.
+        density: Whether to measure the log density of each image too, as continuous data by the defaults of
+            `odeddim.log_density`, for the statistic "bits_per_dim". It takes some 80 evaluations more.
 
     Returns:
         The scores.
@@ -267,7 +270,7 @@ def score(
     if reference is None:
         reference = of_samples(field, said, torch.float32, batch_size, progress)
     plan = plan_by(reference, field, said if _is_said(plan, solver, steps, grid, settings) else None)
-    statistics, profile = measured(field, images, plan, round_trip, batch_size, progress)
+    statistics, profile = measured(field, images, plan, asked_for(round_trip, density), batch_size, progress)
     return scored(statistics, profile, reference)
 
 
@@ -306,7 +309,7 @@ def calibrate(
     field = load(model)
     plan = short_plan(field, plan, solver, steps, grid, "zero", settings)
     check_run(plan, False)
-    _, profile = measured(field, images, plan, False, batch_size, progress)
+    _, profile = measured(field, images, plan, (), batch_size, progress)
     return Reference(profile, plan.noted(field), false_positives)
 
 
@@ -334,7 +337,7 @@ def of_samples(
             f"the model {field.name!r} has no reference of its own: give reference=..., made of images that are as "
             "they should be"
         )
-    _, profile = measured(field, open_images()[:].to(dtype), plan, False, batch_size, progress)
+    _, profile = measured(field, open_images()[:].to(dtype), plan, (), batch_size, progress)
     return Reference(profile, plan.noted(field))
 
 
@@ -368,9 +371,11 @@ def measured(
     field: VectorField,
     images: Tensor | NDArray[Any],
     plan: Plan,
-    round_trip: bool,
+    more: tuple[str, ...] = (),
     batch_size: BatchSize = None,
     progress: Progress = False,
+    *,
+    start: int = 0,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The statistics of images and their profiles.
 
@@ -378,8 +383,9 @@ def measured(
         field: The model.
         images: The images, (B, C, H, W).
         plan: The plan.
-        round_trip: Whether to decode again.
+        more: The further statistics, see `asked_for`.
         batch_size, progress: As of `odeddim.encode`.
+        start: The index of the first image.
 
     Returns:
         The statistics, (B,) float64 by name, and the profiles, (B, 5S-1) float64, on the CPU.
@@ -389,24 +395,32 @@ def measured(
     """
     images = state_dtype(images)
     field.check(images, field.image_sizes)
-    names = names_of(round_trip)
 
     def batch(rows: slice, plan: Plan, callback: Callback | None) -> Tensor:
         data = to_data(field, images[rows])
         state, seen = recorded(field, data, plan, callback)
-        more = [rms(integrate(field, state, plan).xbar - data.to(state.xbar.device))] if round_trip else []
-        of_latent = statistics(state.x)
-        columns = [torch.from_numpy(seen.sums), *(each[:, None] for each in (*of_latent.values(), *more))]
-        return torch.cat([*columns, torch.from_numpy(seen.profile)], 1)
+        found = [torch.from_numpy(seen.sums), *(each[:, None] for each in statistics(state.x).values())]
+        if ROUND_TRIP in more:
+            found.append(rms(integrate(field, state, plan).xbar - data.to(state.xbar.device))[:, None])
+        if DENSITY in more:
+            density = log_density(images[rows], model=field, dequantise="none", start=start + rows.start)
+            found.append(density.bits_per_dim[:, None])
+        return torch.cat([*found, torch.from_numpy(seen.profile)], 1)
 
     batches = Batches(field, plan, batch_size, progress)
     found = batches.run(batch, len(images), torch.device("cpu"), "scoring", tuple(images.shape[1:]))
+    names = names_of(more)
     return dict(zip(names, found.T[: len(names)], strict=True)), found[:, len(names) :]
 
 
-def names_of(round_trip: bool) -> tuple[str, ...]:
+def asked_for(round_trip: bool, density: bool) -> tuple[str, ...]:
+    """The names of the statistics that are measured only if they are asked for."""
+    return (*((ROUND_TRIP,) if round_trip else ()), *((DENSITY,) if density else ()))
+
+
+def names_of(more: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the statistics."""
-    return (*SUMS, *FIGURES, *((ROUND_TRIP,) if round_trip else ()))
+    return (*SUMS, *FIGURES, *more)
 
 
 def scored(statistics: Mapping[str, Tensor], profile: Tensor, reference: Reference) -> Scores:

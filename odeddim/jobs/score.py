@@ -20,6 +20,7 @@ from odeddim import defaults
 from odeddim.api import Model
 from odeddim.checks.scores import (
     Reference,
+    asked_for,
     check_run,
     check_share,
     measured,
@@ -122,6 +123,7 @@ def score(
     prepare: Preparation | None = None,
     machine: Machine | None = None,
     round_trip: bool = False,
+    density: bool = False,
     overwrite: bool = False,
     progress: Progress = False,
     **how: Any,
@@ -138,7 +140,8 @@ def score(
             the karras grid.
         prepare: What is done to all images, as of `odeddim.Preparation`; nothing if the model takes their size.
         machine: Where to run.
-        round_trip: Whether to decode each latent again, for the statistic "round_trip".
+        round_trip, density: Whether to measure the statistics "round_trip" and "bits_per_dim" too, as of
+            `odeddim.score`.
         overwrite: Whether to begin anew, whatever is at `output` and in the file of a calibration.
         progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
         **how: solver, steps, grid, end and the solver's settings, as of `odeddim.score`.
@@ -168,17 +171,17 @@ def score(
     check_run(plan, round_trip)
     warn_of_plan(plan, field)
     place.fit(field, plan.solver)
-    source = images_for(field, images, prepare)
+    source, more = images_for(field, images, prepare), asked_for(round_trip, density)
     paths = _Paths(field, plan, place, progress)
     if reference is None:
         reference = of_samples(field, plan, place.state, paths.size, progress)
     elif isinstance(reference, Calibration):
         reference = _calibrated(paths, reference, prepare, overwrite)
-    settings = paths.settings(source, given, reference=reference.fingerprint, round_trip=round_trip)
+    settings = paths.settings(source, given, reference=reference.fingerprint, more=list(more))
     began = time.perf_counter()
-    table = _Table(source.names, reference, round_trip)
+    table = _Table(source.names, reference, more)
     if output is None:
-        paths.each(source, None, "scoring", table.keep, round_trip)
+        paths.each(source, None, "scoring", table.keep, more)
     else:
         table.write(paths, source, output, settings, overwrite)
     return table.told(output, paths, time.perf_counter() - began, tell_skipped(source))
@@ -209,7 +212,7 @@ class _Paths:
         about |= self.place.details(self.field, self.plan.solver, self.size)
         return asdict(provenance_of(self.field, self.plan, "score", **about))
 
-    def each(self, source: ImageSource, run: Run | None, unit: str, keep: Rows, round_trip: bool = False) -> None:
+    def each(self, source: ImageSource, run: Run | None, unit: str, keep: Rows, more: tuple[str, ...] = ()) -> None:
         """Have `keep` take the statistics of all images, or of those that a run has not done yet."""
         total = len(source)
         spans: Iterator[tuple[int, int]] = run.batches(self.size) if run else cut([(0, total)], self.size)
@@ -218,7 +221,8 @@ class _Paths:
             closing(ahead(lambda start, stop: source[start:stop], spans)) as batches,
         ):
             for (start, stop), pixels in batches:
-                keep(start, stop, *measured(self.field, pixels.to(self.place.state), self.plan, round_trip))
+                pixels = pixels.to(self.place.state)
+                keep(start, stop, *measured(self.field, pixels, self.plan, more, start=start))
                 advance(stop - start)
 
 
@@ -289,8 +293,8 @@ def _calibrated(paths: _Paths, calibration: Calibration, prepare: Preparation | 
 class _Table:
     """The scores of all images, in memory or in a file."""
 
-    def __init__(self, names: Sequence[str], reference: Reference, round_trip: bool) -> None:
-        self.names, self.reference, self.round_trip = names, reference, round_trip
+    def __init__(self, names: Sequence[str], reference: Reference, more: tuple[str, ...]) -> None:
+        self.names, self.reference, self.more = names, reference, more
         self.kept: list[Tensor] = []
         self.path: Path | None = None
 
@@ -314,11 +318,11 @@ class _Table:
                 columns = {"score": found.score, "strange": found.strange.to(torch.uint8), "profile": profile}
                 run.write(start, stop, columns | {f"statistics/{name}": each for name, each in statistics.items()})
 
-            paths.each(source, run, "scoring", keep, self.round_trip)
+            paths.each(source, run, "scoring", keep, self.more)
 
     def lines(self, run: _Rows) -> Iterator[dict[str, Any]]:
         """What a text file has of each image."""
-        figures = names_of(self.round_trip)
+        figures = names_of(self.more)
         for piece in run.pieces():
             for i, name in enumerate(piece["names"].tolist()):
                 head = {"file": name.decode(), "score": float(piece["score"][i]), "strange": bool(piece["strange"][i])}
@@ -330,7 +334,7 @@ class _Table:
             open(temporary, "w", newline="", encoding="utf-8") as file,
         ):
             file.write(f"# {run.mark}\n")
-            table = csv.DictWriter(file, ["file", "score", "strange", *names_of(self.round_trip)])
+            table = csv.DictWriter(file, ["file", "score", "strange", *names_of(self.more)])
             table.writeheader()
             for line in self.lines(run):
                 table.writerow(line | {"strange": int(line["strange"])})

@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -124,7 +125,7 @@ def test_a_score_does_not_depend_on_the_batch() -> None:
     assert torch.equal(reference.profile, again.profile)
     assert reference.threshold == again.threshold
     whole, *others = (
-        odeddim.score(images[30:], model=MIXTURE, reference=reference, round_trip=True, batch_size=size)
+        odeddim.score(images[30:], model=MIXTURE, reference=reference, round_trip=True, density=True, batch_size=size)
         for size in (None, 1, 4, "auto")
     )
     for other in others:
@@ -132,6 +133,22 @@ def test_a_score_does_not_depend_on_the_batch() -> None:
         assert all(torch.equal(whole.statistics[name], other.statistics[name]) for name in whole.statistics)
     alone = odeddim.score(images[44:], model=MIXTURE, reference=reference)
     assert float(alone.score[0]) == float(whole.score[14])
+
+
+def test_the_density_is_that_of_log_density_and_no_part_of_the_score(here: Path) -> None:
+    """In memory and in the file of the job, whose batches begin at images of their own."""
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
+    x = torch.from_numpy(images / 127.5 - 1).float()[:, None]
+    reference = odeddim.calibrate(x[:25], model=GAUSSIAN, steps=5)
+    found = odeddim.score(x[25:], model=GAUSSIAN, reference=reference, density=True)
+    wanted = odeddim.log_density(x[25:], model=GAUSSIAN, dequantise="none").bits_per_dim
+    assert torch.equal(found.statistics["bits_per_dim"], wanted)
+    assert torch.equal(found.score, odeddim.score(x[25:], model=GAUSSIAN, reference=reference).score)
+    machine = odeddim.jobs.Machine(batch_size=2)
+    odeddim.jobs.score(images[25:], "s.h5", model=GAUSSIAN, reference=reference, density=True, machine=machine)
+    with h5py.File("s.h5") as file:
+        stored = torch.from_numpy(file["statistics/bits_per_dim"][:])
+    assert torch.allclose(stored, wanted, rtol=0, atol=1e-5)  # pixels are read in an arithmetic of their own
 
 
 def test_the_round_trip_is_that_of_decoding() -> None:

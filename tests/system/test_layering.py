@@ -121,6 +121,7 @@ LONGER = {
     "odeddim.jobs.density.density": "what jobs.encode takes, and how densities are measured",
     "odeddim.jobs.encode.encode": "what to encode, how to prepare it, how to run, and what to find out",
     "odeddim.jobs.decode.decode": "what to decode, how to run, where images and trajectories go",
+    "odeddim.checks.scores.score": "what to score, what to compare with, how to run, and what to measure besides",
     "odeddim.jobs.score.score": "what to score, what to compare with, how to prepare and to run, and where",
     "odeddim.jobs.sample.sample": "what odeddim.sample takes, where images go, and what to find out",
     "odeddim.jobs.grid.grid": "what to measure on, how to prepare it, what to compute, and where",
