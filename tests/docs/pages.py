@@ -43,8 +43,11 @@ def in_small(line: str) -> list[str]:
     words = shlex.split(line, comments=True)[1:]
     if words[0] == "bench":
         words += BENCH.get(words[1] if len(words) > 1 else "", BENCH["reconstruction"])
-    elif words[0] in ("encode", "sample", "bridge") and "-n" not in words:
-        words += ["-n", "4"]
+    elif words[0] in ("encode", "sample", "bridge"):
+        words += [] if "-n" in words else ["-n", "4"]
+        words += [] if {"--steps", "--tol", "--plan", "--rtol"} & set(words) else ["--steps", "10"]
+    elif words[0] in ("interpolate", "explore"):
+        words += ["--steps", "5", *(["--tiles", "5"] if words[0] == "explore" else [])]
     elif words[0] == "grid":
         words += ["-n", "2", "--steps", "4"]
     return words
