@@ -288,6 +288,7 @@ def test_the_command_leaves_table_and_figures(run, here: Path) -> None:  # type:
     assert "add the solver 'euler'" in err
 
 
+@pytest.mark.slow
 def test_the_error_of_the_built_in_model_falls_with_steps(run) -> None:  # type: ignore[no-untyped-def]
     """The course of DDIM's Table 2, there and back, and of the latent's own error, which the paper does not have."""
     code, out, err = run(

@@ -153,6 +153,7 @@ def test_distances_of_consistency(tmp_path: Path) -> None:
         consistency.consistency(place, runs, 1, SHAPE)
 
 
+@pytest.mark.slow
 def test_images_of_one_x_t_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 5.2, on the built-in model: 20 steps share with 1000 what other x_T do not, and more steps more."""
     monkeypatch.setattr(consistency, "references", lambda model, end: references(model, end, 80))
@@ -187,11 +188,11 @@ def test_the_course_of_table_1(run, here: Path) -> None:  # type: ignore[no-unty
     }  # fmt: skip
 
 
-def test_several_processes_share_a_bench(tmp_path: Path) -> None:
+def test_several_processes_share_a_bench(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Started twice at once it makes the same table as once, and each cell is made by one of them or by both."""
     command = [
-        sys.executable, "-m", "odeddim", "bench", "--model", "exact-mixture", "-n", "24", "--batch-size", "2",
-        "--solvers", "euler,ab3", "--steps", "10,20", "--json",
+        sys.executable, "-m", "odeddim", "bench", "--model", "exact-mixture", "-n", "12", "--batch-size", "2",
+        "--solvers", "euler,ab3", "--steps", "5,10", "--json",
     ]  # fmt: skip
     processes = [
         subprocess.Popen(
@@ -201,8 +202,8 @@ def test_several_processes_share_a_bench(tmp_path: Path) -> None:
     ]
     results = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
-    alone = subprocess.run([*command, "-o", "one"], cwd=tmp_path, capture_output=True, text=True)
-    tables = [json.loads(out)["rows"] for out in (*(out for out, _ in results), alone.stdout)]
+    _, alone, _ = run(*command[3:], "-o", "one")
+    tables = [json.loads(out)["rows"] for out in (*(out for out, _ in results), alone)]
     for table in tables:
         for row in table:
             del row["seconds"]

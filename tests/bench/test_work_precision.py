@@ -170,6 +170,7 @@ def test_what_fits_one_set_only_is_not_named(mixture: Harness, monkeypatch: pyte
     assert len(fits) < search.CHECKS
 
 
+@pytest.mark.slow
 def test_nothing_is_named_that_the_second_set_does_not_keep(
     run,
     here: Path,

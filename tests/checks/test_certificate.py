@@ -514,6 +514,7 @@ def test_a_tolerance_says_nothing_of_rows_that_come_back_exactly(name: str, end:
     tolerance=st.floats(-4.0, 0.0).map(lambda power: 10.0**power),
     seed=st.integers(0, 50),
 )
+@pytest.mark.slow
 def test_decoding_to_a_tolerance_takes_the_fewest_steps(name: str, tolerance: float, seed: int) -> None:
     """By hand, image by image, as above: the first rung whose image is near that of the reference, or the last."""
     rungs = rungs_of(name, (3, 6, 12, 24))

@@ -54,6 +54,7 @@ def test_reversible_images_come_back_whatever_the_batch(run: Run) -> None:
                 assert np.array_equal(file["images"][:], originals), (more, size)
 
 
+@pytest.mark.slow
 def test_another_network_batch_changes_the_last_digits_only(run: Run) -> None:
     """The network rounds otherwise, and latents show it as much as any rounding: a few 1e-6 in float32."""
     for solver, dtype, bound in (("belm", "float32", 2e-5), ("ab3", "float32", 2e-5), ("ab3", "float64", 1e-12)):

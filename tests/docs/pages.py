@@ -46,8 +46,10 @@ def in_small(line: str) -> list[str]:
     elif words[0] in ("encode", "sample", "bridge"):
         words += [] if "-n" in words else ["-n", "4"]
         words += [] if {"--steps", "--tol", "--plan", "--rtol"} & set(words) else ["--steps", "10"]
-    elif words[0] in ("interpolate", "explore"):
-        words += ["--steps", "5", *(["--tiles", "5"] if words[0] == "explore" else [])]
+    elif words[0] == "interpolate" and "-n" in words:
+        words[words.index("-n") + 1] = "2"
+    elif words[0] == "explore":
+        words += ["--tiles", "3", "--levels", "3"]
     elif words[0] == "grid":
         words += ["-n", "2", "--steps", "4"]
     return words

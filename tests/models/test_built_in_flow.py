@@ -49,9 +49,9 @@ def test_second_order_multistep_is_far_below_euler_here_too(x_0: Tensor) -> None
     errors: dict[str, list[float]] = {}
     for solver, grid in GRIDS.items():
         for steps in (10, 20, 40):
-            state = odeddim.encode(x_0, solver, model=FLOW, steps=steps, grid=grid)
+            state = odeddim.encode(x_0[:2], solver, model=FLOW, steps=steps, grid=grid)
             back = odeddim.decode(state, solver, model=FLOW, steps=steps, grid=grid)
-            errors.setdefault(solver, []).append(float(((back - x_0).double() / 2).square().mean()))
+            errors.setdefault(solver, []).append(float(((back - x_0[:2]).double() / 2).square().mean()))
     assert errors["euler"][0] > errors["euler"][1] > errors["euler"][2]
     for ours, its, factor in zip(errors["ab2"], errors["euler"], (2, 10, 100), strict=True):
         assert ours * factor < its

@@ -22,7 +22,7 @@ def round_trip(x_0: Tensor, solver: str, grid: str, steps: int) -> float:
 
 @pytest.fixture(scope="module")
 def x_0() -> Tensor:
-    return open_images()[0:8]
+    return open_images()[0:4]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_second_order_multistep_is_far_below_euler(errors: dict[tuple[str, str],
 def test_same_image_same_latent(x_0: Tensor) -> None:
     """Alone or in a batch: to float32 rounding, which a network's convolutions round differently for other batches."""
     whole = odeddim.encode(x_0, "ab2", steps=20)
-    for i in (0, 7):
+    for i in (0, 3):
         alone = odeddim.encode(x_0[i : i + 1], "ab2", steps=20)
         assert float((alone.x - whole.x[i]).abs().max()) < 1e-4
 

@@ -757,7 +757,7 @@ class Tally:
 def test_mutated_bytes(tmp_path: Path, worker: Worker, valid: Path, right: dict[str, dict[str, Any]]) -> None:
     tally = Tally(worker)
 
-    @fuzz(500)
+    @fuzz(300)
     @given(st.sampled_from(["plain", "whole", "long"]), st.lists(CHANGES, min_size=1, max_size=3))
     def attempt(kind: str, changes: list[Bytes]) -> None:
         tally.count += 1
@@ -876,7 +876,7 @@ def test_mutated_images(tmp_path: Path, worker: Worker) -> None:
         assert worker.ask("pictures", path) is not None, path
     begun = worker.refused + worker.read
 
-    @fuzz(800)
+    @fuzz(400)
     @given(st.sampled_from(sorted(files)), st.lists(CHANGES, min_size=1, max_size=2))
     def attempt(name: str, changes: list[Bytes]) -> None:
         tally.count += 1

@@ -110,6 +110,7 @@ def page(made: Path) -> Page:
     return Page(made)
 
 
+@pytest.mark.slow
 def test_the_same_tables_give_the_same_bytes(made: Path, page: Page) -> None:
     again = made.with_name("again.html")
     # In another process, where sets and dicts of words have another order.
