@@ -143,7 +143,7 @@ def encode(
         model, steps, grid, end, plan, batch_size, progress, callback, gradients, **settings: As of `solve`.
 
     Returns:
-        The State at the grid's last node, σ_T by default: its `.x` has unit variance there. Its `aux` holds what a
+        The State at the grid's last node, σ_T by default: its `State.x` has unit variance there. Its `aux` holds what a
         reversible solver needs for the exact way back, and its `report` what the solver says of each image.
 
     Raises:
