@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import weakref
 from itertools import pairwise
 from typing import Any
@@ -310,6 +311,13 @@ def test_the_ratio_of_two_policies_has_its_gradient() -> None:
     assert torch.allclose(ratio.detach(), logs.exp(), rtol=1e-9)
     assert theta.grad is not None
     assert float(theta.grad) == pytest.approx(float((logs.exp() * slopes).sum()), rel=1e-9)
+
+
+def test_a_path_comes_back_from_a_pickle() -> None:
+    path = odeddim.trajectory(odeddim.noise(2, (1, 4, 4)), "belm", model="exact-mixture", steps=3)
+    again = pickle.loads(pickle.dumps(path))
+    assert torch.equal(again.x0, path.x0)
+    assert torch.equal(again.at(0.7).eps, path.at(0.7).eps)
 
 
 def test_refusals_say_what_to_do() -> None:
