@@ -342,6 +342,7 @@ def test_refusals_say_what_to_do() -> None:
     refused("names no noise level", at=[])
     refused("noise levels", at=["high"])
     refused("is no node", "ddim-eta", at=[1.0], steps=3)
+    refused("with at least one image", start=torch.zeros(2, 1, 0, 4))
     refused("floating point", start=torch.zeros(1, 1, 4, 4, dtype=torch.int64))
     path = odeddim.trajectory(x_T, model="exact-mixture", steps=3, at=[1.0])
     with pytest.raises(InputError, match="was not kept"):
