@@ -512,6 +512,8 @@ def pick(name: str, choices: Iterable[str], what: str) -> str:
     known = list(choices)
     if name in known:
         return name
+    if not isinstance(name, str):
+        raise InputError(f"unknown {what} {name!r}; known: {', '.join(known)}")
     if hint := foreign_names.hint(what, name, known):
         raise InputError(f"unknown {what} {name!r}; {hint}")
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)

@@ -120,6 +120,8 @@ class LogDensity:
         return bool(self.errors["dequantisation"].isnan().any())
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def log_density(
     images: Tensor | np.ndarray,
     solver: str | Solver = defaults.DENSITY,
@@ -215,7 +217,8 @@ def density_plan(
     if plan is not None:
         return check_plan(planned(model, plan, usual, defaults.DENSITY, steps, grid, "zero", settings), model)
     row = solvers.get(usual) if isinstance(usual, str) else usual
-    if steps is None and not row.adaptive and (grid is None or (isinstance(grid, str) and is_named(grid))):
+    fixed = isinstance(row, Solver) and not row.adaptive  # Plan.of says what else is no solver
+    if steps is None and fixed and (grid is None or (isinstance(grid, str) and is_named(grid))):
         steps = defaults.DENSITY_STEPS
     return check_plan(Plan.of(model.schedule, row, steps, grid, "sigma_min", settings), model)
 

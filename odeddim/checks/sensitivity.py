@@ -44,6 +44,7 @@ class Sensitivity:
     rise: Tensor
 
 
+@torch.inference_mode(False)
 def sensitivity(
     x_T: Tensor | np.ndarray,
     solver: str | Solver = defaults.SOLVE,
@@ -78,12 +79,12 @@ def sensitivity(
         >>> found.values.shape, bool(found.rise.abs().max() < 1e-3)
         (torch.Size([2]), True)
     """
-    if iterations < 1:
-        raise InputError(f"iterations must be at least 1, not {iterations}")
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise InputError(f"iterations must be a whole number, at least 1, not {iterations!r}")
     field = load(model)
     plan = planned(field, plan, solver, defaults.SOLVE, steps, grid, end, settings)
     latents = state_dtype(x_T)
-    latents = latents.detach().to(field.device or latents.device)
+    latents = latents.detach().clone().to(field.device or latents.device)
 
     def decoded(x: Tensor, gradients: Gradients = None) -> Tensor:
         start = State(x * math.sqrt(1 + plan.top**2), plan.top)

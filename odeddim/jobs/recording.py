@@ -70,7 +70,9 @@ class Recording:
         return found
 
     def _check(self, plan: Plan, others: Sequence[Path | None], *, up: bool) -> None:
-        check_place(self.path, *others, suffixes=SUFFIXES)
+        if any(other is not None and other.resolve() == self.path.resolve() for other in others):
+            raise InputError(f"{self.path} is another file of this run: give the trajectories a name of their own")
+        check_place(self.path, suffixes=SUFFIXES)
         check_shows(plan, State(plan.nodes[:0], float(plan.nodes[0]) if up else plan.top))
         if self.at is not None:
             check_levels(self.at, plan)

@@ -379,7 +379,7 @@ class VectorField:
             InputError: If the batch is empty, of another shape, or not finite.
         """
         sizes = sizes or self.sizes
-        if x.ndim < 2 or x.shape[0] == 0:
+        if x.ndim < 2 or x.numel() == 0:
             raise InputError(f"the batch must be (B, *) with at least one image or latent, not {tuple(x.shape)}")
         if sizes is not None and x.shape[1:] not in sizes:
             has, wants = "×".join(map(str, x.shape[1:])), sizes.words(x.shape[1:])

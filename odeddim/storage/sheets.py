@@ -97,6 +97,8 @@ class Layout:
         """
         if count == 0:
             raise InputError("there are no images for a sheet: give at least one")
+        if scale is not None and (not isinstance(scale, int) or scale < 1):
+            raise InputError(f"scale={scale}: give a whole number, 1 or more")
         height, width = shape[1], shape[2] // captions.panes
         columns = captions.columns or math.ceil(math.sqrt(count / captions.panes))
 

@@ -17,6 +17,7 @@ from odeddim.storage.animations import Animation
 from odeddim.storage.atomic import check_own, check_place, has_mark, mark_of
 from odeddim.storage.png import MARK
 from odeddim.storage.sheets import Captions, Layout, save_sheet
+from odeddim.types import InputError
 
 
 def save_strip(
@@ -54,6 +55,8 @@ def save_animation(points: Sequence[PathPoint], film: Animation, model: Model | 
 def _pictured(point: PathPoint, model: Model | None) -> tuple[Tensor, Tensor]:
     """x and x̂0 as images, (B, C, H, W) each."""
     if model is None:
+        if point.x.ndim != 4:
+            raise InputError(f"points of shape {tuple(point.x.shape)} are no images (B, C, H, W), so none can be drawn")
         return point.x.clamp(-1, 1), point.x0.clamp(-1, 1)
     latent = load(model)
     return to_images(latent, point.x).clamp(-1, 1), to_images(latent, point.x0).clamp(-1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -160,7 +161,7 @@ class Trajectory:
         if sigma in levels:
             return self[levels.index(sigma)]
         if not self.every:
-            raise InputError(f"σ = {sigma:.6g} was not kept: give it with at=..., or leave out at= for all nodes")
+            raise InputError(f"σ = {sigma:.6g} was not kept: give it with at=..., or leave out at=... for all nodes")
         if self.plan.solver.stochastic:
             raise InputError(
                 f"σ = {sigma:.6g} is no node, and between its nodes solver {self.plan.solver.name!r} has no path, "
@@ -296,6 +297,8 @@ class Trajectory:
 
     def _shown(self, at: Sequence[float] | None, most: int | None) -> list[PathPoint]:
         if at is not None:
+            if len(at) == 0:
+                raise InputError("at=... names no noise level to draw: leave it out for the usual ones")
             return [self.at(sigma) for sigma in at]
         points = self[:]
         if most is None or len(points) <= most:
@@ -305,7 +308,11 @@ class Trajectory:
 
 def held_rows(xbar: Tensor, eps: Tensor) -> Callable[[int, int], tuple[Tensor, Tensor]]:
     """What reads points that are held in memory."""
-    return lambda start, stop: (xbar[:, start:stop], eps[:, start:stop])
+    return functools.partial(_rows, xbar, eps)  # which, unlike a function inside this one, can be pickled
+
+
+def _rows(xbar: Tensor, eps: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    return xbar[:, start:stop], eps[:, start:stop]
 
 
 def _along(levels: Tensor, xbar: Tensor) -> Tensor:

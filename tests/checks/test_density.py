@@ -373,6 +373,7 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
     "kind": ({"dequantise": "gauss"}, "unknown dequantisation"),
     "bits": ({"dequantise": "uniform", "bits": 0}, "bits"),
     "levels": ({"dequantise": "uniform"}, "image 0 holds values that no pixel of 8 bits"),
+    "no solver": ({"solver": 3}, "name or a row"),
     "own steps": ({"solver": "scipy-dop853"}, "nodes"),
 }
 
@@ -380,7 +381,7 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_bad_input_is_one_sentence(case: str) -> None:
     how, words = WRONG[case]
-    if "solver" in how and how["solver"] not in odeddim.solvers.names():
+    if isinstance(how.get("solver"), str) and how["solver"] not in odeddim.solvers.names():
         pytest.skip("no such row")
     with pytest.raises(InputError, match=words) as caught:
         odeddim.log_density(randn(2, 1, 4, 4) * 0.1, **{"model": "exact-gaussian", "dequantise": "none", **how})  # type: ignore[arg-type]
@@ -393,6 +394,17 @@ def test_a_network_must_be_differentiable() -> None:
 
     with pytest.raises(InputError, match="cannot be differentiated"):
         continuous(randn(1, 1, 4, 4), model=VectorField(network, SCHEDULE))
+
+
+def test_no_gradient_is_kept_and_the_grad_mode_does_not_matter() -> None:
+    """Products with the Jacobian are cut off, so a gradient of the rest would be one of another number."""
+    x = randn(2, 1, 4, 4) * 0.5
+    plain = continuous(x, model="exact-gaussian").nats
+    found = continuous(x.clone().requires_grad_(), model="exact-gaussian").nats
+    assert not found.requires_grad
+    assert torch.equal(found, plain)
+    with torch.inference_mode():
+        assert torch.equal(continuous(x.clone(), model="exact-gaussian").nats, plain)
 
 
 def test_images_of_some_values_are_refused_by_their_index() -> None:

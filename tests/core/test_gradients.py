@@ -316,6 +316,8 @@ def test_what_cannot_be_used_is_said() -> None:
         odeddim.solve(latents(), "euler", model=field, steps=2, gradients="reversible")
     with pytest.raises(InputError, match="unknown way to gradients 'adjoint'"):
         odeddim.solve(latents(), "euler", model=field, steps=2, gradients="adjoint")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="unknown way to gradients True; known: reversible"):
+        odeddim.solve(latents(), "euler", model=field, steps=2, gradients=True)  # type: ignore[arg-type]
     x_T = latents()
     out = odeddim.solve(x_T, "belm", model=field, steps=3)
     with pytest.raises(InputError, match=r"first derivatives only.*gradients='direct'"):
@@ -516,9 +518,18 @@ def test_the_sensitivity_without_a_forward_mode() -> None:
     assert found.values.tolist() == pytest.approx([0.5] * 2, 2e-3)
 
 
-def test_the_sensitivity_says_what_it_cannot_do() -> None:
-    with pytest.raises(InputError, match="iterations must be at least 1"):
-        odeddim.sensitivity(odeddim.noise(1, (1, 28, 28)), iterations=0)
+@pytest.mark.parametrize("rounds", [0, 1.5, "3"])
+def test_the_sensitivity_says_what_it_cannot_do(rounds: Any) -> None:
+    with pytest.raises(InputError, match="iterations must be a whole number, at least 1"):
+        odeddim.sensitivity(odeddim.noise(1, (1, 28, 28)), iterations=rounds)
+
+
+def test_the_sensitivity_is_the_same_within_inference_mode() -> None:
+    field, _ = model()
+    plain = odeddim.sensitivity(latents(), model=field, steps=2, iterations=1).values
+    with torch.inference_mode():
+        found = odeddim.sensitivity(latents().detach() * 1, model=field, steps=2, iterations=1).values
+    assert torch.equal(found, plain)
 
 
 def test_explain_says_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import weakref
 from itertools import pairwise
 from typing import Any
@@ -312,6 +313,13 @@ def test_the_ratio_of_two_policies_has_its_gradient() -> None:
     assert float(theta.grad) == pytest.approx(float((logs.exp() * slopes).sum()), rel=1e-9)
 
 
+def test_a_path_comes_back_from_a_pickle() -> None:
+    path = odeddim.trajectory(odeddim.noise(2, (1, 4, 4)), "belm", model="exact-mixture", steps=3)
+    again = pickle.loads(pickle.dumps(path))
+    assert torch.equal(again.x0, path.x0)
+    assert torch.equal(again.at(0.7).eps, path.at(0.7).eps)
+
+
 def test_refusals_say_what_to_do() -> None:
     x_T = odeddim.noise(2, (1, 4, 4))
 
@@ -334,6 +342,7 @@ def test_refusals_say_what_to_do() -> None:
     refused("names no noise level", at=[])
     refused("noise levels", at=["high"])
     refused("is no node", "ddim-eta", at=[1.0], steps=3)
+    refused("with at least one image", start=torch.zeros(2, 1, 0, 4))
     refused("floating point", start=torch.zeros(1, 1, 4, 4, dtype=torch.int64))
     path = odeddim.trajectory(x_T, model="exact-mixture", steps=3, at=[1.0])
     with pytest.raises(InputError, match="was not kept"):

@@ -252,6 +252,28 @@ def test_a_strip_and_a_film_show_the_points(here: Path, x_T: torch.Tensor) -> No
 
 
 @pytest.mark.usefixtures("here")
+def test_what_cannot_be_drawn_is_said(here: Path, x_T: torch.Tensor) -> None:
+    path = odeddim.trajectory(x_T, model="exact-mixture", steps=3)
+    flat = odeddim.trajectory(x_T.flatten(1), model="exact-mixture", steps=3)
+    for scale in (0, 1.5):
+        with pytest.raises(InputError, match="give a whole number, 1 or more"):
+            path.save_strip("s.png", scale=scale)  # type: ignore[arg-type]
+    for save, name in (("save_strip", "s.png"), ("save_animation", "s.gif")):
+        with pytest.raises(InputError, match="names no noise level"):
+            getattr(path, save)(name, at=[])
+        with pytest.raises(InputError, match="are no images"):
+            getattr(flat, save)(name)
+    assert not [*here.glob("s.*")]
+
+
+@pytest.mark.parametrize("name", ["z.h5", "../Z/z.h5"])
+def test_latents_and_trajectories_cannot_share_a_file(here: Path, name: str) -> None:
+    name = name.replace("Z", here.name)
+    with pytest.raises(InputError, match="another file of this run: give the trajectories a name of their own"):
+        jobs.encode(None, "z.h5", count=2, trajectory=name, **SMALL)
+    assert not [*here.glob("z.h5*")]
+
+
 def test_a_latent_model_draws_its_data_through_its_autoencoder() -> None:
     model = odeddim.load("exact-mixture")
     path = odeddim.trajectory(odeddim.noise(1, (4, 4, 4)), "ab2", model=model, steps=2)
