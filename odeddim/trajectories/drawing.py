@@ -52,7 +52,7 @@ def save_animation(points: Sequence[PathPoint], film: Animation, model: Model | 
 
 
 def _pictured(point: PathPoint, model: Model | None) -> tuple[Tensor, Tensor]:
-    """x and x̂0 as images, (B, C, H, W) each."""
+    """x and x̂₀ as images, (B, C, H, W) each."""
     if model is None:
         return point.x.clamp(-1, 1), point.x0.clamp(-1, 1)
     latent = load(model)
