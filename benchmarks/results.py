@@ -97,8 +97,8 @@ RESULTS = {
     "gradients": Result(
         "Gradients: what they cost, and how far they hold",
         "Time and memory of a run with its backward pass ([Gradients](gradients.md)), for each solver by its usual way "
-        "and by plain autograd. Below, the largest singular values of the decode, and by how much the image moves "
-        "otherwise than the Jacobian says.",
+        "and by plain autograd. Below, the largest singular values of the decode, and how far a linear prediction of "
+        "the image's change misses, over the norm of the change.",
         ("python benchmarks/gradients.py cost", "python benchmarks/gradients.py trust"),
     ),
     "time": Result(
@@ -126,7 +126,7 @@ RESULTS = {
     ),
     "density": Result(
         "Log density: what it costs, and how far it is off",
-        "In bits per dimension, on held-out images with a draw of uniform dequantisation noise that all share. "
+        "In bits per dimension, on held-out images. All methods share one draw of uniform dequantisation noise. "
         "The cost of reaching ±0.01 by independent probes counts a product with the Jacobian as the "
         "evaluations that its backward pass takes. [density.csv](../benchmarks/density.csv) has every image.",
         ("python benchmarks/density.py --table",),

@@ -103,10 +103,11 @@ def command(
     The density is that of the model's ODE at its lowest noise level σ_1. With dequantisation the figure is an upper
     bound of the bits that a coder with this model needs. Pixels of --bits bits lie evenly from -1 to 1. Under --label,
     --prompt and --guidance the density is that of the guided field, and of a latent model that of the data that its
-    autoencoder makes. It is no detector of strange images: simple ones have high densities.
+    autoencoder makes. It does not find strange images, because simple ones have high densities: see `odeddim score`.
 
-    A run takes two evaluations a step and a product with the Jacobian for each probe. A run that was stopped goes on
-    with the same command; a larger -n extends a finished file; several processes share the work.
+    Each draw is a run. With the default solver it takes two evaluations a step, and at each node a product with the
+    Jacobian for each probe. A run that was stopped goes on with the same command; a larger -n extends a finished file;
+    several processes share the work.
 
     \b
     Examples:

@@ -77,11 +77,11 @@ def command(
     steps reduce.
 
     --trajectory keeps the points of each image's run, at the nodes or at noise levels between them, for `odeddim
-    trajectory` and `odeddim.Trajectory.load`. The latents are the same, bit for bit.
+    trajectory` and `odeddim.Trajectory.load`. The latents have the same bits with and without it.
 
-    --density measures along the same run how probable the model makes each image (report/bits_per_dim, and its standard
-    error): `odeddim density` says what that is, and knows images of whole numbers. The default of --end is then
-    sigma_min.
+    --density measures along the same run how probable the model makes each image, as continuous data
+    (report/bits_per_dim, and its standard error). The default of --end is then sigma_min. `odeddim density` measures
+    images of whole numbers too.
 
     A latent model encodes images by its autoencoder first. The error of the autoencoder alone is stored as report/floor
     (rms over pixels). All other errors are those of the autoencoder's data, in their units.

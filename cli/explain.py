@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     flag_value=NOISES,
     default=None,
     metavar="[N]",
-    help="By how much the decode amplifies a small change of the latent at most, at N noises: the largest singular "
-    f"value of its Jacobian, by power iteration. This runs the network.  [N: {NOISES} if not given]",
+    help="Find how much the decode amplifies a small change of the latent at most, at each of N noises: the largest "
+    f"singular value of its Jacobian, by power iteration. This runs the network.  [N: {NOISES} if not given]",
 )
 @options.as_json
 def command(

@@ -67,7 +67,7 @@ def command(
 ) -> None:
     """Draw TRAJECTORIES, a file that `odeddim encode --trajectory` or `odeddim decode --trajectory` wrote.
 
-    A strip has two rows for each image: x = x̄/√(1+σ²), and below it the image x̂0 that the network predicts there, at
+    A strip has two rows for each image: x = x̄/√(1+σ²), and below it the image x̂₀ that the network predicts there, at
     noise levels in the order of the run. An animation shows the same, one noise level after the other. `odeddim
     inspect` says what the file holds.
 

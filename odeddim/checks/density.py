@@ -140,7 +140,7 @@ def log_density(
     progress: Progress = False,
     **settings: Unpack[OdeSettings],
 ) -> LogDensity:
-    """How probable a model's ODE makes images: bits per dimension, with a standard error for each image.
+    """Measure how probable a model's ODE makes images: bits per dimension, with a standard error for each image.
 
     Args:
         images: The images, (B, C, H, W) in [-1, 1], float32 or float64.
@@ -154,7 +154,7 @@ def log_density(
         dequantise: "uniform" or "normal" noise within the bins of pixels of whole numbers, or "none" for continuous
             data; by default "uniform", and "none" for latent models.
         bits: The bits of a pixel: its 2^bits values are evenly spaced in [-1, 1], the ends among them.
-        draws: Runs with dequantisation noises of their own, whose mean is taken: 4 by default, 1 without such noise.
+        draws: Runs, each with its own dequantisation noise, whose mean is taken: 4 by default, 1 without such noise.
             From one draw the error that this noise makes is not known.
         seed: Probes and noise of an image depend on (seed, its index) only.
         start: The index of the first image.

@@ -59,12 +59,12 @@ def sensitivity(
 ) -> Sensitivity:
     """The largest singular value of the decode at each latent, by power iteration.
 
-    A round costs about seven times the evaluations of a run.
+    A round takes twice the evaluations of a run: one run in forward mode, and one backward pass that evaluates again.
 
     Args:
         x_T: The latents, (B, C, H, W) of unit variance, as of `odeddim.solve`.
         solver, model, steps, grid, end, plan, **settings: As of `odeddim.solve`.
-        iterations: The number of rounds, at least 1. Each value rises from round to round, to the singular value.
+        iterations: The number of rounds, at least 1. A value rises from round to round towards the singular value.
 
     Returns:
         The values, and where they point.

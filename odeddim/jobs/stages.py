@@ -19,7 +19,7 @@ class Stage(NamedTuple):
 
     Attributes:
         sigma: The noise level.
-        predicted: The predicted image x̂0 = x̄ - σ·ε as 8-bit values, (B, C, H, W); at the end the image itself.
+        predicted: The predicted image x̂₀ = x̄ - σ·ε as 8-bit values, (B, C, H, W); at the end the image itself.
         x: The state x = x̄/√(1+σ²) likewise; None for latent models, whose states are no images, and at the end.
     """
 

@@ -25,7 +25,7 @@ def trajectory(
     machine: Machine | None = None,
     overwrite: bool = False,
 ) -> Outcome:
-    """Draw trajectories of a file: x and the predicted images x̂0 at noise levels of the run.
+    """Draw trajectories of a file: x and the predicted images x̂₀ at noise levels of the run.
 
     Args:
         trajectories: The file, t.h5, of `odeddim.jobs.encode(trajectory=...)` or of `odeddim.trajectory(keep=...)`.

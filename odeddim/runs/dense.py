@@ -60,7 +60,7 @@ class PathPoint:
 
     @property
     def x0(self) -> Tensor:
-        """The predicted images x̂0 = x̄ - σ·ε, (B, *); of a latent model its data."""
+        """The predicted images x̂₀ = x̄ - σ·ε, (B, *); of a latent model its data."""
         return self.xbar - self.sigma * self.eps
 
     @property

@@ -53,7 +53,7 @@ def save_animation(points: Sequence[PathPoint], film: Animation, model: Model | 
 
 
 def _pictured(point: PathPoint, model: Model | None) -> tuple[Tensor, Tensor]:
-    """x and x̂0 as images, (B, C, H, W) each."""
+    """x and x̂₀ as images, (B, C, H, W) each."""
     if model is None:
         if point.x.ndim != 4:
             raise InputError(f"points of shape {tuple(point.x.shape)} are no images (B, C, H, W), so none can be drawn")

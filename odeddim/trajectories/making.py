@@ -44,11 +44,11 @@ def trajectory(
     progress: Progress = False,
     **settings: Unpack[Settings],
 ) -> Trajectory:
-    """Run the ODE and keep the points that it passes: x̄, ε and the predicted images x̂0.
+    """Run the ODE and keep the points that it passes: x̄, ε and the predicted images x̂₀.
 
-    The run itself is that of `solve`, `decode` or `encode`, to the bit; nothing of it carries gradients. ε at a node is
-    the one that the run evaluates there. Where it evaluates elsewhere, ε takes one further evaluation of a node: all
-    nodes of `unipc-*`, some of reversible solvers, the last node of any run; none at σ = 0.
+    The run itself is that of `solve`, `decode` or `encode`, to the bit. Its points carry no gradients. ε at a node is
+    the one that the run evaluates there. A node at which the run does not evaluate takes one further evaluation: all
+    nodes that `unipc-*` corrects, some of reversible solvers, and the last node of any run, unless it lies at σ = 0.
 
     Args:
         start: Where the run begins. Latents x_T (B, C, H, W) of unit variance, which are decoded as by `solve`;

@@ -94,7 +94,7 @@ class Trajectory:
 
     @property
     def x0(self) -> Tensor:
-        """The predicted images x̂0 = x̄ - σ·ε, (N+1, B, *); of a latent model its data, which `to_images` decodes."""
+        """The predicted images x̂₀ = x̄ - σ·ε, (N+1, B, *); of a latent model its data, which `to_images` decodes."""
         xbar, eps = self.read(0, self.count)
         return xbar - _along(self.sigmas, xbar) * eps
 
@@ -249,7 +249,7 @@ class Trajectory:
         scale: int | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Draw a strip, a PNG: for each image a row of x and below it a row of the predicted images x̂0.
+        """Draw a strip, a PNG: for each image a row of x and below it a row of the predicted images x̂₀.
 
         Args:
             path: The file, strip.png.
@@ -276,7 +276,7 @@ class Trajectory:
         scale: int | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Draw the run as an animation: in each frame x of the images in a row, and below it the predicted images x̂0.
+        """Draw the run as an animation: in each frame x of the images in a row, and below it the predicted images x̂₀.
 
         Args:
             path: The file: film.gif, film.webp or film.mp4.
