@@ -116,7 +116,7 @@ def command(
     model: Subject,
     prepare: Preparation | None,
     how: dict[str, Any],
-    more: dict[str, bool],
+    more: dict[str, Any],
     machine: Machine,
     worst: int | None,
     overwrite: bool,

@@ -379,9 +379,10 @@ class VectorField:
             InputError: If the batch is empty, of another shape, or not finite.
         """
         sizes = sizes or self.sizes
-        if x.ndim < 2 or x.numel() == 0:
+        unlike = x.ndim >= 2 and sizes is not None and x.shape[1:] not in sizes  # which says more than "empty"
+        if x.ndim < 2 or len(x) == 0 or (x.numel() == 0 and not unlike):
             raise InputError(f"the batch must be (B, *) with at least one image or latent, not {tuple(x.shape)}")
-        if sizes is not None and x.shape[1:] not in sizes:
+        if sizes is not None and unlike:
             has, wants = "×".join(map(str, x.shape[1:])), sizes.words(x.shape[1:])
             what = "latents" if self.codec is not None and sizes == self.sizes else "images"
             raise InputError(f"the model {self.name!r} takes {what} of {wants}, not {has} (channels×height×width)")
