@@ -60,13 +60,7 @@ target = options.gathered(
 @click.command("bridge")
 @click.argument("images", required=False, type=click.Path(path_type=Path))
 @pictures.output("Where images go: a folder for PNGs, a sheet.png, a file.h5 or a file.npz.")
-@click.option(
-    "-n",
-    "--count",
-    type=click.IntRange(1),
-    default=None,
-    help="How many images to take, from the first.  [default: all]",
-)
+@options.count
 @target
 @click.option(
     "--cycle/--no-cycle", default=True, help="Also go back, for the cycle error. This takes twice the evaluations."

@@ -68,13 +68,7 @@ measured = options.gathered(
 @click.command("density")
 @click.argument("images", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write, d.h5.")
-@click.option(
-    "-n",
-    "--count",
-    type=click.IntRange(1),
-    default=None,
-    help="How many images to take, from the first.  [default: all]",
-)
+@options.count
 @measured
 @options.model
 @preparation.prepare

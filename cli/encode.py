@@ -37,13 +37,7 @@ found = options.gathered(
 @click.command("encode")
 @click.argument("images", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The latent file to write, z.h5.")
-@click.option(
-    "-n",
-    "--count",
-    type=click.IntRange(1),
-    default=None,
-    help="How many images to take, from the first.  [default: all]",
-)
+@options.count
 @options.model
 @preparation.prepare
 @options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, options.plan)

@@ -366,6 +366,13 @@ replace = click.option("--overwrite", is_flag=True, help="Replace whatever is th
 wait = click.option(
     "--wait", is_flag=True, help="Wait for latents that another process is still writing, until all of them are there."
 )
+count = click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(1),
+    default=None,
+    help="How many images to take, from the first.  [default: all]",
+)
 seed = click.option(
     "--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="The seed of the noise."
 )

@@ -24,6 +24,7 @@ from odeddim.ode.gradients import field_for, way_of
 from odeddim.ode.schedule import Schedule
 from odeddim.solvers.stochastic import ONLY_DECODES
 from odeddim.storage.atomic import replacing
+from odeddim.storage.json_files import read_json
 from odeddim.types import Field, Gradients, InputError, Observe, Solver, State, pick
 
 Grid: TypeAlias = str | Path | Tensor | Sequence[float] | None
@@ -34,6 +35,7 @@ GIVEN = "nodes"
 
 FORMAT, VERSION = "odeddim plan", 1
 _LARGEST = 1 << 26  # characters of a file: a plan with the most steps has 25 million
+_HINT = "make one with `Plan.save` or `odeddim grid`"
 _TOLD = ("model", "sha256", "condition")  # notes of `Plan.noted`, all of them words
 _NO_STEPS = "solver {!r} chooses its own steps: leave out steps=... and grid=..., and give rtol=... and atol=..."
 _LOWEST = 1e-6  # as a share of σ_1: nodes below it would only add rounding
@@ -296,14 +298,7 @@ class Plan:
         Raises:
             InputError: If the file is no plan or damaged, or names a solver or a setting that does not exist.
         """
-        try:
-            with open(path, encoding="utf-8") as file:
-                content = json.loads(file.read(_LARGEST))  # a device may have no end
-        except OSError as error:
-            raise InputError(f"the plan {path} cannot be read ({error.strerror}): check its path and rights") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is no plan: make one with `Plan.save` or `odeddim grid`") from error
-        return cls.from_dict(content, path)
+        return cls.from_dict(read_json(path, "plan", _HINT, most=_LARGEST), path)
 
     @classmethod
     def from_dict(cls, content: object, path: str | Path) -> Plan:
@@ -320,7 +315,7 @@ class Plan:
             InputError: If it is no plan or damaged, or names a solver or a setting that does not exist.
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise InputError(f"{path} is no plan: make one with `Plan.save` or `odeddim grid`")
+            raise InputError(f"{path} is no plan: {_HINT}")
         kinds = {"solver": str, "settings": dict, "grid": str, "end": str, "nodes": list}
         wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
         notes, version = content.get("notes", {}), content.get("version")

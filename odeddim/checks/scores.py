@@ -36,6 +36,7 @@ from odeddim.runs.batches import Batches, BatchSize
 from odeddim.runs.progress import Progress
 from odeddim.storage.atomic import replacing
 from odeddim.storage.images import open_images
+from odeddim.storage.json_files import read_json
 from odeddim.types import InputError, OdeSettings, Solver
 
 FORMAT, VERSION = "odeddim reference", 1
@@ -156,13 +157,7 @@ class Reference:
             InputError: If the file is no reference, or damaged.
         """
         hint = "make one with `odeddim.calibrate` or `odeddim score --calibrate`"
-        try:
-            with open(path, encoding="utf-8") as file:
-                content = json.loads(file.read(_LARGEST))
-        except OSError as error:
-            raise InputError(f"the reference {path} cannot be read ({error.strerror}): check its path") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is no reference: {hint}") from error
+        content = read_json(path, "reference", hint, most=_LARGEST)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(f"{path} is no reference: {hint}")
         if content.get("version") != VERSION:
