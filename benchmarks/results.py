@@ -136,6 +136,11 @@ RESULTS = {
         "How many images took how many steps until their round trip kept 1e-3.",
         ("odeddim encode -o z.h5 -n 64 --tol 1e-3",),
     ),
+    "tolerance": Result(
+        "Decoding to a tolerance",
+        "The share of the images whose true error keeps the tolerance, on 64 noises of each built-in model.",
+        ("python benchmarks/tolerance.py",),
+    ),
     "bridge": Result(
         "A bridge and its cycle",
         "From the diffusion model to the flow and back: what the cycle there and back leaves, in the median and for "
@@ -154,6 +159,12 @@ RESULTS = {
         "The same on other images and other shifts: 512 images are the reference, 256 are as they should be, and 128 "
         "of these were changed.",
         ("python benchmarks/scores.py --choose",),
+    ),
+    "kills": Result(
+        "A hundred kills",
+        "Each run is killed with SIGKILL at a moment drawn at random, and goes on with the same command.",
+        ("pytest -s tests/system/test_crash.py -m slow -k kills",),
+        keep=r"\d+ kills|readable",
     ),
     "memory": Result(
         "Memory for 20,000 images",

@@ -146,6 +146,14 @@ class Course:
         return len(self.points) - 1
 
 
+@functools.lru_cache(maxsize=64)
+def _made(
+    instructions: Callable[..., list[Point]], nodes: tuple[float, ...], settings: tuple[tuple[str, Any], ...]
+) -> list[Point]:
+    """The points of a run, made once for all batches of images: nobody changes them."""
+    return instructions(nodes, **dict(settings))
+
+
 def follow(
     field: Field,
     state: State,
@@ -171,7 +179,7 @@ def follow(
         The state at sigmas[-1].
     """
     nodes = sigmas.tolist()
-    points = instructions(nodes, **settings)
+    points = _made(instructions, tuple(nodes), tuple(settings.items()))
     # A step may try its end before it gets there: the last point at a node is the one that the run goes on from.
     last_at = {point.sigma: n for n, point in enumerate(points)}
     shown = {last_at[sigma] for sigma in nodes[1:-1] if sigma in last_at} if observe is not None else set()

@@ -7,7 +7,6 @@ run in floating point (or by a difference, where torch has no forward mode), and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,11 +18,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import Unpack
 
 from odeddim import defaults
-from odeddim.api import Model, planned, state_dtype, to_images
+from odeddim.api import Model, at_the_top, planned, state_dtype, to_images
 from odeddim.models import DEFAULT, load
 from odeddim.plans import Grid, Plan, integrate
 from odeddim.solvers.stochastic import noise
-from odeddim.types import Gradients, InputError, Settings, Solver, State
+from odeddim.types import Gradients, InputError, Settings, Solver
 
 ITERATIONS = 10
 """Rounds of power iteration."""
@@ -87,7 +86,7 @@ def sensitivity(
     latents = latents.detach().clone().to(field.device or latents.device)
 
     def decoded(x: Tensor, gradients: Gradients = None) -> Tensor:
-        start = State(x * math.sqrt(1 + plan.top**2), plan.top)
+        start = at_the_top(field.schedule, plan, x)
         return to_images(field, integrate(field, start, plan, gradients=gradients).xbar)
 
     with torch.enable_grad():

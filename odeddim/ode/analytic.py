@@ -38,6 +38,7 @@ class GaussianMixture:
         self.means = means
         self.std = float(std)
         self.weights = weights.to(torch.float64) / weights.sum()
+        self._log_weights = torch.log(self.weights)
 
     @classmethod
     def finite(cls, images: Tensor) -> GaussianMixture:
@@ -72,8 +73,7 @@ class GaussianMixture:
         variance = self.std**2 + per_image**2
         # Differences first: |x|² - 2x·m + |m|² would cancel where x is close to m, which is where it matters.
         distance = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-        log_weights = torch.log(self.weights).to(xbar)
-        share = torch.softmax(log_weights - distance / (2 * variance), dim=1)  # P(k | x̄)
+        share = torch.softmax(self._log_weights.to(xbar) - distance / (2 * variance), dim=1)  # P(k | x̄)
         return ((points - share @ centres) * (per_image / variance)).reshape(xbar.shape)
 
     def network(self, schedule: Schedule) -> ExactNetwork:

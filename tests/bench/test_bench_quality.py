@@ -191,7 +191,7 @@ def test_the_course_of_table_1(run, here: Path) -> None:  # type: ignore[no-unty
 def test_several_processes_share_a_bench(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Started twice at once it makes the same table as once, and each cell is made by one of them or by both."""
     command = [
-        sys.executable, "-m", "odeddim", "bench", "--model", "exact-mixture", "-n", "12", "--batch-size", "2",
+        sys.executable, "-m", "odeddim", "bench", "--model", "exact-mixture", "-n", "6", "--batch-size", "1",
         "--solvers", "euler,ab3", "--steps", "5,10", "--json",
     ]  # fmt: skip
     processes = [

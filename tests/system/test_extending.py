@@ -53,8 +53,9 @@ def run(tmp_path: Path) -> Run:
 
 def test_a_file_is_a_solver(tmp_path: Path, run: Run) -> None:
     (tmp_path / "solvers" / "mine.py").write_text(recipe("Add a solver"), encoding="utf-8")
-    assert "mine" in run("odeddim", "solvers")
-    assert "2 per step" in run("odeddim", "solvers")
+    listed = run("odeddim", "solvers")
+    assert "mine" in listed
+    assert "2 per step" in listed
     words = ("odeddim", "explain", "--solver", "mine", "--steps", "5", "--model", "exact-mixture")
     assert "9 evaluations" in run(*words)
     assert "4 latents" in run("odeddim", "encode", "--solver", "mine", "-n", "4", "--steps", "3", "-o", "z.h5")

@@ -1,6 +1,6 @@
 """Memory does not grow with the number of images: 20,000 take as much as 1,000, in every command that reads them.
 
-`pytest -s tests/system/test_memory.py -m slow` prints the figures; without it 6,000 images are encoded.
+`pytest -s tests/system/test_memory.py -m slow` prints the figures; without it 4,000 images are encoded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-FEW, MORE, MANY = 1_000, 6_000, 20_000
+FEW, MORE, MANY = 1_000, 4_000, 20_000
 MOST = 1.05  # times the peak of few
 
 CODE = """
