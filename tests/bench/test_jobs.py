@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import h5py
 import pytest
 import torch
 
 import odeddim
 from odeddim import jobs
-from odeddim.bench import defaults
+from odeddim.bench import defaults, harness
 from odeddim.bench.tables import Table, load
 from odeddim.cli.bench import COMMANDS
 from odeddim.cli.bench import command as group
@@ -204,3 +207,26 @@ def test_the_jobs_load_nothing_that_only_a_bench_needs() -> None:
     heavy = ("matplotlib", "torchmetrics", "rich", "click")
     code = f"import odeddim.jobs, sys; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_who_finishes_a_cell_may_have_deleted_its_parts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process has opened the cell, which shows its parts, when another one has just put the whole cell there."""
+    given: dict[str, Any] = {"count": 4, "solvers": ["euler@linear"], "steps": [3]}
+    machine, alone = jobs.Machine(batch_size=2), Counted()
+    whole = jobs.bench.reconstruction(Workbench(alone.model, machine, "whole"), **given)
+    stopped = Counted(stop_at=alone.count - 2)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.bench.reconstruction(Workbench(stopped.model, machine, "both"), **given)
+    (cell,) = (path for path in (here / "both" / "cells").glob("*.h5") if Path(f"{path}.parts").exists())
+    measured = here / "whole" / "cells" / cell.name
+    settings_of = harness.settings_of
+
+    def finished_by_another(file: h5py.File, path: Path) -> dict[str, Any]:
+        if Path(f"{cell}.parts").exists() and Path(file.filename) == cell:
+            shutil.rmtree(f"{cell}.parts")
+            os.replace(measured, cell)  # the file stays open
+        return settings_of(file, path)
+
+    monkeypatch.setattr(harness, "settings_of", finished_by_another)
+    again = jobs.bench.reconstruction(Workbench(Counted().model, machine, "both"), **given)
+    assert without_times(again) == without_times(whole)
