@@ -1,4 +1,7 @@
-"""The manual's examples run as they stand, page by page, and everything that it links to exists."""
+"""The manual's examples run as they stand, page by page, and everything that it links to exists.
+
+All pages but the first take minutes: .ci/run and `pytest -m slow` run them.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,12 @@ from pathlib import Path
 import pytest
 from pages import ROOT, Run, docs, pages, run_in_order
 
+FIRST = "getting-started.md"
 
-@pytest.mark.parametrize("name", pages())
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name != FIRST else []) for name in pages()]
+)
 def test_the_examples_run_in_order(name: str, furnished: Callable[[str], Path], run: Run) -> None:
     text = pages()[name]
     furnished(text)
