@@ -10,7 +10,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from odeddim.solvers import _registers, onestep, torchdiffeq_
+from odeddim.solvers._embedded import DOPRI5, TSIT5, Tableau
 from odeddim.solvers._operations import Kick, Mix, Moves, Operation, Reached
+from odeddim.solvers._points import points_row
 from odeddim.solvers._registers import account
 from odeddim.solvers._settings import defaults_of
 from odeddim.types import Depends, Field, Gradients, InputError, Solver, State
@@ -174,14 +176,16 @@ def coupling_strength(steps: int) -> float:
 COUPLING = Depends(float, "e^(-1/N) at N steps", coupling_strength)
 
 
-def coupled(nodes: Sequence[float], *, base: Solver, coupling: float | Depends = COUPLING) -> Moves:
+def coupled(nodes: Sequence[float], *, base: Solver, data: bool = False, coupling: float | Depends = COUPLING) -> Moves:
     """Any one-step solver, made reversible: u = λ·u + (1-λ)·v + Ψ_h(v), then v = v - Ψ_{-h}(u).
 
-    Ψ is the increment of the solver's step. A step costs twice the evaluations of the solver's.
+    Ψ is the increment of the solver's step. A step costs twice the evaluations of the solver's. In the data frame u, v
+    and Ψ are of x̄/σ; here the registers are held in units of x̄, and each step scales them by the ratio of its ends.
 
     Args:
         nodes: Noise levels, all positive, rising or falling.
         base: The row of the one-step solver.
+        data: Whether x̄/σ is coupled, and not x̄.
         coupling: λ, above 0 and at most 1. With the default the way back amplifies by the same factor at any number
             of steps.
 
@@ -192,7 +196,7 @@ def coupled(nodes: Sequence[float], *, base: Solver, coupling: float | Depends =
         InputError: For a coupling out of its range.
 
     Source:
-        McCallum & Foster 2024, arXiv 2410.11648.
+        McCallum & Foster 2024, arXiv 2410.11648; in the data frame Blasingame & Liu 2025, arXiv 2502.08834.
     """
     coupling = float(coupling.value(len(nodes) - 1)) if isinstance(coupling, Depends) else coupling
     if not 0 < coupling <= 1:
@@ -200,11 +204,15 @@ def coupled(nodes: Sequence[float], *, base: Solver, coupling: float | Depends =
     operations: list[Operation] = []
     reached = [Reached(0, 0, nodes[0])]
     for here, there in pairwise(nodes):
-        if coupling != 1:
-            operations.append(Mix(((coupling, 1 - coupling), (0.0, 1.0))))
-        operations += [Kick(0, here, 1.0, base, there), Kick(1, there, -1.0, base, here)]
+        scale = there / here if data else 1.0
+        if coupling != 1 or scale != 1:
+            operations.append(Mix(((scale * coupling, scale * (1 - coupling)), (0.0, scale))))
+        operations += [
+            Kick(0, here, 1.0, base, there, ratio=1 / scale, data=data),
+            Kick(1, there, -scale, base, here, data=data),
+        ]
         reached.append(Reached(len(operations), 0, there))
-    return Moves(tuple(operations), reached=tuple(reached))
+    return Moves(tuple(operations), reached=tuple(reached), data=data)
 
 
 def _operations(nodes: Sequence[float], *, moves: Callable[..., Moves], **settings: Any) -> Sequence[Operation]:
@@ -286,9 +294,29 @@ def mccallum_foster(base: Solver) -> Solver:
     if not base.onestep or base.nfe is None:
         raise InputError(f"{base.name!r} cannot be coupled: give a one-step solver with a fixed number of evaluations")
     moves = functools.partial(coupled, base=base)
-    reference = f"McCallum & Foster 2024, arXiv 2410.11648, over `{base.name}`"
+    reference = f"{COUPLING_PAPER}, over `{base.name}`"
     row = reversible_row(f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, COUPLED, "coupling")
     return row if base.differentiable else replace(row, differentiable=False)
+
+
+def _step(name: str, order: int, parts: Sequence[float], rows: Sequence[Sequence[float]], *, data: bool) -> Solver:
+    """A one-step solver to couple, from its tableau; it is no row of the table."""
+    points = functools.partial(onestep.runge_kutta, parts=parts, rows=rows, data=data)
+    shown = f"data-{name}" if data else name
+    return points_row(shown, points, family="", order=order, nfe=len(parts), onestep=True, reference="")
+
+
+def _of_pair(name: str, tableau: Tableau, *, data: bool = False) -> Solver:
+    """The better formula of an embedded pair, with fixed steps; its last stage lies at the solution."""
+    rows = [[float(weight) for weight in row] for row in tableau.a]
+    return _step(name, tableau.order, [float(part) for part in tableau.c], rows, data=data)
+
+
+def _in_data(base: Solver, reference: str) -> Solver:
+    """The row `mf-data-NAME`, which couples x̄/σ."""
+    moves = functools.partial(coupled, base=base, data=True)
+    name = f"mf-{base.name}"
+    return reversible_row(name, moves, base.order, 2 * base.nfe, f"{REX}, over {reference}", DATA_COUPLED, "coupling")
 
 
 TWO_STEP = "x̄ₙ₊₁ = a·x̄ₙ₋₁ + (1 - a)·x̄ₙ + (hₙ + a·hₙ₋₁)·εₙ"
@@ -327,12 +355,26 @@ x̄ₙ₊₁ = u
 Ψ(v, σₙ → σₙ₊₁): what a step of the row NAME adds to v
 λ: the setting `coupling`
 """
+DATA_COUPLED = """
+From a pair u = v = x̄:
+u ← ρₙ·(λ·u + (1 - λ)·v) + Ψ(v, σₙ → σₙ₊₁)
+v ← ρₙ·v - ρₙ·Ψ(u, σₙ₊₁ → σₙ)
+x̄ₙ₊₁ = u
+Ψ(v, σ → τ): x̄ after a step of the Runge-Kutta method NAME in 1/σ, with x̂ as its slope,
+minus τ/σ·v; that is τ times what the step adds to x̄/σ
+λ: the setting `coupling`
+"""
 BELM = "Wang et al. 2024, arXiv 2410.07273"
+COUPLING_PAPER = "McCallum & Foster 2024, arXiv 2410.11648"
+REX = "Blasingame & Liu 2025, arXiv 2502.08834 (Rex, data prediction)"
 SAME = ("dpm-solver-1", "heun2")  # as euler and heun
 BASES = [row for family in (onestep, torchdiffeq_) for row in family.ROWS if row.onestep and row.name not in SAME]
 GRIDS = {"heun": "karras", "midpoint": "karras", "rk4": "karras"}
 """Of coupled rows, where it is not log: what benchmarks/defaults.py has measured."""
 DERIVED = {"mf-": mccallum_foster}
+MIDPOINT = (1 / 2, 1), ((1 / 2,), (0, 1))
+THREE_EIGHTHS = (1 / 3, 2 / 3, 1, 1), ((1 / 3,), (-1 / 3, 1), (1, -1, 1), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
+TSITOURAS, DORMAND_PRINCE = "Tsitouras 2011", "Dormand & Prince 1980"
 ROWS = (
     reversible_row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446", EDICT_STEP, "p", grid="linear"),
     reversible_row("bdia", bdia_moves, 2, 1, "Zhang et al. 2023, arXiv 2307.10829", BDIA_STEP, "gamma"),
@@ -360,4 +402,13 @@ ROWS = (
         warmup=(1,),
     ),
     *(replace(mccallum_foster(base), grid=GRIDS.get(base.name, "log")) for base in BASES),
+    *(
+        replace(mccallum_foster(base), reference=f"{COUPLING_PAPER}, over {source}, fixed steps")
+        for base, source in ((_of_pair("tsit5", TSIT5), TSITOURAS), (_of_pair("dopri5", DOPRI5), DORMAND_PRINCE))
+    ),
+    _in_data(_step("euler", 1, (1,), ((1,),), data=True), "`euler`"),
+    _in_data(_step("midpoint", 2, *MIDPOINT, data=True), "Runge 1895, midpoint rule"),
+    _in_data(_step("rk4", 4, *THREE_EIGHTHS, data=True), "Kutta 1901, 3/8 rule"),
+    _in_data(_of_pair("tsit5", TSIT5, data=True), TSITOURAS),
+    _in_data(_of_pair("dopri5", DOPRI5, data=True), DORMAND_PRINCE),
 )
