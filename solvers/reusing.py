@@ -1,7 +1,7 @@
 """Solvers that evaluate where no node of the run lies, or extrapolate what they know: one evaluation a step.
 
-They come from flow models. `midpoint-reuse` and the STORK rows work in the chart of rectified flow, whose slope is the
-velocity v = ε - x̂0 and whose time is t = σ/(1+σ); so they are their authors' formulas on any model.
+They come from flow models and work in the chart of rectified flow, whose slope is the velocity v = ε - x̂0 and whose
+time is t = σ/(1+σ). So they are their authors' formulas on a flow model, and serve any other.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from odeddim.solvers._points import Course, FlowCourse, points_row
+from odeddim.solvers._points import FlowCourse, points_row
 from odeddim.types import Point, Solver
 
 
@@ -39,8 +39,8 @@ def midpoint_reuse(nodes: Sequence[float]) -> list[Point]:
 def uni_inv(nodes: Sequence[float]) -> list[Point]:
     """The implicit Euler step with one evaluation, at the point that the slope before predicts; order 1.
 
-    A step ends with the slope at its own end, as the Euler step that takes it back begins. The first step evaluates at
-    its start too.
+    A step has the slope at its own end, with which the Euler step that takes it back begins. The first step evaluates
+    at its start too.
 
     Args:
         nodes: Noise levels, all positive, rising or falling.
@@ -49,9 +49,9 @@ def uni_inv(nodes: Sequence[float]) -> list[Point]:
         The points of the run.
 
     Source:
-        Jiao et al. 2025, arXiv 2504.13109 (Uni-Inv), Algorithm 1, in its form for DDIM.
+        Jiao et al. 2025, arXiv 2504.13109 (Uni-Inv), Algorithm 1.
     """
-    course, here, latest = Course(nodes[0]), 0, 0
+    course, here, latest = FlowCourse(nodes[0]), 0, 0
     for there in nodes[1:]:
         h = course.elapsed(here, there)
         latest = course.move(here, there, {latest: h})
@@ -99,20 +99,22 @@ def stork(nodes: Sequence[float], *, bend: float) -> list[Point]:
 FLOW = "y = x̄/(1 + σ),  t = σ/(1 + σ),  v = ε - x̂ = (1 + σ)·ε - x̄,  H = tₙ₊₁ - tₙ"
 MIDPOINT_REUSE = f"""
 {FLOW}
-m = yₙ + H/2·w,  then w ← v at m and (tₙ + tₙ₊₁)/2, which the next step begins with
-yₙ₊₁ = yₙ + H·w
+m = yₙ + H/2·w,  then w ← v at m and (tₙ + tₙ₊₁)/2
+yₙ₊₁ = yₙ + H·w,  and the next step begins with this w
 The first step begins with w = v₀
 """
-UNI_INV = """
-u = x̄ₙ + hₙ·w,  then w ← ε(u, σₙ₊₁), which the next step begins with
-x̄ₙ₊₁ = x̄ₙ + hₙ·w
-The first step begins with w = ε₀
+UNI_INV = f"""
+{FLOW}
+u = yₙ + H·w,  then w ← v at u and tₙ₊₁
+yₙ₊₁ = yₙ + H·w,  and the next step begins with this w
+The first step begins with w = v₀
 """
 STORK = f"""
 {FLOW}
 yₙ₊₁ = yₙ + H·(vₙ + H/2·v' + {{bend}}·H²/2·v'')
 v', v'': of the parabola in t through vₙ, vₙ₋₁ and vₙ₋₂, at tₙ
-The first step: the midpoint rule in y and t;  the second: the line through v₁ and v₀
+The first step: the midpoint rule in y and t
+The second step: the line in t through v₁ and v₀
 """
 RKG2, ROCK4 = 1431589 / 5739370, 1 / 3
 """∫ τ² dτ by the stages of RKG2 (50 of them, the authors' number; 1/4 by infinitely many) and of ROCK4."""

@@ -360,8 +360,7 @@ From a pair u = v = x̄:
 u ← ρₙ·(λ·u + (1 - λ)·v) + Ψ(v, σₙ → σₙ₊₁)
 v ← ρₙ·v - ρₙ·Ψ(u, σₙ₊₁ → σₙ)
 x̄ₙ₊₁ = u
-Ψ(v, σ → τ): x̄ after a step of the Runge-Kutta method NAME in 1/σ, with x̂ as its slope,
-minus τ/σ·v; that is τ times what the step adds to x̄/σ
+Ψ(v, σ → τ): x̄ after a step of the method NAME in 1/σ, with slopes x̂, minus τ/σ·v
 λ: the setting `coupling`
 """
 BELM = "Wang et al. 2024, arXiv 2410.07273"

@@ -1,7 +1,7 @@
 """Rows for few evaluations against their papers' own formulas, in the papers' variables, and the identities stated.
 
-None of the code under test but its rows is used. A flow model is v(x, t) on x = (1-t)·x0 + t·noise; ε(x, σ) is DDIM's,
-on x = √α·x̄. Both are of one mixture of Gaussians, whose ε is exact.
+None of the code under test but its rows is used. A flow model is v(x, t) on x = (1-t)·x0 + t·noise; the
+predicted image x_θ(x, λ) is of x = √α·x̄. Both are of one mixture of Gaussians, whose ε is exact.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ from test_multistep_papers import (
     alpha_of,
     check,
     directions,
-    eps,
     image,
     lengths,
     level,
-    sigma_of,
     uneven,
 )
 
@@ -93,19 +91,16 @@ def test_rf_solver_is_the_midpoint_rule(steps: int, direction: str) -> None:
 @lengths
 @directions
 def test_uni_inv(steps: int, direction: str) -> None:
-    """2504.13109, Algorithm 1 for DDIM: ε at the end that the ε before predicts moves x from the start again."""
+    """2504.13109, Algorithm 1: v at the end that the v before predicts moves x from the start again."""
 
-    def ddim(x: Array, start: float, end: float, e: Array) -> Array:
-        return alpha_of(end) * (x - sigma_of(start) * e) / alpha_of(start) + sigma_of(end) * e
-
-    def method(x: Array, lams: list[float]) -> Array:
-        e = eps(x, lams[0])
-        for here, there in pairwise(lams):
-            e = eps(ddim(x, here, there, e), there)
-            x = ddim(x, here, there, e)
+    def method(x: Array, times: list[float]) -> Array:
+        v = velocity(x, times[0])
+        for here, there in pairwise(times):
+            v = velocity(x + (there - here) * v, there)
+            x = x + (there - here) * v
         return x
 
-    check("uni-inv", method, steps, direction)
+    check_flow("uni-inv", method, uneven(steps, direction))
 
 
 # RES: x̂0 with φ functions of -h.
