@@ -279,11 +279,12 @@ def reversible_row(
     )
 
 
-def mccallum_foster(base: Solver) -> Solver:
+def mccallum_foster(base: Solver, *, data: bool = False) -> Solver:
     """The row `mf-NAME` that makes a one-step row reversible: of the same order, at twice the evaluations.
 
     Args:
         base: A one-step row whose evaluations per step are fixed.
+        data: Whether x̄/σ is coupled, and not x̄.
 
     Returns:
         The row. Its run is described at `coupled`.
@@ -293,30 +294,27 @@ def mccallum_foster(base: Solver) -> Solver:
     """
     if not base.onestep or base.nfe is None:
         raise InputError(f"{base.name!r} cannot be coupled: give a one-step solver with a fixed number of evaluations")
-    moves = functools.partial(coupled, base=base)
-    reference = f"{COUPLING_PAPER}, over `{base.name}`"
-    row = reversible_row(f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, COUPLED, "coupling")
+    moves = functools.partial(coupled, base=base, data=data)
+    reference, formula = (REX, DATA_COUPLED) if data else (COUPLING_PAPER, COUPLED)
+    reference = f"{reference}, over `{base.name}`"
+    row = reversible_row(f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, formula, "coupling")
     return row if base.differentiable else replace(row, differentiable=False)
 
 
-def _step(name: str, order: int, parts: Sequence[float], rows: Sequence[Sequence[float]], *, data: bool) -> Solver:
-    """A one-step solver to couple, from its tableau; it is no row of the table."""
+def _of_tableau(
+    name: str, order: int, source: str, parts: Sequence[float], rows: Sequence[Sequence[float]], *, data: bool
+) -> Solver:
+    """The coupled row of a Runge-Kutta method with fixed steps, which is no row itself: mf-NAME, or mf-data-NAME."""
     points = functools.partial(onestep.runge_kutta, parts=parts, rows=rows, data=data)
     shown = f"data-{name}" if data else name
-    return points_row(shown, points, family="", order=order, nfe=len(parts), onestep=True, reference="")
+    base = points_row(shown, points, family="", order=order, nfe=len(parts), onestep=True, reference=source)
+    return replace(mccallum_foster(base, data=data), reference=f"{REX if data else COUPLING_PAPER}, over {source}")
 
 
-def _of_pair(name: str, tableau: Tableau, *, data: bool = False) -> Solver:
-    """The better formula of an embedded pair, with fixed steps; its last stage lies at the solution."""
+def _of_pair(name: str, source: str, tableau: Tableau, *, data: bool) -> Solver:
+    """The same of the better formula of an embedded pair, whose last stage lies at the solution."""
     rows = [[float(weight) for weight in row] for row in tableau.a]
-    return _step(name, tableau.order, [float(part) for part in tableau.c], rows, data=data)
-
-
-def _in_data(base: Solver, reference: str) -> Solver:
-    """The row `mf-data-NAME`, which couples x̄/σ."""
-    moves = functools.partial(coupled, base=base, data=True)
-    name = f"mf-{base.name}"
-    return reversible_row(name, moves, base.order, 2 * base.nfe, f"{REX}, over {reference}", DATA_COUPLED, "coupling")
+    return _of_tableau(name, tableau.order, source, [float(part) for part in tableau.c], rows, data=data)
 
 
 TWO_STEP = "x̄ₙ₊₁ = a·x̄ₙ₋₁ + (1 - a)·x̄ₙ + (hₙ + a·hₙ₋₁)·εₙ"
@@ -373,7 +371,7 @@ GRIDS = {"heun": "karras", "midpoint": "karras", "rk4": "karras"}
 DERIVED = {"mf-": mccallum_foster}
 MIDPOINT = (1 / 2, 1), ((1 / 2,), (0, 1))
 THREE_EIGHTHS = (1 / 3, 2 / 3, 1, 1), ((1 / 3,), (-1 / 3, 1), (1, -1, 1), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
-TSITOURAS, DORMAND_PRINCE = "Tsitouras 2011", "Dormand & Prince 1980"
+PAIRS = (("tsit5", "Tsitouras 2011", TSIT5), ("dopri5", "Dormand & Prince 1980", DOPRI5))
 ROWS = (
     reversible_row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446", EDICT_STEP, "p", grid="linear"),
     reversible_row("bdia", bdia_moves, 2, 1, "Zhang et al. 2023, arXiv 2307.10829", BDIA_STEP, "gamma"),
@@ -401,13 +399,9 @@ ROWS = (
         warmup=(1,),
     ),
     *(replace(mccallum_foster(base), grid=GRIDS.get(base.name, "log")) for base in BASES),
-    *(
-        replace(mccallum_foster(base), reference=f"{COUPLING_PAPER}, over {source}, fixed steps")
-        for base, source in ((_of_pair("tsit5", TSIT5), TSITOURAS), (_of_pair("dopri5", DOPRI5), DORMAND_PRINCE))
-    ),
-    _in_data(_step("euler", 1, (1,), ((1,),), data=True), "`euler`"),
-    _in_data(_step("midpoint", 2, *MIDPOINT, data=True), "Runge 1895, midpoint rule"),
-    _in_data(_step("rk4", 4, *THREE_EIGHTHS, data=True), "Kutta 1901, 3/8 rule"),
-    _in_data(_of_pair("tsit5", TSIT5, data=True), TSITOURAS),
-    _in_data(_of_pair("dopri5", DOPRI5, data=True), DORMAND_PRINCE),
+    *(_of_pair(*pair, data=False) for pair in PAIRS),
+    _of_tableau("euler", 1, "`euler`", (1,), ((1,),), data=True),
+    _of_tableau("midpoint", 2, "Runge 1895, midpoint rule", *MIDPOINT, data=True),
+    _of_tableau("rk4", 4, "Kutta 1901, 3/8 rule", *THREE_EIGHTHS, data=True),
+    *(_of_pair(*pair, data=True) for pair in PAIRS),
 )
