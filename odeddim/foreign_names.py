@@ -44,7 +44,17 @@ _SOLVERS = {
     "Radau": ("scipy-radau", ""),
     "BDF": ("scipy-bdf", ""),
     "tsit5": ("tsit5-per-image", ""),
-    "explicit midpoint, rf_solver": ("midpoint", ""),
+    "explicit midpoint": ("midpoint", ""),
+    "rf_solver": ("midpoint", "in σ; with its middle slope kept for the next step it is 'midpoint-reuse'"),
+    "fireflow": ("midpoint-reuse", ""),
+    "pfdiff": ("midpoint-reuse", "much alike"),
+    "uniinv, UniInvDDIM, UniInvEuler": ("uni-inv", "in its form for flow models"),
+    "res, res_multistep": ("res-2m", ""),
+    "abnorsett_2m": ("res-2m", "with the weights of any steps"),
+    "abnorsett_3m": ("res-3m", "with the weights of any steps"),
+    "res_2s": ("dpmpp-2s", "whose weights differ"),
+    "stork": ("stork-2", "of order 4 it is 'stork-4'"),
+    "rex": ("mf-data-euler", "in data prediction; of other tableaus 'mf-data-rk4'; in noise prediction 'mf-euler'"),
 }
 _PREDICTIONS = {
     "epsilon, noise, pred_noise, eps_pred, pred_eps": ("eps", ""),

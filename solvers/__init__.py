@@ -100,7 +100,17 @@ def names() -> tuple[str, ...]:
 
 
 # The order in which the families are printed. Other modules with ROWS come after them.
-_SHOWN = ("onestep", "multistep", "torchdiffeq_", "reversible", "iterated", "per_image", "scipy_", "stochastic")
+_SHOWN = (
+    "onestep",
+    "multistep",
+    "reusing",
+    "torchdiffeq_",
+    "reversible",
+    "iterated",
+    "per_image",
+    "scipy_",
+    "stochastic",
+)
 
 
 def _place(family: str) -> tuple[int, str]:

@@ -26,6 +26,8 @@ class Kick:
         end: Where that step ends.
         sign: 1, or -1 of an inverse.
         ratio: The factor on the other register.
+        data: Whether the increment is that of x̄/σ, in units of x̄ at `end`: the solver's result minus what x̄/σ would
+            have kept, end/σ·(ratio·other).
     """
 
     register: int
@@ -35,11 +37,22 @@ class Kick:
     end: float = 0.0
     sign: float = 1.0
     ratio: float = 1.0
+    data: bool = False
 
     @property
     def size(self) -> float:
-        """The factor on an error of the field: the weight, or the length of the solver's step."""
-        return abs(self.weight) if self.base is None else abs(self.end - self.sigma)
+        """The factor on an error of the field: the weight, times the length of the solver's step."""
+        return abs(self.weight) if self.base is None else abs(self.weight * (self.end - self.sigma))
+
+    @property
+    def held(self) -> float:
+        """How much of its source the solver's result holds without any slope: the rest is the increment."""
+        return self.end / self.sigma if self.data else 1.0
+
+    @property
+    def carried(self) -> float:
+        """The weight of the other register in what is added, beside that of ε."""
+        return self.sign * self.weight * (1 - self.held) * self.ratio
 
     def inverse(self) -> Kick:
         """The operation that takes this one back."""
@@ -48,7 +61,8 @@ class Kick:
     def key(self) -> tuple[object, ...]:
         """All values that the operation depends on."""
         ratio = () if self.ratio == 1 else (self.ratio,)  # states of the other methods, kept before it was, stay theirs
-        return self.register, self.sigma, self.weight, self.end, self.sign, self.base and self.base.name, *ratio
+        data = (self.data,) if self.data else ()
+        return self.register, self.sigma, self.weight, self.end, self.sign, self.base and self.base.name, *ratio, *data
 
     def words(self, place: int) -> str:
         """The operation as text: "u = u + c·ε(v, σ = 0.5)"."""
@@ -56,7 +70,11 @@ class Kick:
         if self.base is None:
             what = f"ε({weighted_sum([(self.ratio, source)])}, σ = {self.sigma:.6g})"
         else:
-            what = f"{self.base.name}'s increment of {source} from σ = {self.sigma:.6g} to {self.end:.6g}"
+            start = weighted_sum([(self.ratio, source)])
+            what = f"{self.base.name}'s increment of {start} from σ = {self.sigma:.6g} to {self.end:.6g}"
+            if self.data:
+                what = f"({self.base.name}'s step of {start} from σ = {self.sigma:.6g} to {self.end:.6g} - "
+                what += f"{weighted_sum([(self.held * self.ratio, source)])})"
         return f"{to} = {weighted_sum([(1.0, to), (self.sign * self.weight, what)])}"
 
 
@@ -104,8 +122,10 @@ class Moves:
         operations: In the order in which they are done, beginning with u = v = x̄.
         output: The register, 0 or 1, that holds x̄ at the end.
         reached: The positive nodes of the run, in their order.
+        data: Whether the registers are scaled from node to node as the noise level is, so that they are x̄/σ.
     """
 
     operations: tuple[Operation, ...]
     output: int = 0
     reached: tuple[Reached, ...] = ()
+    data: bool = False

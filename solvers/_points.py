@@ -146,6 +146,42 @@ class Course:
         return len(self.points) - 1
 
 
+class FlowCourse(Course):
+    """A list of points in the chart of rectified flow: y = x̄/(1+σ), whose slope over t = σ/(1+σ) is v = ε - x̂0.
+
+    It is what a flow model sees, and it serves any other: v = (1+σ)·ε - x̄.
+
+    Args:
+        sigma: The noise level at which the run starts; it is point 0.
+    """
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__(sigma)
+
+    def time(self, sigma: float) -> float:
+        """The time t of the flow at a noise level."""
+        return sigma / (1 + sigma)
+
+    def halfway(self, start: int, sigma: float) -> float:
+        """The noise level halfway in t between a point and a noise level."""
+        here = self.level(start)
+        return (here + sigma + 2 * here * sigma) / (2 + here + sigma)
+
+    def elapsed(self, start: int, sigma: float) -> float:
+        """The time of the flow between a point and a noise level."""
+        here = self.level(start)
+        return (sigma - here) / ((1 + here) * (1 + sigma))
+
+    def move(self, start: int, sigma: float, weights: Mapping[int, float]) -> int:
+        """Add a point at σ: the point `start` plus weighted slopes v, {point: w}. Returns its index."""
+        points, slopes, scale = {start: (1 + sigma) / (1 + self.level(start))}, {}, 1 + sigma
+        for point, weight in weights.items():
+            points[point] = points.get(point, 0.0) - scale * weight
+            slopes[point] = scale * weight * (1 + self.level(point))
+        self.points.append(Point(sigma, points, slopes))
+        return len(self.points) - 1
+
+
 @functools.lru_cache(maxsize=64)
 def _made(
     instructions: Callable[..., list[Point]], nodes: tuple[float, ...], settings: tuple[tuple[str, Any], ...]

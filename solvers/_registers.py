@@ -89,7 +89,6 @@ class Registers:
         self.steps: list[Shear | Push | Flip] = []
         after = [(0, 1.0)]  # the steps and the scale after so many operations
         scale = 1.0
-        bound = HEADROOM * math.sqrt(1 + max(nodes) ** 2)
         smallest = scale
         for operation in moves.operations:
             if isinstance(operation, Kick):
@@ -100,7 +99,10 @@ class Registers:
             after.append((len(self.steps), scale))
         self.scale = scale
         self.bits = BITS[single]
-        self.quantum = 2.0 ** (math.ceil(math.log2(bound / smallest)) - self.bits)
+        largest = math.sqrt(1 + max(nodes) ** 2) / smallest
+        if moves.data:  # the scale goes with that of x̄
+            largest = max(math.hypot(1, it.sigma) / after[it.operations][1] for it in moves.reached)
+        self.quantum = 2.0 ** (math.ceil(math.log2(HEADROOM * largest)) - self.bits)
         inner = set(nodes[1:-1])
         self.nodes = {  # of a run, between its first and its last
             after[it.operations][0]: (it.sigma, it.register, after[it.operations][1])
@@ -112,6 +114,8 @@ class Registers:
         """Adds a mixture's shears; returns what it multiplies the scale by."""
         (a, b), (c, d) = matrix
         root = math.sqrt(abs(a * d - b * c))
+        if b == c == 0 and a == d > 0:  # a scale alone
+            return root
         a, b, c, d = a / root, b / root, c / root, d / root
         if a * d < b * c:
             self.steps.append(Flip(1))
@@ -231,7 +235,7 @@ def answer(field: Field, kick: Kick, source: Tensor) -> Tensor:
     if kick.base is None:
         return field(source.new_tensor(kick.sigma, device="cpu"), source)
     nodes = source.new_tensor([kick.sigma, kick.end], device="cpu")
-    return kick.base.run(field, State(source, kick.sigma), nodes).xbar - source
+    return kick.base.run(field, State(source, kick.sigma), nodes).xbar - (source * kick.held if kick.data else source)
 
 
 def account(nodes: Sequence[float], single: bool, *, moves: Callable[..., Moves], **settings: Any) -> Growth:
@@ -281,6 +285,9 @@ def _gain(operations: Sequence[Operation], output: int, bank: Registers, single:
         else:
             error = rounding * operation.size + bank.quantum
             arrived = math.hypot(arrived, row[operation.register] * error)
+            if operation.data:  # what the step does to its source while ε stays as it is
+                row[1 - operation.register] += row[operation.register] * operation.carried
+                largest = max(largest, *map(abs, row))
     return largest, arrived
 
 

@@ -344,6 +344,7 @@ def _unipc_row(p: int, b: str) -> Solver:
     )
 
 
+RES = "Zhang et al. 2023, arXiv 2308.02157"
 DEIS = "Zhang & Chen 2022, arXiv 2204.13902"
 ROWS = (
     *(_adams_row(f"ab{k}", k, f"{DEIS} (DEIS), ε extrapolated in log σ") for k in INNER),
@@ -355,6 +356,8 @@ ROWS = (
     _adams_row("lms", 4, "k-diffusion's linear multistep method, ε in σ: `deis-rhoab3`", "karras", variable=in_sigma),
     _row("dpmpp-2m", dpmpp_2m, 2, "Lu et al. 2022, arXiv 2211.01095, Algorithm 2 (DPM-Solver++ 2M)", DPMPP_2M),
     _adams_row("dpmpp-3m", 3, "Lu et al. 2022, arXiv 2211.01095 (DPM-Solver++ 3M)", data=True, settle=True),
+    _adams_row("res-2m", 2, f"{RES} (2M); ComfyUI's res_multistep", data=True),
+    _adams_row("res-3m", 3, f"{RES} (3M): `dpmpp-3m` whose order never falls", data=True),
     *(_unipc_row(p, b) for b in ("bh2", "bh1") for p in (1, 2, 3)),
     _row("pndm", pndm, 2, "Liu et al. 2022, arXiv 2202.09778 (F-PNDM)", PNDM, warmup=(3, 3, 3), grid="karras"),
     _row("plms", plms, 2, "Liu et al. 2022, arXiv 2202.09778 (S-PNDM), weights of 4 nodes", PLMS, warmup=(1,)),

@@ -175,6 +175,31 @@ def dpm_solver_fast(nodes: Sequence[float]) -> list[Point]:
     return course.points
 
 
+def runge_kutta(
+    nodes: Sequence[float], *, parts: Sequence[float], rows: Sequence[Sequence[float]], data: bool = False
+) -> list[Point]:
+    """An explicit Runge-Kutta method, by its Butcher tableau, in the time of the chart: σ, or 1/σ in the data chart.
+
+    Args:
+        nodes: Noise levels, all positive, rising or falling.
+        parts: The parts c of a step at which its stages lie, without the first, 0; the last is 1, the end of the step.
+        rows: The rows a of these stages; the last has the weights b.
+        data: Whether the slopes are x̂0, in the data chart.
+
+    Returns:
+        The points of the run.
+    """
+    course, here = Course(nodes[0], data=data), 0
+    for there in nodes[1:]:
+        h, start, stages = course.elapsed(here, there), course.level(here), [here]
+        for part, row in zip(parts, rows, strict=True):
+            inner = start / (1 + part * (start / there - 1)) if data else start + part * (there - start)
+            weights = {stage: h * weight for stage, weight in zip(stages, row, strict=True) if weight}
+            stages.append(course.move(here, there if part == 1 else inner, weights))
+        here = stages[-1]
+    return course.points
+
+
 EULER = "x̄ₙ₊₁ = x̄ₙ + hₙ·εₙ"
 HEUN = """
 u = x̄ₙ + hₙ·εₙ

@@ -10,7 +10,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from odeddim.solvers import _registers, onestep, torchdiffeq_
+from odeddim.solvers._embedded import DOPRI5, TSIT5, Tableau
 from odeddim.solvers._operations import Kick, Mix, Moves, Operation, Reached
+from odeddim.solvers._points import points_row
 from odeddim.solvers._registers import account
 from odeddim.solvers._settings import defaults_of
 from odeddim.types import Depends, Field, Gradients, InputError, Solver, State
@@ -174,14 +176,16 @@ def coupling_strength(steps: int) -> float:
 COUPLING = Depends(float, "e^(-1/N) at N steps", coupling_strength)
 
 
-def coupled(nodes: Sequence[float], *, base: Solver, coupling: float | Depends = COUPLING) -> Moves:
+def coupled(nodes: Sequence[float], *, base: Solver, data: bool = False, coupling: float | Depends = COUPLING) -> Moves:
     """Any one-step solver, made reversible: u = λ·u + (1-λ)·v + Ψ_h(v), then v = v - Ψ_{-h}(u).
 
-    Ψ is the increment of the solver's step. A step costs twice the evaluations of the solver's.
+    Ψ is the increment of the solver's step. A step costs twice the evaluations of the solver's. In the data frame u, v
+    and Ψ are of x̄/σ; here the registers are held in units of x̄, and each step scales them by the ratio of its ends.
 
     Args:
         nodes: Noise levels, all positive, rising or falling.
         base: The row of the one-step solver.
+        data: Whether x̄/σ is coupled, and not x̄.
         coupling: λ, above 0 and at most 1. With the default the way back amplifies by the same factor at any number
             of steps.
 
@@ -192,7 +196,7 @@ def coupled(nodes: Sequence[float], *, base: Solver, coupling: float | Depends =
         InputError: For a coupling out of its range.
 
     Source:
-        McCallum & Foster 2024, arXiv 2410.11648.
+        McCallum & Foster 2024, arXiv 2410.11648; in the data frame Blasingame & Liu 2025, arXiv 2502.08834.
     """
     coupling = float(coupling.value(len(nodes) - 1)) if isinstance(coupling, Depends) else coupling
     if not 0 < coupling <= 1:
@@ -200,11 +204,15 @@ def coupled(nodes: Sequence[float], *, base: Solver, coupling: float | Depends =
     operations: list[Operation] = []
     reached = [Reached(0, 0, nodes[0])]
     for here, there in pairwise(nodes):
-        if coupling != 1:
-            operations.append(Mix(((coupling, 1 - coupling), (0.0, 1.0))))
-        operations += [Kick(0, here, 1.0, base, there), Kick(1, there, -1.0, base, here)]
+        scale = there / here if data else 1.0
+        if coupling != 1 or scale != 1:
+            operations.append(Mix(((scale * coupling, scale * (1 - coupling)), (0.0, scale))))
+        operations += [
+            Kick(0, here, 1.0, base, there, ratio=1 / scale, data=data),
+            Kick(1, there, -scale, base, here, data=data),
+        ]
         reached.append(Reached(len(operations), 0, there))
-    return Moves(tuple(operations), reached=tuple(reached))
+    return Moves(tuple(operations), reached=tuple(reached), data=data)
 
 
 def _operations(nodes: Sequence[float], *, moves: Callable[..., Moves], **settings: Any) -> Sequence[Operation]:
@@ -271,11 +279,12 @@ def reversible_row(
     )
 
 
-def mccallum_foster(base: Solver) -> Solver:
+def mccallum_foster(base: Solver, *, data: bool = False) -> Solver:
     """The row `mf-NAME` that makes a one-step row reversible: of the same order, at twice the evaluations.
 
     Args:
         base: A one-step row whose evaluations per step are fixed.
+        data: Whether x̄/σ is coupled, and not x̄.
 
     Returns:
         The row. Its run is described at `coupled`.
@@ -285,10 +294,27 @@ def mccallum_foster(base: Solver) -> Solver:
     """
     if not base.onestep or base.nfe is None:
         raise InputError(f"{base.name!r} cannot be coupled: give a one-step solver with a fixed number of evaluations")
-    moves = functools.partial(coupled, base=base)
-    reference = f"McCallum & Foster 2024, arXiv 2410.11648, over `{base.name}`"
-    row = reversible_row(f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, COUPLED, "coupling")
+    moves = functools.partial(coupled, base=base, data=data)
+    reference, formula = (REX, DATA_COUPLED) if data else (COUPLING_PAPER, COUPLED)
+    reference = f"{reference}, over `{base.name}`"
+    row = reversible_row(f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, formula, "coupling")
     return row if base.differentiable else replace(row, differentiable=False)
+
+
+def _of_tableau(
+    name: str, order: int, source: str, parts: Sequence[float], rows: Sequence[Sequence[float]], *, data: bool
+) -> Solver:
+    """The coupled row of a Runge-Kutta method with fixed steps, which is no row itself: mf-NAME, or mf-data-NAME."""
+    points = functools.partial(onestep.runge_kutta, parts=parts, rows=rows, data=data)
+    shown = f"data-{name}" if data else name
+    base = points_row(shown, points, family="", order=order, nfe=len(parts), onestep=True, reference=source)
+    return replace(mccallum_foster(base, data=data), reference=f"{REX if data else COUPLING_PAPER}, over {source}")
+
+
+def _of_pair(name: str, source: str, tableau: Tableau, *, data: bool) -> Solver:
+    """The same of the better formula of an embedded pair, whose last stage lies at the solution."""
+    rows = [[float(weight) for weight in row] for row in tableau.a]
+    return _of_tableau(name, tableau.order, source, [float(part) for part in tableau.c], rows, data=data)
 
 
 TWO_STEP = "x̄ₙ₊₁ = a·x̄ₙ₋₁ + (1 - a)·x̄ₙ + (hₙ + a·hₙ₋₁)·εₙ"
@@ -327,12 +353,25 @@ x̄ₙ₊₁ = u
 Ψ(v, σₙ → σₙ₊₁): what a step of the row NAME adds to v
 λ: the setting `coupling`
 """
+DATA_COUPLED = """
+From a pair u = v = x̄:
+u ← ρₙ·(λ·u + (1 - λ)·v) + Ψ(v, σₙ → σₙ₊₁)
+v ← ρₙ·v - ρₙ·Ψ(u, σₙ₊₁ → σₙ)
+x̄ₙ₊₁ = u
+Ψ(v, σ → τ): x̄ after a step of the method NAME in 1/σ, with slopes x̂, minus τ/σ·v
+λ: the setting `coupling`
+"""
 BELM = "Wang et al. 2024, arXiv 2410.07273"
+COUPLING_PAPER = "McCallum & Foster 2024, arXiv 2410.11648"
+REX = "Blasingame & Liu 2025, arXiv 2502.08834 (Rex, data prediction)"
 SAME = ("dpm-solver-1", "heun2")  # as euler and heun
 BASES = [row for family in (onestep, torchdiffeq_) for row in family.ROWS if row.onestep and row.name not in SAME]
 GRIDS = {"heun": "karras", "midpoint": "karras", "rk4": "karras"}
 """Of coupled rows, where it is not log: what benchmarks/defaults.py has measured."""
 DERIVED = {"mf-": mccallum_foster}
+MIDPOINT = (1 / 2, 1), ((1 / 2,), (0, 1))
+THREE_EIGHTHS = (1 / 3, 2 / 3, 1, 1), ((1 / 3,), (-1 / 3, 1), (1, -1, 1), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
+PAIRS = (("tsit5", "Tsitouras 2011", TSIT5), ("dopri5", "Dormand & Prince 1980", DOPRI5))
 ROWS = (
     reversible_row("edict", edict, 1, 2, "Wallace et al. 2022, arXiv 2211.12446", EDICT_STEP, "p", grid="linear"),
     reversible_row("bdia", bdia_moves, 2, 1, "Zhang et al. 2023, arXiv 2307.10829", BDIA_STEP, "gamma"),
@@ -360,4 +399,9 @@ ROWS = (
         warmup=(1,),
     ),
     *(replace(mccallum_foster(base), grid=GRIDS.get(base.name, "log")) for base in BASES),
+    *(_of_pair(*pair, data=False) for pair in PAIRS),
+    _of_tableau("euler", 1, "`euler`", (1,), ((1,),), data=True),
+    _of_tableau("midpoint", 2, "Runge 1895, midpoint rule", *MIDPOINT, data=True),
+    _of_tableau("rk4", 4, "Kutta 1901, 3/8 rule", *THREE_EIGHTHS, data=True),
+    *(_of_pair(*pair, data=True) for pair in PAIRS),
 )

@@ -123,26 +123,38 @@ class Recorder:
         return [len(xbar.unique(dim=0)) for xbar in self.batches]  # a row may be repeated to fill a batch
 
 
+STEEP = ("mf-data-", "mf-tsit5", "mf-dopri5")
+"""Rows whose errors fall faster than their order says, down to rounding, on an interval as long as those of a model."""
+LATE = ("stork-2",)
+"""Rows that leave out so little of the next term that many steps are needed to see it."""
+BETWEEN = ("midpoint-reuse",)
+"""Rows that evaluate between the nodes of a run, and at none of them but the first."""
+
+
 def measured_order(row: Solver, direction: str, grid: str) -> float:
     """The slope of log error against log steps: the median of the last three doublings that are above rounding.
 
     Rows of many evaluations a step show their order with fewer steps: the first run beyond 1500 is the last.
     """
-    low, high = 0.03, 10.0
+    steep = row.name.startswith(STEEP)
+    low, high = (0.5, 2.0) if steep else (0.03, 10.0)
     state, truth, scale = problem(direction, low, high)
     errors: list[float] = []
-    for steps in (33, 66, 132, 264, 528):  # multiples of 3: methods that take intervals by threes leave none over
+    first = 4 if steep else 132 if row.name in LATE else 33
+    # Multiples of 3 on long intervals: methods that take intervals by threes leave none over.
+    for steps in (first, 2 * first, 4 * first, 8 * first, 16 * first):
         field = Recorder(MIXTURE)
         found = row.run(field, state, directed(GRIDS[grid](steps, low, high), direction)).xbar
         errors.append(float((found - truth).square().mean().sqrt()) / scale)
-        if errors[-1] < 1e-9 or len(field.sigmas) > 1500:
+        if errors[-1] < (1e-10 if steep else 1e-9) or len(field.sigmas) > 1500:
             break
     slopes = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
     return float(np.median(slopes[-3:]))
 
 
 def check_order(row: Solver, direction: str, grid: str) -> None:
-    assert abs(measured_order(row, direction, grid) - row.order) < 0.35
+    found = measured_order(row, direction, grid)
+    assert row.order - 0.35 < found < row.order + (0.35 if row.order < 5 else 1.5)  # of order 5, rounding comes first
 
 
 @pytest.mark.parametrize(
@@ -189,7 +201,7 @@ def check_run(row: Solver, steps: int, direction: str, dtype: torch.dtype) -> No
     if row.nfe is not None:
         assert len(field.sigmas) == row.evaluations(steps)
         assert set(field.rows) == {2}
-        assert set(sigmas[1:-1].tolist()) <= set(field.sigmas), "a node was missed"
+        assert row.name in BETWEEN or set(sigmas[1:-1].tolist()) <= set(field.sigmas), "a node was missed"
         assert {float(sigmas[0]), float(sigmas[-1])} & set(field.sigmas), "both ends were missed"
 
 
