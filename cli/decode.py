@@ -32,7 +32,7 @@ def _noise(function: options.F) -> options.F:
 @click.argument("latents", type=click.Path(path_type=Path))
 @pictures.output("Where images go: a folder for PNGs, a sheet.png, a file.h5 or a file.npz.")
 @options.its_model
-@options.run("the one that encoded", _noise, options.plan)
+@options.run("the one that encoded", _noise, options.plan, options.parallel)
 @options.machine
 @options.tol
 @recording.trajectory

@@ -41,6 +41,7 @@ from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Callback, Grid, Plan, check_encodes, integrate
 from odeddim.runs.batches import Batches, BatchSize
+from odeddim.runs.parallel import Parallel
 from odeddim.runs.progress import Progress
 from odeddim.solvers.stochastic import noise as noise
 from odeddim.types import Gradients, InputError, OdeSettings, Settings, Solver, State
@@ -64,6 +65,7 @@ def solve(
     progress: Progress = False,
     callback: Callback | None = None,
     gradients: Gradients = None,
+    parallel: Parallel | int | None = None,
     **settings: Unpack[Settings],
 ) -> Tensor:
     """Decode latents to images: the ODE from noise to the data.
@@ -92,6 +94,10 @@ def solve(
             with the steps. None takes the first of these that the solver has (`Solver.gradients`). Of a reversible
             solver the last two do its operations in floating point, not exactly. `VectorField.nfe` counts the
             evaluations of a backward pass too.
+        parallel: A window, or a `Parallel` with a tolerance too: so many evaluations of each image are made in one
+            batch, in rounds until the result is that of the run to this tolerance. For a solver of the one-step or the
+            multistep family, without gradients; the callback is called once a batch, at its end. None evaluates one
+            node after the other.
         **settings: The solver's own settings, such as rtol; `odeddim.types.Settings` has all of them. Settings that
             only a row of your own has go through its `Solver.with_settings`.
 
@@ -113,7 +119,7 @@ def solve(
     field = load(model)
     plan = planned(field, plan, solver, defaults.SOLVE, steps, grid, end, settings)
     state = at_the_top(field.schedule, plan, state_dtype(x_T))
-    return _decoded(Batches(field, plan, batch_size, progress, callback), state, gradients)
+    return _decoded(Batches(field, in_parallel(plan, parallel), batch_size, progress, callback), state, gradients)
 
 
 def encode(
@@ -129,6 +135,7 @@ def encode(
     progress: Progress = False,
     callback: Callback | None = None,
     gradients: Gradients = None,
+    parallel: Parallel | int | None = None,
     **settings: Unpack[Settings],
 ) -> State:
     """Encode images to their latents: the same ODE, walked along rising noise levels.
@@ -140,7 +147,7 @@ def encode(
         x_0: The images, (B, C, H, W) in [-1, 1], a tensor or a NumPy array, float32 or float64 (smaller dtypes become
             float32).
         solver: A name of `odeddim.solvers.names()`, or a row of your own; not one that adds noise.
-        model, steps, grid, end, plan, batch_size, progress, callback, gradients, **settings: As of `solve`.
+        model, steps, grid, end, plan, batch_size, progress, callback, gradients, parallel, **settings: As of `solve`.
 
     Returns:
         The State at the grid's last node, σ_T by default: its `State.x` has unit variance there. Its `aux` holds what a
@@ -170,9 +177,9 @@ def encode(
         data = to_data(field, images[rows])
         return integrate(field, State(data, float(plan.nodes[0])), plan, callback=callback, gradients=gradients)
 
-    batches = Batches(field, plan, batch_size, progress, callback)
+    batches = Batches(field, in_parallel(plan, parallel), batch_size, progress, callback)
     state = batches.run(batch, len(images), images.device, "encoding", tuple(images.shape[1:]))
-    return replace(state, plan=encoded_by(field, plan, len(images), batch_size))
+    return replace(state, plan=encoded_by(field, plan, len(images), batch_size, parallel))
 
 
 def decode(
@@ -188,6 +195,7 @@ def decode(
     progress: Progress = False,
     callback: Callback | None = None,
     gradients: Gradients = None,
+    parallel: Parallel | int | None = None,
     **settings: Unpack[Settings],
 ) -> Tensor:
     """Decode a State to images: the inverse direction of `encode`, with any solver.
@@ -199,11 +207,11 @@ def decode(
     Args:
         state: The latents, xbar (B, C, H, W) at the noise level where the grid ends.
         solver: A name of `odeddim.solvers.names()`, or a row of your own.
-        model, steps, grid, end, plan, batch_size, progress, callback, gradients, **settings: As of `solve`. What is not
-            given of the run is as the state was encoded (`State.plan`), as in `odeddim decode`. Latents made of others
-            are decoded by the solver of `solve`, and so are a state that was not encoded, and one that was encoded
-            under another condition or by another model (a warning says so): its exact way back leads to the images
-            that were encoded. `end` is always that of the encoding.
+        model, steps, grid, end, plan, batch_size, progress, callback, gradients, parallel, **settings: As of `solve`.
+            What is not given of the run is as the state was encoded (`State.plan`), as in `odeddim decode`. Latents
+            made of others are decoded by the solver of `solve`, and so are a state that was not encoded, and one that
+            was encoded under another condition or by another model (a warning says so): its exact way back leads to
+            the images that were encoded. `end` is always that of the encoding.
 
     Returns:
         The images x_0, (B, C, H, W), nominally in [-1, 1] and not clipped, in the state's dtype on the model's device.
@@ -227,7 +235,7 @@ def decode(
         )
     field = load(model)
     state, plan = to_decode(field, state, solver, steps, grid, end, plan, settings)
-    return _decoded(Batches(field, plan, batch_size, progress, callback), state, gradients)
+    return _decoded(Batches(field, in_parallel(plan, parallel), batch_size, progress, callback), state, gradients)
 
 
 def sample(
@@ -247,6 +255,7 @@ def sample(
     progress: Progress = False,
     callback: Callback | None = None,
     gradients: Gradients = None,
+    parallel: Parallel | int | None = None,
     **settings: Unpack[OdeSettings],
 ) -> Tensor:
     """Generate images from noise: image i is the same whatever n and the batch are.
@@ -257,7 +266,7 @@ def sample(
             for an `eta` above 0.
         seed: The noise of an image depends on (seed, its index) only.
         eta: DDIM's η between 0 (the ODE) and 1 (DDPM), for the solver "euler" or "ddim-eta"; None for the solver's own.
-        model, steps, grid, end, plan, progress, callback, gradients, **settings: As of `solve`.
+        model, steps, grid, end, plan, progress, callback, gradients, parallel, **settings: As of `solve`.
         batch_size: As of `solve`; with a batch size the images are put together on the CPU.
         shape: The (C, H, W) of the images, for models that take several sizes or any; by default the model's own.
         start: The index of the first image.
@@ -289,22 +298,34 @@ def sample(
         begin = at_the_top(top, plan, fresh)
         return to_images(field, integrate(field, begin, plan, callback=callback, gradients=gradients).xbar)
 
-    batches = Batches(field, plan, batch_size, progress, callback)
+    batches = Batches(field, in_parallel(plan, parallel), batch_size, progress, callback)
     return batches.run(batch, n, torch.device("cpu"), "sampling", where)
 
 
-def encoded_by(field: VectorField, plan: Plan, total: int, batch_size: BatchSize) -> Plan:
+def in_parallel(plan: Plan, parallel: Parallel | int | None) -> Plan:
+    """What runs: the plan, or its run in parallel. It is the plan itself that is kept with the results."""
+    made = Parallel.of(parallel)
+    return plan if made is None else made.on(plan)
+
+
+def encoded_by(
+    field: VectorField, plan: Plan, total: int, batch_size: BatchSize, parallel: Parallel | int | None = None
+) -> Plan:
     """The plan with the model in its notes, and with the batch that its network saw, if that was the same throughout.
 
     Args:
         field: The model.
         plan: The plan that encoded.
         total: The number of images.
-        batch_size: As of `encode`.
+        batch_size, parallel: As of `encode`.
     """
     seen = field.network_batch or (total if batch_size is None else batch_size)
     alike = isinstance(seen, int) and (seen == field.network_batch or total % seen == 0)
-    return plan.noted(field, **({"network_batch": seen} if alike else {}))
+    made = Parallel.of(parallel)
+    alike = alike and (made is None or field.network_batch is not None)  # windows are of many lengths
+    notes: dict[str, Any] = {"network_batch": seen} if alike else {}
+    notes |= {} if made is None else {"parallel": made.to_dict()}
+    return plan.noted(field, **notes)
 
 
 def to_decode(

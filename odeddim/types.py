@@ -105,7 +105,7 @@ class State:
         aux: What a reversible method keeps besides x̄, each shaped like xbar.
         kept: Which method kept it, on which nodes. Another method, or the same one on other nodes, starts from x̄ alone.
         report: What the run that led here says of each image, name -> (B,) on the CPU: "evaluations", "accepted",
-            "rejected" of adaptive rows, "residual" of those that iterate.
+            "rejected" of adaptive rows, "residual" of those that iterate, "rounds" of runs in parallel.
         combined: Whether it was made of other latents (interpolation, means, shifts): the way back that is kept is
             theirs.
         plan: The `odeddim.Plan` that encoded the latents, with the name and the hash of the model in its notes; None if

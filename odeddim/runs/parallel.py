@@ -16,19 +16,22 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from odeddim.plans import Callback, Plan, directed, ready
+from odeddim.plans import Plan
 from odeddim.solvers._points import combined
 from odeddim.types import Field, InputError, Instructions, Point, State
 
 TOLERANCE = 1e-3
 """The default of `Parallel.tolerance`."""
+SETTLED = 1e-2
+"""The share of the tolerance below which a point leaves the window before all are found: what is left of its error
+grows along the rest of the run."""
 SECANTS = 2
 """The changes of a point along which its linear model is what the field has shown."""
 PARALLEL = 1e-2
@@ -37,6 +40,10 @@ _REFUSED = (
     "parallel=... needs a solver whose steps are fixed sums of slopes, of the one-step or the multistep family, and "
     "{!r} is none: leave out parallel=..., or take another solver, such as 'euler' or 'dpmpp-2m'"
 )
+
+
+_Guide: TypeAlias = Callable[[float, Tensor], Tensor]
+"""ε of a Gaussian, guide(σ, x̄ (1, *)): the first guess of slopes."""
 
 
 @dataclass(frozen=True)
@@ -84,48 +91,56 @@ class Parallel:
         """The values, as provenances hold them."""
         return {"window": self.window, "tolerance": self.tolerance}
 
-    def check(self, plan: Plan) -> None:
-        """Raise an InputError unless the solver of a plan runs in parallel."""
-        _course_of(plan, rising=not plan.solver.stochastic)
+    def on(self, plan: Plan) -> Plan:
+        """The plan with its solver run in parallel, for `odeddim.integrate`.
 
-    def integrate(self, field: Field, state: State, plan: Plan, *, callback: Callback | None = None) -> State:
-        """The run of `odeddim.integrate`, its nodes found together.
+        The run gives no gradients and shows nothing between its ends. Its report has for each image the `rounds`, the
+        `evaluations`, and the `residual`: the largest change of a point in the round with which it was taken as found;
+        0 if all points are exact.
 
         Args:
-            field: A model, or any function ε = field(σ, x̄), σ (B,) float64, x̄ (B, *).
-            state: The state, x̄ (B, *), at the first node of the plan or at the last. Gradients are not recorded.
-            plan: The solver and the nodes.
-            callback: Called once, at the end, with the number of steps, the last node and a copy of x̄.
+            plan: The plan.
 
         Returns:
-            The state at the other end of the plan. Its report has for each image the `rounds`, the `evaluations`, and
-            the `residual`, the largest change with which a point was taken as found; 0 if all are exact.
+            A plan with the same nodes, and a row of the same arithmetic.
 
         Raises:
-            InputError: If the solver does not run in parallel, the state lies elsewhere, a gradient is needed, or the
-                model does not take the state.
+            InputError: If the solver is not one whose steps are fixed sums of slopes.
+
+        Example:
+            >>> plan = odeddim.plan(solver="euler", steps=20)
+            >>> x_T = odeddim.noise(1, (1, 28, 28))
+            >>> start = odeddim.State(x_T * (1 + plan.top**2) ** 0.5, plan.top)
+            >>> found = odeddim.integrate(odeddim.load(), start, odeddim.Parallel(20).on(plan))
+            >>> int(found.report["rounds"]) < 15, float(found.report["residual"]) <= 1e-3
+            (True, True)
         """
-        if torch.is_grad_enabled() and state.xbar.requires_grad:
-            raise InputError(
-                "parallel=... gives no gradients, and the start of the run needs one: leave it out, or call it within "
-                "torch.no_grad()"
+        row = plan.solver
+        if row.instructions is None or row.reversible:
+            raise InputError(_REFUSED.format(row.name))
+        own = functools.partial(_run, instructions=row.instructions, parallel=self)
+        return plan.with_solver(
+            replace(
+                row, name=f"{row.name} in parallel", run=own, settings={}, limits=(), chosen={}, to_zero=True,
+                observable=False, differentiable=False,
             )
-        field, state = ready(field, state)
-        nodes = directed(plan, state)
-        course = _course_of(plan, rising=float(nodes[0]) < float(nodes[-1]))
-        with torch.no_grad():
-            images = [_Image(course, state.xbar[i : i + 1], self) for i in range(len(state))]
-            while moving := [image for image in images if not image.done]:
-                _round(field, moving)
-            xbar = torch.cat([image.xbar for image in images])
-        if callback is not None:
-            callback(len(nodes) - 1, float(nodes[-1]), xbar.clone())
-        report = {
-            "rounds": torch.tensor([image.rounds for image in images]),
-            "evaluations": torch.tensor([image.evaluations for image in images]),
-            "residual": torch.tensor([image.residual for image in images], dtype=torch.float64),
-        }
-        return State(xbar, float(nodes[-1]), report=report)
+        )  # fmt: skip
+
+
+def _run(field: Field, state: State, sigmas: Tensor, *, instructions: Instructions, parallel: Parallel) -> State:
+    """The run of the row: the nodes from sigmas[0] to sigmas[-1], σ = 0 among them, found together."""
+    course = _course_of(instructions, tuple(sigmas.tolist()))
+    moments = getattr(field, "moments", None)
+    guide: _Guide = _of_unit_variance if moments is None else moments.eps
+    images = [_Image(course, state.xbar[i : i + 1], parallel, guide) for i in range(len(state))]
+    while moving := [image for image in images if not image.done]:
+        _round(field, moving)
+    report = {
+        "rounds": torch.tensor([image.rounds for image in images]),
+        "evaluations": torch.tensor([image.evaluations for image in images]),
+        "residual": torch.tensor([image.residual for image in images], dtype=torch.float64),
+    }
+    return State(torch.cat([image.xbar for image in images]), course.points[-1].sigma, report=report)
 
 
 def _round(field: Field, images: Sequence[_Image]) -> None:
@@ -164,29 +179,14 @@ class _Course:
         return cls(tuple(points), (*used, len(points) - 1), places, tuple(last_use))
 
 
-def _course_of(plan: Plan, *, rising: bool) -> _Course:
-    """The points of a plan; an InputError if its solver's run is none of points."""
-    row = plan.solver
-    nodes = plan.nodes.tolist()
-    if row.instructions is None:
-        raise InputError(_REFUSED.format(row.name))
-    made = _made(row.instructions, tuple(nodes if rising else nodes[::-1]))
-    if made is None:
-        raise InputError(_REFUSED.format(row.name))
-    return made
-
-
 @functools.lru_cache(maxsize=64)
-def _made(instructions: Instructions, nodes: tuple[float, ...]) -> _Course | None:
-    """The course over nodes, made once for all batches; None if it is no list of points.
+def _course_of(instructions: Instructions, nodes: tuple[float, ...]) -> _Course:
+    """The course over nodes, made once for all batches.
 
     As in `odeddim.plans.walk`, Euler's step leads from σ = 0 to its neighbour, and from there to σ = 0.
     """
     inner = tuple(sigma for sigma in nodes if sigma > 0)
-    own = list(instructions(inner)) if len(inner) > 1 else [Point(inner[0])]
-    if not all(isinstance(point, Point) for point in own):
-        return None
-    points: list[Point] = [point for point in own if isinstance(point, Point)]
+    points: list[Any] = [*instructions(inner)] if len(inner) > 1 else [Point(inner[0])]
     if nodes[0] == 0:
         points[0] = Point(inner[0], {-1: 1.0}, {-1: inner[0]})
         points = [Point(0.0), *(_shifted(point) for point in points)]
@@ -197,9 +197,7 @@ def _made(instructions: Instructions, nodes: tuple[float, ...]) -> _Course | Non
 
 def _shifted(point: Point) -> Point:
     """A point whose references count from a point before the first."""
-    return Point(
-        point.sigma, {i + 1: c for i, c in point.points.items()}, {j + 1: w for j, w in point.slopes.items()}
-    )
+    return Point(point.sigma, {i + 1: c for i, c in point.points.items()}, {j + 1: w for j, w in point.slopes.items()})
 
 
 class _Image:
@@ -209,16 +207,18 @@ class _Image:
         done: Whether the last point is settled.
         guesses: x̄ at the points of the window, (w, *).
         levels: The noise levels of these points.
+        at_end: x̄ at the last point, (1, *), once the window reaches so far.
         rounds: The rounds so far.
         evaluations: The evaluations so far.
         residual: The largest change with which a point was taken as found.
     """
 
-    def __init__(self, course: _Course, xbar: Tensor, parallel: Parallel) -> None:
-        self.course, self.parallel = course, parallel
+    def __init__(self, course: _Course, xbar: Tensor, parallel: Parallel, guide: _Guide) -> None:
+        self.course, self.parallel, self.guide = course, parallel, guide
         self.front = 0  # in marks: the first whose slope is not settled; its x̄ is
         self.xbars, self.slopes = {0: xbar}, dict[int, Tensor]()  # what is settled and still used
         self.guesses, self.levels, self.done = xbar, list[float](), False
+        self.at_end: Tensor | None = None
         self.rounds, self.evaluations, self.residual = 0, 0, 0.0
         self.models = _Models(xbar)
         sweep = _Sweep(self, 0)
@@ -243,11 +243,14 @@ class _Image:
         self.models.learn(self.guesses, eps, self.levels)
         sweep = _Sweep(self, marks[self.front], eps)
         sweep.to(marks[self.front + len(eps)])
-        for change in sweep.changes():
-            if not change <= self.parallel.tolerance:
+        tolerance, changes = self.parallel.tolerance, sweep.changes()
+        for change in changes[: len(eps) - 1]:
+            if not change <= SETTLED * tolerance:
                 break
             self.residual = max(self.residual, change)
             after += 1
+        if after < len(marks) - 1 and len(changes) == len(eps) and max(changes) <= tolerance:
+            self.residual, after = max(self.residual, *changes), len(marks) - 1
         sweep.to(self._end(after))
         self._settle(after, sweep)
 
@@ -266,6 +269,7 @@ class _Image:
         self.levels = [self.course.points[n].sigma for n in window]
         if window:
             self.guesses = torch.cat([sweep.xbars[n] if n > sweep.start else self.xbars[n] for n in window])
+            self.at_end = sweep.xbars.get(marks[-1])
 
 
 class _Sweep:
@@ -300,6 +304,8 @@ class _Sweep:
             if n in course.places:
                 row = course.places[n] - image.front
                 self.slopes[n] = self._followed(n, row) if row < window else self._guessed(n)
+            elif image.at_end is not None and n == len(course.points) - 1:
+                self._note(self.xbars[n] - image.at_end, point.sigma)
         self.reached = max(self.reached, last)
 
     def _xbar(self, n: int) -> Tensor:
@@ -309,26 +315,36 @@ class _Sweep:
         """The slope at a point that was evaluated where it was before."""
         assert self.eps is not None
         sigma, change = self.image.levels[row], self.xbars[n] - self.image.guesses[row : row + 1]
-        self.moved.append(torch.linalg.vector_norm(change, dtype=torch.float64) / math.hypot(1, sigma))
+        self._note(change, sigma)
         return self.eps[row : row + 1].add(change, alpha=_unit(sigma)).add_(self.image.models.along(row, change))
 
     def _guessed(self, n: int) -> Tensor:
-        """The slope at a point that was not evaluated: v of the last one that was, or 0."""
-        sigma, xbar = self.image.course.points[n].sigma, self._xbar(n)
-        if self.v is None:
-            self.v = torch.zeros_like(xbar)
-            if self.eps is not None:
-                last = self.image.course.marks[self.image.front + len(self.eps) - 1]
-                where = self.image.course.points[last].sigma
-                self.v = self.slopes[last].sub(self._xbar(last), alpha=_unit(where)) * math.hypot(1, where)
-        return (self.v / math.hypot(1, sigma)).add_(xbar, alpha=_unit(sigma))
+        """The slope at a point that was not evaluated: that of a Gaussian, and what the last one that was had beyond.
+
+        What is beyond is held as v of the variance-preserving chart.
+        """
+        course, guide = self.image.course, self.image.guide
+        sigma, xbar = course.points[n].sigma, self._xbar(n)
+        if self.eps is not None and self.v is None:
+            last = course.marks[self.image.front + len(self.eps) - 1]
+            where = course.points[last].sigma
+            self.v = (self.slopes[last] - guide(where, self._xbar(last))) * math.hypot(1, where)
+        own = guide(sigma, xbar)
+        return own if self.v is None else own + self.v / math.hypot(1, sigma)
+
+    def _note(self, change: Tensor, sigma: float) -> None:
+        self.moved.append(torch.linalg.vector_norm(change, dtype=torch.float64) / math.hypot(1, sigma))
 
     def changes(self) -> list[float]:
-        """By how much the evaluated points after the first have moved: rms, in units of √(1+σ²)."""
+        """By how much points have moved, rms in units of √(1+σ²): the evaluated ones but the first, then the last."""
         if not self.moved:
             return []
         found: list[float] = (torch.stack(self.moved) / math.sqrt(self.image.guesses[0].numel())).tolist()
         return found
+
+
+def _of_unit_variance(sigma: float, xbar: Tensor) -> Tensor:
+    return xbar * _unit(sigma)
 
 
 def _unit(sigma: float) -> float:
