@@ -53,9 +53,10 @@ class Parallel:
     Attributes:
         window: The evaluations of a run that are made at once, for each image. A window as long as the run takes the
             fewest rounds; memory grows with the window.
-        tolerance: A point is found when a round changes it by at most this: rms, in units of √(1+σ²), which are those
-            of an image at the clean end, and of a latent of unit variance at σ_T. With 0 the result is that of the
-            sequential run, up to the network's digits in another batch.
+        tolerance: A run ends with the round that changes no point by more than this: rms, in units of √(1+σ²), which
+            are those of an image at the clean end, and of a latent of unit variance at σ_T. Changes shrink faster and
+            faster, so that the result is closer to the sequential run's. With 0 it is that, up to the network's digits
+            in another batch.
 
     Raises:
         InputError: If the window is no positive whole number, or the tolerance is negative or not finite.
