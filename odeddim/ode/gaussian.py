@@ -224,7 +224,7 @@ class Gaussian:
 
     @cached_property
     def _root(self) -> Tensor:
-        """G^(-1/2) of the Gram matrix G of the eigenvectors as they are stored, (K, K): with it they are orthonormal."""
+        """G^(-1/2) of the Gram matrix G of the stored eigenvectors, (K, K): with it they are orthonormal."""
         cpu = torch.device("cpu")
         gram = torch.cat([torch.cat([a @ b.T for b in self._blocks(cpu)], 1) for a in self._blocks(cpu)])
         values, vectors = torch.linalg.eigh(gram)
