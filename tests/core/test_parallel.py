@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from support import command
 from torch import Tensor, nn
 
 import odeddim
 from odeddim.ode.analytic import Gaussian, GaussianMixture
 from odeddim.runs.parallel import TOLERANCE, Parallel
 from odeddim.types import InputError, Point, State
-from support import command
 
 LINEAR = odeddim.Schedule.linear()
 
@@ -206,10 +206,11 @@ def test_callback_and_progress_see_the_end() -> None:
     seen, told = [], []
     odeddim.solve(
         odeddim.noise(2, (1, 4, 4)), "euler", model=mixture(), steps=8, parallel=8,
-        callback=lambda step, sigma, xbar: seen.append((sigma, xbar.shape)), progress=lambda done, total: told.append(done),
+        callback=lambda step, sigma, xbar: seen.append((sigma, xbar.shape)),
+        progress=lambda done, total: told.append((done, total)),
     )  # fmt: skip
     assert seen == [(0.0, (2, 1, 4, 4))]
-    assert told[-1] == 2
+    assert told[-1] == (2, 2)
 
 
 @pytest.mark.parametrize("name", REFUSES)
