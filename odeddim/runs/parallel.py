@@ -6,10 +6,10 @@ comes out is the next guess, and the fixed point is the sequential run. The firs
 round settles one point at least: N evaluations in a row take N rounds at most, and after these the result is the
 sequential one bit for bit, if the network gives an image the same bits in any batch.
 
-Two things make it fast. A slope is not held while its point moves: it follows a linear model, ε(x̄ + δ) = ε(x̄) + J·δ.
-J is that of data of unit variance, ε = σx̄/(1+σ²) (what is held is then v of the variance-preserving chart), and along
-the last two changes of the point what the field has shown there. And points that have settled leave the window, which
-takes in others.
+Three things make it fast. The first guess follows the Gaussian of the model's data, or that of data of unit variance. A
+slope is not held while its point moves: it follows a linear model, ε(x̄ + δ) = ε(x̄) + J·δ. J is that of data of unit
+variance, ε = σx̄/(1+σ²) (what is held is then v of the variance-preserving chart), and along the last two changes of the
+point what the field has shown there. And points that have settled leave the window, which takes in others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from odeddim.plans import Plan
 from odeddim.solvers._points import combined
-from odeddim.types import Field, InputError, Instructions, Point, State
+from odeddim.types import Field, InputError, Instructions, Moments, Point, State
 
 TOLERANCE = 1e-3
 """The default of `Parallel.tolerance`."""
@@ -131,8 +131,7 @@ class Parallel:
 def _run(field: Field, state: State, sigmas: Tensor, *, instructions: Instructions, parallel: Parallel) -> State:
     """The run of the row: the nodes from sigmas[0] to sigmas[-1], σ = 0 among them, found together."""
     course = _course_of(instructions, tuple(sigmas.tolist()))
-    moments = getattr(field, "moments", None)
-    guide: _Guide = _of_unit_variance if moments is None else moments.eps
+    guide = _guide_of(field, state.xbar)
     images = [_Image(course, state.xbar[i : i + 1], parallel, guide) for i in range(len(state))]
     while moving := [image for image in images if not image.done]:
         _round(field, moving)
@@ -344,8 +343,21 @@ class _Sweep:
         return found
 
 
-def _of_unit_variance(sigma: float, xbar: Tensor) -> Tensor:
-    return xbar * _unit(sigma)
+def _guide_of(field: Field, xbar: Tensor) -> _Guide:
+    """ε of the Gaussian of the model's data, or of data of unit variance if it has none for data of this shape."""
+    moments: Moments | None = getattr(field, "moments", None)
+    try:
+        if moments is not None:
+            moments.centre(xbar)
+    except InputError:  # that of data of another size
+        moments = None
+
+    def guide(sigma: float, xbar: Tensor) -> Tensor:
+        if moments is None or sigma == 0:  # where ε may not exist
+            return xbar * _unit(sigma)
+        return moments.eps(torch.tensor(sigma, dtype=torch.float64), xbar)
+
+    return guide
 
 
 def _unit(sigma: float) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import odeddim
 from odeddim.ode.analytic import Gaussian, GaussianMixture
+from odeddim.ode.gaussian import Gaussian as Moments
 from odeddim.runs.parallel import TOLERANCE, Parallel
 from odeddim.types import InputError, Point, State
 
@@ -109,14 +110,37 @@ def test_rounds_hardly_grow_with_the_steps() -> None:
     assert rounds[2] <= rounds[0] + 2, rounds
 
 
-def test_data_of_unit_variance_are_found_at_once() -> None:
-    """The first guess is exact there, and one round sees it: so the guess is right, and what is held is v."""
-    for direction in ("encode", "decode"):
-        plan = odeddim.plan(of_one_gaussian(1.0), "dpmpp-2m", steps=60)
+def without_moments(std: float) -> odeddim.VectorField:
+    field = of_one_gaussian(std)
+    field.moments = None
+    return field
+
+
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_the_first_guess_follows_a_gaussian(direction: str) -> None:
+    """One round sees that it is exact: that of the data's own Gaussian, else that of data of unit variance."""
+    for field, exact in ((of_one_gaussian(0.4), True), (without_moments(1.0), True), (without_moments(0.4), False)):
+        plan = odeddim.plan(field, "dpmpp-2m", steps=60, end="sigma_min")  # at σ = 0 a network answers as at σ_1
         begin = start(plan, direction)
-        found = odeddim.integrate(of_one_gaussian(1.0), begin, Parallel(100, 1e-9).on(plan))
-        assert found.report["rounds"].tolist() == [1] * 3
-        assert off(found, odeddim.integrate(of_one_gaussian(1.0), begin, plan)) < 1e-13
+        found = odeddim.integrate(field, begin, Parallel(100, 1e-6).on(plan))
+        assert (found.report["rounds"].tolist() == [1] * 3) == exact
+        assert off(found, odeddim.integrate(field, begin, plan)) < 1e-9
+
+
+def test_moments_of_another_size_are_left_alone() -> None:
+    field = mixture()
+    field.moments = Moments.of(torch.rand(9, 1, 5, 5))
+    right = odeddim.solve(odeddim.noise(1, (1, 4, 4)), "euler", model=field, steps=9)
+    found = odeddim.solve(odeddim.noise(1, (1, 4, 4)), "euler", model=field, steps=9, parallel=Parallel(9, 0))
+    assert torch.equal(found, right)
+
+
+def test_the_interval_that_is_carried_stays_so() -> None:
+    x_T = odeddim.noise(2, (1, 4, 4)).double()
+    how: dict[str, Any] = {"model": mixture(), "steps": 9, "top": "gaussian:20"}
+    images = odeddim.solve(x_T, "dpmpp-2m", **how)
+    assert torch.equal(odeddim.solve(x_T, "dpmpp-2m", **how, parallel=Parallel(4, 0)), images)
+    assert odeddim.encode(images, "ab3", **how) == odeddim.encode(images, "ab3", **how, parallel=Parallel(4, 0))
 
 
 def test_what_a_point_has_shown_of_its_slope_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +149,7 @@ def test_what_a_point_has_shown_of_its_slope_is_used(monkeypatch: pytest.MonkeyP
     begin = start(plan, "decode")
 
     def rounds() -> int:
-        found = odeddim.integrate(of_one_gaussian(0.2), begin, Parallel(50, 1e-9).on(plan))
+        found = odeddim.integrate(without_moments(0.2), begin, Parallel(50, 1e-9).on(plan))
         return int(found.report["rounds"].max())
 
     assert rounds() <= 4
