@@ -103,9 +103,9 @@ RESULTS = {
     ),
     "parallel": Result(
         "Steps in parallel: rounds",
-        "Rounds of evaluations in one batch until a run is found ([Steps in parallel](parallel.md)), for 16 noises and 16 of "
-        "the sample images: medians, and the smallest and the largest. `off` is the distance to the sequential run's "
-        "result, `time` the CPU time over that of the sequential run: on a CPU it is slower.",
+        "Rounds of evaluations in one batch until a run is found ([Steps in parallel](parallel.md)), for 16 noises and "
+        "16 of the sample images: medians, and the smallest and the largest. `off` is the distance to the sequential "
+        "run's result, `time` the CPU time over that of the sequential run: on a CPU it is slower.",
         ("python benchmarks/parallel.py",),
     ),
     "time": Result(

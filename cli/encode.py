@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, preparation, recording
+from odeddim.cli import options, parallel, preparation, recording
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
@@ -40,7 +40,7 @@ found = options.gathered(
 @options.count
 @options.model
 @preparation.prepare
-@options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, options.plan, options.parallel)
+@options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, options.plan, parallel.option)
 @options.machine
 @options.tol
 @found

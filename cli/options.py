@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from odeddim import defaults
-from odeddim.cli.kinds import Assignment, Interval, ModelName, Shape, SolverName, Tolerance, Window
+from odeddim.cli.kinds import Assignment, Interval, ModelName, Shape, SolverName, Tolerance
+from odeddim.cli.parallel import beside
 from odeddim.cli.telling import telling
 from odeddim.storage.atomic import is_hidden, printable
 
@@ -219,16 +220,6 @@ end = click.option(
 )
 
 
-parallel = click.option(
-    "--parallel",
-    type=Window(),
-    default=None,
-    metavar="WINDOW[:TOLERANCE]",
-    help="Evaluate so many noise levels of each image in one batch, in rounds, until the result is that of the run to "
-    "this tolerance (rms, 1e-3 by default). For solvers of the one-step and the multistep family.",
-)
-
-
 def _settings(*, tolerances: bool = True) -> Callable[[F], F]:
     """--set and the settings that have options of their own. tolerances: with --rtol and --atol."""
     both = (
@@ -281,28 +272,18 @@ plan = click.option(
 
 def _how(own: dict[str, Any]) -> dict[str, Any]:
     """What jobs take as `**how`: what was said of the run, or `plan=` alone."""
-    beside = _beside(own.pop("parallel", None))
+    more = beside(own)
     path, others = own.pop("plan", None), [name for name in (*own, "tol") if is_given(name)]
     typed = [name for name in others if is_typed(name)]
     if path is None or (typed and not is_typed("plan")):
         settings = settings_of(own)
         said = {name: value for name, value in own.items() if value is not None and (name != "end" or is_given("end"))}
-        return {**said, **settings, **beside}
+        return {**said, **settings, **more}
     from odeddim.plans import Plan
 
     for name in typed if is_typed("plan") else others:
         raise click.UsageError(f"--plan says how to run: leave out --{name.replace('_', '-')}")
-    return {"plan": Plan.load(path), **beside}
-
-
-def _beside(window: tuple[int, float | None] | None) -> dict[str, Any]:
-    """`parallel=` of jobs, which a plan leaves open; nothing if it was not said."""
-    if window is None:
-        return {}
-    from odeddim.runs.parallel import Parallel
-
-    size, tolerance = window
-    return {"parallel": Parallel(size) if tolerance is None else Parallel(size, tolerance)}
+    return {"plan": Plan.load(path), **more}
 
 
 def run(
