@@ -101,6 +101,13 @@ RESULTS = {
         "the image's change misses, over the norm of the change.",
         ("python benchmarks/gradients.py cost", "python benchmarks/gradients.py trust"),
     ),
+    "parallel": Result(
+        "Steps in parallel: rounds",
+        "Rounds of evaluations in one batch until a run is found ([Steps in parallel](parallel.md)), for 16 noises and "
+        "16 of the sample images: medians, and the smallest and the largest. `off` is the distance to the sequential "
+        "run's result, `time` the CPU time over that of the sequential run: on a CPU it is slower.",
+        ("python benchmarks/parallel.py",),
+    ),
     "time": Result(
         "Seconds: Figure 4",
         "Seconds over the number of steps, for each batch size, with the fitted line, and the share of the time that "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, preparation, recording
+from odeddim.cli import options, parallel, preparation, recording
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
@@ -40,7 +40,7 @@ found = options.gathered(
 @options.count
 @options.model
 @preparation.prepare
-@options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, options.plan)
+@options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, options.plan, parallel.option)
 @options.machine
 @options.tol
 @found
@@ -108,6 +108,7 @@ def command(
       odeddim encode -o z.h5 --solver euler --grid linear --steps 100     DDIM, as in the paper
       odeddim encode -o z.h5 --solver dopri5 --rtol 1e-5
       odeddim encode photos/ -o z.h5 --model MODEL --certify
+      odeddim encode photos/ -o z.h5 --model MODEL --solver euler --parallel 50
       odeddim encode photos/ -o z.h5 --model MODEL --tol 1e-3
       odeddim encode photos/ -o z.h5 --model MODEL --plan bench/plan.json
       odeddim encode -o z.h5 -n 8 --trajectory t.h5 --trajectory-at 0.1,1,10

@@ -92,6 +92,24 @@ class Tolerance(click.FloatRange):
         return number
 
 
+class Window(Kind[tuple[int, float | None]]):
+    """WINDOW[:TOLERANCE] of runs in parallel."""
+
+    name = "window[:tolerance]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float | None]:
+        if isinstance(value, tuple):
+            return value
+        window, colon, tolerance = str(value).partition(":")
+        try:
+            found = int(window), float(tolerance) if colon else None
+        except ValueError:
+            self.fail(f"{value!r} is not WINDOW or WINDOW:TOLERANCE, as in 50 or 50:1e-4", param, ctx)
+        if found[0] < 1 or not 0 <= (found[1] or 0.0) < math.inf:
+            self.fail(f"{value!r}: the window must be at least 1, and the tolerance at least 0", param, ctx)
+        return found
+
+
 class Interval(Kind[tuple[float, float]]):
     """LOW,HIGH: two noise levels."""
 

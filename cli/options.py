@@ -11,6 +11,7 @@ import click
 
 from odeddim import defaults
 from odeddim.cli.kinds import Assignment, Interval, ModelName, Shape, SolverName, Tolerance
+from odeddim.cli.parallel import beside
 from odeddim.cli.telling import telling
 from odeddim.storage.atomic import is_hidden, printable
 
@@ -271,17 +272,18 @@ plan = click.option(
 
 def _how(own: dict[str, Any]) -> dict[str, Any]:
     """What jobs take as `**how`: what was said of the run, or `plan=` alone."""
+    more = beside(own)
     path, others = own.pop("plan", None), [name for name in (*own, "tol") if is_given(name)]
     typed = [name for name in others if is_typed(name)]
     if path is None or (typed and not is_typed("plan")):
         settings = settings_of(own)
         said = {name: value for name, value in own.items() if value is not None and (name != "end" or is_given("end"))}
-        return {**said, **settings}
+        return {**said, **settings, **more}
     from odeddim.plans import Plan
 
     for name in typed if is_typed("plan") else others:
         raise click.UsageError(f"--plan says how to run: leave out --{name.replace('_', '-')}")
-    return {"plan": Plan.load(path)}
+    return {"plan": Plan.load(path), **more}
 
 
 def run(

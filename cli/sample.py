@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, pictures
+from odeddim.cli import options, parallel, pictures
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Pictures, Subject
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 )
 @options.size
 @options.model
-@options.run(f"{defaults.SAMPLE}; with --eta {defaults.SAMPLE_WITH_ETA}", options.end, options.plan)
+@options.run(f"{defaults.SAMPLE}; with --eta {defaults.SAMPLE_WITH_ETA}", options.end, options.plan, parallel.option)
 @options.machine
 @click.option(
     "--density",
@@ -65,6 +65,7 @@ def command(
       odeddim sample -n 1000 --seed 1 -o images.h5 --solver dpmpp-2m --grid karras --steps 20
       odeddim sample -o ddpm.png --solver ddpm --steps 100
       odeddim sample -o half.png --eta 0.5
+      odeddim sample -n 1 -o one.png --parallel 50:1e-3
       odeddim sample -o planned.png --plan plan.json
     """
     from odeddim import jobs

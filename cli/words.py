@@ -15,11 +15,11 @@ ARGUMENTS = {
     "dequantise", "device", "direction", "draws", "dropout", "dtype", "ema", "end", "eta", "false_positives",
     "features", "figure_size", "find", "format", "fps", "frames", "from", "grid", "guidance", "images", "json", "label",
     "labels", "learning_rate", "levels", "log_json", "loop", "max_nfe", "model", "multipliers", "negative_prompt",
-    "network_batch", "of", "output", "overwrite", "pad", "pair", "pairs", "paper", "plan", "points", "precision",
-    "predicts", "probes", "prompt", "quiet", "reference", "repeats", "resize", "resume", "round_trip", "rtol",
-    "samples_every", "scale", "seed", "sensitivity", "set", "sheet", "side", "size", "skip_bad", "solver", "solvers",
-    "steps", "threads", "tiles", "title", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol",
-    "tolerances", "trajectory", "validation", "verbose", "wait", "worst",
+    "network_batch", "of", "output", "overwrite", "pad", "pair", "pairs", "paper", "parallel", "plan", "points",
+    "precision", "predicts", "probes", "prompt", "quiet", "reference", "repeats", "resize", "resume", "round_trip",
+    "rtol", "samples_every", "scale", "seed", "sensitivity", "set", "sheet", "side", "size", "skip_bad", "solver",
+    "solvers", "steps", "threads", "tiles", "title", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt",
+    "tol", "tolerances", "trajectory", "validation", "verbose", "wait", "worst",
 }  # fmt: skip
 """Arguments of the library that are options of the same name."""
 CALLED = {

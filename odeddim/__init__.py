@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from odeddim.ode.schedule import Schedule as Schedule
     from odeddim.plans import Plan as Plan
     from odeddim.plans import integrate as integrate
+    from odeddim.runs.parallel import Parallel as Parallel
     from odeddim.storage.images import open_images as open_images
     from odeddim.storage.preparation import Preparation as Preparation
     from odeddim.trajectories import Trajectory as Trajectory
@@ -66,6 +67,7 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "Field": "odeddim.types",
         "InputError": "odeddim.types",
         "LogDensity": "odeddim.checks.density",
+        "Parallel": "odeddim.runs.parallel",
         "Plan": "odeddim.plans",
         "Preparation": "odeddim.storage.preparation",
         "Reference": "odeddim.checks.scores",

@@ -48,6 +48,25 @@ Observe = Callable[[float, "Tensor"], Any]
 """observe(sigma, xbar): what a run calls at each node between its first and its last, with x̄ (B, *) there."""
 
 
+class Moments(Protocol):
+    """The Gaussian of a model's data, as solvers see it: the attribute `moments` of a field, if it has one.
+
+    See `odeddim.ode.gaussian.Gaussian`.
+    """
+
+    def centre(self, xbar: Tensor, /) -> Tensor:
+        """The mean in float64 on the device of x̄ (B, *)."""
+
+    def eps(self, sigma: Tensor, xbar: Tensor, /) -> Tensor:
+        """The Gaussian's ε (B, *) at σ ()."""
+
+    def per_component(self, factor: Callable[[Tensor], Tensor], /) -> tuple[Tensor, float]:
+        """The values of a function of variances: those of the eigenvectors (K,), and that of the rest."""
+
+    def filtered(self, terms: Sequence[tuple[Tensor, Tensor, float]], /) -> Tensor:
+        """The sum (B, *) float64 of tensors, each with its components multiplied by factors of their own."""
+
+
 class InputError(ValueError):
     """Something that the user gave cannot be used. The message is one sentence: what, where, what to do.
 
@@ -105,7 +124,7 @@ class State:
         aux: What a reversible method keeps besides x̄, each shaped like xbar.
         kept: Which method kept it, on which nodes. Another method, or the same one on other nodes, starts from x̄ alone.
         report: What the run that led here says of each image, name -> (B,) on the CPU: "evaluations", "accepted",
-            "rejected" of adaptive rows, "residual" of those that iterate.
+            "rejected" of adaptive rows, "residual" of those that iterate, "rounds" of runs in parallel.
         combined: Whether it was made of other latents (interpolation, means, shifts): the way back that is kept is
             theirs.
         plan: The `odeddim.Plan` that encoded the latents, with the name and the hash of the model in its notes; None if

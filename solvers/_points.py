@@ -226,7 +226,7 @@ def follow(
         if n > 0:
             terms = [(weight, xbars[i]) for i, weight in point.points.items()]
             terms += [(weight, slopes[j]) for j, weight in point.slopes.items()]
-            xbars[n] = _combined(terms)
+            xbars[n] = combined(terms)
             for used, last, kept in ((point.points, last_point, xbars), (point.slopes, last_slope, slopes)):
                 for i in used:
                     if last[i] == n:
@@ -240,7 +240,7 @@ def follow(
     return State(xbars[len(points) - 1], points[-1].sigma)
 
 
-def _combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
+def combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     """Σ weight·tensor, a new tensor."""
     (weight, first), *others = terms
     total = first.clone() if weight == 1 else first * weight

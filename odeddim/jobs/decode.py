@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from odeddim.jobs.recording import OWN_STEPS, Recording, opened, together
 from odeddim.jobs.subject import Subject, subject_of, warn_of_plan
 from odeddim.jobs.telling import Tally, evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.waiting import wait_for
-from odeddim.jobs.work import How, Outcome, Progress, shown, warn
+from odeddim.jobs.work import How, Outcome, Progress, in_order, shown, warn
 from odeddim.latents.latent_file import LatentFile
 from odeddim.latents.provenance import Provenance
 from odeddim.plans import Plan
+from odeddim.runs.parallel import Parallel
 from odeddim.storage.atomic import check_place
 from odeddim.storage.outputs import Pictures, open_output
 from odeddim.storage.prefetch import ahead
@@ -36,6 +37,7 @@ def decode(
     plan: Plan | None = None,
     tol: float | None = None,
     trajectory: str | Path | Recording | None = None,
+    parallel: Parallel | int | None = None,
     machine: Machine | None = None,
     wait: bool = False,
     overwrite: bool = False,
@@ -56,6 +58,8 @@ def decode(
             of a more accurate run, rms over pixels in [-1, 1].
         trajectory: The file t.h5 to which the points of each image's run are written too, or a Recording that says
             which; `odeddim.Trajectory.load` opens it.
+        parallel: As of `odeddim.solve`: the nodes of each image are found together, without tol and trajectory. Without
+            a batch size of the machine, fewer images are in work at once.
         machine: Where to run; what is not given is as the latents were encoded.
         wait: Whether to wait for a latent file that another process is still writing.
         overwrite: Whether to begin anew, whatever is at `output`.
@@ -77,21 +81,21 @@ def decode(
     """
     latents, to = Path(latents), Pictures.of(output)
     output = to.path
-    said = How.of(how)
+    said, together_by = How.of(how), in_order(parallel, tol=tol is not None, trajectory=trajectory is not None)
     if wait:
         wait_for(latents)
     with LatentFile(latents) as file:
         place = (machine or Machine()).at(file, model)
         field = subject_of(file, place, model)
-        decoding = decoding_of(file, field, said, plan, tol)
+        decoding = replace(decoding_of(file, field, said, plan, tol), parallel=together_by)
         plan, row = decoding.plan, decoding.plan.solver
         warn_of_plan(plan, field)
         recording = Recording.of(trajectory, OWN_STEPS if decoding.rungs else "", plan, (latents, output), up=False)
         ode = place.fit(field, row).on_data()
         if len(file) < file.total:
             warn(f"{latents} is unfinished: {len(file)} of {file.total} latents are there")
-        total, size = len(file), place.at_once(field, row, queued=bool(decoding.rungs))
-        details = {**({} if tol is None else {"tol": tol}), **place.details(field, row, size)}
+        total, size = len(file), place.at_once(field, row, queued=bool(decoding.rungs), parallel=together_by)
+        details = {**({} if tol is None else {"tol": tol}), **place.details(field, row, size, together_by)}
 
         def of_first(count: int) -> Provenance:
             return decoding.provenance(file, field, count, **details)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from odeddim import defaults, solvers
-from odeddim.api import decode
+from odeddim.api import decode, in_parallel
 from odeddim.checks.certificate import Rungs, decode_as_encoded, rungs_of
 from odeddim.jobs.recording import Walk
 from odeddim.jobs.work import How, the_plan
@@ -19,6 +19,7 @@ from odeddim.ode.field import VectorField
 from odeddim.ode.grids import is_named
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Plan
+from odeddim.runs.parallel import Parallel
 from odeddim.types import InputError, State
 
 NOTHING = How(None, None, None, None, {})
@@ -31,10 +32,20 @@ class Decoding:
     Attributes:
         plan: The plan.
         rungs: Plans by their numbers of steps, if each image has steps of its own; otherwise empty.
+        parallel: How nodes are found together; None for one after the other.
+
+    Raises:
+        InputError: If the solver does not run in parallel, or each image has steps of its own.
     """
 
     plan: Plan
     rungs: Rungs = field(default_factory=dict)
+    parallel: Parallel | None = None
+
+    def __post_init__(self) -> None:
+        if self.parallel is not None and self.rungs:
+            raise InputError("the latents have steps of their own: leave out parallel=..., or give steps=...")
+        in_parallel(self.plan, self.parallel)  # or a sentence
 
     @property
     def steps(self) -> str:
@@ -60,7 +71,9 @@ class Decoding:
         row = self.plan.solver
         # The noise of an image depends on its index in the file, and not on the batch.
         plan = self.plan.with_solver(row.with_settings(first=first)) if row.stochastic else self.plan
-        return decode(state, model=model, plan=plan) if walk is None else walk(state, model, plan).xbar
+        if walk is not None:
+            return walk(state, model, plan).xbar
+        return decode(state, model=model, plan=plan, parallel=self.parallel)
 
     def provenance(self, file: LatentFile, model: VectorField, count: int, **details: Any) -> Provenance:
         """The provenance of the images of the first `count` latents of a file."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from odeddim import defaults
-from odeddim.api import Model, state_dtype
+from odeddim.api import Model, in_parallel, state_dtype
 from odeddim.api import encode as encode_batch
 from odeddim.checks.certificate import Rungs, certificate, certificate_of_rungs, encode_to, rungs_of
 from odeddim.checks.certificate import certify as certify_batch
@@ -31,12 +31,13 @@ from odeddim.jobs.subject import (
     warn_of_plan,
 )
 from odeddim.jobs.telling import Reports, Tally, of_all, so_far, warn_of_range
-from odeddim.jobs.work import How, Outcome, Progress, shown, the_plan
+from odeddim.jobs.work import How, Outcome, Progress, in_order, shown, the_plan
 from odeddim.latents.latent_file import LatentRun
 from odeddim.latents.provenance import Provenance, provenance_of
 from odeddim.models import DEFAULT
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan, check_encodes
+from odeddim.runs.parallel import Parallel
 from odeddim.storage.atomic import check_place
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.prefetch import ahead
@@ -58,6 +59,7 @@ def encode(
     certify: bool = False,
     density: bool = False,
     trajectory: str | Path | Recording | None = None,
+    parallel: Parallel | int | None = None,
     prepare: Preparation | None = None,
     machine: Machine | None = None,
     overwrite: bool = False,
@@ -84,6 +86,8 @@ def encode(
             two products with the Jacobian at each node. Images then lie at σ_1.
         trajectory: The file t.h5 to which the points of each image's run are written too, or a Recording that says
             which; `odeddim.Trajectory.load` opens it.
+        parallel: As of `odeddim.encode`: the nodes of each image are found together, without tol, certify, density and
+            trajectory. The file says so. Without a batch size of the machine, fewer images are in work at once.
         prepare: What is done to the images, as of `odeddim.Preparation`; nothing if the model takes their size.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
@@ -108,6 +112,9 @@ def encode(
         raise InputError("several processes cannot share a list on standard input: give a folder or a file of images")
     place = (machine or Machine()).at(model=model)
     field = subject_on(place, model)
+    together_by = in_order(
+        parallel, tol=tol is not None, certify=certify, density=density, trajectory=trajectory is not None
+    )
     said = How.of(how)
     if density and plan is None:
         said = said._replace(end=said.end or "sigma_min")
@@ -115,13 +122,14 @@ def encode(
     plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field.schedule, defaults.ENCODE)
     warn_of_plan(plan, field)
     check_encodes(plan.solver)
+    in_parallel(plan, together_by)  # or a sentence
     measured = _density(field, plan, rungs, density)
     place.fit(field, plan.solver)
     recording = Recording.of(trajectory, _unfit(tol, certify, density), plan, (given, output), up=True)
     source = images_for(field, images, prepare)
     names = first_names(source, count, given)
-    size = place.at_once(field, plan.solver, queued=tol is not None)
-    run = _Encoding(field, plan, rungs, place, tol, certify, measured)
+    size = place.at_once(field, plan.solver, queued=tol is not None, parallel=together_by)
+    run = _Encoding(field, plan, rungs, place, tol, certify, measured, together_by)
 
     def of_first(total: int) -> Provenance:
         return run.provenance({"images": source.identity(given, total), **recorded(source)}, size)
@@ -181,11 +189,11 @@ class _Encoding:
 
     def __init__(
         self, field: VectorField, plan: Plan, rungs: Rungs, place: Place, tol: float | None, certified: bool,
-        density: Density | None,
+        density: Density | None, parallel: Parallel | None,
     ) -> None:  # fmt: skip
         self.field, self.plan, self.rungs, self.place = field, plan, rungs, place
         self.ode = field.on_data() if density is None else density.model
-        self.tol, self.certified, self.density = tol, certified, density
+        self.tol, self.certified, self.density, self.parallel = tol, certified, density, parallel
         self.reports, self.tally, self.rms = Reports(), Tally(tol or 0.0), 0.0
 
     def provenance(self, images: Mapping[str, Any], size: int) -> Provenance:
@@ -198,7 +206,7 @@ class _Encoding:
             **({} if self.tol is None else {"tol": self.tol, "ladder": list(self.rungs)}),
             **({"certified": True} if self.certified else {}),
             **({"density": True} if self.density is not None else {}),
-            **self.place.details(self.field, self.plan.solver, size),
+            **self.place.details(self.field, self.plan.solver, size, self.parallel),
         )
 
     def batch(
@@ -227,7 +235,7 @@ class _Encoding:
         elif walk is not None:
             state = walk(State(state_dtype(x_0), float(self.plan.nodes[0])), self.ode, self.plan)
         else:
-            state = encode_batch(x_0, model=self.ode, plan=self.plan)
+            state = encode_batch(x_0, model=self.ode, plan=self.plan, parallel=self.parallel)
         state = replace(state, report={**state.report, **floor})
         self.reports.add(state, names)
         self.rms = max(self.rms, float(state.x.square().mean().sqrt()))
@@ -242,5 +250,5 @@ class _Encoding:
         return (
             f"{so_far(done, total)} latents at σ = {self.plan.top:.6g} in {output}"
             f"{of_all(done, total, self.reports.images)}: {self.plan.solver.name}, {self.plan.grid} grid{steps}"
-            f"{self.reports.floor()}, {spent}"
+            f"{self.reports.floor()}{self.reports.rounds()}, {spent}"
         )

@@ -135,6 +135,7 @@ def save(
     details = Machine().at(model=field).details(field, plan.solver, len(state))
     # A network's last digits depend on the batch that it saw: whoever decodes the file gives it as many images.
     details["network_batch"] = details["network_batch"] or plan.notes.get("network_batch")
+    details |= {"parallel": plan.notes["parallel"]} if "parallel" in plan.notes else {}
     made = provenance_of(field, plan, "interpolate" if state.combined else "encode", **details)
     named = Numbered("", len(state)) if names is None else names
     with LatentRun(Path(path), named, made, plan.nodes, overwrite=overwrite) as run:

@@ -14,6 +14,7 @@ from odeddim.latents.latent_file import LatentFile
 from odeddim.latents.provenance import MADE_OF_OTHERS
 from odeddim.ode.devices import DTYPES, dtype_of, place_of
 from odeddim.ode.field import VectorField
+from odeddim.runs.parallel import Parallel
 from odeddim.types import Solver, State, pick
 
 BATCH = 32  # images in work at once by default, unless the network takes more at once
@@ -144,7 +145,9 @@ class Place:
             warn(inexact)
         return field
 
-    def at_once(self, field: VectorField, row: Solver, *, queued: bool = False) -> int:
+    def at_once(
+        self, field: VectorField, row: Solver, *, queued: bool = False, parallel: Parallel | None = None
+    ) -> int:
         """The number of images to work on together. The result depends on it only if the solver shares its steps.
 
         It is a multiple of the network's batch, so that only the last batch is filled up.
@@ -153,6 +156,7 @@ class Place:
             field: The model.
             row: The solver.
             queued: Whether images leave the run one by one.
+            parallel: How nodes are found together: an image takes as much memory as its window has nodes.
 
         Returns:
             The number.
@@ -160,11 +164,12 @@ class Place:
         size = self.machine.batch_size
         if size is None and self.encoded is not None and row.shares_steps:
             size = _positive(self.encoded.provenance.details.get("batch_size"))
-        size = (size or in_work(field.network_batch or 1)) * (QUEUE if queued or row.queued else 1)
+        window = 1 if parallel is None else parallel.window
+        size = (size or max(1, in_work(field.network_batch or 1) // window)) * (QUEUE if queued or row.queued else 1)
         log.debug("%d images in work at once", size)
         return size
 
-    def details(self, field: VectorField, row: Solver, size: int) -> dict[str, Any]:
+    def details(self, field: VectorField, row: Solver, size: int, parallel: Parallel | None = None) -> dict[str, Any]:
         """What the provenance says of the machine: everything on which the digits of the result depend."""
         details = {"dtype": self.dtype_name, "device": self.device.type, "network_batch": field.network_batch}
         if self.device.type == "cpu":
@@ -174,6 +179,8 @@ class Place:
             details |= {"gpu": torch.cuda.get_device_name(self.device), "cudnn": cudnn}
         if row.shares_steps:
             details["batch_size"] = size
+        if parallel is not None:
+            details["parallel"] = parallel.to_dict()
         return details
 
     def inexact(self, field: VectorField, row: Solver) -> str:

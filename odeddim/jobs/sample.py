@@ -13,19 +13,20 @@ from typing import Any
 import torch
 
 from odeddim import defaults
-from odeddim.api import Model, noise, to_images, with_noise
+from odeddim.api import Model, in_parallel, noise, to_images, with_noise
 from odeddim.api import sample as sample_batch
 from odeddim.checks.density import Density, check_plan
 from odeddim.jobs.density import figures_of_report
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, subject_on, warn_of_plan
 from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
-from odeddim.jobs.work import How, Numbered, Outcome, Progress, shown, the_plan
+from odeddim.jobs.work import How, Numbered, Outcome, Progress, in_order, shown, the_plan
 from odeddim.latents.latent_file import MOST_ROW
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
+from odeddim.runs.parallel import Parallel
 from odeddim.storage.atomic import nearest_above
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.outputs import Pictures, open_output
@@ -44,6 +45,7 @@ def sample(
     model: Model | Subject = DEFAULT,
     plan: Plan | None = None,
     density: bool = False,
+    parallel: Parallel | int | None = None,
     machine: Machine | None = None,
     overwrite: bool = False,
     progress: Progress = False,
@@ -63,6 +65,8 @@ def sample(
         plan: The plan that decodes, in place of `how`.
         density: Whether to measure the log density of each image by the way, as `odeddim.jobs.encode` does. Images then
             lie at σ_1, and the solver adds no noise.
+        parallel: As of `odeddim.solve`: the nodes of each image are found together, without density. Without a batch
+            size of the machine, fewer images are in work at once.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
         progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
@@ -86,17 +90,18 @@ def sample(
     of_noise = shape_for(field, shape)
     shape = field.shape_of_images(of_noise)
     check_amount(output, count, 4 * math.prod(shape), "images")
-    said = How.of(how)
+    said, together = How.of(how), in_order(parallel, density=density)
     if density and plan is None:
         said = said._replace(end=said.end or "sigma_min")
     plan = the_plan(plan, said, field.schedule, defaults.for_sampling(eta))
     warn_of_plan(plan, field)
     noisy = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed))
+    in_parallel(noisy, together)  # or a sentence
     row = noisy.solver
     measured = Density.of(field.on_data(), check_plan(noisy, field), dequantise="none", seed=seed) if density else None
     place.fit(field, row)
-    size = place.at_once(field, row)
-    details = {"seed": seed, "eta": eta, "size": list(of_noise), **place.details(field, row, size)}
+    size = place.at_once(field, row, parallel=together)
+    details = {"seed": seed, "eta": eta, "size": list(of_noise), **place.details(field, row, size, together)}
     details |= {"density": True} if density else {}
     made = asdict(replace(provenance_of(field, noisy, "sample", **details), settings=plan.settings))
     names, began, largest, here = Numbered(f"sample-{seed}-", count), time.perf_counter(), 0.0, 0
@@ -108,8 +113,9 @@ def sample(
         for start, stop in out.batches(size):
             if measured is None:
                 images = sample_batch(
-                    stop - start, seed=seed, eta=eta, start=start, model=field, plan=plan, shape=shape
-                )
+                    stop - start, seed=seed, eta=eta, start=start, model=field, plan=plan, shape=shape,
+                    parallel=together,
+                )  # fmt: skip
                 out.write(start, stop, images)
             else:
                 fresh = noise(stop - start, of_noise, seed=seed, start=start)

@@ -86,6 +86,8 @@ class Reports:
         self._failed, self._residual = 0, 0.0
         self._evaluations, self._fewest, self._most, self._reported = 0, 0, 0, 0
         self._floors = 0.0
+        self._rounds: set[int] = set()
+        self._change = 0.0
 
     def add(self, state: State, names: Sequence[str]) -> None:
         """Add the report of a batch, whose images have these names."""
@@ -97,6 +99,9 @@ class Reports:
             self._evaluations += int(counts.sum())
             self._reported += len(names)
         self._floors += float(state.report.get("floor", torch.zeros(1)).sum())
+        if (rounds := state.report.get("rounds")) is not None:
+            self._rounds |= set(rounds.tolist())
+            self._change = max(self._change, float(state.report["residual"].max()))
         converged, residual = state.report.get("converged"), state.report.get("residual")
         if converged is not None and residual is not None and not bool(converged.all()):
             failed = [repr(name) for name, good in zip(names, converged.tolist(), strict=True) if not good]
@@ -116,6 +121,12 @@ class Reports:
     def floor(self) -> str:
         """The mean error of a latent model's autoencoder, in words; "" for other models."""
         return f", the autoencoder alone loses {self._floors / self.images:.3g} (rms)" if self._floors else ""
+
+    def rounds(self) -> str:
+        """The rounds of a run in parallel in words, with its residual; "" for other runs."""
+        if not self._rounds:
+            return ""
+        return f", {min(self._rounds)} to {max(self._rounds)} rounds, residual up to {self._change:.1e}"
 
     def warn(self, end: str) -> None:
         """Warn of the images whose iteration did not converge, with advice."""

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, overload
 
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Grid, Plan
+from odeddim.runs.parallel import Parallel
 from odeddim.runs.progress import Progress as Progress
 from odeddim.runs.progress import shown as shown
-from odeddim.types import Solver
+from odeddim.types import InputError, Solver
 
 log = logging.getLogger("odeddim")
 
@@ -88,6 +89,22 @@ def the_plan(given: Plan | None, how: How, schedule: Schedule, usual: str) -> Pl
         return how.plan(schedule, usual)
     named = {"solver": how.solver, "steps": how.steps, "grid": how.grid, "end": how.end, **how.settings}
     return given.alone(schedule, {name: value is not None for name, value in named.items()})
+
+
+def in_order(parallel: Parallel | int | None, **others: bool) -> Parallel | None:
+    """How nodes are found together; an InputError if something else is asked for that needs them in their order.
+
+    Args:
+        parallel: As of `odeddim.solve`.
+        **others: Arguments of the job, each with whether it was given.
+    """
+    made = Parallel.of(parallel)
+    if made is not None and (named := [name for name, given in others.items() if given]):
+        raise InputError(
+            f"parallel=... finds the nodes of a run together, and {named[0]}=... takes them in their order: leave out "
+            "one of the two"
+        )
+    return made
 
 
 class Numbered(Sequence[str]):

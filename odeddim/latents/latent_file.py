@@ -294,8 +294,8 @@ class LatentFile:
         """The plan with the model in its notes, as a State has it; None if this version knows no such plan."""
         made = self.provenance
         try:
-            batch = {"network_batch": made.details["network_batch"]} if made.details.get("network_batch") else {}
-            return self.plan.noted_of(made.model, made.sha256, Condition(**made.condition).words, **batch)
+            beside = {key: made.details[key] for key in ("network_batch", "parallel") if made.details.get(key)}
+            return self.plan.noted_of(made.model, made.sha256, Condition(**made.condition).words, **beside)
         except (InputError, AttributeError, TypeError, ValueError):  # whoever runs it is told
             return None
 

@@ -15,6 +15,7 @@ from odeddim.ode.adapted import Adapted
 from odeddim.ode.codec import Codec
 from odeddim.ode.conditions import Classes, Condition, Conditions, Given
 from odeddim.ode.devices import device_of, dtype_of, products
+from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, where_guided
 from odeddim.ode.labels import Labels, Relabelled, labels_of
 from odeddim.ode.pickling import check_pickles
@@ -95,6 +96,8 @@ class VectorField:
         self.conditions = conditions
         self.condition = Condition()
         self.codec = codec
+        its = getattr(eps, "moments", None)  # of an exact field
+        self._moments = its if isinstance(its, Gaussian) else None
         self._given: tuple[Given, Given | None] | None = None
         self.network_batch: int | None = None
         self.watch: Callable[[int], Any] | None = None
@@ -104,6 +107,21 @@ class VectorField:
         parameter = next(eps.parameters(), None) if isinstance(eps, torch.nn.Module) else None
         self._place = _Place() if parameter is None else _Place(parameter.device, parameter.dtype)
         self.reset()
+
+    @property
+    def moments(self) -> Gaussian | None:
+        """The Gaussian of the data that the field leads to, of a latent model those of its autoencoder; None for none.
+
+        It can be set. `odeddim.load` finds what `odeddim moments` has computed, and an exact field has its own. That of
+        a network under no condition does not hold under one: moments that were computed under a condition say so in
+        their notes.
+        """
+        theirs = None if self._moments is None else self._moments.notes.get("condition", "")
+        return self._moments if theirs == self.condition.words else None
+
+    @moments.setter
+    def moments(self, moments: Gaussian | None) -> None:
+        self._moments = moments
 
     @property
     def dtype(self) -> torch.dtype | None:

@@ -97,5 +97,5 @@ class _Without:
 def _without(solver: Solver) -> str:
     return (
         f"solver {solver.name!r} gives no gradients, and the start of the run needs one: take another solver, such as "
-        "'unipc-2', 'belm' or 'dopri5-per-image', or call it within torch.no_grad()"
+        "'unipc-2', 'belm' or 'dopri5-per-image', without parallel=..., or call it within torch.no_grad()"
     )
