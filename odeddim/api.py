@@ -256,7 +256,8 @@ def sample(
         solver: A name of `odeddim.solvers.names()`, or a row of your own. By default that of `solve`, and "ddim-eta"
             for an `eta` above 0.
         seed: The noise of an image depends on (seed, its index) only.
-        eta: DDIM's η between 0 (the ODE) and 1 (DDPM), for the solver "euler" or "ddim-eta"; None for the solver's own.
+        eta: How much noise a stochastic solver adds, 0 for none; None for the solver's own. Of "euler" and "ddim-eta"
+            it is DDIM's η, between 0 (the ODE) and 1 (DDPM).
         model, steps, grid, end, plan, progress, callback, gradients, **settings: As of `solve`.
         batch_size: As of `solve`; with a batch size the images are put together on the CPU.
         shape: The (C, H, W) of the images, for models that take several sizes or any; by default the model's own.
@@ -404,7 +405,7 @@ def with_noise(row: Solver, *, eta: float | None = None, seed: int = 0, start: i
 
     Args:
         row: The solver's row.
-        eta: DDIM's η; None for the row's own.
+        eta: The amount of noise, such as DDIM's η; None for the row's own.
         seed, start: The noise of image i in step n depends on (seed, start + i, n) only.
 
     Returns:

@@ -60,7 +60,7 @@ def halfway_in_time(start: float, end: float) -> float:
 
 
 @functools.cache
-def _gauss_legendre(panels: int) -> list[tuple[float, float]]:
+def gauss_legendre(panels: int) -> list[tuple[float, float]]:
     """The points and weights of a quadrature over [0, 1]: 16 points on each of so many equal parts."""
     from numpy.polynomial.legendre import leggauss
 
@@ -95,7 +95,7 @@ def lagrange_weights(nodes: Sequence[float], start: float, end: float, variable:
     ahead = [variable(node, log_ratio(start, node)) for node in nodes]
     apart = [[variable(other, log_ratio(node, other)) for other in nodes] for node in nodes]
     weights = [0.0] * len(nodes)
-    for part, share in _gauss_legendre(max(1, math.ceil(abs(span) / 2))):
+    for part, share in gauss_legendre(max(1, math.ceil(abs(span) / 2))):
         u = part * span
         v, growth = variable(start, u), share * math.exp(u)
         for j in range(len(nodes)):
@@ -190,7 +190,7 @@ def follow(
         if n > 0:
             terms = [(weight, xbars[i]) for i, weight in point.points.items()]
             terms += [(weight, slopes[j]) for j, weight in point.slopes.items()]
-            xbars[n] = _combined(terms)
+            xbars[n] = combined(terms)
             for used, last, kept in ((point.points, last_point, xbars), (point.slopes, last_slope, slopes)):
                 for i in used:
                     if last[i] == n:
@@ -204,7 +204,7 @@ def follow(
     return State(xbars[len(points) - 1], points[-1].sigma)
 
 
-def _combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
+def combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     """Σ weight·tensor, a new tensor."""
     (weight, first), *others = terms
     total = first.clone() if weight == 1 else first * weight
