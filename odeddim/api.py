@@ -124,6 +124,7 @@ def encode(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
+    start: str | None = None,
     plan: Plan | None = None,
     batch_size: BatchSize = None,
     progress: Progress = False,
@@ -141,6 +142,10 @@ def encode(
             float32).
         solver: A name of `odeddim.solvers.names()`, or a row of your own; not one that adds noise.
         model, steps, grid, end, plan, batch_size, progress, callback, gradients, **settings: As of `solve`.
+        start: "forward:K" makes the first K steps by adding noise to the image, x̄ = x_0 + σ_K·z, and lets the solver go
+            on from there, with N - K evaluations less in all: the latents are whiter, and their images do not come back
+            (arXiv 2410.23530). "forward:K:SEED" has another seed than 0; image i gets the noise of (seed, i). Not for
+            reversible and adaptive solvers. None: the solver makes all steps.
 
     Returns:
         The State at the grid's last node, σ_T by default: its `State.x` has unit variance there. Its `aux` holds what a
@@ -160,15 +165,15 @@ def encode(
         (torch.Size([2, 1, 28, 28]), torch.float32)
     """
     field = load(model)
-    plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings)
+    plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings, start)
     check_encodes(plan.solver)
     images = state_dtype(x_0)
     if batch_size is not None or images.ndim < 2:  # before hours of work on those before it
         field.check(images, field.image_sizes)
 
     def batch(rows: slice, plan: Plan, callback: Callback | None) -> State:
-        data = to_data(field, images[rows])
-        return integrate(field, State(data, float(plan.nodes[0])), plan, callback=callback, gradients=gradients)
+        begin = plan.begun(to_data(field, images[rows]), rows.start)
+        return integrate(field, begin, plan, callback=callback, gradients=gradients)
 
     batches = Batches(field, plan, batch_size, progress, callback)
     state = batches.run(batch, len(images), images.device, "encoding", tuple(images.shape[1:]))
@@ -433,6 +438,7 @@ def plan(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
+    start: str | None = None,
     **settings: Unpack[Settings],
 ) -> Plan:
     """What a run will do, decided before it runs: for `plan=` of `solve`, `encode`, `decode` and `sample`, and a file.
@@ -443,6 +449,7 @@ def plan(
         steps: The number of steps; 50 unless given.
         grid: A name of `odeddim.ode.grids.NAMES`, a file, the nodes themselves, or None for the solver's own.
         end: "zero" or "sigma_min" (see `odeddim.ode.grids`).
+        start: How an encoding begins, such as "forward:3", see `encode`.
         **settings: The solver's own, such as rtol.
 
     Returns:
@@ -456,7 +463,7 @@ def plan(
         >>> print(odeddim.plan(solver="dpmpp-2m", steps=20))
         dpmpp-2m, log grid, 20 steps, end zero
     """
-    return Plan.of(load(model).schedule, solver, steps, grid, end, settings)
+    return Plan.of(load(model).schedule, solver, steps, grid, end, settings, start=start)
 
 
 def planned(
@@ -468,12 +475,13 @@ def planned(
     grid: Grid,
     end: str,
     settings: Mapping[str, Any],
+    start: str | None = None,
 ) -> Plan:
     """The plan given, checked for this model, or that of the other arguments; an InputError for both at once."""
     if plan is None:
-        return Plan.of(field.schedule, solver, steps, grid, end, settings)
+        return Plan.of(field.schedule, solver, steps, grid, end, settings, start=start)
     said = {"solver": solver != usual, "steps": steps is not None, "grid": grid is not None, "end": end != "zero"}
-    said |= {key: value is not None for key, value in settings.items()}
+    said |= {key: value is not None for key, value in {"start": start, **settings}.items()}
     if not isinstance(plan, Plan):
         raise InputError(f"plan= takes a Plan, as odeddim.plan makes it, not {type(plan).__name__}")
     return plan.alone(field.schedule, said)

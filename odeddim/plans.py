@@ -22,6 +22,7 @@ from odeddim.ode import grids
 from odeddim.ode.field import VectorField
 from odeddim.ode.gradients import field_for, way_of
 from odeddim.ode.schedule import Schedule
+from odeddim.ode.starts import Start
 from odeddim.solvers.stochastic import ONLY_DECODES
 from odeddim.storage.atomic import replacing
 from odeddim.storage.json_files import read_json
@@ -52,9 +53,12 @@ class Plan:
         grid: The name of the grid, the path of its file, or "nodes" where the nodes were given.
         end: Where images lie: "zero" (σ = 0), "sigma_min" (σ_1), or "nodes" (elsewhere).
         notes: Notes that the file of the plan holds too: the model for which the plan was found, and how.
+        start: How an encoding begins: "" with the solver's first step, "forward:K" or "forward:K:SEED" with noise in
+            place of the first K steps, see `odeddim.ode.starts`. Decoding walks all nodes down.
 
     Raises:
-        InputError: If the nodes are not at least two finite noise levels that rise strictly.
+        InputError: If the nodes are not at least two finite noise levels that rise strictly, or the start does not go
+            with the solver and the nodes.
 
     Example:
         >>> plan = odeddim.plan(solver="belm", steps=10)
@@ -69,11 +73,14 @@ class Plan:
     grid: str = GIVEN
     end: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    start: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", grids.check_nodes(self.nodes, where="plan"))
         if not self.end:
             object.__setattr__(self, "end", "zero" if float(self.nodes[0]) == 0 else GIVEN)
+        if self.start:
+            Start.of(self.start).check(self.solver, len(self.nodes) - 1)
 
     @classmethod
     def of(
@@ -86,6 +93,7 @@ class Plan:
         settings: Mapping[str, object] | None = None,
         *,
         top: float | None = None,
+        start: str | None = None,
     ) -> Plan:
         """The plan of the arguments that a user gives.
 
@@ -98,6 +106,7 @@ class Plan:
             end: Where the image lies: "zero" or "sigma_min" (see `odeddim.ode.grids`).
             settings: The solver's settings (`Solver.settings`); those that are None keep their defaults.
             top: The last node of a named grid, in place of σ_T.
+            start: How an encoding begins, "forward:K"; None for the solver's first step.
 
         Returns:
             The plan.
@@ -121,7 +130,7 @@ class Plan:
             if end == "sigma_min" and float(nodes[0]) == 0:
                 raise InputError("the nodes begin at σ = 0: give end='zero' instead of end='sigma_min'")
         nodes = on_schedule(nodes, schedule, adaptive=row.adaptive)
-        return cls(row, nodes, name, end_of(nodes, schedule))
+        return cls(row, nodes, name, end_of(nodes, schedule), start=start or "")
 
     @property
     def steps(self) -> int | None:
@@ -146,7 +155,7 @@ class Plan:
             InputError: If the solver only decodes.
         """
         check_encodes(self.solver)
-        return self._count(State(self.nodes.new_zeros(1, 1), float(self.nodes[0])))
+        return self._count(self.begun(self.nodes.new_zeros(1, 1)))
 
     @cached_property
     def evaluations_down(self) -> float:
@@ -168,6 +177,20 @@ class Plan:
 
         integrate(zero, start, self)
         return calls
+
+    def begun(self, data: Tensor, first: int = 0) -> State:
+        """The state from which the solver encodes.
+
+        Args:
+            data: What is encoded, (B, *).
+            first: The index of the first image, by which noise is drawn if the encoding begins with some.
+
+        Returns:
+            The data at the first node; or, if the encoding begins with noise, x̄ at the node where the solver goes on.
+        """
+        if not self.start:
+            return State(data, float(self.nodes[0]))
+        return Start.of(self.start).begun(data, self.nodes, first)
 
     def with_solver(self, solver: Solver) -> Plan:
         """The plan with the same nodes and another row, or this row with other settings."""
@@ -254,7 +277,8 @@ class Plan:
         grid = "" if self.solver.adaptive else f", {self.grid} grid"
         words = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.settings.items()}
         settings = "".join(f", {name} {value}" for name, value in words.items())
-        return f"{self.solver.name}{grid}, {steps}, end {self.end}{settings}"
+        start = f", start {self.start}" if self.start else ""
+        return f"{self.solver.name}{grid}, {steps}, end {self.end}{settings}{start}"
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the plan's file, as values that JSON can hold."""
@@ -265,6 +289,7 @@ class Plan:
             "settings": dict(self.solver.chosen),
             "grid": self.grid,
             "end": self.end,
+            **({"start": self.start} if self.start else {}),
             **({"notes": dict(self.notes)} if self.notes else {}),
             "nodes": self.nodes.tolist(),
         }
@@ -318,10 +343,12 @@ class Plan:
             raise InputError(f"{path} is no plan: {_HINT}")
         kinds = {"solver": str, "settings": dict, "grid": str, "end": str, "nodes": list}
         wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
-        notes, version = content.get("notes", {}), content.get("version")
+        notes, start, version = content.get("notes", {}), content.get("start", ""), content.get("version")
         wrong += [name for name in ("grid", "end") if content.get(name) == ""]
         if not isinstance(notes, dict) or not all(isinstance(notes.get(name, ""), str) for name in _TOLD):
             wrong.append("notes")
+        if not isinstance(start, str):
+            wrong.append("start")
         if version != VERSION or isinstance(version, bool) or wrong:
             what = f"{wrong[0]} is missing or wrong" if wrong else f"version {version!r:.20}"
             raise InputError(f"{path} is damaged, or was written by a newer odeddim ({what}): make the plan again")
@@ -333,6 +360,8 @@ class Plan:
                 )
             row, nodes = row.with_settings(**settings), grids.check_nodes(content["nodes"], where="nodes")
             pick(content["end"], (*grids.ENDS, GIVEN), "end")
+            if start:
+                Start.of(start).check(row, len(nodes) - 1)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # not numbers, or too large for float64
@@ -342,7 +371,7 @@ class Plan:
                 f"{path} is damaged (end {content['end']!r}, but its nodes begin at {float(nodes[0]):.6g}): "
                 "make the plan again"
             )
-        return cls(row, nodes, content["grid"], content["end"], notes)
+        return cls(row, nodes, content["grid"], content["end"], notes, start)
 
 
 def _named(
@@ -461,9 +490,13 @@ def directed(plan: Plan, state: State) -> Tensor:
         The nodes, rising or falling.
 
     Raises:
-        InputError: If the state lies elsewhere.
+        InputError: If the state lies elsewhere, or at the first node of a plan whose encoding begins with noise.
     """
     sigmas = plan.nodes
+    if plan.start and not plan.ends_at(state.sigma):
+        sigmas = sigmas[Start.of(plan.start).steps :]
+        if math.isclose(state.sigma, float(plan.nodes[0]), rel_tol=1e-12):
+            raise InputError(f"an encoding with start={plan.start!r} begins with noise: only `odeddim.encode` makes it")
     if math.isclose(state.sigma, float(sigmas[0]), rel_tol=1e-12):
         return sigmas
     if not plan.ends_at(state.sigma):
