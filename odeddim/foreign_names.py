@@ -59,6 +59,7 @@ _GRIDS = {
     "quad": ("quadratic", ""),
     "exponential, logsnr, log_snr, loglinear, use_exponential_sigmas": ("log", "even in log σ"),
     "use_karras_sigmas": ("karras", ""),
+    "optimized, dm_nonuniform": ("xue", "for latent models 'xue:2'"),
     "align_your_steps": ("ays", "with the model's list, as in 'ays:sdxl'"),
     "simple, sgm_uniform": ("trailing", ""),
 }
