@@ -23,7 +23,11 @@ def _noise(function: options.F) -> options.F:
             help="The seed of the noise of a stochastic solver.  [default: 0]",
         ),
         click.option(
-            "--eta", type=click.FloatRange(0), default=None, help="DDIM's η, for the solver ddim-eta.  [default: 0.5]"
+            "--eta",
+            type=click.FloatRange(0),
+            default=None,
+            help="How much noise a stochastic solver adds, 0 for none: DDIM's η, SA-Solver's τ.  "
+            "[default: 0.5 for ddim-eta, else 1]",
         ),
     )(function)
 

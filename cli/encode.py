@@ -32,6 +32,13 @@ found = options.gathered(
     lambda own: {"certify": own["certify"], "density": own["density"], "trajectory": recording.recording(own)},
 )
 """What else is found out of each image."""
+start = click.option(
+    "--start",
+    default=None,
+    metavar="forward:K[:SEED]",
+    help="Make the first K steps by adding noise to the image, and not by the solver. The latents are whiter, and "
+    "their images do not come back.  [default: the solver makes all steps]",
+)
 
 
 @click.command("encode")
@@ -40,7 +47,7 @@ found = options.gathered(
 @options.count
 @options.model
 @preparation.prepare
-@options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, options.plan, parallel.option)
+@options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, start, options.plan, parallel.option)
 @options.machine
 @options.tol
 @found
@@ -112,6 +119,7 @@ def command(
       odeddim encode photos/ -o z.h5 --model MODEL --tol 1e-3
       odeddim encode photos/ -o z.h5 --model MODEL --plan bench/plan.json
       odeddim encode -o z.h5 -n 8 --trajectory t.h5 --trajectory-at 0.1,1,10
+      odeddim encode -o z.h5 -n 8 --solver unipc-2 --steps 20 --start forward:3
       find photos -name '*.png' | odeddim encode - -o z.h5 --model MODEL
       torchrun --nproc-per-node 4 -m odeddim encode photos/ -o z.h5 --model MODEL
     """

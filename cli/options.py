@@ -204,7 +204,7 @@ def grid_by(default: str) -> Callable[[F], F]:
         default=None,
         metavar="NAME|FILE",
         help="The noise levels: linear, quadratic, trailing, leading, linspace, log, karras, karras:RHO, edm, ays, "
-        "ays:LIST, or a file: a list of σ, or a plan (plan.json), whose nodes are taken.  "
+        "ays:LIST, xue, xue:P, or a file: a list of σ, or a plan (plan.json), whose nodes are taken.  "
         f"[default: {default}]",
     )
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     "--eta",
     type=click.FloatRange(0),
     default=None,
-    help="DDIM's η.  [default: 0 for euler, which is the ODE; 0.5 for ddim-eta]",
+    help="How much noise a stochastic solver adds: DDIM's η, SA-Solver's τ.  [default: 0 for euler, which is the ODE; "
+    "0.5 for ddim-eta, else 1]",
 )
 @options.size
 @options.model

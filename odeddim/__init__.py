@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from odeddim.checks.scores import calibrate as calibrate
     from odeddim.checks.scores import score as score
     from odeddim.checks.sensitivity import sensitivity as sensitivity
+    from odeddim.fitting.gits import gits_plan as gits_plan
     from odeddim.fitting.grid_search import computed_grid as computed_grid
     from odeddim.jobs.latent_files import open as open
     from odeddim.jobs.latent_files import save as save
@@ -81,6 +82,7 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "calibrate": "odeddim.checks.scores",
         "certify": "odeddim.checks.certificate",
         "computed_grid": "odeddim.fitting.grid_search",
+        "gits_plan": "odeddim.fitting.gits",
         "decode": "odeddim.api",
         "encode": "odeddim.api",
         "explain": "odeddim.checks.explanation",

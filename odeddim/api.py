@@ -135,6 +135,7 @@ def encode(
     grid: Grid = None,
     end: str = "zero",
     top: str | None = None,
+    start: str | None = None,
     plan: Plan | None = None,
     batch_size: BatchSize = None,
     progress: Progress = False,
@@ -154,6 +155,10 @@ def encode(
         solver: A name of `odeddim.solvers.names()`, or a row of your own; not one that adds noise.
         model, steps, grid, end, top, plan, batch_size, progress, callback, gradients, parallel, **settings: As of
             `solve`.
+        start: "forward:K" makes the first K steps by adding noise to the image, x̄ = x_0 + σ_K·z, and lets the solver go
+            on from there, with N - K evaluations less in all: the latents are whiter, and their images do not come back
+            (arXiv 2410.23530). "forward:K:SEED" has another seed than 0; image i gets the noise of (seed, i). Not for
+            reversible and adaptive solvers. None: the solver makes all steps.
 
     Returns:
         The State at the grid's last node, σ_T by default: its `State.x` has unit variance there. Its `aux` holds what a
@@ -173,15 +178,15 @@ def encode(
         (torch.Size([2, 1, 28, 28]), torch.float32)
     """
     field = load(model)
-    plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings, top)
+    plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings, top, start)
     check_encodes(plan.solver)
     images = state_dtype(x_0)
     if batch_size is not None or images.ndim < 2:  # before hours of work on those before it
         field.check(images, field.image_sizes)
 
     def batch(rows: slice, plan: Plan, callback: Callback | None) -> State:
-        data = to_data(field, images[rows])
-        return integrate(field, State(data, float(plan.nodes[0])), plan, callback=callback, gradients=gradients)
+        begin = plan.begun(to_data(field, images[rows]), rows.start)
+        return integrate(field, begin, plan, callback=callback, gradients=gradients)
 
     batches = Batches(field, in_parallel(plan, parallel), batch_size, progress, callback)
     state = batches.run(batch, len(images), images.device, "encoding", tuple(images.shape[1:]))
@@ -273,7 +278,8 @@ def sample(
         solver: A name of `odeddim.solvers.names()`, or a row of your own. By default that of `solve`, and "ddim-eta"
             for an `eta` above 0.
         seed: The noise of an image depends on (seed, its index) only.
-        eta: DDIM's η between 0 (the ODE) and 1 (DDPM), for the solver "euler" or "ddim-eta"; None for the solver's own.
+        eta: How much noise a stochastic solver adds, 0 for none; None for the solver's own. Of "euler" and "ddim-eta"
+            it is DDIM's η, between 0 (the ODE) and 1 (DDPM).
         model, steps, grid, end, top, plan, progress, callback, gradients, parallel, **settings: As of `solve`.
         batch_size: As of `solve`; with a batch size the images are put together on the CPU.
         shape: The (C, H, W) of the images, for models that take several sizes or any; by default the model's own.
@@ -437,7 +443,7 @@ def with_noise(row: Solver, *, eta: float | None = None, seed: int = 0, start: i
 
     Args:
         row: The solver's row.
-        eta: DDIM's η; None for the row's own.
+        eta: The amount of noise, such as DDIM's η; None for the row's own.
         seed, start: The noise of image i in step n depends on (seed, start + i, n) only.
 
     Returns:
@@ -466,6 +472,7 @@ def plan(
     grid: Grid = None,
     end: str = "zero",
     top: str | None = None,
+    start: str | None = None,
     **settings: Unpack[Settings],
 ) -> Plan:
     """What a run will do, decided before it runs: for `plan=` of `solve`, `encode`, `decode` and `sample`, and a file.
@@ -477,6 +484,7 @@ def plan(
         grid: A name of `odeddim.ode.grids.NAMES`, a file, the nodes themselves, or None for the solver's own.
         end: "zero" or "sigma_min" (see `odeddim.ode.grids`).
         top: As of `solve`.
+        start: How an encoding begins, such as "forward:3", see `encode`.
         **settings: The solver's own, such as rtol.
 
     Returns:
@@ -490,7 +498,7 @@ def plan(
         >>> print(odeddim.plan(solver="dpmpp-2m", steps=20))
         dpmpp-2m, log grid, 20 steps, end zero
     """
-    return planned(load(model), None, solver, defaults.SOLVE, steps, grid, end, settings, top)
+    return planned(load(model), None, solver, defaults.SOLVE, steps, grid, end, settings, top, start)
 
 
 def planned(
@@ -503,15 +511,15 @@ def planned(
     end: str,
     settings: Mapping[str, Any],
     top: str | None = None,
+    start: str | None = None,
 ) -> Plan:
     """The plan given, checked for this model, or that of the other arguments; an InputError for both at once."""
     if plan is None:
         if top is not None and not isinstance(top, str):
             raise InputError(f"top= takes 'model', 'gaussian' or 'gaussian:σ', not {top!r}")
-        return Plan.of(field.schedule, solver, steps, grid, end, settings, top=top, moments=field.moments)
+        return Plan.of(field.schedule, solver, steps, grid, end, settings, top=top, moments=field.moments, start=start)
     said = {"solver": solver != usual, "steps": steps is not None, "grid": grid is not None, "end": end != "zero"}
-    said["top"] = top is not None
-    said |= {key: value is not None for key, value in settings.items()}
+    said |= {key: value is not None for key, value in {"top": top, "start": start, **settings}.items()}
     if not isinstance(plan, Plan):
         raise InputError(f"plan= takes a Plan, as odeddim.plan makes it, not {type(plan).__name__}")
     return plan.alone(field.schedule, said)

@@ -18,6 +18,8 @@ _SOLVERS = {
     "DDPMParallel, ancestral": ("ddpm", "DDIM with η = 1"),
     "euler_a, euler_ancestral, EulerAncestralDiscrete": ("ddpm", _ANCESTRAL),
     "ddim_eta": ("ddim-eta", ""),
+    "er_sde, er_sde_solver": ("er-sde-3", "through two points it is 'er-sde-2'"),
+    "SASolver, sa_solver_pece": ("sa-solver", ""),
     "HeunDiscrete, FlowMatchHeunDiscrete, edm, edm_heun": ("heun", ""),
     "dpm_2, KDPM2Discrete, dpm2, dpm_solver, dpmsolver": ("dpm-solver-2", ""),
     "dpm_fast": ("dpm-solver-fast", ""),
@@ -67,6 +69,7 @@ _GRIDS = {
     "quad": ("quadratic", ""),
     "exponential, logsnr, log_snr, loglinear, use_exponential_sigmas": ("log", "even in log σ"),
     "use_karras_sigmas": ("karras", ""),
+    "optimized, dm_nonuniform": ("xue", "for latent models 'xue:2'"),
     "align_your_steps": ("ays", "with the model's list, as in 'ays:sdxl'"),
     "simple, sgm_uniform": ("trailing", ""),
 }
@@ -119,7 +122,8 @@ _ARGUMENTS = {
     "prediction_type, parameterization, model_type": ("predicts", "an argument of VectorField.from_network"),
     "class_labels, class_label": ("label", "an argument of VectorField.conditioned"),
     "prompt, negative_prompt, label, guidance": ("", "an argument of VectorField.conditioned"),
-    "eta": ("", "a setting of the solver 'ddim-eta', and an argument of odeddim.sample"),
+    "eta": ("", "a setting of solvers that add noise, such as 'ddim-eta', and an argument of odeddim.sample"),
+    "tau, tau_func": ("eta", "the amount of noise of a solver that adds some; τ of 'sa-solver'"),
 }
 """Their arguments -> ours, and a note; "" for one of the same name in another place."""
 

@@ -23,6 +23,7 @@ from odeddim.ode.field import VectorField
 from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.gradients import field_for, way_of
 from odeddim.ode.schedule import Schedule
+from odeddim.ode.starts import Start
 from odeddim.ode.tops import begins, lowered, raised
 from odeddim.ode.walking import Callback as Callback
 from odeddim.ode.walking import Steps as Steps
@@ -60,10 +61,12 @@ class Plan:
         carried: Whether the last interval of the nodes, from σ_s to σ_T, is left to the model's Gaussian
             (`odeddim.ode.gaussian`), at no evaluation: the solver runs over the nodes up to σ_s.
         notes: Notes that the file of the plan holds too: the model for which the plan was found, and how.
+        start: How an encoding begins: "" with the solver's first step, "forward:K" or "forward:K:SEED" with noise in
+            place of the first K steps, see `odeddim.ode.starts`. Decoding walks all nodes down.
 
     Raises:
         InputError: If the nodes are not at least two finite noise levels that rise strictly, or those of the solver
-            are not where the last interval is carried.
+            are not where the last interval is carried, or the start does not go with the solver and the nodes.
 
     Example:
         >>> plan = odeddim.plan(solver="belm", steps=10)
@@ -79,6 +82,7 @@ class Plan:
     end: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
     carried: bool = False
+    start: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", grids.check_nodes(self.nodes, where="plan"))
@@ -86,6 +90,8 @@ class Plan:
             grids.check_nodes(self.nodes[:-1], where="plan, below the interval that is carried")
         if not self.end:
             object.__setattr__(self, "end", "zero" if float(self.nodes[0]) == 0 else GIVEN)
+        if self.start:
+            Start.of(self.start).check(self.solver, len(self.nodes) - 1 - self.carried)
 
     @classmethod
     def of(
@@ -99,6 +105,7 @@ class Plan:
         *,
         top: float | str | None = None,
         moments: Gaussian | None = None,
+        start: str | None = None,
     ) -> Plan:
         """The plan of the arguments that a user gives.
 
@@ -115,6 +122,7 @@ class Plan:
                 none; "model" for none. Nodes that are given, and those of a file, are those of the solver: they end at
                 σ_s.
             moments: The model's Gaussian, or None if it has none.
+            start: How an encoding begins, "forward:K"; None for the solver's first step.
 
         Returns:
             The plan.
@@ -133,7 +141,7 @@ class Plan:
         if isinstance(top, str):
             low = begins(top, moments, schedule, row.evaluations(steps or grids.STEPS), named=_is_named(grid))
             if low is not None:
-                own = cls.of(schedule, row, steps, grid, end, top=low if _is_named(grid) else None)
+                own = cls.of(schedule, row, steps, grid, end, top=low if _is_named(grid) else None, start=start)
                 return own.below_gaussian(schedule, low)
             top = None
         if grid is None or isinstance(grid, (str, Path)):
@@ -145,7 +153,7 @@ class Plan:
             if end == "sigma_min" and float(nodes[0]) == 0:
                 raise InputError("the nodes begin at σ = 0: give end='zero' instead of end='sigma_min'")
         nodes = on_schedule(nodes, schedule, adaptive=row.adaptive)
-        return cls(row, nodes, name, end_of(nodes, schedule))
+        return cls(row, nodes, name, end_of(nodes, schedule), start=start or "")
 
     def below_gaussian(self, schedule: Schedule, low: float = math.nan) -> Plan:
         """The plan with a further interval that the model's Gaussian carries, from where it ends to σ_T.
@@ -201,7 +209,7 @@ class Plan:
             InputError: If the solver only decodes.
         """
         check_encodes(self.solver)
-        return self.solved._count(State(self.nodes.new_zeros(1, 1), float(self.nodes[0])))
+        return self.solved._count(self.begun(self.nodes.new_zeros(1, 1)))
 
     @cached_property
     def evaluations_down(self) -> float:
@@ -223,6 +231,20 @@ class Plan:
 
         integrate(zero, start, self)
         return calls
+
+    def begun(self, data: Tensor, first: int = 0) -> State:
+        """The state from which the solver encodes.
+
+        Args:
+            data: What is encoded, (B, *).
+            first: The index of the first image, by which noise is drawn if the encoding begins with some.
+
+        Returns:
+            The data at the first node; or, if the encoding begins with noise, x̄ at the node where the solver goes on.
+        """
+        if not self.start:
+            return State(data, float(self.nodes[0]))
+        return Start.of(self.start).begun(data, self.nodes, first)
 
     def with_solver(self, solver: Solver) -> Plan:
         """The plan with the same nodes and another row, or this row with other settings."""
@@ -310,7 +332,8 @@ class Plan:
         words = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.settings.items()}
         settings = "".join(f", {name} {value}" for name, value in words.items())
         top = f", gaussian from σ = {self.solved.top:.6g} to {self.top:.6g}" if self.carried else ""
-        return f"{self.solver.name}{grid}, {steps}, end {self.end}{top}{settings}"
+        start = f", start {self.start}" if self.start else ""
+        return f"{self.solver.name}{grid}, {steps}, end {self.end}{top}{settings}{start}"
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the plan's file, as values that JSON can hold."""
@@ -321,6 +344,7 @@ class Plan:
             "settings": dict(self.solver.chosen),
             "grid": self.grid,
             "end": self.end,
+            **({"start": self.start} if self.start else {}),
             **({"notes": dict(self.notes)} if self.notes else {}),
             **({"carried": True} if self.carried else {}),
             "nodes": self.nodes.tolist(),
@@ -375,13 +399,15 @@ class Plan:
             raise InputError(f"{path} is no plan: {_HINT}")
         kinds = {"solver": str, "settings": dict, "grid": str, "end": str, "nodes": list}
         wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
-        notes, version = content.get("notes", {}), content.get("version")
+        notes, start, version = content.get("notes", {}), content.get("start", ""), content.get("version")
         wrong += [name for name in ("grid", "end") if content.get(name) == ""]
         if not isinstance(notes, dict) or not all(isinstance(notes.get(name, ""), str) for name in _TOLD):
             wrong.append("notes")
         carried = content.get("carried", False)
         if version in (VERSION, CARRIED_VERSION) and carried is not (version == CARRIED_VERSION):
             wrong.append("carried")
+        if not isinstance(start, str):
+            wrong.append("start")
         if version not in (VERSION, CARRIED_VERSION) or isinstance(version, bool) or wrong:
             what = f"{wrong[0]} is missing or wrong" if wrong else f"version {version!r:.20}"
             raise InputError(f"{path} is damaged, or was written by a newer odeddim ({what}): make the plan again")
@@ -394,6 +420,8 @@ class Plan:
             row, nodes = row.with_settings(**settings), grids.check_nodes(content["nodes"], where="nodes")
             grids.check_nodes(nodes[: len(nodes) - carried], where="nodes below the interval that is carried")
             pick(content["end"], (*grids.ENDS, GIVEN), "end")
+            if start:
+                Start.of(start).check(row, len(nodes) - 1)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # not numbers, or too large for float64
@@ -403,7 +431,7 @@ class Plan:
                 f"{path} is damaged (end {content['end']!r}, but its nodes begin at {float(nodes[0]):.6g}): "
                 "make the plan again"
             )
-        return cls(row, nodes, content["grid"], content["end"], notes, carried)
+        return cls(row, nodes, content["grid"], content["end"], notes, carried, start)
 
 
 def _is_named(grid: Grid) -> bool:
@@ -530,9 +558,13 @@ def directed(plan: Plan, state: State) -> Tensor:
         The nodes, rising or falling.
 
     Raises:
-        InputError: If the state lies elsewhere.
+        InputError: If the state lies elsewhere, or at the first node of a plan whose encoding begins with noise.
     """
     sigmas = plan.nodes
+    if plan.start and not plan.ends_at(state.sigma):
+        sigmas = sigmas[Start.of(plan.start).steps :]
+        if math.isclose(state.sigma, float(plan.nodes[0]), rel_tol=1e-12):
+            raise InputError(f"an encoding with start={plan.start!r} begins with noise: only `odeddim.encode` makes it")
     if math.isclose(state.sigma, float(sigmas[0]), rel_tol=1e-12):
         return sigmas
     if not plan.ends_at(state.sigma):

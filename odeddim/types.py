@@ -392,7 +392,8 @@ class Solver:
             state is float32.
         observable: The run takes a further keyword, observe=, an `Observe` or None: see `walk`.
         encodes_whole: Upwards the run finds all its nodes together, at its end, and shows none of them.
-        transition: The distribution of a step, a `Transition`, for rows that add noise.
+        transition: The distribution of a step, a `Transition`, for rows that add noise and whose step depends on
+            nothing but the state at its start.
         formula: A step in (x̄, σ), in the notation of the manual's page of solvers, which prints it.
         differentiable: Gradients go through a run: it is made of torch's operations, none of which changes in place an
             x̄ that the field was evaluated at.

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from odeddim import defaults
-from odeddim.api import Model, in_parallel, state_dtype
-from odeddim.api import encode as encode_batch
+from odeddim.api import Model, in_parallel, state_dtype, to_data
 from odeddim.checks.certificate import Rungs, certificate, certificate_of_rungs, encode_to, rungs_of
 from odeddim.checks.certificate import certify as certify_batch
 from odeddim.checks.density import Density, check_plan
@@ -36,7 +35,7 @@ from odeddim.latents.latent_file import LatentRun
 from odeddim.latents.provenance import Provenance, provenance_of
 from odeddim.models import DEFAULT
 from odeddim.ode.field import VectorField
-from odeddim.plans import Plan, check_encodes
+from odeddim.plans import Plan, check_encodes, integrate
 from odeddim.runs.parallel import Parallel
 from odeddim.storage.atomic import check_place
 from odeddim.storage.hdf5 import SUFFIXES
@@ -54,6 +53,7 @@ def encode(
     *,
     model: Model | Subject = DEFAULT,
     plan: Plan | None = None,
+    start: str | None = None,
     count: int | None = None,
     tol: float | None = None,
     certify: bool = False,
@@ -77,6 +77,8 @@ def encode(
         output: The latent file, z.h5.
         model: A name, a path, a VectorField, a pipeline of diffusers, or a Subject with its condition.
         plan: The plan that encodes, in place of `how`.
+        start: "forward:K" makes the first K steps by adding noise, as of `odeddim.encode`; image i of the file gets the
+            noise of (seed, i).
         count: The number of images to take, the first ones; by default all.
         tol: A tolerance in place of steps: each image takes the fewest steps whose round trip is this good, rms over
             pixels in [-1, 1].
@@ -119,10 +121,11 @@ def encode(
     if density and plan is None:
         said = said._replace(end=said.end or "sigma_min")
     rungs = _rungs(field, tol, plan, said)
-    plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field.schedule, defaults.ENCODE)
+    plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field.schedule, defaults.ENCODE, start)
     warn_of_plan(plan, field)
     check_encodes(plan.solver)
     in_parallel(plan, together_by)  # or a sentence
+    _check_start(plan.start or start, tol=tol, certify=certify, density=density, trajectory=trajectory)
     measured = _density(field, plan, rungs, density)
     place.fit(field, plan.solver)
     recording = Recording.of(trajectory, _unfit(tol, certify, density), plan, (given, output), up=True)
@@ -149,6 +152,15 @@ def encode(
     words = run.words(output, file.done, len(names), time.perf_counter() - began) + tell_skipped(source)
     words += points.words if points else ""
     return Outcome(output, file.done, len(names), words)
+
+
+def _check_start(start: str | None, **others: Any) -> None:
+    """Raise an InputError if an encoding begins with noise, and what else is wanted takes it for the ODE's."""
+    if start and (wanted := [name for name, value in others.items() if value]):
+        raise InputError(
+            f"a latent that begins with noise (start={start!r}) is not the image's by the ODE, which {wanted[0]}=... "
+            "is about: give one of the two"
+        )
 
 
 def _density(field: VectorField, plan: Plan, rungs: Rungs, wanted: bool) -> Density | None:
@@ -233,9 +245,10 @@ class _Encoding:
         elif self.certified:
             state, figures = certify_batch(x_0, model=self.ode, plan=self.plan)
         elif walk is not None:
-            state = walk(State(state_dtype(x_0), float(self.plan.nodes[0])), self.ode, self.plan)
+            state = walk(self.plan.begun(state_dtype(x_0)), self.ode, self.plan)
         else:
-            state = encode_batch(x_0, model=self.ode, plan=self.plan, parallel=self.parallel)
+            begin = self.plan.begun(to_data(self.ode, x_0), start)
+            state = integrate(self.ode, begin, in_parallel(self.plan, self.parallel))
         state = replace(state, report={**state.report, **floor})
         self.reports.add(state, names)
         self.rms = max(self.rms, float(state.x.square().mean().sqrt()))

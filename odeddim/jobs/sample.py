@@ -59,7 +59,8 @@ def sample(
         count: The number of images.
         output: A sheet.png, a file.h5, a file.npz or a folder for image files; Pictures say how it is drawn, too.
         seed: The seed of the noise.
-        eta: DDIM's η between 0 (the ODE) and 1 (DDPM), for the solver "euler" or "ddim-eta"; None for the solver's own.
+        eta: How much noise a stochastic solver adds, 0 for none; None for the solver's own. Of "euler" and "ddim-eta"
+            it is DDIM's η, between 0 (the ODE) and 1 (DDPM).
         shape: The shape (C, H, W) of the images, for models that take several sizes or any; by default the model's own.
         model: A name, a path, a VectorField, a pipeline of diffusers, or a Subject with its condition.
         plan: The plan that decodes, in place of `how`.

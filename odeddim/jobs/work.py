@@ -65,12 +65,13 @@ class How(NamedTuple):
         solver, steps, grid, end = (settings.pop(name, None) for name in ("solver", "steps", "grid", "end"))
         return cls(solver, steps, grid, end, settings)
 
-    def plan(self, schedule: Schedule, usual: str) -> Plan:
-        """The plan of these arguments, with a default solver `usual`."""
-        return Plan.of(schedule, self.solver or usual, self.steps, self.grid, self.end or "zero", self.settings)
+    def plan(self, schedule: Schedule, usual: str, start: str | None = None) -> Plan:
+        """The plan of these arguments, with a default solver `usual`; start: how an encoding begins."""
+        row, end = self.solver or usual, self.end or "zero"
+        return Plan.of(schedule, row, self.steps, self.grid, end, self.settings, start=start)
 
 
-def the_plan(given: Plan | None, how: How, schedule: Schedule, usual: str) -> Plan:
+def the_plan(given: Plan | None, how: How, schedule: Schedule, usual: str, start: str | None = None) -> Plan:
     """The plan of a run.
 
     Args:
@@ -78,6 +79,7 @@ def the_plan(given: Plan | None, how: How, schedule: Schedule, usual: str) -> Pl
         how: The other arguments of the run.
         schedule: The noise levels of the model.
         usual: The default solver.
+        start: How an encoding begins.
 
     Returns:
         The plan that was given, for this model, or that of the other arguments.
@@ -86,8 +88,8 @@ def the_plan(given: Plan | None, how: How, schedule: Schedule, usual: str) -> Pl
         InputError: If both are given, or an argument cannot be used.
     """
     if given is None:
-        return how.plan(schedule, usual)
-    named = {"solver": how.solver, "steps": how.steps, "grid": how.grid, "end": how.end, **how.settings}
+        return how.plan(schedule, usual, start)
+    named = {"solver": how.solver, "steps": how.steps, "grid": how.grid, "end": how.end, "start": start, **how.settings}
     return given.alone(schedule, {name: value is not None for name, value in named.items()})
 
 

@@ -287,7 +287,8 @@ class LatentFile:
     def plan(self) -> Plan:
         """The plan that encoded the latents and decodes them."""
         made = self.provenance
-        return Plan(solvers.get(made.solver).with_settings(**made.settings), self.nodes, made.grid, made.end)
+        row = solvers.get(made.solver).with_settings(**made.settings)
+        return Plan(row, self.nodes, made.grid, made.end, start=made.details.get("start", ""))
 
     @cached_property
     def noted(self) -> Plan | None:

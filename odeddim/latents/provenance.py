@@ -117,7 +117,7 @@ def provenance_of(model: VectorField, plan: Plan, made_by: str, **details: Any) 
         condition=model.condition.to_dict(),
         settings=plan.settings,
         versions=versions,
-        details=details,
+        details={**details, **({"start": plan.start} if plan.start else {})},
     )
 
 

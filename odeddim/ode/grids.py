@@ -17,6 +17,8 @@ With both, S steps are S steps, for every S: no grid over the training levels ho
     "karras[:RHO]"       even in σ^(1/ρ), from σ_1 to σ_T; ρ = 7 unless given (arXiv 2206.00364, eq. 5)
     "edm"                even in σ^(1/7), over those of EDM's levels 0.002 to 80 that the model knows
     "ays[:LIST]"         Align Your Steps (arXiv 2404.14507, table 3): "sd15" unless given, "sdxl" or "deepfloyd-if"
+    "xue[:P]"            the least of a bound of DPM-Solver++'s error (arXiv 2402.17376): P = 1, for models of pixels,
+                         unless given, or 2, for latent models
     the path of a file   the nodes in the file, see `read_nodes`
 
 leading, linspace: With end="zero", diffusers' default (steps_offset=0, set_alpha_to_one=True), the labels are
@@ -31,6 +33,9 @@ the nearest level, as in EDM's sampler, and no level is taken twice.
 
 ays: The lists were made for 10 steps. For other numbers log σ is interpolated, as by its authors, and the lists are
 stretched to the model's levels.
+
+xue: Found by an optimisation (`odeddim.ode.optimised`) that knows the range of the levels and nothing else of a model.
+Other versions of SciPy may find other digits.
 """
 
 from __future__ import annotations
@@ -47,6 +52,7 @@ import torch
 from torch import Tensor
 
 from odeddim import defaults
+from odeddim.ode.optimised import POWERS, xue_positions
 from odeddim.ode.schedule import Schedule
 from odeddim.types import InputError, pick
 
@@ -61,9 +67,9 @@ _TAU: dict[str, Callable[[Fraction, int], int]] = {
     "trailing": lambda u, T: round(u * T),
 }
 _DIFFUSERS = ("leading", "linspace")
-_CONTINUOUS = ("log", "karras", "edm", "ays")
+_CONTINUOUS = ("log", "karras", "edm", "ays", "xue")
 
-_WITH_PARAMETER = ("karras", "ays")
+_WITH_PARAMETER = ("karras", "ays", "xue")
 
 NAMES = (*_TAU, *_DIFFUSERS, *_CONTINUOUS)
 
@@ -84,7 +90,8 @@ def grid(
 
     Args:
         name: A name, as the table of `odeddim.ode.grids` has them: "linear", "quadratic", "trailing", "leading",
-            "linspace", "log", "karras", "karras:RHO", "edm", "ays" or "ays:LIST"; or the path of a grid file.
+            "linspace", "log", "karras", "karras:RHO", "edm", "ays", "ays:LIST", "xue" or "xue:P"; or the path of a
+            grid file.
         schedule: The noise levels of the model.
         steps: The number of steps; 50 by default, and of a file as many as it has.
         end: Where the image lies: "zero" (σ = 0) or "sigma_min" (σ_1).
@@ -140,6 +147,9 @@ def grid(
         nodes = torch.exp(math.log(low) + u * (math.log(high) - math.log(low)))
     elif family == "ays":
         nodes = torch.exp(math.log(low) + _ays(name, parameter if colon else "sd15", u) * math.log(high / low))
+    elif family == "xue":
+        place = xue_positions(low, high, count - 1, _power(name, parameter if colon else "1")) if count > 1 else (0.0,)
+        nodes = torch.exp(math.log(low) + torch.tensor(place, dtype=torch.float64) * math.log(high / low))
     else:
         rho = _rho(name, parameter) if colon else 7.0
         nodes = (low ** (1 / rho) + u * (high ** (1 / rho) - low ** (1 / rho))) ** rho
@@ -164,6 +174,12 @@ def _rho(name: str, parameter: str) -> float:
     if not 1 <= rho <= MOST_RHO:
         raise InputError(f"the grid {name!r} needs a number ρ from 1 to {MOST_RHO} after the colon, as in 'karras:5'")
     return rho
+
+
+def _power(name: str, parameter: str) -> int:
+    if parameter not in map(str, POWERS):
+        raise InputError(f"the grid {name!r} needs 1 (models of pixels) or 2 (latent models) after the colon: 'xue:2'")
+    return int(parameter)
 
 
 def _ays(name: str, which: str, u: Tensor) -> Tensor:

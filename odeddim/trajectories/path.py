@@ -25,6 +25,10 @@ from odeddim.types import InputError, State
 SHOWN, LEVELS = 4, 8
 """How many images, and how many noise levels, a strip shows by default."""
 NEVER = "solver {!r} adds no noise, so its steps have no log-probability: take 'ddim-eta' or 'ddpm'"
+NOT_ALONE = (
+    "a step of solver {!r} depends on earlier points too, so it has no log-probability given the last one: "
+    "take 'ddim-eta' or 'ddpm'"
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -186,7 +190,8 @@ class Trajectory:
         """(weight of ε, deviation of x̄) of each step."""
         transition = self.plan.solver.transition
         if transition is None:
-            raise InputError(NEVER.format(self.plan.solver.name))
+            row = self.plan.solver
+            raise InputError((NOT_ALONE if row.stochastic else NEVER).format(row.name))
         if not self.every:
             raise InputError("log-probabilities are those of the run's steps: leave out at=..., so that all are kept")
         return [transition(here, there) for here, there in itertools.pairwise(self.sigmas.tolist())]

@@ -85,7 +85,7 @@ def solved(**how: Any) -> Callable[[], Any]:
         (solved(grid="exponential"), "here it is 'log'"),
         (solved(num_inference_steps=20), "no setting 'num_inference_steps' .*: here it is steps=..."),
         (solved(guidance_scale=5), "here it is guidance=..., an argument of VectorField.conditioned"),
-        (solved(solver="euler", eta=0.5), "a setting of the solver 'ddim-eta'"),
+        (solved(solver="euler", eta=0.5), "a setting of solvers that add noise, such as 'ddim-eta'"),
         (solved(timestep_spacing="leading"), "here it is grid=..."),
         (lambda: odeddim.load("exact-gaussian", dtype="fp16"), "here it is 'float16'"),
         (lambda: odeddim.Schedule.from_dict({"name": "squaredcos_cap_v2"}), "here it is 'cosine'"),
