@@ -9,8 +9,9 @@ For each cell (model, solver, grid, evaluations) three errors, each as median an
     round trip  of those images decoded again by the same solver, rms over pixels, images in [-1, 1]
     decoded     of the images that the solver decodes noise to, rms over pixels, against the reference
 
-The reference shares no code with the solvers: the classical Runge-Kutta method in log σ, written here, from the same
-Euler step between σ = 0 and σ_1. Its own error is the distance to half as many steps, on the first images.
+The reference shares no code with the solvers: the classical Runge-Kutta method in log σ (`odeddim.bench.solutions`),
+from the same Euler step between σ = 0 and σ_1. Its own error is the distance to half as many steps, on the first
+images.
 
 Solvers that are one method on a list of nodes are measured once: they are recognised by what they do to an exact field.
 Adaptive rows, and those that iterate, have no fixed number of evaluations and are not measured here.
@@ -24,7 +25,6 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -35,10 +35,11 @@ from torch import Tensor
 
 import odeddim
 from odeddim import solvers
+from odeddim.bench.solutions import decoded, encoded
 from odeddim.latents.arithmetic import rms
 from odeddim.ode.analytic import GaussianMixture
 from odeddim.plans import Plan, integrate
-from odeddim.types import Field, InputError, Solver, State
+from odeddim.types import InputError, Solver, State
 
 HERE = Path(__file__).resolve().parent
 IMAGES = HERE.parent / "odeddim" / "data" / "fashion-mnist-reference.npz"
@@ -69,39 +70,6 @@ def images(first: int, count: int) -> Tensor:
     """Held-out images of Fashion-MNIST, (count, 1, 28, 28) in [-1, 1]."""
     with np.load(IMAGES) as file:
         return torch.from_numpy(file["images"][first : first + count]).float()[:, None] / 127.5 - 1
-
-
-def runge_kutta(field: Field, xbar: Tensor, low: float, high: float, steps: int) -> Tensor:
-    """x̄ (B, *) at σ = high of x̄ at σ = low: the classical method of order 4 on dx̄/ds = σ·ε, s = log σ, even steps."""
-    s = torch.linspace(math.log(low), math.log(high), steps + 1, dtype=torch.float64)
-
-    def slope(s: Tensor, xbar: Tensor) -> Tensor:
-        return field(s.exp(), xbar) * float(s.exp())
-
-    xbar = xbar.double()
-    for here, there in pairwise(s):
-        h, middle = float(there - here), (here + there) / 2
-        k1 = slope(here, xbar)
-        k2 = slope(middle, xbar + h / 2 * k1)
-        k3 = slope(middle, xbar + h / 2 * k2)
-        k4 = slope(there, xbar + h * k3)
-        xbar = xbar + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-    return xbar
-
-
-def encoded(field: odeddim.VectorField, x_0: Tensor, steps: int) -> Tensor:
-    """The reference's latents x_T (B, *) of unit variance, float64."""
-    low, high = field.schedule.sigma_min, field.schedule.sigma_max
-    x_0 = x_0.double()
-    first = x_0 + low * field(torch.tensor(0.0, dtype=torch.float64), x_0)
-    return runge_kutta(field, first, low, high, steps) / math.sqrt(1 + high**2)
-
-
-def decoded(field: odeddim.VectorField, x_T: Tensor, steps: int) -> Tensor:
-    """The reference's images (B, *) of latents of unit variance, float64."""
-    low, high = field.schedule.sigma_min, field.schedule.sigma_max
-    last = runge_kutta(field, x_T.double() * math.sqrt(1 + high**2), high, low, steps)
-    return last - low * field(torch.tensor(low, dtype=torch.float64), last)
 
 
 @torch.no_grad()

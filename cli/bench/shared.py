@@ -129,8 +129,13 @@ class Bench:
     as_csv: bool
     as_json: bool
 
-    def print(self, table: Table) -> None:
-        """Print a table and the names of its files. Of several processes, only the first prints."""
+    def print(self, table: Table, short: Table | None = None) -> None:
+        """Print a table and the names of its files. Of several processes, only the first prints.
+
+        Args:
+            table: The table.
+            short: What is printed in its place unless CSV or JSON is.
+        """
         if not table.files:
             return
         if self.as_json:
@@ -138,7 +143,7 @@ class Bench:
         elif self.as_csv:
             click.echo(table.to_csv(), nl=False)
         else:
-            show(table)
+            show(short or table)
         names: dict[str, list[str]] = {}
         for path in table.files:
             names.setdefault(path.stem, []).append(path.suffix)
