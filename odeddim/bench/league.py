@@ -157,8 +157,8 @@ def reference(harness: Harness, images: Images, count: int, end: str, told: Mapp
         told: The images' hash, the seed and the reference's words, on which the columns depend.
 
     Returns:
-        The columns "latents" and "images" (count, *), "latents_error" and "images_error" (count,), NaN but for the first
-        16, and the figures (count,).
+        The columns "latents" and "images" (count, *), "latents_error" and "images_error" (count,), NaN but for the
+        first 16, and the figures (count,).
     """
     model = harness.model
 

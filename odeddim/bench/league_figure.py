@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from odeddim.bench.drawing import MARKERS, USUAL, Layout, Theme, headline
+from odeddim.bench.drawing import MARKERS, USUAL, Layout, Theme, headline, legend
 from odeddim.bench.tables import Table
 
 if TYPE_CHECKING:
@@ -26,26 +26,22 @@ def league(table: Table, theme: Theme, layout: Layout = USUAL) -> dict[str, tupl
     across = 1 if layout.upright else min(_ACROSS, len(budgets))
     down = math.ceil(len(budgets) / across)
     figure = Figure(figsize=layout.figure_size or (4.1 * across + 0.4, 3.9 * down + 0.6), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).flat
+    panels = list(figure.subplots(down, across, squeeze=False).flat)
     for axes, budget in zip(panels, budgets, strict=False):
         rows = [row for row in table.rows if row["budget"] == budget]
         _panel(axes, [row for row in rows if row["round_trip_place"] and row["latent_place"]], theme, layout)
         axes.set_title(f"{budget} evaluation{'s' if budget > 1 else ''}")
         axes.set(xlabel="place by the round trip", ylabel="place by the latent's error")
-    for axes in list(panels):
-        axes.set_visible(False)
-    figure.legend(*_handles(figure.axes), loc="outside lower left", ncols=1 if layout.upright else 3, frameon=False)
+    for axes in panels[len(budgets) :]:
+        axes.remove()
+    legend(figure, *panels[: len(budgets)])
     headline(figure, table.title)
     return {table.bench: (figure, "Places by the latent's error over places by the round trip")}
 
 
-def _handles(every: Sequence[Axes]) -> tuple[list[Any], list[str]]:
-    """The handles and labels of the legend, each label once."""
-    found = {label: handle for axes in every for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    return list(found.values()), list(found)
-
-
 def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], theme: Theme, layout: Layout) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     most = max((row[f"{name}_place"] for row in rows for name in ("round_trip", "latent")), default=1)
     axes.plot([1, most], [1, most], color=theme.muted, linestyle=(0, (1, 3)), label="the same place by both")
     kinds = ((True, "comes back exactly", 4), (False, "comes back approximately", 2))
@@ -64,11 +60,13 @@ def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], theme: Theme, layout: 
             taken.append(y)
             side = x < most / 2
             axes.annotate(
-                row["solver"], (x, y), xytext=(5 if side else -5, 0), textcoords="offset points",
-                ha="left" if side else "right", va="center", fontsize=0.75 * layout.font,
+                row["solver"], (x, y), xytext=(5, 0) if side else (0, -4), textcoords="offset points",
+                ha="left" if side else "right", va="center" if side else "top", fontsize=0.75 * layout.font,
             )  # fmt: skip
     room = 0.06 * most + 0.5
     axes.set(xlim=(1 - room, most + room), ylim=(1 - room, most + room))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(which="major")
 
 
