@@ -2,6 +2,7 @@
 
     python benchmarks/defaults.py measure    # adds what is missing to defaults.csv; stop it and start it as you like
     python benchmarks/defaults.py show       # the best rows of each budget, and the better grid of each row
+    python benchmarks/defaults.py reversals  # where the round trip and the latent place rows differently
 
 For each cell (model, solver, grid, evaluations) three errors, each as median and 10-90% range over images or noises:
 
@@ -36,6 +37,7 @@ from torch import Tensor
 import odeddim
 from odeddim import solvers
 from odeddim.bench.solutions import decoded, encoded
+from odeddim.bench.standings import give_places, reversals
 from odeddim.latents.arithmetic import rms
 from odeddim.ode.analytic import GaussianMixture
 from odeddim.plans import Plan, integrate
@@ -277,9 +279,39 @@ def show(path: Path, count: int) -> None:
         print(f"  {name:20s}", ", ".join(f"{grid} {error:.3g}" for error, grid in ordered), flag)
 
 
+def placed(table: list[Line], model: str) -> list[dict[str, object]]:
+    """The rows on their recommended grids as rows of the league, with their places (`odeddim.bench.standings`)."""
+    found: list[dict[str, object]] = [
+        {
+            "budget": int(line["budget"]), "solver": line["solver"], "grid": line["grid"],
+            **{error: float(line[f"{error}_median"]) for error in ERRORS},
+        }
+        for line in sorted(table, key=lambda line: int(line["budget"]))
+        if line["model"] == model and not line["as"] and line["grid"] == solvers.get(line["solver"]).grid
+    ]  # fmt: skip
+    give_places(found)
+    return found
+
+
+def show_reversals(path: Path) -> None:
+    """Print how far the round trip tells the error of the latent, and the places of the rows that come back exactly."""
+    table = read(path)
+    for model in MODELS:
+        rows = placed(table, model)
+        print(f"\n{model}: median errors of 64 images, each row on its recommended grid")
+        for sentence in reversals(rows):
+            print(sentence)
+        for budget in sorted(BUDGETS):
+            some = [row for row in rows if row["budget"] == budget]
+            exact = sorted((row for row in some if row["round_trip"] == 0), key=lambda row: row["latent_place"])
+            told = (f"{row['solver']} {row['latent_place']} ({row['latent']:.2g})" for row in exact)
+            print(f"{budget} evaluations, {len(some)} runs, places by the latent of those that come back exactly: "
+                  f"{', '.join(told)}")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "show"))
+    parser.add_argument("what", choices=("measure", "show", "reversals"))
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--rows", default="", help="only these, with commas between them  [all]")
     parser.add_argument("--first", type=int, default=0, help="the first image, and noise  [0]")
@@ -290,6 +322,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "show":
         show(given.output, given.best)
+    elif given.what == "reversals":
+        show_reversals(given.output)
     else:
         only = tuple(given.rows.split(",")) if given.rows else ()
         measure(tuple(given.models.split(",")), only, given.first, given.count, given.output, given.keep)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _ACROSS = 3  # panels beside each other
 _NAMED = 3  # runs named on each side of the diagonal
-_APART = 0.07  # of the height of a panel, between two names
+_NAME = 0.75  # size of the letters of a name, over those of the figure
 
 
 def league(table: Table, theme: Theme, layout: Layout = USUAL) -> dict[str, tuple[Figure, str]]:
@@ -29,7 +29,9 @@ def league(table: Table, theme: Theme, layout: Layout = USUAL) -> dict[str, tupl
     panels = list(figure.subplots(down, across, squeeze=False).flat)
     for axes, budget in zip(panels, budgets, strict=False):
         rows = [row for row in table.rows if row["budget"] == budget]
-        _panel(axes, [row for row in rows if row["round_trip_place"] and row["latent_place"]], theme, layout)
+        both = [row for row in rows if row["round_trip_place"] and row["latent_place"]]
+        # The axes are about half as high as their share of the figure; two names are a line apart.
+        _panel(axes, both, theme, layout, 2.2 * _NAME * layout.font / 72 / (0.5 * figure.get_figheight() / down))
         axes.set_title(f"{budget} evaluation{'s' if budget > 1 else ''}")
         axes.set(xlabel="place by the round trip", ylabel="place by the latent's error")
     for axes in panels[len(budgets) :]:
@@ -39,7 +41,8 @@ def league(table: Table, theme: Theme, layout: Layout = USUAL) -> dict[str, tupl
     return {table.bench: (figure, "Places by the latent's error over places by the round trip")}
 
 
-def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], theme: Theme, layout: Layout) -> None:
+def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], theme: Theme, layout: Layout, apart: float) -> None:
+    """Draw one panel; `apart` is the least distance of two names, over the height of the axes."""
     from matplotlib.ticker import MaxNLocator
 
     most = max((row[f"{name}_place"] for row in rows for name in ("round_trip", "latent")), default=1)
@@ -56,12 +59,12 @@ def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], theme: Theme, layout: 
     taken: list[float] = []
     for row in [*best, *_alternating(ordered)][: 2 * _NAMED + len(best)]:
         x, y = row["round_trip_place"], row["latent_place"]
-        if all(abs(y - other) > _APART * most for other in taken):
+        if all(abs(y - other) > apart * most for other in taken):
             taken.append(y)
             side = x < most / 2
             axes.annotate(
                 row["solver"], (x, y), xytext=(5, 0) if side else (0, -4), textcoords="offset points",
-                ha="left" if side else "right", va="center" if side else "top", fontsize=0.75 * layout.font,
+                ha="left" if side else "right", va="center" if side else "top", fontsize=_NAME * layout.font,
             )  # fmt: skip
     room = 0.06 * most + 0.5
     axes.set(xlim=(1 - room, most + room), ylim=(1 - room, most + room))

@@ -35,9 +35,9 @@ _COLUMNS = (
 def give_places(rows: Sequence[dict[str, Any]]) -> None:
     """Give each run its place by each error among the runs of its budget: equal errors share a place."""
     for row, name in itertools.product(rows, RANKED):
-        if row[name] is not None and not row["same_as"]:
-            others = _ranked(rows, row["budget"], name)
-            row[f"{name}_place"] = 1 + sum(other[name] < row[name] for other in others)
+        runs = _ranked(rows, row["budget"], name)
+        takes_part = any(row is run for run in runs)
+        row[f"{name}_place"] = 1 + sum(run[name] < row[name] for run in runs) if takes_part else None
 
 
 def _ranked(rows: Sequence[Mapping[str, Any]], budget: int, *names: str) -> list[Mapping[str, Any]]:

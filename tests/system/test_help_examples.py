@@ -196,7 +196,9 @@ def test_an_example_runs(example: str, world: Path, here: Path) -> None:
         return
     words = shlex.split(example.partition(" > ")[0])[1:]
     if words[0] == "bench" and words[-1] not in ("time", "report.html"):  # one that is not told takes an hour
-        small = {"-n": "4", "--steps": "3,6"} if "--find" not in words else {"-n": "4"}
+        number = "--evaluations" if words[1] == "league" else "--steps"
+        small = {"-n": "4", number: "3,6"} if "--find" not in words else {"-n": "4"}
+        small |= {"--solvers": "euler,belm"} if words[1] == "league" else {}
         words += [word for option in small.items() if option[0] not in words for word in option]
     if words[0] == "train":
         words = [*words, "--blocks", "1", "--channels", "8", "--batch-size", "2", "--steps", "2"]
