@@ -27,6 +27,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -279,9 +280,9 @@ def show(path: Path, count: int) -> None:
         print(f"  {name:20s}", ", ".join(f"{grid} {error:.3g}" for error, grid in ordered), flag)
 
 
-def placed(table: list[Line], model: str) -> list[dict[str, object]]:
+def placed(table: list[Line], model: str) -> list[dict[str, Any]]:
     """The rows on their recommended grids as rows of the league, with their places (`odeddim.bench.standings`)."""
-    found: list[dict[str, object]] = [
+    found: list[dict[str, Any]] = [
         {
             "budget": int(line["budget"]), "solver": line["solver"], "grid": line["grid"],
             **{error: float(line[f"{error}_median"]) for error in ERRORS},
@@ -298,15 +299,18 @@ def show_reversals(path: Path) -> None:
     table = read(path)
     for model in MODELS:
         rows = placed(table, model)
-        print(f"\n{model}: median errors of 64 images, each row on its recommended grid")
+        print(f"\n{model}: medians of 64 images and 64 noises, each row on its recommended grid")
         for sentence in reversals(rows):
             print(sentence)
         for budget in sorted(BUDGETS):
             some = [row for row in rows if row["budget"] == budget]
             exact = sorted((row for row in some if row["round_trip"] == 0), key=lambda row: row["latent_place"])
-            told = (f"{row['solver']} {row['latent_place']} ({row['latent']:.2g})" for row in exact)
-            print(f"{budget} evaluations, {len(some)} runs, places by the latent of those that come back exactly: "
-                  f"{', '.join(told)}")  # fmt: skip
+            told = ", ".join(
+                f"{row['solver']} {row['latent_place']} and {row['decoded_place']} "
+                f"({row['latent']:.2g}, {row['decoded']:.2g})"
+                for row in exact
+            )
+            print(f"{budget} evaluations, exact round trips, places by the latent and by decoded noise: {told}")
 
 
 def main() -> None:

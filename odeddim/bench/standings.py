@@ -54,19 +54,17 @@ def reversals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
     Returns:
         For each number of evaluations with two runs or more, the share of the pairs of runs that the two errors order
-        differently (pairs with equal errors aside), and the two runs whose places differ most.
+        differently (pairs with equal errors aside), of all runs and of those that do not come back exactly, and the two
+        runs whose places differ most.
     """
     found = []
     for budget in dict.fromkeys(row["budget"] for row in rows):
         runs = _ranked(rows, budget, "round_trip", "latent")
-        signs = [
-            (a["round_trip"] - b["round_trip"]) * (a["latent"] - b["latent"])
-            for a, b in itertools.combinations(runs, 2)
-        ]
-        told = [sign for sign in signs if sign != 0]
-        if not told:
+        share = _reversed(runs)
+        if share is None:
             continue
-        share = sum(sign < 0 for sign in told) / len(told)
+        others = _reversed([row for row in runs if row["round_trip"] > 0])
+        among = "" if others is None else f" ({others:.0%} among those that do not come back exactly)"
         runs.sort(key=lambda row: row["round_trip_place"] - row["latent_place"])
         both = "; ".join(
             f"{row['solver']}@{row['grid']} has place {row['round_trip_place']} by the round trip "
@@ -75,9 +73,17 @@ def reversals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         )
         found.append(
             f"{budget} evaluations, {len(runs)} runs: the latent orders {share:.0%} of the pairs of runs otherwise "
-            f"than the round trip does; {both}"
+            f"than the round trip does{among}; {both}"
         )
     return found
+
+
+def _reversed(runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """The share of the pairs of runs that the two errors order differently; None without a pair that both order."""
+    pairs = itertools.combinations(runs, 2)
+    signs = [(a["round_trip"] - b["round_trip"]) * (a["latent"] - b["latent"]) for a, b in pairs]
+    told = [sign for sign in signs if sign != 0]
+    return sum(sign < 0 for sign in told) / len(told) if told else None
 
 
 def standings(table: Table, places: int) -> Table:

@@ -306,9 +306,9 @@ def test_places_and_reversals_that_are_known() -> None:
     ]  # fmt: skip
     # Of the pairs ab (equal trips), ac, ad, bc, bd, cd, the latent turns ac, ad and cd around: 3 of 5.
     assert reversals(rows) == [
-        "10 evaluations, 4 runs: the latent orders 60% of the pairs of runs otherwise than the round trip does; a@log "
-        "has place 1 by the round trip (0) and place 4 by the latent (0.5); c@log has place 4 by the round trip (0.2) "
-        "and place 2 by the latent (0.3)"
+        "10 evaluations, 4 runs: the latent orders 60% of the pairs of runs otherwise than the round trip does "
+        "(100% among those that do not come back exactly); a@log has place 1 by the round trip (0) and place 4 by the "
+        "latent (0.5); c@log has place 4 by the round trip (0.2) and place 2 by the latent (0.3)"
     ]
 
 
