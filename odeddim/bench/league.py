@@ -34,7 +34,6 @@ from odeddim.bench.measures import Values, mean_square, quantile, spread, spread
 from odeddim.bench.standings import PLACES, give_places, reversals
 from odeddim.bench.tables import Column, Table, counted, telling
 from odeddim.bench.timing import described, now
-from odeddim.checks.whiteness import statistics
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan, integrate
 from odeddim.storage.row_files import Columns
@@ -43,8 +42,10 @@ from odeddim.types import BudgetExceeded, InputError, State
 REFERENCE_STEPS = 200
 CHECKED = 16  # images and noises on which the reference is compared with half the steps
 WORDS = f"classical Runge-Kutta in log σ with {REFERENCE_STEPS} steps, which shares no code with the solvers"
-WHITE = {"norm": 1.0, "autocorrelation": 0.0, "normality": 0.5}
-"""The figures of whiteness in the table, with their values for white noise."""
+WHITE = ("norm", "autocorrelation", "normality")
+"""The figures of whiteness in the table; for white noise they are 1, 0 and, in the median, 0.5."""
+Whiteness = Callable[[Tensor], Mapping[str, Tensor]]
+"""A function x_T (B, *) -> figures by name, (B,) each: `odeddim.checks.whiteness.statistics`."""
 
 
 def _small(columns: Iterable[Column], form: str) -> tuple[Column, ...]:
@@ -78,6 +79,7 @@ def league(
     images: Images,
     count: int,
     drawn: Draw,
+    whiteness: Whiteness,
     *,
     seed: int = 0,
     end: str = "zero",
@@ -90,6 +92,7 @@ def league(
         images: The images, in the state's dtype and on the model's device.
         count: The number of images, and of noises.
         drawn: The runs.
+        whiteness: The function that gives the figures of whiteness.
         seed: The seed of the noises.
         end: The end of the runs, "zero" or "sigma_min".
         source: What the table's settings state about the images.
@@ -99,7 +102,7 @@ def league(
     """
     sha256 = hash_of(images, count)
     told = {"images": sha256, "seed": seed, "truth": WORDS}
-    truth = reference(harness, images, count, end, told)
+    truth = reference(harness, images, count, end, told, whiteness)
     cells: dict[tuple[int, str], Columns] = {}
     rows = []
     for entrant in drawn.entrants:
@@ -111,7 +114,7 @@ def league(
 
             def measure(start: int, stop: int, run: Plan = run) -> Columns:
                 known = {name: torch.from_numpy(truth[name][start:stop]) for name in ("latents", "images")}
-                return played(harness.model, images(start, stop), run, known, seed, start)
+                return played(harness.model, images(start, stop), run, known, whiteness, seed=seed, start=start)
 
             cell = harness.measure(settings, count, measure, evaluations=sum(counts(run)))
             cells[entrant.budget, measured_as] = cell
@@ -146,7 +149,9 @@ def league(
     )  # fmt: skip
 
 
-def reference(harness: Harness, images: Images, count: int, end: str, told: Mapping[str, Any]) -> Columns:
+def reference(
+    harness: Harness, images: Images, count: int, end: str, told: Mapping[str, Any], whiteness: Whiteness
+) -> Columns:
     """Return the true latents and images, the first of them with their errors, and the latents' figures of whiteness.
 
     Args:
@@ -155,6 +160,7 @@ def reference(harness: Harness, images: Images, count: int, end: str, told: Mapp
         count: The number of images, and of noises.
         end: "zero" or "sigma_min".
         told: The images' hash, the seed and the reference's words, on which the columns depend.
+        whiteness: The function that gives the figures of whiteness.
 
     Returns:
         The columns "latents" and "images" (count, *), "latents_error" and "images_error" (count,), NaN but for the
@@ -172,7 +178,7 @@ def reference(harness: Harness, images: Images, count: int, end: str, told: Mapp
                 coarse = solve(model, begin[:checked], REFERENCE_STEPS // 2, end).cpu()
                 error[:checked] = _rms(coarse - exact[:checked])
             found |= {name: exact.numpy(), f"{name}_error": error}
-        return found | _whiteness(torch.from_numpy(found["latents"]))
+        return found | _white(whiteness, torch.from_numpy(found["latents"]))
 
     # The provenance names a run: the reference walks these nodes, and finer ones for its own stages.
     nodes = Plan.of(model.schedule, "euler", REFERENCE_STEPS, "log", end)
@@ -186,12 +192,21 @@ def reference_evaluations() -> int:
     return 2 * 4 * (REFERENCE_STEPS + REFERENCE_STEPS // 2)
 
 
-def _whiteness(x_T: Tensor) -> Columns:
-    figures = statistics(x_T)
+def _white(whiteness: Whiteness, x_T: Tensor) -> Columns:
+    figures = whiteness(x_T)
     return {name: figures[name].numpy() for name in WHITE}
 
 
-def played(model: VectorField, x_0: Tensor, run: Plan, truth: Mapping[str, Tensor], seed: int, start: int) -> Columns:
+def played(
+    model: VectorField,
+    x_0: Tensor,
+    run: Plan,
+    truth: Mapping[str, Tensor],
+    whiteness: Whiteness,
+    *,
+    seed: int,
+    start: int,
+) -> Columns:
     """Encode images, decode them again, decode noise, and measure each image and noise.
 
     Args:
@@ -199,6 +214,7 @@ def played(model: VectorField, x_0: Tensor, run: Plan, truth: Mapping[str, Tenso
         x_0: The images (B, *) in [-1, 1], at the lower end of the run.
         run: The plan.
         truth: The true "latents" of the images, of unit variance, and the true "images" of the noises, (B, *) each.
+        whiteness: The function that gives the figures of whiteness.
         seed: The seed of the noises, and of the noise that a stochastic solver adds.
         start: The index of the first noise.
 
@@ -217,7 +233,7 @@ def played(model: VectorField, x_0: Tensor, run: Plan, truth: Mapping[str, Tenso
     if up.end is not None:
         x_T, state = up.end.x.cpu(), up.end
         found |= {"latent": _rms(x_T - truth["latents"]), "signs": same_signs(x_T, truth["latents"])}
-        found |= _whiteness(x_T)
+        found |= _white(whiteness, x_T)
         back = _leg(model, lambda: integrate(model, state, run), count)
     if back.end is not None:
         found["round_trip"] = _rms(back.end.xbar.cpu() - x_0.cpu())

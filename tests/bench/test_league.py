@@ -20,6 +20,7 @@ from odeddim.bench.entrants import draw, longest, needed
 from odeddim.bench.harness import Entry, Harness
 from odeddim.bench.standings import give_places, reversals, standings
 from odeddim.bench.tables import Table
+from odeddim.checks.whiteness import statistics
 from odeddim.plans import Plan
 from odeddim.types import InputError, Solver, State
 
@@ -44,7 +45,7 @@ def images(count: int) -> torch.Tensor:
 def played(place: Harness, names: str, evaluations: tuple[int, ...] = (5,), **more: Any) -> Table:
     x_0 = images(3)
     drawn = draw(place.model, evaluations, [Entry.parse(name) for name in names.split(",")], end="sigma_min", **more)
-    return bench.league(place, lambda start, stop: x_0[start:stop], 3, drawn, seed=4, end="sigma_min")
+    return bench.league(place, lambda start, stop: x_0[start:stop], 3, drawn, statistics, seed=4, end="sigma_min")
 
 
 def exact(xbar: np.ndarray[Any, Any], here: float, there: float) -> np.ndarray[Any, Any]:

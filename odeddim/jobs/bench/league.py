@@ -14,6 +14,7 @@ from odeddim.bench import league as bench
 from odeddim.bench.entrants import draw
 from odeddim.bench.harness import Entry
 from odeddim.bench.tables import Table
+from odeddim.checks.whiteness import statistics
 from odeddim.jobs.bench.workbench import Session, Workbench, with_skipped
 from odeddim.jobs.subject import images_for, recorded, warn_of_count, warn_of_plan
 from odeddim.plans import Plan
@@ -85,5 +86,5 @@ def league(
 
     named = {"path": str(path or "the package's sample"), **recorded(source)}
     with session.harness(count * (bench.reference_evaluations() + drawn.evaluations), count) as harness:
-        table = bench.league(harness, data, count, drawn, seed=seed, end=end, source=named)
+        table = bench.league(harness, data, count, drawn, statistics, seed=seed, end=end, source=named)
     return session.deliver(with_skipped(table, source))
