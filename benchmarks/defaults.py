@@ -25,6 +25,7 @@ import csv
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ REFERENCE_STEPS = 200
 AT_ONCE = 16  # images in the network at once: what is fastest on one core
 CHECKED = 16  # images and noises on which the reference is checked
 QUANTILES = (0.5, 0.1, 0.9)
+WIDTH = 118  # of a line of sentences
 ERRORS = ("latent", "round_trip", "decoded")
 BOTH = ("latent", "decoded")
 PARTS = ("median", "p10", "p90")
@@ -301,7 +303,7 @@ def show_reversals(path: Path) -> None:
         rows = placed(table, model)
         print(f"\n{model}: medians of 64 images and 64 noises, each row on its recommended grid")
         for sentence in reversals(rows):
-            print(sentence)
+            print(textwrap.fill(sentence, WIDTH, subsequent_indent="  "))
         for budget in sorted(BUDGETS):
             some = [row for row in rows if row["budget"] == budget]
             exact = sorted((row for row in some if row["round_trip"] == 0), key=lambda row: row["latent_place"])
@@ -310,7 +312,8 @@ def show_reversals(path: Path) -> None:
                 f"({row['latent']:.2g}, {row['decoded']:.2g})"
                 for row in exact
             )
-            print(f"{budget} evaluations, exact round trips, places by the latent and by decoded noise: {told}")
+            words = f"{budget} evaluations, exact round trips, places by the latent and by decoded noise: {told}"
+            print(textwrap.fill(words, WIDTH, subsequent_indent="  "))
 
 
 def main() -> None:

@@ -94,7 +94,4 @@ def command(
         run.workbench, images, count=count, solvers=solvers or (), plans=plans, evaluations=evaluations, seed=seed,
         end=end, prepare=prepare,
     )  # fmt: skip
-    run.print(table, standings(table, places))
-    if table.files and not (run.as_csv or run.as_json):
-        for sentence in reversals(table.rows):
-            options.echo(sentence)
+    run.print(table, standings(table, places), reversals(table.rows))
