@@ -2,6 +2,7 @@
 
     python benchmarks/defaults.py measure    # adds what is missing to defaults.csv; stop it and start it as you like
     python benchmarks/defaults.py show       # the best rows of each budget, and the better grid of each row
+    python benchmarks/defaults.py reversals  # where the round trip and the latent place rows differently
 
 For each cell (model, solver, grid, evaluations) three errors, each as median and 10-90% range over images or noises:
 
@@ -9,8 +10,9 @@ For each cell (model, solver, grid, evaluations) three errors, each as median an
     round trip  of those images decoded again by the same solver, rms over pixels, images in [-1, 1]
     decoded     of the images that the solver decodes noise to, rms over pixels, against the reference
 
-The reference shares no code with the solvers: the classical Runge-Kutta method in log σ, written here, from the same
-Euler step between σ = 0 and σ_1. Its own error is the distance to half as many steps, on the first images.
+The reference shares no code with the solvers: the classical Runge-Kutta method in log σ (`odeddim.bench.solutions`),
+from the same Euler step between σ = 0 and σ_1. Its own error is the distance to half as many steps, on the first
+images.
 
 Solvers that are one method on a list of nodes are measured once: they are recognised by what they do to an exact field.
 Adaptive rows, and those that iterate, have no fixed number of evaluations and are not measured here.
@@ -23,9 +25,10 @@ import csv
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -35,10 +38,12 @@ from torch import Tensor
 
 import odeddim
 from odeddim import solvers
+from odeddim.bench.solutions import decoded, encoded
+from odeddim.bench.standings import give_places, reversals
 from odeddim.latents.arithmetic import rms
 from odeddim.ode.analytic import GaussianMixture
 from odeddim.plans import Plan, integrate
-from odeddim.types import Field, InputError, Solver, State
+from odeddim.types import InputError, Solver, State
 
 HERE = Path(__file__).resolve().parent
 IMAGES = HERE.parent / "odeddim" / "data" / "fashion-mnist-reference.npz"
@@ -57,6 +62,7 @@ REFERENCE_STEPS = 200
 AT_ONCE = 16  # images in the network at once: what is fastest on one core
 CHECKED = 16  # images and noises on which the reference is checked
 QUANTILES = (0.5, 0.1, 0.9)
+WIDTH = 118  # of a line of sentences
 ERRORS = ("latent", "round_trip", "decoded")
 BOTH = ("latent", "decoded")
 PARTS = ("median", "p10", "p90")
@@ -69,39 +75,6 @@ def images(first: int, count: int) -> Tensor:
     """Held-out images of Fashion-MNIST, (count, 1, 28, 28) in [-1, 1]."""
     with np.load(IMAGES) as file:
         return torch.from_numpy(file["images"][first : first + count]).float()[:, None] / 127.5 - 1
-
-
-def runge_kutta(field: Field, xbar: Tensor, low: float, high: float, steps: int) -> Tensor:
-    """x̄ (B, *) at σ = high of x̄ at σ = low: the classical method of order 4 on dx̄/ds = σ·ε, s = log σ, even steps."""
-    s = torch.linspace(math.log(low), math.log(high), steps + 1, dtype=torch.float64)
-
-    def slope(s: Tensor, xbar: Tensor) -> Tensor:
-        return field(s.exp(), xbar) * float(s.exp())
-
-    xbar = xbar.double()
-    for here, there in pairwise(s):
-        h, middle = float(there - here), (here + there) / 2
-        k1 = slope(here, xbar)
-        k2 = slope(middle, xbar + h / 2 * k1)
-        k3 = slope(middle, xbar + h / 2 * k2)
-        k4 = slope(there, xbar + h * k3)
-        xbar = xbar + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-    return xbar
-
-
-def encoded(field: odeddim.VectorField, x_0: Tensor, steps: int) -> Tensor:
-    """The reference's latents x_T (B, *) of unit variance, float64."""
-    low, high = field.schedule.sigma_min, field.schedule.sigma_max
-    x_0 = x_0.double()
-    first = x_0 + low * field(torch.tensor(0.0, dtype=torch.float64), x_0)
-    return runge_kutta(field, first, low, high, steps) / math.sqrt(1 + high**2)
-
-
-def decoded(field: odeddim.VectorField, x_T: Tensor, steps: int) -> Tensor:
-    """The reference's images (B, *) of latents of unit variance, float64."""
-    low, high = field.schedule.sigma_min, field.schedule.sigma_max
-    last = runge_kutta(field, x_T.double() * math.sqrt(1 + high**2), high, low, steps)
-    return last - low * field(torch.tensor(low, dtype=torch.float64), last)
 
 
 @torch.no_grad()
@@ -309,9 +282,43 @@ def show(path: Path, count: int) -> None:
         print(f"  {name:20s}", ", ".join(f"{grid} {error:.3g}" for error, grid in ordered), flag)
 
 
+def placed(table: list[Line], model: str) -> list[dict[str, Any]]:
+    """The rows on their recommended grids as rows of the league, with their places (`odeddim.bench.standings`)."""
+    found: list[dict[str, Any]] = [
+        {
+            "budget": int(line["budget"]), "solver": line["solver"], "grid": line["grid"],
+            **{error: float(line[f"{error}_median"]) for error in ERRORS},
+        }
+        for line in sorted(table, key=lambda line: int(line["budget"]))
+        if line["model"] == model and not line["as"] and line["grid"] == solvers.get(line["solver"]).grid
+    ]  # fmt: skip
+    give_places(found)
+    return found
+
+
+def show_reversals(path: Path) -> None:
+    """Print how far the round trip tells the error of the latent, and the places of the rows that come back exactly."""
+    table = read(path)
+    for model in MODELS:
+        rows = placed(table, model)
+        print(f"\n{model}: medians of 64 images and 64 noises, each row on its recommended grid")
+        for sentence in reversals(rows):
+            print(textwrap.fill(sentence, WIDTH, subsequent_indent="  "))
+        for budget in sorted(BUDGETS):
+            some = [row for row in rows if row["budget"] == budget]
+            exact = sorted((row for row in some if row["round_trip"] == 0), key=lambda row: row["latent_place"])
+            told = ", ".join(
+                f"{row['solver']} {row['latent_place']} and {row['decoded_place']} "
+                f"({row['latent']:.2g}, {row['decoded']:.2g})"
+                for row in exact
+            )
+            words = f"{budget} evaluations, exact round trips, places by the latent and by decoded noise: {told}"
+            print(textwrap.fill(words, WIDTH, subsequent_indent="  "))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "show"))
+    parser.add_argument("what", choices=("measure", "show", "reversals"))
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--rows", default="", help="only these, with commas between them  [all]")
     parser.add_argument("--first", type=int, default=0, help="the first image, and noise  [0]")
@@ -322,6 +329,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "show":
         show(given.output, given.best)
+    elif given.what == "reversals":
+        show_reversals(given.output)
     else:
         only = tuple(given.rows.split(",")) if given.rows else ()
         measure(tuple(given.models.split(",")), only, given.first, given.count, given.output, given.keep)

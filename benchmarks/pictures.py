@@ -34,7 +34,6 @@ import PIL.Image
 import PIL.ImageDraw
 import torch
 from certificate import CSV, held_out, rows_of
-from defaults import decoded, encoded
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
@@ -42,6 +41,7 @@ from torch import Tensor
 import odeddim
 from odeddim import jobs
 from odeddim.bench import drawing
+from odeddim.bench.solutions import decoded, encoded
 from odeddim.bench.tables import Table
 from odeddim.latents.arithmetic import rms
 from odeddim.ode.field import VectorField

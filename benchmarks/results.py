@@ -58,6 +58,13 @@ RESULTS = {
         "benchmarks/defaults.py measure` measures them. The defaults of odeddim are chosen by this table.",
         ("python benchmarks/defaults.py show --best 4",),
     ),
+    "reversals": Result(
+        "Where the round trip and the latent place solvers differently",
+        "From the same table, each row on its recommended grid ([The league](league.md)): how many pairs of rows the "
+        "two errors order differently, and the two rows whose places differ most. Below, the rows that come back "
+        "exactly, with their places by the latent and by decoded noise, and both errors.",
+        ("python benchmarks/defaults.py reversals",),
+    ),
     "reconstruction": Result(
         "Round trip and latent: DDIM's Table 2, with the error that the paper does not have",
         "`round trip` is the rms over pixels in [-1, 1], and `latent` the rms distance to the ODE's true latent over "

@@ -14,6 +14,7 @@ COMMANDS = {
     "time": "Figure 4: seconds over steps and batch sizes, and the solver's own share.",
     "interpolation": "Appendix D.5: lines and grids between latents, and their smoothness.",
     "work-precision": "Error against evaluations and seconds; the cheapest solver (--find).",
+    "league": "Every solver at the same numbers of evaluations: round trip against accuracy.",
     "report": "One page with all tables and figures: report.html.",
 }
 

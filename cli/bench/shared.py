@@ -129,8 +129,14 @@ class Bench:
     as_csv: bool
     as_json: bool
 
-    def print(self, table: Table) -> None:
-        """Print a table and the names of its files. Of several processes, only the first prints."""
+    def print(self, table: Table, short: Table | None = None, below: Sequence[str] = ()) -> None:
+        """Print a table and the names of its files. Of several processes, only the first prints.
+
+        Args:
+            table: The table.
+            short: What is printed in its place unless CSV or JSON is.
+            below: Sentences that are printed below it.
+        """
         if not table.files:
             return
         if self.as_json:
@@ -138,7 +144,7 @@ class Bench:
         elif self.as_csv:
             click.echo(table.to_csv(), nl=False)
         else:
-            show(table)
+            show(short or table, below)
         names: dict[str, list[str]] = {}
         for path in table.files:
             names.setdefault(path.stem, []).append(path.suffix)
@@ -188,8 +194,8 @@ common = _shared(options.machine, still=False)
 common_but_batches = _shared(options.machine_with_threads(1), still=True)
 
 
-def show(table: Table) -> None:
-    """Print a table to the terminal, and below it the remarks of its rows."""
+def show(table: Table, below: Sequence[str] = ()) -> None:
+    """Print a table to the terminal, and below it the remarks of its rows and further sentences."""
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -219,3 +225,5 @@ def show(table: Table) -> None:
             which = [row.get(name) for name in ("eta", "solver", "grid", "labels", "batch", "steps")]
             words = ", ".join(str(value) for value in which if value not in (None, "", "-"))
             console.print(printable(f"{words}: {row['remark']}"), highlight=False, markup=False)
+    for sentence in below:
+        console.print(printable(sentence), highlight=False, markup=False)

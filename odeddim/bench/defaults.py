@@ -63,3 +63,8 @@ CANDIDATES = (
     "dpmpp-3m", "unipc-2", "ab3", "dpmpp-2m", "ab2", "unipc-1", "belm", "deis-tab2", "bdia", "heun", "euler",
 )  # fmt: skip
 """The solvers that `find` tries. The most promising come first: a solver that cannot beat them costs only one run."""
+
+LEAGUE = Measured(12, (), (5, 8, 10, 20, 50))
+"""Its `steps` are numbers of evaluations. Its solvers are all that take a fixed number of evaluations a step."""
+PLACES = 3
+"""The number of runs that `league` prints by each error."""

@@ -34,6 +34,7 @@ from odeddim.bench.drawing import (
     styles,
 )
 from odeddim.bench.interpolation import CROSS_FADE
+from odeddim.bench.league_figure import league
 from odeddim.bench.tables import Sheet, Table
 
 if TYPE_CHECKING:
@@ -394,5 +395,6 @@ DRAWN: dict[str, Callable[[Table, Theme, Layout], Drawn]] = {
     "quality": quality,
     "time": timing,
     "interpolation": interpolation,
+    "league": league,
 }
 """The function of each bench: (table, theme, layout) -> for each figure's name, the figure and a sentence about it."""

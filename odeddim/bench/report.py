@@ -30,7 +30,7 @@ from odeddim.storage.atomic import check_own, check_place, has_mark, mark_of, pl
 from odeddim.storage.errors import short
 from odeddim.types import InputError
 
-ORDER = ("work-precision", "cheapest", "reconstruction", "quality", "consistency", "interpolation", "time")
+ORDER = ("league", "work-precision", "cheapest", "reconstruction", "quality", "consistency", "interpolation", "time")
 """The order of the benches on a page; other tables follow, by name."""
 
 SUFFIXES = (".html", ".htm")

@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from odeddim.bench import consistency, drawing, figures, quality, timing
+from odeddim.bench import consistency, drawing, figures, league, quality, timing
 from odeddim.bench.drawing import Layout
 from odeddim.bench.report import report
+from odeddim.bench.standings import give_places
 from odeddim.bench.tables import Column, Sheet, Table
 from odeddim.types import InputError
 
@@ -135,6 +136,18 @@ def timed() -> Table:
     return Table("time", TITLE, {}, columns, made, group=("solver", "grid", "batch"))
 
 
+def ranked() -> Table:
+    """A table of `bench league`, in which three solvers of ten come back exactly."""
+    columns = league._COLUMNS
+    made = []
+    for budget, i in itertools.product((5, 10), range(10)):
+        row: dict[str, Any] = dict.fromkeys(column.name for column in columns)
+        figures_of_it = {"round_trip": 0.1 * max(0, i - 2), "latent": 0.1 + 0.07 * (7 * i % 10), "decoded": 0.1 * i}
+        made.append({**row, **figures_of_it, "budget": budget, "solver": f"solver-number-{i}", "grid": "log"})
+    give_places(made)
+    return Table("league", TITLE, {}, columns, tuple(made), group=("budget",))
+
+
 def unreadable(figure: Figure) -> list[str]:
     """The titles, labels and remarks of a figure that are cut at its edge or run into each other."""
     whole = rendered(figure).bbox
@@ -149,7 +162,7 @@ def unreadable(figure: Figure) -> list[str]:
 @pytest.mark.parametrize("size", [None, (3.4, 5.0), (6.5, 3.6), (4.0, 12.0)])
 def test_a_figure_of_any_size_cuts_no_words(size: tuple[float, float] | None) -> None:
     layout = Layout(size)
-    for table in (consistent(), timed()):
+    for table in (consistent(), timed(), ranked()):
         for name, figure, _ in figures._figures(table, drawing.LIGHT, layout):
             assert unreadable(figure) == [], name
             if size and "sheet" not in name:
@@ -157,6 +170,21 @@ def test_a_figure_of_any_size_cuts_no_words(size: tuple[float, float] | None) ->
                 boxes = [axes.get_window_extent() for axes in figure.axes]  # one below the other if it is upright
                 assert bool(boxes[0].y0 > boxes[1].y1) is (size[1] > size[0])
                 assert all(min(box.width, box.height) > 0.5 * figure.dpi for box in boxes)
+
+
+def test_the_league_draws_a_panel_for_each_number_of_evaluations() -> None:
+    """The runs lie at their places, those that come back exactly apart from the others."""
+    table = ranked()
+    figure = rendered(drawn(table))
+    assert [axes.get_title() for axes in figure.axes] == ["5 evaluations", "10 evaluations"]
+    for axes in figure.axes:
+        _, exact, others = axes.get_lines()
+        rows = [row for row in table.rows if row["budget"] == 5]
+        for line, some in ((exact, rows[:3]), (others, rows[3:])):
+            assert np.asarray(line.get_xdata()).tolist() == [row["round_trip_place"] for row in some]
+            assert np.asarray(line.get_ydata()).tolist() == [row["latent_place"] for row in some]
+        best = next(row["solver"] for row in rows if row["latent_place"] == 1)
+        assert best in [text.get_text() for text in axes.texts]
 
 
 def test_a_sheet_keeps_its_proportions() -> None:

@@ -69,6 +69,11 @@ BENCHES: dict[str, tuple[tuple[object, ...], Callable[..., Any], dict[str, Any]]
         jobs.bench.work_precision,
         {"count": 2, "solvers": ["euler", "dopri5"], "steps": [3, 6], "tolerances": [1e-2], "size": SIZE},
     ),
+    "league": (
+        ("-n", 2, "--solvers", "euler@log,dpm-solver-1,belm,ddpm", "--evaluations", "3,6", "--seed", 1),
+        jobs.bench.league,
+        {"count": 2, "solvers": ["euler@log", "dpm-solver-1", "belm", "ddpm"], "evaluations": [3, 6], "seed": 1},
+    ),
     "cheapest": (
         ("-n", 2, "--find", 3e-2, "--solvers", "ab2@log,euler@log", "--size", "1,8,8"),
         lambda bench, **given: jobs.bench.find(bench, 3e-2, **given)[0],
@@ -110,6 +115,7 @@ def test_command_and_function_make_one_table(
     And in another folder the function measures the same figures, bit for bit.
     """
     words, function, given = BENCHES[name]
+    monkeypatch.setattr("odeddim.bench.league.REFERENCE_STEPS", 10)  # what it compares with takes longest
     alone = Counted()
     with monkeypatch.context() as patch:
         patch.setattr("odeddim.bench.figures.files", lambda *_: {})  # drawing takes longer than measuring

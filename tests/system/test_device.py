@@ -207,6 +207,18 @@ BENCHES: dict[str, tuple[Any, ...]] = {
     "reconstruction": ("x.npy", "-n", 2, "--solvers", "euler,belm", *SMALL),
     "consistency": ("-n", 2, "--solvers", "euler", *NOISE),
     "interpolation": ("--pairs", 1, "-n", 3, "--solvers", "euler,ddpm", *NOISE),
+    "league": (
+        "x.npy",
+        "-n",
+        2,
+        "--solvers",
+        "euler,belm,ddpm",
+        "--evaluations",
+        4,
+        "--model",
+        "exact-gaussian",
+        *FEW,
+    ),
     "quality": ("-n", 4, "--eta", "0,hat", "--reference", "y.npy", "--steps", 2, *FEW),
     "time": ("--solvers", "euler", "--batches", 2, "--repeats", 1, "--model", "model", "--steps", 3),
     "work-precision": ("-n", 2, "--solvers", "euler,dpm-solver-12", *NOISE),
@@ -263,7 +275,13 @@ def test_grid(on_device: Command) -> None:
     assert Path("plan.json").exists()
 
 
-LONG = ("reconstruction", "consistency", "interpolation", "work-precision")  # references of a thousand evaluations
+LONG = (
+    "reconstruction",
+    "consistency",
+    "interpolation",
+    "league",
+    "work-precision",
+)  # references of a thousand evaluations
 
 
 @pytest.mark.parametrize("bench", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in BENCHES])

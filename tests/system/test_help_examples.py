@@ -195,7 +195,9 @@ def test_an_example_runs(example: str, world: Path, here: Path) -> None:
         return
     words = shlex.split(example.partition(" > ")[0])[1:]
     if words[0] == "bench" and words[1:2] != ["report"]:  # one that is not told takes an hour
-        small = {"-n": "4", "--steps": "3,6"}
+        league = "league" in words
+        small = {"-n": "4", "--evaluations" if league else "--steps": "3,6"}
+        small |= {"--solvers": "euler,belm"} if league else {}
         for option in {*(["-n"] if "time" in words else []), *(["--steps"] if "--find" in words else [])}:
             del small[option]
         words += [word for option in small.items() if option[0] not in words for word in option]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from odeddim.bench.drawing import Layout as Layout
 from odeddim.jobs.bench.consistency import consistency as consistency
 from odeddim.jobs.bench.interpolation import interpolation as interpolation
+from odeddim.jobs.bench.league import league as league
 from odeddim.jobs.bench.quality import quality as quality
 from odeddim.jobs.bench.reconstruction import reconstruction as reconstruction
 from odeddim.jobs.bench.report import report as report
