@@ -152,8 +152,8 @@ RESULTS = {
     ),
     "tolerance": Result(
         "Decoding to a tolerance",
-        "The share of the images whose true error keeps the tolerance, on 64 noises. Without a name the command measures "
-        "both built-in models.",
+        "The share of the images whose true error keeps the tolerance, on 64 noises. Without a name the command "
+        "measures both built-in models.",
         ("python benchmarks/tolerance.py fashion-mnist",),
     ),
     "bridge": Result(
