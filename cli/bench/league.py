@@ -77,8 +77,8 @@ def command(
     files also say how white the latents are, and the seconds. Solvers that add noise are measured by their decoded
     images only. Without IMAGES, the package's sample images are used.
 
-    For a model, all solvers take about 15 minutes on two cores. Use 64 images or more for results that you quote.
-    Several processes on one folder share the work.
+    For a built-in model, all solvers take about a quarter of an hour of one core. Several processes on one folder share
+    the work. Use 64 images or more for results that you quote.
 
     \b
     Examples:

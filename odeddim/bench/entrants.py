@@ -100,20 +100,12 @@ def longest(schedule: Schedule, row: Solver, budget: int, grid: str | None = Non
         InputError: If a plan cannot be made.
     """
     assert row.nfe is not None
-    steps = min(budget, budget // row.nfe + 1)
-    plan = Plan.of(schedule, row, steps, grid, end)
-    while needed(plan) > budget:
-        steps -= 1
-        if steps == 0:
-            return None
+    most = budget // row.nfe + 1  # of all steps but one, which may be the single evaluation between σ = 0 and σ_1
+    for steps in range(min(budget, most), 0, -1):
         plan = Plan.of(schedule, row, steps, grid, end)
-    while steps < budget:
-        steps += 1
-        following = Plan.of(schedule, row, steps, grid, end)
-        if needed(following) > budget:
-            break
-        plan = following
-    return plan
+        if needed(plan) <= budget:
+            return plan
+    return None
 
 
 def draw(
@@ -140,7 +132,8 @@ def draw(
         InputError: If a solver that is named has no fixed number of evaluations, if a plan takes more than all
             budgets, or if a run does not end at the model's σ_T.
     """
-    budgets, left_out = sorted(set(budgets)), {}
+    budgets = sorted(set(budgets))
+    left_out: dict[str, str] = {}
     own = [Entry(name) for name, row in solvers.SOLVERS.items() if row.nfe is not None]
     given = dict(plans or {})
     found: list[Entrant] = []

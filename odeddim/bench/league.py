@@ -192,7 +192,7 @@ def reference_evaluations() -> int:
     return 2 * 4 * (REFERENCE_STEPS + REFERENCE_STEPS // 2)
 
 
-def _white(whiteness: Whiteness, x_T: Tensor) -> Columns:
+def _white(whiteness: Whiteness, x_T: Tensor) -> dict[str, Values]:
     figures = whiteness(x_T)
     return {name: figures[name].numpy() for name in WHITE}
 

@@ -92,7 +92,7 @@ def test_the_figures_are_those_of_a_script_of_its_own(tmp_path: Path) -> None:
 
 def test_signs_that_are_known() -> None:
     truth = torch.tensor([[1.0, -1.0, 2.0, -0.5], [1.0, 1.0, 1.0, 1.0]])
-    found = bench.same_signs(torch.tensor([[0.1, -9.0, -2.0, 0.5], [1.0, 2.0, 3.0, -1e-9]]), truth)
+    found = bench.same_signs(torch.tensor([[0.01, -9.0, -2.0, 0.5], [1.0, 2.0, 3.0, -1e-9]]), truth)
     assert found.tolist() == [0.5, 0.75]
 
 

@@ -23,7 +23,7 @@ BENCH = {  # in small: the commands are the same
     "consistency": ["-n", "2", "--steps", "5,10", *SMALL],
     "time": ["--steps", "5,10", "--batches", "1", "--repeats", "1"],
     "interpolation": ["--pairs", "1", "--points", "5", "--side", "2", "--steps", "10"],
-    "league": ["-n", "2", "--solvers", "euler@log,belm,ddpm", "--evaluations", "4,6", "--model", "exact-mixture"],
+    "league": ["-n", "1", "--solvers", "euler@log,belm,ddpm", "--evaluations", "4,6", "--model", "exact-mixture"],
     "work-precision": ["-n", "2", *SMALL],
     "report": [],
 }
