@@ -51,7 +51,10 @@ MODELS = ("fashion-mnist", "fashion-mnist-flow")
 BUDGETS = (20, 10, 50, 5)
 EVERYWHERE = ("log", "karras")
 OF_FAMILY = {
-    "linear": ("euler", "edict", "bdia", "belm", "obelm", "leapfrog"),
+    "linear": (
+        *("euler", "edict", "bdia", "belm", "obelm", "leapfrog"),
+        *("midpoint-reuse", "uni-inv", "stork-2", "stork-4"),
+    ),
     "quadratic": ("euler", "deis-tab1", "deis-tab2", "deis-tab3", "ipndm", "plms", "pndm"),
 }
 """Grids over the training levels, for the rows that their authors run on these."""

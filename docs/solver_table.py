@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -38,7 +38,10 @@ def lines(family: str) -> Iterator[str]:
 
 def heading(names: Sequence[str]) -> str:
     """The names; of many, which are then made from other rows, their prefix."""
-    return ", ".join(names) if len(names) <= FEW else f"{names[0].partition('-')[0]}-NAME"
+    if len(names) <= FEW:
+        return ", ".join(names)
+    words = zip(*(name.split("-") for name in names), strict=False)
+    return "-".join([same[0] for same in takewhile(lambda own: len(set(own)) == 1, words)] + ["NAME"])
 
 
 def settings(row: Solver) -> str:

