@@ -243,7 +243,7 @@ def _add_slope(images: dict[int, float], passed: Sequence[float], n: int, weight
 
 def _log_excess(sigma: float) -> float:
     """log of φ(σ)/σ at η = 1, as of the authors' code (its function 7)."""
-    power = sigma**0.3
+    power: float = sigma**0.3
     return power + math.log1p(10 * math.exp(-power))
 
 
