@@ -400,6 +400,7 @@ def _row(
         nfe=1,
         stochastic=True,
         observable=True,
+        grid="linear",
         reference=reference,
         formula=formula,
         settings=defaults_of(run, *settings, "seed", "first"),
@@ -409,7 +410,7 @@ def _row(
 
 def _ddim_row(name: str, reference: str, formula: str, *settings: str, **fixed: Any) -> Solver:
     run, step = functools.partial(ddim, **fixed), functools.partial(transition, **fixed)
-    return _row(name, run, 1, reference, formula, *settings, transition=step, grid="linear")
+    return _row(name, run, 1, reference, formula, *settings, transition=step)
 
 
 def _er_sde_row(order: int) -> Solver:
