@@ -28,6 +28,8 @@ CALLED = {
     "shape": "size", "start": "from", "goal": "to", "keep": "direction",
 }  # fmt: skip
 """Arguments of the library that are options of another name."""
+QUOTED = {"start": "start"}
+"""Arguments of two meanings: the option where the value is in quotes, start='forward:3'; else `CALLED` has it."""
 
 _ARGUMENT = re.compile(
     r"""(?<![\w./\\='"-])  # not a part of a path, nor quoted: then it is a name that the user gave
@@ -55,7 +57,8 @@ def in_options(message: str, typed: Sequence[str] = ()) -> str:
         name, value = match["name"], match["value"]
         if (name not in ARGUMENTS and name not in CALLED) or any(match[0] in word for word in typed):
             return match[0]
-        words = f"--{CALLED.get(name, name.replace('_', '-'))}"
+        named = QUOTED if value.startswith("'") and name in QUOTED else CALLED
+        words = f"--{named.get(name, name.replace('_', '-'))}"
         if value in ("False", "None"):
             return f"no {words}"
         return words if value in ("True", "...") else f"{words} {value}"

@@ -243,7 +243,7 @@ def _add_slope(images: dict[int, float], passed: Sequence[float], n: int, weight
 
 def _log_excess(sigma: float) -> float:
     """log of φ(σ)/σ at η = 1, as of the authors' code (its function 7)."""
-    power = sigma**0.3
+    power: float = sigma**0.3
     return power + math.log1p(10 * math.exp(-power))
 
 
@@ -373,7 +373,8 @@ ER_SDE = """
 A = ∫ (φ(σₙ₊₁)/φ(λ) - 1) dλ from σₙ₊₁ to σₙ,  dₙ = (x̂ₙ - x̂ₙ₋₁)/(σₙ - σₙ₋₁)
 x̄ₙ₊₁ = r·x̄ₙ + (1 - r)·x̂ₙ + A·dₙ{terms} + √(σₙ₊₁² - r²·σₙ²)·z
 """
-ER_SECOND = """B = ∫ (φ(σₙ₊₁)/φ(λ) - 1)·(λ - σₙ) dλ from σₙ₊₁ to σₙ,  d′ₙ = 2·(dₙ - dₙ₋₁)/(σₙ - σₙ₋₂)
+ER_SECOND = """B = ∫ (φ(σₙ₊₁)/φ(λ) - 1)·(λ - σₙ) dλ from σₙ₊₁ to σₙ
+d′ₙ = 2·(dₙ - dₙ₋₁)/(σₙ - σₙ₋₂)
 """
 SA_SOLVER = f"""
 κ = 1 + τ²,  τ = η where {NOISY[0]:.3g} ≤ σₙ₊₁ ≤ {NOISY[1]:.3g}, else 0
@@ -381,7 +382,8 @@ s = σₙ₊₁·√(1 - ρₙ^(2·τ²))
 ũₙ₊₁ = ρₙ^κ·x̄ₙ + Σⱼ vⱼ·x̂ₙ₋ⱼ + s·z,  j = 0, 1, 2
 x̄ₙ₊₁ = ρₙ^κ·x̄ₙ + Σⱼ wⱼ·x̂ₙ₋ⱼ + s·z,  j = -1, 0, 1, 2
 x̂ₙ = ũₙ - σₙ·ε(ũₙ, σₙ): the field is evaluated at the prediction ũ, once a step
-Weights v, w: κ·∫ e^(κ·(λ - λₙ₊₁))·Lⱼ dλ from λₙ to λₙ₊₁, λ = -log σ, Lⱼ the polynomial in λ through these nodes
+Weights v, w: κ·∫ e^(κ·(λ - λₙ₊₁))·Lⱼ dλ from λₙ to λₙ₊₁, λ = -log σ
+Lⱼ: the polynomial in λ that is 1 at node n-j and 0 at the other nodes
 The first steps and the last but one: lower orders; the last: Euler's
 """
 LARGER = "ŝ = √((1 - σₙ₊₁²/σₙ²)·(1 + σₙ₊₁²)/(1 + 1/σₙ²)), and 0 in the step to σ = 0;  η = 1"
@@ -398,6 +400,7 @@ def _row(
         nfe=1,
         stochastic=True,
         observable=True,
+        grid="linear",
         reference=reference,
         formula=formula,
         settings=defaults_of(run, *settings, "seed", "first"),
@@ -407,7 +410,7 @@ def _row(
 
 def _ddim_row(name: str, reference: str, formula: str, *settings: str, **fixed: Any) -> Solver:
     run, step = functools.partial(ddim, **fixed), functools.partial(transition, **fixed)
-    return _row(name, run, 1, reference, formula, *settings, transition=step, grid="linear")
+    return _row(name, run, 1, reference, formula, *settings, transition=step)
 
 
 def _er_sde_row(order: int) -> Solver:

@@ -22,12 +22,12 @@ from odeddim.models import DEFAULT, load
 from odeddim.ode.field import VectorField
 from odeddim.ode.grids import ENDS
 from odeddim.plans import Plan, integrate
-from odeddim.types import InputError, Settings, Solver, pick
+from odeddim.types import InputError, OdeSettings, Solver, pick
 
 TEACHER, INTERVALS = "ipndm", 60
 """The run whose points the nodes are chosen from: a solver, on the grid "karras" with so many steps."""
 NOISES = 256
-GAMMA = 1.15
+EMPHASIS = 1.15
 NAME = "gits"
 
 
@@ -40,11 +40,11 @@ def gits_plan(
     end: str = "zero",
     count: int = NOISES,
     seed: int = 0,
-    gamma: float = GAMMA,
+    emphasis: float = EMPHASIS,
     shape: tuple[int, ...] | None = None,
     batch_size: int = 16,
     advance: Callable[[int], Any] = lambda noises: None,
-    **settings: Unpack[Settings],
+    **settings: Unpack[OdeSettings],
 ) -> Plan:
     """A plan whose nodes GITS chooses, from the model's own runs: for decoding with few steps.
 
@@ -57,7 +57,7 @@ def gits_plan(
         end: "zero" or "sigma_min" (see `odeddim.ode.grids`).
         count: The number of noises.
         seed: Their seed: `odeddim.noise(count, shape, seed=seed)`.
-        gamma: γ. Above 1 long steps are rather made near the noise.
+        emphasis: γ, how much more each step counts than the one before it, nearer to the noise.
         shape: The shape of the data, for models that take several.
         batch_size: The number of noises in work at once. All their points are in memory, (61, B, *) twice.
         advance: Called with the numbers of noises that are done, one after another.
@@ -82,18 +82,18 @@ def gits_plan(
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= intervals <= INTERVALS:
         low = 1 + (end == "zero")
         raise InputError(f"steps of a grid by GITS with end={end!r} are {low} to {low + INTERVALS - 1}, not {steps!r}")
-    if count < 1 or batch_size < 1 or not gamma > 0:
-        raise InputError(f"count, batch_size and gamma must be positive, not {count}, {batch_size} and {gamma}")
+    if count < 1 or batch_size < 1 or not emphasis > 0:
+        raise InputError(f"count, batch_size and emphasis must be positive, not {count}, {batch_size} and {emphasis}")
     row = Plan.of(field.schedule, solver, None, None, end, settings).solver
     if row.adaptive:
         raise InputError(f"solver {row.name!r} chooses its own steps, so it has no grid: give one with fixed steps")
     teacher = Plan.of(field.schedule, TEACHER, INTERVALS, "karras", "sigma_min")
-    path = cheapest_path(costs(field, teacher, count, seed, shape, batch_size, advance), intervals, gamma)
+    path = cheapest_path(costs(field, teacher, count, seed, shape, batch_size, advance), intervals, emphasis)
     nodes = teacher.nodes.flip(0)[path].flip(0)
     if end == "zero":
         nodes = torch.cat([nodes.new_zeros(1), nodes])
     found = replace(Plan.of(field.schedule, row, steps, nodes, end), grid=NAME)
-    return found.noted(field, **{"made by": f"GITS (arXiv 2405.11326), {count} noises, seed {seed}, γ = {gamma:g}"})
+    return found.noted(field, **{"made by": f"GITS (arXiv 2405.11326), {count} noises, seed {seed}, γ = {emphasis:g}"})
 
 
 def costs(
@@ -158,13 +158,13 @@ def _costs(sigmas: Tensor, points: list[tuple[Tensor, Tensor]], end: Tensor) -> 
     return found
 
 
-def cheapest_path(cost: Any, steps: int, gamma: float) -> list[int]:
+def cheapest_path(cost: Any, steps: int, emphasis: float) -> list[int]:
     """The path from the first node to the last in so many steps with the least Σ γ^k·cost of step k, exactly.
 
     Args:
         cost: (N+1, N+1), the cost of a step from node i to node j > i.
         steps: The number of steps, 1 to N.
-        gamma: γ.
+        emphasis: γ.
 
     Returns:
         The nodes, steps + 1 of them, rising.
@@ -175,7 +175,7 @@ def cheapest_path(cost: Any, steps: int, gamma: float) -> list[int]:
     least = allowed[:, last].copy()  # from each node to the last in one step
     best: list[Any] = []
     for _ in range(steps - 1):
-        through = allowed + gamma * least
+        through = allowed + emphasis * least
         through[:, last] = np.inf  # the last node is the end of the path
         best.append(through.argmin(axis=1))
         least = through.min(axis=1)

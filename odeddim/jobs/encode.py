@@ -144,11 +144,11 @@ def encode(
         shown(progress, len(names), "encoding", (both := together(file, points)).done) as advance,
         closing(ahead(lambda start, stop: source[start:stop], both.batches(size))) as batches,
     ):
-        for (start, stop), pixels in batches:
-            state, figures = run.batch(pixels, names[start:stop], start, points.of(start, stop) if points else None)
-            if file.holds(start, stop):
-                file.write(start, stop, state, figures)
-            advance(stop - start)
+        for (begin, stop), pixels in batches:
+            state, figures = run.batch(pixels, names[begin:stop], begin, points.of(begin, stop) if points else None)
+            if file.holds(begin, stop):
+                file.write(begin, stop, state, figures)
+            advance(stop - begin)
     words = run.words(output, file.done, len(names), time.perf_counter() - began) + tell_skipped(source)
     words += points.words if points else ""
     return Outcome(output, file.done, len(names), words)

@@ -2,7 +2,7 @@
 
 A multistep solver of order 3 in the data chart is a weighted sum of the predicted images at the nodes. If these are
 wrong by δ_n = σ_n, in units of x̄, the result is wrong by at most Σ |Σ weights of image n|·δ_n. The weights depend on
-the nodes alone, and so the nodes can be chosen. The bound is that of the authors' code: the first and the last step have
+the nodes alone, and so the nodes can be chosen. The bound is that of the authors' code: the first and last step have
 order 1, the second and the last but one order 2, and the errors of the first three steps are added up by themselves.
 The authors do the latter up to 7 steps. Here it is done for all numbers: with 8 and more, the least of the other bound
 lies where weights of two steps cancel, on grids that are far worse than "log".

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from odeddim import cli
-from odeddim.cli.words import ARGUMENTS, CALLED, in_options
+from odeddim.cli.words import ARGUMENTS, CALLED, QUOTED, in_options
 from odeddim.types import InputError
 
 Command = Callable[..., tuple[int, str, str]]
@@ -25,6 +25,7 @@ Command = Callable[..., tuple[int, str, str]]
         ("give it as model=..., or with steps=50.", "give it as --model, or with --steps 50."),
         ("`tol=1e-2` (rtol=0.5), grid='karras:7'", "`--tol 1e-2` (--rtol 0.5), --grid 'karras:7'"),
         ("end=sigma_min; end=...", "--end sigma_min; --end"),
+        ("start='forward:3'; give start=... and goal=...", "--start 'forward:3'; give --from and --to"),
         ("interval=... of network_batch=None", "--guidance-interval of no --network-batch"),
     ],
 )
@@ -65,7 +66,7 @@ def options_of(command: click.Command) -> Iterator[str]:
 
 def test_every_option_has_its_argument() -> None:
     """An option that is added, or taken away, is so here too."""
-    ours = {CALLED.get(name, name.replace("_", "-")) for name in (*ARGUMENTS, *CALLED)}
+    ours = {CALLED.get(name, name.replace("_", "-")) for name in (*ARGUMENTS, *CALLED)} | set(QUOTED.values())
     assert ours == set(options_of(cli.group)) - {"help", "version", "config"}  # of the command line alone
 
 

@@ -22,7 +22,7 @@ OVER_LEVELS = ("linear", "quadratic", "trailing", "leading", "linspace")
 
 
 @pytest.mark.parametrize("end", grids.ENDS)
-@pytest.mark.parametrize("name", [*grids.NAMES, "karras:5", "ays:sdxl", "ays:deepfloyd-if", "xue:2"])
+@pytest.mark.parametrize("name", [*grids.NAMES, "karras:5", "ays:sdxl", "ays:deepfloyd-if"])
 def test_S_steps_are_S_steps_for_every_S(name: str, end: str) -> None:
     most = 1000 if end == "zero" or name not in OVER_LEVELS else 999
     for steps in (*range(1, 101), *range(101, most, 7), most):

@@ -91,7 +91,7 @@ def test_refusals() -> None:
     for steps, end in ((1, "zero"), (62, "zero"), (0, "sigma_min"), (61, "sigma_min")):
         with pytest.raises(InputError, match="steps of a grid by GITS"):
             odeddim.gits_plan("euler", steps, end=end, **options)
-    for wrong in ({"count": 0}, {"gamma": 0.0}, {"batch_size": 0}):
+    for wrong in ({"count": 0}, {"emphasis": 0.0}, {"batch_size": 0}):
         with pytest.raises(InputError, match="must be positive"):
             odeddim.gits_plan("euler", 4, **{**options, **wrong})
     with pytest.raises(InputError, match="chooses its own steps"):
