@@ -18,6 +18,7 @@ from support import command
 from torch import Tensor
 
 import odeddim
+from odeddim.checks import gaussian_errors
 from odeddim.ode import covariance
 from odeddim.ode.gaussian import FORMAT, Gaussian
 from odeddim.ode.tops import CURVES, best
@@ -346,7 +347,8 @@ def test_the_models_of_the_package_have_theirs(model: str) -> None:
 
 def test_the_command_and_the_job_make_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("odeddim.checks.gaussian_errors.EVALUATIONS", (3, 6))
+    for name, value in (("EVALUATIONS", (3, 4)), ("FINE_STEPS", 10), ("LEVELS", 2)):
+        monkeypatch.setattr(gaussian_errors, name, value)
     command("moments", "-n", 24, "--rank", 4, "--model", "exact-samples", "-o", "a.safetensors")
     made = odeddim.jobs.moments(None, "b.safetensors", count=24, rank=4, model="exact-samples")
     assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
