@@ -14,9 +14,11 @@ import scipy.linalg
 import torch
 from safetensors.torch import load_file, save_file
 from scipy.integrate import solve_ivp
+from support import command
 from torch import Tensor
 
 import odeddim
+from odeddim.checks import gaussian_errors
 from odeddim.ode import covariance
 from odeddim.ode.gaussian import FORMAT, Gaussian
 from odeddim.ode.tops import CURVES, best
@@ -272,7 +274,7 @@ def test_a_model_without_moments_is_told() -> None:
     field = odeddim.VectorField(lambda x, t: x / 2, LINEAR, name="mine")
     with pytest.raises(InputError, match="odeddim moments"):
         odeddim.plan(field, "ab2", steps=5, top="gaussian:20")
-    with pytest.raises(InputError, match="'mine'.*odeddim moments"):
+    with pytest.raises(InputError, match=r"'mine'.*odeddim moments"):
         odeddim.encode(torch.zeros(1, 1, 28, 28), model=field, plan=carried("ab2"))
     with pytest.raises(InputError, match="odeddim moments"):
         odeddim.encode(torch.zeros(1, 1, 28, 28), "gauss-ab2", model=field, steps=5)
@@ -284,9 +286,7 @@ def test_moments_do_not_hold_under_another_condition() -> None:
     assert field.moments is not None
     assert field.conditioned(label=1).moments is None
     under = field.conditioned(label=1, guidance=3.0)
-    under.moments = Gaussian(
-        *(getattr(Gaussian.isotropic(0.0, 1.0), n) for n in ("mean", "basis", "variances", "rest"))
-    )
+    under.moments = Gaussian.isotropic(0.0, 1.0)
     assert under.moments is None
     under.moments = Gaussian.isotropic(0.0, 1.0).with_errors({}, condition=under.condition.words)
     assert under.moments is not None
@@ -331,3 +331,60 @@ def test_without_gain_the_plan_is_the_plain_one() -> None:
     assert Plan.of(LINEAR, "ab2", 50, top="model") == plain
     with pytest.raises(InputError, match="not measured"):
         Plan.of(LINEAR, "ab2", 5, top="gaussian", moments=Gaussian.isotropic(0.0, 1.0))
+
+
+# The models of the package, and the command
+
+
+@pytest.mark.parametrize("model", ["fashion-mnist", "fashion-mnist-flow"])
+def test_the_models_of_the_package_have_theirs(model: str) -> None:
+    field = odeddim.load(model)
+    assert field.moments is not None
+    assert field.moments.notes["sha256"] == field.sha256
+    assert odeddim.plan(field, "dpmpp-2m", steps=5, top="gaussian").carried
+    assert odeddim.plan(field, "dpmpp-2m", steps=50, top="gaussian").carried == (model == "fashion-mnist-flow")
+
+
+def test_the_command_and_the_job_make_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("EVALUATIONS", (3, 4)), ("FINE_STEPS", 10), ("LEVELS", 2)):
+        monkeypatch.setattr(gaussian_errors, name, value)
+    command("moments", "-n", 24, "--rank", 4, "--model", "exact-samples", "-o", "a.safetensors")
+    made = odeddim.jobs.moments(None, "b.safetensors", count=24, rank=4, model="exact-samples")
+    assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
+    assert torch.allclose(made.moments.mean.float(), odeddim.open_images()[:18].mean(0), atol=1e-6)
+    assert set(made.moments.errors) == set(CURVES)
+    assert bool((made.moments.errors["gaussian_decode"] >= 0).all())
+    command("moments", "--samples", 24, "--rank", 4, "--model", "exact-samples", "-o", "a.safetensors", code=2)
+    command("moments", "--samples", 24, "--rank", 4, "--model", "exact-samples", "-o", "a.safetensors", "--overwrite")
+    assert Gaussian.load("a.safetensors").notes["of"] == "24 samples of the model"
+    assert "say where" in command("moments", "--model", "exact-samples", code=2)
+
+
+def test_the_commands_say_that_it_was_carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    how = ("--model", "exact-samples", "--solver", "belm", "--steps", 6, "--top", "gaussian:20")
+    assert "6 steps, 6 evaluations" in (said := command("explain", *how))
+    assert "Between σ = 20 and 157.407 the Gaussian" in said
+    command("encode", "-o", "z.h5", "-n", 2, *how)
+    assert "top gaussian" in command("inspect", "z.h5")
+    with odeddim.open("z.h5") as latents:
+        assert latents.plan == odeddim.plan("exact-samples", "belm", steps=6, top="gaussian:20")
+    command("decode", "z.h5", "-o", "out.npz")
+    images = np.load("out.npz")["images"]
+    assert np.abs(images - odeddim.open_images()[:2].numpy()).max() < 1e-6
+    assert "leave out" in command("encode", "-o", "y.h5", "-n", 2, *how, "--tol", 0.1, code=2)
+
+
+def test_beside_a_model_it_is_found(tmp_path: Path) -> None:
+    import shutil
+
+    built_in = Path(odeddim.__file__).parent / "data" / "fashion-mnist"
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(built_in / name, tmp_path / name)
+    assert odeddim.load(tmp_path).moments is None
+    odeddim.load("fashion-mnist").moments.save(tmp_path / "moments.safetensors")  # type: ignore[union-attr]
+    assert odeddim.load(tmp_path).moments is not None
+    Gaussian.isotropic(0.0, 1.0).with_errors({}, sha256="another", model="x").save(tmp_path / "moments.safetensors")
+    with pytest.warns(UserWarning, match="other weights"):
+        assert odeddim.load(tmp_path).moments is None

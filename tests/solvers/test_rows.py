@@ -16,6 +16,7 @@ from test_solvers import IMAGES, MIXTURE, ODE, ROWS, check_order, check_run, eac
 from torch import Tensor
 
 from odeddim import solvers
+from odeddim.ode.gaussian import Gaussian
 from odeddim.types import BudgetExceeded, Depends, Field, InputError, Solver, State
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -129,6 +130,7 @@ class Visitors:
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
+        self.moments = Gaussian.isotropic(0.0, 0.5)
 
     def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
         points, which = xbar.split((2, 1), dim=1)
