@@ -2,8 +2,10 @@
 
 With ε = ε_G + r, where ε_G is the ε of the Gaussian with the data's mean and covariance, a component z_k of x̄ - μ along
 an eigenvector of variance λ_k obeys, as y_k = z_k/√(λ_k + σ²), dy_k/dτ_k = r_k with a time of its own,
-τ_k = asinh(σ/√λ_k). Adams-Bashforth in τ_k is exact for Gaussian data. As λ → ∞ it extrapolates ε in σ (noise
-prediction), as λ → 0 the predicted image in log σ (data prediction).
+τ_k = asinh(σ/√λ_k). Adams-Bashforth extrapolates r as a polynomial in log σ and integrates it exactly over dτ_k. It is
+exact for Gaussian data. As λ → ∞ it is `ab2` or `ab3`, as λ → 0 the same of the predicted image (DPM-Solver++). (r as a
+polynomial in τ_k itself decodes a little worse, and encodes many times worse: τ_k is σ at low noise, where steps that
+are even in log σ grow by a factor.)
 
 The Gaussian is the attribute `moments` of the field, as a `VectorField` has it.
 """
@@ -13,8 +15,10 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from odeddim.solvers._points import gauss_legendre, log_ratio
 from odeddim.solvers._settings import defaults_of
 from odeddim.types import Field, InputError, Moments, Observe, Solver, State, pick
 
@@ -25,41 +29,38 @@ STARTS = ("single", "lower")
 """How a method of order 3 begins: by a step of two evaluations, or with order 2."""
 
 
-def lagrange(variances: Tensor, known: Sequence[float], start: float, end: float) -> list[Tensor]:
-    """The weights w_j of y(end) = y(start) + Σ_j w_j·r(known[j]), exact if r is a polynomial in τ.
+def weights(variances: Tensor, known: Sequence[float], start: float, end: float) -> list[Tensor]:
+    """The weights w_j of y(end) = y(start) + Σ_j w_j·r(known[j]), exact if r is a polynomial in log σ.
+
+    w_j = ∫ L_j dτ, by the quadrature of `odeddim.solvers._points.lagrange_weights`, with dτ/d log σ = σ/√(λ + σ²).
 
     Args:
         variances: The variances λ, (K,) float64; 0 is allowed.
-        known: One to three noise levels at which r is known, the start first.
+        known: The noise levels at which r is known, no two equal.
         start: The noise level at which the step starts.
         end: The noise level at which it ends.
 
     Returns:
         For each noise level its weights, (K,) float64.
     """
-
-    def later(sigma: float) -> Tensor:
-        """τ(σ) - τ(start), finite for λ = 0 too."""
-        return (
-            (sigma + (sigma**2 + variances).sqrt()).log()  # asinh(σ/√λ) but for a constant
-            - (start + (start**2 + variances).sqrt()).log()
-        )
-
-    h, places = later(end), [later(sigma) for sigma in known[1:]]
-    if not places:
-        return [h]
-    if len(places) == 1:
-        weights = [h**2 / (2 * places[0])]
-    else:
-        u, v = places
-        weights = [(h**3 / 3 - b * h**2 / 2) / (a * (a - b)) for a, b in ((u, v), (v, u))]
-    return [h - sum(weights[1:], weights[0]), *weights]
+    span, places = log_ratio(end, start), [log_ratio(sigma, start) for sigma in known]
+    found = [variances * 0 for _ in known]
+    for part, share in gauss_legendre(max(1, math.ceil(abs(span) / 2))):
+        u = part * span
+        sigma = start * math.exp(u)
+        speed = share * span * sigma / (variances + sigma**2).sqrt()
+        for j, place in enumerate(places):
+            others = math.prod((u - other) / (place - other) for i, other in enumerate(places) if i != j)
+            found[j] = found[j] + speed * others
+    return found
 
 
 def run(
     field: Field, state: State, sigmas: Tensor, *, k: int, warmup: str = "single", observe: Observe | None = None
 ) -> State:
-    """Adams-Bashforth through the last k nodes in each principal component's own time; one evaluation a step.
+    """Adams-Bashforth through the last k nodes, integrated over each principal component's own time τ_k.
+
+    A step costs one evaluation, and the first one of k = 3 another.
 
     Args:
         field: ε(σ, x̄), with the attribute `moments`.
@@ -80,7 +81,7 @@ def run(
     centre = moments.centre(state.xbar)
     path = _Path(field, moments, state.xbar.to(centre) - centre, centre, state.xbar)
     known: list[tuple[float, Tensor]] = []  # the newest first
-    for n, (here, there) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for n, (here, there) in enumerate(pairwise(levels)):
         known = [(here, path.slope(sigmas.new_tensor(here))), *known[: k - 1]]
         if k == 3 and n == 0 and warmup == "single":
             middle = math.sqrt(here * there)
@@ -116,10 +117,10 @@ class _Path:
         growth = self.moments.per_component(lambda v: ((v + there**2) / (v + here**2)).sqrt())
         terms = [(self.apart, *growth)]
         for j, (_, slope) in enumerate(known):
-            weights = self.moments.per_component(
-                lambda v, j=j: (v + there**2).sqrt() * lagrange(v, levels, here, there)[j]
+            factors = self.moments.per_component(
+                lambda v, j=j: (v + there**2).sqrt() * weights(v, levels, here, there)[j]
             )
-            terms.append((slope, *weights))
+            terms.append((slope, *factors))
         return self.moments.filtered(terms)
 
 
@@ -136,8 +137,8 @@ def _moments_of(field: Field) -> Moments:
 FORMULA = """
 yₖ = uₖ·(x̄ - μ)/√(λₖ + σ²),  τₖ = asinh(σ/√λₖ),  rₖ = uₖ·ε - σ·yₖ/√(λₖ + σ²)
 yₖ(σₙ₊₁) = yₖ(σₙ) + Σⱼ wₖⱼ·rₖ(σₙ₋ⱼ),  j = 0, ..., order - 1
-wₖⱼ = ∫ Lₖⱼ dτₖ from σₙ to σₙ₊₁
-Lₖⱼ: the polynomial in τₖ that is 1 at σₙ₋ⱼ and 0 at the other nodes
+wₖⱼ = ∫ Lⱼ dτₖ from σₙ to σₙ₊₁
+Lⱼ: the polynomial in log σ that is 1 at σₙ₋ⱼ and 0 at the other nodes
 μ, λₖ, uₖ: mean, variances and eigenvectors of the model's data
 """
 
@@ -149,7 +150,7 @@ def _row(k: int, **declared: Any) -> Solver:
         family="principal components",
         order=k,
         nfe=1,
-        reference="this package; its limits are DEIS (ε in σ) and DPM-Solver++ (x̂0 in log σ)",
+        reference="this package, between DEIS (λ → ∞) and DPM-Solver++ (λ → 0)",
         grid="log",
         formula=FORMULA,
         observable=True,

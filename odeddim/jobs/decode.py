@@ -81,7 +81,8 @@ def decode(
     """
     latents, to = Path(latents), Pictures.of(output)
     output = to.path
-    said, together_by = How.of(how), in_order(parallel, tol=tol is not None, trajectory=trajectory is not None)
+    said = How.of(how, tops=True)
+    together_by = in_order(parallel, tol=tol is not None, trajectory=trajectory is not None)
     if wait:
         wait_for(latents)
     with LatentFile(latents) as file:

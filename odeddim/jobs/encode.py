@@ -31,7 +31,7 @@ from odeddim.jobs.subject import (
     warn_of_plan,
 )
 from odeddim.jobs.telling import Reports, Tally, of_all, so_far, warn_of_range
-from odeddim.jobs.work import How, Outcome, Progress, in_order, shown, the_plan
+from odeddim.jobs.work import OWN_TOP, How, Outcome, Progress, in_order, shown, the_plan
 from odeddim.latents.latent_file import LatentRun
 from odeddim.latents.provenance import Provenance, provenance_of
 from odeddim.models import DEFAULT
@@ -115,11 +115,11 @@ def encode(
     together_by = in_order(
         parallel, tol=tol is not None, certify=certify, density=density, trajectory=trajectory is not None
     )
-    said = How.of(how)
+    said = How.of(how, tops=True)
     if density and plan is None:
         said = said._replace(end=said.end or "sigma_min")
     rungs = _rungs(field, tol, plan, said)
-    plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field.schedule, defaults.ENCODE)
+    plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field, defaults.ENCODE)
     warn_of_plan(plan, field)
     check_encodes(plan.solver)
     in_parallel(plan, together_by)  # or a sentence
@@ -169,6 +169,8 @@ def _rungs(field: VectorField, tol: float | None, plan: Plan | None, how: How) -
         return {}
     if plan is not None:
         raise InputError("tol=... chooses the steps, but plan=... has steps of its own: give one of the two")
+    if how.top is not None:
+        raise InputError(OWN_TOP)
     usual = how.solver or defaults.TOLERANCE
     return rungs_of(field.schedule, usual, how.steps, how.grid, how.end or "sigma_min", how.settings)
 

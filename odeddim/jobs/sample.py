@@ -90,10 +90,10 @@ def sample(
     of_noise = shape_for(field, shape)
     shape = field.shape_of_images(of_noise)
     check_amount(output, count, 4 * math.prod(shape), "images")
-    said, together = How.of(how), in_order(parallel, density=density)
+    said, together = How.of(how, tops=True), in_order(parallel, density=density)
     if density and plan is None:
         said = said._replace(end=said.end or "sigma_min")
-    plan = the_plan(plan, said, field.schedule, defaults.for_sampling(eta))
+    plan = the_plan(plan, said, field, defaults.for_sampling(eta))
     warn_of_plan(plan, field)
     noisy = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed))
     in_parallel(noisy, together)  # or a sentence

@@ -11,6 +11,7 @@ Arithmetic is float64, image by image, so that the result for an image has the s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from odeddim.types import InputError
 FORMAT, VERSION = "odeddim moments", 1
 FILE = "moments.safetensors"
 """The name of the file beside a model that holds its Gaussian."""
-RANK = 128
+RANK = 64
 _BLOCK = 1 << 22  # numbers of the basis that are float64 at once
 _MOST = 1 << 34  # bytes of a file
 _HINT = "make it again with `odeddim moments`"
@@ -239,6 +240,11 @@ class Gaussian:
         tensors = {"mean": self.mean.float(), "basis": self.basis.cpu(), "variances": self.variances, **self.errors}
         return save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"description": header})
 
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of the Gaussian, by which a latent file names it."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
     def save(self, path: str | Path) -> None:
         """Write the Gaussian to a file, for `Gaussian.load`; beside a model, as moments.safetensors, `load` finds it.
 
@@ -300,6 +306,14 @@ class Gaussian:
         if any(curve.ndim != 1 for curve in tensors.values()):
             raise InputError("a curve is no row of numbers")
         return cls(*main, rest, errors={name: curve.double() for name, curve in tensors.items()}, notes=notes)
+
+    def explained(self) -> str:
+        """How much of the variance the eigenvectors explain, in words."""
+        numbers = self.mean.numel() if self.mean.ndim else 1
+        along = float(self.variances.sum())
+        total = along + self.rest * (numbers - len(self.variances))
+        share = f"{along / total:.1%}" if total > 0 else "all"
+        return f"{len(self.variances)} principal components with {share} of the variance"
 
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.mean.shape)) or "any"
