@@ -145,7 +145,7 @@ def _round(field: Field, images: Sequence[_Image]) -> None:
     """Evaluate the windows of all images in one batch, and move their points."""
     levels = torch.tensor([sigma for image in images for sigma in image.levels], dtype=torch.float64)
     eps = field(levels, torch.cat([image.guesses for image in images]))
-    parts = torch.split(eps, [len(image.levels) for image in images])  # type: ignore[no-untyped-call]
+    parts = torch.split(eps, [len(image.levels) for image in images])
     for image, part in zip(images, parts, strict=True):
         image.move(part)
 
