@@ -171,7 +171,8 @@ class Place:
 
     def details(self, field: VectorField, row: Solver, size: int, parallel: Parallel | None = None) -> dict[str, Any]:
         """What the provenance says of the machine: everything on which the digits of the result depend."""
-        details = {"dtype": self.dtype_name, "device": self.device.type, "network_batch": field.network_batch}
+        details: dict[str, Any] = {"dtype": self.dtype_name, "device": self.device.type}
+        details["network_batch"] = field.network_batch
         if self.device.type == "cpu":
             details["threads"] = torch.get_num_threads()
         if self.device.type == "cuda":

@@ -32,9 +32,7 @@ TOLERANCE = 1e-3
 SETTLED = 1e-2
 """The share of the tolerance below which a point leaves the window before all are found: what is left of its error
 grows along the rest of the run."""
-SECANTS = 2
-"""The changes of a point along which its linear model is what the field has shown."""
-PARALLEL = 1e-2
+ALIKE = 1e-2
 """The sine of the angle between two changes below which they count as one."""
 _REFUSED = (
     "parallel=... needs a solver whose steps are fixed sums of slopes, of the one-step or the multistep family, and "
@@ -147,7 +145,8 @@ def _round(field: Field, images: Sequence[_Image]) -> None:
     """Evaluate the windows of all images in one batch, and move their points."""
     levels = torch.tensor([sigma for image in images for sigma in image.levels], dtype=torch.float64)
     eps = field(levels, torch.cat([image.guesses for image in images]))
-    for image, part in zip(images, eps.split([len(image.levels) for image in images]), strict=True):
+    parts = torch.split(eps, [len(image.levels) for image in images])
+    for image, part in zip(images, parts, strict=True):
         image.move(part)
 
 
@@ -288,7 +287,7 @@ class _Sweep:
         self.moved: list[Tensor] = []
         self.v: Tensor | None = None
         if eps is not None:
-            self.slopes[start] = eps[:1]
+            self.slopes[start] = eps[:1].clone()  # what stays must not keep the whole batch
         elif start in image.course.places:
             self.slopes[start] = self._guessed(start)
 
@@ -376,7 +375,7 @@ class _Models:
     """
 
     def __init__(self, xbar: Tensor) -> None:
-        self.directions = self.answers = xbar.new_zeros(0, SECANTS, xbar.numel())
+        self.directions = self.answers = xbar.new_zeros(0, 2, xbar.numel())
         self.seen = (xbar[:0], xbar[:0])
 
     def learn(self, xbar: Tensor, eps: Tensor, levels: Sequence[float]) -> None:
@@ -396,7 +395,7 @@ class _Models:
             along = (old[0] * new[0]).sum(1, keepdim=True)
             across = (1 - along.square()).clamp(min=0).sqrt()
             for kept, fresh, one in zip((self.directions, self.answers), new, old, strict=True):
-                kept[:known, 1] = torch.where(across > PARALLEL, (one - along * fresh) / across, 0.0)
+                kept[:known, 1] = torch.where(across > ALIKE, (one - along * fresh) / across, 0.0)
                 kept[:known, 0] = fresh
         self.seen = (xbar, eps)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import odeddim
 from odeddim.ode.analytic import Gaussian, GaussianMixture
 from odeddim.ode.gaussian import Gaussian as Moments
-from odeddim.runs.parallel import TOLERANCE, Parallel
+from odeddim.runs.parallel import TOLERANCE, Parallel, _Models
 from odeddim.types import InputError, Point, State
 
 LINEAR = odeddim.Schedule.linear()
@@ -155,6 +155,22 @@ def test_what_a_point_has_shown_of_its_slope_is_used(monkeypatch: pytest.MonkeyP
     assert rounds() <= 4
     monkeypatch.setattr("odeddim.runs.parallel._Models.along", lambda self, row, change: change * 0)
     assert rounds() > 8
+
+
+def test_a_point_keeps_what_it_has_shown_when_others_leave() -> None:
+    """Fields that are linear, each point's by a matrix of its own: along its last two changes the model is that."""
+    levels, draws = (0.1, 1.0, 10.0), torch.Generator().manual_seed(3)
+    matrices = torch.randn(3, 6, 6, dtype=torch.float64, generator=draws)
+    before, here, there = torch.randn(3, 3, 6, dtype=torch.float64, generator=draws)
+    models = _Models(before[:1])
+    models.shift(0, 3)
+    for x in (before, here, there):
+        models.learn(x, torch.einsum("nij,nj->ni", matrices, x), levels)
+    models.shift(1, 2)
+    for row, n in enumerate((1, 2)):
+        for change in (there[n] - here[n], here[n] - before[n]):
+            beyond = matrices[n] @ change - levels[n] / (1 + levels[n] ** 2) * change
+            assert torch.allclose(models.along(row, change[None])[0], beyond, atol=1e-12)
 
 
 def test_a_window_bounds_what_is_evaluated_at_once() -> None:
