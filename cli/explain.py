@@ -8,6 +8,7 @@ import click
 
 from odeddim import defaults
 from odeddim.cli import options
+from odeddim.types import setting_words
 
 NOISES = 4
 """Of --sensitivity, unless a number is given."""
@@ -110,5 +111,6 @@ def command(
 
 def _setting(name: str, made: Explanation) -> str:
     """A setting as text: its value and, if that was given, its default."""
-    default = made.settings[name]
-    return f"{name} = {made.chosen[name]} (default {default})" if name in made.chosen else f"{name} = {default}"
+    default = setting_words(made.settings[name])
+    chosen = made.chosen.get(name)
+    return f"{name} = {default}" if chosen is None else f"{name} = {setting_words(chosen)} (default {default})"

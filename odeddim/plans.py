@@ -25,7 +25,7 @@ from odeddim.ode.schedule import Schedule
 from odeddim.solvers.stochastic import ONLY_DECODES
 from odeddim.storage.atomic import replacing
 from odeddim.storage.json_files import read_json
-from odeddim.types import Field, Gradients, InputError, Observe, Solver, State, pick
+from odeddim.types import Field, Gradients, InputError, Observe, Solver, State, pick, setting_words
 
 Grid: TypeAlias = str | Path | Tensor | Sequence[float] | None
 Callback: TypeAlias = Callable[[int, float, Tensor], Any]
@@ -252,8 +252,7 @@ class Plan:
         """The plan in words, such as "belm, log grid, 10 steps, end zero"."""
         steps = "its own steps" if self.steps is None else f"{self.steps} step{'s' if self.steps != 1 else ''}"
         grid = "" if self.solver.adaptive else f", {self.grid} grid"
-        words = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.settings.items()}
-        settings = "".join(f", {name} {value}" for name, value in words.items())
+        settings = "".join(f", {name} {setting_words(value)}" for name, value in self.settings.items())
         return f"{self.solver.name}{grid}, {steps}, end {self.end}{settings}"
 
     def to_dict(self) -> dict[str, Any]:
