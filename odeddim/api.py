@@ -59,6 +59,7 @@ def solve(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
+    top: str | None = None,
     plan: Plan | None = None,
     batch_size: BatchSize = None,
     progress: Progress = False,
@@ -78,7 +79,10 @@ def solve(
         grid: A name of `odeddim.ode.grids.NAMES`, the path of a grid file, the nodes themselves (rising σ), or None for
             the grid that the solver recommends. Adaptive solvers keep only the ends of nodes, and take no name.
         end: Where the image lies: "zero" (σ = 0, as in the paper) or "sigma_min" (the model's lowest σ).
-        plan: What to run, as `plan` makes it, in place of solver, steps, grid, end and settings.
+        top: "gaussian:σ_s" for a run whose solver goes up to the noise level σ_s only, from where the Gaussian of the
+            model's data carries, exactly and at no evaluation; "gaussian" for the σ_s that suits the number of
+            evaluations, which may be none; "model" or None for none. See `odeddim.ode.tops`.
+        plan: What to run, as `plan` makes it, in place of solver, steps, grid, end, top and settings.
         batch_size: The number of images in work at once; None for all. "auto" finds how many fit: it begins with all
             of them (on a CPU with 32), goes down to the next power of two whenever memory runs out, and remembers what
             fits this model and solver until the process ends. With a batch size the result lies where x_T does.
@@ -111,7 +115,7 @@ def solve(
         torch.Size([2, 1, 28, 28])
     """
     field = load(model)
-    plan = planned(field, plan, solver, defaults.SOLVE, steps, grid, end, settings)
+    plan = planned(field, plan, solver, defaults.SOLVE, steps, grid, end, settings, top)
     state = at_the_top(field.schedule, plan, state_dtype(x_T))
     return _decoded(Batches(field, plan, batch_size, progress, callback), state, gradients)
 
@@ -124,6 +128,7 @@ def encode(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
+    top: str | None = None,
     plan: Plan | None = None,
     batch_size: BatchSize = None,
     progress: Progress = False,
@@ -140,7 +145,7 @@ def encode(
         x_0: The images, (B, C, H, W) in [-1, 1], a tensor or a NumPy array, float32 or float64 (smaller dtypes become
             float32).
         solver: A name of `odeddim.solvers.names()`, or a row of your own; not one that adds noise.
-        model, steps, grid, end, plan, batch_size, progress, callback, gradients, **settings: As of `solve`.
+        model, steps, grid, end, top, plan, batch_size, progress, callback, gradients, **settings: As of `solve`.
 
     Returns:
         The State at the grid's last node, σ_T by default: its `State.x` has unit variance there. Its `aux` holds what a
@@ -160,7 +165,7 @@ def encode(
         (torch.Size([2, 1, 28, 28]), torch.float32)
     """
     field = load(model)
-    plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings)
+    plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings, top)
     check_encodes(plan.solver)
     images = state_dtype(x_0)
     if batch_size is not None or images.ndim < 2:  # before hours of work on those before it
@@ -183,6 +188,7 @@ def decode(
     steps: int | None = None,
     grid: Grid = None,
     end: str | None = None,
+    top: str | None = None,
     plan: Plan | None = None,
     batch_size: BatchSize = None,
     progress: Progress = False,
@@ -199,8 +205,8 @@ def decode(
     Args:
         state: The latents, xbar (B, C, H, W) at the noise level where the grid ends.
         solver: A name of `odeddim.solvers.names()`, or a row of your own.
-        model, steps, grid, end, plan, batch_size, progress, callback, gradients, **settings: As of `solve`. What is not
-            given of the run is as the state was encoded (`State.plan`), as in `odeddim decode`. Latents made of others
+        model, steps, grid, end, top, plan, batch_size, progress, callback, gradients, **settings: As of `solve`. What is
+            not given of the run is as the state was encoded (`State.plan`), as in `odeddim decode`. Latents made of others
             are decoded by the solver of `solve`, and so are a state that was not encoded, and one that was encoded
             under another condition or by another model (a warning says so): its exact way back leads to the images
             that were encoded. `end` is always that of the encoding.
@@ -226,7 +232,7 @@ def decode(
             f"decode takes a State, as encode gives it, not {type(state).__name__}; solve takes x_T itself"
         )
     field = load(model)
-    state, plan = to_decode(field, state, solver, steps, grid, end, plan, settings)
+    state, plan = to_decode(field, state, solver, steps, grid, end, plan, settings, top)
     return _decoded(Batches(field, plan, batch_size, progress, callback), state, gradients)
 
 
@@ -240,6 +246,7 @@ def sample(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
+    top: str | None = None,
     shape: tuple[int, ...] | None = None,
     start: int = 0,
     plan: Plan | None = None,
@@ -257,7 +264,7 @@ def sample(
             for an `eta` above 0.
         seed: The noise of an image depends on (seed, its index) only.
         eta: DDIM's η between 0 (the ODE) and 1 (DDPM), for the solver "euler" or "ddim-eta"; None for the solver's own.
-        model, steps, grid, end, plan, progress, callback, gradients, **settings: As of `solve`.
+        model, steps, grid, end, top, plan, progress, callback, gradients, **settings: As of `solve`.
         batch_size: As of `solve`; with a batch size the images are put together on the CPU.
         shape: The (C, H, W) of the images, for models that take several sizes or any; by default the model's own.
         start: The index of the first image.
@@ -280,7 +287,7 @@ def sample(
     field = load(model)
     where = field.shape_of_data(shape)
     usual = defaults.for_sampling(eta)
-    plan = planned(field, plan, solver or usual, usual, steps, grid, end, settings)
+    plan = planned(field, plan, solver or usual, usual, steps, grid, end, settings, top)
     plan = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed, start=start))
     top = field.schedule
 
@@ -316,12 +323,13 @@ def to_decode(
     end: str | None,
     plan: Plan | None,
     settings: Mapping[str, Any],
+    top: str | None = None,
 ) -> tuple[State, Plan]:
     """The state from which `decode` starts, and the plan that it walks.
 
     Args:
         field: The model.
-        state, solver, steps, grid, end, plan, settings: As of `decode`, which warns and raises as this does.
+        state, solver, steps, grid, end, plan, settings, top: As of `decode`, which warns and raises as this does.
 
     Returns:
         The state, without a way back that is another model's, and the plan.
@@ -333,10 +341,13 @@ def to_decode(
     if plan is None and state.plan is not None:
         if end not in (None, state.plan.end):
             raise InputError(f"the images of the state lie at the end {state.plan.end!r}: leave out end={end!r}")
-        plan = decoding_plan(state.plan, field.schedule, solver, steps, grid, settings, alone=state.combined)
+        plan = decoding_plan(
+            state.plan, field.schedule, solver, steps, grid, settings,
+            top=top, moments=field.moments, alone=state.combined,
+        )  # fmt: skip
     else:
         usual = defaults.for_decoding(state.kept, state.combined)
-        plan = planned(field, plan, solver or usual, usual, steps, grid, end or "zero", settings)
+        plan = planned(field, plan, solver or usual, usual, steps, grid, end or "zero", settings, top)
     row = plan.solver
     if not plan.ends_at(state.sigma):
         raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {plan.top:.9g}")
@@ -432,6 +443,7 @@ def plan(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
+    top: str | None = None,
     **settings: Unpack[Settings],
 ) -> Plan:
     """What a run will do, decided before it runs: for `plan=` of `solve`, `encode`, `decode` and `sample`, and a file.
@@ -442,6 +454,7 @@ def plan(
         steps: The number of steps; 50 unless given.
         grid: A name of `odeddim.ode.grids.NAMES`, a file, the nodes themselves, or None for the solver's own.
         end: "zero" or "sigma_min" (see `odeddim.ode.grids`).
+        top: As of `solve`.
         **settings: The solver's own, such as rtol.
 
     Returns:
@@ -455,7 +468,7 @@ def plan(
         >>> print(odeddim.plan(solver="dpmpp-2m", steps=20))
         dpmpp-2m, log grid, 20 steps, end zero
     """
-    return Plan.of(load(model).schedule, solver, steps, grid, end, settings)
+    return planned(load(model), None, solver, defaults.SOLVE, steps, grid, end, settings, top)
 
 
 def planned(
@@ -467,11 +480,15 @@ def planned(
     grid: Grid,
     end: str,
     settings: Mapping[str, Any],
+    top: str | None = None,
 ) -> Plan:
     """The plan given, checked for this model, or that of the other arguments; an InputError for both at once."""
     if plan is None:
-        return Plan.of(field.schedule, solver, steps, grid, end, settings)
+        if top is not None and not isinstance(top, str):
+            raise InputError(f"top= takes 'model', 'gaussian' or 'gaussian:σ', not {top!r}")
+        return Plan.of(field.schedule, solver, steps, grid, end, settings, top=top, moments=field.moments)
     said = {"solver": solver != usual, "steps": steps is not None, "grid": grid is not None, "end": end != "zero"}
+    said["top"] = top is not None
     said |= {key: value is not None for key, value in settings.items()}
     if not isinstance(plan, Plan):
         raise InputError(f"plan= takes a Plan, as odeddim.plan makes it, not {type(plan).__name__}")

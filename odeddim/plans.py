@@ -20,8 +20,10 @@ from torch import Tensor
 from odeddim import foreign_names, solvers
 from odeddim.ode import grids
 from odeddim.ode.field import VectorField
+from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.gradients import field_for, way_of
 from odeddim.ode.schedule import Schedule
+from odeddim.ode.tops import LACKS, begins, gaussian_top, lowered, raised
 from odeddim.solvers.stochastic import ONLY_DECODES
 from odeddim.storage.atomic import replacing
 from odeddim.storage.json_files import read_json
@@ -34,6 +36,8 @@ GIVEN = "nodes"
 """The name of a grid whose nodes were given as numbers, and of an end that is neither σ = 0 nor σ_1."""
 
 FORMAT, VERSION = "odeddim plan", 1
+CARRIED_VERSION = 2
+"""The version of a plan whose last interval is carried: a reader that knows version 1 alone would solve it."""
 _LARGEST = 1 << 26  # characters of a file: a plan with the most steps has 25 million
 _HINT = "make one with `Plan.save` or `odeddim grid`"
 _TOLD = ("model", "sha256", "condition")  # notes of `Plan.noted`, all of them words
@@ -51,10 +55,13 @@ class Plan:
             decoding walks them down. An adaptive solver goes from the first to the last and chooses those between.
         grid: The name of the grid, the path of its file, or "nodes" where the nodes were given.
         end: Where images lie: "zero" (σ = 0), "sigma_min" (σ_1), or "nodes" (elsewhere).
+        carried: Whether the last interval of the nodes, from σ_s to σ_T, is left to the model's Gaussian
+            (`odeddim.ode.gaussian`), at no evaluation: the solver runs over the nodes up to σ_s.
         notes: Notes that the file of the plan holds too: the model for which the plan was found, and how.
 
     Raises:
-        InputError: If the nodes are not at least two finite noise levels that rise strictly.
+        InputError: If the nodes are not at least two finite noise levels that rise strictly, or those of the solver
+            are not where the last interval is carried.
 
     Example:
         >>> plan = odeddim.plan(solver="belm", steps=10)
@@ -69,9 +76,12 @@ class Plan:
     grid: str = GIVEN
     end: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    carried: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", grids.check_nodes(self.nodes, where="plan"))
+        if self.carried:
+            grids.check_nodes(self.nodes[:-1], where="plan, below the interval that is carried")
         if not self.end:
             object.__setattr__(self, "end", "zero" if float(self.nodes[0]) == 0 else GIVEN)
 
@@ -85,7 +95,8 @@ class Plan:
         end: str = "zero",
         settings: Mapping[str, object] | None = None,
         *,
-        top: float | None = None,
+        top: float | str | None = None,
+        moments: Gaussian | None = None,
     ) -> Plan:
         """The plan of the arguments that a user gives.
 
@@ -97,13 +108,18 @@ class Plan:
                 for the grid that the solver recommends. Adaptive solvers keep only the ends of nodes.
             end: Where the image lies: "zero" or "sigma_min" (see `odeddim.ode.grids`).
             settings: The solver's settings (`Solver.settings`); those that are None keep their defaults.
-            top: The last node of a named grid, in place of σ_T.
+            top: The last node of a named grid, in place of σ_T. Or "gaussian:σ_s", for a last interval from σ_s to σ_T
+                that the model's Gaussian carries; "gaussian" for the σ_s that suits the number of steps, which may be
+                none; "model" for none. Nodes that are given, and those of a file, are those of the solver: they end at
+                σ_s.
+            moments: The model's Gaussian, or None if it has none.
 
         Returns:
             The plan.
 
         Raises:
-            InputError: If a name is unknown, an adaptive solver is given steps, or a node is outside the model's range.
+            InputError: If a name is unknown, an adaptive solver is given steps, a node is outside the model's range, or
+                the model has no Gaussian that could carry.
         """
         pick(end, grids.ENDS, "end")
         row = solvers.get(solver) if isinstance(solver, str) else solver
@@ -112,6 +128,12 @@ class Plan:
             what = f"a {type(row).__name__}: {hint}" if hint else f"{row!r:.80}"
             raise InputError(f"solver must be a name or a row of the table (odeddim.Solver), not {what}")
         row = row.with_settings(**(settings or {}))
+        if isinstance(top, str):
+            low = _gaussian_from(top, moments, schedule, row, steps, grid)
+            if low is not None:
+                own = cls.of(schedule, row, steps, grid, end, top=low if _is_named(grid) else None)
+                return own.below_gaussian(schedule, low)
+            top = None
         if grid is None or isinstance(grid, (str, Path)):
             nodes, name = _named(schedule, row, steps, grid, end, top), str(grid or row.grid)
         else:
@@ -123,10 +145,41 @@ class Plan:
         nodes = on_schedule(nodes, schedule, adaptive=row.adaptive)
         return cls(row, nodes, name, end_of(nodes, schedule))
 
+    def below_gaussian(self, schedule: Schedule, low: float = math.nan) -> Plan:
+        """The plan with a further interval that the model's Gaussian carries, from where it ends to σ_T.
+
+        Args:
+            schedule: The noise levels of the model.
+            low: Where the plan must end; NaN for anywhere.
+
+        Returns:
+            The plan.
+
+        Raises:
+            InputError: If the plan reaches σ_T already, or ends elsewhere.
+        """
+        if not math.isnan(low) and not math.isclose(low, self.top, rel_tol=1e-5):
+            raise InputError(
+                f"top='gaussian:{low:g}', but the nodes end at σ = {self.top:.9g}: give nodes that end there, or "
+                "top='gaussian' for where they end"
+            )
+        if self.top >= schedule.sigma_max:
+            raise InputError(
+                f"the nodes reach the model's σ_T = {schedule.sigma_max:.6g}, so top='gaussian' has nothing to carry: "
+                "leave out top=..., or end the nodes lower"
+            )
+        nodes = torch.cat([self.nodes, self.nodes.new_tensor([schedule.sigma_max])])
+        return replace(self, nodes=nodes, carried=True)
+
+    @property
+    def solved(self) -> Plan:
+        """The part of the plan that the solver runs: all of it, or all but the interval that is carried."""
+        return replace(self, nodes=self.nodes[:-1], carried=False) if self.carried else self
+
     @property
     def steps(self) -> int | None:
-        """The number of steps; None if the solver chooses them."""
-        return None if self.solver.adaptive else len(self.nodes) - 1
+        """The number of the solver's steps; None if the solver chooses them."""
+        return None if self.solver.adaptive else len(self.nodes) - 1 - self.carried
 
     @property
     def top(self) -> float:
@@ -146,12 +199,12 @@ class Plan:
             InputError: If the solver only decodes.
         """
         check_encodes(self.solver)
-        return self._count(State(self.nodes.new_zeros(1, 1), float(self.nodes[0])))
+        return self.solved._count(State(self.nodes.new_zeros(1, 1), float(self.nodes[0])))
 
     @cached_property
     def evaluations_down(self) -> float:
         """Evaluations of the network per image to decode; NaN if they depend on the image."""
-        return self._count(State(self.nodes.new_zeros(1, 1), self.top))
+        return self.solved._count(State(self.nodes.new_zeros(1, 1), self.solved.top))
 
     def _count(self, start: State) -> float:
         """Counted in a run over one number: no other way of counting holds for all rows."""
@@ -225,7 +278,7 @@ class Plan:
         Raises:
             InputError: If a node is outside the model's range.
         """
-        nodes = on_schedule(self.nodes, schedule, adaptive=self.solver.adaptive)
+        nodes = on_schedule(self.nodes, schedule, adaptive=self.solver.adaptive, carried=self.carried)
         end = end_of(nodes, schedule)
         return self if torch.equal(nodes, self.nodes) and end == self.end else replace(self, nodes=nodes, end=end)
 
@@ -252,19 +305,21 @@ class Plan:
         """The plan in words, such as "belm, log grid, 10 steps, end zero"."""
         steps = "its own steps" if self.steps is None else f"{self.steps} step{'s' if self.steps != 1 else ''}"
         grid = "" if self.solver.adaptive else f", {self.grid} grid"
+        top = f", gaussian from σ = {self.solved.top:.6g} to {self.top:.6g}" if self.carried else ""
         settings = "".join(f", {name} {setting_words(value)}" for name, value in self.settings.items())
-        return f"{self.solver.name}{grid}, {steps}, end {self.end}{settings}"
+        return f"{self.solver.name}{grid}, {steps}, end {self.end}{top}{settings}"
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the plan's file, as values that JSON can hold."""
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": CARRIED_VERSION if self.carried else VERSION,
             "solver": self.solver.name,
             "settings": dict(self.solver.chosen),
             "grid": self.grid,
             "end": self.end,
             **({"notes": dict(self.notes)} if self.notes else {}),
+            **({"carried": True} if self.carried else {}),
             "nodes": self.nodes.tolist(),
         }
 
@@ -321,7 +376,9 @@ class Plan:
         wrong += [name for name in ("grid", "end") if content.get(name) == ""]
         if not isinstance(notes, dict) or not all(isinstance(notes.get(name, ""), str) for name in _TOLD):
             wrong.append("notes")
-        if version != VERSION or isinstance(version, bool) or wrong:
+        carried = content.get("carried", False)
+        wrong += ["carried"] if not isinstance(carried, bool) or carried != (version == CARRIED_VERSION) else []
+        if version not in (VERSION, CARRIED_VERSION) or isinstance(version, bool) or wrong:
             what = f"{wrong[0]} is missing or wrong" if wrong else f"version {version!r:.20}"
             raise InputError(f"{path} is damaged, or was written by a newer odeddim ({what}): make the plan again")
         try:
@@ -331,6 +388,7 @@ class Plan:
                     f"solver {row.name!r} has no setting {unknown[0]!r} with that value: make the plan again"
                 )
             row, nodes = row.with_settings(**settings), grids.check_nodes(content["nodes"], where="nodes")
+            grids.check_nodes(nodes[: len(nodes) - carried], where="nodes below the interval that is carried")
             pick(content["end"], (*grids.ENDS, GIVEN), "end")
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
@@ -341,7 +399,26 @@ class Plan:
                 f"{path} is damaged (end {content['end']!r}, but its nodes begin at {float(nodes[0]):.6g}): "
                 "make the plan again"
             )
-        return cls(row, nodes, content["grid"], content["end"], notes)
+        return cls(row, nodes, content["grid"], content["end"], notes, carried)
+
+
+def _is_named(grid: Grid) -> bool:
+    """Whether the nodes are those of a named grid, which ends where it is told to."""
+    return grid is None or (isinstance(grid, (str, Path)) and grids.is_named(str(grid)))
+
+
+def _gaussian_from(
+    top: str, moments: Gaussian | None, schedule: Schedule, row: Solver, steps: int | None, grid: Grid
+) -> float | None:
+    """The noise level from which the model's Gaussian carries; None for none, NaN for where the given nodes end."""
+    wanted, low = gaussian_top(top)
+    if not wanted:
+        return None
+    if moments is None:
+        raise InputError(LACKS.format("of this plan"))
+    if low is None and not _is_named(grid):
+        return math.nan
+    return begins(low, moments, schedule, row.evaluations(steps or grids.STEPS))
 
 
 def _named(
@@ -361,13 +438,14 @@ def end_of(nodes: Tensor, schedule: Schedule) -> str:
     return {0.0: "zero", 1.0: "sigma_min"}.get(float(nodes[0]) / schedule.sigma_min, GIVEN)
 
 
-def on_schedule(nodes: Tensor, schedule: Schedule, *, adaptive: bool) -> Tensor:
+def on_schedule(nodes: Tensor, schedule: Schedule, *, adaptive: bool, carried: bool = False) -> Tensor:
     """Nodes on the model's range of noise levels.
 
     Args:
         nodes: The nodes, (N+1,), rising.
         schedule: The noise levels of the model.
         adaptive: Whether the solver chooses the nodes between the ends.
+        carried: Whether the last interval is carried; the solver's last node is then the one before the last.
 
     Returns:
         The nodes, the last one at σ_T if it is that up to rounding; for an adaptive solver only the ends, with a node
@@ -388,6 +466,8 @@ def on_schedule(nodes: Tensor, schedule: Schedule, *, adaptive: bool) -> Tensor:
         raise InputError(
             f"the grid's node σ = {float(first):.3g} is too close to 0: put it at 0, or at {_LOWEST}·σ_1 or above"
         )
+    if carried:
+        return torch.cat([on_schedule(nodes[:-1], schedule, adaptive=adaptive), nodes[-1:]])
     if adaptive and float(nodes[0]) == 0:
         # The step from 0 is an Euler step whose error is not controlled: it must be as short as the model allows.
         return nodes.new_tensor([0.0, min(schedule.sigma_min, float(first)), float(nodes[-1])])
@@ -501,6 +581,7 @@ def walk(field: Field, state: State, plan: Plan, observe: Observe | None = None,
     """
     sigmas, solver, state = directed(plan, state), plan.solver, replace(state, report={})
     way = way_of(solver, gradients)
+    moments = _gaussian_of(field) if plan.carried else None
     field = field_for(field, state, solver, way)
 
     def shown(reached: State) -> State:
@@ -509,18 +590,37 @@ def walk(field: Field, state: State, plan: Plan, observe: Observe | None = None,
         return reached
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and way is not None):
-        if solver.to_zero:
-            return shown(solver.walk(field, state, sigmas, observe, way))
-        leaves_zero = float(sigmas[0]) == 0
-        if leaves_zero:
-            state = shown(_euler(field, state, sigmas[0], sigmas[1]))
-            sigmas = sigmas[1:]
-        lands_on_zero = float(sigmas[-1]) == 0
-        inner = sigmas[:-1] if lands_on_zero else sigmas
-        if len(inner) > 1:
-            state = shown(solver.walk(field, state, inner, observe, way))
-        if lands_on_zero:
-            state = shown(_euler(field, state, sigmas[-2], sigmas[-1]))
+        if moments is None:
+            return _solved(field, state, sigmas, solver, shown, observe, way)
+        if plan.ends_at(state.sigma):
+            below = shown(lowered(moments, state, float(sigmas[1]), plan.top))
+            return _solved(field, below, sigmas[1:], solver, shown, observe, way)
+        below = _solved(field, state, sigmas[:-1], solver, shown, observe, way)
+        return shown(raised(moments, below, float(sigmas[-1])))
+
+
+def _solved(
+    field: Field,
+    state: State,
+    sigmas: Tensor,
+    solver: Solver,
+    shown: Callable[[State], State],
+    observe: Observe | None,
+    way: Gradients,
+) -> State:
+    """The solver's run, with the Euler step next to σ = 0."""
+    if solver.to_zero:
+        return shown(solver.walk(field, state, sigmas, observe, way))
+    leaves_zero = float(sigmas[0]) == 0
+    if leaves_zero:
+        state = shown(_euler(field, state, sigmas[0], sigmas[1]))
+        sigmas = sigmas[1:]
+    lands_on_zero = float(sigmas[-1]) == 0
+    inner = sigmas[:-1] if lands_on_zero else sigmas
+    if len(inner) > 1:
+        state = shown(solver.walk(field, state, inner, observe, way))
+    if lands_on_zero:
+        state = shown(_euler(field, state, sigmas[-2], sigmas[-1]))
     if "evaluations" in state.report and leaves_zero + lands_on_zero:
         spent = state.report["evaluations"] + leaves_zero + lands_on_zero
         state = replace(state, report={**state.report, "evaluations": spent})
@@ -530,6 +630,14 @@ def walk(field: Field, state: State, plan: Plan, observe: Observe | None = None,
 def _euler(field: Field, state: State, source: Tensor, target: Tensor) -> State:
     eps = field(source, state.xbar)
     return replace(state, xbar=torch.add(state.xbar, eps, alpha=float(target - source)), sigma=float(target))
+
+
+def _gaussian_of(field: Field) -> Gaussian:
+    """The Gaussian of a field; an InputError if it has none."""
+    found = getattr(field, "moments", None)
+    if not isinstance(found, Gaussian):
+        raise InputError(LACKS.format(getattr(field, "name", "of this run")))
+    return found
 
 
 def ready(field: VectorField | Field, state: State) -> tuple[Field, State]:

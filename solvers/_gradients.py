@@ -39,6 +39,7 @@ class Traced:
 
     def __init__(self, field: Field) -> None:
         self.field = field
+        self.moments = getattr(field, "moments", None)
         self.leaves: dict[int, Tensor] = {}
         self.places: list[Tensor] = []
         self.allocated = 4

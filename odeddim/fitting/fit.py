@@ -202,7 +202,7 @@ class Fit:
         self.field = copy.copy(field.on_data())
         self.images = images
         self.plan = reference(self.field, aim.end)
-        self.carrier: Carrier | None = None if aim.gaussian is False else moments_of(field)
+        self.carrier: Carrier | None = None if aim.gaussian is False else field.moments
         if aim.gaussian and self.carrier is None:
             raise InputError(
                 f"the model {field.name!r} has no Gaussian of its data that holds under its condition: compute one by "
@@ -242,8 +242,7 @@ class Fit:
                 left -= min(count, left)
 
             self.field.watch = watch
-            with self.checkpoint:
-                found = self._run()
+            found = self._run()
             advance(left)
         plan, errors, plain = found
         return Fitted(plan, errors, plain, self.field.rows - before)
@@ -339,7 +338,7 @@ class Fit:
     def _nodes(self, shape: Shape) -> tuple[float, ...] | None:
         """The nodes of a shape; None if they do not fit on the model's levels."""
         lowest = float(self.plan.nodes[0])
-        if not self.plan.schedule_min < shape.low < shape.top <= self.plan.top:
+        if not self.field.schedule.sigma_min < shape.low < shape.top <= self.plan.top:
             return None
         return (lowest, *shape.nodes(self.aim.steps))
 
@@ -374,9 +373,9 @@ class Fit:
     # The plan and its errors.
 
     def _plan_of(self, rule: Rule) -> Plan:
-        row = get("fitted").with_settings(weights=rule.tables())
         nodes = torch.tensor(rule.nodes, dtype=torch.float64)
-        return fitted_plan(row, nodes, self.plan, carried=self.carrier is not None)
+        plan = Plan(get("fitted").with_settings(weights=rule.tables()), nodes, "fitted", self.plan.end)
+        return plan if rule.nodes[-1] == self.plan.top else plan.below_gaussian(self.field.schedule)
 
     def _errors(self, direction: str, plan: Plan, pairs: Pairs, words: str) -> Errors:
         """The errors of a plan, run as everybody runs it."""
@@ -447,11 +446,6 @@ class Shape:
     def bent(self) -> Iterator[Shape]:
         """Grids that lie otherwise between the same ends."""
         yield from (replace(self, rho=rho) for rho in (7.0, 3.0) if rho != self.rho)
-
-
-def moments_of(field: VectorField) -> Carrier | None:
-    """The Gaussian of a model's data; None if it has none."""
-    return getattr(field, "moments", None)
 
 
 def _part(pairs: Pairs, start: int, stop: int | None) -> Pairs:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from odeddim import defaults, solvers
+from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.grids import ENDS, NAMES, is_named
 from odeddim.ode.schedule import Schedule
+from odeddim.ode.tops import GAUSSIAN
 from odeddim.plans import Grid, Plan
 from odeddim.types import InputError, Solver
 
@@ -20,6 +22,8 @@ def decoding_plan(
     grid: Grid = None,
     settings: Mapping[str, object] | None = None,
     *,
+    top: str | None = None,
+    moments: Gaussian | None = None,
     alone: bool = False,
     where: str = "the state",
 ) -> Plan:
@@ -32,7 +36,8 @@ def decoding_plan(
     Args:
         encoded: The plan that encoded the latents.
         schedule: The noise levels of the model.
-        solver, steps, grid, settings: What is given in place of what the plan says. The end stays.
+        solver, steps, grid, settings, top: What is given in place of what the plan says. The end stays.
+        moments: The model's Gaussian, or None if it has none.
         alone: Whether the latents start from x̄ alone.
         where: What holds the latents, for messages.
 
@@ -51,8 +56,13 @@ def decoding_plan(
         if row.name == own.name:
             chosen = {**encoded.settings, **chosen}
     its_grid = None if own.adaptive else encoded.grid
-    if steps is None and grid is None and (row.adaptive or its_grid is not None):
-        return replace(Plan.of(schedule, row, None, encoded.nodes, settings=chosen), grid=encoded.grid)
+    if steps is None and grid is None and top is None and (row.adaptive or its_grid is not None):
+        its_top = GAUSSIAN if encoded.carried else None
+        nodes = encoded.solved.nodes
+        made = Plan.of(schedule, row, None, nodes, settings=chosen, top=its_top, moments=moments)
+        return replace(made, grid=encoded.grid)
+    if top is None and encoded.carried:
+        top = GAUSSIAN
     if grid is None or is_named(str(grid)):
         check_end(encoded, where)
     if grid is None and its_grid is not None and its_grid.partition(":")[0] in NAMES:
@@ -60,7 +70,7 @@ def decoding_plan(
     if steps is None and its_grid is not None and (grid is None or is_named(str(grid))):
         steps = encoded.steps
     end = encoded.end if encoded.end in ENDS else "zero"  # nodes that are given have an end of their own
-    return Plan.of(schedule, row, steps, grid, end, chosen)
+    return Plan.of(schedule, row, steps, grid, end, chosen, top=top, moments=moments)
 
 
 def check_end(encoded: Plan, where: str) -> None:

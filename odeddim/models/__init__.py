@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 from odeddim.models import hub, weights
 from odeddim.models.objects import DiffusersObject, load_object
+from odeddim.ode import gaussian
 from odeddim.ode.field import VectorField
 from odeddim.types import InputError, pick
 
@@ -152,7 +154,41 @@ def load(
                 f"{path} is a pickle, and reading it runs the code in it: if you trust the file, give allow_pickle=True"
             )
         field = reader.read(path)
+        if field.moments is None and os.path.isfile(kept := place_of_moments(path)):
+            field.moments = moments_of(field, kept)
     return field.to(device or torch.get_default_device(), dtype)
+
+
+def place_of_moments(path: Path) -> Path:
+    """Where the Gaussian of a model's data lies: in its folder, or of a model in a file beside it, by its name.
+
+    Args:
+        path: The model's folder or file.
+    """
+    if os.path.isdir(path) or path.name == "model.safetensors":
+        return (path if os.path.isdir(path) else path.parent) / gaussian.FILE
+    return path.with_name(f"{path.stem}.{gaussian.FILE}")
+
+
+def moments_of(field: VectorField, path: Path) -> gaussian.Gaussian | None:
+    """The Gaussian in a file, if it is that of a model; None, with a warning, if it is another's.
+
+    Args:
+        field: The model.
+        path: The file.
+
+    Raises:
+        InputError: If the file cannot be read or is damaged.
+    """
+    found = gaussian.Gaussian.load(path)
+    if found.notes.get("sha256", field.sha256) == field.sha256:
+        return found
+    warnings.warn(
+        f"{path} holds the moments of the model {found.notes.get('model', '')!r} with other weights: they are left "
+        "out; compute those of this model with `odeddim moments`",
+        stacklevel=3,
+    )
+    return None
 
 
 def summary(field: VectorField) -> dict[str, Any]:
@@ -168,6 +204,7 @@ def summary(field: VectorField) -> dict[str, Any]:
         **({} if field.codec is None else {"shape of images": list(field.codec.image_shape)}),
         **({} if sizes is None or sizes.multiple is None else {"sizes": str(sizes)}),
         **({} if field.conditions is None else {"takes": field.conditions.words}),
+        **({} if field.moments is None else {"moments": repr(field.moments)}),
     }
     parameters = getattr(field.eps, "parameters", None)
     if parameters is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from odeddim.ode.gaussian import Gaussian as Gaussians
 from odeddim.ode.schedule import Schedule
 from odeddim.types import InputError
 
@@ -39,6 +40,18 @@ class GaussianMixture:
         self.std = float(std)
         self.weights = weights.to(torch.float64) / weights.sum()
         self._log_weights = torch.log(self.weights)
+
+    @property
+    def moments(self) -> Gaussians:
+        """The Gaussian with the mixture's mean and covariance."""
+        means, weights = self.means, self.weights
+        if means.ndim == 1:
+            mean = weights @ means
+            return Gaussians.isotropic(mean, float(self.std**2 + weights @ (means - mean) ** 2))
+        mean = torch.tensordot(weights, means, 1)
+        apart = (means - mean).flatten(1) * weights.sqrt()[:, None]
+        _, spread, directions = torch.linalg.svd(apart, full_matrices=False)
+        return Gaussians(mean, directions, spread**2 + self.std**2, self.std**2)
 
     @classmethod
     def finite(cls, images: Tensor) -> GaussianMixture:
@@ -99,6 +112,11 @@ class ExactNetwork:
 
     field: GaussianMixture
     schedule: Schedule
+
+    @property
+    def moments(self) -> Gaussians:
+        """The Gaussian of the field's data."""
+        return self.field.moments
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """The exact ε (B, *), given x (B, *) and t (B,)."""

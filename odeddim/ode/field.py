@@ -15,6 +15,7 @@ from odeddim.ode.adapted import Adapted
 from odeddim.ode.codec import Codec
 from odeddim.ode.conditions import Classes, Condition, Conditions, Given
 from odeddim.ode.devices import device_of, dtype_of, products
+from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, where_guided
 from odeddim.ode.labels import Labels, Relabelled, labels_of
 from odeddim.ode.pickling import check_pickles
@@ -45,6 +46,8 @@ class VectorField:
         details: What else is known of the model, for `odeddim inspect`.
         conditions: The conditions that the network takes, see `odeddim.ode.conditions`.
         codec: The autoencoder of a latent model, whose data have the given shape.
+        moments: The Gaussian of the data of the network, of a latent model those of its autoencoder; None if there is
+            none. An exact field has its own.
 
     Attributes:
         sizes: The sizes of the network's input; None for any.
@@ -82,6 +85,7 @@ class VectorField:
         details: dict[str, Any] | None = None,
         conditions: Conditions | None = None,
         codec: Codec | None = None,
+        moments: Gaussian | None = None,
     ) -> None:
         self.eps = eps
         self.schedule = schedule
@@ -95,6 +99,8 @@ class VectorField:
         self.conditions = conditions
         self.condition = Condition()
         self.codec = codec
+        its = getattr(eps, "moments", None)
+        self._moments = its if moments is None and isinstance(its, Gaussian) else moments
         self._given: tuple[Given, Given | None] | None = None
         self.network_batch: int | None = None
         self.watch: Callable[[int], Any] | None = None
@@ -104,6 +110,20 @@ class VectorField:
         parameter = next(eps.parameters(), None) if isinstance(eps, torch.nn.Module) else None
         self._place = _Place() if parameter is None else _Place(parameter.device, parameter.dtype)
         self.reset()
+
+    @property
+    def moments(self) -> Gaussian | None:
+        """The Gaussian of the data that the field leads to; None if it has none.
+
+        Those of a network under no condition do not hold under one: moments that were computed under a condition say so
+        in their notes.
+        """
+        theirs = None if self._moments is None else self._moments.notes.get("condition", "")
+        return self._moments if theirs == self.condition.words else None
+
+    @moments.setter
+    def moments(self, moments: Gaussian | None) -> None:
+        self._moments = moments
 
     @property
     def dtype(self) -> torch.dtype | None:

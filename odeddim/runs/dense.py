@@ -264,6 +264,7 @@ class _Recorder:
 
     def __init__(self, field: Field, state: State, keeper: _Keeper) -> None:
         self.field, self.keeper = field, keeper
+        self.moments = getattr(field, "moments", None)
         self.here = _Node(field, state.sigma, state.xbar)
         self.asked: tuple[float, Tensor, Tensor] | None = None  # the last evaluation elsewhere
 
