@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +60,7 @@ def adams_table(nodes: Sequence[float]) -> list[list[float]]:
         A row for each step, as of `fitted`.
     """
     rows = []
-    for n, (start, end) in enumerate(zip(nodes, nodes[1:], strict=False)):
+    for n, (start, end) in enumerate(itertools.pairwise(nodes)):
         known = [sigma for sigma in reversed(nodes[: n + 1]) if sigma > 0][:SLOPES]
         if min(start, end) == 0:
             rows.append([start, 1.0, end - start])

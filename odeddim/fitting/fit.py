@@ -25,8 +25,8 @@ from odeddim import defaults
 from odeddim.api import Model, state_dtype, to_data
 from odeddim.fitting.checkpoint import Checkpoint
 from odeddim.fitting.descent import GAIN, Point, evaluations, measured, round_of
-from odeddim.fitting.pairs import REFERENCE, Pairs, reference, solved
-from odeddim.fitting.rules import Carrier, Rule, Task, least_squares, squares
+from odeddim.fitting.pairs import Pairs, reference, solved
+from odeddim.fitting.rules import Carrier, Rule, Task, least_squares
 from odeddim.models import DEFAULT, load
 from odeddim.ode import grids
 from odeddim.ode.field import VectorField
@@ -101,6 +101,7 @@ class Aim:
         count: The number of solutions that are fitted to; a quarter of them says when to stop.
         seed: The seed of the noises.
         gaussian: Whether the Gaussian of the data carries the state above the last node; None where the model has one.
+        shape: The (C, H, W) of the images of noises, for models that take several sizes or any.
     """
 
     steps: int
@@ -109,6 +110,7 @@ class Aim:
     count: int = defaults.FIT_COUNT
     seed: int = 0
     gaussian: bool | None = None
+    shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         pick(self.direction, (*DIRECTIONS, BOTH), "direction")
@@ -135,6 +137,7 @@ def fit(
     count: int = defaults.FIT_COUNT,
     seed: int = 0,
     gaussian: bool | None = None,
+    shape: tuple[int, ...] | None = None,
     batch_size: int = 32,
     progress: Progress = False,
 ) -> Fitted:
@@ -154,6 +157,7 @@ def fit(
         count: The number of solutions to fit to.
         seed: The seed of the noises.
         gaussian: Whether the Gaussian of the data carries between the last node and σ_T; None where the model has one.
+        shape: The (C, H, W) of the images of noises, for models that take several sizes or any.
         batch_size: The number of images in work at once. The last digits of the result depend on it.
         progress: What shows progress; see `odeddim.runs.progress.Progress`.
 
@@ -167,11 +171,11 @@ def fit(
         Shaul et al. 2024, arXiv 2403.01329 (non-stationary solvers, fitted by descent); here by least squares.
 
     Example:
-        >>> found = odeddim.fit("exact-gaussian", 4, count=8)
+        >>> found = odeddim.fit("exact-gaussian", 4, count=8, shape=(1, 4, 4))
         >>> found.errors[0].median < found.plain[0].median, found.plan.evaluations_down
         (True, 4)
     """
-    aim = Aim(steps, direction, end, count, seed, gaussian)
+    aim = Aim(steps, direction, end, count, seed, gaussian, shape)
     return Fit(load(model), aim, images, batch_size).run(progress=progress)
 
 
@@ -217,7 +221,7 @@ class Fit:
                 raise InputError(f"{len(images)} images are too few to fit to: give at least 16")
         else:
             self.count = aim.count
-            field.shape_of_data()
+        self.shape = field.shape_of_data(aim.shape if images is None else tuple(images.shape[1:]))
         self.stopping = self.count // STOPPING
         self.checkpoint = Checkpoint(checkpoint, mark)
 
@@ -263,14 +267,13 @@ class Fit:
     def _pairs(self, name: str, first: int, count: int) -> Pairs:
         """Fine solutions of noises or images, batch by batch."""
         parts = []
-        shape = self.field.shape_of_data() if self.images is None else tuple(self._data(0, 1).shape[1:])
-        room = MOST_NUMBERS // (len(self.plan.nodes) * math.prod(shape))
+        room = MOST_NUMBERS // (len(self.plan.nodes) * math.prod(self.shape))
         kept = max(1, min(MOST_KEPT, room, self.count - self.stopping)) if name == "pairs" else 0
         for start in range(0, count, self.batch):
             stop = min(start + self.batch, count)
 
             def solve(start: int = start, stop: int = stop) -> dict[str, Tensor]:
-                begin = self._begin(first + start, stop - start, shape)
+                begin = self._begin(first + start, stop - start)
                 part = solved(self.field, begin, self.plan, self._way, max(0, min(kept, stop) - start), lambda n: None)
                 return {"low": part.low, "high": part.high, "levels": part.levels, "path": part.path}
 
@@ -281,10 +284,10 @@ class Fit:
     def _way(self) -> str:
         return "decode" if self.images is None else "encode"
 
-    def _begin(self, first: int, count: int, shape: tuple[int, ...]) -> Tensor:
+    def _begin(self, first: int, count: int) -> Tensor:
         if self.images is not None:
             return self._data(first, count)
-        fresh = noise(count, shape, seed=self.aim.seed, start=FIRST_NOISE + first)
+        fresh = noise(count, self.shape, seed=self.aim.seed, start=FIRST_NOISE + first)
         return (fresh * math.hypot(1.0, self.plan.top)).to(self._device)
 
     def _data(self, first: int, count: int) -> Tensor:

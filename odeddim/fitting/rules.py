@@ -144,7 +144,7 @@ class Course:
 
     def terms_of(self, step: int) -> list[Tensor]:
         """The terms of a step that was made."""
-        return [self.xbars[step], *self.slopes[step :: -1][:SLOPES]]
+        return [self.xbars[step], *self.slopes[step::-1][:SLOPES]]
 
     def go(self, weights: Weights) -> Tensor:
         """Make the steps that are left. Returns x̄ at the end of the task."""
