@@ -39,7 +39,7 @@ FORMAT, VERSION = "odeddim plan", 1
 CARRIED_VERSION = 2
 """The version of a plan whose last interval is carried: a reader that knows version 1 alone would solve it."""
 _LARGEST = 1 << 26  # characters of a file: a plan with the most steps has 25 million
-_HINT = "make one with `Plan.save` or `odeddim grid`"
+_HINT = "make one with `Plan.save` or `odeddim fit`"
 _TOLD = ("model", "sha256", "condition")  # notes of `Plan.noted`, all of them words
 _NO_STEPS = "solver {!r} chooses its own steps: leave out steps=... and grid=..., and give rtol=... and atol=..."
 _LOWEST = 1e-6  # as a share of σ_1: nodes below it would only add rounding
@@ -344,7 +344,7 @@ class Plan:
         """Read a plan from a file.
 
         Args:
-            path: A file that `save` or `odeddim grid` has written.
+            path: A file that `save` or `odeddim fit` has written.
 
         Returns:
             The plan.

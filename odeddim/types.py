@@ -378,8 +378,8 @@ class Solver:
             for bit, or to an accuracy that the row reports for each image.
         to_zero: The row itself takes the Euler step between σ = 0 and its neighbour. For all other rows
             `odeddim.plans.integrate` takes it, and their nodes are positive.
-        through_zero: The row takes the step between σ = 0 and its neighbour with weights of its own: it is `to_zero`, and
-            its instructions and growth are those of all nodes, that at σ = 0 too.
+        through_zero: The row is `to_zero`, and has weights of its own for that step: its instructions and its growth are
+            those of all nodes, that at σ = 0 too.
         adaptive: The row chooses its own nodes between the first and the last.
         stochastic: The row adds noise. It can only decode, and it has the settings `seed` and `first`, the index of
             the first image of the batch.
@@ -392,7 +392,8 @@ class Solver:
         queued: Images leave the run one by one and others take their places, so a batch many times larger than that
             of the network keeps its evaluations full.
         settings: The settings of the row, name -> default. The type of the default (int, float, str, or a tuple for
-            a table of numbers) is the type of the setting, and an int is accepted for a float. A default that depends on the run is a `Depends`.
+            a table of numbers) is the type of the setting, and an int is accepted for a float. A default that depends
+            on the run is a `Depends`.
         limits: The settings that only decide when a run gives up: they do not change a result that is reached.
         chosen: The settings that `with_settings` has fixed, name -> value.
         instructions: The arithmetic of the run, for rows that know it beforehand; `odeddim explain` prints it.
@@ -450,8 +451,8 @@ class Solver:
         for key, default in self.settings.items():
             if kind_of(default) not in KINDS:
                 raise ValueError(
-                    f"solver {self.name!r}: the default of {key!r} must be an int, a float, a str, a tuple or a Depends, "
-                    f"not {default!r}"
+                    f"solver {self.name!r}: the default of {key!r} must be an int, a float, a str, a tuple or a "
+                    f"Depends, not {default!r}"
                 )
         if unknown := {*self.limits, *self.chosen} - set(self.settings):
             raise ValueError(f"solver {self.name!r} has no setting {min(unknown)!r}, which its limits or chosen name")

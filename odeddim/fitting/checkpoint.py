@@ -39,7 +39,8 @@ class Checkpoint:
             theirs = self._read(MARK, lambda path: json.loads(path.read_bytes())) if folder.is_dir() else None
             if theirs != mark:
                 raise InputError(
-                    f"{folder} is not of this fit: remove it, give the plan another name, or overwrite=True to begin anew"
+                    f"{folder} is not of this fit: remove it, give the plan another name, or overwrite=True to begin "
+                    "anew"
                 )
         else:
             self._write(MARK, lambda path: path.write_text(json.dumps(mark)))

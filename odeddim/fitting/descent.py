@@ -25,7 +25,7 @@ from odeddim.types import InputError
 
 FLOOR = 1e-12
 """Mean square errors below are rounding."""
-CHANGE = 3e-3
+CHANGE = 1e-3
 """The small change of x̄ and of log σ, relative."""
 FARTHEST = 0.3
 """How far a round may move a node in log σ."""
@@ -110,7 +110,7 @@ def _stepped(
 ) -> Point | None:
     """The point after a step; None if that is no rule, or its runs fail."""
     moves = step[len(step) - len(free) :]
-    share = min(1.0, FARTHEST / float(moves.abs().max())) if len(free) else 1.0
+    share = min(1.0, FARTHEST / max(1e-30, *moves.abs().tolist()))
     rule, offset, weights = point.rule, 0, dict(point.rule.weights)
     for system in systems:
         weights[system.task.direction] = system.changed(share * step[offset : offset + system.size])

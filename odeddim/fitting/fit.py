@@ -30,6 +30,7 @@ from odeddim.fitting.rules import Carrier, Rule, Task, least_squares
 from odeddim.models import DEFAULT, load
 from odeddim.ode import grids
 from odeddim.ode.field import VectorField
+from odeddim.ode.tops import GAUSSIAN, LACKS, MODEL
 from odeddim.plans import Plan, integrate
 from odeddim.runs.progress import Progress, shown
 from odeddim.solvers import get
@@ -100,7 +101,8 @@ class Aim:
         end: Where images lie: "zero" or "sigma_min".
         count: The number of solutions that are fitted to; a quarter of them says when to stop.
         seed: The seed of the noises.
-        gaussian: Whether the Gaussian of the data carries the state above the last node; None where the model has one.
+        top: "gaussian" for the Gaussian of the data between the last node and σ_T, "model" for none; None to use it
+            where the model has one.
         shape: The (C, H, W) of the images of noises, for models that take several sizes or any.
     """
 
@@ -109,12 +111,13 @@ class Aim:
     end: str = "zero"
     count: int = defaults.FIT_COUNT
     seed: int = 0
-    gaussian: bool | None = None
+    top: str | None = None
     shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         pick(self.direction, (*DIRECTIONS, BOTH), "direction")
         pick(self.end, grids.ENDS, "end")
+        pick(self.top or MODEL, (MODEL, GAUSSIAN), "top of a fit")
         for name, least, most in (("steps", 1, MOST_STEPS), ("count", 8, defaults.MOST_NEW)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -136,7 +139,7 @@ def fit(
     end: str = "zero",
     count: int = defaults.FIT_COUNT,
     seed: int = 0,
-    gaussian: bool | None = None,
+    top: str | None = None,
     shape: tuple[int, ...] | None = None,
     batch_size: int = 32,
     progress: Progress = False,
@@ -156,7 +159,8 @@ def fit(
         end: Where images lie: "zero" or "sigma_min".
         count: The number of solutions to fit to.
         seed: The seed of the noises.
-        gaussian: Whether the Gaussian of the data carries between the last node and σ_T; None where the model has one.
+        top: "gaussian" for the Gaussian of the data between the last node and σ_T, "model" for none; None to use it
+            where the model has one.
         shape: The (C, H, W) of the images of noises, for models that take several sizes or any.
         batch_size: The number of images in work at once. The last digits of the result depend on it.
         progress: What shows progress; see `odeddim.runs.progress.Progress`.
@@ -175,7 +179,7 @@ def fit(
         >>> found.errors[0].median < found.plain[0].median, found.plan.evaluations_down
         (True, 4)
     """
-    aim = Aim(steps, direction, end, count, seed, gaussian, shape)
+    aim = Aim(steps, direction, end, count, seed, top, shape)
     return Fit(load(model), aim, images, batch_size).run(progress=progress)
 
 
@@ -206,12 +210,9 @@ class Fit:
         self.field = copy.copy(field.on_data())
         self.images = images
         self.plan = reference(self.field, aim.end)
-        self.carrier: Carrier | None = None if aim.gaussian is False else field.moments
-        if aim.gaussian and self.carrier is None:
-            raise InputError(
-                f"the model {field.name!r} has no Gaussian of its data that holds under its condition: compute one by "
-                "`odeddim moments`, or leave out gaussian=True"
-            )
+        self.carrier: Carrier | None = None if aim.top == MODEL else field.moments
+        if aim.top == GAUSSIAN and self.carrier is None:
+            raise InputError(LACKS.format(repr(field.name)))
         self.held = HELD_OUT
         if images is not None:
             field.check(images, field.image_sizes)
