@@ -136,7 +136,7 @@ def with_node(rule: Rule, place: int, sigma: float) -> Rule:
         sigma: Its noise level.
 
     Returns:
-        The rule, which to first order ends where it did.
+        The rule. Where the slope is constant, it ends where it did.
     """
     by = sigma - rule.nodes[place]
     found = {}
