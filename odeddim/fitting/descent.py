@@ -62,7 +62,7 @@ def measured(tasks: Sequence[Task], rule: Rule, damping: float) -> Point:
 
 def evaluations(steps: int, images: int, directions: int = 1) -> int:
     """About how many images a round evaluates, for a progress bar."""
-    return directions * images * (2 + (5 * steps * steps) // 2)
+    return directions * images * (2 + 2 * steps * steps + steps)
 
 
 def round_of(tasks: Sequence[Task], point: Point, advance: Callable[[int], Any]) -> Point | None:
@@ -173,7 +173,9 @@ class _System:
             course = Course.begun(self.task, self.rule, images)
             misses = self.task.misses(course.go(self.weights).cpu(), images)
             weight = (1 / (misses.shape[1] * (self.squares[images] + FLOOR))).sqrt()[:, None]
-            effects = torch.stack([*self._of_weights(course, images, misses), *self._of_nodes(free, images, misses)])
+            effects = torch.stack(
+                [*self._of_weights(course, images, misses), *self._of_nodes(course, free, images, misses)]
+            )
             effects = (effects * weight).flatten(1)
             matrix = matrix + effects @ effects.T
             vector = vector + effects @ (misses * weight).flatten()
@@ -209,12 +211,17 @@ class _System:
                 found.append((self.task.misses(end.cpu(), images) - misses) / change)
         return found
 
-    def _of_nodes(self, free: Sequence[int], images: slice, misses: Tensor) -> list[Tensor]:
+    def _of_nodes(self, course: Course, free: Sequence[int], images: slice, misses: Tensor) -> list[Tensor]:
         found = []
         for place in free:
             rule = with_node(self.rule, place, self.rule.nodes[place] * math.exp(CHANGE))
-            end = Course.begun(self.task, rule, images).go(rule.weights[self.task.direction])
-            found.append((self.task.misses(end.cpu(), images) - misses) / CHANGE)
+            weights, sigmas = rule.weights[self.task.direction], rule.walked(self.task.direction)
+            here = place if self.task.rises else rule.steps - place
+            if here == 0:
+                moved = Course.begun(self.task, rule, images)
+            else:  # the run is the same until the step to the node
+                moved = course.from_step(here, weighted(weights[here - 1], course.terms_of(here - 1)), sigmas)
+            found.append((self.task.misses(moved.go(weights).cpu(), images) - misses) / CHANGE)
         return found
 
     def changed(self, step: Tensor) -> Weights:

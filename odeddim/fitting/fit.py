@@ -224,7 +224,7 @@ class Fit:
             self.count = aim.count
         self.shape = field.shape_of_data(aim.shape if images is None else tuple(images.shape[1:]))
         self.stopping = self.count // STOPPING
-        self.checkpoint = Checkpoint(checkpoint, mark)
+        self.checkpoint = self.solutions = Checkpoint(checkpoint, mark)
 
     @property
     def cost(self) -> int:
@@ -278,7 +278,7 @@ class Fit:
                 part = solved(self.field, begin, self.plan, self._way, max(0, min(kept, stop) - start), lambda n: None)
                 return {"low": part.low, "high": part.high, "levels": part.levels, "path": part.path}
 
-            parts.append(Pairs(**self.checkpoint.tensors(f"{name}-{start}", solve)))
+            parts.append(Pairs(**self.solutions.tensors(f"{name}-{start}", solve)))
         return Pairs.joined(parts)
 
     @property

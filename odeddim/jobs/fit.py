@@ -53,12 +53,12 @@ def fit(
 ) -> Found:
     """Find nodes and weights with which a multistep solver errs least on a model, and write the plan to a file.
 
-    A call that was stopped goes on with the same call: what it has found lies in a folder beside the file, plan.json.fit,
-    until the plan is whole.
+    A call that was stopped goes on with the same call: what it has found lies in a folder beside the file,
+    plan.json.fit, until the plan is whole.
 
     Args:
-        images: Images whose fine encodings the solver is fitted to, as of `odeddim.jobs.encode`; None for fine decodings
-            of noises. With a `solver`, those that errors are measured on; None for the 256 sample images.
+        images: Images whose fine encodings the solver is fitted to, as of `odeddim.jobs.encode`; None for fine
+            decodings of noises. With a `solver`, those that errors are measured on; None for the 256 sample images.
         output: The file, plan.json, which `Plan.load` reads; it is also a grid file.
         solver: A name of `odeddim.solvers.names()`, to find nodes for it and no weights, for both directions.
         steps: The number of steps; by default 8, and 50 with a `solver`.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from odeddim import defaults
-from odeddim.fitting.grid_search import ComputedGrid, compute, most_evaluations, own_plan
+from odeddim.fitting.grid_search import compute, most_evaluations, own_plan
 from odeddim.jobs.machine import BATCH, Place
 from odeddim.jobs.subject import images_for, recorded, tell_skipped, warn_of_count
 from odeddim.jobs.work import Outcome, Progress, shown

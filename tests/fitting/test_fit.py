@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_least_squares_solve_a_linear_field_exactly(direction: str) -> None:
     assert float(means.sqrt().max()) < 1e-3
     walked = nodes if direction == "encode" else nodes[::-1]
     factors, scale = [], 1.0  # of the slopes so far, in units of the x̄ at the start; and x̄'s own
-    for (here, there), (state, *slopes) in zip(zip(walked, walked[1:], strict=False), weights, strict=True):
+    for (here, there), (state, *slopes) in zip(pairwise(walked), weights, strict=True):
         factors.insert(0, scale * here / (SPREAD**2 + here**2))
         grown = state * scale + sum(w * factor for w, factor in zip(slopes, factors, strict=False))
         assert grown / scale == pytest.approx(stretched(here, there), rel=1e-3)
@@ -266,7 +267,7 @@ def test_images_are_fitted_to_and_others_are_held_out() -> None:
 # A fit that is stopped.
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818
     """In place of a kill."""
 
 
