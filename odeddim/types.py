@@ -378,7 +378,7 @@ class Solver:
             for bit, or to an accuracy that the row reports for each image.
         to_zero: The row itself takes the Euler step between σ = 0 and its neighbour. For all other rows
             `odeddim.plans.integrate` takes it, and their nodes are positive.
-        through_zero: The row is `to_zero`, and has weights of its own for that step: its instructions and its growth are
+        through_zero: The row is `to_zero`, and has weights of its own for that step: its instructions and growth are
             those of all nodes, that at σ = 0 too.
         adaptive: The row chooses its own nodes between the first and the last.
         stochastic: The row adds noise. It can only decode, and it has the settings `seed` and `first`, the index of

@@ -29,7 +29,7 @@ CHANGE = 1e-3
 """The small change of x̄ and of log σ, relative."""
 FARTHEST = 0.3
 """How far a round may move a node in log σ."""
-TRIES = 6
+TRIES = 8
 """The most dampings that are tried in a round; each try costs one run."""
 GAIN = 0.01
 """A round that lowers the objective by less is the last."""
@@ -47,7 +47,7 @@ class Point:
 
     rule: Rule
     squares: Mapping[str, Tensor]
-    damping: float = 1e-3
+    damping: float = 1e-5
 
     @property
     def objective(self) -> float:
@@ -93,7 +93,7 @@ def round_of(tasks: Sequence[Task], point: Point, advance: Callable[[int], Any])
     for _ in range(TRIES):
         damped = matrix + torch.diag(damping * matrix.diagonal() + 1e-12 * matrix.diagonal().mean())
         step = -torch.linalg.solve(damped, vector)
-        found = _stepped(tasks, systems, point, free, step, damping / 5)
+        found = _stepped(tasks, systems, point, free, step, damping / 10)
         if found is not None and found.objective < point.objective:
             return found
         damping *= 8
@@ -122,7 +122,7 @@ def _stepped(
     if not rising or rule.nodes[-1] > tasks[0].top:
         return None
     try:
-        return measured(tasks, rule, max(damping, 1e-7))
+        return measured(tasks, rule, max(damping, 1e-9))
     except InputError:  # the model's answer was not finite
         return None
 
