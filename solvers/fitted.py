@@ -32,7 +32,7 @@ def fitted(nodes: Sequence[float], *, weights: Tables = ()) -> list[Point]:
         weights: Two tables, that of encoding and that of decoding. A table has a row for each step: the noise level
             σ_n at which it starts, the weight c_n of the state, and the weights w_nj of at most n + 1 slopes, the
             newest first. An empty table is a direction without weights. Without any tables the weights are those of
-            Adams-Bashforth through up to three nodes in log σ, begun with lower order.
+            Adams-Bashforth through two nodes in log σ, as of `ab2`.
 
     Returns:
         The points of the run.
@@ -50,18 +50,19 @@ def fitted(nodes: Sequence[float], *, weights: Tables = ()) -> list[Point]:
     return points
 
 
-def adams_table(nodes: Sequence[float]) -> list[list[float]]:
-    """The table of Adams-Bashforth: ε as the polynomial in log σ through the last three nodes, Euler's step at σ = 0.
+def adams_table(nodes: Sequence[float], k: int = 2) -> list[list[float]]:
+    """The table of Adams-Bashforth: ε as the polynomial in log σ through the last k nodes, Euler's step at σ = 0.
 
     Args:
         nodes: Noise levels, rising or falling.
+        k: The number of nodes; fewer in the first steps.
 
     Returns:
         A row for each step, as of `fitted`.
     """
     rows = []
     for n, (start, end) in enumerate(itertools.pairwise(nodes)):
-        known = [sigma for sigma in reversed(nodes[: n + 1]) if sigma > 0][:SLOPES]
+        known = [sigma for sigma in reversed(nodes[: n + 1]) if sigma > 0][:k]
         if min(start, end) == 0:
             rows.append([start, 1.0, end - start])
             continue
@@ -108,8 +109,7 @@ def _is_table(table: Any) -> bool:
 
 FORMULA = """
 x̄ₙ₊₁ = cₙ·x̄ₙ + Σⱼ wₙⱼ·εₙ₋ⱼ,  j = 0, 1, 2
-The weights c and w of each step: found for a model by `odeddim fit`; else as in `ab3`,
-begun with lower order
+The weights c, w of each step: found for a model by `odeddim fit`; without them `ab2`
 """
 
 ROWS = (

@@ -27,10 +27,10 @@ FLOOR = 1e-12
 """Mean square errors below are rounding."""
 CHANGE = 1e-3
 """The small change of x̄ and of log σ, relative."""
-FARTHEST = 0.3
+FARTHEST = 0.4
 """How far a round may move a node in log σ."""
-TRIES = 8
-"""The most dampings that are tried in a round; each try costs one run."""
+DAMPINGS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+"""The dampings of Levenberg and Marquardt that a round tries, as shares of the diagonal; each try costs one run."""
 GAIN = 0.01
 """A round that lowers the objective by less is the last."""
 
@@ -42,12 +42,10 @@ class Point:
     Attributes:
         rule: The rule.
         squares: direction -> the mean square error of each image, (B,) float64.
-        damping: The damping of Levenberg and Marquardt for the next round.
     """
 
     rule: Rule
     squares: Mapping[str, Tensor]
-    damping: float = 1e-5
 
     @property
     def objective(self) -> float:
@@ -55,9 +53,9 @@ class Point:
         return sum(float((found + FLOOR).log().mean()) for found in self.squares.values())
 
 
-def measured(tasks: Sequence[Task], rule: Rule, damping: float) -> Point:
+def measured(tasks: Sequence[Task], rule: Rule) -> Point:
     """A rule with its objective."""
-    return Point(rule, {task.direction: squares(task, rule) for task in tasks}, damping)
+    return Point(rule, {task.direction: squares(task, rule) for task in tasks})
 
 
 def evaluations(steps: int, images: int, directions: int = 1) -> int:
@@ -89,15 +87,16 @@ def round_of(tasks: Sequence[Task], point: Point, advance: Callable[[int], Any])
         matrix[places[:, None], places] += own
         vector[places] += pull
         offset += system.size
-    damping = point.damping
-    for _ in range(TRIES):
+    best: Point | None = None
+    for damping in DAMPINGS:
         damped = matrix + torch.diag(damping * matrix.diagonal() + 1e-12 * matrix.diagonal().mean())
-        step = -torch.linalg.solve(damped, vector)
-        found = _stepped(tasks, systems, point, free, step, damping / 10)
-        if found is not None and found.objective < point.objective:
-            return found
-        damping *= 8
-    return None
+        found = _stepped(tasks, systems, point, free, -torch.linalg.solve(damped, vector))
+        if found is None or found.objective >= (best or point).objective:
+            if best is not None:  # with still less damping it only gets worse
+                break
+        else:
+            best = found
+    return best
 
 
 def free_nodes(tasks: Sequence[Task], rule: Rule) -> list[int]:
@@ -106,23 +105,24 @@ def free_nodes(tasks: Sequence[Task], rule: Rule) -> list[int]:
 
 
 def _stepped(
-    tasks: Sequence[Task], systems: Sequence[_System], point: Point, free: Sequence[int], step: Tensor, damping: float
+    tasks: Sequence[Task], systems: Sequence[_System], point: Point, free: Sequence[int], step: Tensor
 ) -> Point | None:
-    """The point after a step; None if that is no rule, or its runs fail."""
-    moves = step[len(step) - len(free) :]
-    share = min(1.0, FARTHEST / max(1e-30, *moves.abs().tolist()))
+    """The point after a step; None if that goes too far, is no rule, or its runs fail."""
+    moves = step[len(step) - len(free) :].tolist()
+    if max(map(abs, moves), default=0.0) > FARTHEST:
+        return None
     rule, offset, weights = point.rule, 0, dict(point.rule.weights)
     for system in systems:
-        weights[system.task.direction] = system.changed(share * step[offset : offset + system.size])
+        weights[system.task.direction] = system.changed(step[offset : offset + system.size])
         offset += system.size
     rule = replace(rule, weights=weights)
-    for place, move in zip(free, moves.tolist(), strict=True):
-        rule = with_node(rule, place, point.rule.nodes[place] * math.exp(share * move))
+    for place, move in zip(free, moves, strict=True):
+        rule = with_node(rule, place, point.rule.nodes[place] * math.exp(move))
     rising = all(a < b for a, b in zip(rule.nodes, rule.nodes[1:], strict=False))
     if not rising or rule.nodes[-1] > tasks[0].top:
         return None
     try:
-        return measured(tasks, rule, max(damping, 1e-9))
+        return measured(tasks, rule)
     except InputError:  # the model's answer was not finite
         return None
 

@@ -49,6 +49,7 @@ SWEEPS = 2
 PATIENCE = 2  # rounds in a row that other solutions gain nothing by
 PLAIN = ("ab2", "ab3", "dpmpp-2m", "dpmpp-3m", "ipndm", "unipc-2", "belm")
 PLAIN_GRIDS = ("log", "karras")
+PLAIN_SETTINGS = {"warmup": "lower"}  # one evaluation in each step, the first ones too
 QUANTILES = (0.5, 0.1, 0.9)
 
 
@@ -350,8 +351,8 @@ class Fit:
 
     def _descended(self, tasks: Sequence[Task], stopping: Pairs, rule: Rule) -> Rule:
         others = [task.over(stopping) for task in tasks]
-        point = measured(tasks, rule, Point.damping)
-        best, level, waited = rule, measured(others, rule, 0.0).objective, 0
+        point = measured(tasks, rule)
+        best, level, waited = rule, measured(others, rule).objective, 0
         for number in range(ROUNDS):
             before = point.objective
 
@@ -359,13 +360,13 @@ class Fit:
                 found = round_of(tasks, point, lambda images: None)
                 if found is None:
                     return {}
-                held = measured(others, found.rule, 0.0).objective
-                return {**_to_json(found.rule), "damping": found.damping, "stopping": held}
+                held = measured(others, found.rule).objective
+                return {**_to_json(found.rule), "stopping": held}
 
             made = self.checkpoint.values(f"round-{number}", go)
             if not made:
                 break
-            point = measured(tasks, _from_json(made), made["damping"])
+            point = measured(tasks, _from_json(made))
             if made["stopping"] < level - GAIN:
                 best, level, waited = point.rule, made["stopping"], 0
             else:
@@ -399,7 +400,7 @@ class Fit:
         found = []
         for name in PLAIN:
             row = get(name)
-            row = row.with_settings(warmup="lower") if "warmup" in row.settings else row
+            row = row.with_settings(**{key: value for key, value in PLAIN_SETTINGS.items() if key in row.settings})
             for grid in PLAIN_GRIDS:
                 plan = Plan.of(self.field.schedule, row, self.aim.steps, grid, self.aim.end)
                 try:

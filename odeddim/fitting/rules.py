@@ -186,7 +186,7 @@ def adams(nodes: Sequence[float], direction: str) -> Weights:
     """The weights of Adams-Bashforth, one for each term of a step."""
     walked = nodes if direction == "encode" else nodes[::-1]
     found = []
-    for step, (_, *weights) in enumerate(adams_table(walked)):
+    for step, (_, *weights) in enumerate(adams_table(walked, SLOPES)):
         found.append((*weights, *[0.0] * (1 + min(step + 1, SLOPES) - len(weights))))
     return tuple(found)
 
