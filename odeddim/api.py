@@ -205,11 +205,11 @@ def decode(
     Args:
         state: The latents, xbar (B, C, H, W) at the noise level where the grid ends.
         solver: A name of `odeddim.solvers.names()`, or a row of your own.
-        model, steps, grid, end, top, plan, batch_size, progress, callback, gradients, **settings: As of `solve`. What is
-            not given of the run is as the state was encoded (`State.plan`), as in `odeddim decode`. Latents made of others
-            are decoded by the solver of `solve`, and so are a state that was not encoded, and one that was encoded
-            under another condition or by another model (a warning says so): its exact way back leads to the images
-            that were encoded. `end` is always that of the encoding.
+        model, steps, grid, end, top, plan, batch_size, progress, callback, gradients, **settings: As of `solve`. What
+            is not given of the run is as the state was encoded (`State.plan`), as in `odeddim decode`. Latents made of
+            others are decoded by the solver of `solve`, and so are a state that was not encoded, and one that was
+            encoded under another condition or by another model (a warning says so): its exact way back leads to the
+            images that were encoded. `end` is always that of the encoding.
 
     Returns:
         The images x_0, (B, C, H, W), nominally in [-1, 1] and not clipped, in the state's dtype on the model's device.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,15 +23,17 @@ from odeddim.ode.field import VectorField
 from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.gradients import field_for, way_of
 from odeddim.ode.schedule import Schedule
-from odeddim.ode.tops import LACKS, begins, gaussian_top, lowered, raised
+from odeddim.ode.tops import begins, lowered, raised
+from odeddim.ode.walking import Callback as Callback
+from odeddim.ode.walking import Steps as Steps
+from odeddim.ode.walking import gaussian_of, solved
+from odeddim.ode.walking import ready as ready
 from odeddim.solvers.stochastic import ONLY_DECODES
 from odeddim.storage.atomic import replacing
 from odeddim.storage.json_files import read_json
 from odeddim.types import Field, Gradients, InputError, Observe, Solver, State, pick, setting_words
 
 Grid: TypeAlias = str | Path | Tensor | Sequence[float] | None
-Callback: TypeAlias = Callable[[int, float, Tensor], Any]
-"""callback(step, sigma, xbar): what a run calls after each step, at its node; steps count from 1."""
 GIVEN = "nodes"
 """The name of a grid whose nodes were given as numbers, and of an end that is neither σ = 0 nor σ_1."""
 
@@ -129,7 +131,7 @@ class Plan:
             raise InputError(f"solver must be a name or a row of the table (odeddim.Solver), not {what}")
         row = row.with_settings(**(settings or {}))
         if isinstance(top, str):
-            low = _gaussian_from(top, moments, schedule, row, steps, grid)
+            low = begins(top, moments, schedule, row.evaluations(steps or grids.STEPS), named=_is_named(grid))
             if low is not None:
                 own = cls.of(schedule, row, steps, grid, end, top=low if _is_named(grid) else None)
                 return own.below_gaussian(schedule, low)
@@ -377,7 +379,8 @@ class Plan:
         if not isinstance(notes, dict) or not all(isinstance(notes.get(name, ""), str) for name in _TOLD):
             wrong.append("notes")
         carried = content.get("carried", False)
-        wrong += ["carried"] if not isinstance(carried, bool) or carried != (version == CARRIED_VERSION) else []
+        if version in (VERSION, CARRIED_VERSION) and carried is not (version == CARRIED_VERSION):
+            wrong.append("carried")
         if version not in (VERSION, CARRIED_VERSION) or isinstance(version, bool) or wrong:
             what = f"{wrong[0]} is missing or wrong" if wrong else f"version {version!r:.20}"
             raise InputError(f"{path} is damaged, or was written by a newer odeddim ({what}): make the plan again")
@@ -405,20 +408,6 @@ class Plan:
 def _is_named(grid: Grid) -> bool:
     """Whether the nodes are those of a named grid, which ends where it is told to."""
     return grid is None or (isinstance(grid, (str, Path)) and grids.is_named(str(grid)))
-
-
-def _gaussian_from(
-    top: str, moments: Gaussian | None, schedule: Schedule, row: Solver, steps: int | None, grid: Grid
-) -> float | None:
-    """The noise level from which the model's Gaussian carries; None for none, NaN for where the given nodes end."""
-    wanted, low = gaussian_top(top)
-    if not wanted:
-        return None
-    if moments is None:
-        raise InputError(LACKS.format("of this plan"))
-    if low is None and not _is_named(grid):
-        return math.nan
-    return begins(low, moments, schedule, row.evaluations(steps or grids.STEPS))
 
 
 def _named(
@@ -553,19 +542,6 @@ def directed(plan: Plan, state: State) -> Tensor:
     return sigmas.flip(0)
 
 
-class Steps:
-    """Who observes a run for a callback: it counts the steps, and hands out copies."""
-
-    def __init__(self, callback: Callback) -> None:
-        self.callback = callback
-        self.made = 0
-
-    def __call__(self, sigma: float, xbar: Tensor) -> None:
-        self.made += 1
-        with torch.no_grad():
-            self.callback(self.made, sigma, xbar.clone())
-
-
 def walk(field: Field, state: State, plan: Plan, observe: Observe | None = None, gradients: Gradients = None) -> State:
     """The run of `integrate`, shown to an observer at each node but the first; see `Solver.walk`.
 
@@ -581,7 +557,7 @@ def walk(field: Field, state: State, plan: Plan, observe: Observe | None = None,
     """
     sigmas, solver, state = directed(plan, state), plan.solver, replace(state, report={})
     way = way_of(solver, gradients)
-    moments = _gaussian_of(field) if plan.carried else None
+    moments = gaussian_of(field) if plan.carried else None
     field = field_for(field, state, solver, way)
 
     def shown(reached: State) -> State:
@@ -591,60 +567,9 @@ def walk(field: Field, state: State, plan: Plan, observe: Observe | None = None,
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and way is not None):
         if moments is None:
-            return _solved(field, state, sigmas, solver, shown, observe, way)
+            return solved(field, state, sigmas, solver, shown, observe, way)
         if plan.ends_at(state.sigma):
             below = shown(lowered(moments, state, float(sigmas[1]), plan.top))
-            return _solved(field, below, sigmas[1:], solver, shown, observe, way)
-        below = _solved(field, state, sigmas[:-1], solver, shown, observe, way)
+            return solved(field, below, sigmas[1:], solver, shown, observe, way)
+        below = solved(field, state, sigmas[:-1], solver, shown, observe, way)
         return shown(raised(moments, below, float(sigmas[-1])))
-
-
-def _solved(
-    field: Field,
-    state: State,
-    sigmas: Tensor,
-    solver: Solver,
-    shown: Callable[[State], State],
-    observe: Observe | None,
-    way: Gradients,
-) -> State:
-    """The solver's run, with the Euler step next to σ = 0."""
-    if solver.to_zero:
-        return shown(solver.walk(field, state, sigmas, observe, way))
-    leaves_zero = float(sigmas[0]) == 0
-    if leaves_zero:
-        state = shown(_euler(field, state, sigmas[0], sigmas[1]))
-        sigmas = sigmas[1:]
-    lands_on_zero = float(sigmas[-1]) == 0
-    inner = sigmas[:-1] if lands_on_zero else sigmas
-    if len(inner) > 1:
-        state = shown(solver.walk(field, state, inner, observe, way))
-    if lands_on_zero:
-        state = shown(_euler(field, state, sigmas[-2], sigmas[-1]))
-    if "evaluations" in state.report and leaves_zero + lands_on_zero:
-        spent = state.report["evaluations"] + leaves_zero + lands_on_zero
-        state = replace(state, report={**state.report, "evaluations": spent})
-    return state
-
-
-def _euler(field: Field, state: State, source: Tensor, target: Tensor) -> State:
-    eps = field(source, state.xbar)
-    return replace(state, xbar=torch.add(state.xbar, eps, alpha=float(target - source)), sigma=float(target))
-
-
-def _gaussian_of(field: Field) -> Gaussian:
-    """The Gaussian of a field; an InputError if it has none."""
-    found = getattr(field, "moments", None)
-    if not isinstance(found, Gaussian):
-        raise InputError(LACKS.format(getattr(field, "name", "of this run")))
-    return found
-
-
-def ready(field: VectorField | Field, state: State) -> tuple[Field, State]:
-    """The state on the field's device, after a check that the model takes it."""
-    if isinstance(field, VectorField):
-        field.check(state.xbar)
-        if field.device is not None:
-            aux = tuple(part.to(field.device) for part in state.aux)
-            state = replace(state, xbar=state.xbar.to(field.device), aux=aux)
-    return field, state

@@ -48,6 +48,25 @@ Observe = Callable[[float, "Tensor"], Any]
 """observe(sigma, xbar): what a run calls at each node between its first and its last, with x̄ (B, *) there."""
 
 
+class Moments(Protocol):
+    """The Gaussian of a model's data, as solvers see it: the attribute `moments` of a field, if it has one.
+
+    See `odeddim.ode.gaussian.Gaussian`.
+    """
+
+    def centre(self, xbar: Tensor, /) -> Tensor:
+        """The mean in float64 on the device of x̄ (B, *)."""
+
+    def eps(self, sigma: Tensor, xbar: Tensor, /) -> Tensor:
+        """The Gaussian's ε (B, *) at σ ()."""
+
+    def per_component(self, factor: Callable[[Tensor], Tensor], /) -> tuple[Tensor, float]:
+        """The values of a function of variances: those of the eigenvectors (K,), and that of the rest."""
+
+    def filtered(self, terms: Sequence[tuple[Tensor, Tensor, float]], /) -> Tensor:
+        """The sum (B, *) float64 of tensors, each with its components multiplied by factors of their own."""
+
+
 class InputError(ValueError):
     """Something that the user gave cannot be used. The message is one sentence: what, where, what to do.
 

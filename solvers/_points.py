@@ -60,7 +60,7 @@ def halfway_in_time(start: float, end: float) -> float:
 
 
 @functools.cache
-def _gauss_legendre(panels: int) -> list[tuple[float, float]]:
+def gauss_legendre(panels: int) -> list[tuple[float, float]]:
     """The points and weights of a quadrature over [0, 1]: 16 points on each of so many equal parts."""
     from numpy.polynomial.legendre import leggauss
 
@@ -95,7 +95,7 @@ def lagrange_weights(nodes: Sequence[float], start: float, end: float, variable:
     ahead = [variable(node, log_ratio(start, node)) for node in nodes]
     apart = [[variable(other, log_ratio(node, other)) for other in nodes] for node in nodes]
     weights = [0.0] * len(nodes)
-    for part, share in _gauss_legendre(max(1, math.ceil(abs(span) / 2))):
+    for part, share in gauss_legendre(max(1, math.ceil(abs(span) / 2))):
         u = part * span
         v, growth = variable(start, u), share * math.exp(u)
         for j in range(len(nodes)):

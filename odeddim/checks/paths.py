@@ -45,6 +45,7 @@ class Recorder:
 
     def __init__(self, field: Callable[[Tensor, Tensor], Tensor], steps: int) -> None:
         self.field, self.steps = field, steps
+        self.moments = getattr(field, "moments", None)
         self.sums: Array = np.zeros((0, len(SUMS)))
         self.profile: Array = np.zeros((0, 0))
         self._before: Array | None = None
@@ -82,7 +83,7 @@ def recorded(field: VectorField, data: Tensor, plan: Plan, callback: Callback | 
         The latents, and what was recorded.
     """
     field.check(data)
-    recorder = Recorder(field, len(plan.nodes) - 1)
+    recorder = Recorder(field, plan.steps or 0)
     start = data if field.device is None else data.to(field.device)
     return integrate(recorder, State(start, float(plan.nodes[0])), plan, callback=callback), recorder
 

@@ -76,7 +76,7 @@ class Reference:
 
     def __post_init__(self) -> None:
         check_share(self.false_positives, len(self.profile))
-        if self.profile.ndim != 2 or self.profile.shape[1] != len(PROFILE) * (len(self.plan.nodes) - 1) - 1:
+        if self.profile.ndim != 2 or self.profile.shape[1] != len(PROFILE) * (self.plan.steps or 0) - 1:
             raise InputError(f"profiles {tuple(self.profile.shape)} do not suit a plan of {self.plan.steps} steps")
 
     @cached_property

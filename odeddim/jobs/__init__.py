@@ -20,6 +20,7 @@ from odeddim.jobs.inspect import inspect as inspect
 from odeddim.jobs.interpolate import interpolate as interpolate
 from odeddim.jobs.machine import Machine as Machine
 from odeddim.jobs.merge import merge as merge
+from odeddim.jobs.moments import moments as moments
 from odeddim.jobs.neighbours import neighbours as neighbours
 from odeddim.jobs.recording import Recording as Recording
 from odeddim.jobs.sample import sample as sample

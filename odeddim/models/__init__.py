@@ -38,7 +38,14 @@ def _format(name: str) -> ModuleType:
 def _trained(name: str) -> VectorField:
     from odeddim.models.formats import native
 
-    return native.read(native.BUILT_IN / name)
+    return _with_moments(native.read(native.BUILT_IN / name), native.BUILT_IN / name)
+
+
+def _with_moments(field: VectorField, path: Path) -> VectorField:
+    """The model of a path, with the Gaussian of its data, if that lies beside it."""
+    if os.path.isfile(kept := place_of_moments(path)):
+        field.moments = moments_of(field, kept)
+    return field
 
 
 def _exact_gaussian() -> VectorField:
@@ -153,9 +160,7 @@ def load(
             raise InputError(
                 f"{path} is a pickle, and reading it runs the code in it: if you trust the file, give allow_pickle=True"
             )
-        field = reader.read(path)
-        if field.moments is None and os.path.isfile(kept := place_of_moments(path)):
-            field.moments = moments_of(field, kept)
+        field = _with_moments(reader.read(path), path)
     return field.to(device or torch.get_default_device(), dtype)
 
 

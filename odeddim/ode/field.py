@@ -46,8 +46,6 @@ class VectorField:
         details: What else is known of the model, for `odeddim inspect`.
         conditions: The conditions that the network takes, see `odeddim.ode.conditions`.
         codec: The autoencoder of a latent model, whose data have the given shape.
-        moments: The Gaussian of the data of the network, of a latent model those of its autoencoder; None if there is
-            none. An exact field has its own.
 
     Attributes:
         sizes: The sizes of the network's input; None for any.
@@ -85,7 +83,6 @@ class VectorField:
         details: dict[str, Any] | None = None,
         conditions: Conditions | None = None,
         codec: Codec | None = None,
-        moments: Gaussian | None = None,
     ) -> None:
         self.eps = eps
         self.schedule = schedule
@@ -99,8 +96,8 @@ class VectorField:
         self.conditions = conditions
         self.condition = Condition()
         self.codec = codec
-        its = getattr(eps, "moments", None)
-        self._moments = its if moments is None and isinstance(its, Gaussian) else moments
+        its = getattr(eps, "moments", None)  # of an exact field
+        self._moments = its if isinstance(its, Gaussian) else None
         self._given: tuple[Given, Given | None] | None = None
         self.network_batch: int | None = None
         self.watch: Callable[[int], Any] | None = None
@@ -113,10 +110,11 @@ class VectorField:
 
     @property
     def moments(self) -> Gaussian | None:
-        """The Gaussian of the data that the field leads to; None if it has none.
+        """The Gaussian of the data that the field leads to, of a latent model those of its autoencoder; None for none.
 
-        Those of a network under no condition do not hold under one: moments that were computed under a condition say so
-        in their notes.
+        It can be set. `odeddim.load` finds what `odeddim moments` has computed, and an exact field has its own. That of
+        a network under no condition does not hold under one: moments that were computed under a condition say so in
+        their notes.
         """
         theirs = None if self._moments is None else self._moments.notes.get("condition", "")
         return self._moments if theirs == self.condition.words else None

@@ -30,7 +30,7 @@ from odeddim.types import InputError
 FORMAT, VERSION = "odeddim moments", 1
 FILE = "moments.safetensors"
 """The name of the file beside a model that holds its Gaussian."""
-RANK = 128
+RANK = 64
 _BLOCK = 1 << 22  # numbers of the basis that are float64 at once
 _MOST = 1 << 34  # bytes of a file
 _HINT = "make it again with `odeddim moments`"
@@ -224,7 +224,7 @@ class Gaussian:
 
     @cached_property
     def _root(self) -> Tensor:
-        """G^(-1/2) of the Gram matrix G of the eigenvectors as they are stored, (K, K): with it they are orthonormal."""
+        """G^(-1/2) of the Gram matrix G of the stored eigenvectors, (K, K): with it they are orthonormal."""
         cpu = torch.device("cpu")
         gram = torch.cat([torch.cat([a @ b.T for b in self._blocks(cpu)], 1) for a in self._blocks(cpu)])
         values, vectors = torch.linalg.eigh(gram)
@@ -300,6 +300,14 @@ class Gaussian:
         if any(curve.ndim != 1 for curve in tensors.values()):
             raise InputError("a curve is no row of numbers")
         return cls(*main, rest, errors={name: curve.double() for name, curve in tensors.items()}, notes=notes)
+
+    def explained(self) -> str:
+        """How much of the variance the eigenvectors explain, in words."""
+        numbers = self.mean.numel() if self.mean.ndim else 1
+        along = float(self.variances.sum())
+        total = along + self.rest * (numbers - len(self.variances))
+        share = f"{along / total:.1%}" if total > 0 else "all"
+        return f"{len(self.variances)} principal components with {share} of the variance"
 
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.mean.shape)) or "any"

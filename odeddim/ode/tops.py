@@ -58,18 +58,26 @@ def gaussian_top(top: str) -> tuple[bool, float | None]:
     raise InputError(f"unknown top {top!r}: give 'model', 'gaussian', or a noise level with it, such as 'gaussian:20'")
 
 
-def begins(low: float | None, moments: Gaussian, schedule: Schedule, evaluations: int | None) -> float | None:
-    """The noise level σ_s from which a Gaussian carries; None if it does not.
+def begins(
+    top: str, moments: Gaussian | None, schedule: Schedule, evaluations: int | None, *, named: bool = True
+) -> float | None:
+    """The noise level σ_s from which a Gaussian carries; None if none does, NaN for where the given nodes end.
 
     Args:
-        low: The σ_s that is given; None for the one that suits.
-        moments: The model's Gaussian.
+        top: As of `gaussian_top`.
+        moments: The model's Gaussian, or None if it has none.
         schedule: The model's noise levels.
         evaluations: The evaluations of the run; None if its solver chooses them.
+        named: Whether the nodes are those of a named grid, which ends where it is told to.
 
     Raises:
-        InputError: If the σ_s that is given is outside the model's levels, or the Gaussian was not measured.
+        InputError: If there is no Gaussian, it was not measured, or the σ_s that is given is outside its range.
     """
+    wanted, low = gaussian_top(top)
+    if not wanted:
+        return None
+    if moments is None:
+        raise InputError(LACKS.format("of this plan"))
     if low is not None:
         if not schedule.sigma_min < low < schedule.sigma_max:
             raise InputError(
@@ -77,6 +85,8 @@ def begins(low: float | None, moments: Gaussian, schedule: Schedule, evaluations
                 f"its highest, {schedule.sigma_max:.6g}"
             )
         return low
+    if not named:
+        return math.nan
     if missing := [name for name in CURVES if name not in moments.errors]:
         raise InputError(
             f"the error of the model's Gaussian was not measured (its moments lack {missing[0]}): compute them with "
