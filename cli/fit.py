@@ -109,7 +109,6 @@ def command(
       odeddim fit --steps 5 -o plan.json
       odeddim sample -n 4 -o out/ --plan plan.json
       odeddim fit --steps 10 --direction encode -o up.json
-      odeddim encode -o z.h5 --plan up.json
       odeddim fit photos/ --model MODEL --resize model --steps 8 --direction both -o plan.json
       odeddim fit --solver dpmpp-2m --steps 20 -o nodes.json
     """

@@ -109,7 +109,7 @@ def _is_table(table: Any) -> bool:
 
 FORMULA = """
 x̄ₙ₊₁ = cₙ·x̄ₙ + Σⱼ wₙⱼ·εₙ₋ⱼ,  j = 0, 1, 2
-The weights c, w of each step: found for a model by `odeddim fit`; without them `ab2`
+Weights c and w of each step: by `odeddim fit`, for a model; without them `ab2`
 """
 
 ROWS = (
