@@ -9,6 +9,7 @@ import click
 
 from odeddim import defaults
 from odeddim.cli import options, preparation
+from odeddim.cli.kinds import Shape, SolverName
 
 if TYPE_CHECKING:
     from odeddim.jobs import Found, Machine, Subject
@@ -27,7 +28,7 @@ aim = options.gathered(
         ),
         click.option(
             "--solver",
-            type=options.SolverName(),
+            type=SolverName(),
             default=None,
             help="Find nodes for this solver, and no weights.",
         ),
@@ -56,7 +57,7 @@ aim = options.gathered(
         click.option(
             "--size",
             "shape",
-            type=options.Shape(),
+            type=Shape(),
             default=None,
             metavar="C,H,W",
             help="The shape of the images of noises, for models that take several sizes or any.  "

@@ -168,7 +168,8 @@ class _System:
     def normal_equations(self, free: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The matrix (P, P) and the vector (P,): first the weights, then the nodes."""
         self._find_combinations()
-        matrix, vector = 0.0, 0.0
+        size = self.size + len(free)
+        matrix, vector = (torch.zeros(shape, dtype=torch.float64) for shape in ((size, size), (size,)))
         for images in self.task.batches():
             course = Course.begun(self.task, self.rule, images)
             misses = self.task.misses(course.go(self.weights).cpu(), images)
@@ -180,7 +181,7 @@ class _System:
             matrix = matrix + effects @ effects.T
             vector = vector + effects @ (misses * weight).flatten()
             self.advance(images.stop - images.start)
-        return matrix, vector  # type: ignore[return-value]  # there is at least one batch
+        return matrix, vector
 
     def _find_combinations(self) -> None:
         """For each step the orthonormal combinations of its terms, (K, K), and how far x̄ is changed along them."""

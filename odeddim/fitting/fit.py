@@ -392,7 +392,7 @@ class Fit:
                 begin = (pairs.low if task.rises else pairs.high)[images].to(self._device)
                 state = State(begin, float(plan.nodes[0]) if task.rises else plan.top)
                 found.append(task.misses(integrate(self.field, state, plan).xbar.cpu(), images).square().mean(dim=1))
-            return torch.cat(found).tolist()  # type: ignore[no-any-return]
+            return torch.cat(found).tolist()
 
         return Errors.of(direction, words, torch.tensor(self.checkpoint.numbers(f"{direction} {words}", means)))
 

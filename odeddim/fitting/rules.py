@@ -120,7 +120,7 @@ class Task:
     def slope(self, sigma: float, xbar: Tensor) -> Tensor:
         """ε at a noise level."""
         level = torch.tensor(sigma, dtype=torch.float64)
-        return torch.cat([self.field(level, part).to(part) for part in xbar.split(self.batch)])
+        return torch.cat([self.field(level, part).to(part) for part in torch.split(xbar, self.batch)])
 
 
 class Course:

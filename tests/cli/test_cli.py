@@ -580,7 +580,10 @@ BAD = {
     "fit to an empty folder": (["fit", "empty", "-o", "g.json"], "empty"),
     "nodes for an adaptive solver": (["fit", "-o", "g.json", "--solver", "dopri5"], "chooses its own steps"),
     "two nodes": (["fit", "-o", "g.json", "--solver", "ab2", "--steps", "2"], "at least 3 steps"),
-    "nodes with a direction": (["fit", "-o", "g.json", "--solver", "ab2", "--direction", "both"], "leave out --direction"),
+    "nodes with a direction": (
+        ["fit", "-o", "g.json", "--solver", "ab2", "--direction", "both"],
+        "leave out --direction",
+    ),
     "fit of too many steps": (["fit", "-o", "g.json", "--steps", "30"], "from 1 to 20"),
     "fit as HDF5": (["fit", "-o", "g.h5"], "NAME.json"),
     "fit over its images": (["fit", "high.json", "-o", "high.json"], "being read"),
