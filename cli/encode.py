@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, preparation, recording
+from odeddim.cli import options, preparation, recording, tops
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
@@ -40,7 +40,7 @@ found = options.gathered(
 @options.count
 @options.model
 @preparation.prepare
-@options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, options.plan)
+@options.run(f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, tops.top, options.plan)
 @options.machine
 @options.tol
 @found
@@ -106,6 +106,7 @@ def command(
       odeddim encode photos/ -o z.h5 --model MODEL
       odeddim encode photos/ -o z.h5 --model MODEL --resize model --skip-bad
       odeddim encode -o z.h5 --solver euler --grid linear --steps 100     DDIM, as in the paper
+      odeddim encode -o z.h5 --solver dpmpp-2m --steps 5 --top gaussian
       odeddim encode -o z.h5 --solver dopri5 --rtol 1e-5
       odeddim encode photos/ -o z.h5 --model MODEL --certify
       odeddim encode photos/ -o z.h5 --model MODEL --tol 1e-3

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options
+from odeddim.cli import options, tops
 from odeddim.types import setting_words
 
 NOISES = 4
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command("explain")
 @options.model
-@options.run(defaults.ENCODE, options.end, options.plan)
+@options.run(defaults.ENCODE, options.end, tops.top, options.plan)
 @click.option(
     "--direction",
     type=click.Choice(["encode", "decode"]),
@@ -60,6 +60,7 @@ def command(
       odeddim explain --solver ab3 --grid karras --steps 10
       odeddim explain --solver bdia --grid linear --steps 100 --set gamma=0.5
       odeddim explain --solver dpmpp-2m --steps 20 --direction decode --json
+      odeddim explain --solver dpmpp-2m --steps 5 --top gaussian:20
       odeddim explain --plan plan.json
       odeddim explain --solver unipc-2 --steps 5 --sensitivity 1
     """
@@ -76,10 +77,14 @@ def command(
     options.echo(f"{made.solver}: {made.family}, order {made.order}. {made.reference}")
     if made.settings:
         options.echo(f"Settings: {', '.join(_setting(name, made) for name in made.settings)}")
+    steps = len(made.nodes) - 1 - (made.carried is not None)
     count = "evaluations as the data need them" if made.evaluations is None else f"{made.evaluations} evaluations"
-    options.echo(
-        f"{made.model}, end at {made.end}: {made.direction}s in {len(made.nodes) - 1} steps, {count} per image"
-    )
+    options.echo(f"{made.model}, end at {made.end}: {made.direction}s in {steps} steps, {count} per image")
+    if made.carried is not None:
+        low, high = made.carried
+        options.echo(
+            f"Between σ = {low:.6g} and {high:.6g} the Gaussian of the model's data carries x̄, without an evaluation."
+        )
     options.echo()
     options.echo(f"{'node':>5}  {'σ':>14}  {'label t':>10}")
     for n, (sigma, label) in enumerate(zip(made.nodes, made.labels, strict=True)):

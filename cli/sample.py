@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, pictures
+from odeddim.cli import options, pictures, tops
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Pictures, Subject
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 )
 @options.size
 @options.model
-@options.run(f"{defaults.SAMPLE}; with --eta {defaults.SAMPLE_WITH_ETA}", options.end, options.plan)
+@options.run(f"{defaults.SAMPLE}; with --eta {defaults.SAMPLE_WITH_ETA}", options.end, tops.top, options.plan)
 @options.machine
 @click.option(
     "--density",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from odeddim.solvers._points import gauss_legendre, log_ratio
@@ -80,7 +81,7 @@ def run(
     centre = moments.centre(state.xbar)
     path = _Path(field, moments, state.xbar.to(centre) - centre, centre, state.xbar)
     known: list[tuple[float, Tensor]] = []  # the newest first
-    for n, (here, there) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for n, (here, there) in enumerate(pairwise(levels)):
         known = [(here, path.slope(sigmas.new_tensor(here))), *known[: k - 1]]
         if k == 3 and n == 0 and warmup == "single":
             middle = math.sqrt(here * there)

@@ -233,6 +233,10 @@ def check_plan(plan: Plan, model: VectorField) -> Plan:
         raise InputError(
             f"solver {row.name!r} does not show its nodes, which a density needs: give another, such as 'ab3'"
         )
+    if plan.carried:
+        raise InputError(
+            "a density is that of the model's flow up to σ_T, not of a Gaussian's: leave out top='gaussian'"
+        )
     if plan.top < least:
         raise InputError(
             f"the grid ends at σ = {plan.top:.6g}, where images still show through the noise: end it at "

@@ -46,6 +46,8 @@ class Explanation:
             evaluations depend on the data, or the solver adds noise. A solver with an error above 1 is unstable there.
         sensitivity: The largest singular value of the decode at some noises, see `odeddim.sensitivity`; empty if it was
             not asked for.
+        carried: The noise levels (σ_s, σ_T) between which the model's Gaussian carries; None if the solver runs up to
+            σ_T.
     """
 
     solver: str
@@ -67,6 +69,7 @@ class Explanation:
     refused: str
     gaussian: float | None
     sensitivity: tuple[float, ...] = ()
+    carried: tuple[float, float] | None = None
 
     def to_json(self) -> str:
         """The explanation as JSON. Numbers that are not finite become null."""
@@ -81,6 +84,7 @@ def explain(
     steps: int | None = None,
     grid: Grid = None,
     end: str = "zero",
+    top: str | None = None,
     dtype: str = "float32",
     plan: Plan | None = None,
     sensitivity: int = 0,
@@ -90,7 +94,7 @@ def explain(
 
     Args:
         direction: "encode" or "decode".
-        solver, model, steps, grid, end, plan, **settings: As of `odeddim.encode`.
+        solver, model, steps, grid, end, top, plan, **settings: As of `odeddim.encode`.
         dtype: The dtype of the state, "float32" or "float64".
         sensitivity: At how many noises the largest singular value of the decode is computed, which runs the network.
 
@@ -110,13 +114,13 @@ def explain(
     field = load(model)
     pick(direction, DIRECTIONS, "direction")
     pick(dtype, ("float32", "float64"), "dtype")
-    plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings)
+    plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings, top)
     row = plan.solver
     if direction == "encode":
         check_encodes(row)
-    nodes = plan.nodes if direction == "encode" else plan.nodes.flip(0)
+    nodes, solved = (it.nodes if direction == "encode" else it.nodes.flip(0) for it in (plan, plan.solved))
     evaluations, gaussian, refused = _dry_run(plan, getattr(torch, dtype), direction)
-    levels = [sigma for sigma in nodes.tolist() if sigma > 0 or row.through_zero]
+    levels = [sigma for sigma in solved.tolist() if sigma > 0 or row.through_zero]
     return Explanation(
         solver=row.name,
         family=row.family,
@@ -133,6 +137,7 @@ def explain(
         labels=tuple(float(field.schedule.label(sigma, field.time)) for sigma in nodes),
         evaluations=evaluations,
         instructions=_instructions(row, levels, zero=float(plan.nodes[0]) == 0, direction=direction),
+        carried=(plan.solved.top, plan.top) if plan.carried else None,
         growth=_growth(row, levels, dtype == "float32"),
         refused=refused,
         gaussian=gaussian,
@@ -165,13 +170,8 @@ def _dry_run(plan: Plan, dtype: torch.dtype, direction: str) -> tuple[int | None
     row = plan.solver
     if row.adaptive or (row.nfe is None and direction == "encode"):
         return None, None, ""
-    calls, data = 0, Gaussian(0.0, 0.5)
-
-    def field(sigma: Tensor, xbar: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return data(sigma, xbar)
-
+    data = Gaussian(0.0, 0.5)
+    field = _Counted(data)
     begin, end = plan.nodes[[0, -1] if direction == "encode" else [-1, 0]].tolist()
     xbar = data.flow(torch.ones(1, 1, dtype=dtype), 0.0, begin)
     try:
@@ -179,7 +179,18 @@ def _dry_run(plan: Plan, dtype: torch.dtype, direction: str) -> tuple[int | None
     except InputError as error:
         return None, None, str(error)
     truth = data.flow(xbar, begin, end)
-    return calls, None if row.stochastic else float((found / truth - 1).abs()), ""
+    return field.calls, None if row.stochastic else float((found / truth - 1).abs()), ""
+
+
+class _Counted:
+    """A field that counts its calls, with the Gaussian of its data."""
+
+    def __init__(self, data: Gaussian) -> None:
+        self.data, self.moments, self.calls = data, data.moments, 0
+
+    def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
+        self.calls += 1
+        return self.data(sigma, xbar)
 
 
 def _finite(value: Any) -> Any:

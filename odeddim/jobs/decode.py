@@ -77,7 +77,7 @@ def decode(
     """
     latents, to = Path(latents), Pictures.of(output)
     output = to.path
-    said = How.of(how)
+    said = How.of(how, tops=True)
     if wait:
         wait_for(latents)
     with LatentFile(latents) as file:

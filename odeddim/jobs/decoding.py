@@ -11,7 +11,7 @@ from odeddim import defaults, solvers
 from odeddim.api import decode
 from odeddim.checks.certificate import Rungs, decode_as_encoded, rungs_of
 from odeddim.jobs.recording import Walk
-from odeddim.jobs.work import How, the_plan
+from odeddim.jobs.work import OWN_TOP, How, the_plan
 from odeddim.latents.decoding import check_end, decoding_plan
 from odeddim.latents.latent_file import LatentFile
 from odeddim.latents.provenance import MADE_OF_OTHERS, Provenance, provenance_of
@@ -21,7 +21,7 @@ from odeddim.ode.schedule import Schedule
 from odeddim.plans import Plan
 from odeddim.types import InputError, State
 
-NOTHING = How(None, None, None, None, {})
+NOTHING = How(None, None, None, None, {}, None)
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,18 @@ def decoding_of(
             raise InputError("tol=... chooses the steps, but plan=... has steps of its own: give one of the two")
         return _within(how, file, schedule)
     if plan is not None:
-        return Decoding(_landing(the_plan(plan, how, schedule, made.solver), file))
+        return Decoding(_landing(the_plan(plan, how, model, made.solver), file))
     own = file.plan
     ladder = made.details.get("ladder") if "steps" in file.figures("report") else None
-    if ladder is not None and how.solver is None and how.steps is None and how.grid is None:
+    if ladder is not None and how.solver is None and how.steps is None and how.grid is None and how.top is None:
         rungs = {count: Plan.of(schedule, own.solver, count, made.grid, made.end, made.settings) for count in ladder}
         return Decoding(own, rungs)
     alone = (made_by or made.made_by) in MADE_OF_OTHERS or (file.noted is not None and bool(file.noted.unlike(model)))
-    solver, steps, grid, _, settings = how
-    plan = decoding_plan(own, schedule, solver, steps, grid, settings, alone=alone, where=str(file.path))
+    solver, steps, grid, _, settings, top = how
+    plan = decoding_plan(
+        own, schedule, solver, steps, grid, settings,
+        top=top, moments=model.moments, alone=alone, where=str(file.path),
+    )  # fmt: skip
     return Decoding(_landing(plan, file))
 
 
@@ -122,6 +125,8 @@ def _within(how: How, file: LatentFile, schedule: Schedule) -> Decoding:
     """The plans that a tolerance tries."""
     made = file.provenance
     check_end(file.plan, str(file.path))
+    if how.top is not None:
+        raise InputError(OWN_TOP)
     own, solver, grid = solvers.get(made.solver), how.solver, how.grid
     its_grid = None if own.adaptive else made.grid
     if solver is None:  # a reversible solver comes back exactly on the nodes of the file only

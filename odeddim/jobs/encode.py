@@ -31,7 +31,7 @@ from odeddim.jobs.subject import (
     warn_of_plan,
 )
 from odeddim.jobs.telling import Reports, Tally, of_all, so_far, warn_of_range
-from odeddim.jobs.work import How, Outcome, Progress, shown, the_plan
+from odeddim.jobs.work import OWN_TOP, How, Outcome, Progress, shown, the_plan
 from odeddim.latents.latent_file import LatentRun
 from odeddim.latents.provenance import Provenance, provenance_of
 from odeddim.models import DEFAULT
@@ -108,11 +108,11 @@ def encode(
         raise InputError("several processes cannot share a list on standard input: give a folder or a file of images")
     place = (machine or Machine()).at(model=model)
     field = subject_on(place, model)
-    said = How.of(how)
+    said = How.of(how, tops=True)
     if density and plan is None:
         said = said._replace(end=said.end or "sigma_min")
     rungs = _rungs(field, tol, plan, said)
-    plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field.schedule, defaults.ENCODE)
+    plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field, defaults.ENCODE)
     warn_of_plan(plan, field)
     check_encodes(plan.solver)
     measured = _density(field, plan, rungs, density)
@@ -161,6 +161,8 @@ def _rungs(field: VectorField, tol: float | None, plan: Plan | None, how: How) -
         return {}
     if plan is not None:
         raise InputError("tol=... chooses the steps, but plan=... has steps of its own: give one of the two")
+    if how.top is not None:
+        raise InputError(OWN_TOP)
     usual = how.solver or defaults.TOLERANCE
     return rungs_of(field.schedule, usual, how.steps, how.grid, how.end or "sigma_min", how.settings)
 

@@ -59,7 +59,7 @@ class Latents(LatentFile):
         """
         place = (machine or Machine()).at(self, model)
         field = subject_of(self, place, model)
-        decoding = decoding_of(self, field, How.of(how), plan)
+        decoding = decoding_of(self, field, How.of(how, tops=True), plan)
         place.fit(field, decoding.plan.solver)
         first = range(len(self))[rows] if isinstance(rows, int) else rows.indices(len(self))[0]
         return to_images(field, decoding.images(place.cast(self[rows]), field.on_data(), first))
@@ -129,7 +129,7 @@ def save(
         True ab2, log grid, 8 steps, end zero
     """
     field = load(_model_of(state) if model is None else model)
-    plan = _plan_of(state, field, plan, How.of(how))
+    plan = _plan_of(state, field, plan, How.of(how, tops=True))
     if names is not None and len(names) != len(state):
         raise InputError(f"names=... has {len(names)} names for {len(state)} latents: give one name for each")
     details = Machine().at(model=field).details(field, plan.solver, len(state))
@@ -153,7 +153,7 @@ def _model_of(state: State) -> str:
 def _plan_of(state: State, field: VectorField, plan: Plan | None, how: How) -> Plan:
     """The plan that encoded a state: its own, or the one that is given if it has none."""
     own = state.plan
-    given = None if own and not plan and how == NOTHING else the_plan(plan, how, field.schedule, defaults.ENCODE)
+    given = None if own and not plan and how == NOTHING else the_plan(plan, how, field, defaults.ENCODE)
     if own is not None:
         if unlike := own.unlike(field):
             raise InputError(f"the latents were encoded {unlike}: give the model that encoded them, model=...")

@@ -86,10 +86,10 @@ def sample(
     of_noise = shape_for(field, shape)
     shape = field.shape_of_images(of_noise)
     check_amount(output, count, 4 * math.prod(shape), "images")
-    said = How.of(how)
+    said = How.of(how, tops=True)
     if density and plan is None:
         said = said._replace(end=said.end or "sigma_min")
-    plan = the_plan(plan, said, field.schedule, defaults.for_sampling(eta))
+    plan = the_plan(plan, said, field, defaults.for_sampling(eta))
     warn_of_plan(plan, field)
     noisy = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed))
     row = noisy.solver

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
-from odeddim.ode.schedule import Schedule
+from odeddim.api import planned
+from odeddim.ode.field import VectorField
 from odeddim.plans import Grid, Plan
 from odeddim.runs.progress import Progress as Progress
 from odeddim.runs.progress import shown as shown
 from odeddim.types import Solver
 
 log = logging.getLogger("odeddim")
+
+OWN_TOP = "tol=... chooses the steps of each image, and so no Gaussian's top: leave out one of tol=... and top=..."
 
 
 def warn(message: str) -> None:
@@ -56,26 +59,33 @@ class How(NamedTuple):
     grid: Grid
     end: str | None
     settings: dict[str, Any]
+    top: str | None = None
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> How:
-        """The arguments among keyword arguments; all other names are settings of the solver."""
+    def of(cls, given: Mapping[str, Any], *, tops: bool = False) -> How:
+        """The arguments among keyword arguments; all other names are settings of the solver.
+
+        Args:
+            given: The arguments.
+            tops: Whether the job takes top=... too.
+        """
         settings = dict(given)
         solver, steps, grid, end = (settings.pop(name, None) for name in ("solver", "steps", "grid", "end"))
-        return cls(solver, steps, grid, end, settings)
+        return cls(solver, steps, grid, end, settings, settings.pop("top", None) if tops else None)
 
-    def plan(self, schedule: Schedule, usual: str) -> Plan:
-        """The plan of these arguments, with a default solver `usual`."""
-        return Plan.of(schedule, self.solver or usual, self.steps, self.grid, self.end or "zero", self.settings)
+    def plan(self, field: VectorField, usual: str) -> Plan:
+        """The plan of these arguments for a model, with a default solver `usual`."""
+        solver, end = self.solver or usual, self.end or "zero"
+        return planned(field, None, solver, usual, self.steps, self.grid, end, self.settings, self.top)
 
 
-def the_plan(given: Plan | None, how: How, schedule: Schedule, usual: str) -> Plan:
+def the_plan(given: Plan | None, how: How, field: VectorField, usual: str) -> Plan:
     """The plan of a run.
 
     Args:
         given: A plan, or None.
         how: The other arguments of the run.
-        schedule: The noise levels of the model.
+        field: The model.
         usual: The default solver.
 
     Returns:
@@ -85,9 +95,10 @@ def the_plan(given: Plan | None, how: How, schedule: Schedule, usual: str) -> Pl
         InputError: If both are given, or an argument cannot be used.
     """
     if given is None:
-        return how.plan(schedule, usual)
-    named = {"solver": how.solver, "steps": how.steps, "grid": how.grid, "end": how.end, **how.settings}
-    return given.alone(schedule, {name: value is not None for name, value in named.items()})
+        return how.plan(field, usual)
+    named = {"solver": how.solver, "steps": how.steps, "grid": how.grid, "end": how.end, "top": how.top}
+    named |= how.settings
+    return given.alone(field.schedule, {name: value is not None for name, value in named.items()})
 
 
 class Numbered(Sequence[str]):

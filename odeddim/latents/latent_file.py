@@ -36,6 +36,7 @@ from odeddim import solvers
 from odeddim.latents.provenance import MADE_OF_OTHERS, Provenance, digest, sha256_of
 from odeddim.ode.conditions import Condition
 from odeddim.ode.schedule import Schedule
+from odeddim.ode.tops import GAUSSIAN
 from odeddim.plans import Plan
 from odeddim.storage.atomic import check_place
 from odeddim.storage.errors import short
@@ -287,7 +288,8 @@ class LatentFile:
     def plan(self) -> Plan:
         """The plan that encoded the latents and decodes them."""
         made = self.provenance
-        return Plan(solvers.get(made.solver).with_settings(**made.settings), self.nodes, made.grid, made.end)
+        row, carried = solvers.get(made.solver).with_settings(**made.settings), made.details.get("top") == GAUSSIAN
+        return Plan(row, self.nodes, made.grid, made.end, carried=carried)
 
     @cached_property
     def noted(self) -> Plan | None:

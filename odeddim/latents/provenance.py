@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from odeddim.ode.field import VectorField
+from odeddim.ode.tops import GAUSSIAN
 from odeddim.plans import Plan, end_of
 from odeddim.types import InputError
 
@@ -29,14 +30,15 @@ class Provenance:
         solver: The name of the solver.
         grid: The name of the grid.
         end: Where images lie: "zero", "sigma_min" or "nodes".
-        steps: The number of steps.
+        steps: The number of the solver's steps.
         nodes: The hash of the nodes, (S+1,).
         made_by: The command: "encode", "interpolate", "shift", ...; for images "sample" or "decode".
         time: The network's labels, see `odeddim.ode.schedule.TIMES`; "" in files that are older than this field.
         condition: The condition, as `VectorField.conditioned` takes it.
         settings: The settings of the solver.
         versions: The versions of odeddim, PyTorch and Python.
-        details: Everything else on which the digits of the latents depend, or that says what they were made of.
+        details: Everything else on which the digits of the latents depend, or that says what they were made of: "top"
+            and "moments", the hash of the model's Gaussian, where that carries the last interval.
     """
 
     model: str
@@ -101,6 +103,8 @@ def provenance_of(model: VectorField, plan: Plan, made_by: str, **details: Any) 
 
     import odeddim
 
+    if plan.carried:
+        details |= {"top": GAUSSIAN, "moments": "" if model.moments is None else model.moments.sha256}
     versions = {"odeddim": odeddim.__version__, "torch": torch.__version__, "python": platform.python_version()}
     return Provenance(
         model=model.name,
@@ -110,7 +114,7 @@ def provenance_of(model: VectorField, plan: Plan, made_by: str, **details: Any) 
         solver=plan.solver.name,
         grid=plan.grid,
         end=end_of(plan.nodes, model.schedule),
-        steps=len(plan.nodes) - 1,
+        steps=len(plan.nodes) - 1 - plan.carried,
         nodes=digest(plan.nodes),
         made_by=made_by,
         time=_time_of(model),

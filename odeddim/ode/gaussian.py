@@ -11,6 +11,7 @@ Arithmetic is float64, image by image, so that the result for an image has the s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -238,6 +239,11 @@ class Gaussian:
         header = json.dumps({"format": FORMAT, "version": VERSION, "rest": self.rest, "notes": dict(self.notes)})
         tensors = {"mean": self.mean.float(), "basis": self.basis.cpu(), "variances": self.variances, **self.errors}
         return save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"description": header})
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of the Gaussian, by which a latent file names it."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write the Gaussian to a file, for `Gaussian.load`; beside a model, as moments.safetensors, `load` finds it.

@@ -99,11 +99,11 @@ def best(moments: Gaussian, schedule: Schedule, evaluations: int) -> float | Non
     """The σ_s with the smallest predicted error; None if no Gaussian is worth it."""
     sigmas = moments.errors["sigma"]
     width = math.log(schedule.sigma_max / schedule.sigma_min)
-    factor = torch.ones_like(sigmas)
+    factor = torch.zeros_like(sigmas)  # of the predicted error by that without a Gaussian, in the worse direction
     for way in ("decode", "encode"):
         plain = _at(moments, f"solver_{way}", torch.tensor(float(evaluations), dtype=torch.float64))
         below = _at(moments, f"solver_{way}", evaluations * width / (sigmas / schedule.sigma_min).log())
-        factor = torch.maximum(factor * 0, torch.hypot(moments.errors[f"gaussian_{way}"], below) / plain)
+        factor = torch.maximum(factor, torch.hypot(moments.errors[f"gaussian_{way}"], below) / plain)
     place = int(factor.argmin())
     return float(sigmas[place]) if float(factor[place]) <= WORTH else None
 

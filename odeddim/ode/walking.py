@@ -45,7 +45,7 @@ def gaussian_of(field: Field) -> Gaussian:
     """The Gaussian of a field; an InputError if it has none."""
     found = getattr(field, "moments", None)
     if not isinstance(found, Gaussian):
-        raise InputError(LACKS.format(getattr(field, "name", "of this run")))
+        raise InputError(LACKS.format(repr(field.name) if isinstance(field, VectorField) else "of this run"))
     return found
 
 

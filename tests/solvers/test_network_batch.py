@@ -16,6 +16,7 @@ from odeddim import solvers
 from odeddim.api import decode, encode
 from odeddim.models.networks.unet import UNet
 from odeddim.ode.field import VectorField
+from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.schedule import Schedule
 from odeddim.types import State
 
@@ -43,10 +44,9 @@ class Rounded(torch.nn.Module):
 
 
 def fields(dtype: torch.dtype) -> dict[str, VectorField]:
-    return {
-        "mixture": odeddim.load("exact-mixture"),
-        "network": VectorField(Rounded(dtype), Schedule.linear()),
-    }
+    network = VectorField(Rounded(dtype), Schedule.linear())
+    network.moments = Gaussian.isotropic(0.1, 0.5)
+    return {"mixture": odeddim.load("exact-mixture"), "network": network}
 
 
 def pictures(count: int, dtype: torch.dtype, *shape: int) -> Tensor:

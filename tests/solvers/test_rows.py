@@ -129,6 +129,7 @@ class Visitors:
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
+        self.moments = Gaussian.isotropic(0.0, 0.5)
 
     def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
         points, which = xbar.split((2, 1), dim=1)

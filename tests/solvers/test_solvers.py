@@ -108,6 +108,7 @@ class Recorder:
 
     def __init__(self, field: Field) -> None:
         self.field = field
+        self.moments = getattr(field, "moments", None)
         self.sigmas: list[float] = []
         self.batches: list[Tensor] = []
 
