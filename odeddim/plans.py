@@ -31,7 +31,7 @@ from odeddim.ode.walking import ready as ready
 from odeddim.solvers.stochastic import ONLY_DECODES
 from odeddim.storage.atomic import replacing
 from odeddim.storage.json_files import read_json
-from odeddim.types import Field, Gradients, InputError, Observe, Solver, State, pick, setting_words
+from odeddim.types import Field, Gradients, InputError, Observe, Solver, State, pick, told_briefly
 
 Grid: TypeAlias = str | Path | Tensor | Sequence[float] | None
 GIVEN = "nodes"
@@ -308,7 +308,8 @@ class Plan:
         steps = "its own steps" if self.steps is None else f"{self.steps} step{'s' if self.steps != 1 else ''}"
         grid = "" if self.solver.adaptive else f", {self.grid} grid"
         top = f", gaussian from σ = {self.solved.top:.6g} to {self.top:.6g}" if self.carried else ""
-        settings = "".join(f", {name} {setting_words(value)}" for name, value in self.settings.items())
+        words = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.settings.items()}
+        settings = "".join(f", {name} {told_briefly(value)}" for name, value in words.items())
         return f"{self.solver.name}{grid}, {steps}, end {self.end}{top}{settings}"
 
     def to_dict(self) -> dict[str, Any]:

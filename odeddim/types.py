@@ -364,10 +364,10 @@ def table_of(value: Any) -> Any:
     return float(value)
 
 
-def setting_words(value: Any) -> Any:
-    """The value of a setting as text for a line: a table is named by the numbers in it."""
+def told_briefly(value: Any) -> Any:
+    """The value of a setting for a line of text: of a table how many numbers it holds, all others as they are."""
     if not isinstance(value, tuple):
-        return f"{value:g}" if isinstance(value, float) else value
+        return value
 
     def count(part: Any) -> int:
         return sum(map(count, part)) if isinstance(part, tuple) else 1
