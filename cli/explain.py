@@ -8,6 +8,7 @@ import click
 
 from odeddim import defaults
 from odeddim.cli import options, tops
+from odeddim.types import told_briefly
 
 NOISES = 4
 """Of --sensitivity, unless a number is given."""
@@ -115,5 +116,6 @@ def command(
 
 def _setting(name: str, made: Explanation) -> str:
     """A setting as text: its value and, if that was given, its default."""
-    default = made.settings[name]
-    return f"{name} = {made.chosen[name]} (default {default})" if name in made.chosen else f"{name} = {default}"
+    default = told_briefly(made.settings[name])
+    chosen = made.chosen.get(name)
+    return f"{name} = {default}" if chosen is None else f"{name} = {told_briefly(chosen)} (default {default})"

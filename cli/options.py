@@ -265,7 +265,7 @@ plan = click.option(
     "--plan",
     type=click.Path(path_type=Path),
     default=None,
-    help="Run the plan of this file: its solver, settings, nodes and end. `odeddim grid` and `odeddim bench "
+    help="Run the plan of this file: its solver, settings, nodes and end. `odeddim fit` and `odeddim bench "
     "work-precision --find` write plans. It excludes the options that say the same.",
 )
 
@@ -349,7 +349,13 @@ def machine_with_threads(default: int) -> Callable[[F], F]:
     return gathered("machine", together(place, its_threads), _machine)
 
 
-machine_without_network_batch = gathered("machine", together(place, batch_size), _machine)
+its_threads = click.option(
+    "--threads",
+    type=click.IntRange(1, MOST_THREADS),
+    default=None,
+    help="Threads of a CPU. The last digits of the result depend on them.  [default: all cores]",
+)
+machine_with_batch_and_threads = gathered("machine", together(place, batch_size, its_threads), _machine)
 
 
 tol = click.option(

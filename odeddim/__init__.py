@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from odeddim.checks.scores import calibrate as calibrate
     from odeddim.checks.scores import score as score
     from odeddim.checks.sensitivity import sensitivity as sensitivity
+    from odeddim.fitting.fit import Fitted as Fitted
+    from odeddim.fitting.fit import fit as fit
     from odeddim.fitting.gits import gits_plan as gits_plan
     from odeddim.fitting.grid_search import computed_grid as computed_grid
     from odeddim.jobs.latent_files import open as open
@@ -66,6 +68,7 @@ else:  # hidden from type checkers, which would take any name for one of a modul
     _HOMES = {
         "BudgetExceeded": "odeddim.types",
         "Field": "odeddim.types",
+        "Fitted": "odeddim.fitting.fit",
         "InputError": "odeddim.types",
         "LogDensity": "odeddim.checks.density",
         "Parallel": "odeddim.runs.parallel",
@@ -86,6 +89,7 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "decode": "odeddim.api",
         "encode": "odeddim.api",
         "explain": "odeddim.checks.explanation",
+        "fit": "odeddim.fitting.fit",
         "grid": "odeddim.ode.grids",
         "integrate": "odeddim.plans",
         "interpolate": "odeddim.api",

@@ -44,6 +44,10 @@ together, by 42 evaluations and 42 products for each draw of dequantisation nois
 GRID_IMAGES = 16
 """The number of images that a computed grid is measured on."""
 
+FIT_STEPS, FIT_COUNT = 8, 128
+"""The steps of a fitted solver, and the number of solutions that it is fitted to: with 32 the error on others is a
+third larger than that on these."""
+
 # Beyond these no run ends: they are a slip of the hand, and better reported at once than after hours.
 MOST_STEPS = 1_000_000
 MOST_NEW = 10_000_000  # images or latents of a run

@@ -32,7 +32,7 @@ from odeddim.ode.walking import ready as ready
 from odeddim.solvers.stochastic import ONLY_DECODES
 from odeddim.storage.atomic import replacing
 from odeddim.storage.json_files import read_json
-from odeddim.types import Field, Gradients, InputError, Observe, Solver, State, pick
+from odeddim.types import Field, Gradients, InputError, Observe, Solver, State, pick, told_briefly
 
 Grid: TypeAlias = str | Path | Tensor | Sequence[float] | None
 GIVEN = "nodes"
@@ -42,7 +42,7 @@ FORMAT, VERSION = "odeddim plan", 1
 CARRIED_VERSION = 2
 """The version of a plan whose last interval is carried: a reader that knows version 1 alone would solve it."""
 _LARGEST = 1 << 26  # characters of a file: a plan with the most steps has 25 million
-_HINT = "make one with `Plan.save` or `odeddim grid`"
+_HINT = "make one with `Plan.save` or `odeddim fit`"
 _TOLD = ("model", "sha256", "condition")  # notes of `Plan.noted`, all of them words
 _NO_STEPS = "solver {!r} chooses its own steps: leave out steps=... and grid=..., and give rtol=... and atol=..."
 _LOWEST = 1e-6  # as a share of σ_1: nodes below it would only add rounding
@@ -329,9 +329,9 @@ class Plan:
         """The plan in words, such as "belm, log grid, 10 steps, end zero"."""
         steps = "its own steps" if self.steps is None else f"{self.steps} step{'s' if self.steps != 1 else ''}"
         grid = "" if self.solver.adaptive else f", {self.grid} grid"
-        words = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.settings.items()}
-        settings = "".join(f", {name} {value}" for name, value in words.items())
         top = f", gaussian from σ = {self.solved.top:.6g} to {self.top:.6g}" if self.carried else ""
+        words = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.settings.items()}
+        settings = "".join(f", {name} {told_briefly(value)}" for name, value in words.items())
         start = f", start {self.start}" if self.start else ""
         return f"{self.solver.name}{grid}, {steps}, end {self.end}{top}{settings}{start}"
 
@@ -371,7 +371,7 @@ class Plan:
         """Read a plan from a file.
 
         Args:
-            path: A file that `save` or `odeddim grid` has written.
+            path: A file that `save` or `odeddim fit` has written.
 
         Returns:
             The plan.

@@ -332,6 +332,7 @@ class OdeSettings(TypedDict, total=False):
     gamma: float | None
     p: float | None
     coupling: float | None
+    weights: Sequence[Any] | None
 
 
 class Settings(OdeSettings, total=False):
@@ -342,12 +343,36 @@ class Settings(OdeSettings, total=False):
     first: int | None
 
 
-KINDS = {int: "a whole number", float: "a number", str: "a word"}
+KINDS = {int: "a whole number", float: "a number", str: "a word", tuple: "a table: nested lists of finite numbers"}
 
 
 def kind_of(default: Any) -> type:
     """The type of a setting's values, given its default."""
     return default.kind if isinstance(default, Depends) else type(default)
+
+
+def table_of(value: Any) -> Any:
+    """A table as a setting keeps it: tuples for lists, at any depth, and floats for numbers.
+
+    Raises:
+        TypeError: If it holds anything but finite numbers.
+    """
+    if isinstance(value, (list, tuple)):
+        return tuple(map(table_of, value))
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise TypeError(f"a table holds no {value!r:.20}")
+    return float(value)
+
+
+def told_briefly(value: Any) -> Any:
+    """The value of a setting for a line of text: of a table how many numbers it holds, all others as they are."""
+    if not isinstance(value, tuple):
+        return value
+
+    def count(part: Any) -> int:
+        return sum(map(count, part)) if isinstance(part, tuple) else 1
+
+    return f"table of {count(value)} numbers" if count(value) else "none"
 
 
 @dataclass(frozen=True)
@@ -372,6 +397,8 @@ class Solver:
             for bit, or to an accuracy that the row reports for each image.
         to_zero: The row itself takes the Euler step between σ = 0 and its neighbour. For all other rows
             `odeddim.plans.integrate` takes it, and their nodes are positive.
+        through_zero: The row is `to_zero`, and has weights of its own for that step: its instructions and growth are
+            those of all nodes, that at σ = 0 too.
         adaptive: The row chooses its own nodes between the first and the last.
         stochastic: The row adds noise. It can only decode, and it has the settings `seed` and `first`, the index of
             the first image of the batch.
@@ -383,8 +410,9 @@ class Solver:
         one_by_one: The field is evaluated for one image at a time.
         queued: Images leave the run one by one and others take their places, so a batch many times larger than that
             of the network keeps its evaluations full.
-        settings: The settings of the row, name -> default. The type of the default (int, float or str) is the type of
-            the setting, and an int is accepted for a float. A default that depends on the run is a `Depends`.
+        settings: The settings of the row, name -> default. The type of the default (int, float, str, or a tuple for
+            a table of numbers) is the type of the setting, and an int is accepted for a float. A default that depends
+            on the run is a `Depends`.
         limits: The settings that only decide when a run gives up: they do not change a result that is reached.
         chosen: The settings that `with_settings` has fixed, name -> value.
         instructions: The arithmetic of the run, for rows that know it beforehand; `odeddim explain` prints it.
@@ -417,6 +445,7 @@ class Solver:
     onestep: bool = False
     reversible: bool = False
     to_zero: bool = False
+    through_zero: bool = False
     adaptive: bool = False
     stochastic: bool = False
     ddim: bool = False
@@ -442,8 +471,8 @@ class Solver:
         for key, default in self.settings.items():
             if kind_of(default) not in KINDS:
                 raise ValueError(
-                    f"solver {self.name!r}: the default of {key!r} must be an int, a float, a str or a Depends, "
-                    f"not {default!r}"
+                    f"solver {self.name!r}: the default of {key!r} must be an int, a float, a str, a tuple or a "
+                    f"Depends, not {default!r}"
                 )
         if unknown := {*self.limits, *self.chosen} - set(self.settings):
             raise ValueError(f"solver {self.name!r} has no setting {min(unknown)!r}, which its limits or chosen name")
@@ -513,7 +542,9 @@ class Solver:
                 words = f"solver {self.name!r} has no setting {key!r} (its settings and defaults: {has})"
                 raise InputError(f"{words}: {hint}" if hint else words)
             kind = kind_of(self.settings[key])
-            if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+            if kind is tuple:
+                given[key] = _table(key, self.name, value)
+            elif isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
                 raise InputError(f"{key} of solver {self.name!r} must be {KINDS[kind]}, not {value!r}")
         if not given:
             return self
@@ -525,6 +556,16 @@ class Solver:
             transition=None if self.transition is None else functools.partial(self.transition, **given),
             chosen={**self.chosen, **given},
         )
+
+
+def _table(key: str, solver: str, value: Any) -> tuple[Any, ...]:
+    """The value of a setting that is a table."""
+    try:
+        if isinstance(value, (list, tuple)):
+            return table_of(value)  # type: ignore[no-any-return]
+        raise TypeError(f"{value!r:.20} is no table")
+    except (OverflowError, RecursionError, TypeError) as error:
+        raise InputError(f"{key} of solver {solver!r} must be {KINDS[tuple]} ({error})") from error
 
 
 def pick(name: str, choices: Iterable[str], what: str) -> str:

@@ -103,6 +103,14 @@ def lagrange_weights(nodes: Sequence[float], start: float, end: float, variable:
     return [start * span * weight for weight in weights]
 
 
+def lagrange_values(nodes: Sequence[float], sigma: float) -> list[float]:
+    """The values at σ of the Lagrange polynomials in log σ of these nodes; 1 of a single node, which may be 0."""
+    return [
+        math.prod(log_ratio(sigma, other) / log_ratio(node, other) for other in nodes if other != node)
+        for node in nodes
+    ]
+
+
 class Course:
     """A list of points under construction. Points are named by their index.
 

@@ -120,7 +120,7 @@ def explain(
         check_encodes(row)
     nodes, solved = (it.nodes if direction == "encode" else it.nodes.flip(0) for it in (plan, plan.solved))
     evaluations, gaussian, refused = _dry_run(plan, getattr(torch, dtype), direction)
-    levels = [sigma for sigma in solved.tolist() if sigma > 0]
+    levels = [sigma for sigma in solved.tolist() if sigma > 0 or row.through_zero]
     return Explanation(
         solver=row.name,
         family=row.family,
@@ -207,6 +207,7 @@ def _instructions(row: Solver, levels: list[float], *, zero: bool, direction: st
         return ()
     lines = [instruction.words(place) for place, instruction in enumerate(row.instructions(levels))]
     clean = min(levels)
+    zero = zero and not row.through_zero
     if zero and direction == "encode":
         lines.insert(0, f"x̄ = x̄ + {clean:.6g}·ε(x̄, σ = 0), Euler from σ = 0")
     elif zero:

@@ -14,7 +14,8 @@ from odeddim.jobs.density import Densities as Densities
 from odeddim.jobs.density import density as density
 from odeddim.jobs.encode import encode as encode
 from odeddim.jobs.explore import explore as explore
-from odeddim.jobs.grid import grid as grid
+from odeddim.jobs.fit import fit as fit
+from odeddim.jobs.fitted_nodes import Found as Found
 from odeddim.jobs.inspect import inspect as inspect
 from odeddim.jobs.interpolate import interpolate as interpolate
 from odeddim.jobs.machine import Machine as Machine

@@ -186,7 +186,7 @@ def warn_of_plan(plan: Plan, field: VectorField) -> None:
     """Warn if the notes of a plan, or of the plan file that its grid comes from, name another model or solver."""
     log.debug("plan: %s, σ from %.6g to %.6g", plan, float(plan.nodes[0]), plan.top)
     if found := plan.unlike(field):
-        warn(f"the plan was found {found}: `odeddim grid` and `odeddim bench work-precision --find` find one for it")
+        warn(f"the plan was found {found}: `odeddim fit` and `odeddim bench work-precision --find` find one for it")
     if plan.notes or not os.path.isfile(plan.grid):
         return
     try:
@@ -194,6 +194,6 @@ def warn_of_plan(plan: Plan, field: VectorField) -> None:
     except InputError:  # a plain list of noise levels, without notes
         return
     if found := source.unlike(field):
-        warn(f"{plan.grid} was computed {found}: `odeddim grid` computes one for it")
+        warn(f"{plan.grid} was computed {found}: `odeddim fit` computes one for it")
     if source.solver.name != plan.solver.name:
         warn(f"{plan.grid} was computed for the solver {source.solver.name!r}, not {plan.solver.name!r}")

@@ -245,7 +245,7 @@ def read_nodes(path: Path) -> Tensor:
 
     Args:
         path: The file. It holds numbers between white space or commas, where "#" starts a comment; or a JSON list; or a
-            plan, as `Plan.save` and `odeddim grid` write them.
+            plan, as `Plan.save` and `odeddim fit` write them.
 
     Returns:
         The nodes, (N+1,) float64, unchecked.

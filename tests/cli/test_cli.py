@@ -398,7 +398,7 @@ MIXTURE = ("--model", "exact-mixture")
 
 
 def test_a_computed_grid_encodes_decodes_and_stands_in_the_bench(run, here: Path) -> None:  # type: ignore[no-untyped-def]
-    code, out, err = run("grid", "-o", "plan.json", "-n", 2, "--solver", "ab3", "--steps", 6, *MIXTURE)
+    code, out, err = run("fit", "-o", "plan.json", "-n", 2, "--solver", "ab3", "--steps", 6, *MIXTURE)
     assert code == 0, err
     assert "computed" in out
     assert solvers.get("ab3").grid in out
@@ -575,13 +575,18 @@ BAD = {
         ["bench", "work-precision", "--find", "1e-2", "--solvers", "dopri5"],
         "chooses its own steps",
     ),
-    "grid without a file": (["grid"], "--output"),
-    "grid of no images": (["grid", "nowhere", "-o", "g.json"], "nowhere"),
-    "grid of an empty folder": (["grid", "empty", "-o", "g.json"], "empty"),
-    "grid for an adaptive solver": (["grid", "-o", "g.json", "--solver", "dopri5"], "chooses its own steps"),
-    "grid of two steps": (["grid", "-o", "g.json", "--steps", "2"], "at least 3 steps"),
-    "grid as HDF5": (["grid", "-o", "g.h5"], "NAME.json"),
-    "grid over its images": (["grid", "high.json", "-o", "high.json"], "being read"),
+    "fit without a file": (["fit"], "--output"),
+    "fit to no images": (["fit", "nowhere", "-o", "g.json"], "nowhere"),
+    "fit to an empty folder": (["fit", "empty", "-o", "g.json"], "empty"),
+    "nodes for an adaptive solver": (["fit", "-o", "g.json", "--solver", "dopri5"], "chooses its own steps"),
+    "two nodes": (["fit", "-o", "g.json", "--solver", "ab2", "--steps", "2"], "at least 3 steps"),
+    "nodes with a direction": (
+        ["fit", "-o", "g.json", "--solver", "ab2", "--direction", "both"],
+        "leave out --direction",
+    ),
+    "fit of too many steps": (["fit", "-o", "g.json", "--steps", "30"], "from 1 to 20"),
+    "fit as HDF5": (["fit", "-o", "g.h5"], "NAME.json"),
+    "fit over its images": (["fit", "high.json", "-o", "high.json"], "being read"),
     "grid file of another end": (["encode", "-o", "y.h5", "--grid", "low.txt", "--end", "sigma_min"], "end 'zero'"),
     "no such list of ays": (["encode", "-o", "y.h5", "--grid", "ays:sd2"], "ays:sd15"),
     "a setting that is none": (["encode", "-o", "z.h5", "--solver", "ab3", "--set", "gamma=1"], "no setting 'gamma'"),

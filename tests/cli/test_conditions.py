@@ -229,7 +229,7 @@ def test_wrong_classes_are_refused() -> None:
 def test_what_was_found_under_a_condition_says_so(here: Path, tmp_path: Path) -> None:
     model = ("--model", here / "told.pt2")
     grid, plan = tmp_path / "grid.json", tmp_path / "b" / "plan.json"
-    run("grid", here / "images", *model, "--label", "1", "--solver", "ab2", "--steps", "4", "-n", "2", "-o", grid)
+    run("fit", here / "images", *model, "--label", "1", "--solver", "ab2", "--steps", "4", "-n", "2", "-o", grid)
     encode = ("encode", here / "images", "-o", tmp_path / "z.h5", *model, "--overwrite")
     use = ("--solver", "ab2", "--grid", grid)
     assert "computed under class 1, not class 2" in run(*encode, *use, "--label", "2")

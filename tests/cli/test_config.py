@@ -76,7 +76,7 @@ def test_what_is_typed_wins(run: Command, here: Path) -> None:
     with LatentFile(here / "y.h5") as file:
         made = file.provenance
         assert (len(file), made.model, made.solver, made.steps) == (1, "exact-gaussian", "bdia", 4)
-    jobs.grid(None, here / "plan.json", "euler", 3, count=1, model="exact-mixture")
+    jobs.fit(None, here / "plan.json", "euler", 3, count=1, model="exact-mixture")
     code, out, err = run("encode", "--config", "run.toml", "--plan", "plan.json", "-o", "planned.h5")
     assert code == 0, err
     with LatentFile(here / "planned.h5") as file:

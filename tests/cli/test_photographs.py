@@ -114,7 +114,7 @@ def test_refusals_name_the_options(run: Command, photos: Path) -> None:
         assert not Path("z.h5").exists()
 
 
-def test_bridge_and_grid_and_bench_take_photographs(run: Command, here: Path, photos: Path) -> None:
+def test_bridge_and_fit_and_bench_take_photographs(run: Command, here: Path, photos: Path) -> None:
     code, out, err = run("bridge", photos, "-o", "out", "--to", "exact-samples", *FAST, *PREPARED)
     assert code == 0, err
     assert ", 1 file skipped" in out
@@ -124,7 +124,7 @@ def test_bridge_and_grid_and_bench_take_photographs(run: Command, here: Path, ph
     assert code == 2
     assert "pad: none then, True now" in err
     model = ("--model", "exact-mixture")
-    code, out, err = run("grid", photos, "-o", "plan.json", *model, "-n", 2, "--steps", 3, *PREPARED)
+    code, out, err = run("fit", photos, "-o", "plan.json", *model, "-n", 2, "--solver", "ab2", "--steps", 3, *PREPARED)
     assert code == 0, err
     assert "1 file skipped" in out
     assert json.loads((here / "plan.json").read_text())["notes"]["prepared"]["resize"] == [28, 28]

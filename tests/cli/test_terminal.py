@@ -137,7 +137,7 @@ def test_the_documentation_names_the_commands_that_need_no_arguments() -> None:
     ("arguments", "says"),
     [
         (("inspect", "z.h5"), "nothing was changed"),
-        (("grid", "-o", "plan.json"), "nothing was changed"),
+        (("fit", "-o", "plan.json"), "the same command goes on"),
         (("bench", "report"), "nothing was changed"),
         (("bench",), "the same command goes on"),
         (("encode", "-o", "z.h5"), "the same command goes on"),

@@ -457,7 +457,7 @@ def test_jobs_and_checks_run_without_gradients(silent: Callable[..., dict[str, A
     jobs.verify("z.h5", **silent())
     jobs.interpolate("z.h5", [0, 1], 3, to=jobs.Drawing(sheet=Path("sheet.png"), **silent()))
     jobs.sample(2, "s.h5", **silent(steps=2))
-    jobs.grid("images.npz", output="plan.json", **silent(solver="ab2", steps=4, count=2))
+    jobs.fit("images.npz", output="plan.json", **silent(solver="ab2", steps=4, count=2))
     jobs.bench.reconstruction(jobs.bench.Workbench(**silent()), "images.npz", solvers=("euler",), steps=(2,))
     with odeddim.open("z.h5") as file:
         state, back = file[:], file.decode(**silent())

@@ -270,9 +270,11 @@ def test_commands_that_begin_with_images_or_noise(on_device: Command) -> None:
     on_device("bridge", "x.npy", "--model", "model", "--to", "model", "--steps", 2, "-n", 2, *FEW, "-o", "bridged/")
 
 
-def test_grid(on_device: Command) -> None:
-    on_device("grid", "x.npy", *SMALL[:4], "--solver", "euler", "-n", 2, "-o", "plan.json")
+def test_fit(on_device: Command) -> None:
+    on_device("fit", "x.npy", *SMALL[:4], "--solver", "euler", "-n", 2, "-o", "plan.json")
     assert Path("plan.json").exists()
+    on_device("fit", *NOISE[:4], "--steps", 2, "-n", 8, "-o", "fitted.json")
+    assert Path("fitted.json").exists()
 
 
 LONG = (

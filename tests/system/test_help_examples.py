@@ -114,7 +114,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, names: None) -> Path:
         photos(Path("photos"), 30)
         shutil.copytree("photos", "photos32")
         photos(Path("cifar10-test"), 4)
-        command("grid", "-n", 2, "--solver", "dpmpp-2m", "--steps", 20, "-o", "plan.json")
+        command("fit", "-n", 2, "--solver", "dpmpp-2m", "--steps", 20, "-o", "plan.json")
         for name in ("z", "other", "samples", "monday", "tuesday"):
             command("encode", "photos", "-o", f"{name}.h5", "--steps", 3, "--model", "MODEL")
         command("encode", "photos", "-n", 4, "-o", "y.h5", "--steps", 3, "--model", "MODEL", "--trajectory", "t.h5")
