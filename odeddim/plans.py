@@ -22,6 +22,9 @@ from odeddim.ode import grids
 from odeddim.ode.field import VectorField
 from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.gradients import field_for, way_of
+from odeddim.ode.plan_content import CARRIED_VERSION, HINT, VERSION, checked
+from odeddim.ode.plan_content import FORMAT as FORMAT
+from odeddim.ode.plan_content import GIVEN as GIVEN
 from odeddim.ode.schedule import Schedule
 from odeddim.ode.starts import Start
 from odeddim.ode.tops import begins, lowered, raised
@@ -35,15 +38,8 @@ from odeddim.storage.json_files import read_json
 from odeddim.types import Field, Gradients, InputError, Observe, Solver, State, pick, told_briefly
 
 Grid: TypeAlias = str | Path | Tensor | Sequence[float] | None
-GIVEN = "nodes"
-"""The name of a grid whose nodes were given as numbers, and of an end that is neither σ = 0 nor σ_1."""
 
-FORMAT, VERSION = "odeddim plan", 1
-CARRIED_VERSION = 2
-"""The version of a plan whose last interval is carried: a reader that knows version 1 alone would solve it."""
 _LARGEST = 1 << 26  # characters of a file: a plan with the most steps has 25 million
-_HINT = "make one with `Plan.save` or `odeddim fit`"
-_TOLD = ("model", "sha256", "condition")  # notes of `Plan.noted`, all of them words
 _NO_STEPS = "solver {!r} chooses its own steps: leave out steps=... and grid=..., and give rtol=... and atol=..."
 _LOWEST = 1e-6  # as a share of σ_1: nodes below it would only add rounding
 
@@ -379,7 +375,7 @@ class Plan:
         Raises:
             InputError: If the file is no plan or damaged, or names a solver or a setting that does not exist.
         """
-        return cls.from_dict(read_json(path, "plan", _HINT, most=_LARGEST), path)
+        return cls.from_dict(read_json(path, "plan", HINT, most=_LARGEST), path)
 
     @classmethod
     def from_dict(cls, content: object, path: str | Path) -> Plan:
@@ -395,43 +391,7 @@ class Plan:
         Raises:
             InputError: If it is no plan or damaged, or names a solver or a setting that does not exist.
         """
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise InputError(f"{path} is no plan: {_HINT}")
-        kinds = {"solver": str, "settings": dict, "grid": str, "end": str, "nodes": list}
-        wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
-        notes, start, version = content.get("notes", {}), content.get("start", ""), content.get("version")
-        wrong += [name for name in ("grid", "end") if content.get(name) == ""]
-        if not isinstance(notes, dict) or not all(isinstance(notes.get(name, ""), str) for name in _TOLD):
-            wrong.append("notes")
-        carried = content.get("carried", False)
-        if version in (VERSION, CARRIED_VERSION) and carried is not (version == CARRIED_VERSION):
-            wrong.append("carried")
-        if not isinstance(start, str):
-            wrong.append("start")
-        if version not in (VERSION, CARRIED_VERSION) or isinstance(version, bool) or wrong:
-            what = f"{wrong[0]} is missing or wrong" if wrong else f"version {version!r:.20}"
-            raise InputError(f"{path} is damaged, or was written by a newer odeddim ({what}): make the plan again")
-        try:
-            row, settings = solvers.get(content["solver"]), content["settings"]
-            if unknown := [name for name, value in settings.items() if name not in row.settings or value is None]:
-                raise InputError(
-                    f"solver {row.name!r} has no setting {unknown[0]!r} with that value: make the plan again"
-                )
-            row, nodes = row.with_settings(**settings), grids.check_nodes(content["nodes"], where="nodes")
-            grids.check_nodes(nodes[: len(nodes) - carried], where="nodes below the interval that is carried")
-            pick(content["end"], (*grids.ENDS, GIVEN), "end")
-            if start:
-                Start.of(start).check(row, len(nodes) - 1)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # not numbers, or too large for float64
-            raise InputError(f"{path} is damaged (nodes or settings are not numbers): make the plan again") from error
-        if (content["end"] == "zero") != (float(nodes[0]) == 0):
-            raise InputError(
-                f"{path} is damaged (end {content['end']!r}, but its nodes begin at {float(nodes[0]):.6g}): "
-                "make the plan again"
-            )
-        return cls(row, nodes, content["grid"], content["end"], notes, carried, start)
+        return cls(**checked(content, path))
 
 
 def _is_named(grid: Grid) -> bool:
