@@ -77,7 +77,7 @@ aim = options.gathered(
 @aim
 @options.model
 @preparation.prepare
-@options.machine_with_batch_and_threads
+@options.machine_with_threads(None, options.batch_size)
 @options.overwrite
 def command(
     images: Path | None,

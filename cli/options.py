@@ -341,21 +341,11 @@ whole_machine = together(place, batch_size, network_batch, threads)
 machine = gathered("machine", whole_machine, _machine)
 
 
-def machine_with_threads(default: int) -> Callable[[F], F]:
-    """Device, dtype and threads alone."""
-    its_threads = click.option(
-        "--threads", type=click.IntRange(1, MOST_THREADS), default=default, show_default=True, help="Threads of a CPU."
-    )
-    return gathered("machine", together(place, its_threads), _machine)
-
-
-its_threads = click.option(
-    "--threads",
-    type=click.IntRange(1, MOST_THREADS),
-    default=None,
-    help="Threads of a CPU. The last digits of the result depend on them.  [default: all cores]",
-)
-machine_with_batch_and_threads = gathered("machine", together(place, batch_size, its_threads), _machine)
+def machine_with_threads(default: int | None, *more: Callable[[F], F]) -> Callable[[F], F]:
+    """Device, dtype, threads, and more. default: the threads; None for one on each core."""
+    words = f"Threads of a CPU.  [default: {default or 'all cores'}]"
+    its_threads = click.option("--threads", type=click.IntRange(1, MOST_THREADS), default=default, help=words)
+    return gathered("machine", together(place, *more, its_threads), _machine)
 
 
 tol = click.option(
