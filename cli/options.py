@@ -341,7 +341,7 @@ whole_machine = together(place, batch_size, network_batch, threads)
 machine = gathered("machine", whole_machine, _machine)
 
 
-def machine_with_threads(default: int | None, *more: Callable[[F], F]) -> Callable[[F], F]:
+def machine_with_threads(default: int | None, *more: Callable[..., Any]) -> Callable[[F], F]:
     """Device, dtype, threads, and more. default: the threads; None for one on each core."""
     words = f"Threads of a CPU.  [default: {default or 'all cores'}]"
     its_threads = click.option("--threads", type=click.IntRange(1, MOST_THREADS), default=default, help=words)
