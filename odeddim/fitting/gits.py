@@ -176,7 +176,6 @@ def cheapest_path(cost: Any, steps: int, emphasis: float) -> list[int]:
     best: list[Any] = []
     for _ in range(steps - 1):
         through = allowed + emphasis * least
-        through[:, last] = np.inf  # the last node is the end of the path
         best.append(through.argmin(axis=1))
         least = through.min(axis=1)
     path = [0]

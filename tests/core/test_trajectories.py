@@ -355,6 +355,9 @@ def test_refusals_say_what_to_do() -> None:
     whole = odeddim.trajectory(x_T, model="exact-mixture", steps=3)
     with pytest.raises(InputError, match="not between"):
         whole.at(500.0)
+    for solver in ("er-sde-2", "sa-solver"):
+        with pytest.raises(InputError, match="depends on earlier points too"):
+            odeddim.trajectory(x_T, solver, model="exact-mixture", steps=3).log_prob()
     noisy = odeddim.trajectory(x_T, "ddim-eta", model="exact-mixture", steps=3, eta=0.0)
     with pytest.raises(InputError, match="no step of"):
         noisy.log_prob()
