@@ -98,7 +98,7 @@ def moments(
     began, size = time.perf_counter(), place.at_once(field, _sampler())
     ode, skipped = field.on_data(), ""
     if samples is not None:
-        wanted = _samples(ode, samples, size, place.state)
+        wanted: Data = _samples(ode, samples, size, place.state)
         of: dict[str, Any] = {"of": f"{samples} samples of the model"}
     else:
         source = images_for(field, images, prepare)
