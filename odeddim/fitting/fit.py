@@ -12,6 +12,7 @@ No network is trained, and none needs gradients.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ FIRST_NOISE = 1_000_000  # the index of the first noise: nobody's samples are th
 MOST_STEPS = 20
 MOST_KEPT, MOST_NUMBERS = 16, 1 << 26  # solutions that are known between the ends: how many, and how many numbers
 ROUNDS = 5
-SWEEPS = 2
+TOPS, LOWS, BENDS = (8.0, 16.0, 32.0, 64.0, 128.0), (0.05, 0.1, 0.2, 0.4), (0.0, 3.0, 7.0)  # of `Shape`
 PATIENCE = 2  # rounds in a row that other solutions gain nothing by
 PLAIN = ("ab2", "ab3", "dpmpp-2m", "dpmpp-3m", "ipndm", "unipc-2", "belm")
 PLAIN_GRIDS = ("log", "karras")
@@ -232,7 +233,7 @@ class Fit:
         """About the number of evaluations of an image that the fit takes."""
         fine = (self.count + self.held) * len(self.plan.nodes)
         ways, steps = len(self.aim.directions), self.aim.steps
-        searched = ways * MOST_KEPT * steps * 14 * SWEEPS
+        searched = ways * MOST_KEPT * steps * 65
         rounds = 3 * (evaluations(steps, self.count - self.stopping, ways) + 2 * ways * self.count * steps)
         return fine + searched + rounds + ways * self.held * steps * (len(PLAIN) * len(PLAIN_GRIDS) + 1)
 
@@ -312,15 +313,21 @@ class Fit:
         """The best of some grids, with weights by least squares on the solutions that are known between the ends."""
         known = [task.over(task.pairs.known) for task in tasks]
         top = self.plan.top
-        best = Shape(min(15.0, top / 2) if self.carrier is not None else top, 0.1, 0.0)
+        tops = TOPS if self.carrier is not None else (top,)
+        shapes = [Shape(*numbers) for numbers in itertools.product(tops, LOWS, BENDS)]
+        best = min(shapes, key=lambda shape: self._tried(known, shape))
         level = self._tried(known, best)
-        for _ in range(SWEEPS):
-            for others in best.neighbours(movable=self.carrier is not None):
-                for shape in others(best):
-                    found = self._tried(known, shape)
-                    if not found < level - 1e-3:
-                        break
-                    best, level = shape, found
+        if math.isinf(level):
+            raise InputError(
+                f"no run of {self.aim.steps} steps over noise levels between {float(self.plan.nodes[0]):.6g} and "
+                f"{top:.6g} stayed finite: give another number of steps"
+            )
+        for others in best.neighbours(movable=self.carrier is not None):
+            for shape in others(best):
+                found = self._tried(known, shape)
+                if not found < level - GAIN:
+                    break
+                best, level = shape, found
         nodes = self._nodes(best)
         assert nodes is not None
         return Rule(nodes, {task.direction: least_squares(task, nodes)[0] for task in known})
@@ -438,8 +445,8 @@ class Shape:
 
     def neighbours(self, *, movable: bool) -> list[Callable[[Shape], Iterator[Shape]]]:
         """Walks to other grids, each in one direction. movable: whether the last node may move."""
-        walks = [("low", 0.5), ("low", 2.0), *([("top", 0.6), ("top", 1.6)] if movable else [])]
-        return [lambda own, it=it: own.walk(*it) for it in walks] + [Shape.bent]
+        walks = [("low", 0.7), ("low", 1.4), *([("top", 0.7), ("top", 1.4)] if movable else [])]
+        return [lambda own, it=it: own.walk(*it) for it in walks]
 
     def walk(self, name: str, factor: float) -> Iterator[Shape]:
         """Grids with a number multiplied again and again."""
@@ -447,10 +454,6 @@ class Shape:
         while True:
             shape = replace(shape, **{name: getattr(shape, name) * factor})
             yield shape
-
-    def bent(self) -> Iterator[Shape]:
-        """Grids that lie otherwise between the same ends."""
-        yield from (replace(self, rho=rho) for rho in (7.0, 3.0) if rho != self.rho)
 
 
 def _part(pairs: Pairs, start: int, stop: int | None) -> Pairs:
