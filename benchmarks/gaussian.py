@@ -93,11 +93,9 @@ def measure(names: list[str], counts: list[int]) -> None:
                         if key in kept or plan is None or (top == "gaussian" and not plan.carried):
                             continue
                         down = integrate(field, State(ends.noise, high), plan).xbar - ends.decoded
-                        up = (
-                            integrate(field, State(ends.images, float(plan.nodes[0])), plan).xbar - ends.latents
-                        ) / high
+                        up = integrate(field, State(ends.images, float(plan.nodes[0])), plan).xbar - ends.latents
                         sigma = plan.solved.top if plan.carried else None
-                        kept[key] = {"sigma": sigma, "decode": _quartiles(down), "encode": _quartiles(up)}
+                        kept[key] = {"sigma": sigma, "decode": _quartiles(down), "encode": _quartiles(up / high)}
                         with replacing(KEPT) as temporary:
                             temporary.write_text(json.dumps(kept, indent=0) + "\n")
             print(f"{name}: {count} evaluations measured", flush=True)

@@ -112,6 +112,15 @@ RESULTS = {
         "How far neighbours on a line of images are apart, DDPM's lines for contrast.",
         ("odeddim bench interpolation",),
     ),
+    "gaussian": Result(
+        "Few evaluations: the Gaussian of the data",
+        "The best of `ab2`, `ab3`, `dpmpp-2m`, `dpmpp-3m`, `ipndm`, `unipc-2` on the grids log and karras without a "
+        "Gaussian, and the best of these and of `gauss-ab2`, `gauss-ab3` with top='gaussian', on 64 held-out noises "
+        "and images. `gain` is the ratio of their medians; the last column is the smallest ratio of a row with the "
+        "Gaussian to itself without. [Few evaluations](few-evaluations.md) explains it, and `python "
+        "benchmarks/gaussian.py measure` measures it.",
+        ("python benchmarks/gaussian.py show",),
+    ),
     "certified": Result(
         "Certified latents",
         "`trip` is the round trip, `error` the estimated distance to the ODE's latent; the other columns say how much"

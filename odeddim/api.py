@@ -289,11 +289,11 @@ def sample(
     usual = defaults.for_sampling(eta)
     plan = planned(field, plan, solver or usual, usual, steps, grid, end, settings, top)
     plan = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed, start=start))
-    top = field.schedule
+    schedule = field.schedule
 
     def batch(rows: slice, plan: Plan, callback: Callback | None) -> Tensor:
         fresh = noise(rows.stop - rows.start, where, seed=seed, start=start + rows.start)
-        begin = at_the_top(top, plan, fresh)
+        begin = at_the_top(schedule, plan, fresh)
         return to_images(field, integrate(field, begin, plan, callback=callback, gradients=gradients).xbar)
 
     batches = Batches(field, plan, batch_size, progress, callback)

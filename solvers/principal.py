@@ -117,11 +117,14 @@ class _Path:
         growth = self.moments.per_component(lambda v: ((v + there**2) / (v + here**2)).sqrt())
         terms = [(self.apart, *growth)]
         for j, (_, slope) in enumerate(known):
-            factors = self.moments.per_component(
-                lambda v, j=j: (v + there**2).sqrt() * weights(v, levels, here, there)[j]
-            )
+            factors = self.moments.per_component(functools.partial(_factor, j, levels, here, there))
             terms.append((slope, *factors))
         return self.moments.filtered(terms)
+
+
+def _factor(j: int, levels: Sequence[float], here: float, there: float, variances: Tensor) -> Tensor:
+    """What the slope at levels[j] is multiplied by in a step of z, (K,)."""
+    return (variances + there**2).sqrt() * weights(variances, levels, here, there)[j]
 
 
 def _moments_of(field: Field) -> Moments:

@@ -51,7 +51,7 @@ def measured(
     fresh = noise(len(data), tuple(data.shape[1:]), seed=SEED).to(data)
     down, up = (_path(field, State(x, sigma), fine) for x, sigma in ((fresh * math.hypot(1, high), high), (data, low)))
     advance(2 * FINE_STEPS)
-    ladder = torch.logspace(*torch.tensor([LOWEST, HIGHEST * high]).log10().tolist(), LEVELS, dtype=torch.float64)
+    ladder = torch.logspace(math.log10(LOWEST), math.log10(HIGHEST * high), LEVELS, dtype=torch.float64)
     places = sorted({int((fine.nodes / sigma).log().abs().argmin()) for sigma in ladder})
     found: dict[str, list[float]] = {name: [] for name in ("gaussian_decode", "gaussian_encode")}
     for place in places:

@@ -93,12 +93,12 @@ def moments(
     field = subject_on(place, model)
     output = Path(output) if output is not None else _beside(model, field)
     check_place(output, given, suffixes=SUFFIXES)
-    check_own(output, _is_ours, overwrite=overwrite)
+    check_own(output, lambda path: False, overwrite=overwrite)
     place.fit(field, _sampler())
     began, size = time.perf_counter(), place.at_once(field, _sampler())
     ode, skipped = field.on_data(), ""
     if samples is not None:
-        wanted = _samples(ode, samples, size, place.state)
+        wanted: Data = _samples(ode, samples, size, place.state)
         of: dict[str, Any] = {"of": f"{samples} samples of the model"}
     else:
         source = images_for(field, images, prepare)
@@ -124,15 +124,6 @@ def _sampler() -> Any:
     from odeddim import solvers
 
     return solvers.get(defaults.SAMPLE)
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a file is one of moments, which may be computed again."""
-    try:
-        Gaussian.load(path)
-    except InputError:
-        return False
-    return True
 
 
 def _beside(model: Model | Subject, field: VectorField) -> Path:

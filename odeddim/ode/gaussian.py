@@ -229,7 +229,8 @@ class Gaussian:
         cpu = torch.device("cpu")
         gram = torch.cat([torch.cat([a @ b.T for b in self._blocks(cpu)], 1) for a in self._blocks(cpu)])
         values, vectors = torch.linalg.eigh(gram)
-        return vectors @ (values**-0.5).diag() @ vectors.T
+        root: Tensor = vectors @ (values**-0.5).diag() @ vectors.T
+        return root
 
     def to_bytes(self) -> bytes:
         """The content of the file: the same Gaussian gives the same bytes."""
@@ -302,10 +303,12 @@ class Gaussian:
         if not isinstance(rest, float) or not math.isfinite(rest) or not isinstance(notes, dict):
             raise InputError("rest or notes are missing or wrong")
         _check_finite(tensors.items())
-        main = [tensors.pop(name) for name in ("mean", "basis", "variances")]
+        mean, basis, variances = (tensors.pop(name) for name in ("mean", "basis", "variances"))
         if any(curve.ndim != 1 for curve in tensors.values()):
             raise InputError("a curve is no row of numbers")
-        return cls(*main, rest, errors={name: curve.double() for name, curve in tensors.items()}, notes=notes)
+        return cls(
+            mean, basis, variances, rest, errors={name: curve.double() for name, curve in tensors.items()}, notes=notes
+        )
 
     def explained(self) -> str:
         """How much of the variance the eigenvectors explain, in words."""

@@ -16,6 +16,7 @@ from test_solvers import IMAGES, MIXTURE, ODE, ROWS, check_order, check_run, eac
 from torch import Tensor
 
 from odeddim import solvers
+from odeddim.ode.gaussian import Gaussian
 from odeddim.types import BudgetExceeded, Depends, Field, InputError, Solver, State
 
 ROOT = Path(__file__).resolve().parent.parent.parent
