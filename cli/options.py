@@ -347,13 +347,10 @@ def machine_with_threads(default: int) -> Callable[[F], F]:
     return gathered("machine", together(place, its_threads), _machine)
 
 
-its_threads = click.option(
-    "--threads",
-    type=click.IntRange(1, MOST_THREADS),
-    default=None,
-    help="Threads of a CPU. The last digits of the result depend on them.  [default: all cores]",
+all_cores = click.option(
+    "--threads", type=click.IntRange(1, MOST_THREADS), default=None, help="Threads of a CPU.  [default: all cores]"
 )
-machine_with_batch_and_threads = gathered("machine", together(place, batch_size, its_threads), _machine)
+machine_with_batch_and_threads = gathered("machine", together(place, batch_size, all_cores), _machine)
 
 
 tol = click.option(
