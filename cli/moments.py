@@ -58,9 +58,8 @@ def command(
 
     \b
     Examples:
-      odeddim moments photos/ --model MODEL
-      odeddim moments --samples 256 --model MODEL
-      odeddim moments -o moments.safetensors
+      odeddim moments photos/ --model MODEL -o moments.safetensors
+      odeddim moments --samples 64 --model MODEL -o moments.safetensors
     """
     from odeddim import jobs
     from odeddim.cli.progress import bar

@@ -44,6 +44,7 @@ _LARGEST = 1 << 26  # characters of a file: a plan with the most steps has 25 mi
 _HINT = "make one with `Plan.save` or `odeddim fit`"
 _TOLD = ("model", "sha256", "condition")  # notes of `Plan.noted`, all of them words
 _NO_STEPS = "solver {!r} chooses its own steps: leave out steps=... and grid=..., and give rtol=... and atol=..."
+_UNIT = Gaussian.isotropic(0.0, 1.0)
 _LOWEST = 1e-6  # as a share of σ_1: nodes below it would only add rounding
 
 
@@ -221,6 +222,7 @@ class Plan:
             calls += 1
             return xbar * 0
 
+        zero.moments = _UNIT  # type: ignore[attr-defined]  # for rows that need the Gaussian of the data
         integrate(zero, start, self)
         return calls
 

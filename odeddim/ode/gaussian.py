@@ -229,6 +229,8 @@ class Gaussian:
         cpu = torch.device("cpu")
         gram = torch.cat([torch.cat([a @ b.T for b in self._blocks(cpu)], 1) for a in self._blocks(cpu)])
         values, vectors = torch.linalg.eigh(gram)
+        if not 0.5 < float(values.min()) <= float(values.max()) < 2:
+            raise InputError(f"the eigenvectors of a Gaussian must be orthonormal: {_HINT}")
         root: Tensor = vectors @ (values**-0.5).diag() @ vectors.T
         return root
 

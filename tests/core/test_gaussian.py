@@ -163,6 +163,13 @@ def test_a_damaged_file_is_one_sentence(damage: str, tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_eigenvectors_that_are_none_are_refused() -> None:
+    one = Gaussian.of(drawn().float(), rank=3)
+    for basis in (one.basis * 0, one.basis[[0, 0, 1]], one.basis * 3):
+        with pytest.raises(InputError, match="orthonormal"):
+            Gaussian(one.mean, basis, one.variances, one.rest).carry(drawn(1), 1.0, 2.0)
+
+
 # Plans whose last interval is carried
 
 

@@ -70,7 +70,7 @@ def test_between_the_nodes_a_path_is_as_good_as_the_run(row: Solver, end: str) -
     for up in (True, False)[int(row.encodes_whole) :]:
         start = start_of(plan, up=up)
         at_nodes, off = errors(odeddim.trajectory(start, model=FIELD, plan=plan), start)
-        assert off <= 1.2 * at_nodes, (up, at_nodes, off)
+        assert off <= max(1.2 * at_nodes, 1e-5), (up, at_nodes, off)
 
 
 @pytest.mark.slow

@@ -246,6 +246,7 @@ def test_memory_does_not_grow(row: Solver) -> None:
             found.append(live_states(size))
         return PIXELS(sigma, xbar)
 
+    field.moments = PIXELS.moments  # type: ignore[attr-defined]
     exacting = row.with_settings(rtol=1e-10, atol=1e-10, max_nfe=300) if row.adaptive else row
     gc.freeze()  # what lived before is looked at no more: the whole test process has a million objects
     try:
@@ -297,6 +298,7 @@ def test_an_image_alone_and_beside_others(row: Solver) -> None:
     def field(sigma: Tensor, xbar: Tensor) -> Tensor:
         return MIXTURE(sigma, xbar) * (xbar != 0)  # an image of zeros stays where it is
 
+    field.moments = MIXTURE.moments  # type: ignore[attr-defined]
     sigmas = log_grid(20, 10.0, 0.1)
     alone = row.run(field, State(10 * IMAGES[:1], 10.0), sigmas).xbar
     beside = row.run(field, State(torch.cat([10 * IMAGES[:1], torch.zeros(19, 2).double()]), 10.0), sigmas).xbar
@@ -312,6 +314,7 @@ def test_an_image_beside_a_demanding_one(row: Solver) -> None:
         shaken = MIXTURE(sigma, points) + 3 * demand * torch.cos(30 * sigma.log()).reshape(-1, 1)
         return torch.cat([shaken, torch.zeros_like(demand)], dim=1)
 
+    field.moments = PIXELS.moments  # type: ignore[attr-defined]
     low, high = 0.05, 5.0
     row = row.with_settings(rtol=1e-4, atol=1e-4) if row.adaptive else row
     images = torch.cat([IMAGES[:2], torch.tensor([[0.0], [1.0]], dtype=torch.float64)], dim=1)
