@@ -332,7 +332,7 @@ class OdeSettings(TypedDict, total=False):
     gamma: float | None
     p: float | None
     coupling: float | None
-    weights: Sequence[Any] | None
+    weights: tuple[Any, ...] | None
 
 
 class Settings(OdeSettings, total=False):

@@ -24,7 +24,7 @@ class Checkpoint:
     """Results by name: each is computed once, and after a kill read from its file. Numbers come back bit for bit.
 
     Args:
-        folder: The folder, which is removed when the fit is whole; None to keep nothing.
+        folder: The folder, which is removed when the fit is whole; None to keep values in memory only.
         mark: What tells this fit from others.
 
     Raises:
@@ -33,6 +33,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path | None = None, mark: str = "") -> None:
         self.folder = folder
+        self._values: dict[str, dict[str, Any]] = {}
         if folder is None:
             return
         if folder.exists():
@@ -61,13 +62,15 @@ class Checkpoint:
 
     def values(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Values that JSON can hold."""
+        if name in self._values:
+            return self._values[name]
         file = f"{_slug(name)}.json"
         found = self._read(file, lambda path: json.loads(path.read_bytes()))
         if found is None:
             found = make()
             text = json.dumps(found)
             self._write(file, lambda path: path.write_text(text))
-        return found  # type: ignore[no-any-return]
+        return self._values.setdefault(name, found)
 
     def numbers(self, name: str, make: Callable[[], list[float]]) -> list[float]:
         """A list of numbers, which may be infinite."""

@@ -12,8 +12,9 @@ No network is trained, and none needs gradients.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from odeddim.fitting.checkpoint import Checkpoint
 from odeddim.fitting.descent import GAIN, Point, evaluations, measured, round_of
 from odeddim.fitting.pairs import Pairs, reference, solved
 from odeddim.fitting.rules import Carrier, Rule, Task, least_squares
+from odeddim.fitting.shapes import Shape
 from odeddim.models import DEFAULT, load
 from odeddim.ode import grids
 from odeddim.ode.field import VectorField
@@ -44,8 +46,9 @@ STOPPING = 4  # one solution in so many says when to stop
 FIRST_NOISE = 1_000_000  # the index of the first noise: nobody's samples are those that were fitted
 MOST_STEPS = 20
 MOST_KEPT, MOST_NUMBERS = 16, 1 << 26  # solutions that are known between the ends: how many, and how many numbers
-ROUNDS = 5
-SWEEPS = 2
+ROUNDS = 4
+STARTS = 2
+TOPS, LOWS, BENDS = (8.0, 16.0, 32.0, 64.0, 128.0), (0.05, 0.1, 0.2, 0.4), (0.0, 3.0, 7.0)  # of `Shape`
 PATIENCE = 2  # rounds in a row that other solutions gain nothing by
 PLAIN = ("ab2", "ab3", "dpmpp-2m", "dpmpp-3m", "ipndm", "unipc-2", "belm")
 PLAIN_GRIDS = ("log", "karras")
@@ -232,7 +235,7 @@ class Fit:
         """About the number of evaluations of an image that the fit takes."""
         fine = (self.count + self.held) * len(self.plan.nodes)
         ways, steps = len(self.aim.directions), self.aim.steps
-        searched = ways * MOST_KEPT * steps * 14 * SWEEPS
+        searched = ways * MOST_KEPT * steps * 65
         rounds = 3 * (evaluations(steps, self.count - self.stopping, ways) + 2 * ways * self.count * steps)
         return fine + searched + rounds + ways * self.held * steps * (len(PLAIN) * len(PLAIN_GRIDS) + 1)
 
@@ -308,22 +311,41 @@ class Fit:
 
     # Nodes.
 
-    def _searched(self, tasks: Sequence[Task]) -> Rule:
-        """The best of some grids, with weights by least squares on the solutions that are known between the ends."""
+    def _searched(self, tasks: Sequence[Task]) -> list[Rule]:
+        """The best of some grids, with weights by least squares on the solutions that are known between the ends.
+
+        Returns:
+            Up to `STARTS` rules with different last nodes, the best one first.
+        """
         known = [task.over(task.pairs.known) for task in tasks]
-        top = self.plan.top
-        best = Shape(min(15.0, top / 2) if self.carrier is not None else top, 0.1, 0.0)
-        level = self._tried(known, best)
-        for _ in range(SWEEPS):
-            for others in best.neighbours(movable=self.carrier is not None):
-                for shape in others(best):
-                    found = self._tried(known, shape)
-                    if not found < level - 1e-3:
-                        break
-                    best, level = shape, found
-        nodes = self._nodes(best)
-        assert nodes is not None
-        return Rule(nodes, {task.direction: least_squares(task, nodes)[0] for task in known})
+        tops = TOPS if self.carrier is not None else (self.plan.top,)
+        found = []
+        for top in tops:
+            shapes = [Shape(top, *numbers) for numbers in itertools.product(LOWS, BENDS)]
+            best = min(shapes, key=lambda shape: self._tried(known, shape))
+            if math.isfinite(level := self._tried(known, best)):
+                found.append(self._walked(known, best, level))
+        if not found:
+            raise InputError(
+                f"no run of {self.aim.steps} steps over noise levels between {float(self.plan.nodes[0]):.6g} and "
+                f"{self.plan.top:.6g} stayed finite: give another number of steps"
+            )
+        rules = []
+        for _, shape in sorted(found, key=lambda pair: pair[0])[:STARTS]:
+            nodes = self._nodes(shape)
+            assert nodes is not None
+            rules.append(Rule(nodes, {task.direction: least_squares(task, nodes)[0] for task in known}))
+        return rules
+
+    def _walked(self, known: Sequence[Task], best: Shape, level: float) -> tuple[float, Shape]:
+        """The level and the shape that walks from a shape end at."""
+        for others in best.neighbours(movable=self.carrier is not None):
+            for shape in others(best):
+                found = self._tried(known, shape)
+                if not found < level - GAIN:
+                    break
+                best, level = shape, found
+        return level, best
 
     def _tried(self, tasks: Sequence[Task], shape: Shape) -> float:
         """The mean logarithm of the error on the grid of a shape; infinite where there is none or a run fails."""
@@ -349,21 +371,33 @@ class Fit:
 
     # Descent.
 
-    def _descended(self, tasks: Sequence[Task], stopping: Pairs, rule: Rule) -> Rule:
+    def _descended(self, tasks: Sequence[Task], stopping: Pairs, starts: Sequence[Rule]) -> Rule:
+        """The best rule of a descent, from the start whose first round errs least on other solutions."""
         others = [task.over(stopping) for task in tasks]
+        first = [self._rounds(tasks, others, place, rule, 1)[1] for place, rule in enumerate(starts)]
+        place = first.index(min(first))
+        return self._rounds(tasks, others, place, starts[place], ROUNDS)[0]
+
+    def _rounds(
+        self, tasks: Sequence[Task], others: Sequence[Task], place: int, rule: Rule, count: int
+    ) -> tuple[Rule, float]:
+        """Rounds of the descent from a start.
+
+        Returns:
+            The rule with the smallest objective on the others, and that objective.
+        """
         point = measured(tasks, rule)
         best, level, waited = rule, measured(others, rule).objective, 0
-        for number in range(ROUNDS):
+        for number in range(count):
             before = point.objective
 
             def go(point: Point = point) -> dict[str, Any]:
                 found = round_of(tasks, point, lambda images: None)
                 if found is None:
                     return {}
-                held = measured(others, found.rule).objective
-                return {**_to_json(found.rule), "stopping": held}
+                return {**_to_json(found.rule), "stopping": measured(others, found.rule).objective}
 
-            made = self.checkpoint.values(f"round-{number}", go)
+            made = self.checkpoint.values(f"start-{place}-round-{number}", go)
             if not made:
                 break
             point = measured(tasks, _from_json(made))
@@ -373,7 +407,7 @@ class Fit:
                 waited += 1
             if waited >= PATIENCE or point.objective > before - GAIN * len(tasks):
                 break
-        return best
+        return best, level
 
     # The plan and its errors.
 
@@ -408,49 +442,6 @@ class Fit:
                 except InputError:  # it is refused, or gets out of hand with so few steps
                     continue
         return min(found, key=lambda errors: errors.median)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A grid of three numbers.
-
-    Attributes:
-        top: The last node.
-        low: The lowest node above the one where images lie.
-        rho: The nodes between are even in σ^(1/ρ); 0 for even in log σ.
-    """
-
-    top: float
-    low: float
-    rho: float
-
-    def nodes(self, steps: int) -> tuple[float, ...]:
-        """The nodes above the one where images lie, (steps,)."""
-        if steps == 1:
-            return (self.top,)
-        shares = [n / (steps - 1) for n in range(1, steps - 1)]
-        if self.rho:
-            low, top = self.low ** (1 / self.rho), self.top ** (1 / self.rho)
-            inner = [(low + share * (top - low)) ** self.rho for share in shares]
-        else:
-            inner = [self.low * (self.top / self.low) ** share for share in shares]
-        return (self.low, *inner, self.top)
-
-    def neighbours(self, *, movable: bool) -> list[Callable[[Shape], Iterator[Shape]]]:
-        """Walks to other grids, each in one direction. movable: whether the last node may move."""
-        walks = [("low", 0.5), ("low", 2.0), *([("top", 0.6), ("top", 1.6)] if movable else [])]
-        return [lambda own, it=it: own.walk(*it) for it in walks] + [Shape.bent]
-
-    def walk(self, name: str, factor: float) -> Iterator[Shape]:
-        """Grids with a number multiplied again and again."""
-        shape = self
-        while True:
-            shape = replace(shape, **{name: getattr(shape, name) * factor})
-            yield shape
-
-    def bent(self) -> Iterator[Shape]:
-        """Grids that lie otherwise between the same ends."""
-        yield from (replace(self, rho=rho) for rho in (7.0, 3.0) if rho != self.rho)
 
 
 def _part(pairs: Pairs, start: int, stop: int | None) -> Pairs:

@@ -40,6 +40,7 @@ WAITS = {
     "one-step": 1.3,
     "exponential": 1.3,
     "multistep": 1.4,
+    "fitted": 1.4,
     "reversible": 13,
     "torchdiffeq": 8,
     "torchdiffeq adaptive": 25,

@@ -170,7 +170,10 @@ def test_the_settings_are_those_of_the_table() -> None:
     for row in rows:
         for name, default in row.settings.items():
             assert table.setdefault(name, kind_of(default)) is kind_of(default), name
-    typed = {name: get_args(kind) for name, kind in get_type_hints(Settings).items()}
+    typed = {
+        name: tuple(get_origin(kind) or kind for kind in get_args(kinds))
+        for name, kinds in get_type_hints(Settings).items()
+    }
     assert typed == {name: (kind, type(None)) for name, kind in table.items()}
     quiet = {name for row in rows if not row.stochastic for name in row.settings}
     assert set(get_type_hints(OdeSettings)) == quiet
