@@ -48,7 +48,7 @@ MOST_STEPS = 20
 MOST_KEPT, MOST_NUMBERS = 16, 1 << 26  # solutions that are known between the ends: how many, and how many numbers
 ROUNDS = 4
 STARTS = 2
-TOPS, LOWS, BENDS = (8.0, 16.0, 32.0, 64.0, 128.0), (0.05, 0.1, 0.2, 0.4), (0.0, 3.0, 7.0)  # of `Shape`
+TOPS, LOWS, BENDS = (8.0, 16.0, 32.0, 64.0, 128.0), (0.02, 0.05, 0.1, 0.2, 0.4), (0.0, 3.0, 7.0)  # of `Shape`
 PATIENCE = 2  # rounds in a row that other solutions gain nothing by
 PLAIN = ("ab2", "ab3", "dpmpp-2m", "dpmpp-3m", "ipndm", "unipc-2", "belm")
 PLAIN_GRIDS = ("log", "karras")
@@ -236,7 +236,7 @@ class Fit:
         ways, steps = len(self.aim.directions), self.aim.steps
         runs = sum(1 if way == self._way else 2 for way in self.aim.directions)
         fine = runs * (self.count + self.held) * len(self.plan.nodes)
-        searched = ways * MOST_KEPT * steps * 65
+        searched = ways * MOST_KEPT * steps * 80
         rounds = 3 * (evaluations(steps, self.count - self.stopping, ways) + 2 * ways * self.count * steps)
         return fine + searched + rounds + ways * self.held * steps * (len(PLAIN) * len(PLAIN_GRIDS) + 1)
 
