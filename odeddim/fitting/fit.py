@@ -48,7 +48,7 @@ MOST_STEPS = 20
 MOST_KEPT, MOST_NUMBERS = 16, 1 << 26  # solutions that are known between the ends: how many, and how many numbers
 ROUNDS = 4
 STARTS = 2
-TOPS, LOWS, BENDS = (8.0, 16.0, 32.0, 64.0, 128.0), (0.05, 0.1, 0.2, 0.4), (0.0, 3.0, 7.0)  # of `Shape`
+TOPS, LOWS, BENDS = (8.0, 16.0, 32.0, 64.0, 128.0), (0.02, 0.05, 0.1, 0.2, 0.4), (0.0, 3.0, 7.0)  # of `Shape`
 PATIENCE = 2  # rounds in a row that other solutions gain nothing by
 PLAIN = ("ab2", "ab3", "dpmpp-2m", "dpmpp-3m", "ipndm", "unipc-2", "belm")
 PLAIN_GRIDS = ("log", "karras")
@@ -233,9 +233,10 @@ class Fit:
     @property
     def cost(self) -> int:
         """About the number of evaluations of an image that the fit takes."""
-        fine = (self.count + self.held) * len(self.plan.nodes)
         ways, steps = len(self.aim.directions), self.aim.steps
-        searched = ways * MOST_KEPT * steps * 65
+        runs = sum(1 if way == self._way else 2 for way in self.aim.directions)
+        fine = runs * (self.count + self.held) * len(self.plan.nodes)
+        searched = ways * MOST_KEPT * steps * 80
         rounds = 3 * (evaluations(steps, self.count - self.stopping, ways) + 2 * ways * self.count * steps)
         return fine + searched + rounds + ways * self.held * steps * (len(PLAIN) * len(PLAIN_GRIDS) + 1)
 
@@ -257,20 +258,27 @@ class Fit:
         return Fitted(plan, errors, plain, self.field.rows - before)
 
     def _run(self) -> tuple[Plan, tuple[Errors, ...], tuple[Errors, ...]]:
-        pairs = self._pairs("pairs", 0, self.count)
-        fitted, stopping = _part(pairs, 0, self.count - self.stopping), _part(pairs, self.count - self.stopping, None)
-        tasks = [self._task(direction, fitted) for direction in self.aim.directions]
-        rule = self._descended(tasks, stopping, self._searched(tasks))
-        held = self._pairs("held", self.count, self.held)
+        ways = self.aim.directions
+        pairs = {way: self._pairs(way, "pairs", 0, self.count) for way in ways}
+        last = self.count - self.stopping
+        tasks, others = (
+            [self._task(way, _part(pairs[way], *its)) for way in ways] for its in ((0, last), (last, None))
+        )
+        rule = self._descended(tasks, others, self._searched(tasks))
+        held = {way: self._pairs(way, "held", self.count, self.held) for way in ways}
         plan = self._plan_of(rule)
-        errors = tuple(self._errors(way, plan, held, "fitted") for way in self.aim.directions)
-        plain = tuple(self._best_plain(way, held) for way in self.aim.directions)
+        errors = tuple(self._errors(way, plan, held[way], "fitted") for way in ways)
+        plain = tuple(self._best_plain(way, held[way]) for way in ways)
         return plan, errors, plain
 
     # Solutions.
 
-    def _pairs(self, name: str, first: int, count: int) -> Pairs:
-        """Fine solutions of noises or images, batch by batch."""
+    def _pairs(self, direction: str, name: str, first: int, count: int) -> Pairs:
+        """Fine solutions in a direction, of noises or images, batch by batch.
+
+        Those against the way of noises or images start at the ends of fine solutions along it: over the Euler step at
+        σ = 0 the ways are not each other's inverse, and a latent hangs on what is lost there.
+        """
         parts = []
         room = MOST_NUMBERS // (len(self.plan.nodes) * math.prod(self.shape))
         kept = max(1, min(MOST_KEPT, room, self.count - self.stopping)) if name == "pairs" else 0
@@ -279,10 +287,13 @@ class Fit:
 
             def solve(start: int = start, stop: int = stop) -> dict[str, Tensor]:
                 begin = self._begin(first + start, stop - start)
-                part = solved(self.field, begin, self.plan, self._way, max(0, min(kept, stop) - start), lambda n: None)
+                if direction != self._way:
+                    along = solved(self.field, begin, self.plan, self._way, 0, lambda n: None)
+                    begin = (along.high if direction == "decode" else along.low).to(self._device)
+                part = solved(self.field, begin, self.plan, direction, max(0, min(kept, stop) - start), lambda n: None)
                 return {"low": part.low, "high": part.high, "levels": part.levels, "path": part.path}
 
-            parts.append(Pairs(**self.solutions.tensors(f"{name}-{start}", solve)))
+            parts.append(Pairs(**self.solutions.tensors(f"{name}-{direction}-{start}", solve)))
         return Pairs.joined(parts)
 
     @property
@@ -371,9 +382,8 @@ class Fit:
 
     # Descent.
 
-    def _descended(self, tasks: Sequence[Task], stopping: Pairs, starts: Sequence[Rule]) -> Rule:
+    def _descended(self, tasks: Sequence[Task], others: Sequence[Task], starts: Sequence[Rule]) -> Rule:
         """The best rule of a descent, from the start whose first round errs least on other solutions."""
-        others = [task.over(stopping) for task in tasks]
         first = [self._rounds(tasks, others, place, rule, 1)[1] for place, rule in enumerate(starts)]
         place = first.index(min(first))
         return self._rounds(tasks, others, place, starts[place], ROUNDS)[0]

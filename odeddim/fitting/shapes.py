@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -35,7 +36,7 @@ class Shape:
     def neighbours(self, *, movable: bool) -> list[Callable[[Shape], Iterator[Shape]]]:
         """Walks to other grids, each in one direction. movable: whether the last node may move."""
         walks = [("low", 0.7), ("low", 1.4), *([("top", 0.7), ("top", 1.4)] if movable else [])]
-        return [lambda own, it=it: own.walk(*it) for it in walks]
+        return [functools.partial(Shape.walk, name=name, factor=factor) for name, factor in walks]
 
     def walk(self, name: str, factor: float) -> Iterator[Shape]:
         """Grids with a number multiplied again and again."""

@@ -255,10 +255,20 @@ def test_images_are_fitted_to_and_others_are_held_out() -> None:
     images = odeddim.sample(40, model=MIXTURE, shape=SHAPE, steps=50, solver="ab4")
     fit = Fit(MIXTURE, Aim(3, "encode", count=100), images)
     assert (fit.held, fit.count) == (20, 20)
-    fitted, held = fit._pairs("pairs", 0, fit.count), fit._pairs("held", fit.count, fit.held)
+    fitted, held = fit._pairs("encode", "pairs", 0, fit.count), fit._pairs("encode", "held", fit.count, fit.held)
     assert torch.equal(torch.cat([held.low, fitted.low]).sort(0).values, images.sort(0).values)
     (own,), (plain,) = (found := fit.run()).errors, found.plain
     assert own.median < plain.median / 2
+
+
+def test_the_solutions_of_encoding_begin_at_images() -> None:
+    """The latent of a decoded noise is not that noise: the Euler steps at σ = 0 are not each other's inverse."""
+    fit = Fit(MIXTURE, Aim(3, "both", count=8, shape=SHAPE))
+    down, up = (fit._pairs(way, "pairs", 0, 8) for way in ("decode", "encode"))
+    assert torch.equal(down.low, up.low)
+    exact = odeddim.encode(up.low, "ab4", model=MIXTURE, steps=100).xbar
+    assert torch.allclose(exact, up.high, rtol=1e-4, atol=1e-3)
+    assert float((down.high - exact).abs().max()) > 3 * float((up.high - exact).abs().max())
 
 
 # A fit that is stopped.
