@@ -108,13 +108,6 @@ RESULTS = {
         "the image's change misses, over the norm of the change.",
         ("python benchmarks/gradients.py cost", "python benchmarks/gradients.py trust"),
     ),
-    "parallel": Result(
-        "Steps in parallel: rounds",
-        "Rounds of evaluations in one batch until a run is found ([Steps in parallel](parallel.md)), for 16 noises and "
-        "16 of the sample images: medians, and the smallest and the largest. `off` is the distance to the sequential "
-        "run's result, `time` the CPU time over that of the sequential run: on a CPU it is slower.",
-        ("python benchmarks/parallel.py",),
-    ),
     "time": Result(
         "Seconds: Figure 4",
         "Seconds over the number of steps, for each batch size, with the fitted line, and the share of the time that "
@@ -125,15 +118,6 @@ RESULTS = {
         "Lines between latents: appendix D.5",
         "How far neighbours on a line of images are apart, DDPM's lines for contrast.",
         ("odeddim bench interpolation",),
-    ),
-    "gaussian": Result(
-        "Few evaluations: the Gaussian of the data",
-        "The best of `ab2`, `ab3`, `dpmpp-2m`, `dpmpp-3m`, `ipndm`, `unipc-2` on the grids log and karras without a "
-        "Gaussian, and the best of these and of `gauss-ab2`, `gauss-ab3` with top='gaussian', on 64 held-out noises "
-        "and images. `gain` is the ratio of their medians; the last column is the smallest ratio of a row with the "
-        "Gaussian to itself without. [Few evaluations](few-evaluations.md) explains it, and `python "
-        "benchmarks/gaussian.py measure` measures it.",
-        ("python benchmarks/gaussian.py show",),
     ),
     "certified": Result(
         "Certified latents",

@@ -87,6 +87,11 @@ class Fitted:
         errors: Its errors on held-out solutions.
         plain: Those of the best solver with named nodes on the same solutions, at as many evaluations.
         evaluations: The evaluations of one image that the fit took in all, of all images together.
+
+    Example:
+        >>> found = odeddim.fit("exact-mixture", 3, count=8, shape=(1, 4, 4))
+        >>> found.plan.solver.name, found.plan.steps, [errors.solver for errors in found.errors]
+        ('fitted', 3, ['fitted'])
     """
 
     plan: Plan

@@ -26,10 +26,18 @@ class Found(Outcome):
     """The outcome of the job `fit`.
 
     Attributes:
+        path, done, total, words: As of `Outcome`.
         plan: The plan that was found.
         title: A title for its figures.
         caption: What they are.
         figures: The figures as text: rows of cells, the first one the header. The last row is that of the plan.
+
+    Example:
+        >>> import odeddim, tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "plan.json")
+        >>> found = odeddim.jobs.fit(None, path, solver="euler", steps=3, count=1, model="exact-samples")
+        >>> found.plan.steps, found.figures[-1][0]
+        (3, 'computed')
     """
 
     plan: Plan

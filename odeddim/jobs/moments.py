@@ -83,8 +83,8 @@ def moments(
     Example:
         >>> import odeddim, tempfile, pathlib
         >>> path = pathlib.Path(tempfile.mkdtemp(), "moments.safetensors")
-        >>> odeddim.jobs.moments(None, path, count=40, rank=4, model="exact-samples").moments
-        <Gaussian of data 1×28×28: 4 variances, rest 0.139>
+        >>> odeddim.jobs.moments(None, path, count=40, rank=4, model="exact-samples").moments.basis.shape
+        torch.Size([4, 784])
     """
     given = place_of(images)
     if samples is not None and (given is not None or images is not None):

@@ -166,7 +166,10 @@ class Gaussian:
                 f"the Gaussian of the model is that of data of {wants}, not of {has}: compute one for this size with "
                 "`odeddim moments`, or leave out top='gaussian'"
             )
-        return self.mean.to(xbar.device if xbar.device.type != "mps" else "cpu")  # which has no float64
+        place = xbar.device if xbar.device.type != "mps" else torch.device("cpu")  # which has no float64
+        if place not in self._means:
+            self._means[place] = self.mean.to(place)
+        return self._means[place]
 
     def per_component(self, factor: Any) -> tuple[Tensor, float]:
         """The values of a function of variances (K,) float64: those of the eigenvectors, and that of the rest."""
@@ -218,6 +221,10 @@ class Gaussian:
             return
         for start in range(0, len(self.basis), rows):
             yield self.basis[start : start + rows].to(device, torch.float64)
+
+    @cached_property
+    def _means(self) -> dict[torch.device, Tensor]:
+        return {}
 
     @cached_property
     def _held(self) -> dict[torch.device, Tensor]:

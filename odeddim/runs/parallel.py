@@ -117,7 +117,8 @@ class Parallel:
         row = plan.solver
         if row.instructions is None or row.reversible:
             raise InputError(_REFUSED.format(row.name))
-        own = functools.partial(_run, instructions=row.instructions, parallel=self)
+        course = _within_zero if row.through_zero else _beside_zero
+        own = functools.partial(_run, course_of=functools.partial(course, row.instructions), parallel=self)
         return plan.with_solver(
             replace(
                 row, name=f"{row.name} in parallel", run=own, settings={}, limits=(), chosen={}, to_zero=True,
@@ -126,9 +127,11 @@ class Parallel:
         )  # fmt: skip
 
 
-def _run(field: Field, state: State, sigmas: Tensor, *, instructions: Instructions, parallel: Parallel) -> State:
+def _run(
+    field: Field, state: State, sigmas: Tensor, *, course_of: Callable[[tuple[float, ...]], _Course], parallel: Parallel
+) -> State:
     """The run of the row: the nodes from sigmas[0] to sigmas[-1], σ = 0 among them, found together."""
-    course = _course_of(instructions, tuple(sigmas.tolist()))
+    course = course_of(tuple(sigmas.tolist()))
     guide = _guide_of(field, state.xbar)
     images = [_Image(course, state.xbar[i : i + 1], parallel, guide) for i in range(len(state))]
     while moving := [image for image in images if not image.done]:
@@ -179,7 +182,13 @@ class _Course:
 
 
 @functools.lru_cache(maxsize=64)
-def _course_of(instructions: Instructions, nodes: tuple[float, ...]) -> _Course:
+def _within_zero(instructions: Instructions, nodes: tuple[float, ...]) -> _Course:
+    """The course over nodes of a row that has weights of its own for the step at σ = 0."""
+    return _Course.of(instructions(nodes))
+
+
+@functools.lru_cache(maxsize=64)
+def _beside_zero(instructions: Instructions, nodes: tuple[float, ...]) -> _Course:
     """The course over nodes, made once for all batches.
 
     As in `odeddim.plans.walk`, Euler's step leads from σ = 0 to its neighbour, and from there to σ = 0.

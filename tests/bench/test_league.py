@@ -203,6 +203,7 @@ def test_every_row_takes_the_most_steps_that_keep_the_budget(budget: int) -> Non
                     seen.append(float(sigma))
                     return xbar * 0
 
+                field.moments = model.moments  # type: ignore[attr-defined]
                 odeddim.integrate(field, State(torch.zeros(1, 1, dtype=torch.float64), sigma), plan)
                 calls.append(len(seen))
             assert (max(calls) <= budget) is keeps, (name, steps + more, calls)

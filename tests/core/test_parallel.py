@@ -53,7 +53,7 @@ def off(found: State, right: State) -> float:
 
 def test_all_one_step_and_multistep_rows_of_ours_take_it() -> None:
     families = {odeddim.solvers.get(name).family for name in TAKES}
-    assert families == {"one-step", "exponential", "multistep"} & {
+    assert families == {"one-step", "exponential", "multistep", "fitted"} & {
         odeddim.solvers.get(name).family for name in odeddim.solvers.names()
     }
     assert {"euler", "heun", "dpm-solver-3", "dpmpp-2s", "ab4", "dpmpp-2m", "unipc-3", "pndm"} <= set(TAKES)
@@ -351,3 +351,13 @@ def test_ddim_50_is_found_in_few_rounds(grid: str, direction: str) -> None:
             apart = (found.xbar - right.xbar).flatten(1).square().mean(1).sqrt() / math.hypot(1, right.sigma)
             assert float(apart.max()) <= tolerance
             assert int(found.report["rounds"].median()) <= rounds
+
+
+def test_fitted_weights_of_the_step_at_zero_are_taken() -> None:
+    found = odeddim.fit("exact-mixture", 4, "both", count=16, shape=(1, 4, 4)).plan
+    x_T = odeddim.noise(3, (1, 4, 4), seed=4)
+    image = odeddim.solve(x_T, model="exact-mixture", plan=found)
+    exact = odeddim.Parallel(2, 0.0)
+    assert torch.equal(odeddim.solve(x_T, model="exact-mixture", plan=found, parallel=exact), image)
+    latent = odeddim.encode(image, model="exact-mixture", plan=found)
+    assert torch.equal(odeddim.encode(image, model="exact-mixture", plan=found, parallel=exact).xbar, latent.xbar)

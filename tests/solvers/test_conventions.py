@@ -246,7 +246,7 @@ def test_every_line_of_the_table_of_lists_is_tested() -> None:
 
 def test_the_page_names_every_grid_and_no_other() -> None:
     named = {name for line in lines_of("The grids") for name in re.findall(r"`([a-z0-9:-]+)`", line[0])}
-    assert named == {*grids.NAMES, "karras:5", "ays:sdxl", "ays:deepfloyd-if"}
+    assert named == {*grids.NAMES, "karras:5", "ays:sdxl", "ays:deepfloyd-if", "xue:2"}
     assert all(odeddim.grid(name, LINEAR, 5).shape == (6,) for name in named)
     for _, here in lines_of("Which of their lists is which of ours"):
         assert all(grids.is_named(name) for name in re.findall(r"--grid ([a-z0-9:-]+)", here)), here

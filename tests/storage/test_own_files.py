@@ -60,7 +60,7 @@ OUTPUTS = {
     "scores.h5": (*SCORE, "-o", "scores.h5"),
     "reference.json": (*SCORE, "--reference", "reference.json"),
     "merged.h5": ("merge", "z.h5", "-o", "merged.h5"),
-    "plan.json": ("grid", "-n", 1, "--solver", "euler", "--steps", 3, *MIXTURE, "-o", "plan.json"),
+    "plan.json": ("fit", "-n", 1, "--solver", "euler", "--steps", 3, *MIXTURE, "-o", "plan.json"),
     "report.html": ("bench", "report", "tables"),
     "page.html": ("bench", "report", "tables", "-o", "page.html"),
     **{

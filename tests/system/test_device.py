@@ -24,6 +24,7 @@ from odeddim import solvers
 from odeddim.latents.latent_file import LatentFile
 from odeddim.models.networks.unet import UNet
 from odeddim.ode.field import VectorField
+from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Plan
 from odeddim.types import State
@@ -41,6 +42,7 @@ WAITS = {
     "exponential": 1.3,
     "multistep": 1.4,
     "fitted": 1.4,
+    "principal components": 1.4,
     "reversible": 13,
     "torchdiffeq": 8,
     "torchdiffeq adaptive": 25,
@@ -67,7 +69,9 @@ class Network(nn.Module):
 
 
 def field(*, harsh: bool = False) -> VectorField:
-    return VectorField(Network(harsh).requires_grad_(False), Schedule.linear(), shape=(1, 4, 4))
+    made = VectorField(Network(harsh).requires_grad_(False), Schedule.linear(), shape=(1, 4, 4))
+    made.moments = Gaussian.isotropic(0.1, 0.2)  # which the rows of principal components need
+    return made
 
 
 @pytest.mark.filterwarnings("ignore")
