@@ -5,7 +5,7 @@
 
 Solvers are fitted as `odeddim fit` does by default, so to noises. Errors are those of 64 other noises, decoded, and of
 64 held-out images of Fashion-MNIST, encoded: rms of each image in [-1, 1], of each latent over σ_T; the median and the
-10% and 90% quantiles. The reference is the classical Runge-Kutta method in log σ of benchmarks/defaults.py. Plain rows
+10% and 90% quantiles. The reference is the classical Runge-Kutta method in log σ (`odeddim.bench.solutions`). Plain rows
 run on the grids "log" and "karras", with images at σ = 0, as fitted ones, and at σ_1, each against its own reference.
 """
 
@@ -20,10 +20,11 @@ from pathlib import Path
 import odeddim  # isort: skip  # before torch: its waiting threads then sleep
 
 import torch
-from defaults import images, runge_kutta
+from defaults import images
 from torch import Tensor
 
 from odeddim import solvers
+from odeddim.bench.solutions import runge_kutta
 from odeddim.fitting.checkpoint import Checkpoint
 from odeddim.fitting.fit import QUANTILES, Aim, Fit
 from odeddim.latents.arithmetic import rms
