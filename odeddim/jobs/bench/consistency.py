@@ -39,7 +39,7 @@ def consistency(
     Args:
         workbench: The model, the machine, and the folder.
         count: The number of x_T, at least 2.
-        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
+        solvers: Each is SOLVER, SOLVER@GRID, or the file of a plan; a plan and a grid file have their own steps.
         steps: The numbers of steps.
         features: The network whose features are compared, see `odeddim.bench.features.load_features`. By default the
             built-in network for a built-in model; otherwise only pixels are compared.

@@ -48,8 +48,8 @@ def league(
         images: As of `odeddim.jobs.encode`; None for the sample images of the package.
         count: The number of images, taken from the beginning, and of noises; by default 12, or all images if there are
             fewer.
-        solvers: The solvers, SOLVER or SOLVER@GRID; none for every solver with a fixed number of evaluations a step, on
-            the grid that is recommended for it.
+        solvers: Each is SOLVER, SOLVER@GRID, or the file of a plan; none for every solver with a fixed number of
+            evaluations a step, on the grid that is recommended for it.
         plans: Files of further runs, as of `Plan.save`. Each takes part with the smallest of the numbers that it keeps.
         evaluations: The numbers of evaluations.
         seed: The seed of the noises.

@@ -48,7 +48,7 @@ def quality(
         count: The number of samples for each row.
         eta: DDIM's η, from 0 (the ODE) to 1 (DDPM), and "hat" for DDPM with the larger variance σ̂. By default
             0, 0.2, 0.5, 1 and hat without `solvers`, and none with `solvers`.
-        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
+        solvers: Each is SOLVER, SOLVER@GRID, or the file of a plan; a plan and a grid file have their own steps.
         grid: The grid of the rows with η.
         steps: The numbers of steps.
         reference: The real images to compare with. By default, for built-in models only, 2,048 test images of

@@ -43,7 +43,7 @@ def reconstruction(
         workbench: The model, the machine, and the folder.
         images: As of `odeddim.jobs.encode`; None for the sample images of the package.
         count: The number of images, taken from the beginning; by default 24, or all if there are fewer.
-        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
+        solvers: Each is SOLVER, SOLVER@GRID, or the file of a plan; a plan and a grid file have their own steps.
         steps: The numbers of steps.
         labels: Which label t encoding takes: "source", the label of the step's start, as in eq. 14 reversed; or
             "target", the label of its end, as in much other code, for euler only.
