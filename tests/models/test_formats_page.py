@@ -22,6 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import diffusers
 import test_diffusers_models
 import test_edm
+import test_edm2
 import test_exported
 import test_guided
 import test_latent_diffusion
@@ -66,6 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.path.insert(0, str(here / "code"))
     edm = importlib.import_module("torch_utils_of_test")
     (here / "edm-cifar10.pkl").write_bytes(pickle.dumps({"ema": edm.EDMPrecond(8, 3)}))
+    test_edm2.saved(here, test_edm2.drawn(), "edm2-img64-s.pt")
     test_exported.saved(here, test_exported.drawn(test_exported.Toy()))
     (here / "network.pt2").rename(here / "net.pt2")
     (here / "network.json").rename(here / "net.json")
@@ -75,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_table_is_there() -> None:
-    assert len(LINES) == 14
+    assert len(LINES) == 15
     assert SECTION.count("\n| ") == len(LINES) + 1  # and its head
 
 
