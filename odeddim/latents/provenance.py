@@ -57,6 +57,26 @@ class Provenance:
     versions: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
+    def entries(self) -> dict[str, Any]:
+        """All on which the digits of the latents depend, by name: what tells why two files of the same images differ.
+
+        Paths and Python's version are left out; a model and images are told by their hashes, where they have one.
+        """
+        own = {name: value for name, value in vars(self).items() if not isinstance(value, dict)}
+        own["model"] = self.sha256[:12] or self.model
+        versions = {key: value for key, value in self.versions.items() if key != "python"}
+        told = {**own, "schedule": self.schedule, **self.condition, **self.settings, **versions, **self.details}
+        hashes = {
+            name: value["sha256"] for name, value in told.items() if isinstance(value, dict) and "sha256" in value
+        }
+        return {name: value for name, value in {**told, **hashes}.items() if name != "sha256"}
+
+    def unlike(self, other: Provenance) -> dict[str, tuple[Any, Any]]:
+        """What differs from another provenance: {entry: (the value here, the value there)}, None for none."""
+        here, there = self.entries(), other.entries()
+        both = {name: (here.get(name), there.get(name)) for name in (*here, *(key for key in there if key not in here))}
+        return {name: values for name, values in both.items() if values[0] != values[1]}
+
     def check_model(self, model: VectorField, where: str) -> None:
         """Raise an InputError unless the latents belong to a model.
 
@@ -82,7 +102,7 @@ class Provenance:
         for key, value in is_now.items():
             if value != was[key]:
                 raise InputError(
-                    f"{where} was made with {key} {_brief(was[key])}, but {self.model!r} now has {_brief(value)}: "
+                    f"{where} was made with {key} {brief(was[key])}, but {self.model!r} now has {brief(value)}: "
                     "restore it in the model's files, or encode again"
                 )
 
@@ -139,10 +159,10 @@ def sha256_of(words: str) -> str:
     return hashlib.sha256(words.encode()).hexdigest()
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
     """A setting in words, without the numbers of a list."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_brief(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {brief(item)}" for key, item in value.items())
     return f"of {len(value)} numbers" if isinstance(value, list) else str(value)
 
 
