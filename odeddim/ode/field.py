@@ -19,7 +19,7 @@ from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, where_guided
 from odeddim.ode.labels import Labels, Relabelled, labels_of
 from odeddim.ode.pickling import check_pickles
-from odeddim.ode.predictions import PREDICTIONS
+from odeddim.ode.predictions import HELD, PREDICTIONS
 from odeddim.ode.schedule import TIMES, Schedule, Time
 from odeddim.ode.sizes import Sizes, counterpart
 from odeddim.types import InputError, pick
@@ -447,7 +447,9 @@ class VectorField:
             )
         if self.predicts != "eps":
             # Below σ_1 the network is evaluated at σ_1, so σ_1 is used here too: (x̄ - x0)/σ has no value at σ = 0.
-            held = sigma.clamp(min=self.schedule.sigma_min) if self.predicts == "x0" else sigma
+            held = sigma.clamp(min=self.schedule.sigma_min) if self.predicts in HELD else sigma
+            if self.predicts == "score":
+                out = out * _like_images(self.schedule.scale(held).expand(batch), xbar)
             out = PREDICTIONS[self.predicts](out, xbar, _like_images(held.expand(batch), xbar))
         if not bool(torch.isfinite(out.sum())) and not bool(torch.isfinite(out).all()):
             where = float(sigma.max())

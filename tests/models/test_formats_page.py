@@ -26,6 +26,7 @@ import test_edm2
 import test_exported
 import test_guided
 import test_latent_diffusion
+import test_score_sde
 
 import odeddim
 from odeddim.models.formats import native
@@ -68,6 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     edm = importlib.import_module("torch_utils_of_test")
     (here / "edm-cifar10.pkl").write_bytes(pickle.dumps({"ema": edm.EDMPrecond(8, 3)}))
     test_edm2.saved(here, test_edm2.drawn(), "edm2-img64-s.pt")
+    test_score_sde.saved(here, "ve/cifar10_ncsnpp_continuous")
     test_exported.saved(here, test_exported.drawn(test_exported.Toy()))
     (here / "network.pt2").rename(here / "net.pt2")
     (here / "network.json").rename(here / "net.json")
@@ -77,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_table_is_there() -> None:
-    assert len(LINES) == 15
+    assert len(LINES) == 16
     assert SECTION.count("\n| ") == len(LINES) + 1  # and its head
 
 

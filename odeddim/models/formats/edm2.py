@@ -185,7 +185,7 @@ def _number(said: Mapping[str, Any], key: str, path: Path) -> float:
     if not good or not 0 < value < (1 if key == "balance" else 1e6):
         kind = "a whole number above 0" if whole else "a number between 0 and 1" if key == "balance" else "above 0"
         raise InputError(f"{beside.place(path)}: {key} must be {kind}, not {value!r:.50}")
-    return value
+    return float(value)
 
 
 def _check(said: Mapping[str, Any], shape: tuple[int, ...], classes: int) -> None:

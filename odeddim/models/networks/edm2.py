@@ -21,10 +21,10 @@ _SILU = 0.596  # the rms of SiLU of a normal number (eq. 81)
 LARGEST = 256.0  # activations are clipped to it after each block, for float16
 
 
-def normalised(x: Tensor, dim: int | Sequence[int]) -> Tensor:
+def normalised(x: Tensor, *dims: int) -> Tensor:
     """x over its rms along some dimensions, which is taken in float32 or better."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    rms = wide.square().mean(dim=dim, keepdim=True).sqrt()
+    rms = wide.square().mean(dim=dims, keepdim=True).sqrt()
     return x / (rms + _EPS).to(x.dtype)
 
 
@@ -48,6 +48,9 @@ def silu(x: Tensor) -> Tensor:
 class Waves(nn.Module):
     """Cosines of random frequencies and phases of a number, at rms 1 (eq. 75): (B,) -> (B, width)."""
 
+    frequencies: Tensor
+    phases: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.empty(width))
@@ -55,8 +58,8 @@ class Waves(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         # In float32 or better: the frequencies reach 20, and bfloat16 has three digits.
-        kind = torch.promote_types(self.frequencies.dtype, torch.float32)  # type: ignore[arg-type]
-        angles = torch.outer(t.to(kind), self.frequencies.to(kind)) + self.phases.to(kind)  # type: ignore[operator]
+        kind = torch.promote_types(self.frequencies.dtype, torch.float32)
+        angles = torch.outer(t.to(kind), self.frequencies.to(kind)) + self.phases.to(kind)
         return math.sqrt(2) * angles.cos()
 
 
@@ -68,7 +71,7 @@ class Mix(nn.Module):
         self.weight = nn.Parameter(torch.empty(outer, inner, *([side, side] if side else [])))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        weight = normalised(self.weight, list(range(1, self.weight.ndim)))
+        weight = normalised(self.weight, *range(1, self.weight.ndim))
         weight = weight * (gain / math.sqrt(self.weight[0].numel()))
         return F.linear(x, weight) if weight.ndim == 2 else F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
@@ -110,7 +113,9 @@ class Block(nn.Module):
 
     def _attended(self, qkv: Tensor) -> Tensor:
         """Cosine attention over pixels: (B, 3·C, H, W) -> (B, C, H, W). Of each head q, k, v alternate."""
-        parts = normalised(qkv.unflatten(1, (self.heads, -1, 3)).flatten(4), 2)  # (B, heads, C/heads, 3, HW)
+        parts = normalised(
+            qkv.reshape(len(qkv), self.heads, -1, 3, qkv.shape[2] * qkv.shape[3]), 2
+        )  # (B, heads, C/heads, 3, HW)
         q, k, v = (part.transpose(2, 3) for part in parts.unbind(3))
         out = F.scaled_dot_product_attention(q, k, v)
         return out.transpose(2, 3).reshape(len(qkv), -1, *qkv.shape[2:])
@@ -221,6 +226,6 @@ class MagnitudeUNet(nn.Module):
         for block in self.middle:
             h = block(h, features)
         for block in self.up:
-            h = block(h if block.resized else joined(h, skips.pop(), 0.5), features)  # type: ignore[union-attr]
+            h = block(h if block.resized else joined(h, skips.pop(), 0.5), features)
         out: Tensor = self.last(h, self.gain)
         return out
