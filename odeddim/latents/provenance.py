@@ -16,6 +16,9 @@ from odeddim.types import InputError
 
 MADE_OF_OTHERS = ("interpolate", "shift")
 """The commands that make new latents of others (`Provenance.made_by`)."""
+MACHINE = "machine"
+OF_THE_MACHINE = ("device", "network_batch", "threads", "cpu", "onednn", "gpu", "cudnn")
+"""The details on which the digits of the latents depend, unless they are portable: then they are kept apart."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Provenance:
         settings: The settings of the solver.
         versions: The versions of odeddim, PyTorch and Python.
         details: Everything else on which the digits of the latents depend, or that says what they were made of: "top"
-            and "moments", the hash of the model's Gaussian, where that carries the last interval.
+            and "moments", the hash of the model's Gaussian, where that carries the last interval. Of portable latents
+            "portable", and "machine", which is not compared.
     """
 
     model: str
@@ -65,7 +69,9 @@ class Provenance:
         own = {name: value for name, value in vars(self).items() if not isinstance(value, dict)}
         own["model"] = self.sha256[:12] or self.model
         versions = {key: value for key, value in self.versions.items() if key != "python"}
-        told = {**own, "schedule": self.schedule, **self.condition, **self.settings, **versions, **self.details}
+        details = {**self.details, **self.details.get(MACHINE, {})}
+        details.pop(MACHINE, None)
+        told = {**own, "schedule": self.schedule, **self.condition, **self.settings, **versions, **details}
         hashes = {
             name: value["sha256"] for name, value in told.items() if isinstance(value, dict) and "sha256" in value
         }
@@ -126,6 +132,9 @@ def provenance_of(model: VectorField, plan: Plan, made_by: str, **details: Any) 
     if plan.carried:
         details |= {"top": GAUSSIAN, "moments": "" if model.moments is None else model.moments.sha256}
     versions = {"odeddim": odeddim.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    if plan.portable:  # the machine is told, but does not matter: a run goes on with any other
+        machine = {key: details.pop(key) for key in OF_THE_MACHINE if key in details}
+        details |= {"portable": True, MACHINE: {**machine, "torch": versions.pop("torch")}}
     return Provenance(
         model=model.name,
         sha256=model.sha256,
