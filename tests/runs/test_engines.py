@@ -210,6 +210,7 @@ def test_every_job_gives_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # processes that load torch
+@pytest.mark.filterwarnings("ignore:four is even")
 def test_a_process_that_is_killed_is_one_sentence() -> None:
     with pytest.raises(InputError, match="one of the 2 processes that share the work was ended by SIGKILL"):
         list(over(Rising(6), batches(9), processes(2)))
@@ -252,7 +253,7 @@ def test_a_run_that_is_stopped_ends_all_and_goes_on(tmp_path: Path) -> None:
             [sys.executable, *COMMAND], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         while set(parts.glob("*-*.h5")) <= before:
-            assert process.poll() is None
+            assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         members = members_of(process.pid)
         assert len(members) >= 2
