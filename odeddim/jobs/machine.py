@@ -16,6 +16,7 @@ from odeddim.latents.provenance import MADE_OF_OTHERS
 from odeddim.ode.devices import DTYPES, dtype_of, place_of
 from odeddim.ode.field import VectorField
 from odeddim.runs.engines import Gather, Given, Made, Span, Work, cores, over
+from odeddim.runs.on_ray import actors
 from odeddim.runs.parallel import Parallel
 from odeddim.runs.processes import processes
 from odeddim.storage.workers import rank
@@ -44,6 +45,7 @@ class Machine:
         workers: The number of processes that share the work; "auto" for one on each core, or on each GPU. Each takes
             the threads above and has the model in its memory. By default 1: the result is the same, a small job is
             done before others have started, and how many copies of a model fit into memory is not known here.
+            Of a cluster of Ray, by default all of it.
         engine: Who shares the work: "processes" of this machine, those of "torchrun", which is found by itself where
             torchrun has started this process, or actors of "ray". See docs/scaling.md.
         address: The cluster of Ray, as of `ray.init`; by default one of this machine.
@@ -227,8 +229,11 @@ class Place:
 
     def _gather(self) -> Gather | None:
         """Who shares the work; None for nobody."""
-        count = self.machine.count
-        return processes(count) if count > 1 else None
+        machine = self.machine
+        if machine.engine == "ray":
+            count = None if machine.workers in (None, "auto") else machine.count
+            return actors(count, address=machine.address, gpu=self.device.type == "cuda")
+        return processes(machine.count) if machine.count > 1 else None
 
     def details(self, field: VectorField, row: Solver, size: int, parallel: Parallel | None = None) -> dict[str, Any]:
         """What the provenance says of the machine: everything on which the digits of the result depend."""
