@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, parallel, preparation, recording, tops
+from odeddim.cli import options, parallel, preparation, recording, sharing, tops
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
@@ -50,7 +50,7 @@ start = click.option(
 @options.run(
     f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, tops.top, start, options.plan, parallel.option
 )
-@options.machine
+@sharing.machine
 @options.tol
 @found
 @options.overwrite

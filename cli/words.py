@@ -20,7 +20,7 @@ ARGUMENTS = {
     "reference", "repeats", "resize", "resume", "round_trip", "rtol", "samples", "samples_every", "scale", "seed",
     "sensitivity", "set", "sheet", "side", "size", "skip_bad", "solver", "solvers", "steps", "threads", "tiles",
     "title", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol", "tolerances", "top",
-    "trajectory", "validation", "verbose", "wait", "worst",
+    "trajectory", "validation", "verbose", "wait", "worst", "workers", "engine", "address",
 }  # fmt: skip
 """Arguments of the library that are options of the same name."""
 CALLED = {

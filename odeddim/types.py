@@ -98,6 +98,10 @@ class BudgetExceeded(RuntimeError):  # noqa: N818 - it is an outcome, not a defe
         self.state = state
         self.nfe = nfe
 
+    def __reduce__(self) -> tuple[type[BudgetExceeded], tuple[str, State, int]]:
+        """As pickle takes it: another process may have made the run."""
+        return type(self), (str(self), self.state, self.nfe)
+
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory: Python's, or torch's of any device.
