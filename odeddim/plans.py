@@ -29,6 +29,7 @@ from odeddim.ode.portable import certified, check_portable
 from odeddim.ode.schedule import Schedule
 from odeddim.ode.starts import Start
 from odeddim.ode.tops import begins, lowered, raised
+from odeddim.ode.waits import unwaiting
 from odeddim.ode.walking import Callback as Callback
 from odeddim.ode.walking import Steps as Steps
 from odeddim.ode.walking import gaussian_of, solved
@@ -577,22 +578,24 @@ def walk(field: Field, state: State, plan: Plan, observe: Observe | None = None,
     if plan.portable:
         check_portable(field)
         solver, state = portable_row(solver), state.to(torch.float64)
-    own = field
     way = way_of(solver, gradients)
     moments = gaussian_of(field) if plan.carried else None
-    field = field_for(field, state, solver, way)
+    its = field_for(field, state, solver, way)
 
     def shown(reached: State) -> State:
         if observe is not None:
             observe(reached.sigma, reached.xbar)
         return reached
 
-    with torch.set_grad_enabled(torch.is_grad_enabled() and way is not None):
+    def run() -> State:
         if moments is None:
-            end = solved(field, state, sigmas, solver, shown, observe, way)
-            return certified(own, end, sigmas) if plan.portable else end
+            end = solved(its, state, sigmas, solver, shown, observe, way)
+            return certified(field, end, sigmas) if plan.portable else end
         if plan.ends_at(state.sigma):
             below = shown(lowered(moments, state, float(sigmas[1]), plan.top))
-            return solved(field, below, sigmas[1:], solver, shown, observe, way)
-        below = solved(field, state, sigmas[:-1], solver, shown, observe, way)
+            return solved(its, below, sigmas[1:], solver, shown, observe, way)
+        below = solved(its, state, sigmas[:-1], solver, shown, observe, way)
         return shown(raised(moments, below, float(sigmas[-1])))
+
+    with torch.set_grad_enabled(torch.is_grad_enabled() and way is not None):
+        return unwaiting(field, state, solver, observe, run)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from odeddim.solvers import _registers
+from odeddim.solvers import _registers, _reversing
 from odeddim.solvers._operations import Kick, Mix, Moves, Operation
 from odeddim.solvers._points import beside_zero, execute
 from odeddim.types import Field, InputError, Observe, Point, Solver, State
@@ -223,7 +223,7 @@ def follow(
 def reversible(
     field: Field, state: State, sigmas: Tensor, *, name: str, moves: Callable[..., Moves], **how: Any
 ) -> State:
-    """A reversible run; see `odeddim.solvers._registers.run`.
+    """A reversible run; see `odeddim.solvers._reversing.run`.
 
     Args:
         field, sigmas, name, moves, **how: As there.
@@ -249,7 +249,7 @@ def reversible(
             stacklevel=2,
         )
     _check(name, sigmas.tolist(), moves, how)
-    end = _registers.run(rounded, state, sigmas, name=its_name, moves=made, **how)
+    end = _reversing.run(rounded, state, sigmas, name=its_name, moves=made, **how)
     rounded.sure &= short.sure
     return rounded.told(end)
 
@@ -257,9 +257,9 @@ def reversible(
 def _check(name: str, nodes: Sequence[float], moves: Callable[..., Moves], how: Mapping[str, Any]) -> None:
     """Raise an InputError if the rounding of the answers would spoil the latent or the image."""
     settings = {key: value for key, value in how.items() if key != "observe"}
-    growth = _registers.account(nodes, True, moves=moves, **settings)
+    growth = _reversing.account(nodes, True, moves=moves, **settings)
     error = max(growth.latent, growth.image) * (GRID / 2) * 2.0**24  # that of float32 is what was accounted for
-    if not error <= _registers.SPOILED:
+    if not error <= _reversing.SPOILED:
         raise InputError(
             f"{name} on this grid of {len(nodes) - 1} steps would amplify the rounding of portable=True to "
             f"{error:.1e} of the latents or the images: take fewer steps, a grid with more even steps (log, karras), "

@@ -9,11 +9,11 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from odeddim.solvers import _registers, onestep, torchdiffeq_
+from odeddim.solvers import _reversing, onestep, torchdiffeq_
 from odeddim.solvers._embedded import DOPRI5, TSIT5, Tableau
 from odeddim.solvers._operations import Kick, Mix, Moves, Operation, Reached
 from odeddim.solvers._points import points_row
-from odeddim.solvers._registers import account
+from odeddim.solvers._reversing import account
 from odeddim.solvers._settings import defaults_of
 from odeddim.types import Depends, Field, Gradients, InputError, Solver, State
 
@@ -222,7 +222,7 @@ def _operations(nodes: Sequence[float], *, moves: Callable[..., Moves], **settin
 def run(
     field: Field, state: State, sigmas: Tensor, *, gradients: Gradients = None, portable: bool = False, **how: Any
 ) -> State:
-    """A reversible run: see `odeddim.solvers._registers.run`.
+    """A reversible run: see `odeddim.solvers._reversing.run`.
 
     Args:
         field, state, sigmas, **how: As there.
@@ -238,12 +238,12 @@ def run(
 
         return _portable.reversible(field, state, sigmas, **how)
     if gradients is None:
-        return _registers.run(field, state, sigmas, **how)
+        return _reversing.run(field, state, sigmas, **how)
     from odeddim.solvers import _gradients
 
     if gradients == "reversible":
-        return _registers.run(_gradients.Traced(field), state, sigmas, bank=_gradients.Rebuilt, **how)
-    return _registers.run(field, state, sigmas, bank=_gradients.Reals, **how)
+        return _reversing.run(_gradients.Traced(field), state, sigmas, bank=_gradients.Rebuilt, **how)
+    return _reversing.run(field, state, sigmas, bank=_gradients.Reals, **how)
 
 
 def reversible_row(
