@@ -13,7 +13,7 @@ ARGUMENTS = {
     "allow_pickle", "along", "among", "atol", "attention", "background", "batch_size", "batches", "best", "bits",
     "blocks", "by", "calibrate", "certify", "channels", "checkpoint_every", "corners", "count", "crop", "csv",
     "cycle", "density", "dequantise", "device", "direction", "draws", "dropout", "dtype", "ema", "end", "eta",
-    "evaluations", "false_positives", "features", "figure_size", "find", "format", "fps", "frames", "from", "grid",
+    "evaluations", "false_positives", "features", "figure", "figure_size", "find", "format", "fps", "frames", "from", "grid",
     "guidance", "images", "json", "label", "labels", "learning_rate", "levels", "log_json", "loop", "max_nfe",
     "model", "multipliers", "negative_prompt", "network_batch", "of", "output", "overwrite", "pad", "pair", "pairs",
     "paper", "parallel", "plan", "points", "precision", "predicts", "probes", "prompt", "quiet", "rank",

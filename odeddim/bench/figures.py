@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from odeddim.bench.diagnosis_figure import diagnosis
 from odeddim.bench.drawing import (
     LIGHT,
     MARKERS,
@@ -396,5 +397,6 @@ DRAWN: dict[str, Callable[[Table, Theme, Layout], Drawn]] = {
     "time": timing,
     "interpolation": interpolation,
     "league": league,
+    "diagnosis": diagnosis,
 }
 """The function of each bench: (table, theme, layout) -> for each figure's name, the figure and a sentence about it."""
