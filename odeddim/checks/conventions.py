@@ -76,7 +76,7 @@ def inputs(field: VectorField) -> list[Convention]:
 
 
 def levels_of(schedule: Schedule, count: int = 8) -> list[float]:
-    """The noise levels at which conventions are compared: evenly in log σ from 0.05 to 50, where the schedule has them."""
+    """The noise levels where conventions are compared: evenly in log σ from 0.05 to 50, as far as the schedule goes."""
     low, high = max(schedule.sigma_min, 0.05), min(schedule.sigma_max, 50.0)
     if low >= high:
         low, high = schedule.sigma_min, schedule.sigma_max

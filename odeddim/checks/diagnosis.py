@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -16,7 +15,21 @@ from typing_extensions import Unpack
 from odeddim import defaults
 from odeddim.api import Model, planned, state_dtype, to_data
 from odeddim.checks import conventions
-from odeddim.checks.conventions import FLOOR, Convention, noised, residual
+from odeddim.checks.conventions import noised
+from odeddim.checks.readings import (
+    MARGIN,
+    NONE_FITS,
+    RIGHT,
+    SURE,
+    UNKNOWN,
+    WRONG,
+    Readings,
+    Verdict,
+    errors,
+    log_residual,
+    residual_of,
+    unconditional,
+)
 from odeddim.models import DEFAULT, load
 from odeddim.ode.field import VectorField
 from odeddim.plans import Grid, Plan
@@ -24,18 +37,7 @@ from odeddim.solvers.stochastic import noise
 from odeddim.trajectories import trajectory
 from odeddim.types import InputError, Settings, Solver
 
-RIGHT, WRONG, UNKNOWN = "right", "wrong", "cannot be told"
-SLANT = 0.07
-"""How far the slope of the noise over the answer may be from 1, rms over the levels. Right conventions were found to have
-0.03 at most, and wrong ones 0.09 at least (docs/diagnose.md)."""
-NONE_FITS = (
-    "under no convention that was tried does the network answer as one that was trained on such images: either the "
-    "images are unlike those of its training, or it needs a convention that was not tried"
-)
-_MARGIN = 0.02  # of the mean log residual, by which another convention must be worse to be ruled out
-_TWO = 0.1  # of the same, by which a convention must be better that differs in two things
-_LEAST = 0.002  # of the same, by which labels must gain by a shift
-_SURE = 3.0  # standard errors over images
+_LEAST = 0.002  # of the mean log residual, by which labels must gain by a shift
 _BENT = 0.4  # how much of a gain by a shift of labels must turn into a loss by a shift the other way
 _LOST = 0.1  # rms in [-1, 1] of a round trip that is called lost
 _SMALL = 4  # images of the amplification
@@ -68,21 +70,6 @@ class Level:
     amplification: float
     unguided: float | None
     gap: float | None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The answer to one question.
-
-    Attributes:
-        question: "prediction", "schedule", "labels", "shift", "condition", "guidance" or "round trip".
-        answer: "right", "wrong" or "cannot be told".
-        words: The reason.
-    """
-
-    question: str
-    answer: str
-    words: str
 
 
 @dataclass(frozen=True)
@@ -164,7 +151,7 @@ def diagnose(
     ode = field.on_data()
     told = {name: value for name, value in ode.condition.to_dict().items() if name in ("label", "prompt")}
     plain = ode.conditioned(**told)
-    readings = _Readings.of(plain, data)
+    readings = Readings.of(plain, data)
     verdicts = readings.verdicts
     if all(it.answer != WRONG or it.question == "labels" for it in verdicts):
         verdicts = [_shift(plain, data), *verdicts]
@@ -176,7 +163,7 @@ def diagnose(
         Level(
             sigma=sigma,
             label=float(plain.schedule.label(torch.tensor(sigma), plain.time)),
-            residual=_residual(readings.claimed(sigma)),
+            residual=residual_of(readings.claimed(sigma)),
             slope=readings.claimed(sigma).slope[0],
             best=readings.other(sigma)[0],
             convention=readings.other(sigma)[1],
@@ -202,155 +189,6 @@ def _cause(verdicts: Sequence[Verdict]) -> tuple[str, str]:
     return "", "nothing found" + (f"; it cannot be told whether these are right: {', '.join(open_)}" if open_ else "")
 
 
-class _Answers(NamedTuple):
-    """What a convention answers at a level: three figures of each image, (B,) float64."""
-
-    log: Tensor  # of the residual, rms
-    both: Tensor  # ε·z
-    own: Tensor  # ε·ε
-
-    @classmethod
-    def of(cls, eps: Tensor, z: Tensor) -> _Answers:
-        """The figures of ε where z was added."""
-        one, other = eps.double().flatten(1), z.double().flatten(1)
-        return cls(_log(eps, z), (one * other).sum(1).cpu(), (one * one).sum(1).cpu())
-
-    @property
-    def slope(self) -> tuple[float, float]:
-        """The slope of z over ε, and its standard error. It is 1 for E[z | x̄], whose error nothing known explains."""
-        whole = float(self.own.sum())
-        if not 0 < whole < math.inf:
-            return math.nan, math.nan
-        slope = float(self.both.sum()) / whole
-        return slope, float((self.both - slope * self.own).square().sum().sqrt()) / whole
-
-
-@dataclass(frozen=True)
-class _Readings:
-    """What each convention answers at each level.
-
-    Attributes:
-        levels: The noise levels.
-        ways: The conventions, the claimed one first.
-        found: For each convention its answers by level.
-    """
-
-    levels: list[float]
-    ways: list[Convention]
-    found: list[dict[float, _Answers]]
-
-    @classmethod
-    def of(cls, field: VectorField, data: Tensor) -> _Readings:
-        """Evaluate a field under every convention, and as the claimed one under no condition."""
-        levels, asked = conventions.levels_of(field.schedule), conventions.inputs(field)
-        none, claimed = _unconditional(field), replace(asked[0], off="condition")
-        by: dict[tuple[object, ...], tuple[Convention, dict[float, _Answers]]] = {}
-        for k, sigma in enumerate(levels):
-            xbar, z = noised(data, sigma, k)
-            answers = list(conventions.answers(field, asked, sigma, xbar))
-            answers += [] if none is None else [(claimed, none(torch.tensor(sigma, dtype=torch.float64), xbar))]
-            for way, eps in answers:
-                key = (way.predicts, way.schedule.name, way.time, way.off)
-                by.setdefault(key, (way, {}))[1][sigma] = _Answers.of(eps, z)
-        rows = sorted(by.values(), key=lambda it: it[0].off != "")
-        return cls(levels, [way for way, _ in rows], [found for _, found in rows])
-
-    def claimed(self, sigma: float) -> _Answers:
-        """The answers under the claimed convention at a level."""
-        return self.found[0][sigma]
-
-    def other(self, sigma: float) -> tuple[float, str]:
-        """The least residual of another convention at a level, and that convention."""
-        rows = [(_residual(its[sigma]), i) for i, its in enumerate(self.found) if i and sigma in its]
-        least, i = min(rows, default=(math.nan, 0))
-        return least, self.ways[i].words
-
-    def gain(self, i: int, j: int = 0) -> tuple[float, float]:
-        """The mean over common levels of log residual, convention j minus i; and the same in standard errors."""
-        common = [sigma for sigma in self.found[i] if sigma in self.found[j]]
-        each = torch.stack([self.found[j][sigma].log - self.found[i][sigma].log for sigma in common]).mean(0)
-        return float(each.mean()), _errors(each)
-
-    def slant(self, i: int) -> float:
-        """How far the slopes of a convention are from 1 beyond what chance explains, rms over its levels."""
-        off = []
-        for slope, error in (its.slope for its in self.found[i].values()):
-            off.append(max(abs(slope - 1) - error, 0.0) if math.isfinite(slope) else math.inf)
-        return math.sqrt(sum(it**2 for it in off) / len(off))
-
-    def better(self) -> int | None:
-        """The convention that is right in place of the claimed one: its slopes are 1, and it is nearer to the noise."""
-        if self.slant(0) <= SLANT:
-            return None
-        whole = [i for i, its in enumerate(self.found) if i and 2 * len(its) >= len(self.levels)]
-        fit = [i for i in whole if self.slant(i) <= SLANT and self.gain(i)[1] > _SURE]
-        # One difference is likelier than two, of which there are so many that one fits any images a little.
-        fit = [i for i in fit if " and " not in self.ways[i].off or self.gain(i)[0] > _TWO]
-        return min(fit, key=lambda i: (" and " in self.ways[i].off, -self.gain(i)[0]), default=None)
-
-    @property
-    def verdicts(self) -> list[Verdict]:
-        """The answers about the prediction, the schedule, the labels, and the condition."""
-        better, fits = self.better(), self.slant(0) <= SLANT
-        asked = ["prediction", "schedule", "labels", *(["condition"] if self._rivals("condition") else [])]
-        if better is None and not fits:
-            return [Verdict(question, UNKNOWN, NONE_FITS) for question in asked]
-        verdicts = []
-        for question in asked:
-            if better is not None and question in self.ways[better].off:
-                verdicts.append(Verdict(question, WRONG, self._sentence(question, better)))
-                continue
-            as_good = [i for i in self._rivals(question) if self.slant(i) <= SLANT and self.gain(i)[0] > -_MARGIN]
-            if better is None and as_good:
-                words = f"{self.ways[as_good[0]].words} would explain these images as well"
-                verdicts.append(Verdict(question, UNKNOWN, words))
-            else:
-                verdicts.append(Verdict(question, RIGHT, "no other that was tried fits these images"))
-        return verdicts
-
-    def _rivals(self, question: str) -> list[int]:
-        """The conventions that differ by this alone."""
-        return [i for i, way in enumerate(self.ways) if way.off == question]
-
-    def _sentence(self, question: str, better: int) -> str:
-        claimed, found = self.ways[0], self.found[better]
-        sigma = max(found, key=lambda it: float((self.found[0][it].log - found[it].log).mean()))
-        falls = (
-            f"with {self.ways[better].words} the residual at σ = {sigma:.3g} falls from "
-            f"{_residual(self.claimed(sigma)):.3g} to {_residual(found[sigma]):.3g}"
-        )
-        if question == "condition":
-            return f"the condition is probably not that of these images: {falls}"
-        time = repr(claimed.time) if isinstance(claimed.time, str) else "a function"
-        was = {"prediction": repr(claimed.predicts), "schedule": repr(claimed.schedule.name), "labels": time}
-        verb = "are" if question == "labels" else "is"
-        return f"the {question} {verb} probably wrong (now {was[question]}): {falls}"
-
-
-def _unconditional(field: VectorField) -> VectorField | None:
-    """The field under no condition; None if it has no other."""
-    if not field.condition.words:
-        return None
-    try:
-        return field.conditioned()
-    except InputError:
-        return None
-
-
-def _residual(found: _Answers) -> float:
-    """The residual, rms, the geometric mean of the images."""
-    return float(torch.exp(found.log.mean()))
-
-
-def _log(eps: Tensor, z: Tensor) -> Tensor:
-    return torch.log(residual(eps, z) + FLOOR) / 2
-
-
-def _errors(each: Tensor) -> float:
-    """A mean over images, in its standard errors."""
-    return float(each.mean()) / max(float(each.std()) / math.sqrt(len(each)), 1e-9)
-
-
 def _shift(field: VectorField, data: Tensor) -> Verdict:
     """Whether all labels are one level too high or too low. It shows at the lowest levels alone."""
     logs: dict[int, Tensor] = {}
@@ -361,16 +199,16 @@ def _shift(field: VectorField, data: Tensor) -> Verdict:
         rows = []
         for k, sigma in enumerate(conventions.lowest_of(field.schedule)):
             xbar, z = noised(data, sigma, 100 + k)
-            rows.append(_log(its(torch.tensor(sigma, dtype=torch.float64), xbar), z))
+            rows.append(log_residual(its(torch.tensor(sigma, dtype=torch.float64), xbar), z))
         logs[by] = torch.stack(rows).sum(0)
     change = {by: logs[by] - logs[0] for by in (-1, 1)}
     by = min(change, key=lambda it: float(change[it].mean()))
-    gain, errors = -float(change[by].mean()), -_errors(change[by])
+    gain, sure = -float(change[by].mean()), -errors(change[by])
     if gain < 0:
-        sure = all(_errors(it) > _SURE for it in change.values())
-        return Verdict("shift", RIGHT if sure else UNKNOWN, "labels one level higher or lower fit no better")
+        both = all(errors(it) > SURE for it in change.values())
+        return Verdict("shift", RIGHT if both else UNKNOWN, "labels one level higher or lower fit no better")
     low = conventions.lowest_of(field.schedule)
-    if errors < _SURE or gain < _LEAST * len(low) or abs(float((change[-1] + change[1]).mean())) < _BENT * gain:
+    if sure < SURE or gain < _LEAST * len(low) or abs(float((change[-1] + change[1]).mean())) < _BENT * gain:
         return Verdict("shift", UNKNOWN, "labels one level higher or lower make no clear difference on these images")
     return Verdict(
         "shift",
@@ -382,7 +220,7 @@ def _shift(field: VectorField, data: Tensor) -> Verdict:
 
 def _guided_already(plain: VectorField, data: Tensor) -> list[Verdict]:
     """Which guidance would answer best, where 1 is expected: ε_none + w·(ε_condition - ε_none) is a parabola in w."""
-    none = _unconditional(plain)
+    none = unconditional(plain)
     if none is None:
         return []
     above, below = torch.zeros(len(data), dtype=torch.float64), torch.zeros(len(data), dtype=torch.float64)
@@ -414,14 +252,14 @@ def _guidance(field: VectorField, plain: VectorField, data: Tensor) -> list[Verd
     for k, sigma in enumerate(conventions.levels_of(plain.schedule)):
         xbar, z = noised(data, sigma, k)
         level = torch.tensor(sigma, dtype=torch.float64)
-        change.append(_log(field(level, xbar), z) - _log(plain(level, xbar), z))
+        change.append(log_residual(field(level, xbar), z) - log_residual(plain(level, xbar), z))
     each = torch.stack(change)
     worse, k = float(each.mean()), int(each.mean(1).argmax())
     words = (
         f"guidance {field.condition.guidance:g} raises the residual by {100 * math.expm1(worse):.2g}% in the mean over "
         f"all levels, most at σ = {conventions.levels_of(plain.schedule)[k]:.3g}"
     )
-    if worse > _MARGIN and _errors(each.mean(0)) > _SURE:
+    if worse > MARGIN and errors(each.mean(0)) > SURE:
         return [Verdict("guidance", WRONG, f"the guided field is no field of images: {words}; encode at guidance 1")]
     return [Verdict("guidance", RIGHT, words)]
 

@@ -274,7 +274,7 @@ class VectorField:
         """This field as it would be if its network had been trained under another convention.
 
         Args:
-            predicts, schedule, time: As of the class; what is not given stays. Another schedule brings its usual labels.
+            predicts, schedule, time: As of the class; what is not given stays. Another schedule has its usual labels.
 
         Returns:
             A field that shares the network, with counters of its own.

@@ -91,10 +91,7 @@ def test_images_that_are_not_the_models_are_told_from_mistakes() -> None:
 
 LEVELS = odeddim.Schedule.scaled_linear()
 MEANS = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 1.6 - 0.8
-NETS = [
-    *(GaussianMixture(mean[None], 0.2).network(LEVELS) for mean in MEANS),
-    GaussianMixture(MEANS, 0.2).network(LEVELS),
-]
+NETS = [GaussianMixture(these, 0.2).network(LEVELS) for these in (*MEANS[:, None], MEANS)]
 
 
 def told(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
