@@ -62,12 +62,13 @@ def draw(table: Table, theme: Theme = LIGHT) -> dict[str, tuple[bytes, str]]:
     return {name: (_bytes(figure, "svg"), words) for name, figure, words in drawn}
 
 
-def files(table: Table, layout: Layout = USUAL) -> dict[str, bytes]:
+def files(table: Table, layout: Layout = USUAL, kinds: Sequence[str] = ("svg", "png")) -> dict[str, bytes]:
     """Draw the figures of a table as files, in light colours.
 
     Args:
         table: The table.
         layout: The size of the figures, and whether they have a title.
+        kinds: The formats.
 
     Returns:
         For each file's name, NAME.svg or NAME.png, its content.
@@ -75,7 +76,7 @@ def files(table: Table, layout: Layout = USUAL) -> dict[str, bytes]:
     return {
         f"{name}.{kind}": _bytes(figure, kind)
         for name, figure, _ in _figures(table, LIGHT, layout)
-        for kind in ("svg", "png")
+        for kind in kinds
     }
 
 

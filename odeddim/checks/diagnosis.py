@@ -86,6 +86,11 @@ class Diagnosis:
             not known.
         cause: The question with the most likely cause; "" if nothing was found.
         words: The most likely cause in one sentence.
+
+    Example:
+        >>> found = odeddim.diagnose(odeddim.open_images()[:4], model="exact-samples", steps=8)
+        >>> found.cause, len(found.levels), found.levels[0].sigma
+        ('', 8, 0.05)
     """
 
     model: str

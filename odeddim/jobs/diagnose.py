@@ -80,7 +80,8 @@ def diagnose(
     tell_skipped(source)
     if place is not None:
         with replacing(place) as temporary:
-            temporary.write_bytes(figures.files(_table(found))[f"{_BENCH}{place.suffix}"])
+            drawn = figures.files(_table(found), kinds=[place.suffix.removeprefix(".").lower()])
+            temporary.write_bytes(*drawn.values())
     return found
 
 
