@@ -36,6 +36,7 @@ COMMANDS = {
     "decode": "Decode latents to images: PNGs, a sheet, or HDF5.",
     "sample": "Make new images from noise.",
     "bridge": "Encode images with one model, decode them with another.",
+    "edit": "Encode images under one condition, decode them under another.",
     "interpolate": "Make lines, grids and loops between latents.",
     "shift": "Move latents from the mean of one group towards that of another.",
     "neighbours": "Find the nearest neighbours of latents.",

@@ -18,8 +18,8 @@ ARGUMENTS = {
     "model", "multipliers", "negative_prompt", "network_batch", "of", "output", "overwrite", "pad", "pair", "pairs",
     "paper", "parallel", "plan", "points", "precision", "predicts", "probes", "prompt", "quiet", "rank",
     "reference", "repeats", "resize", "resume", "round_trip", "rtol", "samples", "samples_every", "scale", "seed",
-    "sensitivity", "set", "sheet", "side", "size", "skip_bad", "solver", "solvers", "steps", "threads", "tiles",
-    "title", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol", "tolerances", "top",
+    "sensitivity", "set", "sheet", "side", "sigma", "size", "skip_bad", "solver", "solvers", "steps", "threads",
+    "tiles", "title", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol", "tolerances", "top",
     "trajectory", "validation", "verbose", "wait", "worst",
 }  # fmt: skip
 """Arguments of the library that are options of the same name."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from odeddim.api import sample as sample
     from odeddim.api import solve as solve
     from odeddim.bridges import bridge as bridge
+    from odeddim.bridges import edit as edit
     from odeddim.checks.certificate import certify as certify
     from odeddim.checks.density import LogDensity as LogDensity
     from odeddim.checks.density import log_density as log_density
@@ -91,6 +92,7 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "gits_plan": "odeddim.fitting.gits",
         "decode": "odeddim.api",
         "diagnose": "odeddim.checks.diagnosis",
+        "edit": "odeddim.bridges",
         "encode": "odeddim.api",
         "explain": "odeddim.checks.explanation",
         "fit": "odeddim.fitting.fit",

@@ -74,9 +74,7 @@ def files(table: Table, layout: Layout = USUAL, kinds: Sequence[str] = ("svg", "
         For each file's name, NAME.svg or NAME.png, its content.
     """
     return {
-        f"{name}.{kind}": _bytes(figure, kind)
-        for name, figure, _ in _figures(table, LIGHT, layout)
-        for kind in kinds
+        f"{name}.{kind}": _bytes(figure, kind) for name, figure, _ in _figures(table, LIGHT, layout) for kind in kinds
     }
 
 

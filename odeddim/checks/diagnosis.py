@@ -288,6 +288,7 @@ def _round_trip(field: VectorField, data: Tensor, plan: Plan) -> tuple[list[floa
     """Nodes above 0 and the gap between both ways there, rms in units of x; the error at the end, and the answer."""
     try:
         up = trajectory(data, direction="encode", model=field, plan=plan)
+        assert up.end is not None
         down = trajectory(up.end, direction="decode", model=field, plan=plan)
     except InputError as error:
         return [], [], None, Verdict("round trip", UNKNOWN, str(error))
