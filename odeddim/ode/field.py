@@ -278,6 +278,31 @@ class VectorField:
         twin._labels = Relabelled(self._labels, label_at)
         return twin
 
+    def assuming(
+        self, *, predicts: str | None = None, schedule: Schedule | None = None, time: Time | None = None
+    ) -> VectorField:
+        """This field as it would be if its network had been trained under another convention.
+
+        Args:
+            predicts, schedule, time: As of the class; what is not given stays. Another schedule has its usual labels.
+
+        Returns:
+            A field that shares the network, with counters of its own.
+
+        Raises:
+            InputError: If `predicts` or `time` is an unknown name.
+        """
+        twin = copy.copy(self)
+        twin.watch = None
+        twin.reset()
+        twin.predicts = self.predicts if predicts is None else pick(predicts, PREDICTIONS, "prediction")
+        if schedule is not None:
+            twin.schedule, twin.time = schedule, schedule.time
+        if time is not None:
+            twin.time = time if callable(time) else pick(time, TIMES, "time label")
+        twin._labels = labels_of(twin.schedule, twin.time)
+        return twin
+
     @classmethod
     def from_network(
         cls,
