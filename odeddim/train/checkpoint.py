@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -50,7 +49,7 @@ def save_model(trainer: Trainer, folder: Path, losses: Mapping[str, float]) -> N
         "images": trainer.images,
         "seconds": round(trainer.seconds),
         **losses,
-        **asdict(trainer.settings),
+        **trainer.settings.to_dict(),
         "torch": torch.__version__,
     }
     description = {
@@ -78,7 +77,7 @@ def save_checkpoint(trainer: Trainer, folder: Path) -> None:
         "seconds": trainer.seconds,
         "images": trainer.images,
         "commands": trainer.commands,
-        "settings": asdict(trainer.settings),
+        "settings": trainer.settings.to_dict(),
         "architecture": trainer.network.config,
     }
     with replacing_in(folder, CHECKPOINT) as path:
