@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, hidden=True)  # of earlier versions; refuses where there is no run
 @click.option(
     "--predicts",
-    type=click.Choice(["eps", "flow"]),
+    type=click.Choice(["eps", "v", "flow", "edm"]),
     default=None,
-    help="What the network predicts. eps: DDPM's noise, linear schedule. flow: the velocity of a rectified flow.  "
-    "[default: eps]",
+    help="What the network predicts. eps: DDPM's noise, linear schedule. v: √α·ε - √(1-α)·x0, the same schedule. flow: "
+    "the velocity of a rectified flow. edm: the image, by EDM's loss and preconditioning.  [default: eps]",
 )
 @click.option("--steps", type=click.IntRange(1), default=None, help="The number of steps in all.  [default: 20000]")
 @click.option(
@@ -109,7 +109,7 @@ if TYPE_CHECKING:
     "--device", default=None, metavar="cpu|cuda|...", help="Where to train.  [default: a GPU if there is one]"
 )
 def command(data: Path, output: Path, validation: Path | None, resume: bool, device: str | None, **given: Any) -> None:
-    """Train a U-Net on the images of DATA, by DDPM's loss or that of a rectified flow. The model has averaged weights.
+    """Train a U-Net on the images of DATA, by DDPM's loss or another one. The model has averaged weights.
 
     DATA is a folder, .npz, .npy, IDX (MNIST's format, gzip or not) or HDF5. All images have the same square size, or
     --resize S gives it to them; the other options about images are as in `odeddim encode`. The folder MODEL gets the
@@ -124,7 +124,8 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
       odeddim train photos32/ -o MODEL --multipliers 1,2,2 --attention 16 --steps 100000
       odeddim train photos/ -o MODEL --resize 64 --skip-bad
       odeddim train photos32/ -o FLOW --predicts flow
-      odeddim train photos32/ -o ADAMW --flips --set weight_decay=0.01 --set decay_shape=cosine --set decay=1
+      odeddim train photos32/ -o EDM --predicts edm --flips --set ema_half_life=500000
+      odeddim train photos32/ -o ADAMW --set weight_decay=0.01 --set decay_shape=cosine --set decay=1
       odeddim train photos32/ -o MODEL --steps 150000             more steps of the run in MODEL
     """
     import shlex

@@ -52,13 +52,15 @@ def save_model(trainer: Trainer, folder: Path, losses: Mapping[str, float]) -> N
         **trainer.settings.to_dict(),
         "torch": torch.__version__,
     }
+    sigma_data = trainer.objective.sigma_data
     description = {
         "format": native.FORMAT,
-        "version": native.VERSION,
+        "version": 1 if sigma_data is None else native.VERSION,  # earlier versions of odeddim read 1
         "architecture": trainer.network.config,
         "schedule": trainer.schedule.to_dict(),
-        "predicts": trainer.settings.predicts,
-        "time": "index",
+        "predicts": trainer.objective.predicts,
+        "time": trainer.objective.time,
+        **({} if sigma_data is None else {"sigma_data": sigma_data}),
         "weights": "ema",
         "training": training,
     }

@@ -75,7 +75,7 @@ def train(
     command: str = "",
     report: Report | None = None,
 ) -> Path:
-    """Train a U-Net with DDPM's linear schedule, or as a rectified flow.
+    """Train a U-Net for one of `odeddim.train.loss.OBJECTIVES`.
 
     In the main thread, Ctrl-C, SIGTERM and SIGHUP take effect after the present step is saved.
 

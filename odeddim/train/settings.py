@@ -25,7 +25,8 @@ class Settings:
     """The settings of a training run. The run stores them, and checks them when it is continued.
 
     Attributes:
-        predicts: "eps" for DDPM's noise, or "flow" for the velocity of rectified flow.
+        predicts: The objective, a name of `odeddim.train.loss.OBJECTIVES`: "eps" for DDPM's noise, "v" for its
+            velocity, "flow" for the velocity of rectified flow, "edm" for EDM's preconditioned denoiser.
         steps: The number of steps of the whole run.
         batch_size: The number of images in a step.
         learning_rate: The largest learning rate of Adam. The learning rate rises linearly in the first `warmup` steps,

@@ -94,10 +94,10 @@ class Trainer:
         """Return the averaged network as a VectorField."""
         size = self.network.config["image_size"]
         return VectorField(
-            self.average.module,
+            self.objective.model(self.average.module),
             self.schedule,
-            predicts=self.settings.predicts,
-            time="index",
+            predicts=self.objective.predicts,
+            time=self.objective.time,
             shape=(self.network.config["in_channels"], size, size),
         )
 

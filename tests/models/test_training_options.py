@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import SETTINGS, TINY, bars, invoke, same, source, state
+from test_train import ALPHAS, SETTINGS, TINY, bars, invoke, same, source, state
 from torch import Tensor
 
 import odeddim.train.run
 import odeddim.train.trainer
 from odeddim.models.networks.unet import UNet
+from odeddim.ode.field import VectorField
+from odeddim.ode.schedule import Schedule
 from odeddim.train.batches import batch_rows, batches, mirrored
 from odeddim.train.gradients import TreeSum
-from odeddim.train.run import train
+from odeddim.train.loss import OBJECTIVES, validation_loss
+from odeddim.train.run import Progress, train
 from odeddim.train.settings import Settings, learning_rate
 from odeddim.train.trainer import Trainer
 from odeddim.types import InputError
@@ -194,3 +199,106 @@ def test_options_are_settings_of_the_run(tmp_path: Path) -> None:
 def test_impossible_options(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         Settings(**wrong)
+
+
+def posed(name: str, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Images, noise, and what the objective makes of them: x, t, target; one image for each time."""
+    generator = torch.Generator().manual_seed(1)
+    x0 = torch.rand(len(times), 3, 4, 4, generator=generator) * 2 - 1
+    noise = torch.randn(len(times), 3, 4, 4, generator=generator)
+    objective = OBJECTIVES[name]
+    return x0, noise, *objective.pose(objective.schedule(), x0, noise, times)
+
+
+def test_v_is_the_derivative_by_the_angle() -> None:
+    """x = cos φ·x0 + sin φ·ε turns by dx/dφ = v (Salimans and Ho, appendix D), with DDPM's α as cos² φ."""
+    x0, noise, x, t, v = posed("v", torch.tensor([0.0, 0.3, 0.9995]))
+    assert t.tolist() == [0, 300, 999]
+    alpha = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[[0, 300, 999]]
+    phi = torch.from_numpy(np.arccos(np.sqrt(alpha)))[:, None, None, None].requires_grad_()
+    want = torch.cos(phi) * x0.double() + torch.sin(phi) * noise.double()
+    (slope,) = torch.autograd.grad(want.sum(), phi, retain_graph=True)
+    torch.testing.assert_close(x.double(), want.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(v.double().sum((1, 2, 3)), slope.flatten(), rtol=1e-4, atol=1e-3)
+    turned = -torch.sin(phi.detach()) * x0 + torch.cos(phi.detach()) * noise
+    torch.testing.assert_close(v.double(), turned, rtol=1e-4, atol=1e-4)
+
+
+def test_edms_loss_is_the_weighted_loss_of_its_denoiser() -> None:
+    """Eq. 2, 7 and 8 of EDM in float64, around any F: the squared difference of F and the target, for each image."""
+    times = torch.tensor([1e-6, 0.1, 0.5, 0.9, 1 - 1e-6])
+    x0, noise, x, t, target = posed("edm", times)
+    sigma = np.exp(-1.2 + 1.2 * np.array([NormalDist().inv_cdf(float(time)) for time in times]))
+    np.testing.assert_allclose(np.exp(4 * t.numpy()), sigma, rtol=1e-3)  # c_noise = ln(σ)/4
+    level = torch.from_numpy(np.exp(4 * t.double().numpy()))[:, None, None, None]
+    noisy, s = x0.double() + level * noise.double(), 0.5
+    c_skip, c_out = s**2 / (level**2 + s**2), level * s / (level**2 + s**2).sqrt()
+    torch.testing.assert_close(x.double(), noisy / (level**2 + s**2).sqrt(), rtol=1e-5, atol=1e-6)  # c_in·x
+    inner = torch.sin(3 * x.double()) + t.double()[:, None, None, None]
+    denoised = c_skip * noisy + c_out * inner
+    weighted = (level**2 + s**2) / (level * s) ** 2 * (denoised - x0.double()) ** 2
+    torch.testing.assert_close((inner - target.double()) ** 2, weighted, rtol=1e-3, atol=1e-4)
+    # F at its best has unit variance in and out for data of deviation σ_data.
+    data = 0.5 * torch.randn(4000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    each = torch.full((4000,), 0.3)
+    x, _, target = OBJECTIVES["edm"].pose(Schedule.edm(), data, torch.randn_like(data), each)
+    assert (float(x.std()), float(target.std())) == pytest.approx((1, 1), abs=0.05)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_exact_answer_makes_the_exact_field(name: str) -> None:
+    """All images are 0.3. The network that gives the target of every x makes a model whose ε is exact."""
+
+    def answer(x: Tensor, t: Tensor) -> Tensor:
+        if name == "edm":
+            sigma = torch.exp(4 * t)[:, None, None, None]
+            root = (sigma**2 + 0.25).sqrt()
+            noise = (x * root - 0.3) / sigma
+            return (sigma / 0.5 * 0.3 - 0.5 * noise) / root
+        if name == "flow":
+            time = t[:, None, None, None] / 1000
+            return (x - (1 - time) * 0.3) / time - 0.3
+        alpha = ALPHAS[t.long()][:, None, None, None]
+        noise = (x - alpha.sqrt() * 0.3) / (1 - alpha).sqrt()
+        return noise if name == "eps" else alpha.sqrt() * noise - (1 - alpha).sqrt() * 0.3
+
+    class Exact(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return answer(x, t)
+
+    objective = OBJECTIVES[name]
+    field = VectorField(
+        objective.model(Exact()), objective.schedule(), predicts=objective.predicts, time=objective.time
+    )
+    assert validation_loss(field, source(torch.full((70, 1, 8, 8), 0.3))) < 1e-6
+    sigma = field.schedule.levels[300]
+    noise = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(field(sigma, 0.3 + float(sigma) * noise), noise, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["v", "edm"])
+def test_a_model_of_each_objective_is_what_was_trained(tmp_path: Path, name: str) -> None:
+    settings = Settings(steps=24, batch_size=16, learning_rate=3e-3, warmup=5, ema=0.9, log_every=8, predicts=name)
+    seen: list[Progress] = []
+    train(bars(16), tmp_path, validation=bars(16), architecture=TINY, settings=settings, report=seen.append)
+    losses = [progress.loss for progress in seen if progress.logged]
+    assert losses[-1] < losses[0]
+    field = odeddim.load(tmp_path)
+    assert field.predicts == OBJECTIVES[name].predicts
+    assert seen[-1].validation_loss == pytest.approx(validation_loss(field, bars(16)), rel=1e-5)
+
+
+def test_a_description_of_edms_denoiser(tmp_path: Path) -> None:
+    """σ_data belongs to the model's hash; other files keep the version that earlier releases read."""
+    train(bars(), tmp_path / "edm", architecture=TINY, settings=replace(SETTINGS, steps=1, predicts="edm"))
+    train(bars(), tmp_path / "eps", architecture=TINY, settings=replace(SETTINGS, steps=1))
+    about, plain = (json.loads((tmp_path / name / "model.json").read_text()) for name in ("edm", "eps"))
+    assert (about["version"], about["sigma_data"], about["predicts"], about["time"]) == (2, 0.5, "x0", "sigma")
+    assert (plain["version"], "sigma_data" in plain, plain["time"]) == (1, False, "index")
+    first = odeddim.load(tmp_path / "edm")
+    (tmp_path / "edm/model.json").write_text(json.dumps({**about, "sigma_data": 1.0}))
+    assert odeddim.load(tmp_path / "edm").sha256 != first.sha256
+    for wrong in (0, "half", True, math.inf):
+        (tmp_path / "edm/model.json").write_text(json.dumps({**about, "sigma_data": wrong}))
+        with pytest.raises(InputError, match="sigma_data must be a positive number"):
+            odeddim.load(tmp_path / "edm")
