@@ -25,6 +25,7 @@ import test_edm
 import test_edm2
 import test_exported
 import test_guided
+import test_k_diffusion
 import test_latent_diffusion
 import test_score_sde
 
@@ -70,6 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (here / "edm-cifar10.pkl").write_bytes(pickle.dumps({"ema": edm.EDMPrecond(8, 3)}))
     test_edm2.saved(here, test_edm2.drawn(), "edm2-img64-s.pt")
     test_score_sde.saved(here, "ve/cifar10_ncsnpp_continuous")
+    test_k_diffusion.saved(here, test_k_diffusion.config())
     test_exported.saved(here, test_exported.drawn(test_exported.Toy()))
     (here / "network.pt2").rename(here / "net.pt2")
     (here / "network.json").rename(here / "net.json")
@@ -79,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_table_is_there() -> None:
-    assert len(LINES) == 16
+    assert len(LINES) == 17
     assert SECTION.count("\n| ") == len(LINES) + 1  # and its head
 
 
