@@ -30,6 +30,7 @@ FORMATS = (
     "edm",
     "latent_diffusion",
     "diffusers_unet",
+    "flow_matching",
     "guided",
     "edm2",
     "score_sde",

@@ -24,6 +24,7 @@ import test_diffusers_models
 import test_edm
 import test_edm2
 import test_exported
+import test_flow_matching
 import test_guided
 import test_k_diffusion
 import test_latent_diffusion
@@ -72,6 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     test_edm2.saved(here, test_edm2.drawn(), "edm2-img64-s.pt")
     test_score_sde.saved(here, "ve/cifar10_ncsnpp_continuous")
     test_k_diffusion.saved(here, test_k_diffusion.config())
+    test_flow_matching.saved(here, "cifar10")
     test_exported.saved(here, test_exported.drawn(test_exported.Toy()))
     (here / "network.pt2").rename(here / "net.pt2")
     (here / "network.json").rename(here / "net.json")
@@ -81,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_table_is_there() -> None:
-    assert len(LINES) == 17
+    assert len(LINES) == 18
     assert SECTION.count("\n| ") == len(LINES) + 1  # and its head
 
 
