@@ -24,7 +24,7 @@ from odeddim.ode.field import VectorField
 from odeddim.types import InputError, pick
 
 DEFAULT, FLOW = "fashion-mnist", "fashion-mnist-flow"
-SUFFIXES = (*weights.SUFFIXES, ".pt2", ".pkl")  # suffixes of single files that may be models
+SUFFIXES = (*weights.SUFFIXES, ".pt2", ".onnx", ".pkl")  # suffixes of single files that may be models
 FORMATS = (
     "native",
     "edm",
@@ -36,6 +36,7 @@ FORMATS = (
     "score_sde",
     "k_diffusion",
     "exported",
+    "onnx",
     "ddim",
 )
 """The modules of `odeddim.models.formats`, in the order in which they are tried on a path.

@@ -110,7 +110,7 @@ def _chosen(held: Any, wanted: Any, path: Path) -> tuple[dict[str, Tensor], str]
     place = beside.place(path)
     if wanted not in (None, "ema", "raw"):
         raise InputError(f"{place}: weights must be ema or raw, not {wanted!r:.50}")
-    whole = held if weights.is_state(held) else held.get("model") if isinstance(held, Mapping) else None
+    whole: Any = held if weights.is_state(held) else held.get("model") if isinstance(held, Mapping) else None
     if not weights.is_state(whole):
         raise InputError(f"{path} holds no weights of flow_matching's network under 'model': copy it again")
     shadows = {name: tensor for name, tensor in whole.items() if name.startswith(_SHADOW)}
