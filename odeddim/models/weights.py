@@ -54,11 +54,12 @@ def size_of(path: Path, remedy: str = "check the path and its permissions") -> i
     return status.st_size
 
 
-def read(path: Path) -> Any:
+def read(path: Path, safe: Sequence[type] = ()) -> Any:
     """Read a weights file without running code from it.
 
     Args:
         path: The file, safetensors or the output of `torch.save`.
+        safe: Classes that the file may hold besides: plain records, which run nothing when they are made.
 
     Returns:
         The content: a dict of tensors for safetensors, otherwise the saved object of tensors and plain values.
@@ -70,7 +71,7 @@ def read(path: Path) -> Any:
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(safe)):
             warnings.simplefilter("ignore")  # torch also warns about pickles that it refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a parser of foreign bytes may raise any type

@@ -379,6 +379,7 @@ def test_twenty_steps_of_the_probability_flow(config: str, tmp_path: Path) -> No
     assert field.nfe == 20
 
 
+@pytest.mark.slow  # thousands of evaluations in float64
 @pytest.mark.parametrize("config", TIMES_OF_SDES[1:])
 def test_its_black_box_sampler_is_the_same_curve(config: str, tmp_path: Path) -> None:
     """RK45 over t from score_sde's drift, and an embedded pair over σ."""

@@ -107,7 +107,7 @@ def read(path: Path) -> VectorField:
         raise InputError(
             f"{path} is not a state dict of guided-diffusion's U-Net: save the model's state_dict by itself"
         )
-    read_off = _architecture(state, path)
+    read_off = architecture(state, path)
     flags, published = _flags(path, read_off)
     try:
         schedule, predicts, time, time_scale = _diffusion(flags)
@@ -142,8 +142,19 @@ def read(path: Path) -> VectorField:
 # The settings that the weights show.
 
 
-def _architecture(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """Return the arguments of `ADM` that follow from names and shapes."""
+def architecture(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """Return the arguments of `ADM` that follow from names and shapes.
+
+    Args:
+        state: The weights by guided-diffusion's names.
+        path: The file of the weights, for error messages.
+
+    Returns:
+        The arguments by name.
+
+    Raises:
+        InputError: If the weights are of another network.
+    """
     if not any(name.startswith("output_blocks.") for name in state):
         raise InputError(
             f"{path} is a classifier (it has no output_blocks), not a diffusion model: give the diffusion model"
