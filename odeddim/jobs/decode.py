@@ -177,4 +177,5 @@ class _Decoding:
             data, taken, change = decode_to(self.tol, state, self.decoding.rungs, self.model)
             return _Decoded(to_images(self.field, data).cpu(), None, taken, change)
         data = self.decoding.images(state, self.model, start, self.walk)
-        return _Decoded(to_images(self.field, data).cpu(), self.walk and self.walk.passed)
+        passed = None if self.walk is None else self.walk.passed
+        return _Decoded(to_images(self.field, data).cpu(), passed)

@@ -268,7 +268,8 @@ class _Encoding:
             begin = self.plan.begun(to_data(self.model, x_0), start)
             state = integrate(self.model, begin, in_parallel(self.plan, self.parallel))
         state = replace(state, report={**state.report, **floor}).to("cpu")
-        return _Encoded(state, figures, self.walk and self.walk.passed, round_trip)
+        passed = None if self.walk is None else self.walk.passed
+        return _Encoded(state, figures, passed, round_trip)
 
     def count(self, made: _Encoded, names: Sequence[str]) -> None:
         """Add the images of a batch, with these names, to the totals."""

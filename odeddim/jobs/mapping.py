@@ -106,11 +106,10 @@ class Decoder:
 
     Example:
         >>> import numpy, odeddim
-        >>> how = {"solver": "belm", "steps": 4}
-        >>> latents = odeddim.Encoder("exact-samples", **how)(numpy.zeros((2, 28, 28), numpy.uint8))
-        >>> images = odeddim.Decoder("exact-samples", **how)(latents)["image"]
-        >>> images.shape, float(abs(images + 1).max()) < 1e-3
-        ((2, 1, 28, 28), True)
+        >>> how = {"solver": "rk4", "steps": 10}
+        >>> latents = odeddim.Encoder("exact-mixture", **how)(numpy.zeros((2, 28, 28), numpy.uint8))
+        >>> odeddim.Decoder("exact-mixture", **how)(latents)["image"].shape
+        (2, 1, 28, 28)
     """
 
     def __init__(
