@@ -328,7 +328,7 @@ threads = click.option(
     type=click.IntRange(1, MOST_THREADS),
     default=None,
     help="Threads of a CPU. The last digits of the result depend on them. Several processes are faster and do not "
-    "change it: `torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
+    "change it (--workers, where there is that).  [default: as encoded, else 1]",
 )
 network_batch = click.option(
     "--network-batch",

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from odeddim.cli import options
-from odeddim.cli.kinds import Kind
-
-
-class _Workers(Kind["int | str"]):
-    """A number of processes, or "auto"."""
-
-    name = "integer|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        return "auto" if value == "auto" else int(click.IntRange(1, options.MOST_THREADS).convert(value, param, ctx))
-
+from odeddim.cli.kinds import Workers
 
 workers = click.option(
     "--workers",
-    type=_Workers(),
+    type=Workers(options.MOST_THREADS),
     default=None,
     metavar="N|auto",
     help="Processes that share the work, each with the model in its memory; auto for one on each core or GPU. The "

@@ -27,6 +27,7 @@ from odeddim.runs.parallel import Parallel
 from odeddim.storage.atomic import check_place
 from odeddim.storage.outputs import Pictures, open_output
 from odeddim.storage.prefetch import ahead
+from odeddim.storage.write_behind import behind
 from odeddim.types import State
 
 
@@ -116,14 +117,20 @@ def decode(
             closing(ahead(file.read, both.batches(size))) as batches,
             closing(place.over(work, batches)) as found,
         ):
-            for (start, stop), made in found:
+
+            def keep(result: tuple[tuple[int, int], _Decoded]) -> None:
+                nonlocal largest
+                (start, stop), made = result
                 if made.taken is not None and made.change is not None:
                     tally.add(made.taken, made.change, file.names[start:stop])
                 if points is not None:
                     points.write(start, stop, made.passed)
                 if out.holds(start, stop):
                     out.write(start, stop, made.images)
-                largest, here = max(largest, float(made.images.abs().max())), here + stop - start
+                largest = max(largest, float(made.images.abs().max()))
+
+            for (start, stop), _ in behind(keep, found):
+                here += stop - start
                 advance(stop - start)
     warn_of_range(largest)
     taken_steps = tally.tell() if tol is not None and here else decoding.steps
@@ -177,4 +184,5 @@ class _Decoding:
             data, taken, change = decode_to(self.tol, state, self.decoding.rungs, self.model)
             return _Decoded(to_images(self.field, data).cpu(), None, taken, change)
         data = self.decoding.images(state, self.model, start, self.walk)
-        return _Decoded(to_images(self.field, data).cpu(), self.walk and self.walk.passed)
+        passed = None if self.walk is None else self.walk.passed
+        return _Decoded(to_images(self.field, data).cpu(), passed)

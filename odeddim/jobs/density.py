@@ -31,6 +31,7 @@ from odeddim.storage.resumable import Run
 from odeddim.storage.row_files import columns_of, read_rows, settings_of, text_column, width_of
 from odeddim.storage.sources import Images, place_of
 from odeddim.storage.workers import rank
+from odeddim.storage.write_behind import behind
 from odeddim.types import InputError
 
 FORMAT, VERSION = "odeddim densities", 1
@@ -135,8 +136,7 @@ def density(
         closing(ahead(lambda start, stop: source[start:stop], file.batches(size))) as batches,
         closing(place.over(_Measuring(made, place.state), batches)) as found,
     ):
-        for (start, stop), densities in found:
-            file.write(start, stop, densities)
+        for (start, stop), _ in behind(lambda result: file.write(*result[0], result[1]), found):
             here += stop - start
             advance(stop - start)
     figures = _read(output) if run.done == len(names) else {}

@@ -43,6 +43,7 @@ from odeddim.storage.prefetch import ahead
 from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of
 from odeddim.storage.workers import rank
+from odeddim.storage.write_behind import behind
 from odeddim.types import InputError, State
 
 
@@ -145,12 +146,16 @@ def encode(
         closing(ahead(lambda start, stop: source[start:stop], both.batches(size))) as batches,
         closing(place.over(run, batches)) as found,
     ):
-        for (begin, stop), made in found:
+
+        def keep(result: tuple[tuple[int, int], _Encoded]) -> None:
+            (begin, stop), made = result
             run.count(made, names[begin:stop])
             if points is not None:
                 points.write(begin, stop, made.passed)
             if file.holds(begin, stop):
                 file.write(begin, stop, made.state, made.figures)
+
+        for (begin, stop), _ in behind(keep, found):
             advance(stop - begin)
     words = run.words(output, file.done, len(names), time.perf_counter() - began) + tell_skipped(source)
     words += points.words if points else ""
@@ -268,7 +273,8 @@ class _Encoding:
             begin = self.plan.begun(to_data(self.model, x_0), start)
             state = integrate(self.model, begin, in_parallel(self.plan, self.parallel))
         state = replace(state, report={**state.report, **floor}).to("cpu")
-        return _Encoded(state, figures, self.walk and self.walk.passed, round_trip)
+        passed = None if self.walk is None else self.walk.passed
+        return _Encoded(state, figures, passed, round_trip)
 
     def count(self, made: _Encoded, names: Sequence[str]) -> None:
         """Add the images of a batch, with these names, to the totals."""

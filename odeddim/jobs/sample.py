@@ -32,6 +32,7 @@ from odeddim.storage.atomic import nearest_above
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.outputs import Pictures, open_output
 from odeddim.storage.sheets import Captions
+from odeddim.storage.write_behind import behind
 from odeddim.types import InputError, State
 
 
@@ -114,9 +115,15 @@ def sample(
         shown(progress, count, "sampling", out.done) as advance,
         closing(place.over(work, ((span, None) for span in out.batches(size)))) as found,
     ):
-        for (start, stop), (images, figures) in found:
+
+        def keep(result: tuple[tuple[int, int], tuple[torch.Tensor, dict[str, torch.Tensor] | None]]) -> None:
+            nonlocal largest
+            (start, stop), (images, figures) = result
             out.write(start, stop, images, figures)
-            largest, here = max(largest, float(images.abs().max())), here + stop - start
+            largest = max(largest, float(images.abs().max()))
+
+        for (start, stop), _ in behind(keep, found):
+            here += stop - start
             advance(stop - start)
     warn_of_range(largest)
     words = (

@@ -46,6 +46,7 @@ from odeddim.storage.resumable import Run
 from odeddim.storage.row_files import comparable, run_of, text_column, width_of
 from odeddim.storage.sources import Images, place_of
 from odeddim.storage.workers import cut, rank
+from odeddim.storage.write_behind import behind
 from odeddim.types import InputError
 
 FORMAT = "odeddim scores"
@@ -222,8 +223,7 @@ class _Paths:
             closing(ahead(lambda start, stop: source[start:stop], spans)) as batches,
             closing(self.place.over(work, batches)) as found,
         ):
-            for (start, stop), measures in found:
-                keep(start, stop, *measures)
+            for (start, stop), _ in behind(lambda result: keep(*result[0], *result[1]), found):
                 advance(stop - start)
 
 

@@ -40,7 +40,7 @@ class Work(Protocol[Given, Made]):
     @property
     def model(self) -> VectorField: ...
 
-    def __call__(self, start: int, stop: int, given: Given) -> Made:
+    def __call__(self, start: int, stop: int, given: Given, /) -> Made:
         """The results of the images start, ..., stop-1, given what the job has read of them."""
 
 

@@ -137,8 +137,7 @@ def _gpu_of(number: int) -> Iterator[None]:
 
 def _serve(pipe: Connection, threads: int) -> None:
     """What a process does: take the work, and answer ranges until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the one that started the others ends them
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
     with contextlib.suppress(EOFError, OSError):
         try:
             member = Member(pipe.recv_bytes(), threads)
@@ -150,8 +149,14 @@ def _serve(pipe: Connection, threads: int) -> None:
             pipe.send_bytes(member(pipe.recv_bytes()))
 
 
-def _end_with_parent() -> None:
+def follow_parent() -> None:
+    """End this process when the one that started it ends, and leave Ctrl-C, which reaches both, to that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -81,3 +81,17 @@ def test_jobs_on_ray(cluster: Any, tmp_path: Path) -> None:
         odeddim.jobs.sample(4, tmp_path / "x", shape=(1, 6, 6), **{**how, "machine": Machine(engine="ray", workers=3)})
     with pytest.raises(InputError, match="NaN"):
         odeddim.jobs.encode(np.full((20, 1, 6, 6), torch.nan), tmp_path / "n.h5", steps=4, **how)
+
+
+@pytest.mark.slow  # a cluster of Ray, whose workers load torch
+def test_a_dataset_of_ray(cluster: Any, tmp_path: Path) -> None:
+    data = pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install 'ray[data]'")
+    how = {"model": "exact-samples", "solver": "belm", "steps": 4}
+    images = ((odeddim.open_images()[:20][:, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
+    odeddim.jobs.encode(images, tmp_path / "z.h5", **how)
+    found = data.from_numpy(images).map_batches(
+        odeddim.Encoder, batch_size=8, concurrency=1, fn_constructor_kwargs={**how, "column": "data"}
+    ).map_batches(odeddim.Decoder, batch_size=8, concurrency=1, fn_constructor_kwargs=how).materialize()  # fmt: skip
+    odeddim.jobs.decode(tmp_path / "z.h5", tmp_path / "i.h5")
+    wanted = odeddim.open_images(tmp_path / "i.h5")[:].numpy()
+    assert {row["image"].tobytes() for row in found.iter_rows()} == {image.tobytes() for image in wanted}

@@ -8,27 +8,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
-import signal
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, TypeVar, cast
 
 from odeddim.bench.tables import Table
 from odeddim.jobs.bench.workbench import Workbench
 from odeddim.jobs.machine import Machine
+from odeddim.runs.processes import follow_parent
 from odeddim.types import InputError
 
-P = ParamSpec("P")
-Bench = Callable[Concatenate[Workbench, P], Table]
+Bench = TypeVar("Bench", bound=Callable[..., Table])
 
 
-def helped(bench: Bench[P]) -> Bench[P]:
+def helped(bench: Bench) -> Bench:
     """A bench for which `Machine.workers` start helpers. None that measures seconds, which they would disturb."""
 
     @functools.wraps(bench)
-    def call(workbench: Workbench, *arguments: P.args, **how: P.kwargs) -> Table:
+    def call(workbench: Workbench, *arguments: Any, **how: Any) -> Table:
         machine = workbench.machine or Machine()
         if machine.engine == "ray":
             raise InputError("benches are shared by processes on one disk: leave out engine='ray'")
@@ -41,7 +40,7 @@ def helped(bench: Bench[P]) -> Bench[P]:
         with _helpers(count, bench, (alone, *arguments), how):
             return bench(alone, *arguments, **how)
 
-    return call
+    return cast(Bench, call)
 
 
 @contextlib.contextmanager
@@ -55,7 +54,7 @@ def _helpers(
     started: list[multiprocessing.process.BaseProcess] = []
     try:
         for _ in range(count):
-            helper = context.Process(target=_help, args=target, daemon=True)
+            helper: multiprocessing.process.BaseProcess = context.Process(target=_help, args=target, daemon=True)
             helper.start()
             started.append(helper)
         yield
@@ -68,7 +67,7 @@ def _helpers(
 
 def _help(module: str, name: str, arguments: tuple[Any, ...], how: dict[str, Any]) -> None:
     """What a helper does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the one that started it ends it
+    follow_parent()
     warnings.simplefilter("ignore")
     # The bench meets the same error when it comes to those rows.
     with contextlib.suppress(Exception):
