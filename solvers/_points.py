@@ -232,9 +232,7 @@ def follow(
     xbars, slopes = {0: state.xbar}, dict[int, "Tensor"]()
     for n, point in enumerate(points):
         if n > 0:
-            terms = [(weight, xbars[i]) for i, weight in point.points.items()]
-            terms += [(weight, slopes[j]) for j, weight in point.slopes.items()]
-            xbars[n] = combined(terms)
+            xbars[n] = combined(_terms(point, xbars, slopes))  # no list of them here: it would keep them alive
             for used, last, kept in ((point.points, last_point, xbars), (point.slopes, last_slope, slopes)):
                 for i in used:
                     if last[i] == n:
@@ -246,6 +244,12 @@ def follow(
         if n not in last_point and n < len(points) - 1:
             del xbars[n]  # it was for its slope only
     return State(xbars[len(points) - 1], points[-1].sigma)
+
+
+def _terms(point: Point, xbars: Mapping[int, Tensor], slopes: Mapping[int, Tensor]) -> list[tuple[float, Tensor]]:
+    """The weights and tensors whose sum is x̄ at a point."""
+    terms = [(weight, xbars[i]) for i, weight in point.points.items()]
+    return terms + [(weight, slopes[j]) for j, weight in point.slopes.items()]
 
 
 def combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
