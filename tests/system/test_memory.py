@@ -59,6 +59,34 @@ def test_a_run_holds_few_states_however_many_steps_it_makes(name: str) -> None:
                 assert 1 < held < STATES[name] + 0.2, (steps, start, held)
 
 
+FAULTS = """
+import resource, sys, torch
+from odeddim.jobs.machine import keep_memory
+if sys.argv[1] == "kept":
+    keep_memory()
+def faults():
+    for _ in range(20):
+        parts = [torch.ones(2**20) for _ in range(4)]
+        del parts
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = faults()
+print(faults() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only the C library of Linux is told")
+def test_memory_that_is_given_back_is_kept_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    found = []
+    for how in ("as it is", "kept"):
+        result = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, timeout=100)
+        assert result.returncode == 0, result.stderr
+        found.append(int(result.stdout))
+    print(found)
+    assert found[1] < 100 < found[0]
+
+
 FEW, MORE, MANY = 1_000, 4_000, 20_000
 MOST = 1.05  # times the peak of few
 
