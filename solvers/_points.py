@@ -269,9 +269,7 @@ def execute(
     xbars, slopes = {0: start}, dict[int, "Tensor"]()
     for n, point in enumerate(points):
         if n > 0:
-            terms = [(weight, xbars[i]) for i, weight in point.points.items()]
-            terms += [(weight, slopes[j]) for j, weight in point.slopes.items()]
-            xbars[n] = combine(terms)
+            xbars[n] = combine(_terms(point, xbars, slopes))  # no list of them here: it would keep them alive
             for used, last, kept in ((point.points, last_point, xbars), (point.slopes, last_slope, slopes)):
                 for i in used:
                     if last[i] == n:
@@ -307,6 +305,12 @@ def beside_zero(instructions: Callable[..., Sequence[Any]], nodes: Sequence[floa
 def _shifted(point: Point) -> Point:
     """A point whose references count from a point before the first."""
     return Point(point.sigma, {i + 1: c for i, c in point.points.items()}, {j + 1: w for j, w in point.slopes.items()})
+
+
+def _terms(point: Point, xbars: Mapping[int, Tensor], slopes: Mapping[int, Tensor]) -> list[tuple[float, Tensor]]:
+    """The weights and tensors whose sum is x̄ at a point."""
+    terms = [(weight, xbars[i]) for i, weight in point.points.items()]
+    return terms + [(weight, slopes[j]) for j, weight in point.slopes.items()]
 
 
 def combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:

@@ -143,7 +143,8 @@ class Registers:
             InputError: If a register leaves the numbers that it can hold: the run is unstable.
         """
         steps, self.largest = list(enumerate(self.steps, 1)), [math.inf, math.inf]
-        for n, step in reversed(steps) if back else steps:
+        order = steps[::-1] if back else steps
+        for count, (n, step) in enumerate(order, 1):
             place = step.register
             if isinstance(step, Flip):
                 registers[place] = self._negated(registers[place])
@@ -154,10 +155,21 @@ class Registers:
                 eps = self._answer(field, step, registers, asked)
                 self._change(registers, place, self._times(eps, step.factor / self.quantum), back, math.inf)
                 del eps
+                if not self._asks_again(order[count:], 1 - place):
+                    asked.pop(1 - place, None)
             asked.pop(place, None)
             if observe is not None and (node := self.nodes.get(n - 1 if back else n)):
                 sigma, place, scale = node
                 observe(sigma, registers[place].double() * (scale * self.quantum))
+
+    def _asks_again(self, order: Sequence[tuple[int, Shear | Push | Flip]], place: int) -> bool:
+        """Whether the field may be asked at a register once more before it changes: after the last step it may."""
+        for _, step in order:
+            if step.register == place:
+                return False
+            if isinstance(step, Push):
+                return True
+        return True
 
     def _change(self, registers: list[Tensor], place: int, change: Tensor, back: bool, most: float) -> None:
         """Add the nearest whole numbers to a register, or take them off.
@@ -182,6 +194,7 @@ class Registers:
     def _answer(self, field: Field, push: Push, registers: list[Tensor], asked: Asked) -> Tensor:
         """ε, or the increment of the kick's solver, of the other register."""
         kick, place = push.kick, 1 - push.register
+        self.scratch = None  # the network needs the memory
         source = self.source(push, registers)
         if kick.base is not None or kick.ratio != 1:  # not what the register holds: nothing to keep
             return answer(field, kick, source)

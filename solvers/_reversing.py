@@ -141,27 +141,42 @@ def _fresh(field: Field, state: State, sigmas: Tensor, bank: Registers, observe:
     dtype, nodes = state.xbar.dtype, sigmas.tolist()
     grain = bank.grain(nodes, dtype == torch.float32)
     begin = bank.rounded(state.xbar, grain)
-    remainder = state.xbar.double() - begin
     xbar, asked = begin, Asked()
     lacking: tuple[Tensor, ...] = ()
+    exact: list[Tensor] = []
     if nodes[0] == 0:
         xbar = begin + bank.rounded(field(sigmas[0], begin) * nodes[1], bank.quantum)
         if observe is not None and len(nodes) > 2:
             observe(nodes[1], xbar.to(dtype))
         slope = field(sigmas[1], xbar)
-        lacking = (begin - bank.rounded(xbar - slope * nodes[1], grain),)
+        lacking = _in(dtype, begin - bank.rounded(xbar - slope * nodes[1], grain), exact)
         asked = dict.fromkeys((0, 1), (nodes[1], slope))
+        del slope
     registers = [bank.read(xbar), bank.read(xbar)]
+    del begin, xbar
     bank.run(field, registers, False, asked, _in_dtype(observe, dtype))
-    output, other = (bank.show(registers[place], dtype) for place in (bank.output, 1 - bank.output))
+    asked.clear()
+    bank.scratch = None
+    if bank.output == 1:
+        registers.reverse()
+    output = bank.show(registers.pop(0), dtype)
+    other = bank.show(registers.pop(0), dtype)
     if nodes[-1] == 0:
         xbar = output[0].double() + output[1]
         return State((xbar - field(sigmas[-2], xbar) * nodes[-2]).to(dtype), 0.0)
+    # Made again, not held all the way.
+    remainder = _in(dtype, state.xbar.double() - bank.rounded(state.xbar, grain), exact)
     if bank.exact:
-        for part in (*lacking, remainder):
-            bank.require((part.to(dtype) == part).all(), UNSTABLE)
-    aux = (output[1], *other, *(part.to(dtype) for part in (*lacking, remainder)))
-    return State(output[0], nodes[-1], aux, kept)
+        for holds in exact:
+            bank.require(holds, UNSTABLE)
+    return State(output[0], nodes[-1], (output[1], *other, *lacking, *remainder), kept)
+
+
+def _in(dtype: torch.dtype, part: Tensor, exact: list[Tensor]) -> tuple[Tensor]:
+    """A part of aux in the dtype of the state; whether that is exact is added to the list, () bool."""
+    found = part.to(dtype)
+    exact.append((found == part).all())
+    return (found,)
 
 
 def _back(field: Field, state: State, sigmas: Tensor, bank: Registers, single: bool, observe: Observe | None) -> State:
@@ -178,6 +193,7 @@ def _back(field: Field, state: State, sigmas: Tensor, bank: Registers, single: b
         bank.require(part.detach().isfinite().all(), stranger)
     output, other = bank.joined(*parts[:2]), bank.joined(*parts[2:4])
     registers = [output, other] if bank.output == 0 else [other, output]
+    del output, other
     asked = Asked()
     bank.run(field, registers, True, asked, _in_dtype(observe, state.xbar.dtype))
     xbar = bank.value(registers[0])

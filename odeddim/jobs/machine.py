@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +30,7 @@ QUEUE = 8  # batches in work at once if images leave a run one by one, to keep t
 NETWORK_BATCH = {"cpu": 8}  # images that the network takes at once: fewer cost more per image, more gain nothing here
 NETWORK_BATCH_ELSEWHERE = 64
 ENGINES = ("processes", "torchrun", "ray")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,7 @@ class Place:
         kept = self.encoded.provenance.details if self.encoded else {}
         network_batch = self.machine.network_batch or _positive(kept.get("network_batch"))
         if self.device.type == "cpu":
+            keep_memory()
             torch.set_num_threads(self.machine.threads or _positive(kept.get("threads")) or 1)
         if network_batch is None and row.one_by_one:
             network_batch = 1
@@ -273,6 +278,21 @@ class Place:
             f"{file.path} does not come back exactly by {row.name}, because the network runs otherwise than when it "
             f"was encoded ({told}){_off(row, file.nodes, str(then.get('dtype')), self.dtype_name)}"
         )
+
+
+def keep_memory() -> None:
+    """Let the C library of Linux keep the memory that tensors have given back, for the next ones.
+
+    It would return it to the system, which clears it before it gives it out again: in evaluations of 64 images by the
+    built-in model that was 20% of the time. Settings of the environment (MALLOC_..., GLIBC_TUNABLES) and other systems
+    are left alone. It holds for the whole process, and for its later jobs.
+    """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
+        mallopt(_TRIM_THRESHOLD, 512 << 20)
 
 
 def in_work(network_batch: int) -> int:
