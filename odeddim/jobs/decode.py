@@ -13,6 +13,7 @@ import torch
 from odeddim.api import Model, to_images
 from odeddim.checks.certificate import decode_to
 from odeddim.jobs.decoding import decoding_of
+from odeddim.jobs.each import for_batch
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.recording import OWN_STEPS, Recording, opened, together
 from odeddim.jobs.subject import Subject, subject_of, warn_of_plan
@@ -114,11 +115,14 @@ def decode(
         ):
             for (start, stop), state in batches:
                 state = place.cast(state)
+                own = for_batch(file, ode, state)
                 if tol is None:
-                    data = decoding.images(state, ode, start, points.of(start, stop) if points else None)
+                    data = decoding.images(state, own, start, points.of(start, stop) if points else None)
                 else:
-                    data, taken, change = decode_to(tol, state, decoding.rungs, ode)
+                    data, taken, change = decode_to(tol, state, decoding.rungs, own)
                     tally.add(taken, change, file.names[start:stop])
+                if own is not ode:
+                    ode.count(own)
                 images = to_images(field, data)
                 if out.holds(start, stop):
                     out.write(start, stop, images)
