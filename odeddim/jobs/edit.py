@@ -84,11 +84,6 @@ class Redone(Outcome):
     Attributes:
         errors: The names and reconstruction errors of the images, rms over pixels in [-1, 1], as far as they are known.
         changes: The names and changes, rms of the edit minus the image, likewise.
-
-    Example:
-        >>> import odeddim, pathlib
-        >>> print(odeddim.jobs.Redone(pathlib.Path("out"), 1, 1, "1 image", (("a.png", 0.5),)).error_words)
-        reconstruction error (rms, images in [-1, 1]): median 0.5, worst 0.5 (a.png)
     """
 
     errors: tuple[tuple[str, float], ...] = ()
