@@ -38,7 +38,9 @@ descriptions = options.gathered(
         click.option(
             "--from", "before", required=True, metavar="TEXT|CLASS", help="What the images show, to encode them."
         ),
-        click.option("--to", "after", required=True, metavar="TEXT|CLASS", help="What they are to show."),
+        click.option(
+            "--to", "after", metavar="TEXT|CLASS", default=None, help="What they are to show.  [default: as --from]"
+        ),
         click.option(
             "--guidance",
             type=float,
@@ -113,7 +115,9 @@ def command(
 ) -> None:
     """Edit IMAGES: encode them under one condition (--from), and decode them under another (--to).
 
-    --from and --to are texts for models of texts, and numbers for models of classes. A sheet shows each image, its
+    --from and --to are texts for models of texts, and numbers for models of classes. Without --to, the images keep what
+    they show, and --guidance alone changes them: the change that is printed is what encoding at guidance 1 and decoding
+    at another one loses. A sheet shows each image, its
     edit, and its reconstruction: decoded under --from again. Where the reconstruction is not the image, the edit began
     with another one. Image files, a file.h5 and a file.npz store reconstruction_error and change, the rms over pixels
     in [-1, 1] of the reconstruction and of the edit, each minus the image.
@@ -126,12 +130,15 @@ def command(
     Examples:
       odeddim edit photos/ --from 207 --to 281 --model M -o edited/ --steps 20
       odeddim edit photos/ --from 207 --to 281 --model M -o sheet.png --sigma 5 --steps 20
+      odeddim edit photos/ --from 207 --model M -o guided.h5 --guidance 5
       odeddim edit photos/ --from 207 --to 281 --model M -o edited.h5 --solver unipc-2 --end sigma_min
     """
     from odeddim import jobs
     from odeddim.cli.progress import bar
 
-    made = jobs.edit(images, output, *descriptions, progress=bar, **given, **how)
+    before, after = descriptions
+    made = jobs.edit(images, output, before, after, progress=bar, **given, **how)
     options.tell(made)
     if made.error_words:
-        options.echo(made.error_words)
+        for line in made.error_words.splitlines():
+            options.echo(line)

@@ -28,10 +28,30 @@ found = options.gathered(
             "evaluations, and two products with the Jacobian at each node.",
         ),
         recording.options,
+        click.option(
+            "--labels-from",
+            default=None,
+            metavar="FILE.csv:COLUMN|folder",
+            help="A class for each image, in place of --label for all: a column of a CSV, or the names of the images' "
+            "folders, which are numbers or are numbered in the order of the alphabet.",
+        ),
+        click.option(
+            "--prompts-from",
+            default=None,
+            metavar="FILE.csv:COLUMN|folder",
+            help="A text for each image, in place of --prompt for all: a column of a CSV, or the names of the images' "
+            "folders.",
+        ),
     ),
-    lambda own: {"certify": own["certify"], "density": own["density"], "trajectory": recording.recording(own)},
+    lambda own: {
+        "certify": own["certify"],
+        "density": own["density"],
+        "trajectory": recording.recording(own),
+        "labels_from": own["labels_from"],
+        "prompts_from": own["prompts_from"],
+    },
 )
-"""What else is found out of each image."""
+"""What each image is told, and what else is found out of it."""
 start = click.option(
     "--start",
     default=None,
@@ -82,6 +102,10 @@ def command(
     --trajectory keeps the points of each image's run, at the nodes or at noise levels between them, for `odeddim
     trajectory` and `odeddim.Trajectory.load`. The latents have the same bits with and without it.
 
+    --labels-from and --prompts-from give each image a class or a text of its own. A column of the CSV that is called
+    file, name, filename, image or path names the images; without one, the rows have their order. The latent file keeps
+    the condition of each latent, and `odeddim decode` takes it.
+
     --density measures along the same run how probable the model makes each image, as continuous data
     (report/bits_per_dim, and its standard error). The default of --end is then sigma_min. `odeddim density` measures
     images of whole numbers too.
@@ -121,6 +145,7 @@ def command(
       odeddim encode photos/ -o z.h5 --model MODEL --solver euler --parallel 50
       odeddim encode photos/ -o z.h5 --model MODEL --tol 1e-3
       odeddim encode photos/ -o z.h5 --model MODEL --plan bench/plan.json
+      odeddim encode photos/ -o z.h5 --model M --labels-from labels.csv:class
       odeddim encode -o z.h5 -n 8 --trajectory t.h5 --trajectory-at 0.1,1,10
       odeddim encode -o z.h5 -n 8 --solver unipc-2 --steps 20 --start forward:3
       odeddim encode photos/ -o z.h5 --model MODEL --workers 2

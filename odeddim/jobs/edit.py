@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -83,18 +83,24 @@ class Redone(Outcome):
 
     Attributes:
         errors: The names and reconstruction errors of the images, rms over pixels in [-1, 1], as far as they are known.
+        changes: The names and changes, rms of the edit minus the image, likewise.
     """
 
     errors: tuple[tuple[str, float], ...] = ()
+    changes: tuple[tuple[str, float], ...] = ()
 
     @property
     def error_words(self) -> str:
-        """The errors in one line; "" if none is known."""
-        if not self.errors:
-            return ""
-        worst, name = max((error, name) for name, error in self.errors)
-        middle = median(error for _, error in self.errors)
-        return f"reconstruction error (rms, images in [-1, 1]): median {middle:.3g}, worst {worst:.3g} ({name})"
+        """The errors and the changes in a line each; "" if none is known."""
+        told = (("reconstruction error", self.errors), ("change", self.changes))
+        return "\n".join(_spread(name, values) for name, values in told if values)
+
+
+def _spread(what: str, values: Sequence[tuple[str, float]]) -> str:
+    """A line about figures of images."""
+    worst, name = max((value, name) for name, value in values)
+    middle = median(value for _, value in values)
+    return f"{what} (rms, images in [-1, 1]): median {middle:.3g}, worst {worst:.3g} ({name})"
 
 
 @torch.no_grad()
@@ -102,7 +108,7 @@ def edit(
     images: Images,
     output: str | Path | Pictures,
     before: str | int | Description,
-    after: str | int | Description,
+    after: str | int | Description | None = None,
     *,
     model: Model | Subject = DEFAULT,
     sigma: float | None = None,
@@ -121,7 +127,7 @@ def edit(
         images: As of `odeddim.jobs.encode`; None for the 256 sample images of the package.
         output: A folder for image files, a sheet.png of before, after and reconstruction, a file.h5 or a file.npz.
         before: What the images show: a text, a class, or a Description.
-        after: What they are to show.
+        after: What they are to show; None for the same. With a guidance of its own it shows what guidance changes.
         model: A name, a path, a VectorField, or a pipeline of diffusers.
         sigma: The noise level up to which images are encoded, as of `odeddim.edit`; None for σ_T.
         count: The number of images to take, the first ones; by default all.
@@ -152,10 +158,12 @@ def edit(
         check_place(output, where)
     place = (machine or Machine()).at(model=model)
     field = subject_on(place, model)
-    both = [(it if isinstance(it, Description) else Description(it)).of(field) for it in (before, after)]
+    told = before if isinstance(before, Description) else Description(before)
+    then = after if isinstance(after, Description) else Description(after)
+    both = [it.of(field) for it in (told, then if then.shows is not None else replace(then, shows=told.shows))]
     over = editing(
-        *both, said.solver or defaults.ENCODE, sigma=sigma, steps=said.steps, grid=said.grid, end=said.end or "zero",
-        **said.settings,
+        both[0], both[1], said.solver or defaults.ENCODE,
+        sigma=sigma, steps=said.steps, grid=said.grid, end=said.end or "zero", **said.settings,
     )  # fmt: skip
     for one in both:
         place.fit(one, over.plan.solver)
@@ -178,7 +186,8 @@ def edit(
         for start, stop in out.batches(size):
             pixels, figures = work.batch(start, stop)
             if is_sheet:  # which keeps none
-                work.known += zip(names[start:stop], figures[ERROR].tolist(), strict=True)
+                for name, known in work.known.items():
+                    known += zip(names[start:stop], figures[name].tolist(), strict=True)
             out.write(start, stop, pixels, figures)
             advance(stop - start)
     warn_of_range(work.largest)
@@ -188,7 +197,8 @@ def edit(
         f"{over.plan.top:.6g}, up by {over.plan.solver.name}, down by {over.down.solver.name}, "
         f"{evaluated(work.here, *both)}, {time.perf_counter() - began:.1f} s{tell_skipped(given)}"
     )
-    return Redone(output, out.done, len(names), words, tuple(work.known or out.figures(ERROR)))
+    found = [tuple(work.known[name] or out.figures(name)) for name in (ERROR, CHANGE)]
+    return Redone(output, out.done, len(names), words, *found)
 
 
 def _captions(names: Sequence[str]) -> Captions:
@@ -206,7 +216,7 @@ class _Editing:
     def __init__(self, over: Edit, images: ImageSource, dtype: torch.dtype, side_by_side: bool) -> None:
         self.over, self.images, self.dtype, self.side_by_side = over, images, dtype, side_by_side
         self.largest, self.here = 0.0, 0
-        self.known: list[tuple[str, float]] = []
+        self.known: dict[str, list[tuple[str, float]]] = {ERROR: [], CHANGE: []}
 
     def batch(self, start: int, stop: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """What to write for images start, ..., stop-1, and their figures."""

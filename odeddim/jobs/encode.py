@@ -17,6 +17,7 @@ from odeddim.checks.certificate import Rungs, certificate, certificate_of_rungs,
 from odeddim.checks.certificate import certify as certify_batch
 from odeddim.checks.density import Density, check_plan
 from odeddim.jobs.density import figures_of_report
+from odeddim.jobs.each import Each, Labels, Prompts, check_together, told_first
 from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.recording import OWN_STEPS, Recording, Walk, opened, together
 from odeddim.jobs.subject import (
@@ -61,6 +62,8 @@ def encode(
     density: bool = False,
     trajectory: str | Path | Recording | None = None,
     parallel: Parallel | int | None = None,
+    labels_from: Labels = None,
+    prompts_from: Prompts = None,
     prepare: Preparation | None = None,
     machine: Machine | None = None,
     overwrite: bool = False,
@@ -91,6 +94,9 @@ def encode(
             which; `odeddim.Trajectory.load` opens it.
         parallel: As of `odeddim.encode`: the nodes of each image are found together, without tol, certify, density and
             trajectory. The file says so. Without a batch size of the machine, fewer images are in work at once.
+        labels_from, prompts_from: A class, or a text, for each image in place of one for all: a list, or
+            "file.csv:column", or "folder" for the names of the images' folders. The file keeps them, and `decode` takes
+            them. A column "file" of the CSV names the images; without one, its rows have their order.
         prepare: What is done to the images, as of `odeddim.Preparation`; nothing if the model takes their size.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
@@ -114,7 +120,7 @@ def encode(
     if given == Path("-") and rank()[1] > 1:
         raise InputError("several processes cannot share a list on standard input: give a folder or a file of images")
     place = (machine or Machine()).at(model=model, shared=True)
-    field = subject_on(place, model)
+    field = subject_on(place, told_first(model, labels_from, prompts_from))
     together_by = in_order(
         parallel, tol=tol is not None, certify=certify, density=density, trajectory=trajectory is not None
     )
@@ -132,8 +138,12 @@ def encode(
     recording = Recording.of(trajectory, _unfit(tol, certify, density), plan, (given, output), up=True)
     source = images_for(field, images, prepare)
     names = first_names(source, count, given)
+    each = Each.of(labels_from, prompts_from, source.names)
+    if each is not None:
+        check_together(plan.solver, tol=tol, density=density, trajectory=trajectory, parallel=parallel)
+        field = each.on(field, each.which[:0])
     size = place.at_once(field, plan.solver, queued=tol is not None, parallel=together_by)
-    run = _Encoding(field, plan, rungs, place, tol, certify, measured, together_by, recording)
+    run = _Encoding(field, plan, rungs, place, tol, certify, measured, together_by, recording, each)
 
     def of_first(total: int) -> Provenance:
         return run.provenance({"images": source.identity(given, total), **recorded(source)}, size)
@@ -227,12 +237,12 @@ class _Encoding:
 
     def __init__(
         self, field: VectorField, plan: Plan, rungs: Rungs, place: Place, tol: float | None, certified: bool,
-        density: Density | None, parallel: Parallel | None, recording: Recording | None,
+        density: Density | None, parallel: Parallel | None, recording: Recording | None, each: Each | None,
     ) -> None:  # fmt: skip
         self.field, self.plan, self.rungs, self.place = field, plan, rungs, place
         self.model = field.on_data() if density is None else density.model
         self.tol, self.certified, self.density, self.parallel = tol, certified, density, parallel
-        self.walk = Walk.of(recording)
+        self.walk, self.each = Walk.of(recording), each
         self.reports, self.tally, self.rms = Reports(), Tally(tol or 0.0), 0.0
 
     def provenance(self, images: Mapping[str, Any], size: int) -> Provenance:
@@ -245,12 +255,17 @@ class _Encoding:
             **({} if self.tol is None else {"tol": self.tol, "ladder": list(self.rungs)}),
             **({"certified": True} if self.certified else {}),
             **({"density": True} if self.density is not None else {}),
+            **({} if self.each is None else self.each.details),
             **self.place.details(self.field, self.plan.solver, size, self.parallel),
         )
 
     def __call__(self, start: int, stop: int, pixels: torch.Tensor) -> _Encoded:
         """What the images start, ..., stop-1, (B, C, H, W), become."""
         x_0, floor = data_and_floor(self.field, pixels.to(self.place.state))
+        ode, which = self.model, None
+        if self.each is not None:
+            which = self.each.which[start:stop]
+            ode = self.each.on(self.model, which)
         figures: dict[str, torch.Tensor] = {}
         round_trip = None
         if self.tol is not None:
@@ -266,12 +281,15 @@ class _Encoding:
                 spent = state.report.get("evaluations", spent)
                 figures = certificate(x_0, state, self.plan, self.model, spent)
         elif self.certified:
-            state, figures = certify_batch(x_0, model=self.model, plan=self.plan)
+            state, figures = certify_batch(x_0, model=ode, plan=self.plan)
         elif self.walk is not None:
             state = self.walk(self.plan.begun(state_dtype(x_0)), self.model, self.plan)
         else:
-            begin = self.plan.begun(to_data(self.model, x_0), start)
-            state = integrate(self.model, begin, in_parallel(self.plan, self.parallel))
+            begin = self.plan.begun(to_data(ode, x_0), start)
+            state = integrate(ode, begin, in_parallel(self.plan, self.parallel))
+        if self.each is not None and which is not None:
+            self.model.count(ode)
+            state = self.each.report(state, which)
         state = replace(state, report={**state.report, **floor}).to("cpu")
         passed = None if self.walk is None else self.walk.passed
         return _Encoded(state, figures, passed, round_trip)
@@ -292,5 +310,5 @@ class _Encoding:
         return (
             f"{so_far(done, total)} latents at σ = {self.plan.top:.6g} in {output}"
             f"{of_all(done, total, self.reports.images)}: {self.plan.solver.name}, {self.plan.grid} grid{steps}"
-            f"{self.reports.floor()}{self.reports.rounds()}, {spent}"
+            f"{'' if self.each is None else self.each.words}{self.reports.floor()}{self.reports.rounds()}, {spent}"
         )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from odeddim.api import Model, to_data, to_images
+from odeddim.jobs.each import OWN, kept_in
 from odeddim.jobs.machine import Place
 from odeddim.jobs.naming import Subject as Subject
 from odeddim.jobs.work import log, warn
@@ -77,7 +78,7 @@ def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) ->
         model: The model that encoded; None for the one that the file names.
 
     Returns:
-        The model.
+        The model. Where each latent has a condition of its own, `jobs.each.for_batch` makes the field of a batch.
 
     Raises:
         InputError: If the model cannot be loaded, or the latents belong to another one.
@@ -98,10 +99,12 @@ def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) ->
             f"{file.path} belongs to the model {named!r}, which was not found: give it with model=..., its path or, in "
             "Python, the object that encoded"
         )
-    chosen = Subject(named if said.name is None else said.name, said.condition, said.allow_pickle)
-    field = subject_on(place, chosen, file.provenance.condition)
+    each = None if any(name in said.condition for name in OWN) else kept_in(file)
+    first = {} if each is None else each.distinct[0]  # some models need one to be loaded
+    chosen = Subject(named if said.name is None else said.name, {**said.condition, **first}, said.allow_pickle)
+    field = subject_on(place, chosen, {**file.provenance.condition, **first})
     file.provenance.check_model(field, str(file.path))
-    return field
+    return field if each is None else field.conditioned_each([])
 
 
 def images_for(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from odeddim.ode.conditions import Given
 from odeddim.ode.field import VectorField
 from odeddim.types import InputError, lacks_memory
 
@@ -18,9 +19,9 @@ from odeddim.types import InputError, lacks_memory
 class Loaded(VectorField):
     """A VectorField whose network was read from the file or folder `name`."""
 
-    def _network(self, x: Tensor, labels: Tensor, guided: bool) -> Tensor:
+    def _network(self, x: Tensor, labels: Tensor, guided: bool, each: Given) -> Tensor:
         with failures_of(self.name, x):
-            return super()._network(x, labels, guided)
+            return super()._network(x, labels, guided, each)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ outside the interval the network is evaluated under the condition alone, which c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -173,6 +173,77 @@ class Classes:
             raise InputError(f"this model takes classes 0 to {self.count - 1}, not {label}")
         null = None if self.null is None else (torch.tensor([self.null]),)
         return (torch.tensor([label]),), null
+
+
+def given_to_each(
+    model: str, takes: Conditions | None, conditions: Sequence[Condition], usual: Condition
+) -> tuple[Condition, tuple[Given, Given | None]]:
+    """What a network takes for a condition of each image.
+
+    Args:
+        model: The name of the model, for messages.
+        takes: The conditions that it takes.
+        conditions: One for each image.
+        usual: Where there is no image, the condition whose guidance holds.
+
+    Returns:
+        What the conditions share, and the tensors (B, *) for them and for none.
+
+    Raises:
+        InputError: If the network does not take one of them, or they differ in more than label and prompt.
+    """
+    if takes is None:
+        raise InputError(f"the model {model!r} has no conditions: leave out those of the images")
+    shared = {replace(it, label=None, prompt=None) for it in conditions or [usual]}
+    if len(shared) > 1:
+        raise InputError("the images of a batch may differ in label and prompt, and not in how they are guided")
+    (common,) = shared
+    found = [takes.given(it) for it in conditions]
+    nulls = [null for _, null in found if null is not None]
+    if common.guidance != 1 and len(nulls) < len(found):
+        raise InputError(
+            f"the model {model!r} has no unconditional mode, so guidance is not available: leave guidance at 1"
+        )
+    return common, Placed(_stacked([given for given, _ in found]), _stacked(nulls) if nulls else None)
+
+
+def _stacked(rows: Sequence[Given]) -> Given:
+    try:
+        return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
+    except RuntimeError as error:
+        raise InputError("the conditions of the images have tensors of different sizes: run them one by one") from error
+
+
+def check_each(model: str, count: int | None, batch: int) -> None:
+    """Raise an InputError unless a batch has as many images as there are conditions.
+
+    Args:
+        model: The name of the model.
+        count: The number of conditions, each for one image; None for one for all.
+        batch: The number of images.
+    """
+    if count is not None and count != batch:
+        raise InputError(
+            f"the model {model!r} has conditions for {count} images, each for one, and was called with {batch}: give "
+            "label=... or prompt=... for all images, or a solver with fixed steps"
+        )
+
+
+def together(placed: Placed, x: Tensor) -> Given:
+    """The tensors for the conditions of each image and for none, in one row, beside the network's input."""
+    given, null = placed.beside(x)
+    return (*given, *(null or ()))
+
+
+def classes_of(count: int | None, null: int | None) -> Classes | None:
+    """The classes of a network; None for a network without any.
+
+    Raises:
+        InputError: If a label stands for no class, and there are no classes.
+    """
+    if count is None and null is not None:
+        raise InputError(f"null={null} stands for no class, but the model has no classes: give classes=... too")
+    return None if count is None else Classes(count, null)
 
 
 def _is_whole(value: Any) -> bool:

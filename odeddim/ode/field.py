@@ -13,7 +13,16 @@ from torch import Tensor
 
 from odeddim.ode.adapted import Adapted
 from odeddim.ode.codec import Codec
-from odeddim.ode.conditions import Classes, Condition, Conditions, Placed
+from odeddim.ode.conditions import (
+    Condition,
+    Conditions,
+    Given,
+    Placed,
+    check_each,
+    classes_of,
+    given_to_each,
+    together,
+)
 from odeddim.ode.devices import device_of, dtype_of, products
 from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, where_guided
@@ -101,6 +110,7 @@ class VectorField:
         its = getattr(eps, "moments", None)  # of an exact field
         self._moments = its if isinstance(its, Gaussian) else None
         self._given: Placed | None = None
+        self._each: int | None = None  # how many images have a condition of their own
         self.network_batch: int | None = None
         self.watch: Callable[[int], Any] | None = None
         self.notes: list[Tensor] | None = None
@@ -119,8 +129,9 @@ class VectorField:
         a network under no condition does not hold under one: moments that were computed under a condition say so in
         their notes.
         """
-        theirs = None if self._moments is None else self._moments.notes.get("condition", "")
-        return self._moments if theirs == self.condition.words else None
+        if self._moments is None or self._each is not None:
+            return None
+        return self._moments if self._moments.notes.get("condition", "") == self.condition.words else None
 
     @moments.setter
     def moments(self, moments: Gaussian | None) -> None:
@@ -357,7 +368,7 @@ class VectorField:
             shape=shape,
             name=name,
             sha256=sha256,
-            conditions=_classes(classes, null),
+            conditions=classes_of(classes, null),
         )
 
     @property
@@ -407,7 +418,7 @@ class VectorField:
         """
         condition = Condition(label, prompt, negative_prompt, guidance, interval)
         twin = copy.copy(self)
-        twin.watch = None
+        twin.watch = twin._each = None
         twin.reset()
         if self.conditions is None:
             if condition != Condition():
@@ -420,6 +431,41 @@ class VectorField:
             )
         twin.condition, twin._given = condition, Placed(given, null)
         return twin
+
+    def conditioned_each(self, conditions: Sequence[Condition]) -> VectorField:
+        """This field under a condition for each image of a batch. Both fields share the network.
+
+        It is called with batches of as many images, in the order of the conditions. Solvers that take images one by
+        one, or some of them together, cannot run on it.
+
+        Args:
+            conditions: The conditions. They may differ in label and prompt.
+
+        Returns:
+            A field with counters of its own, whose `condition` is what all of them share.
+
+        Raises:
+            InputError: If the network does not take a condition, or they differ in more.
+
+        Example:
+            >>> from odeddim.ode.conditions import Condition
+            >>> model = odeddim.VectorField.from_network(
+            ...     lambda x, t, label: x - label[:, None], odeddim.Schedule.linear(), classes=3, name="mine"
+            ... )
+            >>> each = model.conditioned_each([Condition(0), Condition(2)])
+            >>> (each(torch.tensor(1.0), torch.zeros(2, 4)))[:, 0].tolist()
+            [0.0, -2.0]
+        """
+        twin = copy.copy(self)
+        twin.watch = None
+        twin.reset()
+        twin._each = len(conditions)
+        twin.condition, twin._given = given_to_each(self.name, self.conditions, conditions, self.condition)
+        return twin
+
+    def count(self, other: VectorField) -> None:
+        """Add the counters of another field, which did a part of this one's work."""
+        self.nfe, self.rows, self.filled = self.nfe + other.nfe, self.rows + other.rows, self.filled + other.filled
 
     def check(self, x: Tensor, sizes: Sizes | None = None) -> None:
         """Raise an InputError unless this model takes a batch.
@@ -459,6 +505,7 @@ class VectorField:
             InputError: If the network returns another shape, or values that are not finite.
         """
         batch = xbar.shape[0]
+        check_each(self.name, self._each, batch)
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
         # The label is float32 at least: bfloat16 would round 999 to 1000.
         dtype = self.dtype or xbar.dtype
@@ -505,31 +552,37 @@ class VectorField:
     def _under_condition(self, x: Tensor, labels: Tensor, sigma: Tensor) -> Tensor:
         """The network's answer under the condition, with guidance in its interval; labels (B,), sigma () or (B,)."""
         guided = where_guided(self.condition, sigma)
+        each = () if self._each is None or self._given is None else together(self._given, x)
         if isinstance(guided, bool):
             self.rows += x.shape[0] * (1 + guided)
-            return self._evaluate(x, labels, guided)
+            return self._evaluate(x, labels, guided, each)
         # An image outside the interval must not share a batch with those inside: its last digits would depend on them.
         rows, others = (mask.nonzero()[:, 0].to(x.device, non_blocking=True) for mask in (guided, ~guided))
         self.rows += x.shape[0] + len(rows)
-        inside = self._evaluate(x[rows], labels[rows], True)
+        within, beyond = (tuple(part[these] for part in each) for these in (rows, others))
+        inside = self._evaluate(x[rows], labels[rows], True, within)
         out = inside.new_empty((x.shape[0], *inside.shape[1:]))
-        out[rows], out[others] = inside, self._evaluate(x[others], labels[others], False).to(out.dtype)
+        out[rows], out[others] = inside, self._evaluate(x[others], labels[others], False, beyond).to(out.dtype)
         return out
 
-    def _evaluate(self, x: Tensor, labels: Tensor, guided: bool) -> Tensor:
+    def _evaluate(self, x: Tensor, labels: Tensor, guided: bool, each: Given) -> Tensor:
         size = self.network_batch
         if size is None or size == x.shape[0]:
-            return self._network(x, labels, guided)
-        out, filled = in_blocks(lambda block, its_labels: self._network(block, its_labels, guided), x, labels, size)
+            return self._network(x, labels, guided, each)
+        out, filled = in_blocks(
+            lambda block, its_labels, *its: self._network(block, its_labels, guided, its), x, labels, size, each
+        )
         self.filled += filled * (1 + guided)
         return out
 
-    def _network(self, x: Tensor, labels: Tensor, guided: bool) -> Tensor:
+    def _network(self, x: Tensor, labels: Tensor, guided: bool, each: Given) -> Tensor:
         if self.conditions is None:
             return self.eps(x, labels)
         if self._given is None:
             self._given = Placed(*self.conditions.given(self.condition))
         given, null = self._given.beside(x)
+        if each:
+            given, null = each[: len(given)], each[len(given) :] or None
         if not guided or null is None:
             return conditioned_answer(self.eps, x, labels, given)
         return guided_answer(self.eps, x, labels, given, null, self.condition.guidance)
@@ -542,12 +595,6 @@ class _Place:
     device: torch.device | None = None
     dtype: torch.dtype | None = None
     tf32: bool = False
-
-
-def _classes(count: int | None, null: int | None) -> Classes | None:
-    if count is None and null is not None:
-        raise InputError(f"null={null} stands for no class, but the model has no classes: give classes=... too")
-    return None if count is None else Classes(count, null)
 
 
 def _like_images(per_image: Tensor, xbar: Tensor) -> Tensor:

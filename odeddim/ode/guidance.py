@@ -70,28 +70,28 @@ def guided_answer(network: Network, x: Tensor, labels: Tensor, given: Given, nul
     return untold + weight * (told - untold)
 
 
-def in_blocks(network: Network, x: Tensor, labels: Tensor, size: int) -> tuple[Tensor, int]:
+def in_blocks(network: Network, x: Tensor, labels: Tensor, size: int, each: Given = ()) -> tuple[Tensor, int]:
     """The answers of a network that is always evaluated on blocks of `size` images; the last block is filled up.
 
     Args:
-        network: The network, (x (size, *), labels (size,)) -> (size, *).
+        network: The network, (x (size, *), labels (size,), *each (size, *)) -> (size, *).
         x: Its input, (B, *).
         labels: The labels t, (B,).
         size: The number of images in a block.
+        each: What else each image has, (B, *) each.
 
     Returns:
         The answers (B, *), and the number of images that only filled up a block.
     """
     blocks, filled = [], 0
     for start in range(0, x.shape[0], size):
-        block, its_labels = x[start : start + size].clone(), labels[start : start + size]
-        count = block.shape[0]
+        cut = [part[start : start + size] for part in (x, labels, *each)]
+        cut[0] = cut[0].clone()
+        count = cut[0].shape[0]
         if count < size:  # any image serves to fill it up
-            filling = (size - count, *[-1] * (x.ndim - 1))
-            block = torch.cat([block, block[:1].expand(filling)])
-            its_labels = torch.cat([its_labels, its_labels[:1].expand(size - count)])
+            cut = [torch.cat([part, part[:1].expand(size - count, *part.shape[1:])]) for part in cut]
             filled += size - count
-        blocks.append(network(block, its_labels)[:count])
+        blocks.append(network(*cut)[:count])
     return torch.cat(blocks), filled
 
 

@@ -86,7 +86,7 @@ def test_a_command_works_without_arguments_or_shows_an_example(run: Command, nam
         command.make_context(name, words[1:])  # and that can be said
     else:
         # The models of the package have their moments; those of a model of one's own need no more than --model.
-        assert name in {*ALONE, "moments"}
+        assert name in {*ALONE, "moments", "diagnose"}
 
 
 def commands(name: str) -> list[click.Command]:

@@ -74,8 +74,9 @@ def small(name: str, shape: tuple[int, ...] | None = None, classes: int | None =
     schedule = Schedule.linear()
     network = GaussianMixture(torch.tensor([-0.6, 0.6]), 0.15).network(schedule)
     return VectorField.from_network(
-        lambda x, t, *label: network(x, t), schedule, shape=shape, name=name, classes=classes
-    )
+        lambda x, t, *label: network(x, t), schedule, shape=shape, name=name, classes=classes,
+        null=None if classes is None else 0,
+    )  # fmt: skip
 
 
 def photos(folder: Path, count: int) -> None:
@@ -114,6 +115,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, names: None) -> Path:
         photos(Path("photos"), 30)
         shutil.copytree("photos", "photos32")
         photos(Path("cifar10-test"), 4)
+        Path("labels.csv").write_text("\n".join(["class", *map(str, range(30))]) + "\n")
         command("fit", "-n", 2, "--solver", "dpmpp-2m", "--steps", 20, "-o", "plan.json")
         for name in ("z", "other", "samples", "monday", "tuesday"):
             command("encode", "photos", "-o", f"{name}.h5", "--steps", 3, "--model", "MODEL")

@@ -129,6 +129,7 @@ LONGER = {
     "odeddim.jobs.sample.sample": "what odeddim.sample takes, where images go, and what to find out",
     "odeddim.checks.explanation.explain": "what odeddim.encode takes, the direction, and what to find out",
     "odeddim.jobs.verify.verify": "what to check or to compare with, what to draw, and how to run",
+    "odeddim.jobs.edit.edit": "what jobs.bridge takes, and both descriptions",
     "odeddim.jobs.moments.moments": "what to compute it of, how to prepare it, how to run, and where",
     "odeddim.jobs.fit.fit": "what to fit to, how to prepare it, what to find, and where",
     "odeddim.fitting.fit.fit": "what to fit to, what to find, and how to run",
