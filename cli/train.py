@@ -116,7 +116,8 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
     model, checkpoints, log.csv and sample sheets; `--model MODEL` can use it at any time.
 
     A run that was stopped, for whatever reason, goes on with the same command. A complete run goes on with a larger
-    --steps. Settings that are left out are those that the run was begun with; other values are refused.
+    --steps. Settings that are left out are those that the run was begun with; other values are refused. Under torchrun
+    the processes share each batch.
 
     \b
     Examples:
@@ -127,11 +128,13 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
       odeddim train photos32/ -o EDM --predicts edm --flips --set ema_half_life=500000
       odeddim train photos32/ -o ADAMW --set weight_decay=0.01 --set decay_shape=cosine --set decay=1
       odeddim train photos32/ -o MODEL --steps 150000             more steps of the run in MODEL
+      torchrun --nproc-per-node 4 -m odeddim train photos/ -o FOUR --resize 64 --device cuda
     """
     import shlex
     import sys
 
     from odeddim.jobs.train import train
+    from odeddim.storage.workers import rank
     from odeddim.train.checkpoint import saved_step
 
     if resume:
@@ -146,6 +149,8 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
             progress=progress,
             **_settings(given),
         )
+    if rank()[0] > 0:
+        return
     if run.was_complete:
         options.echo(f"{output} is complete, with {run.steps} steps: a larger --steps goes on")
     else:

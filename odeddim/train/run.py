@@ -28,11 +28,20 @@ from odeddim.storage.images import ImageSource, check_shape
 from odeddim.storage.png import MARK
 from odeddim.storage.sheets import Captions, Layout, save_sheet
 from odeddim.train.batches import batches
-from odeddim.train.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, save_model
+from odeddim.train.checkpoint import (
+    CHECKPOINT,
+    Content,
+    content_of,
+    load_checkpoint,
+    save_checkpoint,
+    save_model,
+    trainer_of,
+)
 from odeddim.train.folder import alone, check_continued, check_new, mark_of_run, sheet_of
 from odeddim.train.interrupts import postponed
 from odeddim.train.log import Log
 from odeddim.train.loss import validation_loss
+from odeddim.train.processes import Processes, joined
 from odeddim.train.settings import Settings
 from odeddim.train.trainer import Trainer
 from odeddim.types import InputError
@@ -77,7 +86,8 @@ def train(
 ) -> Path:
     """Train a U-Net for one of `odeddim.train.loss.OBJECTIVES`.
 
-    In the main thread, Ctrl-C, SIGTERM and SIGHUP take effect after the present step is saved.
+    In the main thread, Ctrl-C, SIGTERM and SIGHUP take effect after the present step is saved. Under torchrun the
+    processes share each batch, and the first one writes.
 
     Args:
         images: The images (N, C, H, H).
@@ -104,65 +114,140 @@ def train(
     wanted = _architecture(architecture or {}, images)
     if validation is not None:
         check_shape(validation, images.shape, "the validation set")
-    with postponed() as interrupted, alone(folder), torch.random.fork_rng([place] if place.type == "cuda" else []):
-        log = Log(folder)
-        if (folder / CHECKPOINT).exists():
-            trainer = load_checkpoint(folder, place)
-            trainer.adapt(settings, wanted, len(images))
-            check_continued(folder, trainer)
-            log.forget_after(trainer.step)
-        else:
-            trainer = Trainer(wanted, settings or Settings(), len(images), place)
-            check_new(folder, trainer)
-            log.begin()
-            save_checkpoint(trainer, folder)
-        if trainer.step < trainer.settings.steps:
-            trainer.commands += [command] if command else []
-            every, pinned = slice(None), place.type == "cuda"
-            with contextlib.closing(batches(images, trainer.settings, trainer.step, every, pinned=pinned)) as reading:
-                _loop(trainer, reading, validation, folder, interrupted, report or (lambda progress: None))
+    with contextlib.ExitStack() as stack:
+        processes = stack.enter_context(joined(place))
+        interrupted = stack.enter_context(postponed(impatient=processes.count == 1))
+        stack.enter_context(torch.random.fork_rng([place] if place.type == "cuda" else []))
+
+        def begin() -> Content | None:
+            stack.enter_context(alone(folder))
+            trainer = _begun(folder, wanted, settings, len(images), place, processes)
+            trainer.commands += [command] if command and trainer.step < trainer.settings.steps else []
+            ours.append(trainer)
+            return None if processes.count == 1 else content_of(trainer)
+
+        ours: list[Trainer] = []
+        content = processes.from_first(begin)
+        if content is not None and not ours:  # in every process but the first
+            ours.append(trainer_of(content, place, processes))
+            ours[0].adapt(None, wanted, len(images))
+        (trainer,) = ours
+        share, pinned = processes.share(trainer.settings.batch_size), place.type == "cuda"
+        with contextlib.closing(batches(images, trainer.settings, trainer.step, share, pinned=pinned)) as reading:
+            first = processes.rank == 0
+            records = Records(trainer, folder, validation, report or _silent) if first else None
+            _loop(trainer, reading, records, folder, interrupted)
     return folder
+
+
+def _begun(
+    folder: Path,
+    architecture: Mapping[str, Any],
+    settings: Settings | None,
+    images: int,
+    place: torch.device,
+    processes: Processes,
+) -> Trainer:
+    """Return the run in a folder, or begin one there."""
+    log = Log(folder)
+    if (folder / CHECKPOINT).exists():
+        trainer = load_checkpoint(folder, place, processes)
+        trainer.adapt(settings, architecture, images)
+        check_continued(folder, trainer)
+        log.forget_after(trainer.step)
+    else:
+        trainer = Trainer(architecture, settings or Settings(), images, place, processes)
+        check_new(folder, trainer)
+    if trainer.settings.microbatches % processes.count:
+        raise InputError(
+            f"the run cuts a batch into {trainer.settings.microbatches} pieces, which {processes.count} processes "
+            "cannot share: begin a run with microbatches=... a multiple of their number, or start fewer processes"
+        )
+    if not (folder / CHECKPOINT).exists():
+        log.begin()
+        save_checkpoint(trainer, folder)
+    return trainer
 
 
 def _loop(
     trainer: Trainer,
     reading: Iterable[Tensor],
-    validation: ImageSource | None,
+    records: Records | None,
     folder: Path,
     interrupted: Callable[[], bool],
-    report: Report,
 ) -> None:
-    settings, log = trainer.settings, Log(folder)
-    report(Progress(trainer.step, settings.steps))
-    began, earlier, first = time.monotonic(), trainer.seconds, trainer.step
-    told = began
+    """Make the steps of a run. Only the first process keeps records."""
+    settings, processes = trainer.settings, trainer.processes
+    told = time.monotonic()
     losses: list[Tensor] = []
     for x0 in reading:
         losses.append(trainer.advance(x0))
-        stop = interrupted()
-        last = stop or trainer.step == settings.steps
-        saves = last or trainer.step % settings.checkpoint_every == 0
+        # All processes must do the same, so they ask each other, and the clock of the first decides.
+        stop, tells = processes.any(interrupted(), records is not None and time.monotonic() - told >= 1)
+        saves = stop or trainer.step == settings.steps or trainer.step % settings.checkpoint_every == 0
         logs = saves or trainer.step % settings.log_every == 0
-        now = time.monotonic()
-        if not logs and now - told < 1:
+        draws = trainer.step == settings.steps or trainer.step % settings.samples_every == 0
+        if not (logs or draws or tells):
             continue
-        told = now
+        told = time.monotonic()
         loss = float(torch.stack(losses).mean())
         _check_finite(loss, trainer.step, folder)
-        trainer.seconds = earlier + now - began
-        validated = validation_loss(trainer.field(), validation) if saves and validation is not None else None
+        if records is not None:
+            records.keep(loss, logs=logs, draws=draws, saves=saves)
         if logs:
-            log.append(trainer.step, loss, validated, trainer.seconds)
             losses = []
-        if trainer.step % settings.samples_every == 0 or trainer.step == settings.steps:
-            _draw(trainer, folder)
+        if stop:
+            processes.any(False)  # the others wait until all is saved
+            if not interrupted():
+                raise InputError("another process was told to stop: the run is saved, and the same command goes on")
+            return
+
+
+class Records:
+    """What the first process writes of a run, and reports.
+
+    Args:
+        trainer: The run.
+        folder: Its folder.
+        validation: Held-out images for a validation loss at each checkpoint.
+        report: A function that is called with the progress.
+    """
+
+    def __init__(self, trainer: Trainer, folder: Path, validation: ImageSource | None, report: Report) -> None:
+        self._trainer, self._folder, self._validation, self._report = trainer, folder, validation, report
+        self._log = Log(folder)
+        self._began, self._earlier, self._first = time.monotonic(), trainer.seconds, trainer.step
+        if trainer.step < trainer.settings.steps:
+            report(Progress(trainer.step, trainer.settings.steps))
+
+    def keep(self, loss: float, *, logs: bool, draws: bool, saves: bool) -> None:
+        """Write what is due at the present step, the checkpoint last, and report it.
+
+        Args:
+            loss: The mean loss since the last row of the log.
+            logs: Whether the log gets a row.
+            draws: Whether samples are drawn.
+            saves: Whether the model and the checkpoint are saved.
+        """
+        trainer, settings, step = self._trainer, self._trainer.settings, self._trainer.step
+        passed = time.monotonic() - self._began
+        trainer.seconds = self._earlier + passed
+        validated = None
+        if saves and self._validation is not None:
+            validated = validation_loss(trainer.field(), self._validation)
+        if logs:
+            self._log.append(step, loss, validated, trainer.seconds)
+        if draws:
+            _draw(trainer, self._folder)
         if saves:
             said = {"loss": loss} if validated is None else {"loss": loss, "validation_loss": validated}
-            save_model(trainer, folder, said)
-            save_checkpoint(trainer, folder)
-        report(Progress(trainer.step, settings.steps, loss, (trainer.step - first) / (now - began), validated, logs))
-        if stop:
-            return
+            save_model(trainer, self._folder, said)
+            save_checkpoint(trainer, self._folder)
+        self._report(Progress(step, settings.steps, loss, (step - self._first) / passed, validated, logs))
+
+
+def _silent(progress: Progress) -> None:
+    pass
 
 
 def _check_finite(loss: float, step: int, folder: Path) -> None:
