@@ -9,16 +9,19 @@ from typing import Any
 
 import torch
 
+from odeddim.bench.features import Features
+from odeddim.jobs.distance import distance_to
 from odeddim.jobs.subject import tell_skipped
 from odeddim.ode.devices import place_of
+from odeddim.storage.images import check_shape
 from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, source_of
 from odeddim.train import run
 from odeddim.train.checkpoint import CHECKPOINT, saved_settings, saved_step
 from odeddim.train.processes import joined
-from odeddim.train.run import Progress
+from odeddim.train.run import Measure, Progress
 from odeddim.train.settings import Settings
-from odeddim.types import pick
+from odeddim.types import InputError, pick
 
 ARCHITECTURE = ("channels", "multipliers", "blocks", "attention", "dropout")
 """The settings that are of the network and not of the training, see `odeddim.models.networks.unet.UNet`."""
@@ -50,6 +53,8 @@ def train(
     device: str | None = None,
     command: str = "",
     progress: Callable[[Progress], Any] | None = None,
+    reference: Images = None,
+    features: str | Path | Features | None = None,
     **settings: Any,
 ) -> Trained:
     """Train a U-Net on images, by DDPM's loss and linear schedule or another objective; the weights are averaged.
@@ -66,6 +71,9 @@ def train(
         device: where to train. Default: a GPU if there is one.
         command: what is written into model.json as the origin of the model.
         progress: called before the first step, about once a second, and at every row of the log.
+        reference: held-out images, whose Fréchet distance from samples is logged at each sample sheet.
+        features: what the distance is of, as of `odeddim.bench.features.load_features`. By default, for images of
+            1×28×28 only, the built-in classifier.
         **settings: fields of `odeddim.train.settings.Settings`, and `ARCHITECTURE` of the network. Default of
             precision: bfloat16 on a GPU that has it, else float32.
 
@@ -94,6 +102,13 @@ def train(
         if made is None and processes.count > 1:
             chosen.setdefault("microbatches", processes.count)
         wanted = replace(base, **chosen, prepared=prepared)
+        measures: list[Measure] = []
+        if reference is not None:
+            others = source_of(reference, prepare=prepare)
+            check_shape(others, source.shape, "the reference")
+            processes.from_first(lambda: measures.append(distance_to(others, features, wanted.distance_images, place)))
+        elif features is not None:
+            raise InputError("features=... are of a distance from reference images: give reference=... too")
         run.train(
             source,
             output,
@@ -103,6 +118,7 @@ def train(
             device=place,
             command=command,
             report=progress,
+            measure=measures[0] if measures else None,
         )
     for each in (source, held_out):
         if each is not None:

@@ -1,7 +1,7 @@
 """A training run: a folder that the same call continues after any stop.
 
     model.safetensors, model.json, checkpoint.safetensors        see `odeddim.train.checkpoint`
-    log.csv                  step, loss, validation_loss, seconds
+    log.csv                  see `odeddim.train.log`
     samples-XXXXXX.png       samples of the averaged model at that step: DDIM with 50 steps, always from the same noise
 
 Batches, labels and noise depend on (seed, step) only. On the CPU with the same number of threads, a run that was
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from odeddim.api import sample
 from odeddim.ode.devices import device_of
+from odeddim.ode.field import VectorField
 from odeddim.storage.images import ImageSource, check_shape
 from odeddim.storage.png import MARK
 from odeddim.storage.sheets import Captions, Layout, save_sheet
@@ -39,10 +40,10 @@ from odeddim.train.checkpoint import (
 )
 from odeddim.train.folder import alone, check_continued, check_new, mark_of_run, sheet_of
 from odeddim.train.interrupts import postponed
-from odeddim.train.log import Log
+from odeddim.train.log import Board, Log, Row, Sink
 from odeddim.train.loss import validation_loss
 from odeddim.train.processes import Processes, joined
-from odeddim.train.settings import Settings
+from odeddim.train.settings import Settings, learning_rate
 from odeddim.train.trainer import Trainer
 from odeddim.types import InputError
 
@@ -59,6 +60,7 @@ class Progress:
         loss: The mean loss since the last row of the log; NaN before the first step of this call.
         rate: The steps per second in this call; 0 before its first step.
         validation_loss: The validation loss, if it was computed at this step.
+        distance: The Fréchet distance of samples, if it was measured at this step.
         logged: Whether the log has a row for this step.
     """
 
@@ -68,9 +70,11 @@ class Progress:
     rate: float = 0.0
     validation_loss: float | None = None
     logged: bool = False
+    distance: float | None = None
 
 
 Report = Callable[[Progress], Any]
+Measure = Callable[[VectorField], float]
 
 
 def train(
@@ -83,6 +87,7 @@ def train(
     device: str | torch.device | None = None,
     command: str = "",
     report: Report | None = None,
+    measure: Measure | None = None,
 ) -> Path:
     """Train a U-Net for one of `odeddim.train.loss.OBJECTIVES`.
 
@@ -100,6 +105,8 @@ def train(
         device: The device; by default a GPU if there is one.
         command: The command line that started the run, for model.json.
         report: A function that is called before the first step, about once a second, and for each row of the log.
+        measure: A function of the averaged model, for a distance in the log at each sample sheet. Only the first of
+            several processes calls it.
 
     Returns:
         The folder, which `odeddim.load` reads.
@@ -122,6 +129,12 @@ def train(
         def begin() -> Content | None:
             stack.enter_context(alone(folder))
             trainer = _begun(folder, wanted, settings, len(images), place, processes)
+            log = Log(folder)
+            if (folder / CHECKPOINT).exists():
+                log.forget_after(trainer.step, measures=measure is not None)
+            else:
+                log.begin(measures=measure is not None)
+                save_checkpoint(trainer, folder)
             trainer.commands += [command] if command and trainer.step < trainer.settings.steps else []
             ours.append(trainer)
             return None if processes.count == 1 else content_of(trainer)
@@ -134,8 +147,11 @@ def train(
         (trainer,) = ours
         share, pinned = processes.share(trainer.settings.batch_size), place.type == "cuda"
         with contextlib.closing(batches(images, trainer.settings, trainer.step, share, pinned=pinned)) as reading:
-            first = processes.rank == 0
-            records = Records(trainer, folder, validation, report or _silent) if first else None
+            records = None
+            if processes.rank == 0:
+                records = stack.enter_context(
+                    contextlib.closing(Records(trainer, folder, validation, measure, report or _silent))
+                )
             _loop(trainer, reading, records, folder, interrupted)
     return folder
 
@@ -148,13 +164,11 @@ def _begun(
     place: torch.device,
     processes: Processes,
 ) -> Trainer:
-    """Return the run in a folder, or begin one there."""
-    log = Log(folder)
+    """Return the run in a folder, or a new one. Nothing is written."""
     if (folder / CHECKPOINT).exists():
         trainer = load_checkpoint(folder, place, processes)
         trainer.adapt(settings, architecture, images)
         check_continued(folder, trainer)
-        log.forget_after(trainer.step)
     else:
         trainer = Trainer(architecture, settings or Settings(), images, place, processes)
         check_new(folder, trainer)
@@ -163,9 +177,6 @@ def _begun(
             f"the run cuts a batch into {trainer.settings.microbatches} pieces, which {processes.count} processes "
             "cannot share: begin a run with microbatches=... a multiple of their number, or start fewer processes"
         )
-    if not (folder / CHECKPOINT).exists():
-        log.begin()
-        save_checkpoint(trainer, folder)
     return trainer
 
 
@@ -193,7 +204,7 @@ def _loop(
         loss = float(torch.stack(losses).mean())
         _check_finite(loss, trainer.step, folder)
         if records is not None:
-            records.keep(loss, logs=logs, draws=draws, saves=saves)
+            logs = records.keep(loss, logs=logs, draws=draws, saves=saves)
         if logs:
             losses = []
         if stop:
@@ -210,17 +221,28 @@ class Records:
         trainer: The run.
         folder: Its folder.
         validation: Held-out images for a validation loss at each checkpoint.
+        measure: A function of the averaged model, for a distance at each sample sheet.
         report: A function that is called with the progress.
     """
 
-    def __init__(self, trainer: Trainer, folder: Path, validation: ImageSource | None, report: Report) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: Path,
+        validation: ImageSource | None,
+        measure: Measure | None,
+        report: Report,
+    ) -> None:
         self._trainer, self._folder, self._validation, self._report = trainer, folder, validation, report
-        self._log = Log(folder)
+        self._measure = measure
+        self._sinks: list[Sink] = [Log(folder)]
+        if trainer.settings.tensorboard and trainer.step < trainer.settings.steps:
+            self._sinks.append(Board(folder, trainer.step))
         self._began, self._earlier, self._first = time.monotonic(), trainer.seconds, trainer.step
         if trainer.step < trainer.settings.steps:
             report(Progress(trainer.step, trainer.settings.steps))
 
-    def keep(self, loss: float, *, logs: bool, draws: bool, saves: bool) -> None:
+    def keep(self, loss: float, *, logs: bool, draws: bool, saves: bool) -> bool:
         """Write what is due at the present step, the checkpoint last, and report it.
 
         Args:
@@ -228,6 +250,9 @@ class Records:
             logs: Whether the log gets a row.
             draws: Whether samples are drawn.
             saves: Whether the model and the checkpoint are saved.
+
+        Returns:
+            Whether the log got a row: a distance also makes one.
         """
         trainer, settings, step = self._trainer, self._trainer.settings, self._trainer.step
         passed = time.monotonic() - self._began
@@ -235,15 +260,25 @@ class Records:
         validated = None
         if saves and self._validation is not None:
             validated = validation_loss(trainer.field(), self._validation)
-        if logs:
-            self._log.append(step, loss, validated, trainer.seconds)
+        distance = self._measure(trainer.field()) if draws and self._measure is not None else None
+        logs = logs or distance is not None
+        row = Row(step, loss, trainer.seconds, learning_rate(settings, step - 1), validated, distance)
+        for sink in self._sinks if logs else ():
+            sink.append(row)
         if draws:
             _draw(trainer, self._folder)
         if saves:
-            said = {"loss": loss} if validated is None else {"loss": loss, "validation_loss": validated}
-            save_model(trainer, self._folder, said)
+            said = {"loss": loss, "validation_loss": validated, "distance": distance}
+            save_model(trainer, self._folder, {name: value for name, value in said.items() if value is not None})
             save_checkpoint(trainer, self._folder)
-        self._report(Progress(step, settings.steps, loss, (step - self._first) / passed, validated, logs))
+        rate = (step - self._first) / passed
+        self._report(Progress(step, settings.steps, loss, rate, validated, logs, distance))
+        return logs
+
+    def close(self) -> None:
+        """End the logs."""
+        for sink in self._sinks:
+            sink.close()
 
 
 def _silent(progress: Progress) -> None:

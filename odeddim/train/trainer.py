@@ -53,6 +53,9 @@ class Trainer:
         self.average = AveragedModel(self.network, multi_avg_fn=_ema(settings.average_decay))
         self.average.eval()
         self.optimizer = _optimizer(self.network, settings)
+        self._forward: Callable[..., Tensor] = self.network
+        if settings.compile:
+            self._forward = torch.compile(self.network)  # shares the weights; their names in files stay
 
     def advance(self, x0: Tensor) -> Tensor:
         """Make one training step.
@@ -97,10 +100,19 @@ class Trainer:
         """Add the gradient of the loss of some images to the network's gradients, and return the loss ()."""
         precision = PRECISIONS[self.settings.precision]
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-            out = self.network(x, t)
+            out = self._evaluated(x, t)
         loss = F.mse_loss(out.float(), target)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def _evaluated(self, x: Tensor, t: Tensor) -> Tensor:
+        try:
+            return self._forward(x, t)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"the network cannot be compiled here ({reason}): train without compile") from error
 
     def field(self) -> VectorField:
         """Return the averaged network as a VectorField."""
