@@ -141,7 +141,7 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
       odeddim train train-images-idx3-ubyte.gz --validation t10k-images-idx3-ubyte.gz -o MODEL
       odeddim train photos32/ -o MODEL --multipliers 1,2,2 --attention 16 --steps 100000
       odeddim train photos/ -o MODEL --resize 64 --skip-bad
-      odeddim train photos32/ -o MODEL --reference held-out32/ --features inception:WEIGHTS.pth
+      odeddim train photos32/ -o CIFAR --reference cifar10-test/ --features inception:WEIGHTS.pth
       odeddim train photos32/ -o FLOW --predicts flow
       odeddim train photos32/ -o EDM --predicts edm --flips --set ema_half_life=500000
       odeddim train photos32/ -o ADAMW --set weight_decay=0.01 --set decay_shape=cosine --set decay=1
