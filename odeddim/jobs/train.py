@@ -16,6 +16,8 @@ from odeddim.ode.devices import place_of
 from odeddim.storage.images import check_shape
 from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, source_of
+from odeddim.storage.sources import place_of as place_of_images
+from odeddim.storage.workers import rank
 from odeddim.train import run
 from odeddim.train.checkpoint import CHECKPOINT, saved_settings, saved_step
 from odeddim.train.processes import joined
@@ -91,6 +93,8 @@ def train(
     for name in settings:
         pick(name, (*sorted(names), *ARCHITECTURE), "setting of training")
     place = place_of(device)
+    if Path("-") in (place_of_images(images), place_of_images(validation)) and rank()[1] > 1:
+        raise InputError("several processes cannot share a list on standard input: give a folder or a file of images")
     with joined(place) as processes:
         base, made = processes.from_first(lambda: _begun(output, place))
         prepare = Preparation.of(base.prepared or {}) if prepare is None else prepare

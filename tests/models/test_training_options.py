@@ -34,6 +34,7 @@ from odeddim.types import InputError
 CPU = torch.device("cpu")
 EVERYTHING: dict[str, Any] = {
     "weight_decay": 0.1, "decay_shape": "cosine", "decay": 1.0, "ema_half_life": 20.0, "flips": True, "microbatches": 4,
+    "predicts": "edm",
 }  # fmt: skip
 
 
