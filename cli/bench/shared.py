@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim.bench import defaults
-from odeddim.cli import options
+from odeddim.cli import options, sharing
 from odeddim.cli.kinds import FigureSize, Items, SolverName
 from odeddim.defaults import MOST_STEPS
 
@@ -192,7 +192,9 @@ def _shared(machine: Callable[[options.F], options.F], *, still: bool) -> Callab
     return decorate
 
 
-common = _shared(options.machine, still=False)
+common = _shared(sharing.of_processes, still=False)
+common_alone = _shared(options.machine, still=False)
+"""Of a bench that measures seconds, which other processes would disturb."""
 # `time` sets the batch size of the network itself (--batches), so it has no --batch-size and --network-batch.
 common_but_batches = _shared(options.machine_with_threads(1), still=True)
 

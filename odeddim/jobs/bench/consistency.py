@@ -14,9 +14,11 @@ from odeddim.bench.features import Features
 from odeddim.bench.harness import expected
 from odeddim.bench.tables import Table
 from odeddim.bench.work_precision import references
+from odeddim.jobs.bench.helping import helped
 from odeddim.jobs.bench.workbench import Session, Workbench
 
 
+@helped
 @torch.no_grad()
 def consistency(
     workbench: Workbench,

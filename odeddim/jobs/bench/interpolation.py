@@ -11,9 +11,11 @@ from odeddim.bench import defaults
 from odeddim.bench import interpolation as bench
 from odeddim.bench.harness import expected
 from odeddim.bench.tables import Table
+from odeddim.jobs.bench.helping import helped
 from odeddim.jobs.bench.workbench import Session, Workbench
 
 
+@helped
 @torch.no_grad()
 def interpolation(
     workbench: Workbench,

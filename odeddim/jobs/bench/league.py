@@ -15,6 +15,7 @@ from odeddim.bench.entrants import draw
 from odeddim.bench.harness import Entry
 from odeddim.bench.tables import Table
 from odeddim.checks.whiteness import statistics
+from odeddim.jobs.bench.helping import helped
 from odeddim.jobs.bench.workbench import Session, Workbench, with_skipped
 from odeddim.jobs.subject import images_for, recorded, warn_of_count, warn_of_plan
 from odeddim.plans import Plan
@@ -22,6 +23,7 @@ from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of
 
 
+@helped
 @torch.no_grad()
 def league(
     workbench: Workbench,

@@ -14,6 +14,7 @@ from odeddim.bench.features import Features
 from odeddim.bench.harness import Pictures, expected
 from odeddim.bench.tables import Table
 from odeddim.defaults import SAMPLE_WITH_ETA
+from odeddim.jobs.bench.helping import helped
 from odeddim.jobs.bench.workbench import Session, Workbench, with_skipped
 from odeddim.jobs.subject import images_for
 from odeddim.models.networks.classifier import REFERENCE
@@ -23,6 +24,7 @@ from odeddim.storage.sources import Images, place_of
 from odeddim.types import InputError
 
 
+@helped
 @torch.no_grad()
 def quality(
     workbench: Workbench,

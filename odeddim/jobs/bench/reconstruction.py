@@ -13,12 +13,14 @@ from odeddim.api import to_data
 from odeddim.bench import defaults
 from odeddim.bench import reconstruction as bench
 from odeddim.bench.tables import Table
+from odeddim.jobs.bench.helping import helped
 from odeddim.jobs.bench.workbench import Session, Workbench, with_skipped
 from odeddim.jobs.subject import data_and_floor, images_for, recorded, warn_of_count
 from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of
 
 
+@helped
 @torch.no_grad()
 def reconstruction(
     workbench: Workbench,
