@@ -282,16 +282,6 @@ def test_tf32_is_refused_where_there_is_none(run: Command) -> None:
     assert err == "Error: --dtype 'tf32' needs CUDA, and the device is cpu: give --dtype 'float32'\n"
 
 
-def test_training_by_several_processes_is_refused(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They would write one folder, each its own log and checkpoints."""
-    for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    code, _, err = run("train", "x.npy", "-o", "model")
-    assert code == 2
-    assert "several processes would write one model's folder: run `odeddim train` without torchrun" in err
-    assert not Path("model").exists()
-
-
 def test_what_is_set_is_what_torch_knows() -> None:
     """`allow_tf32` can still be read after all this, which torch refuses where only one of its two ways was used."""
     devices.set_tf32(True)

@@ -40,6 +40,7 @@ INSTEAD = {
     "--resize 64": "--resize 16", " --paper": "",
 }  # fmt: skip
 """What no test can have: Inception's weights, a GPU, an hour, the paper's data."""
+TRAIN = ["--blocks", "1", "--channels", "8", "--batch-size", "2", "--steps", "2"]
 SHAPE = (3, 16, 16)
 
 
@@ -192,6 +193,7 @@ def test_an_example_runs(example: str, world: Path, here: Path) -> None:
             "MODEL": "exact-mixture",
         }.items():
             example = example.replace(word, other)
+        example += f" {' '.join(TRAIN)}" if "odeddim train" in example else ""
         path = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run(example, shell=True, check=True, capture_output=True, cwd=here, env=path)
         return
@@ -204,7 +206,7 @@ def test_an_example_runs(example: str, world: Path, here: Path) -> None:
             del small[option]
         words += [word for option in small.items() if option[0] not in words for word in option]
     if words[0] == "train":
-        words = [*words, "--blocks", "1", "--channels", "8", "--batch-size", "2", "--steps", "2"]
+        words = [*words, *TRAIN]
         if "more steps" in said:
             command(*words)
             words[-1] = "4"
