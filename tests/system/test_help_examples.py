@@ -11,7 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -70,14 +70,22 @@ def examples() -> dict[str, str]:
     return found
 
 
+class Unlabelled:
+    """A network that is given labels and does not look at them. Other processes can be given it, as --workers does."""
+
+    def __init__(self, network: Callable[..., torch.Tensor]) -> None:
+        self.network = network
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, *label: torch.Tensor) -> torch.Tensor:
+        return self.network(x, t)
+
+
 def small(name: str, shape: tuple[int, ...] | None = None, classes: int | None = None) -> VectorField:
     """An exact field under the name of a model; where it takes classes, all of them are the same."""
     schedule = Schedule.linear()
-    network = GaussianMixture(torch.tensor([-0.6, 0.6]), 0.15).network(schedule)
-    return VectorField.from_network(
-        lambda x, t, *label: network(x, t), schedule, shape=shape, name=name, classes=classes,
-        null=None if classes is None else 0,
-    )  # fmt: skip
+    network = Unlabelled(GaussianMixture(torch.tensor([-0.6, 0.6]), 0.15).network(schedule))
+    null = None if classes is None else 0
+    return VectorField.from_network(network, schedule, shape=shape, name=name, classes=classes, null=null)
 
 
 def photos(folder: Path, count: int) -> None:
