@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 ARGUMENTS = {
     "allow_pickle", "along", "among", "atol", "attention", "background", "batch_size", "batches", "best", "bits",
-    "blocks", "by", "calibrate", "certify", "channels", "checkpoint_every", "corners", "count", "crop", "csv",
+    "blocks", "by", "calibrate", "certify", "channels", "channels_last", "checkpoint_every", "compile", "corners",
+    "count", "crop", "csv",
     "cycle", "density", "dequantise", "device", "direction", "draws", "dropout", "dtype", "ema", "end", "eta",
     "evaluations", "false_positives", "features", "figure_size", "find", "format", "fps", "frames", "from", "grid",
     "guidance", "images", "json", "label", "labels", "learning_rate", "levels", "log_json", "loop", "max_nfe",
