@@ -160,9 +160,10 @@ def encoded(model: Path, output: Path, **form: Any) -> dict[str, Any]:
 
 
 def came_back(folder: Path) -> bool:
-    """Whether x.npz has the images of z.npy."""
+    """Whether x.npz has the pixels of z.npy: with other bits of the network they would be off by much more."""
     with np.load(folder / "x.npz") as file:
-        return np.array_equal(file["images"].reshape(4, 8, 8), np.load(folder / "z.npy"))
+        pixels = (file["images"].reshape(4, 8, 8).astype(np.float64) + 1) * 127.5
+    return float(np.abs(pixels - np.load(folder / "z.npy")).max()) < 1e-4
 
 
 def test_a_latent_file_says_the_form_and_decodes_by_it(model: Path, tmp_path: Path) -> None:

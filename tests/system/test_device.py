@@ -264,7 +264,7 @@ def test_a_compiled_network_is_a_graph_whose_answers_are_copied(monkeypatch: pyt
             out = network(x, t)
             if not place:
                 place.append(out.clone())
-            return place[0].copy_(out)
+            return place[0].mul_(0).add_(out)
 
         return answer
 
