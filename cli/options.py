@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from odeddim import defaults
+from odeddim.cli import forms
 from odeddim.cli.kinds import Assignment, Interval, ModelName, Shape, SolverName, Tolerance
 from odeddim.cli.parallel import beside
 from odeddim.cli.telling import telling
@@ -309,14 +310,14 @@ place = together(
     ),
     click.option(
         "--dtype",
-        type=click.Choice(
-            ["float32", "float64", "bfloat16", "float16", "tf32", "autocast-bfloat16", "autocast-float16"]
-        ),
+        type=click.Choice(forms.DTYPES),
         default=None,
         help="The dtype of the network. The state is float64 with float64, else float32. bfloat16, float16 and tf32 "
         "are for previews; tf32 is float32 with products of numbers that CUDA rounds to 10 bits; autocast-... is "
         "float32 where torch takes that to be needed.  [default: float32; to decode, as encoded]",
     ),
+    forms.compiled,
+    forms.channels_last,
 )
 batch_size = click.option(
     "--batch-size",
@@ -339,21 +340,7 @@ network_batch = click.option(
     help="Images that the network sees at once; a smaller batch is filled up. The last digits of the result depend on "
     "this number, and not on the other images.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
 )
-form = together(
-    click.option(
-        "--compile/--no-compile",
-        default=None,
-        help="Let torch compile the network, as a graph on CUDA. The first evaluation takes up to minutes; a CPU needs "
-        "a compiler of C++. It changes last digits.  [default: as encoded, else no]",
-    ),
-    click.option(
-        "--channels-last/--no-channels-last",
-        default=None,
-        help="Keep the channels of a pixel side by side in memory, with which many convolutions are faster. It changes "
-        "last digits.  [default: as encoded, else no]",
-    ),
-)
-whole_machine = together(place, form, batch_size, network_batch, threads)
+whole_machine = together(place, batch_size, network_batch, threads)
 machine = gathered("machine", whole_machine, _machine)
 
 
