@@ -36,6 +36,7 @@ COMMANDS = {
     "decode": "Decode latents to images: PNGs, a sheet, or HDF5.",
     "sample": "Make new images from noise.",
     "bridge": "Encode images with one model, decode them with another.",
+    "edit": "Encode images under one condition, decode them under another.",
     "interpolate": "Make lines, grids and loops between latents.",
     "shift": "Move latents from the mean of one group towards that of another.",
     "neighbours": "Find the nearest neighbours of latents.",
@@ -43,6 +44,7 @@ COMMANDS = {
     "trajectory": "Draw the points that images pass on their way: a strip or an animation.",
     "density": "Measure how probable a model makes images, with an error bar.",
     "score": "Show how far images are from those of a reference, by the path of their encode.",
+    "diagnose": "Find out why images do not come back, or latents do not look like noise.",
     "verify": "Show how good the latents of a file are, the worst first.",
     "merge": "Make one file of an index and its parts, or of several files.",
     "moments": "Compute the Gaussian of a model's data, for runs of few evaluations.",
@@ -63,6 +65,7 @@ BRIEF = ("solvers", "explain", "inspect", "completion")
 WHOLE_OR_NOTHING = (
     "explore",
     "trajectory",
+    "diagnose",
     "merge",
     "moments",
     "solvers",

@@ -94,7 +94,7 @@ def _drawing(own: dict[str, Any]) -> Drawing:
     from odeddim.jobs import Animation, Drawing, Machine
 
     sheet, animate = _sheet(own), own.get("animate")
-    its_place = {field.name: own[field.name] for field in fields(Machine)}
+    its_place = {field.name: own[field.name] for field in fields(Machine) if field.name in own}
     return Drawing(
         own["output"],
         sheet,

@@ -33,9 +33,12 @@ if TYPE_CHECKING:
     from odeddim.api import sample as sample
     from odeddim.api import solve as solve
     from odeddim.bridges import bridge as bridge
+    from odeddim.bridges import edit as edit
     from odeddim.checks.certificate import certify as certify
     from odeddim.checks.density import LogDensity as LogDensity
     from odeddim.checks.density import log_density as log_density
+    from odeddim.checks.diagnosis import Diagnosis as Diagnosis
+    from odeddim.checks.diagnosis import diagnose as diagnose
     from odeddim.checks.explanation import explain as explain
     from odeddim.checks.scores import Reference as Reference
     from odeddim.checks.scores import Scores as Scores
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     from odeddim.fitting.grid_search import computed_grid as computed_grid
     from odeddim.jobs.latent_files import open as open
     from odeddim.jobs.latent_files import save as save
+    from odeddim.jobs.mapping import Decoder as Decoder
+    from odeddim.jobs.mapping import Encoder as Encoder
     from odeddim.models import load as load
     from odeddim.ode.field import VectorField as VectorField
     from odeddim.ode.grids import grid as grid
@@ -67,6 +72,9 @@ if TYPE_CHECKING:
 else:  # hidden from type checkers, which would take any name for one of a module with __getattr__
     _HOMES = {
         "BudgetExceeded": "odeddim.types",
+        "Decoder": "odeddim.jobs.mapping",
+        "Diagnosis": "odeddim.checks.diagnosis",
+        "Encoder": "odeddim.jobs.mapping",
         "Field": "odeddim.types",
         "Fitted": "odeddim.fitting.fit",
         "InputError": "odeddim.types",
@@ -87,6 +95,8 @@ else:  # hidden from type checkers, which would take any name for one of a modul
         "computed_grid": "odeddim.fitting.grid_search",
         "gits_plan": "odeddim.fitting.gits",
         "decode": "odeddim.api",
+        "diagnose": "odeddim.checks.diagnosis",
+        "edit": "odeddim.bridges",
         "encode": "odeddim.api",
         "explain": "odeddim.checks.explanation",
         "fit": "odeddim.fitting.fit",

@@ -41,6 +41,9 @@ DENSITY_STEPS, DENSITY_PROBES, DENSITY_DRAWS = 20, 2, 4
 """On `fashion-mnist` an error of 0.0084 bits per dimension (rms over 64 held-out images), of the solver and the probes
 together, by 42 evaluations and 42 products for each draw of dequantisation noise (benchmarks/density.py)."""
 
+DIAGNOSE_STEPS, DIAGNOSE_IMAGES = 20, 16
+"""The steps of the round trip that `diagnose` looks at, and the images that it takes."""
+
 GRID_IMAGES = 16
 """The number of images that a computed grid is measured on."""
 

@@ -219,17 +219,24 @@ def _operations(nodes: Sequence[float], *, moves: Callable[..., Moves], **settin
     return moves(nodes, **settings).operations
 
 
-def run(field: Field, state: State, sigmas: Tensor, *, gradients: Gradients = None, **how: Any) -> State:
+def run(
+    field: Field, state: State, sigmas: Tensor, *, gradients: Gradients = None, portable: bool = False, **how: Any
+) -> State:
     """A reversible run: see `odeddim.solvers._reversing.run`.
 
     Args:
         field, state, sigmas, **how: As there.
         gradients: None for a run without any; "reversible" for the same bits with gradients; "checkpoint" or "direct"
             for the same operations in float64 numbers, whose results are equal up to rounding.
+        portable: Whether the bits are to be those of any machine (`odeddim.solvers._portable`).
 
     Returns:
         The state at sigmas[-1], with what its way back needs in `aux`.
     """
+    if portable:
+        from odeddim.solvers import _portable
+
+        return _portable.reversible(field, state, sigmas, **how)
     if gradients is None:
         return _reversing.run(field, state, sigmas, **how)
     from odeddim.solvers import _gradients
@@ -275,7 +282,7 @@ def reversible_row(
         formula=formula,
         rebuilds=True,
         settings=defaults_of(moves, *settings),
-        **declared,
+        **{"portable": True, **declared},
     )
 
 
@@ -297,7 +304,9 @@ def mccallum_foster(base: Solver, *, data: bool = False) -> Solver:
     moves = functools.partial(coupled, base=base, data=data)
     reference, formula = (REX, DATA_COUPLED) if data else (COUPLING_PAPER, COUPLED)
     reference = f"{reference}, over `{base.name}`"
-    row = reversible_row(f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, formula, "coupling")
+    row = reversible_row(
+        f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, formula, "coupling", portable=base.portable
+    )
     return row if base.differentiable else replace(row, differentiable=False)
 
 

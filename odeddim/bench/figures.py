@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from odeddim.bench.diagnosis_figure import diagnosis
 from odeddim.bench.drawing import (
     LIGHT,
     MARKERS,
@@ -61,20 +62,19 @@ def draw(table: Table, theme: Theme = LIGHT) -> dict[str, tuple[bytes, str]]:
     return {name: (_bytes(figure, "svg"), words) for name, figure, words in drawn}
 
 
-def files(table: Table, layout: Layout = USUAL) -> dict[str, bytes]:
+def files(table: Table, layout: Layout = USUAL, kinds: Sequence[str] = ("svg", "png")) -> dict[str, bytes]:
     """Draw the figures of a table as files, in light colours.
 
     Args:
         table: The table.
         layout: The size of the figures, and whether they have a title.
+        kinds: The formats.
 
     Returns:
         For each file's name, NAME.svg or NAME.png, its content.
     """
     return {
-        f"{name}.{kind}": _bytes(figure, kind)
-        for name, figure, _ in _figures(table, LIGHT, layout)
-        for kind in ("svg", "png")
+        f"{name}.{kind}": _bytes(figure, kind) for name, figure, _ in _figures(table, LIGHT, layout) for kind in kinds
     }
 
 
@@ -396,5 +396,6 @@ DRAWN: dict[str, Callable[[Table, Theme, Layout], Drawn]] = {
     "time": timing,
     "interpolation": interpolation,
     "league": league,
+    "diagnosis": diagnosis,
 }
 """The function of each bench: (table, theme, layout) -> for each figure's name, the figure and a sentence about it."""

@@ -12,6 +12,10 @@ from odeddim.jobs.combining import Drawing as Drawing
 from odeddim.jobs.decode import decode as decode
 from odeddim.jobs.density import Densities as Densities
 from odeddim.jobs.density import density as density
+from odeddim.jobs.diagnose import diagnose as diagnose
+from odeddim.jobs.edit import Description as Description
+from odeddim.jobs.edit import Redone as Redone
+from odeddim.jobs.edit import edit as edit
 from odeddim.jobs.encode import encode as encode
 from odeddim.jobs.explore import explore as explore
 from odeddim.jobs.fit import fit as fit

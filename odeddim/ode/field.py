@@ -19,7 +19,7 @@ from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, where_guided
 from odeddim.ode.labels import Labels, Relabelled, labels_of
 from odeddim.ode.pickling import check_pickles
-from odeddim.ode.predictions import PREDICTIONS
+from odeddim.ode.predictions import HELD, PREDICTIONS
 from odeddim.ode.schedule import TIMES, Schedule, Time
 from odeddim.ode.sizes import Sizes, counterpart
 from odeddim.types import InputError, pick
@@ -303,6 +303,31 @@ class VectorField:
         twin._labels = Relabelled(self._labels, label_at)
         return twin
 
+    def assuming(
+        self, *, predicts: str | None = None, schedule: Schedule | None = None, time: Time | None = None
+    ) -> VectorField:
+        """This field as it would be if its network had been trained under another convention.
+
+        Args:
+            predicts, schedule, time: As of the class; what is not given stays. Another schedule has its usual labels.
+
+        Returns:
+            A field that shares the network, with counters of its own.
+
+        Raises:
+            InputError: If `predicts` or `time` is an unknown name.
+        """
+        twin = copy.copy(self)
+        twin.watch = None
+        twin.reset()
+        twin.predicts = self.predicts if predicts is None else pick(predicts, PREDICTIONS, "prediction")
+        if schedule is not None:
+            twin.schedule, twin.time = schedule, schedule.time
+        if time is not None:
+            twin.time = time if callable(time) else pick(time, TIMES, "time label")
+        twin._labels = labels_of(twin.schedule, twin.time)
+        return twin
+
     @classmethod
     def from_network(
         cls,
@@ -482,7 +507,9 @@ class VectorField:
             )
         if self.predicts != "eps":
             # Below σ_1 the network is evaluated at σ_1, so σ_1 is used here too: (x̄ - x0)/σ has no value at σ = 0.
-            held = sigma.clamp(min=self.schedule.sigma_min) if self.predicts == "x0" else sigma
+            held = sigma.clamp(min=self.schedule.sigma_min) if self.predicts in HELD else sigma
+            if self.predicts == "score":
+                out = out * _like_images(self.schedule.scale(held), xbar)
             out = PREDICTIONS[self.predicts](out, xbar, _like_images(held, xbar))
         if self.notes is not None:
             self.notes.append(torch.isfinite(out.detach().sum()))

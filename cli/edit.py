@@ -1,0 +1,137 @@
+"""`odeddim edit`: images encoded under one condition and decoded under another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from odeddim import defaults
+from odeddim.cli import options, pictures, preparation
+from odeddim.cli.kinds import Interval, ModelName
+
+if TYPE_CHECKING:
+    from odeddim.jobs import Description, Pictures, Subject
+
+
+def _descriptions(own: dict[str, Any]) -> tuple[Description, Description]:
+    """What the images show, and what they are to show."""
+    from odeddim.jobs import Description
+
+    return (
+        Description(own["before"], guidance=own["from_guidance"]),
+        Description(own["after"], own["negative_prompt"], own["guidance"], own["guidance_interval"]),
+    )
+
+
+def _subject(own: dict[str, Any]) -> Subject:
+    """The model, under no condition yet."""
+    from odeddim.jobs import Subject
+
+    return Subject(own["model"], {}, options.of_model().get("allow_pickle", False))
+
+
+descriptions = options.gathered(
+    "descriptions",
+    options.together(
+        click.option(
+            "--from", "before", required=True, metavar="TEXT|CLASS", help="What the images show, to encode them."
+        ),
+        click.option("--to", "after", required=True, metavar="TEXT|CLASS", help="What they are to show."),
+        click.option(
+            "--guidance",
+            type=float,
+            metavar="W",
+            default=1.0,
+            show_default=True,
+            help="The guidance of the way down, to --to: ε = ε_none + W·(ε_condition - ε_none).",
+        ),
+        click.option(
+            "--from-guidance",
+            type=float,
+            metavar="W",
+            default=1.0,
+            show_default=True,
+            help="The guidance of the way up and of the reconstruction. Above 1 both lose accuracy.",
+        ),
+        click.option(
+            "--negative-prompt",
+            metavar="TEXT",
+            default=None,
+            help="The text that --guidance leads away from.  [default: the empty text]",
+        ),
+        click.option(
+            "--guidance-interval",
+            type=Interval(),
+            metavar="LOW,HIGH",
+            default=None,
+            help="The noise levels σ between which --guidance is applied.  [default: all]",
+        ),
+    ),
+    _descriptions,
+)
+model = options.gathered(
+    "model",
+    options.together(
+        click.option(
+            "--model",
+            type=ModelName(),
+            default="fashion-mnist",
+            metavar="NAME|PATH",
+            help="A model of texts or of classes: its path, or hf:ORG/NAME[@REVISION] of Hugging Face's hub.",
+        ),
+        options.allow_pickle,
+    ),
+    _subject,
+)
+
+
+@click.command("edit")
+@click.argument("images", required=False, type=click.Path(path_type=Path))
+@pictures.output("Where images go: a folder for PNGs, a sheet.png, a file.h5 or a file.npz.")
+@descriptions
+@click.option(
+    "--sigma",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    metavar="S",
+    help="Encode up to this noise level only. A lower one keeps more of the image.  [default: the model's highest]",
+)
+@options.count
+@model
+@preparation.prepare
+@options.run(defaults.ENCODE, options.end)
+@options.machine
+@options.overwrite
+def command(
+    images: Path | None,
+    output: Pictures,
+    descriptions: tuple[Description, Description],
+    how: dict[str, Any],
+    **given: Any,
+) -> None:
+    """Edit IMAGES: encode them under one condition (--from), and decode them under another (--to).
+
+    --from and --to are texts for models of texts, and numbers for models of classes. A sheet shows each image, its
+    edit, and its reconstruction: decoded under --from again. Where the reconstruction is not the image, the edit began
+    with another one. Image files, a file.h5 and a file.npz store reconstruction_error and change, the rms over pixels
+    in [-1, 1] of the reconstruction and of the edit, each minus the image.
+
+    A reversible solver, as the default, reconstructs what the autoencoder leaves of an image exactly. The edit starts
+    from the state alone, by unipc-2 then. IMAGES, and how a stopped run goes on or a finished one is extended, are as
+    in `odeddim encode`.
+
+    \b
+    Examples:
+      odeddim edit photos/ --from 207 --to 281 --model M -o edited/ --steps 20
+      odeddim edit photos/ --from 207 --to 281 --model M -o sheet.png --sigma 5 --steps 20
+      odeddim edit photos/ --from 207 --to 281 --model M -o edited.h5 --solver unipc-2 --end sigma_min
+    """
+    from odeddim import jobs
+    from odeddim.cli.progress import bar
+
+    made = jobs.edit(images, output, *descriptions, progress=bar, **given, **how)
+    options.tell(made)
+    if made.error_words:
+        options.echo(made.error_words)
