@@ -128,10 +128,10 @@ def test_dtypes_by_name() -> None:
     assert (field.dtype, field.tf32) == (torch.float64, False)
     assert field.to("cpu", "bfloat16").dtype == torch.bfloat16
     assert field.to("cpu", torch.float32).dtype == torch.float32
-    assert dtype_of("tf32") == (torch.float32, True)
+    assert dtype_of("tf32") == (torch.float32, True, None)
     with pytest.raises(InputError, match=r"unknown dtype 'float23'.*float32"):
         odeddim.load(dtype="float23")
-    with pytest.raises(InputError, match=r"float32, tf32, float64, bfloat16, float16 or .* not torch.int32"):
+    with pytest.raises(InputError, match=r"float32, tf32, float64, bfloat16, float16, .* or .* not torch.int32"):
         field.to("cpu", torch.int32)
     with pytest.raises(InputError, match="not 32"):
         field.to("cpu", 32)  # type: ignore[arg-type]
