@@ -5,8 +5,9 @@
 
 Solvers are fitted as `odeddim fit` does by default, so to noises. Errors are those of 64 other noises, decoded, and of
 64 held-out images of Fashion-MNIST, encoded: rms of each image in [-1, 1], of each latent over σ_T; the median and the
-10% and 90% quantiles. The reference is the classical Runge-Kutta method in log σ of benchmarks/defaults.py. Plain rows
-run on the grids "log" and "karras", with images at σ = 0, as fitted ones, and at σ_1, each against its own reference.
+10% and 90% quantiles. The reference is the classical Runge-Kutta method in log σ (`odeddim.bench.solutions`). Plain
+rows run on the grids "log" and "karras", with images at σ = 0, as fitted ones, and at σ_1, each against a reference of
+its own.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pathlib import Path
 import odeddim  # isort: skip  # before torch: its waiting threads then sleep
 
 import torch
-from defaults import images, runge_kutta
+from defaults import images
 from torch import Tensor
 
 from odeddim import solvers
+from odeddim.bench.solutions import runge_kutta
 from odeddim.fitting.checkpoint import Checkpoint
 from odeddim.fitting.fit import QUANTILES, Aim, Fit
 from odeddim.latents.arithmetic import rms
@@ -106,11 +108,11 @@ class Bench:
                         yield name, grid, end, Plan.of(self.field.schedule, row, steps, grid, end)
 
 
-def measure(kept: Path, steps: Sequence[int]) -> None:
+def measure(kept: Path, models: Sequence[str], steps: Sequence[int]) -> None:
     """Add to the table what is missing."""
     lines = read()
     done = {tuple(line[name] for name in COLUMNS[:6]) for line in lines}
-    for model in MODELS:
+    for model in models:
         bench = Bench(model, kept)
         for count in steps:
             for direction in DIRECTIONS:
@@ -178,9 +180,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("measure", "show"))
     parser.add_argument("--kept", type=Path, default=Path("out/fit"), help="where plans and solutions are kept")
+    parser.add_argument("--model", choices=MODELS, nargs="+", default=MODELS)
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     with torch.no_grad():
-        measure(given.kept, given.steps) if given.what == "measure" else show()
+        measure(given.kept, given.model, given.steps) if given.what == "measure" else show()

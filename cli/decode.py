@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odeddim.cli import options, parallel, pictures, recording, tops
+from odeddim.cli import options, parallel, pictures, recording, sharing, tops
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Pictures, Recording, Subject
@@ -37,7 +37,7 @@ def _noise(function: options.F) -> options.F:
 @pictures.output("Where images go: a folder for PNGs, a sheet.png, a file.h5 or a file.npz.")
 @options.its_model
 @options.run("the one that encoded", _noise, tops.top, options.plan, parallel.option)
-@options.machine
+@sharing.machine
 @options.tol
 @recording.trajectory
 @options.wait

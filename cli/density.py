@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, preparation
+from odeddim.cli import options, preparation, sharing
 from odeddim.cli.telling import telling
 from odeddim.storage.atomic import printable
 
@@ -73,7 +73,7 @@ measured = options.gathered(
 @options.model
 @preparation.prepare
 @options.run(f"{defaults.DENSITY}, {defaults.DENSITY_STEPS} steps", options.plan)
-@options.machine
+@sharing.machine
 @options.form
 @options.overwrite
 def command(

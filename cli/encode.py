@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, parallel, preparation, recording, tops
+from odeddim.cli import options, parallel, preparation, recording, sharing, tops
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
@@ -70,7 +70,7 @@ start = click.option(
 @options.run(
     f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, tops.top, start, options.plan, parallel.option
 )
-@options.machine
+@sharing.machine
 @options.tol
 @found
 @options.overwrite
@@ -115,8 +115,8 @@ def command(
 
     A run that was stopped, for whatever reason, goes on with the same command, as long as the names and the bytes of
     the images are the same. A larger -n extends a finished file: what is there is not computed again, and stays as it
-    is until the longer file is whole. Several processes share the work: start the command under torchrun, or start it
-    several times.
+    is until the longer file is whole. Several processes share the work: give --workers, start the command under
+    torchrun, or start it several times.
 
     Most latent models take images of many sizes, multiples that `odeddim inspect MODEL` names, and images that all have
     one of these are taken as they are. Models of pixels take their own size.
@@ -148,6 +148,7 @@ def command(
       odeddim encode photos/ -o z.h5 --model M --labels-from labels.csv:class
       odeddim encode -o z.h5 -n 8 --trajectory t.h5 --trajectory-at 0.1,1,10
       odeddim encode -o z.h5 -n 8 --solver unipc-2 --steps 20 --start forward:3
+      odeddim encode photos/ -o z.h5 --model MODEL --workers 2
       find photos -name '*.png' | odeddim encode - -o z.h5 --model MODEL
       torchrun --nproc-per-node 4 -m odeddim encode photos/ -o z.h5 --model MODEL
     """

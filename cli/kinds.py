@@ -92,6 +92,18 @@ class Tolerance(click.FloatRange):
         return number
 
 
+class Workers(Kind["int | str"]):
+    """A number of processes up to `most`, or "auto"."""
+
+    name = "integer|auto"
+
+    def __init__(self, most: int) -> None:
+        self.number = click.IntRange(1, most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        return "auto" if value == "auto" else int(self.number.convert(value, param, ctx))
+
+
 class Window(Kind[tuple[int, float | None]]):
     """WINDOW[:TOLERANCE] of runs in parallel."""
 

@@ -296,7 +296,7 @@ def run(
     return gathered("how", together(solver(default), steps, grid, *more, _settings()), _how)
 
 
-def _machine(own: Mapping[str, Any]) -> Machine:
+def machine_of(own: Mapping[str, Any]) -> Machine:
     """Where to run."""
     from odeddim.jobs import Machine
 
@@ -328,7 +328,7 @@ threads = click.option(
     type=click.IntRange(1, MOST_THREADS),
     default=None,
     help="Threads of a CPU. The last digits of the result depend on them. Several processes are faster and do not "
-    "change it: `torchrun --nproc-per-node 4 -m odeddim ...`.  [default: as encoded, else 1]",
+    "change it (--workers, where there is that).  [default: as encoded, else 1]",
 )
 network_batch = click.option(
     "--network-batch",
@@ -338,14 +338,14 @@ network_batch = click.option(
     "this number, and not on the other images.  [default: as encoded, else 8 on a CPU, 64 on a GPU]",
 )
 whole_machine = together(place, batch_size, network_batch, threads)
-machine = gathered("machine", whole_machine, _machine)
+machine = gathered("machine", whole_machine, machine_of)
 
 
 def machine_with_threads(default: int | None, *more: Callable[..., Any]) -> Callable[[F], F]:
     """Device, dtype, threads, and more. default: the threads; None for one on each core."""
     words = f"Threads of a CPU.  [default: {default or 'all cores'}]"
     its_threads = click.option("--threads", type=click.IntRange(1, MOST_THREADS), default=default, help=words)
-    return gathered("machine", together(place, *more, its_threads), _machine)
+    return gathered("machine", together(place, *more, its_threads), machine_of)
 
 
 tol = click.option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, parallel, pictures, tops
+from odeddim.cli import options, parallel, pictures, sharing, tops
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Pictures, Subject
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @options.run(
     f"{defaults.SAMPLE}; with --eta {defaults.SAMPLE_WITH_ETA}", options.end, tops.top, options.plan, parallel.option
 )
-@options.machine
+@sharing.machine
 @click.option(
     "--density",
     is_flag=True,

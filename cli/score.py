@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, preparation
+from odeddim.cli import options, preparation, sharing
 
 if TYPE_CHECKING:
     from odeddim.jobs import Calibration, Machine, Scored, Subject
@@ -106,7 +106,7 @@ form = options.gathered(
     grid=options.grid_by(f"{defaults.SCORE_GRID}, or as the reference was made"),
 )
 @more
-@options.machine
+@sharing.machine
 @form
 @options.overwrite
 def command(

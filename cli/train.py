@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim.cli import options, preparation
-from odeddim.cli.kinds import Items
+from odeddim.cli.kinds import Assignment, Items
 from odeddim.cli.telling import telling
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, hidden=True)  # of earlier versions; refuses where there is no run
 @click.option(
     "--predicts",
-    type=click.Choice(["eps", "flow"]),
+    type=click.Choice(["eps", "v", "flow", "edm"]),
     default=None,
-    help="What the network predicts. eps: DDPM's noise, linear schedule. flow: the velocity of a rectified flow.  "
-    "[default: eps]",
+    help="What the network predicts. eps: DDPM's noise, linear schedule. v: √α·ε - √(1-α)·x0, the same schedule. flow: "
+    "the velocity of a rectified flow. edm: the image, by EDM's loss and preconditioning.  [default: eps]",
 )
 @click.option("--steps", type=click.IntRange(1), default=None, help="The number of steps in all.  [default: 20000]")
 @click.option(
@@ -59,6 +59,23 @@ if TYPE_CHECKING:
     type=click.Choice(["float32", "bfloat16"]),
     default=None,
     help="The dtype of the arithmetic; weights are float32.  [default: bfloat16 on a GPU that has it, else float32]",
+)
+@click.option("--flips", is_flag=True, default=None, help="Mirror half of the images, chosen at random at each step.")
+@click.option(
+    "--microbatches",
+    type=click.IntRange(1),
+    default=None,
+    help="Pieces that a batch is cut into, one after another or on the processes of torchrun.  "
+    "[default: the number of processes]",
+)
+@click.option(
+    "--set",
+    "assignments",
+    type=Assignment(),
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Another setting, such as weight_decay=0.01, decay_shape=cosine, decay=1, warmup=500, clip=1, or "
+    "ema_half_life=500000 (in images). Can be repeated.",
 )
 @click.option("--channels", type=click.IntRange(4), default=None, help="Width of the first level.  [default: 32]")
 @click.option(
@@ -92,7 +109,7 @@ if TYPE_CHECKING:
     "--device", default=None, metavar="cpu|cuda|...", help="Where to train.  [default: a GPU if there is one]"
 )
 def command(data: Path, output: Path, validation: Path | None, resume: bool, device: str | None, **given: Any) -> None:
-    """Train a U-Net on the images of DATA, by DDPM's loss or that of a rectified flow. The model has averaged weights.
+    """Train a U-Net on the images of DATA, by DDPM's loss or another one. The model has averaged weights.
 
     DATA is a folder, .npz, .npy, IDX (MNIST's format, gzip or not) or HDF5. All images have the same square size, or
     --resize S gives it to them; the other options about images are as in `odeddim encode`. The folder MODEL gets the
@@ -107,6 +124,8 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
       odeddim train photos32/ -o MODEL --multipliers 1,2,2 --attention 16 --steps 100000
       odeddim train photos/ -o MODEL --resize 64 --skip-bad
       odeddim train photos32/ -o FLOW --predicts flow
+      odeddim train photos32/ -o EDM --predicts edm --flips --set ema_half_life=500000
+      odeddim train photos32/ -o ADAMW --set weight_decay=0.01 --set decay_shape=cosine --set decay=1
       odeddim train photos32/ -o MODEL --steps 150000             more steps of the run in MODEL
     """
     import shlex
@@ -125,13 +144,21 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
             device=device,
             command=shlex.join(["odeddim", *sys.argv[1:]]),
             progress=progress,
-            **{name: value for name, value in given.items() if value is not None},
+            **_settings(given),
         )
     if run.was_complete:
         options.echo(f"{output} is complete, with {run.steps} steps: a larger --steps goes on")
     else:
         skipped = f" ({run.skipped} file{'s' if run.skipped > 1 else ''} skipped)" if run.skipped else ""
         options.echo(f"{output} holds the model{skipped}: try `odeddim sample --model {output} -o sheet.png`")
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were given, those of --set among them."""
+    assigned = dict(given.pop("assignments"))
+    for name in assigned.keys() & given.keys():
+        raise click.UsageError(f"--set {name}=...: {name} is an option of its own, --{name.replace('_', '-')}")
+    return {name: value for name, value in {**given, **assigned}.items() if value is not None}
 
 
 @contextlib.contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +16,8 @@ from odeddim.cli.telling import telling
 from odeddim.storage.atomic import printable
 
 if TYPE_CHECKING:
+    import torch
+
     from odeddim.jobs import Machine, Pictures, Subject
     from odeddim.jobs.verify import Verified
 
@@ -30,17 +33,32 @@ HEADINGS = {
     "normality": "p",
 }
 
+sought = options.gathered(
+    "sought",
+    options.together(
+        click.option(
+            "--against",
+            type=click.Path(path_type=Path),
+            default=None,
+            metavar="OTHER.h5",
+            help="Compare the latents with those of another file of the same images, in place of all else.",
+        ),
+        click.option(
+            "--by",
+            default=None,
+            metavar="FIGURE",
+            help="The figure that the latents are sorted by.  [default: latent_error; with --against rms]",
+        ),
+    ),
+    dict,
+)
+"""What the latents are compared with, and sorted by."""
+
 
 @click.command("verify")
 @click.argument("latents", type=click.Path(path_type=Path))
 @click.argument("images", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--by",
-    default="latent_error",
-    show_default=True,
-    metavar="FIGURE",
-    help="The figure that the latents are sorted by.",
-)
+@sought
 @click.option(
     "--worst", "shown", type=click.IntRange(1), default=10, show_default=True, help="How many latents to show."
 )
@@ -53,7 +71,7 @@ HEADINGS = {
 def command(
     latents: Path,
     images: Path | None,
-    by: str,
+    sought: dict[str, Any],
     shown: int,
     sheet: Pictures | None,
     form: str | None,
@@ -78,19 +96,24 @@ def command(
     The sheet shows for each latent the image, the image decoded again, and ten times their difference, with the name,
     the round trip and the latent error.
 
+    --against OTHER.h5 says how far the latents of two files are apart (rms and the largest difference over x_T, images
+    matched by their names), how many are the same bits, and what differs in how they were made: plan, model, PyTorch,
+    threads, network batch, device, dtype, processor. It needs neither images nor model.
+
     \b
     Examples:
       odeddim verify z.h5
       odeddim verify z.h5 photos/ --by round_trip --worst 20 --sheet worst.png
       odeddim verify z.h5 --csv > figures.csv
+      odeddim verify z.h5 --against y.h5
     """
     from odeddim import jobs
     from odeddim.cli.progress import bar
     from odeddim.storage.workers import rank
 
     found = jobs.verify(
-        latents, images, by=by, sheet=sheet, shown=shown, model=model, machine=machine, wait=wait,
-        overwrite=overwrite, progress=bar,
+        latents, images, sheet=sheet, shown=shown, model=model, machine=machine, wait=wait,
+        overwrite=overwrite, progress=bar, **sought,
     )  # fmt: skip
     if not found.figures:
         line = f"{latents}: others are at work on the rest of its certificates, or run it again"
@@ -103,7 +126,10 @@ def command(
     if form is not None:
         _print(found, as_json=form == "json")
         return
-    _show(found, shown, by)
+    _show(found, shown, sought["by"] or ("latent_error" if found.against is None else "rms"))
+    if found.against is not None:
+        for line in found.against.words.splitlines():
+            options.echo(line)
     if found.floor is not None:
         options.echo(
             "all in the units of the latent model's data; its autoencoder alone loses "
@@ -132,8 +158,6 @@ def _show(found: Verified, count: int, by: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from odeddim.checks.certificate import worst
-
     # Brackets in names are no markup.
     title = Text(printable(f"{found.path}: {len(found.names)} latents, the worst by {by} first"))
     table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
@@ -150,7 +174,14 @@ def _show(found: Verified, count: int, by: str) -> None:
     table.add_section()
     known = {name: values[~values.isnan()] for name, values in found.figures.items()}
     middle = {name: float(torch.median(values)) for name, values in known.items() if len(values)}
-    last = {name: float(known[name][worst(known, name)[0]]) for name in middle}
+    last = {name: float(known[name][_worst(known, name)]) for name in middle}
     for words, of_all in (("median", middle), ("worst", last)):
         table.add_row("", words, *(f"{of_all[name]:.3g}" if name in of_all else "-" for name in found.figures))
     Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+
+
+def _worst(figures: Mapping[str, torch.Tensor], by: str) -> int:
+    """The place of the worst value of a figure, of a certificate or of a comparison."""
+    from odeddim.checks.certificate import BADNESS, worst
+
+    return int(worst(figures, by)[0] if by in BADNESS else figures[by].argmax())

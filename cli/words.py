@@ -10,18 +10,18 @@ import re
 from collections.abc import Sequence
 
 ARGUMENTS = {
-    "allow_pickle", "along", "among", "atol", "attention", "background", "batch_size", "batches", "best", "bits",
-    "blocks", "by", "calibrate", "certify", "channels", "checkpoint_every", "corners", "count", "crop", "csv",
-    "cycle", "density", "dequantise", "device", "direction", "draws", "dropout", "dtype", "ema", "end", "eta",
-    "evaluations", "false_positives", "features", "figure", "figure_size", "find", "format", "fps", "frames",
-    "from", "from_guidance", "grid", "guidance", "images", "json", "label", "labels", "labels_from",
-    "learning_rate", "levels", "log_json", "loop", "max_nfe", "model", "multipliers", "negative_prompt",
-    "network_batch", "of", "output", "overwrite", "pad", "pair", "pairs", "paper", "parallel", "plan", "points",
-    "precision", "predicts", "probes", "prompt", "prompts_from", "quiet", "rank", "reference", "repeats", "resize",
-    "resume", "round_trip", "rtol", "samples", "samples_every", "scale", "seed", "sensitivity", "set", "sheet",
-    "side", "sigma", "size", "skip_bad", "solver", "solvers", "steps", "threads", "tiles", "title", "to",
-    "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol", "tolerances", "top", "trajectory",
-    "validation", "verbose", "wait", "worst",
+    "address", "against", "allow_pickle", "along", "among", "atol", "attention", "background", "batch_size",
+    "batches", "best", "bits", "blocks", "by", "calibrate", "certify", "channels", "checkpoint_every", "corners",
+    "count", "crop", "csv", "cycle", "density", "dequantise", "device", "direction", "draws", "dropout", "dtype",
+    "ema", "end", "engine", "eta", "evaluations", "false_positives", "features", "figure", "figure_size", "find",
+    "format", "fps", "frames", "from", "from_guidance", "grid", "guidance", "images", "json", "label", "labels",
+    "labels_from", "learning_rate", "levels", "log_json", "loop", "max_nfe", "model", "multipliers",
+    "negative_prompt", "network_batch", "of", "output", "overwrite", "pad", "pair", "pairs", "paper", "parallel",
+    "plan", "points", "precision", "predicts", "probes", "prompt", "prompts_from", "quiet", "rank", "reference",
+    "repeats", "resize", "resume", "round_trip", "rtol", "samples", "samples_every", "scale", "seed", "sensitivity",
+    "set", "sheet", "side", "sigma", "size", "skip_bad", "solver", "solvers", "steps", "threads", "tiles", "title",
+    "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol", "tolerances", "top", "trajectory",
+    "validation", "verbose", "wait", "workers", "worst",
 }  # fmt: skip
 """Arguments of the library that are options of the same name."""
 CALLED = {

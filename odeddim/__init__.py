@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from odeddim.fitting.grid_search import computed_grid as computed_grid
     from odeddim.jobs.latent_files import open as open
     from odeddim.jobs.latent_files import save as save
+    from odeddim.jobs.mapping import Decoder as Decoder
+    from odeddim.jobs.mapping import Encoder as Encoder
     from odeddim.models import load as load
     from odeddim.ode.field import VectorField as VectorField
     from odeddim.ode.grids import grid as grid
@@ -70,7 +72,9 @@ if TYPE_CHECKING:
 else:  # hidden from type checkers, which would take any name for one of a module with __getattr__
     _HOMES = {
         "BudgetExceeded": "odeddim.types",
+        "Decoder": "odeddim.jobs.mapping",
         "Diagnosis": "odeddim.checks.diagnosis",
+        "Encoder": "odeddim.jobs.mapping",
         "Field": "odeddim.types",
         "Fitted": "odeddim.fitting.fit",
         "InputError": "odeddim.types",

@@ -38,6 +38,7 @@ from odeddim.models import DEFAULT, load
 from odeddim.models.objects import DiffusersObject
 from odeddim.ode.devices import products
 from odeddim.ode.field import VectorField
+from odeddim.ode.portable import MARGIN, NOT_CERTIFIED, narrowed, noise_for, uncertain
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Callback, Grid, Plan, check_encodes, integrate
 from odeddim.runs.batches import Batches, BatchSize
@@ -67,6 +68,7 @@ def solve(
     callback: Callback | None = None,
     gradients: Gradients = None,
     parallel: Parallel | int | None = None,
+    portable: bool = False,
     **settings: Unpack[Settings],
 ) -> Tensor:
     """Decode latents to images: the ODE from noise to the data.
@@ -102,6 +104,9 @@ def solve(
             batch, in rounds until the result is that of the run to this tolerance. For a solver of the one-step or the
             multistep family, without gradients; the callback is called once a batch, at its end. None evaluates one
             node after the other.
+        portable: Whether the bits are to be the same for any number of threads, batch, backend and machine, which takes
+            a network in float64 and a solver with fixed steps (docs/portable.md). A model that is named is loaded so. A
+            warning names the images for which that is not certified.
         **settings: The solver's own settings, such as rtol; `odeddim.types.Settings` has all of them. Settings that
             only a row of your own has go through its `Solver.with_settings`.
 
@@ -120,8 +125,8 @@ def solve(
         >>> odeddim.solve(x_T, solver="euler", steps=2).shape
         torch.Size([2, 1, 28, 28])
     """
-    field = load(model)
-    plan = planned(field, plan, solver, defaults.SOLVE, steps, grid, end, settings, top)
+    field = _loaded(model, portable, plan)
+    plan = _portably(planned(field, plan, solver, defaults.SOLVE, steps, grid, end, settings, top), portable)
     state = at_the_top(field.schedule, plan, state_dtype(x_T))
     return _decoded(Batches(field, in_parallel(plan, parallel), batch_size, progress, callback), state, gradients)
 
@@ -142,6 +147,7 @@ def encode(
     callback: Callback | None = None,
     gradients: Gradients = None,
     parallel: Parallel | int | None = None,
+    portable: bool = False,
     **settings: Unpack[Settings],
 ) -> State:
     """Encode images to their latents: the same ODE, walked along rising noise levels.
@@ -153,8 +159,8 @@ def encode(
         x_0: The images, (B, C, H, W) in [-1, 1], a tensor or a NumPy array, float32 or float64 (smaller dtypes become
             float32).
         solver: A name of `odeddim.solvers.names()`, or a row of your own; not one that adds noise.
-        model, steps, grid, end, top, plan, batch_size, progress, callback, gradients, parallel, **settings: As of
-            `solve`.
+        model, steps, grid, end, top, plan, batch_size, progress, callback, gradients, parallel, portable, **settings:
+            As of `solve`. Portable latents have in their report the "margin" of each: at least 1 if it is certified.
         start: "forward:K" makes the first K steps by adding noise to the image, x̄ = x_0 + σ_K·z, and lets the solver go
             on from there, with N - K evaluations less in all: the latents are whiter, and their images do not come back
             (arXiv 2410.23530). "forward:K:SEED" has another seed than 0; image i gets the noise of (seed, i). Not for
@@ -177,8 +183,8 @@ def encode(
         >>> state.x.shape, state.x.dtype
         (torch.Size([2, 1, 28, 28]), torch.float32)
     """
-    field = load(model)
-    plan = planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings, top, start)
+    field = _loaded(model, portable, plan)
+    plan = _portably(planned(field, plan, solver, defaults.ENCODE, steps, grid, end, settings, top, start), portable)
     check_encodes(plan.solver)
     images = state_dtype(x_0)
     if batch_size is not None or images.ndim < 2:  # before hours of work on those before it
@@ -186,7 +192,7 @@ def encode(
 
     def batch(rows: slice, plan: Plan, callback: Callback | None) -> State:
         begin = plan.begun(to_data(field, images[rows]), rows.start)
-        return integrate(field, begin, plan, callback=callback, gradients=gradients)
+        return _told(integrate(field, begin, plan, callback=callback, gradients=gradients), rows)
 
     batches = Batches(field, in_parallel(plan, parallel), batch_size, progress, callback)
     state = batches.run(batch, len(images), images.device, "encoding", tuple(images.shape[1:]))
@@ -208,6 +214,7 @@ def decode(
     callback: Callback | None = None,
     gradients: Gradients = None,
     parallel: Parallel | int | None = None,
+    portable: bool | None = None,
     **settings: Unpack[Settings],
 ) -> Tensor:
     """Decode a State to images: the inverse direction of `encode`, with any solver.
@@ -219,8 +226,8 @@ def decode(
     Args:
         state: The latents, xbar (B, C, H, W) at the noise level where the grid ends.
         solver: A name of `odeddim.solvers.names()`, or a row of your own.
-        model, steps, grid, end, top, plan, batch_size, progress, callback, gradients, parallel, **settings: As of
-            `solve`. What is not given of the run is as the state was encoded (`State.plan`), as in `odeddim decode`.
+        model, steps, grid, end, top, plan, batch_size, progress, callback, gradients, parallel, portable, **settings:
+            As of `solve`. What is not given of the run is as the state was encoded (`State.plan`), as in `odeddim decode`.
             Latents made of others are decoded by the solver of `solve`, and so are a state that was not encoded, and
             one that was encoded under another condition or by another model (a warning says so): its exact way back
             leads to the images that were encoded. `end` is always that of the encoding.
@@ -245,8 +252,8 @@ def decode(
         raise InputError(
             f"decode takes a State, as encode gives it, not {type(state).__name__}; solve takes x_T itself"
         )
-    field = load(model)
-    state, plan = to_decode(field, state, solver, steps, grid, end, plan, settings, top)
+    field = _loaded(model, portable, plan or state.plan)
+    state, plan = to_decode(field, state, solver, steps, grid, end, plan, settings, top, portable)
     return _decoded(Batches(field, in_parallel(plan, parallel), batch_size, progress, callback), state, gradients)
 
 
@@ -269,6 +276,7 @@ def sample(
     callback: Callback | None = None,
     gradients: Gradients = None,
     parallel: Parallel | int | None = None,
+    portable: bool = False,
     **settings: Unpack[OdeSettings],
 ) -> Tensor:
     """Generate images from noise: image i is the same whatever n and the batch are.
@@ -280,7 +288,8 @@ def sample(
         seed: The noise of an image depends on (seed, its index) only.
         eta: How much noise a stochastic solver adds, 0 for none; None for the solver's own. Of "euler" and "ddim-eta"
             it is DDIM's η, between 0 (the ODE) and 1 (DDPM).
-        model, steps, grid, end, top, plan, progress, callback, gradients, parallel, **settings: As of `solve`.
+        model, steps, grid, end, top, plan, progress, callback, gradients, parallel, portable, **settings: As of
+            `solve`. The noise of portable images is another one, which is the same on any machine.
         batch_size: As of `solve`; with a batch size the images are put together on the CPU.
         shape: The (C, H, W) of the images, for models that take several sizes or any; by default the model's own.
         start: The index of the first image.
@@ -300,20 +309,40 @@ def sample(
         >>> torch.allclose(images[1:], odeddim.sample(1, steps=5, seed=1, start=1), atol=1e-4)
         True
     """
-    field = load(model)
+    field = _loaded(model, portable, plan)
     where = field.shape_of_data(shape)
     usual = defaults.for_sampling(eta)
-    plan = planned(field, plan, solver or usual, usual, steps, grid, end, settings, top)
+    plan = _portably(planned(field, plan, solver or usual, usual, steps, grid, end, settings, top), portable)
     plan = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed, start=start))
     schedule = field.schedule
 
     def batch(rows: slice, plan: Plan, callback: Callback | None) -> Tensor:
-        fresh = noise(rows.stop - rows.start, where, seed=seed, start=start + rows.start)
+        fresh, margin = noise_for(plan, rows.stop - rows.start, where, seed, start + rows.start)
         begin = at_the_top(schedule, plan, fresh)
-        return to_images(field, integrate(field, begin, plan, callback=callback, gradients=gradients).xbar)
+        end = integrate(field, begin, plan, callback=callback, gradients=gradients)
+        return to_images(field, _told(narrowed(end, margin), rows).xbar)
 
     batches = Batches(field, in_parallel(plan, parallel), batch_size, progress, callback)
     return batches.run(batch, n, torch.device("cpu"), "sampling", where)
+
+
+def _loaded(model: Model, portable: bool | None, plan: Plan | None) -> VectorField:
+    """The model; in float64 if it is named, and the run is portable: as asked, or as the plan says."""
+    portable = portable or (plan is not None and plan.portable)
+    return load(model, dtype="float64") if portable and isinstance(model, (str, Path)) else load(model)
+
+
+def _portably(plan: Plan, portable: bool | None) -> Plan:
+    """The plan, portable if that was asked for."""
+    return plan.portably() if portable else plan
+
+
+def _told(end: State, rows: slice) -> State:
+    """The end of a run of these images. If it is portable, a warning names those that are not certified."""
+    if MARGIN in end.report and (places := uncertain(end.report[MARGIN])):
+        named = ", ".join(str(rows.start + place) for place in places)
+        warnings.warn(NOT_CERTIFIED.format(f"images {named} are"), stacklevel=4)
+    return end
 
 
 def in_parallel(plan: Plan, parallel: Parallel | int | None) -> Plan:
@@ -352,12 +381,13 @@ def to_decode(
     plan: Plan | None,
     settings: Mapping[str, Any],
     top: str | None = None,
+    portable: bool | None = None,
 ) -> tuple[State, Plan]:
     """The state from which `decode` starts, and the plan that it walks.
 
     Args:
         field: The model.
-        state, solver, steps, grid, end, plan, settings, top: As of `decode`, which warns and raises as this does.
+        state, solver, steps, grid, end, plan, settings, top, portable: As of `decode`, which warns and raises as this does.
 
     Returns:
         The state, without a way back that is another model's, and the plan.
@@ -371,11 +401,13 @@ def to_decode(
             raise InputError(f"the images of the state lie at the end {state.plan.end!r}: leave out end={end!r}")
         plan = decoding_plan(
             state.plan, field.schedule, solver, steps, grid, settings,
-            top=top, moments=field.moments, alone=state.combined,
+            top=top, moments=field.moments, alone=state.combined, portable=portable,
         )  # fmt: skip
     else:
         usual = defaults.for_decoding(state.kept, state.combined)
-        plan = planned(field, plan, solver or usual, usual, steps, grid, end or "zero", settings, top)
+        plan = _portably(
+            planned(field, plan, solver or usual, usual, steps, grid, end or "zero", settings, top), portable
+        )
     row = plan.solver
     if not plan.ends_at(state.sigma):
         raise InputError(f"the latent lies at σ = {state.sigma:.9g}, but the grid ends at σ = {plan.top:.9g}")
@@ -398,7 +430,8 @@ def _decoded(batches: Batches, state: State, gradients: Gradients) -> Tensor:
 
     def batch(rows: slice, plan: Plan, callback: Callback | None) -> Tensor:
         part = state if batches.size is None else state[rows]
-        return to_images(field, integrate(field, part, plan, callback=callback, gradients=gradients).xbar)
+        end = integrate(field, part, plan, callback=callback, gradients=gradients)
+        return to_images(field, _told(end, rows).xbar)
 
     return batches.run(batch, len(state), state.xbar.device, "decoding", tuple(state.xbar.shape[1:]))
 
@@ -473,6 +506,7 @@ def plan(
     end: str = "zero",
     top: str | None = None,
     start: str | None = None,
+    portable: bool = False,
     **settings: Unpack[Settings],
 ) -> Plan:
     """What a run will do, decided before it runs: for `plan=` of `solve`, `encode`, `decode` and `sample`, and a file.
@@ -485,6 +519,7 @@ def plan(
         end: "zero" or "sigma_min" (see `odeddim.ode.grids`).
         top: As of `solve`.
         start: How an encoding begins, such as "forward:3", see `encode`.
+        portable: As of `solve`.
         **settings: The solver's own, such as rtol.
 
     Returns:
@@ -498,7 +533,8 @@ def plan(
         >>> print(odeddim.plan(solver="dpmpp-2m", steps=20))
         dpmpp-2m, log grid, 20 steps, end zero
     """
-    return planned(load(model), None, solver, defaults.SOLVE, steps, grid, end, settings, top, start)
+    made = planned(load(model), None, solver, defaults.SOLVE, steps, grid, end, settings, top, start)
+    return _portably(made, portable)
 
 
 def planned(

@@ -72,6 +72,7 @@ _GRIDS = {
     "optimized, dm_nonuniform": ("xue", "for latent models 'xue:2'"),
     "align_your_steps": ("ays", "with the model's list, as in 'ays:sdxl'"),
     "simple, sgm_uniform": ("trailing", ""),
+    "gits": ("", "GITS chooses nodes for each model: odeddim.gits_plan(solver, steps) makes a plan with them"),
 }
 _TABLE = {
     "solver": _SOLVERS,
@@ -159,7 +160,7 @@ def hint(what: str, name: str, choices: Sequence[str]) -> str:
     bare = plain.removesuffix("karras") if what == "solver" else plain
     ours, note = next(((own, "") for own in choices if _plain(own) == bare), known.get(bare, ("", "")))
     if ours not in choices:
-        return ""
+        return "" if ours else note
     words = "; ".join(each for each in (note, "" if bare == plain else "with grid='karras'") if each)
     return f"here it is {ours!r} ({words})" if words else f"here it is {ours!r}"
 

@@ -22,16 +22,19 @@ from odeddim.ode import grids
 from odeddim.ode.field import VectorField
 from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.gradients import field_for, way_of
-from odeddim.ode.plan_content import CARRIED_VERSION, HINT, VERSION, checked
+from odeddim.ode.plan_content import CARRIED_VERSION, HINT, PORTABLE_VERSION, VERSION, checked
 from odeddim.ode.plan_content import FORMAT as FORMAT
 from odeddim.ode.plan_content import GIVEN as GIVEN
+from odeddim.ode.portable import certified, check_portable
 from odeddim.ode.schedule import Schedule
 from odeddim.ode.starts import Start
 from odeddim.ode.tops import begins, lowered, raised
+from odeddim.ode.waits import unwaiting
 from odeddim.ode.walking import Callback as Callback
 from odeddim.ode.walking import Steps as Steps
 from odeddim.ode.walking import gaussian_of, solved
 from odeddim.ode.walking import ready as ready
+from odeddim.solvers._portable import NODE_BITS, portable_row, short_nodes
 from odeddim.solvers.stochastic import ONLY_DECODES
 from odeddim.storage.atomic import replacing
 from odeddim.storage.json_files import read_json
@@ -60,10 +63,13 @@ class Plan:
         notes: Notes that the file of the plan holds too: the model for which the plan was found, and how.
         start: How an encoding begins: "" with the solver's first step, "forward:K" or "forward:K:SEED" with noise in
             place of the first K steps, see `odeddim.ode.starts`. Decoding walks all nodes down.
+        portable: Whether the bits are to be the same on any machine (docs/portable.md): the network's answers, in
+            float64, are rounded to a fixed grid, the state is held in integers, and nodes have 20 bits.
 
     Raises:
         InputError: If the nodes are not at least two finite noise levels that rise strictly, or those of the solver
-            are not where the last interval is carried, or the start does not go with the solver and the nodes.
+            are not where the last interval is carried, or the start does not go with the solver and the nodes; or the
+            plan is to be portable, and something in it cannot be.
 
     Example:
         >>> plan = odeddim.plan(solver="belm", steps=10)
@@ -80,6 +86,7 @@ class Plan:
     notes: Mapping[str, Any] = field(default_factory=dict)
     carried: bool = False
     start: str = ""
+    portable: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", grids.check_nodes(self.nodes, where="plan"))
@@ -89,6 +96,12 @@ class Plan:
             object.__setattr__(self, "end", "zero" if float(self.nodes[0]) == 0 else GIVEN)
         if self.start:
             Start.of(self.start).check(self.solver, len(self.nodes) - 1 - self.carried)
+        if self.portable:
+            portable_row(self.solver)  # or a sentence
+            if self.carried or self.start:
+                what = "top='gaussian'" if self.carried else f"start={self.start!r}"
+                raise InputError(f"portable=True excludes {what}, whose numbers differ between machines: leave out one")
+            object.__setattr__(self, "nodes", self.nodes.new_tensor(short_nodes(self.nodes.tolist())))
 
     @classmethod
     def of(
@@ -227,7 +240,7 @@ class Plan:
             return xbar * 0
 
         zero.moments = _UNIT  # type: ignore[attr-defined]  # for rows that need the Gaussian of the data
-        integrate(zero, start, self)
+        integrate(zero, start, replace(self, portable=False))
         return calls
 
     def begun(self, data: Tensor, first: int = 0) -> State:
@@ -243,6 +256,14 @@ class Plan:
         if not self.start:
             return State(data, float(self.nodes[0]))
         return Start.of(self.start).begun(data, self.nodes, first)
+
+    def portably(self, portable: bool = True) -> Plan:
+        """The plan with bits that are the same on any machine, or without.
+
+        Raises:
+            InputError: If something in the plan cannot be portable.
+        """
+        return self if portable == self.portable else replace(self, portable=portable)
 
     def with_solver(self, solver: Solver) -> Plan:
         """The plan with the same nodes and another row, or this row with other settings."""
@@ -316,8 +337,8 @@ class Plan:
         return self.on(schedule)
 
     def ends_at(self, sigma: float) -> bool:
-        """Whether latents at this noise level lie at the top of the plan."""
-        return math.isclose(sigma, self.top, rel_tol=1e-12)
+        """Whether latents at this noise level lie at the top of the plan, up to the rounding of a portable plan."""
+        return math.isclose(sigma, self.top, rel_tol=2.0**-NODE_BITS)
 
     def __eq__(self, other: object) -> bool:
         """Whether both are the same: the solver's name and settings, the nodes bit for bit, grid, end and notes."""
@@ -331,13 +352,14 @@ class Plan:
         words = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.settings.items()}
         settings = "".join(f", {name} {told_briefly(value)}" for name, value in words.items())
         start = f", start {self.start}" if self.start else ""
-        return f"{self.solver.name}{grid}, {steps}, end {self.end}{top}{settings}{start}"
+        portable = ", portable" if self.portable else ""
+        return f"{self.solver.name}{grid}, {steps}, end {self.end}{top}{settings}{start}{portable}"
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the plan's file, as values that JSON can hold."""
         return {
             "format": FORMAT,
-            "version": CARRIED_VERSION if self.carried else VERSION,
+            "version": CARRIED_VERSION if self.carried else PORTABLE_VERSION if self.portable else VERSION,
             "solver": self.solver.name,
             "settings": dict(self.solver.chosen),
             "grid": self.grid,
@@ -345,6 +367,7 @@ class Plan:
             **({"start": self.start} if self.start else {}),
             **({"notes": dict(self.notes)} if self.notes else {}),
             **({"carried": True} if self.carried else {}),
+            **({"portable": True} if self.portable else {}),
             "nodes": self.nodes.tolist(),
         }
 
@@ -415,7 +438,8 @@ def _named(
 
 def end_of(nodes: Tensor, schedule: Schedule) -> str:
     """Where images lie on these nodes: "zero" (σ = 0), "sigma_min" (σ_1) or "nodes" (elsewhere)."""
-    return {0.0: "zero", 1.0: "sigma_min"}.get(float(nodes[0]) / schedule.sigma_min, GIVEN)
+    lowest = [schedule.sigma_min, *short_nodes([schedule.sigma_min])]  # σ_1, and σ_1 in a portable plan
+    return "zero" if float(nodes[0]) == 0 else "sigma_min" if float(nodes[0]) in lowest else GIVEN
 
 
 def on_schedule(nodes: Tensor, schedule: Schedule, *, adaptive: bool, carried: bool = False) -> Tensor:
@@ -551,20 +575,27 @@ def walk(field: Field, state: State, plan: Plan, observe: Observe | None = None,
         The state at the other end of the plan, the same bits with and without an observer.
     """
     sigmas, solver, state = directed(plan, state), plan.solver, replace(state, report={})
+    if plan.portable:
+        check_portable(field)
+        solver, state = portable_row(solver), state.to(torch.float64)
     way = way_of(solver, gradients)
     moments = gaussian_of(field) if plan.carried else None
-    field = field_for(field, state, solver, way)
+    its = field_for(field, state, solver, way)
 
     def shown(reached: State) -> State:
         if observe is not None:
             observe(reached.sigma, reached.xbar)
         return reached
 
-    with torch.set_grad_enabled(torch.is_grad_enabled() and way is not None):
+    def run() -> State:
         if moments is None:
-            return solved(field, state, sigmas, solver, shown, observe, way)
+            end = solved(its, state, sigmas, solver, shown, observe, way)
+            return certified(field, end, sigmas) if plan.portable else end
         if plan.ends_at(state.sigma):
             below = shown(lowered(moments, state, float(sigmas[1]), plan.top))
-            return solved(field, below, sigmas[1:], solver, shown, observe, way)
-        below = solved(field, state, sigmas[:-1], solver, shown, observe, way)
+            return solved(its, below, sigmas[1:], solver, shown, observe, way)
+        below = solved(its, state, sigmas[:-1], solver, shown, observe, way)
         return shown(raised(moments, below, float(sigmas[-1])))
+
+    with torch.set_grad_enabled(torch.is_grad_enabled() and way is not None):
+        return unwaiting(field, state, solver, observe, run)

@@ -98,6 +98,10 @@ class BudgetExceeded(RuntimeError):  # noqa: N818 - it is an outcome, not a defe
         self.state = state
         self.nfe = nfe
 
+    def __reduce__(self) -> tuple[type[BudgetExceeded], tuple[str, State, int]]:
+        """As pickle takes it: another process may have made the run."""
+        return type(self), (str(self), self.state, self.nfe)
+
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory: Python's, or torch's of any device.
@@ -427,6 +431,8 @@ class Solver:
             x̄ that the field was evaluated at.
         rebuilds: The run takes a further keyword, gradients=, one of `gradients` or None, and rebuilds its states
             backwards for the first of them.
+        portable: The run takes a further keyword, portable=True, and then keeps its state in integers and the answers
+            of the field on a fixed grid: `Plan.portable`. It gets σ = 0 among its nodes, and needs a float64 state.
 
     Example:
         >>> row = odeddim.solvers.get("belm")
@@ -464,6 +470,7 @@ class Solver:
     formula: str = ""
     differentiable: bool = True
     rebuilds: bool = False
+    portable: bool = False
 
     def __post_init__(self) -> None:
         if self.adaptive and self.nfe is not None:

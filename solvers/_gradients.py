@@ -174,21 +174,27 @@ class Reals(Registers):
         """The values in float64."""
         return values.double()
 
+    def _times(self, values: Tensor, factor: float) -> Tensor:
+        return values.double() * factor
+
     def _negated(self, register: Tensor) -> Tensor:
         return -register
 
     def _added(self, register: Tensor, change: Tensor, sign: int) -> Tensor:
         return register + change * sign
 
-    def _check(self, values: Tensor) -> None:
-        """All numbers have room."""
+    def _check(self, values: Tensor) -> float:
+        return 0.0  # all numbers have room
 
-    def _whole(self, values: Tensor) -> Tensor:
+    def _rounded(self, values: Tensor) -> Tensor:
         return values
+
+    def _integer(self, xbar: Tensor, scale: float) -> Tensor:
+        return xbar.double() / scale
 
 
 Register = tuple[Tensor, Tensor]
-"""A register in integers, and its value in float64, which carries the gradient."""
+"""A register in whole numbers, and its value in float64, which carries the gradient."""
 
 
 class Rebuilt(Registers):
@@ -243,7 +249,7 @@ class Rebuilt(Registers):
 
         Args:
             field: ε(σ, x̄).
-            registers: The two int64 tensors (B, *) at the end of the run; others take their places.
+            registers: The two tensors of whole numbers (B, *) at the end of the run; others take their places.
             back: Whether the run undid the operations.
             gradients: Those of the two registers' values at the end, (B, *) float64; those at the beginning take their
                 places.
@@ -273,7 +279,7 @@ class Rebuilt(Registers):
             place, source = step.register, 1 - step.register
             settle(place)
             if isinstance(step, Flip):
-                registers[place], gradients[place] = -registers[place], -gradients[place]
+                registers[place], gradients[place] = self._negated(registers[place]), -gradients[place]
                 continue
             gradient = gradients[place] * (sign * step.factor)
             if isinstance(step, Shear):
@@ -313,6 +319,7 @@ class _Walk(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         _check_once()
+        ctx.bank.notes = None  # those of the run have been read
         one, other, *leaves = ctx.saved_tensors
         at_start = list(gradients)
         found = ctx.bank.unwound(ctx.field, [one, other], ctx.back, at_start, leaves)

@@ -1,32 +1,26 @@
-"""Runs on two registers in exact arithmetic: what encoding does, decoding undoes, bit for bit.
+"""Two registers in exact arithmetic: what is done to them can be undone, bit for bit.
 
 A reversible method keeps two registers, x̄ and a second state, and changes one by what it computes from the other, so
 that every change can be taken back. It is a list of two operations: kicks, u += c·ε(v), and mixtures of the two
-registers. Its inverse is the same list backwards. The registers are integers, so adding and subtracting are exact:
-nothing is lost whatever the network is, as long as it gives the same answer to the same batch.
-
-A run that comes back exactly can still be far from the solution. It also amplifies errors that are there already (of a
-network in float32, on another machine, of interpolated latents): `Solver.growth` computes by how much, and a run in
-which they would spoil the result is refused.
+registers. Its inverse is the same list backwards. The registers are whole numbers, so adding and subtracting are exact:
+nothing is lost whatever the network is, as long as it gives the same answer to the same batch. Those of 51 bits are
+held in float64, where their sums are exact too, and which every operation computes in: int64 took 2.6 times as long.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from odeddim.solvers._operations import Kick, Matrix, Mix, Moves, Operation
-from odeddim.types import Field, Growth, InputError, Observe, State
+from odeddim.solvers._operations import Kick, Matrix, Moves
+from odeddim.types import Field, InputError, Observe, State
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-SPOILED = 1e-2  # of the scale of a latent or an image: rounding errors that would grow beyond it are refused
 HEADROOM = 2.0**13  # registers hold values up to so many times √(1+σ_T²): few coarse steps overshoot by hundreds
 BITS = {True: 51, False: 62}  # of a register, for float32 states and float64 ones
 LOW_BITS = 22  # that a float32 number can hold of what another has rounded away, with some to spare
@@ -71,21 +65,27 @@ Asked = dict[int, tuple[float, "Tensor"]]
 class Registers:
     """The operations of a run in exact arithmetic, forwards and backwards.
 
-    The registers are int64 tensors: x̄ over a common scale, in units of `quantum`. The scale takes up the determinants
-    of the mixtures. What is left of each mixture is three shears, which are exact in both directions. Runs with
-    gradients have registers of their own (`odeddim.solvers._gradients`).
+    The registers are whole numbers, in float64 or int64: x̄ over a common scale, in units of `quantum`. The scale takes
+    up the determinants of the mixtures. What is left of each mixture is three shears, which are exact in both
+    directions. Runs with gradients have registers of their own (`odeddim.solvers._gradients`).
 
     Args:
         moves: The operations.
         nodes: The noise levels of the run, σ = 0 among them where the run reaches it.
-        single: Whether the state is float32. The registers then have 51 bits instead of 62.
+        single: Whether the state is float32. The registers then have 51 bits, in float64, instead of 62 in int64.
+        notes: Where a run on a GPU keeps what must hold, () bool each, to be read at its end; None to read it at once.
     """
 
     exact = True
     """Whether the numbers of a run are checked to be exact in the dtype of its state."""
 
-    def __init__(self, moves: Moves, nodes: Sequence[float], *, single: bool) -> None:
+    def __init__(
+        self, moves: Moves, nodes: Sequence[float], *, single: bool, notes: list[Tensor] | None = None
+    ) -> None:
         self.output = moves.output
+        self.single, self.notes = single, notes
+        self.scratch: Tensor | None = None
+        self.largest = [math.inf, math.inf]  # bounds of the two registers during a run
         self.steps: list[Shear | Push | Flip] = []
         after = [(0, 1.0)]  # the steps and the scale after so many operations
         scale = 1.0
@@ -134,7 +134,7 @@ class Registers:
 
         Args:
             field: ε(σ, x̄).
-            registers: Two int64 tensors (B, *), changed in place.
+            registers: Two tensors of whole numbers (B, *), changed in place.
             back: Undo the operations, the last one first.
             asked: {register: (σ, ε)}, the last evaluation at a register that has not changed since; kept up to date.
             observe: What is shown x̄ (B, *), float64, at each node between the first and the last of the run.
@@ -142,27 +142,59 @@ class Registers:
         Raises:
             InputError: If a register leaves the numbers that it can hold: the run is unstable.
         """
-        steps = list(enumerate(self.steps, 1))
-        for n, step in reversed(steps) if back else steps:
-            register = registers[step.register]
+        steps, self.largest = list(enumerate(self.steps, 1)), [math.inf, math.inf]
+        order = steps[::-1] if back else steps
+        for count, (n, step) in enumerate(order, 1):
+            place = step.register
             if isinstance(step, Flip):
-                register = self._negated(register)
+                registers[place] = self._negated(registers[place])
+            elif isinstance(step, Shear):
+                most = abs(step.factor) * self.largest[1 - place] + 2  # with what rounding adds
+                self._change(registers, place, self._times(registers[1 - place], step.factor), back, most)
             else:
-                if isinstance(step, Shear):
-                    change = registers[1 - step.register].double() * step.factor
-                else:
-                    change = self._answer(field, step, registers, asked) * (step.factor / self.quantum)
-                register = self._added(register, self._whole(change), -1 if back else 1)
-                self._check(register)
-            registers[step.register] = register
-            asked.pop(step.register, None)
+                eps = self._answer(field, step, registers, asked)
+                self._change(registers, place, self._times(eps, step.factor / self.quantum), back, math.inf)
+                del eps
+                if not self._asks_again(order[count:], 1 - place):
+                    asked.pop(1 - place, None)
+            asked.pop(place, None)
             if observe is not None and (node := self.nodes.get(n - 1 if back else n)):
                 sigma, place, scale = node
                 observe(sigma, registers[place].double() * (scale * self.quantum))
 
+    def _asks_again(self, order: Sequence[tuple[int, Shear | Push | Flip]], place: int) -> bool:
+        """Whether the field may be asked at a register once more before it changes: after the last step it may."""
+        for _, step in order:
+            if step.register == place:
+                return False
+            if isinstance(step, Push):
+                return True
+        return True
+
+    def _change(self, registers: list[Tensor], place: int, change: Tensor, back: bool, most: float) -> None:
+        """Add the nearest whole numbers to a register, or take them off.
+
+        Numbers are looked through only where their bounds do not say that there is room for them.
+
+        Args:
+            registers: The registers.
+            place: That which changes.
+            change: What is added, float64, and may be overwritten.
+            back: Take off what was added.
+            most: A bound of its values; infinity for none.
+        """
+        known = most < 2.0**self.bits
+        if not known:
+            most = self._check(change) + 1
+        registers[place] = self._added(registers[place], self._rounded(change), -1 if back else 1)
+        self.largest[place] += most
+        if not self.largest[place] < 2.0**self.bits:
+            self.largest[place] = self._check(registers[place])
+
     def _answer(self, field: Field, push: Push, registers: list[Tensor], asked: Asked) -> Tensor:
         """ε, or the increment of the kick's solver, of the other register."""
         kick, place = push.kick, 1 - push.register
+        self.scratch = None  # the network needs the memory
         source = self.source(push, registers)
         if kick.base is not None or kick.ratio != 1:  # not what the register holds: nothing to keep
             return answer(field, kick, source)
@@ -178,23 +210,54 @@ class Registers:
             asked[place] = sigma, field(source.new_tensor(sigma, device="cpu"), source)
         return asked[place][1]
 
+    def _times(self, values: Tensor, factor: float) -> Tensor:
+        """Values times a factor, float64, until the next call: fresh memory would cost more than the product."""
+        import torch
+
+        if self.scratch is None or self.scratch.shape != values.shape:
+            self.scratch = torch.empty_like(values, dtype=torch.float64)
+        return torch.mul(values.double(), factor, out=self.scratch)
+
     def _negated(self, register: Tensor) -> Tensor:
-        return register.neg_()
+        return 0 - register  # not -register, which would make -0 of 0
 
     def _added(self, register: Tensor, change: Tensor, sign: int) -> Tensor:
         return register.add_(change, alpha=sign)
 
-    def _check(self, values: Tensor) -> None:
-        """Raises InputError unless an int64 has room for the sum of two such values."""
-        if not float(values.abs().max()) < 2.0**self.bits:
-            raise InputError(UNSTABLE)
+    def _check(self, values: Tensor) -> float:
+        """The largest absolute value; an InputError unless a register has room for the sum of two such values.
 
-    def _whole(self, values: Tensor) -> Tensor:
-        """The nearest int64."""
+        Where what must hold is noted, it is infinity, as nobody knows the values yet.
+        """
         import torch
 
+        low, high = torch.aminmax(values.detach())
+        if self.notes is not None:
+            self.notes.append((low > -(2.0**self.bits)) & (high < 2.0**self.bits))
+            return math.inf
+        largest = max(-float(low), float(high))
+        if not largest < 2.0**self.bits:
+            raise InputError(UNSTABLE)
+        return largest
+
+    def require(self, holds: Tensor, message: str) -> None:
+        """An InputError unless this holds, () bool; or a note of it."""
+        if self.notes is not None:
+            self.notes.append(holds)
+        elif not bool(holds):
+            raise InputError(message)
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        """The nearest whole numbers to float64 ones, as registers hold them; the values may be overwritten."""
+        import torch
+
+        values = values.round_()
+        return values if self.single else values.to(torch.int64)
+
+    def _whole(self, values: Tensor) -> Tensor:
+        """The same, of numbers that there must be room for."""
         self._check(values)
-        return values.round().to(torch.int64)
+        return self._rounded(values)
 
     def rounded(self, values: Tensor, grain: float) -> Tensor:
         """The nearest multiples of the grain, in float64."""
@@ -205,7 +268,8 @@ class Registers:
         return self._integer(xbar, scale)
 
     def _integer(self, xbar: Tensor, scale: float) -> Tensor:
-        return self._whole(xbar.double() / (scale * self.quantum))
+        whole = self._whole(xbar.double() / (scale * self.quantum))
+        return whole.add_(0.0) if self.single else whole  # without -0, which integers do not have
 
     def joined(self, high: Tensor, low: Tensor) -> Tensor:
         """The register of the two tensors that `show` has made of it."""
@@ -220,8 +284,7 @@ class Registers:
         unit = self.scale * self.quantum
         high = (register.double() * unit).to(dtype)
         low = register - self._integer(high, self.scale)
-        if float(low.detach().abs().max()) > 2.0**LOW_BITS:
-            raise InputError(UNSTABLE)
+        self.require(low.detach().abs().max() <= 2.0**LOW_BITS, UNSTABLE)
         return high, (low.double() * unit).to(dtype)
 
     def grain(self, nodes: Sequence[float], single: bool) -> float:
@@ -236,197 +299,3 @@ def answer(field: Field, kick: Kick, source: Tensor) -> Tensor:
         return field(source.new_tensor(kick.sigma, device="cpu"), source)
     nodes = source.new_tensor([kick.sigma, kick.end], device="cpu")
     return kick.base.run(field, State(source, kick.sigma), nodes).xbar - (source * kick.held if kick.data else source)
-
-
-def account(nodes: Sequence[float], single: bool, *, moves: Callable[..., Moves], **settings: Any) -> Growth:
-    """The growth of rounding errors of a reversible run, from its coefficients alone.
-
-    The dependence of ε on x̄ is left out, as in the definition of zero-stability. Each evaluation is taken to be wrong
-    by one unit of rounding.
-
-    Args:
-        nodes: The noise levels in the direction of the run.
-        single: Whether the unit of rounding is that of float32.
-        moves: moves(nodes, **settings) makes the operations.
-        **settings: The settings of the row.
-
-    Returns:
-        The growth in both directions.
-
-    Raises:
-        InputError: If the coefficients overflow.
-    """
-    return _account(moves(_positive(nodes), **settings), nodes, single)
-
-
-def _account(made: Moves, nodes: Sequence[float], single: bool) -> Growth:
-    """`account` of operations that are made already."""
-    try:
-        bank = Registers(made, nodes, single=single)
-        there = _gain(made.operations, made.output, bank, single)
-        back = _gain([operation.inverse() for operation in reversed(made.operations)], 0, bank, single)
-    except (OverflowError, ZeroDivisionError) as error:
-        raise InputError("the coefficients of this reversible run overflow: choose settings nearer to 1") from error
-    (up, at_top), (down, at_clean) = (there, back) if nodes[-1] > nodes[0] else (back, there)
-    return Growth(up, down, at_top / math.sqrt(1 + max(nodes) ** 2), at_clean / math.sqrt(1 + min(nodes) ** 2))
-
-
-def _gain(operations: Sequence[Operation], output: int, bank: Registers, single: bool) -> tuple[float, float]:
-    """The largest factor of an error on its way to the output, and the rounding errors of all that arrive there."""
-    rounding = 2.0**-24 if single else 2.0**-53
-    row = [0.0, 0.0]
-    row[output] = 1.0
-    largest, arrived = 1.0, 0.0
-    for operation in reversed(operations):
-        if isinstance(operation, Mix):
-            (a, b), (c, d) = operation.matrix
-            row = [row[0] * a + row[1] * c, row[0] * b + row[1] * d]
-            largest = max(largest, *map(abs, row))
-        else:
-            error = rounding * operation.size + bank.quantum
-            arrived = math.hypot(arrived, row[operation.register] * error)
-            if operation.data:  # what the step does to its source while ε stays as it is
-                row[1 - operation.register] += row[operation.register] * operation.carried
-                largest = max(largest, *map(abs, row))
-    return largest, arrived
-
-
-def run(
-    field: Field,
-    state: State,
-    sigmas: Tensor,
-    *,
-    name: str,
-    moves: Callable[..., Moves],
-    bank: type[Registers] = Registers,
-    observe: Observe | None = None,
-    **settings: Any,
-) -> State:
-    """A reversible run, or the way back of an earlier one if the state was kept by the same method on these nodes.
-
-    A fresh run begins with x̄ alone. The way back ends at the x̄ with which that run began, bit for bit, except that -0
-    becomes 0. The interval that ends at σ = 0 takes the Euler step, as in all runs; upwards `aux` holds what its way
-    back lacks, and a fresh run down to 0 keeps nothing. A warning is given if the same method has kept the state, but
-    in another run.
-
-    Args:
-        field: ε(σ, x̄).
-        state: The start, at sigmas[0].
-        sigmas: Noise levels (N+1,) float64, rising or falling; the lowest may be 0.
-        name: The name of the row, by which states are kept.
-        moves: moves(nodes, **settings) makes the operations over the positive nodes.
-        bank: What does the operations.
-        observe: What is shown x̄ at each node between the first and the last.
-        **settings: The settings of the row.
-
-    Returns:
-        The state at sigmas[-1], with what its way back needs in `aux`.
-
-    Raises:
-        InputError: If rounding errors would grow beyond 1% of the result, if the run is unstable, or if the state's
-            `aux` is not what its `kept` says.
-    """
-    import torch
-
-    single, nodes = state.xbar.dtype == torch.float32, sigmas.tolist()
-    if state.kept.startswith(f"{name} "):
-        made = moves(_positive(nodes[::-1]), **settings)
-        # A float32 state as float64 has lost nothing: its way back is the same.
-        for halves in (single,) if single else (False, True):
-            if state.kept == _kept(name, made, nodes[::-1], halves):
-                return _back(field, state, sigmas, bank(made, nodes, single=halves), halves, observe)
-        warnings.warn(
-            f"the latents are from {state.kept!r}, and this run of {name} has other nodes, settings or dtype: it "
-            "starts from x̄ alone and does not come back exactly",
-            stacklevel=2,
-        )
-    made = moves(_positive(nodes), **settings)
-    _check(name, made, nodes, single)
-    return _fresh(field, state, sigmas, bank(made, nodes, single=single), observe, _kept(name, made, nodes, single))
-
-
-def _fresh(field: Field, state: State, sigmas: Tensor, bank: Registers, observe: Observe | None, kept: str) -> State:
-    """A run that begins with x̄ alone; `kept` is for the state at its end."""
-    import torch
-
-    dtype, nodes = state.xbar.dtype, sigmas.tolist()
-    grain = bank.grain(nodes, dtype == torch.float32)
-    begin = bank.rounded(state.xbar, grain)
-    remainder = state.xbar.double() - begin
-    xbar, asked = begin, Asked()
-    lacking: tuple[Tensor, ...] = ()
-    if nodes[0] == 0:
-        xbar = begin + bank.rounded(field(sigmas[0], begin) * nodes[1], bank.quantum)
-        if observe is not None and len(nodes) > 2:
-            observe(nodes[1], xbar.to(dtype))
-        slope = field(sigmas[1], xbar)
-        lacking = (begin - bank.rounded(xbar - slope * nodes[1], grain),)
-        asked = dict.fromkeys((0, 1), (nodes[1], slope))
-    registers = [bank.read(xbar), bank.read(xbar)]
-    bank.run(field, registers, False, asked, _in_dtype(observe, dtype))
-    output, other = (bank.show(registers[place], dtype) for place in (bank.output, 1 - bank.output))
-    if nodes[-1] == 0:
-        xbar = output[0].double() + output[1]
-        return State((xbar - field(sigmas[-2], xbar) * nodes[-2]).to(dtype), 0.0)
-    if bank.exact and any(not torch.equal(part.to(dtype).double(), part) for part in (*lacking, remainder)):
-        raise InputError(UNSTABLE)
-    aux = (output[1], *other, *(part.to(dtype) for part in (*lacking, remainder)))
-    return State(output[0], nodes[-1], aux, kept)
-
-
-def _back(field: Field, state: State, sigmas: Tensor, bank: Registers, single: bool, observe: Observe | None) -> State:
-    """The way back to the state from which `state` came."""
-    parts = (state.xbar, *state.aux)
-    count = 5 + (float(sigmas[-1]) == 0)
-    if len(parts) != count or any(part.shape != state.xbar.shape or not bool(part.isfinite().all()) for part in parts):
-        raise InputError(
-            f"the state's aux does not belong to {state.kept!r}, which has {count - 1} finite tensors of the shape of "
-            "xbar: leave out aux and kept, and the run starts from x̄ alone"
-        )
-    output, other = bank.joined(*parts[:2]), bank.joined(*parts[2:4])
-    registers = [output, other] if bank.output == 0 else [other, output]
-    asked = Asked()
-    bank.run(field, registers, True, asked, _in_dtype(observe, state.xbar.dtype))
-    xbar = bank.value(registers[0])
-    if float(sigmas[-1]) == 0:
-        sigma, grain = float(sigmas[-2]), bank.grain(sigmas.tolist(), single)
-        xbar = bank.rounded(xbar - bank.ask(field, asked, 0, sigma, xbar) * sigma, grain) + parts[-2].double()
-    return State((xbar + parts[-1]).to(state.xbar.dtype), float(sigmas[-1]))
-
-
-def _in_dtype(observe: Observe | None, dtype: torch.dtype) -> Observe | None:
-    """The observer of a run, who sees its points in the dtype of its state."""
-    return None if observe is None else lambda sigma, xbar: observe(sigma, xbar.to(dtype))
-
-
-def _positive(nodes: Sequence[float]) -> list[float]:
-    """The nodes without σ = 0."""
-    return [sigma for sigma in nodes if sigma > 0]
-
-
-def _kept(name: str, made: Moves, nodes: Sequence[float], single: bool) -> str:
-    """The text of `State.kept`: the method, the direction, a digest of nodes and operations, and the dtype."""
-    text = repr([(list(nodes), *(operation.key() for operation in made.operations))])
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    direction = "up" if nodes[-1] > nodes[0] else "down"
-    return f"{name} {direction} {len(nodes) - 1} steps {digest} {'float32' if single else 'float64'}"
-
-
-def _check(name: str, made: Moves, nodes: Sequence[float], single: bool) -> None:
-    """Raise an InputError if rounding errors would spoil the latent, or the image that is decoded from it."""
-    up = nodes[-1] > nodes[0]
-
-    def spoils(single: bool) -> tuple[float, str, Growth]:
-        growth = _account(made, nodes, single)
-        error, what = max((growth.latent, "latents"), (growth.image, "images")) if up else (growth.image, "images")
-        return error, what, growth
-
-    error, what, growth = spoils(single)
-    if not error <= SPOILED:
-        double = "a float64 state (--dtype float64), " if single and spoils(False)[0] <= SPOILED else ""
-        raise InputError(
-            f"{name} on this grid of {len(nodes) - 1} steps would amplify rounding errors by up to "
-            f"{max(growth.encode, growth.decode):.1e}, to {error:.1e} of the {what}: take {double}fewer steps, a grid "
-            "with more even steps (log, karras), settings nearer to 1, or another solver (`odeddim explain` shows the "
-            "growth)"
-        )

@@ -107,13 +107,14 @@ def iterated(
             observe(state.sigma, state.xbar)
     worst = torch.zeros(len(state.xbar), dtype=torch.float64)
     several = len(positive) > 1  # of one step nothing but Euler's is left
+    place, xbar, sigma = state.xbar.device, state.xbar.cpu(), state.sigma
     for nodes in positive.unfold(0, 2, 1) if base.onestep and several else [positive] * several:
-        state, residual = _inverse(counted, state, nodes, base, accuracy, max_nfe)
-        worst = torch.maximum(worst, residual)
-        if observe is not None and state.sigma != float(positive[-1]):
-            observe(state.sigma, state.xbar)
+        xbar, residual = _inverse(counted, State(xbar, sigma), nodes, _Runs(base, counted, place), accuracy, max_nfe)
+        sigma, worst = float(nodes[-1]), torch.maximum(worst, residual)
+        if observe is not None and sigma != float(positive[-1]):
+            observe(sigma, xbar.to(place))
     report = {"evaluations": counted.spent, "residual": worst, "converged": worst <= accuracy}
-    return State(state.xbar, state.sigma, aux, kept if zero else "", report)
+    return State(_sent(xbar, place), sigma, aux, kept if zero else "", report)
 
 
 class _Counted:
@@ -131,26 +132,36 @@ class _Counted:
         return self.field(sigma, xbar)
 
 
+def _sent(xbar: Tensor, place: torch.device) -> Tensor:
+    """x̄ on the field's device; the host waits for a copy to the CPU only."""
+    return xbar.to(place, non_blocking=place.type != "cpu")
+
+
+class _Runs:
+    """The explicit runs of a row, from x̄ (B, *) on the CPU to x̄ there: one wait each, and all decisions cost none."""
+
+    def __init__(self, row: Solver, field: Field, place: torch.device) -> None:
+        self.row, self.field, self.place = row, field, place
+
+    def __call__(self, xbar: Tensor, nodes: Tensor) -> Tensor:
+        return self.row.run(self.field, State(_sent(xbar, self.place), float(nodes[0])), nodes).xbar.cpu()
+
+
 def _inverse(
-    field: _Counted, state: State, nodes: Tensor, row: Solver, accuracy: float, max_nfe: int
-) -> tuple[State, Tensor]:
-    """The state at the top of rising nodes that the row decodes to `state`, and the residuals (B,) float64."""
+    field: _Counted, state: State, nodes: Tensor, run: _Runs, accuracy: float, max_nfe: int
+) -> tuple[Tensor, Tensor]:
+    """x̄ at the top of rising nodes that the row decodes to `state`, and the residuals (B,) float64, all on the CPU."""
     import torch
 
-    low, high = float(nodes[0]), float(nodes[-1])
-    falling, goal = nodes.flip(0), state.xbar
-
-    def encoded(xbar: Tensor) -> Tensor:
-        return row.run(field, State(xbar, low), nodes).xbar
-
+    low, falling, goal = float(nodes[0]), nodes.flip(0), state.xbar
     field.images = active = torch.arange(len(goal))
-    z = start = encoded(goal)
+    z = start = run(goal, nodes)
     best, residual = z.clone(), torch.full((len(goal),), math.inf, dtype=torch.float64)
     mark, waited = residual.clone(), torch.zeros(len(goal), dtype=torch.int64)
     memory = _Anderson()
     while True:
         field.images = active
-        image = row.run(field, State(z, high), falling).xbar
+        image = run(z, falling)
         off = goal[active] - image
         found = _rms(off) / math.sqrt(1 + low**2)
         better = found < residual[active]
@@ -164,12 +175,12 @@ def _inverse(
             active, z, off, image = active[going], z[going], off[going], image[going]
             memory.keep(going)
             field.images = active
-            z = memory.next(z, off if row.onestep else start[active] - encoded(image))
-            going = torch.isfinite(z).flatten(1).all(dim=1).cpu()
+            z = memory.next(z, off if run.row.onestep else start[active] - run(image, nodes))
+            going = torch.isfinite(z).flatten(1).all(dim=1)
             active, z = active[going], z[going]
             memory.keep(going)
         if not bool(going.any()):
-            return State(best, high), residual
+            return best, residual
 
 
 class _Anderson:
@@ -193,7 +204,7 @@ class _Anderson:
         if len(self.points) == 1:
             return z + f
         moves = [_explained(*parts) for parts in zip(*self.points, *self.updates, strict=True)]
-        return z + f - torch.stack(moves).to(z)
+        return z + f - torch.stack(moves).to(z.dtype)
 
 
 def _rms(off: Tensor) -> Tensor:
@@ -201,7 +212,7 @@ def _rms(off: Tensor) -> Tensor:
     import numpy as np
     import torch
 
-    rows = off.detach().cpu().double().numpy()
+    rows = off.detach().double().numpy()
     return torch.tensor([math.sqrt(np.square(row.ravel()).mean()) for row in rows], dtype=torch.float64)
 
 
@@ -210,7 +221,7 @@ def _explained(*parts: Tensor) -> Tensor:
     import numpy as np
     import torch
 
-    points, updates = np.split(np.stack([part.detach().cpu().double().numpy().ravel() for part in parts]), 2)
+    points, updates = np.split(np.stack([part.detach().double().numpy().ravel() for part in parts]), 2)
     dz, df = np.diff(points, axis=0), np.diff(updates, axis=0)
     accuracy = torch.finfo(parts[0].dtype)
     sizes = np.maximum(np.sqrt((df**2).sum(axis=1, keepdims=True)), accuracy.tiny)

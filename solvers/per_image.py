@@ -308,13 +308,13 @@ class _Crowd:
         found = [formula.coefficients(walk.sigma, end) for walk, end in zip(walks, ends, strict=True)]
         coefficients = torch.tensor(found, dtype=torch.float64).T.contiguous()
         nodes = coefficients[: formula.stages].clamp(*sorted((self.start.sigma, self.target)))
-        weights = coefficients[formula.stages :].to(xbar)
+        weights = coefficients[formula.stages :].to(xbar, non_blocking=True)
         slopes, moved, error = _attempt(formula, self.evaluate, nodes, weights, xbar, slope)
 
         # Over each row by itself, whatever the number of rows; see `test_rows_are_summed_alone`.
-        norms = [(torch.linalg.vector_norm(rows, dim=1) / math.sqrt(rows.shape[1])).tolist() for rows in (error, moved)]
+        norms = [torch.linalg.vector_norm(rows, dim=1) / math.sqrt(rows.shape[1]) for rows in (error, moved)]
         accepted = []
-        for i, (walk, end, wrong, size) in enumerate(zip(walks, ends, *norms, strict=True)):
+        for i, (walk, end, wrong, size) in enumerate(zip(walks, ends, *torch.stack(norms).tolist(), strict=True)):
             walk.evaluations += formula.stages
             ratio = wrong / (self.atol * math.sqrt(1 + end**2) + self.rtol * size)
             if not math.isfinite(ratio):
@@ -338,7 +338,7 @@ class _Crowd:
         sigma = torch.tensor([walks[i].sigma for i in moving], dtype=torch.float64)
         if len(moving) == len(walks):
             return self.evaluate(sigma, xbar)
-        places = torch.tensor(moving, device=xbar.device)
+        places = torch.tensor(moving).to(xbar.device, non_blocking=True)
         return slope.index_copy(0, places, self.evaluate(sigma, xbar[places]))
 
 
@@ -384,7 +384,9 @@ def _where(chosen: list[bool], new: Tensor, old: Tensor) -> Tensor:
     """The rows of `new` that are chosen, and of `old` the others."""
     import torch
 
-    return new if all(chosen) else torch.where(torch.tensor(chosen, device=new.device).unsqueeze(1), new, old)
+    if all(chosen):
+        return new
+    return torch.where(torch.tensor(chosen).to(new.device, non_blocking=True).unsqueeze(1), new, old)
 
 
 def _check_finite(who: str, sigmas: Iterable[float], slopes: Iterable[Tensor]) -> None:

@@ -9,11 +9,11 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from odeddim.solvers import _registers, onestep, torchdiffeq_
+from odeddim.solvers import _reversing, onestep, torchdiffeq_
 from odeddim.solvers._embedded import DOPRI5, TSIT5, Tableau
 from odeddim.solvers._operations import Kick, Mix, Moves, Operation, Reached
 from odeddim.solvers._points import points_row
-from odeddim.solvers._registers import account
+from odeddim.solvers._reversing import account
 from odeddim.solvers._settings import defaults_of
 from odeddim.types import Depends, Field, Gradients, InputError, Solver, State
 
@@ -219,24 +219,31 @@ def _operations(nodes: Sequence[float], *, moves: Callable[..., Moves], **settin
     return moves(nodes, **settings).operations
 
 
-def run(field: Field, state: State, sigmas: Tensor, *, gradients: Gradients = None, **how: Any) -> State:
-    """A reversible run: see `odeddim.solvers._registers.run`.
+def run(
+    field: Field, state: State, sigmas: Tensor, *, gradients: Gradients = None, portable: bool = False, **how: Any
+) -> State:
+    """A reversible run: see `odeddim.solvers._reversing.run`.
 
     Args:
         field, state, sigmas, **how: As there.
         gradients: None for a run without any; "reversible" for the same bits with gradients; "checkpoint" or "direct"
             for the same operations in float64 numbers, whose results are equal up to rounding.
+        portable: Whether the bits are to be those of any machine (`odeddim.solvers._portable`).
 
     Returns:
         The state at sigmas[-1], with what its way back needs in `aux`.
     """
+    if portable:
+        from odeddim.solvers import _portable
+
+        return _portable.reversible(field, state, sigmas, **how)
     if gradients is None:
-        return _registers.run(field, state, sigmas, **how)
+        return _reversing.run(field, state, sigmas, **how)
     from odeddim.solvers import _gradients
 
     if gradients == "reversible":
-        return _registers.run(_gradients.Traced(field), state, sigmas, bank=_gradients.Rebuilt, **how)
-    return _registers.run(field, state, sigmas, bank=_gradients.Reals, **how)
+        return _reversing.run(_gradients.Traced(field), state, sigmas, bank=_gradients.Rebuilt, **how)
+    return _reversing.run(field, state, sigmas, bank=_gradients.Reals, **how)
 
 
 def reversible_row(
@@ -275,7 +282,7 @@ def reversible_row(
         formula=formula,
         rebuilds=True,
         settings=defaults_of(moves, *settings),
-        **declared,
+        **{"portable": True, **declared},
     )
 
 
@@ -297,7 +304,9 @@ def mccallum_foster(base: Solver, *, data: bool = False) -> Solver:
     moves = functools.partial(coupled, base=base, data=data)
     reference, formula = (REX, DATA_COUPLED) if data else (COUPLING_PAPER, COUPLED)
     reference = f"{reference}, over `{base.name}`"
-    row = reversible_row(f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, formula, "coupling")
+    row = reversible_row(
+        f"mf-{base.name}", moves, base.order, 2 * base.nfe, reference, formula, "coupling", portable=base.portable
+    )
     return row if base.differentiable else replace(row, differentiable=False)
 
 

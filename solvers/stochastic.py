@@ -118,7 +118,8 @@ def ddim(
         weight, deviation = transition(here, there, eta=eta, larger=larger)
         xbar = xbar.add(field(sigmas[n], xbar), alpha=weight)  # not in place: gradients need what ε is of
         if deviation > 0:
-            xbar.add_(noise(len(xbar), xbar.shape[1:], seed=seed, start=first, step=n + 1).to(xbar), alpha=deviation)
+            fresh = noise(len(xbar), xbar.shape[1:], seed=seed, start=first, step=n + 1)
+            xbar.add_(fresh.to(xbar, non_blocking=True), alpha=deviation)
     return State(xbar, nodes[-1])
 
 
@@ -355,7 +356,7 @@ def _drawn(step: Step, xbar: Tensor, *, seed: int, first: int, n: int) -> Tensor
     if step.deviation == 0:
         return None
     fresh = noise(len(xbar), xbar.shape[1:], seed=seed, start=first, step=n + 1)
-    return fresh.to(xbar).mul_(step.deviation)
+    return fresh.to(xbar, non_blocking=True).mul_(step.deviation)
 
 
 def _moved(step: Step, xbar: Tensor, images: Mapping[int, Tensor], drawn: Tensor | None) -> Tensor:

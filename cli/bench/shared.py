@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim.bench import defaults
-from odeddim.cli import options
+from odeddim.cli import options, sharing
 from odeddim.cli.kinds import FigureSize, Items, SolverName
 from odeddim.defaults import MOST_STEPS
 
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 
 class SolverOnGrid(SolverName):
-    """The type of an option's value: SOLVER or SOLVER@GRID."""
+    """The type of an option's value: SOLVER, SOLVER@GRID, or the file of a plan."""
 
     name = "solver[@grid]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         solver, at, grid = str(value).partition("@")
+        if not at and solver.lower().endswith(".json"):
+            return solver
         return super().convert(solver, param, ctx) + at + grid
 
 
@@ -48,7 +50,8 @@ def solvers(usual: Sequence[str], otherwise: str = "") -> Callable[[options.F], 
         default=",".join(usual) or None,
         show_default=bool(usual),
         metavar="LIST",
-        help=f"Solvers, or solver@grid, comma-separated. A grid file has its own number of steps.{otherwise}",
+        help="Solvers, solver@grid, or files of plans (plan.json), comma-separated. Plans and grid files have their "
+        f"own number of steps.{otherwise}",
     )
 
 
@@ -189,7 +192,9 @@ def _shared(machine: Callable[[options.F], options.F], *, still: bool) -> Callab
     return decorate
 
 
-common = _shared(options.machine, still=False)
+common = _shared(sharing.of_processes, still=False)
+common_alone = _shared(options.machine, still=False)
+"""Of a bench that measures seconds, which other processes would disturb."""
 # `time` sets the batch size of the network itself (--batches), so it has no --batch-size and --network-batch.
 common_but_batches = _shared(options.machine_with_threads(1), still=True)
 

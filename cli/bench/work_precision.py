@@ -47,7 +47,7 @@ from odeddim.cli.kinds import Items, Tolerance
 @options.size
 @options.end
 @options.settings_but_tolerances
-@shared.common
+@shared.common_alone
 def command(
     run: shared.Bench,
     count: int,

@@ -145,7 +145,7 @@ def draw(
                 "many: leave it out of solvers=..."
             )
         if entry.grid is not None and not grids.is_named(entry.grid):
-            given[entry.grid] = Plan.of(model.schedule, row, None, entry.grid, end)
+            given[entry.grid] = entry.plan or Plan.of(model.schedule, row, None, entry.grid, end)
     for budget, entry in itertools.product(budgets, entries or own):
         row = solvers.get(entry.solver)
         if entry.grid is not None and not grids.is_named(entry.grid):

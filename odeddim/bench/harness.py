@@ -30,6 +30,7 @@ from odeddim.latents.provenance import provenance_of
 from odeddim.models import BUILT_IN
 from odeddim.ode import grids
 from odeddim.ode.field import VectorField
+from odeddim.ode.tops import GAUSSIAN
 from odeddim.plans import Plan
 from odeddim.storage.hdf5 import opened
 from odeddim.storage.resumable import Run
@@ -268,43 +269,61 @@ def failure_column(words: str, count: int) -> np.ndarray[Any, Any]:
 
 @dataclass(frozen=True)
 class Entry:
-    """A solver on a grid.
+    """A solver on a grid, or the plan of a file.
 
     Attributes:
         solver: The name of the solver.
-        grid: The name or file of the grid; None for the solver's own grid.
+        grid: The name or file of the grid, or the file of the plan; None for the solver's own grid.
+        plan: The plan of a file; None to make one of the solver and the grid.
     """
 
     solver: str
     grid: str | None = None
+    plan: Plan | None = None
 
     @classmethod
     def parse(cls, text: str) -> Entry:
-        """Make an entry from "SOLVER" or "SOLVER@GRID"."""
+        """Make an entry from "SOLVER", "SOLVER@GRID", or the file of a plan, "plan.json".
+
+        Raises:
+            InputError: If the file cannot be read.
+        """
+        if text.lower().endswith(".json") and "@" not in text:  # SOLVER@plan.json takes its nodes only
+            plan = Plan.load(text)
+            return cls(plan.solver.name, text, plan)
         solver, _, grid = text.partition("@")
         return cls(solver, grid or None)
 
 
 def in_words(plan: Plan) -> str:
     """Return the solver and the grid of a plan in words."""
-    return plan.solver.name if plan.solver.adaptive else f"{plan.solver.name}, {plan.grid}"
+    return plan.solver.name if plan.solver.adaptive else f"{plan.solver.name}, {_nodes_of(plan)}"
 
 
 def first_cells(plan: Plan) -> dict[str, Any]:
     """Return the first cells of a plan's row in a table. An adaptive solver has no grid and no steps."""
-    grid = "-" if plan.solver.adaptive else plan.grid
+    grid = "-" if plan.solver.adaptive else _nodes_of(plan)
     return {"solver": plan.solver.name, "grid": grid, "steps": plan.steps}
+
+
+def _nodes_of(plan: Plan) -> str:
+    return f"{plan.grid} +{GAUSSIAN}" if plan.carried else plan.grid
 
 
 def expected(plan: Plan) -> int:
     """Return the evaluations in one direction, for a progress bar; a guess if they depend on the image."""
-    count = plan.evaluations_down if plan.solver.stochastic else plan.evaluations
+    try:
+        count = plan.evaluations
+    except InputError:  # it only decodes
+        count = plan.evaluations_down
     return 100 if math.isnan(count) else int(count)
 
 
 def check_settings(entries: Sequence[Entry], settings: Mapping[str, Any]) -> None:
     """Raise an InputError if none of the solvers has one of the settings."""
-    had = {"rtol", "atol", "max_nfe"}.union(*(solvers.get(entry.solver).settings for entry in entries))
+    had = {"rtol", "atol", "max_nfe"}.union(
+        *(solvers.get(entry.solver).settings for entry in entries if entry.plan is None)
+    )
     if unknown := sorted(set(settings) - had):
         raise InputError(
             f"none of these solvers has the setting {unknown[0]!r}: leave it out (they have {', '.join(sorted(had))})"
@@ -319,7 +338,7 @@ def planned(
     Args:
         model: The model.
         entries: The solvers on their grids. An adaptive solver has one plan, and so has a grid file, whose number of
-            steps is fixed.
+            steps is fixed. The plan of a file stays as it is.
         steps: The numbers of steps of all other plans.
         end: "zero" or "sigma_min".
         settings: The settings of the solvers, such as rtol. Each solver gets the settings that it has.
@@ -328,14 +347,27 @@ def planned(
         The plans, in the order of the entries.
 
     Raises:
-        InputError: If a plan cannot be made, or if none of the solvers has one of the settings.
+        InputError: If a plan cannot be made or has other ends, or if none of the solvers has one of the settings.
     """
     runs = []
     check_settings(entries, settings)
     for entry in entries:
+        if entry.plan is not None:
+            _check_ends(entry.plan, model, end)
+            runs.append(entry.plan)
+            continue
         row = solvers.get(entry.solver)
         own = {key: value for key, value in settings.items() if key in row.settings and value is not None}
         fixed = row.adaptive or (entry.grid is not None and not grids.is_named(entry.grid))
         for count in (None,) if fixed else steps:
             runs.append(Plan.of(model.schedule, row, count, entry.grid, end, own))
     return runs
+
+
+def _check_ends(plan: Plan, model: VectorField, end: str) -> None:
+    top = model.schedule.sigma_max
+    if not math.isclose(plan.top, top, rel_tol=1e-6) or plan.end != end:
+        raise InputError(
+            f"the plan of {plan.solver.name} goes from the end {plan.end!r} to σ = {plan.top:.6g}, and this table from "
+            f"{end!r} to the model's σ_T = {top:.6g}: leave it out, or give end={plan.end!r} if only that differs"
+        )

@@ -15,6 +15,7 @@ other times it cuts batches into blocks of one size. `watch` is None too, and no
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from torch import Tensor
 from odeddim.api import noise, solve, with_noise
 from odeddim.bench import defaults
 from odeddim.bench.harness import Harness, error_words, expected, failure_column, first_cells
+from odeddim.bench.memory import peak
 from odeddim.bench.tables import Column, Table, telling
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
@@ -51,6 +53,7 @@ _COLUMNS = (
     Column("per_evaluation", "ms/eval", "milliseconds per image and evaluation", ".3f"),
     Column("own_share", "own %", "share of the seconds that is spent outside the network, in percent", ".2f"),
     Column("own", "own µs", "microseconds outside the network, per call of the network", ".0f"),
+    Column("memory", "MiB", "most that a run has allocated at once, network and all, beside the model and x_T", ".1f"),
     Column("per_step", "ms/step", "slope b of the line s = a + b·steps for this solver and batch", ".3f"),
     Column("intercept", "a, ms", "value a of the line at 0 steps, in milliseconds", ".1f"),
     Column("r2", "R²", "share of the variance of s that the line explains", ".5f"),
@@ -148,7 +151,7 @@ def _in_turns(
     # Times from different turns are not comparable, so a table with one more run is timed again.
     turns = [list(turn.label.values()) for turn in chosen]
     computer = described(harness.model)
-    warm: set[tuple[Any, ...]] = set()
+    warm: dict[tuple[Any, ...], float] = {}  # what a run of the group allocates, which does not depend on the steps
     cells: list[list[Columns]] = [[] for _ in chosen]
     for repetition in range(repeats):
         for turn, measured in zip(chosen, cells, strict=True):
@@ -162,10 +165,11 @@ def _in_turns(
             def measure(start: int, stop: int, turn: Turn = turn) -> Columns:
                 x_T = noise(turn.batch, shape, seed=seed).to(harness.model.device or "cpu", harness.dtype)
                 if _group(turn) not in warm:
-                    warm.add(_group(turn))
                     alike = [other.plan for other in chosen if _group(other) == _group(turn)]
-                    timed(harness.model, min(alike, key=expected), x_T, seed)
-                return timed(harness.model, turn.plan, x_T, seed)
+                    least = min(alike, key=expected)
+                    most = peak(lambda: timed(harness.model, least, x_T, seed), harness.model.device)
+                    warm[_group(turn)] = math.nan if most is None else most / 2**20
+                return {**timed(harness.model, turn.plan, x_T, seed), "memory": np.array([warm[_group(turn)]])}
 
             measured.append(harness.measure(settings, 1, measure, evaluations=turn.batch * expected(turn.plan)))
     return cells
@@ -269,7 +273,7 @@ def _rows(runs: Sequence[Turn], cells: Sequence[Sequence[Columns]]) -> list[dict
 
 def _row(turn: Turn, measured: Sequence[Columns]) -> dict[str, Any]:
     failure = error_words(np.concatenate([cell["failure"] for cell in measured]))
-    names = ("seconds", "fastest", "slowest", "images_per_second", "per_evaluation", "own_share", "own")
+    names = ("seconds", "fastest", "slowest", "images_per_second", "per_evaluation", "own_share", "own", "memory")
     figures: dict[str, Any] = dict.fromkeys(names)
     seconds, network, calls, evaluations = (
         np.concatenate([cell[name] for cell in measured]) for name in ("seconds", "network", "calls", "evaluations")
@@ -284,8 +288,13 @@ def _row(turn: Turn, measured: Sequence[Columns]) -> dict[str, Any]:
             "per_evaluation": 1e3 * middle / (turn.batch * float(evaluations.mean())),
             "own_share": 100 * float(np.median(own / seconds)),
             "own": 1e6 * float(np.median(own / calls)),
+            "memory": _known(float(np.concatenate([cell["memory"] for cell in measured]).max())),
         }
     return {**turn.label, "evaluations": float(evaluations.mean()), **figures, "remark": failure}
+
+
+def _known(figure: float) -> float | None:
+    return None if math.isnan(figure) else figure
 
 
 def described(model: VectorField) -> dict[str, Any]:

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from odeddim.api import Model, to_images
 from odeddim.checks.certificate import decode_to
-from odeddim.jobs.decoding import decoding_of
-from odeddim.jobs.each import for_batch
+from odeddim.jobs.decoding import Decoding, decoding_of
+from odeddim.jobs.each import Each, for_batch, kept_in
 from odeddim.jobs.machine import Machine
-from odeddim.jobs.recording import OWN_STEPS, Recording, opened, together
+from odeddim.jobs.recording import OWN_STEPS, Recording, Walk, opened, together
 from odeddim.jobs.subject import Subject, subject_of, warn_of_plan
 from odeddim.jobs.telling import Tally, evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.waiting import wait_for
 from odeddim.jobs.work import How, Outcome, Progress, in_order, shown, warn
 from odeddim.latents.latent_file import LatentFile
 from odeddim.latents.provenance import Provenance
+from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
 from odeddim.runs.parallel import Parallel
 from odeddim.storage.atomic import check_place
 from odeddim.storage.outputs import Pictures, open_output
 from odeddim.storage.prefetch import ahead
+from odeddim.storage.write_behind import behind
+from odeddim.types import State
 
 
 @torch.no_grad()
@@ -87,7 +90,7 @@ def decode(
     if wait:
         wait_for(latents)
     with LatentFile(latents) as file:
-        place = (machine or Machine()).at(file, model)
+        place = (machine or Machine()).at(file, model, shared=True)
         field = subject_of(file, place, model)
         decoding = replace(decoding_of(file, field, said, plan, tol), parallel=together_by)
         plan, row = decoding.plan, decoding.plan.solver
@@ -105,6 +108,7 @@ def decode(
         if not output.is_dir():
             check_place(output, latents)
         began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
+        work = _Decoding(field, ode, decoding, place.state, tol, Walk.of(recording), kept_in(file))
         with (
             opened(recording, file.names, of_first, plan, up=False, overwrite=overwrite) as points,
             open_output(
@@ -112,21 +116,22 @@ def decode(
             ) as out,
             shown(progress, total, "decoding", (both := together(out, points)).done) as advance,
             closing(ahead(file.read, both.batches(size))) as batches,
+            closing(place.over(work, batches)) as found,
         ):
-            for (start, stop), state in batches:
-                state = place.cast(state)
-                own = for_batch(file, ode, state)
-                if tol is None:
-                    data = decoding.images(state, own, start, points.of(start, stop) if points else None)
-                else:
-                    data, taken, change = decode_to(tol, state, decoding.rungs, own)
-                    tally.add(taken, change, file.names[start:stop])
-                if own is not ode:
-                    ode.count(own)
-                images = to_images(field, data)
+
+            def keep(result: tuple[tuple[int, int], _Decoded]) -> None:
+                nonlocal largest
+                (start, stop), made = result
+                if made.taken is not None and made.change is not None:
+                    tally.add(made.taken, made.change, file.names[start:stop])
+                if points is not None:
+                    points.write(start, stop, made.passed)
                 if out.holds(start, stop):
-                    out.write(start, stop, images)
-                largest, here = max(largest, float(images.abs().max())), here + stop - start
+                    out.write(start, stop, made.images)
+                largest = max(largest, float(made.images.abs().max()))
+
+            for (start, stop), _ in behind(keep, found):
+                here += stop - start
                 advance(stop - start)
     warn_of_range(largest)
     taken_steps = tally.tell() if tol is not None and here else decoding.steps
@@ -135,3 +140,60 @@ def decode(
         f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s{points.words if points else ''}"
     )
     return Outcome(output, out.done, total, words)
+
+
+class _Decoded(NamedTuple):
+    """What a batch of latents has become.
+
+    Attributes:
+        images: The images, (B, C, H, W).
+        passed: The points of their run, as of `Walk.passed`.
+        taken: The steps that a tolerance chose, (B,).
+        change: The error by which it chose them, (B,).
+    """
+
+    images: torch.Tensor
+    passed: tuple[torch.Tensor, torch.Tensor] | None = None
+    taken: torch.Tensor | None = None
+    change: torch.Tensor | None = None
+
+
+@dataclass
+class _Decoding:
+    """The work on each batch of latents.
+
+    Attributes:
+        field: The model.
+        model: The model of the data, without its autoencoder.
+        decoding: What decodes.
+        dtype: The dtype of states.
+        tol: The tolerance, if one chooses the steps.
+        walk: What runs and keeps points, if they are kept.
+        each: The condition of each latent, if they have their own.
+    """
+
+    field: VectorField
+    model: VectorField
+    decoding: Decoding
+    dtype: torch.dtype
+    tol: float | None
+    walk: Walk | None
+    each: Each | None
+
+    def __call__(self, start: int, stop: int, state: State) -> _Decoded:
+        """What the latents start, ..., stop-1 become."""
+        state = state.to(dtype=self.dtype)
+        own = for_batch(self.each, self.model, state)
+        if self.tol is not None:
+            data, taken, change = decode_to(self.tol, state, self.decoding.rungs, own)
+            self._count(own)
+            return _Decoded(to_images(self.field, data).cpu(), None, taken, change)
+        data = self.decoding.images(state, own, start, self.walk)
+        self._count(own)
+        passed = None if self.walk is None else self.walk.passed
+        return _Decoded(to_images(self.field, data).cpu(), passed)
+
+    def _count(self, own: VectorField) -> None:
+        """Add the work of a field that was made for a batch."""
+        if own is not self.model:
+            self.model.count(own)

@@ -21,6 +21,7 @@ from odeddim.jobs.telling import of_all, so_far
 from odeddim.jobs.work import How, Outcome, Progress, shown
 from odeddim.latents.provenance import Provenance, provenance_of
 from odeddim.models import DEFAULT
+from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
 from odeddim.storage.atomic import check_place
 from odeddim.storage.hdf5 import SUFFIXES, opened, text, words
@@ -30,6 +31,7 @@ from odeddim.storage.resumable import Run
 from odeddim.storage.row_files import columns_of, read_rows, settings_of, text_column, width_of
 from odeddim.storage.sources import Images, place_of
 from odeddim.storage.workers import rank
+from odeddim.storage.write_behind import behind
 from odeddim.types import InputError
 
 FORMAT, VERSION = "odeddim densities", 1
@@ -105,7 +107,7 @@ def density(
     check_place(output, given, suffixes=SUFFIXES)
     if given == Path("-") and rank()[1] > 1:
         raise InputError("several processes cannot share a list on standard input: give a folder or a file of images")
-    place = (machine or Machine()).at(model=model)
+    place = (machine or Machine()).at(model=model, shared=True)
     field = subject_on(place, model)
     said = How.of(how)
     if said.end not in (None, "sigma_min"):
@@ -132,11 +134,9 @@ def density(
         run as file,
         shown(progress, len(names), "measuring", file.done) as advance,
         closing(ahead(lambda start, stop: source[start:stop], file.batches(size))) as batches,
+        closing(place.over(_Measuring(made, place.state), batches)) as found,
     ):
-        for (start, stop), pixels in batches:
-            x_0 = pixels.to(place.state)
-            made.noise.check(x_0, start)
-            file.write(start, stop, made.density(made.columns(x_0, start)))
+        for (start, stop), _ in behind(lambda result: file.write(*result[0], result[1]), found):
             here += stop - start
             advance(stop - start)
     figures = _read(output) if run.done == len(names) else {}
@@ -178,6 +178,30 @@ def _summary(figures: Mapping[str, torch.Tensor]) -> str:
         f"{float(bits.mean()):.3f}{spread} bits/dim in the mean, an image known to "
         f"{float(figures['standard_error'].median()):.2g}, "
     )
+
+
+@dataclass
+class _Measuring:
+    """The work on each batch of images.
+
+    Attributes:
+        how: What measures densities.
+        dtype: The dtype of states.
+    """
+
+    how: Density
+    dtype: torch.dtype
+
+    @property
+    def model(self) -> VectorField:
+        """The model whose evaluations are counted."""
+        return self.how.model
+
+    def __call__(self, start: int, stop: int, pixels: torch.Tensor) -> LogDensity:
+        """The densities of the images start, ..., stop-1, (B, C, H, W)."""
+        x_0 = pixels.to(self.dtype)
+        self.how.noise.check(x_0, start)
+        return self.how.density(self.how.columns(x_0, start))
 
 
 class _Densities(Run):

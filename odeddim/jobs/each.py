@@ -138,20 +138,19 @@ def kept_in(file: LatentFile) -> Each | None:
     return Each(tuple(kept), torch.empty(0, dtype=torch.int64))
 
 
-def for_batch(file: LatentFile, field: VectorField, state: State) -> VectorField:
+def for_batch(each: Each | None, field: VectorField, state: State) -> VectorField:
     """The field that decodes latents of a file: each under its own condition, if the file keeps some.
 
     Args:
-        file: The latent file.
+        each: The conditions that the file keeps, `kept_in`.
         field: The model of `odeddim.jobs.subject.subject_of`.
         state: The latents, with their report.
     """
-    each = kept_in(file)
     if each is None or any(getattr(field.condition, name) is not None for name in OWN):
         return field
     which = state.report.get(COLUMN)
     if which is None or not bool(((which >= 0) & (which < len(each.distinct))).all()):
-        raise InputError(f"{file.path}: its latents do not say which condition they have: give label=... or prompt=...")
+        raise InputError("the latents do not say which condition they have: give label=... or prompt=...")
     return each.on(field, which)
 
 

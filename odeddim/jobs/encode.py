@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -44,6 +44,7 @@ from odeddim.storage.prefetch import ahead
 from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of
 from odeddim.storage.workers import rank
+from odeddim.storage.write_behind import behind
 from odeddim.types import InputError, State
 
 
@@ -118,7 +119,7 @@ def encode(
     check_place(output, given, suffixes=SUFFIXES)
     if given == Path("-") and rank()[1] > 1:
         raise InputError("several processes cannot share a list on standard input: give a folder or a file of images")
-    place = (machine or Machine()).at(model=model)
+    place = (machine or Machine()).at(model=model, shared=True)
     field = subject_on(place, told_first(model, labels_from, prompts_from))
     together_by = in_order(
         parallel, tol=tol is not None, certify=certify, density=density, trajectory=trajectory is not None
@@ -142,7 +143,7 @@ def encode(
         check_together(plan.solver, tol=tol, density=density, trajectory=trajectory, parallel=parallel)
         field = each.on(field, each.which[:0])
     size = place.at_once(field, plan.solver, queued=tol is not None, parallel=together_by)
-    run = _Encoding(field, plan, rungs, place, tol, certify, measured, together_by, each)
+    run = _Encoding(field, plan, rungs, place, tol, certify, measured, together_by, recording, each)
 
     def of_first(total: int) -> Provenance:
         return run.provenance({"images": source.identity(given, total), **recorded(source)}, size)
@@ -153,11 +154,18 @@ def encode(
         opened(recording, names, of_first, plan, up=True, overwrite=overwrite) as points,
         shown(progress, len(names), "encoding", (both := together(file, points)).done) as advance,
         closing(ahead(lambda start, stop: source[start:stop], both.batches(size))) as batches,
+        closing(place.over(run, batches)) as found,
     ):
-        for (begin, stop), pixels in batches:
-            state, figures = run.batch(pixels, names[begin:stop], begin, points.of(begin, stop) if points else None)
+
+        def keep(result: tuple[tuple[int, int], _Encoded]) -> None:
+            (begin, stop), made = result
+            run.count(made, names[begin:stop])
+            if points is not None:
+                points.write(begin, stop, made.passed)
             if file.holds(begin, stop):
-                file.write(begin, stop, state, figures)
+                file.write(begin, stop, made.state, made.figures)
+
+        for (begin, stop), _ in behind(keep, found):
             advance(stop - begin)
     words = run.words(output, file.done, len(names), time.perf_counter() - began) + tell_skipped(source)
     words += points.words if points else ""
@@ -208,17 +216,33 @@ def _unfit(tol: float | None, certify: bool, density: bool) -> str:
     return ""
 
 
+class _Encoded(NamedTuple):
+    """What a batch of images has become.
+
+    Attributes:
+        state: The latents.
+        figures: Their certificate.
+        passed: The points of their run, as of `Walk.passed`.
+        round_trip: The error by which a tolerance chose their steps, (B,).
+    """
+
+    state: State
+    figures: dict[str, torch.Tensor]
+    passed: tuple[torch.Tensor, torch.Tensor] | None = None
+    round_trip: torch.Tensor | None = None
+
+
 class _Encoding:
     """The work on each batch of images, and its totals."""
 
     def __init__(
         self, field: VectorField, plan: Plan, rungs: Rungs, place: Place, tol: float | None, certified: bool,
-        density: Density | None, parallel: Parallel | None, each: Each | None,
+        density: Density | None, parallel: Parallel | None, recording: Recording | None, each: Each | None,
     ) -> None:  # fmt: skip
         self.field, self.plan, self.rungs, self.place = field, plan, rungs, place
-        self.ode = field.on_data() if density is None else density.model
+        self.model = field.on_data() if density is None else density.model
         self.tol, self.certified, self.density, self.parallel = tol, certified, density, parallel
-        self.each = each
+        self.walk, self.each = Walk.of(recording), each
         self.reports, self.tally, self.rms = Reports(), Tally(tol or 0.0), 0.0
 
     def provenance(self, images: Mapping[str, Any], size: int) -> Provenance:
@@ -235,52 +259,54 @@ class _Encoding:
             **self.place.details(self.field, self.plan.solver, size, self.parallel),
         )
 
-    def batch(
-        self, pixels: torch.Tensor, names: Sequence[str], start: int, walk: Walk | None
-    ) -> tuple[State, dict[str, torch.Tensor]]:
-        """The latents of images (B, C, H, W), the first of which has this index, and their certificate.
-
-        walk: what runs and records, if anything does.
-        """
+    def __call__(self, start: int, stop: int, pixels: torch.Tensor) -> _Encoded:
+        """What the images start, ..., stop-1, (B, C, H, W), become."""
         x_0, floor = data_and_floor(self.field, pixels.to(self.place.state))
-        ode, which = self.ode, None
+        ode, which = self.model, None
         if self.each is not None:
-            which = self.each.which[start : start + len(names)]
-            ode = self.each.on(self.ode, which)
+            which = self.each.which[start:stop]
+            ode = self.each.on(self.model, which)
         figures: dict[str, torch.Tensor] = {}
+        round_trip = None
         if self.tol is not None:
-            state, figures = encode_to(self.tol, x_0, self.rungs, self.ode)
-            self.tally.add(state.report["steps"], figures["round_trip"], names)
+            state, figures = encode_to(self.tol, x_0, self.rungs, self.model)
+            round_trip = figures["round_trip"]
             if self.certified:
-                figures = certificate_of_rungs(x_0, state, self.rungs, self.ode)
+                figures = certificate_of_rungs(x_0, state, self.rungs, self.model)
         elif self.density is not None:
             state, table = self.density.along(State(x_0, float(self.plan.nodes[0])), start)
             state = replace(state, report={**state.report, **figures_of_report(self.density.density(table))})
             if self.certified:
                 spent = torch.full((len(x_0),), self.plan.evaluations, dtype=torch.float64)
                 spent = state.report.get("evaluations", spent)
-                figures = certificate(x_0, state, self.plan, self.ode, spent)
+                figures = certificate(x_0, state, self.plan, self.model, spent)
         elif self.certified:
             state, figures = certify_batch(x_0, model=ode, plan=self.plan)
-        elif walk is not None:
-            state = walk(self.plan.begun(state_dtype(x_0)), self.ode, self.plan)
+        elif self.walk is not None:
+            state = self.walk(self.plan.begun(state_dtype(x_0)), self.model, self.plan)
         else:
             begin = self.plan.begun(to_data(ode, x_0), start)
             state = integrate(ode, begin, in_parallel(self.plan, self.parallel))
         if self.each is not None and which is not None:
-            self.ode.count(ode)
+            self.model.count(ode)
             state = self.each.report(state, which)
-        state = replace(state, report={**state.report, **floor})
-        self.reports.add(state, names)
-        self.rms = max(self.rms, float(state.x.square().mean().sqrt()))
-        return state, figures
+        state = replace(state, report={**state.report, **floor}).to("cpu")
+        passed = None if self.walk is None else self.walk.passed
+        return _Encoded(state, figures, passed, round_trip)
+
+    def count(self, made: _Encoded, names: Sequence[str]) -> None:
+        """Add the images of a batch, with these names, to the totals."""
+        if made.round_trip is not None:
+            self.tally.add(made.state.report["steps"], made.round_trip, names)
+        self.reports.add(made.state, names)
+        self.rms = max(self.rms, float(made.state.x.square().mean().sqrt()))
 
     def words(self, output: Path, done: int, total: int, seconds: float) -> str:
         """The line of the outcome. It warns of images that did not converge, or whose latents are out of range."""
         self.reports.warn(self.plan.end)
         steps = f", {self.tally.tell()}" if self.tol is not None and self.reports.images else ""
         warn_of_range(self.rms, "the latents x_T have rms {:.3g} where 1 is expected")
-        spent = f"{self.reports.evaluations(self.ode, certified=self.certified)}, {seconds:.1f} s"
+        spent = f"{self.reports.evaluations(self.model, certified=self.certified)}, {seconds:.1f} s"
         return (
             f"{so_far(done, total)} latents at σ = {self.plan.top:.6g} in {output}"
             f"{of_all(done, total, self.reports.images)}: {self.plan.solver.name}, {self.plan.grid} grid{steps}"

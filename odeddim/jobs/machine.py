@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,13 +18,19 @@ from odeddim.latents.latent_file import LatentFile
 from odeddim.latents.provenance import MADE_OF_OTHERS
 from odeddim.ode.devices import DTYPES, dtype_of, place_of
 from odeddim.ode.field import VectorField
+from odeddim.runs.engines import Gather, Given, Made, Span, Work, cores, over
+from odeddim.runs.on_ray import actors
 from odeddim.runs.parallel import Parallel
-from odeddim.types import Solver, State, pick
+from odeddim.runs.processes import processes
+from odeddim.storage.workers import rank
+from odeddim.types import InputError, Solver, State, pick
 
 BATCH = 32  # images in work at once by default, unless the network takes more at once
 QUEUE = 8  # batches in work at once if images leave a run one by one, to keep the network's batches full
 NETWORK_BATCH = {"cpu": 8}  # images that the network takes at once: fewer cost more per image, more gain nothing here
 NETWORK_BATCH_ELSEWHERE = 64
+ENGINES = ("processes", "torchrun", "ray")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,18 @@ class Machine:
         network_batch: The number of images in each evaluation of the network, the last batch being filled up; by
             default 8 on a CPU, 64 on a GPU. The last digits of a result depend on it.
         threads: The number of threads on a CPU; by default 1. The last digits of a result depend on it.
+        workers: The number of processes that share the work; "auto" for one on each core, or on each GPU. Each takes
+            the threads above and has the model in its memory. By default 1: the result is the same, a small job is
+            done before others have started, and how many copies of a model fit into memory is not known here.
+            Of a cluster of Ray, by default all of it.
+        engine: Who shares the work: "processes" of this machine, those of "torchrun", which is found by itself where
+            torchrun has started this process, or actors of "ray". See docs/scaling.md.
+        address: The cluster of Ray, as of `ray.init`; by default one of this machine.
 
     Example:
         >>> import odeddim
         >>> odeddim.jobs.Machine("cpu", dtype="float64", batch_size=64)
-        Machine(device='cpu', dtype='float64', batch_size=64, network_batch=None, threads=None)
+        Machine(device='cpu', dtype='float64', batch_size=64, ...)
     """
 
     device: str | None = None
@@ -48,21 +65,50 @@ class Machine:
     batch_size: int | None = None
     network_batch: int | None = None
     threads: int | None = None
+    workers: int | Literal["auto"] | None = None
+    engine: str | None = None
+    address: str | None = None
 
-    def at(self, encoded: LatentFile | None = None, model: object = None) -> Place:
+    def __post_init__(self) -> None:
+        count = self.workers
+        if count not in (None, "auto") and not (isinstance(count, int) and count >= 1):
+            raise InputError(f"workers={count!r}: give a whole number of processes, 1 or more, or 'auto'")
+        if self.engine is not None:
+            pick(self.engine, ENGINES, "engine")
+        if self.address is not None and self.engine != "ray":
+            raise InputError("address=... is that of a cluster of Ray: give engine='ray' too, or leave it out")
+
+    @property
+    def shares(self) -> bool:
+        """Whether others than this process are to share the work."""
+        return (self.workers or 1) != 1 or self.engine is not None
+
+    @property
+    def count(self) -> int:
+        """The number of processes that share the work on this machine."""
+        if self.workers != "auto":
+            return self.workers or 1
+        if str(self.device or "cuda").startswith("cuda") and torch.cuda.is_available():
+            return torch.cuda.device_count()
+        return cores(self.threads or 1)
+
+    def at(self, encoded: LatentFile | None = None, model: object = None, *, shared: bool = False) -> Place:
         """Find the device and set it up.
 
         Args:
             encoded: The latent file that the job reads, if it reads one: what is not given is as it was encoded.
             model: What the job runs. A VectorField, or an object of diffusers, is taken as it is: what is not given is
                 its device and its dtype.
+            shared: Whether others can share the work of this job.
 
         Returns:
             The place where the job runs.
 
         Raises:
-            InputError: If this machine has no such device, or the dtype is unknown.
+            InputError: If this machine has no such device, the dtype is unknown, or nobody can share the work.
         """
+        if self.shares:
+            self._check_shares(shared)
         its_own: Any = model.name if isinstance(model, Subject) else model
         place = place_of(self.device or getattr(its_own, "device", None))
         dtype = self.dtype
@@ -76,6 +122,16 @@ class Machine:
                 dtype = "float32"
         kind, tf32 = dtype_of(dtype)
         return Place(self, place, kind, tf32, encoded)
+
+    def _check_shares(self, shared: bool) -> None:
+        """Raise an InputError if the work of a job cannot be shared in this way."""
+        ranks = rank()[1]
+        if not shared:
+            raise InputError("the work of this job is not shared: leave out workers=... and engine=...")
+        if self.engine == "torchrun" and ranks == 1:
+            raise InputError("engine='torchrun' needs torchrun: start this with it, or leave out engine=...")
+        if self.engine not in (None, "torchrun") and ranks > 1:
+            raise InputError(f"torchrun shares the work already: leave out engine={self.engine!r}")
 
 
 @dataclass(frozen=True)
@@ -135,6 +191,7 @@ class Place:
         kept = self.encoded.provenance.details if self.encoded else {}
         network_batch = self.machine.network_batch or _positive(kept.get("network_batch"))
         if self.device.type == "cpu":
+            keep_memory()
             torch.set_num_threads(self.machine.threads or _positive(kept.get("threads")) or 1)
         if network_batch is None and row.one_by_one:
             network_batch = 1
@@ -169,12 +226,28 @@ class Place:
         log.debug("%d images in work at once", size)
         return size
 
+    def over(
+        self, work: Work[Given, Made], batches: Iterable[tuple[Span, Given]]
+    ) -> Generator[tuple[Span, Made], None, None]:
+        """Have work done on batches by those who share it, as `odeddim.runs.engines.over`."""
+        return over(work, batches, self._gather())
+
+    def _gather(self) -> Gather | None:
+        """Who shares the work; None for nobody."""
+        machine = self.machine
+        if machine.engine == "ray":
+            count = None if machine.workers in (None, "auto") else machine.count
+            return actors(count, address=machine.address, gpu=self.device.type == "cuda")
+        return processes(machine.count) if machine.count > 1 else None
+
     def details(self, field: VectorField, row: Solver, size: int, parallel: Parallel | None = None) -> dict[str, Any]:
         """What the provenance says of the machine: everything on which the digits of the result depend."""
         details: dict[str, Any] = {"dtype": self.dtype_name, "device": self.device.type}
         details["network_batch"] = field.network_batch
         if self.device.type == "cpu":
             details["threads"] = torch.get_num_threads()
+            details["cpu"] = torch.backends.cpu.get_cpu_capability()
+            details["onednn"] = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
         if self.device.type == "cuda":
             cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
             details |= {"gpu": torch.cuda.get_device_name(self.device), "cudnn": cudnn}
@@ -205,6 +278,21 @@ class Place:
             f"{file.path} does not come back exactly by {row.name}, because the network runs otherwise than when it "
             f"was encoded ({told}){_off(row, file.nodes, str(then.get('dtype')), self.dtype_name)}"
         )
+
+
+def keep_memory() -> None:
+    """Let the C library of Linux keep the memory that tensors have given back, for the next ones.
+
+    It would return it to the system, which clears it before it gives it out again: in evaluations of 64 images by the
+    built-in model that was 20% of the time. Settings of the environment (MALLOC_..., GLIBC_TUNABLES) and other systems
+    are left alone. It holds for the whole process, and for its later jobs.
+    """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
+        mallopt(_TRIM_THRESHOLD, 512 << 20)
 
 
 def in_work(network_batch: int) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from odeddim.latents.provenance import Provenance
 from odeddim.latents.trajectory_file import TrajectoryRun
 from odeddim.ode.field import VectorField
@@ -88,8 +90,29 @@ class Recording:
         return rising if up else rising[::-1]
 
 
-Walk = Callable[[State, VectorField, Plan], State]
-"""end = walk(start, model, plan): a run of some of the images."""
+class Walk:
+    """Runs states and keeps the points of the last run.
+
+    Attributes:
+        at: The noise levels that are kept; None for all nodes of the run.
+        passed: x̄ and ε at the points of the last run, (M, B, *) each, on the CPU.
+    """
+
+    def __init__(self, at: Sequence[float] | None) -> None:
+        self.at = at
+        self.passed: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def of(cls, recording: Recording | None) -> Walk | None:
+        """What keeps the points of a recording; None for none."""
+        return None if recording is None else cls(recording.at)
+
+    def __call__(self, state: State, model: VectorField, plan: Plan) -> State:
+        """The end of a run."""
+        path = trajectory(state, model=model, plan=plan, at=self.at, keep="cpu")
+        self.passed = path.xbar, path.eps
+        assert path.end is not None
+        return path.end
 
 
 class Points:
@@ -108,17 +131,10 @@ class Points:
         """What the last line of a job says of them."""
         return f"; {self.run.points} points of each in {self.recording.path}"
 
-    def of(self, start: int, stop: int) -> Walk:
-        """What runs images start, ..., stop-1, and writes their points if the file lacks them."""
-
-        def walk(state: State, model: VectorField, plan: Plan) -> State:
-            path = trajectory(state, model=model, plan=plan, at=self.recording.at, keep="cpu")
-            if self.run.holds(start, stop):
-                self.run.write(start, stop, path.xbar, path.eps)
-            assert path.end is not None
-            return path.end
-
-        return walk
+    def write(self, start: int, stop: int, passed: tuple[Tensor, Tensor] | None) -> None:
+        """Write the points of images start, ..., stop-1, as of `Walk.passed`, if the file lacks them."""
+        if passed is not None and self.run.holds(start, stop):
+            self.run.write(start, stop, *passed)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from odeddim.storage.atomic import nearest_above
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.outputs import Pictures, open_output
 from odeddim.storage.sheets import Captions
+from odeddim.storage.write_behind import behind
 from odeddim.types import InputError, State
 
 
@@ -85,7 +87,7 @@ def sample(
         >>> odeddim.jobs.sample(2, folder / "out", model="exact-samples", steps=4).done
         2
     """
-    to, place = Pictures.of(output), (machine or Machine()).at(model=model)
+    to, place = Pictures.of(output), (machine or Machine()).at(model=model, shared=True)
     output = to.path
     field = subject_on(place, model)
     of_noise = shape_for(field, shape)
@@ -107,37 +109,66 @@ def sample(
     made = asdict(replace(provenance_of(field, noisy, "sample", **details), settings=plan.settings))
     names, began, largest, here = Numbered(f"sample-{seed}-", count), time.perf_counter(), 0.0, 0
     captions = Captions(_number)
+    work = _Sampling(field, plan, seed, eta, shape, of_noise, together, measured)
     with (
         open_output(to, names, made, overwrite=overwrite, captions=captions, of_first=lambda _: made) as out,
         shown(progress, count, "sampling", out.done) as advance,
+        closing(place.over(work, ((span, None) for span in out.batches(size)))) as found,
     ):
-        for start, stop in out.batches(size):
-            if measured is None:
-                images = sample_batch(
-                    stop - start, seed=seed, eta=eta, start=start, model=field, plan=plan, shape=shape,
-                    parallel=together,
-                )  # fmt: skip
-                out.write(start, stop, images)
-            else:
-                fresh = noise(stop - start, of_noise, seed=seed, start=start)
-                data, figures = _with_density(measured, fresh, start)
-                images = to_images(field, data)
-                out.write(start, stop, images, figures)
-            largest, here = max(largest, float(images.abs().max())), here + stop - start
+
+        def keep(result: tuple[tuple[int, int], tuple[torch.Tensor, dict[str, torch.Tensor] | None]]) -> None:
+            nonlocal largest
+            (start, stop), (images, figures) = result
+            out.write(start, stop, images, figures)
+            largest = max(largest, float(images.abs().max()))
+
+        for (start, stop), _ in behind(keep, found):
+            here += stop - start
             advance(stop - start)
     warn_of_range(largest)
     words = (
         f"{so_far(out.done, count)} images in {output}{of_all(out.done, count, here)}: {row.name}, seed {seed}, "
-        f"{evaluated(here, measured.model if measured else field)}, {time.perf_counter() - began:.1f} s"
+        f"{evaluated(here, work.model)}, {time.perf_counter() - began:.1f} s"
     )
     return Outcome(output, out.done, count, words)
 
 
-def _with_density(measured: Density, x_T: torch.Tensor, start: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The data that latents x_T (B, *) become, and what is known of their density."""
-    top = measured.plan.top
-    state, table = measured.along(State(x_T * math.sqrt(1 + top**2), top), start)
-    return state.xbar, figures_of_report(measured.density(table))
+@dataclass
+class _Sampling:
+    """The work on each batch of images.
+
+    Attributes:
+        field, plan, seed, eta, parallel: As of `odeddim.sample`.
+        shape: The shape of the images.
+        of_noise: The shape of their noise.
+        density: What measures their density; None if that is not wanted.
+    """
+
+    field: VectorField
+    plan: Plan
+    seed: int
+    eta: float | None
+    shape: tuple[int, ...]
+    of_noise: tuple[int, ...]
+    parallel: Parallel | None
+    density: Density | None
+
+    @property
+    def model(self) -> VectorField:
+        """The model whose evaluations are counted."""
+        return self.density.model if self.density else self.field
+
+    def __call__(self, start: int, stop: int, _: None) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
+        """The images start, ..., stop-1, and what is known of them."""
+        if self.density is None:
+            images = sample_batch(
+                stop - start, seed=self.seed, eta=self.eta, start=start, model=self.field, plan=self.plan,
+                shape=self.shape, parallel=self.parallel,
+            )  # fmt: skip
+            return images.cpu(), None
+        x_T, top = noise(stop - start, self.of_noise, seed=self.seed, start=start), self.density.plan.top
+        state, table = self.density.along(State(x_T * math.sqrt(1 + top**2), top), start)
+        return to_images(self.field, state.xbar).cpu(), figures_of_report(self.density.density(table))
 
 
 def _number(i: int, known: Mapping[str, float]) -> list[str]:

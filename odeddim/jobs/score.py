@@ -46,6 +46,7 @@ from odeddim.storage.resumable import Run
 from odeddim.storage.row_files import comparable, run_of, text_column, width_of
 from odeddim.storage.sources import Images, place_of
 from odeddim.storage.workers import cut, rank
+from odeddim.storage.write_behind import behind
 from odeddim.types import InputError
 
 FORMAT = "odeddim scores"
@@ -163,7 +164,7 @@ def score(
         check_place(output, given, suffixes=(".csv", ".json", *SUFFIXES))
         # Whose file it is shows when the reference is known; that it is nobody's of ours shows before that is made.
         check_own(output, lambda path: bool(found_mark(path)) or is_hdf5(path), overwrite=overwrite)
-    place = (machine or Machine()).at(model=model)
+    place = (machine or Machine()).at(model=model, shared=True)
     field = subject_on(place, model)
     if isinstance(reference, (str, Path)):
         reference = Reference.load(reference)
@@ -216,14 +217,33 @@ class _Paths:
         """Have `keep` take the statistics of all images, or of those that a run has not done yet."""
         total = len(source)
         spans: Iterator[tuple[int, int]] = run.batches(self.size) if run else cut([(0, total)], self.size)
+        work = _Measuring(self.field, self.plan, self.place.state, more)
         with (
             shown(self.progress, total, unit, run.done if run else 0) as advance,
             closing(ahead(lambda start, stop: source[start:stop], spans)) as batches,
+            closing(self.place.over(work, batches)) as found,
         ):
-            for (start, stop), pixels in batches:
-                pixels = pixels.to(self.place.state)
-                keep(start, stop, *measured(self.field, pixels, self.plan, more, start=start))
+            for (start, stop), _ in behind(lambda result: keep(*result[0], *result[1]), found):
                 advance(stop - start)
+
+
+@dataclass
+class _Measuring:
+    """The work on each batch of images.
+
+    Attributes:
+        model, plan, more: As of `odeddim.checks.scores.measured`.
+        dtype: The dtype of states.
+    """
+
+    model: VectorField
+    plan: Plan
+    dtype: torch.dtype
+    more: tuple[str, ...]
+
+    def __call__(self, start: int, stop: int, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The statistics and the profiles of the images start, ..., stop-1, (B, C, H, W)."""
+        return measured(self.model, pixels.to(self.dtype), self.plan, self.more, start=start)
 
 
 class _Rows(Run):

@@ -52,7 +52,7 @@ def train(
     progress: Callable[[Progress], Any] | None = None,
     **settings: Any,
 ) -> Trained:
-    """Train a U-Net on images: DDPM's loss and linear schedule, or rectified flow's; averaged weights.
+    """Train a U-Net on images, by DDPM's loss and linear schedule or another objective; the weights are averaged.
 
     A run that was stopped, by whatever, goes on with the same call; so does a complete one with more steps. Settings
     that are left out are those of the run; others than those it was begun with are refused.

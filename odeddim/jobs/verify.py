@@ -13,8 +13,10 @@ import torch
 from odeddim.api import Model, to_data, to_images
 from odeddim.checks.certificate import BADNESS, CERTIFICATE, certificate, certificate_of_rungs, worst
 from odeddim.jobs.combining import sheet_at
+from odeddim.jobs.comparing import FIGURES as APART
+from odeddim.jobs.comparing import Comparison, compare
 from odeddim.jobs.decoding import decoding_of
-from odeddim.jobs.each import for_batch
+from odeddim.jobs.each import for_batch, kept_in
 from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.subject import Subject, images_for, subject_of
 from odeddim.jobs.waiting import wait_for
@@ -45,9 +47,10 @@ class Verified:
         path: The latent file.
         names: Where each latent comes from, N names.
         figures: The certificate, (N,) float64 by name (`odeddim.checks.certificate.CERTIFICATE`); empty while other
-            processes compute it.
+            processes compute it. Against another file, how far apart the latents are: "rms" and "largest".
         order: The indices of the latents, the worst first, (N,).
         floor: The error of a latent model's autoencoder for each image, (N,); None for other models.
+        against: The comparison with another file, of the images in both; None without one.
     """
 
     path: Path
@@ -55,6 +58,7 @@ class Verified:
     figures: Mapping[str, torch.Tensor]
     order: torch.Tensor
     floor: torch.Tensor | None
+    against: Comparison | None = None
 
     @property
     def medians(self) -> dict[str, float]:
@@ -68,7 +72,8 @@ def verify(
     latents: str | Path,
     images: Images = None,
     *,
-    by: str = "latent_error",
+    against: str | Path | None = None,
+    by: str | None = None,
     sheet: str | Path | Pictures | None = None,
     shown: int = 10,
     model: Model | Subject | None = None,
@@ -85,7 +90,9 @@ def verify(
     Args:
         latents: The latent file, z.h5.
         images: The images that were encoded, as of `odeddim.jobs.encode`; None for those that the file names.
-        by: The figure of the certificate that sorts the latents.
+        against: Another latent file of the same images, to compare the latents with in place of all that: how far they
+            are apart, and what differs in how they were made. Nothing is computed, and no model is needed.
+        by: The figure that sorts the latents: by default "latent_error", or "rms" against another file.
         sheet: Where to draw the worst, worst.png: each image, the image decoded again, and ten times their difference.
             Pictures say how it is drawn, too.
         shown: The number of images to draw.
@@ -107,9 +114,16 @@ def verify(
         >>> made = odeddim.jobs.encode(None, path, model="exact-samples", count=2, steps=4, certify=True)
         >>> odeddim.jobs.verify(path).figures["latent_error"].shape
         torch.Size([2])
+        >>> same = odeddim.jobs.verify(path, against=path).against
+        >>> same.same, dict(same.why)
+        (2, {})
     """
     latents = Path(latents)
-    pick(by, BADNESS, "figure")
+    if against is not None:
+        if images is not None or sheet is not None:
+            raise InputError("against=... compares two files of latents: leave out images and sheet=...")
+        return _against(latents, Path(against), by or APART[0], wait, progress)
+    by = pick(by or "latent_error", BADNESS, "figure")
     drawn = None if sheet is None else sheet_at(sheet, latents, place_of(images))
     if wait:
         wait_for(latents)
@@ -139,6 +153,17 @@ def verify(
             place = replace(place, encoded=file)
             _draw(drawn, file, order[:shown].tolist(), figures, field, place, source, images, mark)
         return Verified(latents, tuple(file.names), figures, order, file.figures("report").get("floor"))
+
+
+def _against(latents: Path, other: Path, by: str, wait: bool, progress: Progress) -> Verified:
+    """The latents compared with those of another file."""
+    pick(by, APART, "figure")
+    for path in (latents, other) if wait else ():
+        wait_for(path)
+    with LatentFile(latents) as file, LatentFile(other) as its:
+        made = compare(file, its, progress)
+    order = torch.argsort(made.figures[by], descending=True, stable=True)
+    return Verified(latents, made.names, made.figures, order, None, made)
 
 
 def _set_up(file: LatentFile, model: Model | Subject | None, machine: Machine | None) -> tuple[Place, VectorField]:
@@ -206,7 +231,7 @@ def _certify(file: LatentFile, source: ImageSource, field: VectorField, place: P
                 figures = certificate_of_rungs(x_0, state, how.rungs, field)
             else:
                 counts = kept.report.get("evaluations", torch.full((stop - start,), how.plan.evaluations))
-                figures = certificate(x_0, state, how.plan, for_batch(file, field, state), counts)
+                figures = certificate(x_0, state, how.plan, for_batch(kept_in(file), field, state), counts)
             run.write(start, stop, kept, figures)
             advance(stop - start)
 
@@ -233,7 +258,7 @@ def _draw(
     def cells() -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
         for i in rows:
             state = place.cast(file.pick(i))
-            again = to_images(field, how.images(state, for_batch(file, field.on_data(), state), i)).cpu()[0]
+            again = to_images(field, how.images(state, for_batch(kept_in(file), field.on_data(), state), i)).cpu()[0]
             known = {name: float(values[i]) for name, values in figures.items()}
             if source is None:
                 yield again, known

@@ -290,8 +290,9 @@ class LatentFile:
         made = self.provenance
         row, told = solvers.get(made.solver).with_settings(**made.settings), made.details
         return Plan(
-            row, self.nodes, made.grid, made.end, carried=told.get("top") == GAUSSIAN, start=told.get("start", "")
-        )
+            row, self.nodes, made.grid, made.end, carried=told.get("top") == GAUSSIAN, start=told.get("start", ""),
+            portable=told.get("portable") is True,
+        )  # fmt: skip
 
     @cached_property
     def noted(self) -> Plan | None:

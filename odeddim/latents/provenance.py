@@ -16,6 +16,9 @@ from odeddim.types import InputError
 
 MADE_OF_OTHERS = ("interpolate", "shift")
 """The commands that make new latents of others (`Provenance.made_by`)."""
+MACHINE = "machine"
+OF_THE_MACHINE = ("device", "network_batch", "threads", "cpu", "onednn", "gpu", "cudnn")
+"""The details on which the digits of the latents depend, unless they are portable: then they are kept apart."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Provenance:
         settings: The settings of the solver.
         versions: The versions of odeddim, PyTorch and Python.
         details: Everything else on which the digits of the latents depend, or that says what they were made of: "top"
-            and "moments", the hash of the model's Gaussian, where that carries the last interval.
+            and "moments", the hash of the model's Gaussian, where that carries the last interval. Of portable latents
+            "portable", and "machine", which is not compared.
     """
 
     model: str
@@ -56,6 +60,28 @@ class Provenance:
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+
+    def entries(self) -> dict[str, Any]:
+        """All on which the digits of the latents depend, by name: what tells why two files of the same images differ.
+
+        Paths and Python's version are left out; a model and images are told by their hashes, where they have one.
+        """
+        own = {name: value for name, value in vars(self).items() if not isinstance(value, dict)}
+        own["model"] = self.sha256[:12] or self.model
+        versions = {key: value for key, value in self.versions.items() if key != "python"}
+        details = {**self.details, **self.details.get(MACHINE, {})}
+        details.pop(MACHINE, None)
+        told = {**own, "schedule": self.schedule, **self.condition, **self.settings, **versions, **details}
+        hashes = {
+            name: value["sha256"] for name, value in told.items() if isinstance(value, dict) and "sha256" in value
+        }
+        return {name: value for name, value in {**told, **hashes}.items() if name != "sha256"}
+
+    def unlike(self, other: Provenance) -> dict[str, tuple[Any, Any]]:
+        """What differs from another provenance: {entry: (the value here, the value there)}, None for none."""
+        here, there = self.entries(), other.entries()
+        both = {name: (here.get(name), there.get(name)) for name in (*here, *(key for key in there if key not in here))}
+        return {name: values for name, values in both.items() if values[0] != values[1]}
 
     def check_model(self, model: VectorField, where: str) -> None:
         """Raise an InputError unless the latents belong to a model.
@@ -82,7 +108,7 @@ class Provenance:
         for key, value in is_now.items():
             if value != was[key]:
                 raise InputError(
-                    f"{where} was made with {key} {_brief(was[key])}, but {self.model!r} now has {_brief(value)}: "
+                    f"{where} was made with {key} {brief(was[key])}, but {self.model!r} now has {brief(value)}: "
                     "restore it in the model's files, or encode again"
                 )
 
@@ -106,6 +132,9 @@ def provenance_of(model: VectorField, plan: Plan, made_by: str, **details: Any) 
     if plan.carried:
         details |= {"top": GAUSSIAN, "moments": "" if model.moments is None else model.moments.sha256}
     versions = {"odeddim": odeddim.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    if plan.portable:  # the machine is told, but does not matter: a run goes on with any other
+        machine = {key: details.pop(key) for key in OF_THE_MACHINE if key in details}
+        details |= {"portable": True, MACHINE: {**machine, "torch": versions.pop("torch")}}
     return Provenance(
         model=model.name,
         sha256=model.sha256,
@@ -139,10 +168,10 @@ def sha256_of(words: str) -> str:
     return hashlib.sha256(words.encode()).hexdigest()
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
     """A setting in words, without the numbers of a list."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_brief(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {brief(item)}" for key, item in value.items())
     return f"of {len(value)} numbers" if isinstance(value, list) else str(value)
 
 

@@ -24,8 +24,21 @@ from odeddim.ode.field import VectorField
 from odeddim.types import InputError, pick
 
 DEFAULT, FLOW = "fashion-mnist", "fashion-mnist-flow"
-SUFFIXES = (*weights.SUFFIXES, ".pt2", ".pkl")  # suffixes of single files that may be models
-FORMATS = ("native", "edm", "latent_diffusion", "diffusers_unet", "guided", "exported", "ddim")
+SUFFIXES = (*weights.SUFFIXES, ".pt2", ".onnx", ".pkl")  # suffixes of single files that may be models
+FORMATS = (
+    "native",
+    "edm",
+    "latent_diffusion",
+    "diffusers_unet",
+    "flow_matching",
+    "guided",
+    "edm2",
+    "score_sde",
+    "k_diffusion",
+    "exported",
+    "onnx",
+    "ddim",
+)
 """The modules of `odeddim.models.formats`, in the order in which they are tried on a path.
 
 Those that look at names and folders come before those that look into files."""

@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ from odeddim.types import InputError
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 NAMED = 3  # the most tensors that a message names
+_HEAD = 1 << 20  # bytes; a file that is not an archive holds its names within them
+_LARGEST_INDEX = 1 << 24  # bytes of the list of names in an archive
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -51,11 +54,12 @@ def size_of(path: Path, remedy: str = "check the path and its permissions") -> i
     return status.st_size
 
 
-def read(path: Path) -> Any:
+def read(path: Path, safe: Sequence[type] = ()) -> Any:
     """Read a weights file without running code from it.
 
     Args:
         path: The file, safetensors or the output of `torch.save`.
+        safe: Classes that the file may hold besides: plain records, which run nothing when they are made.
 
     Returns:
         The content: a dict of tensors for safetensors, otherwise the saved object of tensors and plain values.
@@ -67,7 +71,7 @@ def read(path: Path) -> Any:
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(safe)):
             warnings.simplefilter("ignore")  # torch also warns about pickles that it refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a parser of foreign bytes may raise any type
@@ -78,6 +82,28 @@ def read(path: Path) -> Any:
                 "(torch.save(model.state_dict(), ...)), or copy it again"
             ) from error
         raise InputError(f"{path} cannot be read as weights ({words}): copy it again") from error
+
+
+def names_in(path: Path) -> bytes:
+    """Return the bytes of a file that would hold the names of its tensors, whatever kind of file it is.
+
+    Nothing is unpickled, so that formats can be told apart.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The bytes; none if the file is damaged.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                return file.read(_HEAD)
+        with zipfile.ZipFile(path) as archive:
+            index = next(info for info in archive.infolist() if info.filename.endswith("data.pkl"))
+            return archive.read(index) if index.file_size <= _LARGEST_INDEX else b""
+    except Exception:  # the file may be anything, and another format may know it
+        return b""
 
 
 def is_state(value: Any) -> bool:

@@ -23,6 +23,45 @@ Given = tuple[Tensor, ...]
 """What the network takes after x and t: tensors of one row, (1, *), which are repeated for the images of a batch."""
 
 
+class Placed:
+    """The tensors of a condition, which are put beside the network's input once and not at every evaluation.
+
+    Args:
+        given: The tensors for the condition.
+        null: Those for no condition; None if the network has no unconditional mode.
+    """
+
+    def __init__(self, given: Given, null: Given | None) -> None:
+        self.given, self.null = given, null
+        self._there: dict[tuple[torch.device, torch.dtype], tuple[Given, Given | None]] = {}
+
+    def beside(self, x: Tensor) -> tuple[Given, Given | None]:
+        """Both on the device of x, and in its dtype but for those of whole numbers."""
+        where = x.device, x.dtype
+        if where in self._there:
+            return self._there[where]
+        there = _beside(x, self.given), None if self.null is None else _beside(x, self.null)
+        if not any(part.requires_grad for part in (*there[0], *(there[1] or ()))):
+            self._there[where] = there
+        return there
+
+    def together(self, x: Tensor) -> Given:
+        """Both in one row: those for the condition, and behind them those for no condition."""
+        given, null = self.beside(x)
+        return (*given, *(null or ()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_there": {}}
+
+
+def _beside(x: Tensor, given: Given) -> Given:
+    """Tensors on the device of x, and in its dtype but for those of whole numbers."""
+    wait = x.device.type == "cpu"  # a copy to the CPU would be read before it is there
+    return tuple(
+        part.to(x.device, x.dtype if part.is_floating_point() else None, non_blocking=not wait) for part in given
+    )
+
+
 @dataclass(frozen=True)
 class Condition:
     """A condition, as latent files store it.
@@ -193,11 +232,6 @@ def check_each(model: str, count: int | None, batch: int) -> None:
             f"the model {model!r} has conditions for {count} images, each for one, and was called with {batch}: give "
             "label=... or prompt=... for all images, or a solver with fixed steps"
         )
-
-
-def together(given: tuple[Given, Given | None], device: torch.device) -> Given:
-    """The tensors for the conditions of each image and for none, in one row, on a device."""
-    return tuple(part.to(device) for part in (*given[0], *(given[1] or ())))
 
 
 def classes_of(count: int | None, null: int | None) -> Classes | None:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from odeddim.ode.adapted import Adapted
 from odeddim.ode.codec import Codec
-from odeddim.ode.conditions import Condition, Conditions, Given, check_each, classes_of, given_to_each, together
+from odeddim.ode.conditions import Condition, Conditions, Given, Placed, check_each, classes_of, given_to_each
 from odeddim.ode.devices import device_of, dtype_of, products
 from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, where_guided
 from odeddim.ode.labels import Labels, Relabelled, labels_of
 from odeddim.ode.pickling import check_pickles
-from odeddim.ode.predictions import PREDICTIONS
+from odeddim.ode.predictions import HELD, PREDICTIONS
 from odeddim.ode.schedule import TIMES, Schedule, Time
 from odeddim.ode.sizes import Sizes, counterpart
 from odeddim.types import InputError, pick
@@ -52,6 +52,8 @@ class VectorField:
         nfe: The number of calls; `reset` sets the three counters to 0.
         rows: The number of images evaluated in these calls; a guided image counts twice.
         filled: The number of images among them that only filled up a batch to `network_batch`.
+        notes: Where a run keeps what it reads at its end: whether the values of each evaluation were finite, () bool
+            each. None for a check of each evaluation at once (`odeddim.ode.waits`).
         watch: A function that is called with the number of images of each call, for a progress bar, or None.
         network_batch: The number of images in each evaluation of the network, the last batch being filled up; None for
             as many as the field is called with. The last digits of convolutions depend on the size of their batch, so
@@ -98,10 +100,11 @@ class VectorField:
         self.codec = codec
         its = getattr(eps, "moments", None)  # of an exact field
         self._moments = its if isinstance(its, Gaussian) else None
-        self._given: tuple[Given, Given | None] | None = None
+        self._given: Placed | None = None
         self._each: int | None = None  # how many images have a condition of their own
         self.network_batch: int | None = None
         self.watch: Callable[[int], Any] | None = None
+        self.notes: list[Tensor] | None = None
         self._labels: Labels = labels_of(schedule, self.time)
         if isinstance(eps, torch.nn.Module):
             eps.eval()  # dropout would make each run different
@@ -229,9 +232,16 @@ class VectorField:
 
     def reset(self) -> None:
         """Set the counters `nfe`, `rows` and `filled` to 0."""
-        self.nfe = 0
-        self.rows = 0
-        self.filled = 0
+        self.counts = 0, 0, 0
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """The counters `nfe`, `rows` and `filled`, which can be set to what they were."""
+        return self.nfe, self.rows, self.filled
+
+    @counts.setter
+    def counts(self, counts: tuple[int, int, int]) -> None:
+        self.nfe, self.rows, self.filled = counts
 
     def __copy__(self) -> VectorField:
         """A field that shares the network; see `conditioned` and `on_data`."""
@@ -410,7 +420,7 @@ class VectorField:
             raise InputError(
                 f"the model {self.name!r} has no unconditional mode, so guidance is not available: leave guidance at 1"
             )
-        twin.condition, twin._given = condition, (given, null)
+        twin.condition, twin._given = condition, Placed(given, null)
         return twin
 
     def conditioned_each(self, conditions: Sequence[Condition]) -> VectorField:
@@ -441,7 +451,8 @@ class VectorField:
         twin.watch = None
         twin.reset()
         twin._each = len(conditions)
-        twin.condition, twin._given = given_to_each(self.name, self.conditions, conditions, self.condition)
+        twin.condition, given = given_to_each(self.name, self.conditions, conditions, self.condition)
+        twin._given = Placed(*given)
         return twin
 
     def count(self, other: VectorField) -> None:
@@ -493,13 +504,13 @@ class VectorField:
         t_dtype = torch.promote_types(dtype, torch.float32)
         if sigma.ndim == 0:  # Python numbers need no transfer to the device of the network
             label, scale = self._labels(float(sigma))
-            x = xbar * scale
+            x = (xbar * scale).to(dtype)
             labels = torch.full((batch,), label, dtype=t_dtype, device=xbar.device)
         else:
-            x = xbar * _like_images(self.schedule.scale(sigma), xbar)
-            labels = self.schedule.label(sigma, self.time).to(xbar.device, t_dtype)
+            x = (xbar * _like_images(self.schedule.scale(sigma), xbar)).to(dtype)
+            labels = self.schedule.label(sigma, self.time).to(xbar.device, t_dtype, non_blocking=True)
         with products(xbar.device, tf32=self.tf32):
-            out = self._under_condition(x.to(dtype), labels, sigma).to(xbar.dtype)
+            out = self._under_condition(x, labels, sigma).to(xbar.dtype)
         self.nfe += 1
         if self.watch is not None:
             self.watch(batch)
@@ -510,9 +521,13 @@ class VectorField:
             )
         if self.predicts != "eps":
             # Below σ_1 the network is evaluated at σ_1, so σ_1 is used here too: (x̄ - x0)/σ has no value at σ = 0.
-            held = sigma.clamp(min=self.schedule.sigma_min) if self.predicts == "x0" else sigma
-            out = PREDICTIONS[self.predicts](out, xbar, _like_images(held.expand(batch), xbar))
-        if not bool(torch.isfinite(out.sum())) and not bool(torch.isfinite(out).all()):
+            held = sigma.clamp(min=self.schedule.sigma_min) if self.predicts in HELD else sigma
+            if self.predicts == "score":
+                out = out * _like_images(self.schedule.scale(held), xbar)
+            out = PREDICTIONS[self.predicts](out, xbar, _like_images(held, xbar))
+        if self.notes is not None:
+            self.notes.append(torch.isfinite(out.detach().sum()))
+        elif not bool(torch.isfinite(out.sum())) and not bool(torch.isfinite(out).all()):
             where = float(sigma.max())
             cause = (
                 "its input there was finite"
@@ -529,17 +544,17 @@ class VectorField:
     def _under_condition(self, x: Tensor, labels: Tensor, sigma: Tensor) -> Tensor:
         """The network's answer under the condition, with guidance in its interval; labels (B,), sigma () or (B,)."""
         guided = where_guided(self.condition, sigma)
-        each = () if self._each is None or self._given is None else together(self._given, x.device)
+        each = () if self._each is None or self._given is None else self._given.together(x)
         if isinstance(guided, bool):
             self.rows += x.shape[0] * (1 + guided)
             return self._evaluate(x, labels, guided, each)
         # An image outside the interval must not share a batch with those inside: its last digits would depend on them.
-        rows = guided.to(x.device)
-        self.rows += x.shape[0] + int(rows.sum())
-        within, beyond = (tuple(part[these] for part in each) for these in (rows, ~rows))
+        rows, others = (mask.nonzero()[:, 0].to(x.device, non_blocking=True) for mask in (guided, ~guided))
+        self.rows += x.shape[0] + len(rows)
+        within, beyond = (tuple(part[these] for part in each) for these in (rows, others))
         inside = self._evaluate(x[rows], labels[rows], True, within)
         out = inside.new_empty((x.shape[0], *inside.shape[1:]))
-        out[rows], out[~rows] = inside, self._evaluate(x[~rows], labels[~rows], False, beyond).to(out.dtype)
+        out[rows], out[others] = inside, self._evaluate(x[others], labels[others], False, beyond).to(out.dtype)
         return out
 
     def _evaluate(self, x: Tensor, labels: Tensor, guided: bool, each: Given) -> Tensor:
@@ -556,10 +571,10 @@ class VectorField:
         if self.conditions is None:
             return self.eps(x, labels)
         if self._given is None:
-            self._given = self.conditions.given(self.condition)
-        given, null = self._given
-        if each:
-            given, null = each[: len(given)], each[len(given) :] or None
+            self._given = Placed(*self.conditions.given(self.condition))
+        given, null = self._given.beside(x) if not each else (each[: len(self._given.given)], None)
+        if each and self._given.null is not None:
+            null = each[len(given) :]
         if not guided or null is None:
             return conditioned_answer(self.eps, x, labels, given)
         return guided_answer(self.eps, x, labels, given, null, self.condition.guidance)
@@ -575,5 +590,8 @@ class _Place:
 
 
 def _like_images(per_image: Tensor, xbar: Tensor) -> Tensor:
-    """(B,) as (B, 1, ...) on xbar's device and in its dtype."""
-    return per_image.to(xbar.device, xbar.dtype).reshape(-1, *[1] * (xbar.ndim - 1))
+    """() or (B,) as (B, 1, ...) on xbar's device and in its dtype."""
+    shape = len(xbar), *[1] * (xbar.ndim - 1)
+    if per_image.ndim == 0:
+        return torch.full(shape, float(per_image), dtype=xbar.dtype, device=xbar.device)
+    return per_image.to(xbar.device, xbar.dtype, non_blocking=True).reshape(shape)

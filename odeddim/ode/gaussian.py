@@ -168,7 +168,7 @@ class Gaussian:
             )
         place = xbar.device if xbar.device.type != "mps" else torch.device("cpu")  # which has no float64
         if place not in self._means:
-            self._means[place] = self.mean.to(place)
+            self._means[place] = self.mean.to(place, non_blocking=place.type != "cpu")
         return self._means[place]
 
     def per_component(self, factor: Any) -> tuple[Tensor, float]:

@@ -96,6 +96,5 @@ def in_blocks(network: Network, x: Tensor, labels: Tensor, size: int, each: Give
 
 
 def _repeated(part: Tensor, x: Tensor) -> Tensor:
-    """A tensor (1, *) repeated for each image of x, on the device of x; in its dtype, unless it holds whole numbers."""
-    part = part.to(x.device, x.dtype if part.is_floating_point() else None)
+    """A tensor (1, *) repeated for each image of x."""
     return part.expand(x.shape[0], *part.shape[1:])

@@ -16,6 +16,8 @@ GIVEN = "nodes"
 FORMAT, VERSION = "odeddim plan", 1
 CARRIED_VERSION = 2
 """The version of a plan whose last interval is carried: a reader that knows version 1 alone would solve it."""
+PORTABLE_VERSION = 3
+"""The version of a portable plan: a reader that knows the others alone would run it otherwise."""
 
 HINT = "make one with `Plan.save` or `odeddim fit`"
 TOLD = ("model", "sha256", "condition")  # notes of `Plan.noted`, all of them words
@@ -37,11 +39,14 @@ def checked(content: object, path: str | Path) -> dict[str, Any]:
     if not isinstance(notes, dict) or not all(isinstance(notes.get(name, ""), str) for name in TOLD):
         wrong.append("notes")
     carried = content.get("carried", False)
-    if version in (VERSION, CARRIED_VERSION) and carried is not (version == CARRIED_VERSION):
+    versions = (VERSION, CARRIED_VERSION, PORTABLE_VERSION)
+    if version in versions and carried is not (version == CARRIED_VERSION):
         wrong.append("carried")
+    if version in versions and content.get("portable", False) is not (version == PORTABLE_VERSION):
+        wrong.append("portable")
     if not isinstance(start, str):
         wrong.append("start")
-    if version not in (VERSION, CARRIED_VERSION) or isinstance(version, bool) or wrong:
+    if version not in versions or isinstance(version, bool) or wrong:
         what = f"{wrong[0]} is missing or wrong" if wrong else f"version {version!r:.20}"
         raise InputError(f"{path} is damaged, or was written by a newer odeddim ({what}): make the plan again")
     try:
@@ -64,5 +69,5 @@ def checked(content: object, path: str | Path) -> dict[str, Any]:
         )
     return {
         "solver": row, "nodes": nodes, "grid": content["grid"], "end": content["end"], "notes": notes,
-        "carried": carried, "start": start,
+        "carried": carried, "start": start, "portable": version == PORTABLE_VERSION,
     }  # fmt: skip

@@ -36,8 +36,23 @@ def _to_data(u: Tensor, xbar: Tensor, sigma: Tensor) -> Tensor:
     return _flow(-u, xbar, sigma)
 
 
-PREDICTIONS: dict[str, Conversion] = {"eps": _eps, "x0": _x0, "v": _v, "flow": _flow, "flow-to-data": _to_data}
+def _score(score: Tensor, xbar: Tensor, sigma: Tensor) -> Tensor:
+    return -sigma * score
+
+
+PREDICTIONS: dict[str, Conversion] = {
+    "eps": _eps,
+    "x0": _x0,
+    "v": _v,
+    "flow": _flow,
+    "flow-to-data": _to_data,
+    "score": _score,
+}
 """The conversions by the name that `VectorField(predicts=...)` takes.
 
 EDM's denoiser D(x, σ) is "x0" on `Schedule.edm()`. "flow" is ε - x0, the velocity if t is 0 at the image;
-"flow-to-data" is x0 - ε, the velocity if t is 0 at the noise."""
+"flow-to-data" is x0 - ε, the velocity if t is 0 at the noise. "score" is ∇ log p by the network's input
+x; its conversion takes the gradient by x̄, which is scale(σ) times that."""
+
+HELD = ("x0", "score")
+"""The predictions whose conversion has no value, or the wrong one, at σ = 0: there σ_1 is used, as in the network."""

@@ -7,6 +7,7 @@ was trained on, which label t the network takes for a level, and the units of it
     DDPM, DDIM      √α·x0 + √(1-α)·ε        1/√(1+σ²)      index of the level, linear in log σ between levels
     rectified flow  (1-t)·x0 + t·ε          1/(1+σ)        σ/(1+σ)
     EDM, VE         x0 + σ·ε                1              σ
+    score_sde       see odeddim.ode.sdes                   t in (0, 1]
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor
 
 from odeddim.ode.scheduler_settings import MOST_LEVELS, Said, said_by
+from odeddim.ode.sdes import ContinuousTime, index_of
 from odeddim.types import InputError, pick
 
-Kind = Literal["preserving", "flow", "exploding"]
+Kind = Literal["preserving", "flow", "exploding", "continuous"]
 
 Time = str | Callable[[Tensor], Tensor]
 """The labels that a network takes: a name of TIMES, or a function label(sigma float64) -> labels of sigma's shape."""
@@ -29,27 +31,32 @@ Time = str | Callable[[Tensor], Tensor]
 TIMES = {
     "index": "0..T-1, real-valued between the levels: DDPM, DDIM, Stable Diffusion; on flow paths t·T, as in diffusers",
     "integer": "the index rounded to a whole number, for networks that look it up in a table",
-    "unit": "(0, 1]: (index + 1)/T, on flow paths t itself",
+    "unit": "(0, 1]: (index + 1)/T, on flow paths and in score_sde's continuous time t itself",
     "reversed": "1 - unit: flow matching with the noise at 0 and the image at 1",
     "sigma": "σ itself: EDM, k-diffusion, VE",
     "log-sigma": "ln(σ)/4, the c_noise of EDM's inner networks",
 }
 
-_MADE_BY = ("linear", "scaled_linear", "cosine", "from_alphas", "rectified_flow", "exploding", "edm", "from_sigmas")
+_MADE_BY = (
+    *("linear", "scaled_linear", "cosine", "from_alphas", "rectified_flow", "exploding", "edm", "from_sigmas"),
+    *("vp_sde", "sub_vp_sde"),
+)
 
 
 class Schedule:
     """The rising noise levels σ_1 to σ_T of a network, its labels for them, and the units of its input.
 
     Make one with `linear`, `scaled_linear`, `cosine`, `from_alphas`, `rectified_flow`, `exploding`, `edm`,
-    `from_sigmas` or `from_diffusers`.
+    `from_sigmas`, `vp_sde`, `sub_vp_sde` or `from_diffusers`.
 
     Args:
         levels: The noise levels, (T,), rising; levels[i] is the paper's t = i+1 and the label i of a DDPM network.
-        kind: The path from image to noise, which sets the units of x: "preserving", "flow" or "exploding".
+        kind: The path from image to noise, which sets the units of x: "preserving", "flow", "exploding", or
+            "continuous" as `continuous` says.
         made_by: The name of the class method that made the schedule.
         parameters: The arguments of that method.
         discrete: Whether the network has these levels only, and takes the nearest one for any other.
+        continuous: σ and t of a VP or sub-VP SDE in continuous time; None for other kinds.
 
     Attributes:
         levels: The noise levels, (T,) float64 on the CPU.
@@ -69,7 +76,14 @@ class Schedule:
     """
 
     def __init__(
-        self, levels: Tensor, kind: Kind, made_by: str, parameters: dict[str, Any], *, discrete: bool = False
+        self,
+        levels: Tensor,
+        kind: Kind,
+        made_by: str,
+        parameters: dict[str, Any],
+        *,
+        discrete: bool = False,
+        continuous: ContinuousTime | None = None,
     ) -> None:
         levels = levels.detach().to("cpu", torch.float64)
         good = levels.ndim == 1 and len(levels) >= 2 and bool(torch.isfinite(levels).all())
@@ -83,6 +97,7 @@ class Schedule:
         self.name = made_by
         self.discrete = discrete
         self._parameters = parameters
+        self._continuous = continuous
         self._ratio = torch.log(levels[1:] / levels[:-1])  # log σ_{i+1}/σ_i, what t is linear in
 
     # The published schedules.
@@ -254,6 +269,53 @@ class Schedule:
         return cls(levels, "exploding", "from_sigmas", {"sigmas": levels.tolist()}, discrete=True)
 
     @classmethod
+    def vp_sde(cls, T: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Schedule:
+        """score_sde's variance preserving SDE in continuous time, with the label t itself.
+
+        Its levels are even in t. `linear` is the same SDE in T steps, with the index as label.
+
+        Args:
+            T: The number of levels.
+            beta_min: β at t = 0.
+            beta_max: β at t = 1.
+            t_min: The lowest t, where score_sde's samplers end.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            InputError: If not 0 < beta_min <= beta_max, or t_min is not strictly between 0 and 1.
+
+        Source:
+            Song et al. 2021, arXiv 2011.13456, equation 29 and appendix C.
+        """
+        return cls._sde("vp_sde", T, beta_min, beta_max, t_min)
+
+    @classmethod
+    def sub_vp_sde(cls, T: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Schedule:
+        """score_sde's sub-VP SDE, whose noise has the variance (1-a²)² where the image is scaled by a.
+
+        Args:
+            T, beta_min, beta_max, t_min: As of `vp_sde`.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            InputError: As of `vp_sde`.
+
+        Source:
+            Song et al. 2021, arXiv 2011.13456, equation 30 and appendix C.
+        """
+        return cls._sde("sub_vp_sde", T, beta_min, beta_max, t_min)
+
+    @classmethod
+    def _sde(cls, made_by: str, T: int, beta_min: float, beta_max: float, t_min: float) -> Schedule:
+        time = ContinuousTime(beta_min, beta_max, sub=made_by == "sub_vp_sde")
+        parameters = {"T": T, "beta_min": beta_min, "beta_max": beta_max, "t_min": t_min}
+        return cls(time.levels(T, t_min), "continuous", made_by, parameters, continuous=time)
+
+    @classmethod
     def from_diffusers(cls, scheduler: Any) -> Schedule:
         """The schedule of a network that was trained with a scheduler of diffusers.
 
@@ -351,7 +413,7 @@ class Schedule:
     @property
     def time(self) -> str:
         """The name in `TIMES` of the labels that `t` returns: those that networks on such schedules usually take."""
-        return {"preserving": "index", "flow": "unit", "exploding": "sigma"}[self.kind]
+        return {"preserving": "index", "flow": "unit", "exploding": "sigma", "continuous": "unit"}[self.kind]
 
     @property
     def sigma_min(self) -> float:
@@ -395,6 +457,10 @@ class Schedule:
             return torch.log(sigma) / 4
         if time == "integer":
             return self.label(sigma, "index").round()
+        if self._continuous is not None and time == "index":
+            return index_of(self._continuous.t(sigma), self.T, self._parameters["t_min"])
+        if self._continuous is not None:
+            return self._continuous.t(sigma) if time == "unit" else 1 - self._continuous.t(sigma)
         if self.kind == "flow":
             t = sigma / (1 + sigma)
             return t if time == "unit" else t * self.T if time == "index" else 1 - t
@@ -420,6 +486,8 @@ class Schedule:
             return t / (1 - t)
         if self.kind == "exploding":
             return t
+        if self._continuous is not None:
+            return self._continuous.sigma(t)
         t = t.clamp(0, self.T - 1)
         below = t.floor().long()
         return self.levels[below] * torch.exp((t - below) * self._ratio[below.clamp(max=self.T - 2)])
@@ -437,6 +505,8 @@ class Schedule:
             return 1 / (1 + sigma)
         if self.kind == "exploding":
             return torch.ones_like(sigma)
+        if self._continuous is not None:
+            return self._continuous.scale(sigma)
         return 1 / torch.sqrt(1 + sigma**2)
 
 

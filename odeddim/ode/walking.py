@@ -36,8 +36,9 @@ def ready(field: VectorField | Field, state: State) -> tuple[Field, State]:
     if isinstance(field, VectorField):
         field.check(state.xbar)
         if field.device is not None:
-            aux = tuple(part.to(field.device) for part in state.aux)
-            state = replace(state, xbar=state.xbar.to(field.device), aux=aux)
+            wait = field.device.type == "cpu"  # a copy to the CPU would be read before it is there
+            xbar, *aux = (part.to(field.device, non_blocking=not wait) for part in (state.xbar, *state.aux))
+            state = replace(state, xbar=xbar, aux=tuple(aux))
     return field, state
 
 

@@ -18,13 +18,13 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from odeddim.plans import Plan
-from odeddim.solvers._points import combined
+from odeddim.solvers._points import beside_zero, combined
 from odeddim.types import Field, InputError, Instructions, Moments, Point, State
 
 TOLERANCE = 1e-3
@@ -115,6 +115,8 @@ class Parallel:
             (True, True)
         """
         row = plan.solver
+        if plan.portable:
+            raise InputError("portable=True makes one step after the other: leave out parallel=..., or portable=True")
         if row.instructions is None or row.reversible:
             raise InputError(_REFUSED.format(row.name))
         course = _within_zero if row.through_zero else _beside_zero
@@ -189,23 +191,8 @@ def _within_zero(instructions: Instructions, nodes: tuple[float, ...]) -> _Cours
 
 @functools.lru_cache(maxsize=64)
 def _beside_zero(instructions: Instructions, nodes: tuple[float, ...]) -> _Course:
-    """The course over nodes, made once for all batches.
-
-    As in `odeddim.plans.walk`, Euler's step leads from σ = 0 to its neighbour, and from there to σ = 0.
-    """
-    inner = tuple(sigma for sigma in nodes if sigma > 0)
-    points: list[Any] = [*instructions(inner)] if len(inner) > 1 else [Point(inner[0])]
-    if nodes[0] == 0:
-        points[0] = Point(inner[0], {-1: 1.0}, {-1: inner[0]})
-        points = [Point(0.0), *(_shifted(point) for point in points)]
-    if nodes[-1] == 0:
-        points.append(Point(0.0, {len(points) - 1: 1.0}, {len(points) - 1: -inner[-1]}))
-    return _Course.of(points)
-
-
-def _shifted(point: Point) -> Point:
-    """A point whose references count from a point before the first."""
-    return Point(point.sigma, {i + 1: c for i, c in point.points.items()}, {j + 1: w for j, w in point.slopes.items()})
+    """The course over nodes, σ = 0 among them, made once for all batches."""
+    return _Course.of(beside_zero(instructions, nodes))
 
 
 class _Image:

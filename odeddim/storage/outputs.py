@@ -28,7 +28,7 @@ from odeddim.storage.names import LOCK, NOTE, Names, file_names
 from odeddim.storage.png import MARK
 from odeddim.storage.row_files import check_same, comparable, run_of
 from odeddim.storage.sheets import Captions, titles
-from odeddim.storage.workers import GO_ON, MEMBER, Claims, OfFirst, SharedRun, Together, begin_together
+from odeddim.storage.workers import GO_ON, MEMBER, Claims, OfFirst, SharedRun, Together, begin_together, end_together
 from odeddim.types import InputError, pick
 
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -153,10 +153,11 @@ class Folder(SharedRun):
             (self.folder / NOTE).unlink(missing_ok=True)
 
     def _settle(self, where: Path) -> None:
-        self._refuse_others()  # once more, while no other process begins
+        if self._first:
+            self._refuse_others()  # once more, while no other process begins
         if self._of_first is not None:  # what marks an image does not depend on the number of images
             self.mark = mark_of(run_of(comparable(1, self._of_first(1))))
-            if self._note.exists():
+            if self._first and self._note.exists():
                 self._grow(self._noted(), self._of_first)
         super()._settle(where)
 
@@ -236,11 +237,15 @@ class Folder(SharedRun):
         return [(file, float(note)) for file, note in notes if note is not None and _is_number(note)]
 
     def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
-        if self.done == self.total:
-            for place in self._places:
-                sweep(place)  # for another process may have been killed since this one began
-            (self.folder / LOCK).unlink(missing_ok=True)
-        super().__exit__(kind, *more)
+        try:
+            if self._by_rank and kind is None:
+                end_together(self._until_all_are_done)
+            if self.done == self.total and self._first:
+                for place in self._places:
+                    sweep(place)  # for another process may have been killed since this one began
+                (self.folder / LOCK).unlink(missing_ok=True)
+        finally:
+            super().__exit__(kind, *more)
 
 
 class Several(Together):

@@ -61,7 +61,7 @@ from odeddim.storage.row_files import (
     run_of,
     settings_of,
 )
-from odeddim.storage.workers import GO_ON, MEMBER, OUTPUT, Claims, OfFirst, SharedRun, begin_together, cut
+from odeddim.storage.workers import GO_ON, MEMBER, OUTPUT, Claims, OfFirst, SharedRun, begin_together, cut, end_together
 from odeddim.types import InputError
 
 Head = Callable[[h5py.File, Mapping[str, Any]], None]
@@ -123,7 +123,7 @@ class Run(SharedRun):
         else:
             self._make_room(overwrite)
         self._overwrite = overwrite or (self.folder / REPLACES).exists()
-        super().__init__(output, total, settings, self.folder / NOTE, self.folder / LOCK, of_first)
+        super().__init__(output, total, settings, self.folder / NOTE, self.folder / LOCK, of_first, together)
 
     # The beginning.
 
@@ -155,6 +155,10 @@ class Run(SharedRun):
         sync_folder(self.folder.parent)
 
     def _settle(self, where: Path) -> None:
+        if not self._first:  # the first process has settled it
+            if self._overwrite or not self._index or not self._is_there():
+                super()._settle(where)
+            return
         if not self._note.exists() and self.parts():
             if self._index and self._is_there():  # killed while it deleted the parts of what was whole
                 return
@@ -275,7 +279,7 @@ class Run(SharedRun):
             raise InputError(f"{error}; {self.done} of {self.total} rows are done and safe: {GO_ON}") from error
         self.leave(start, stop)
         self._committed += 1
-        if self._committed % TOGETHER == 0:
+        if self._committed % TOGETHER == 0 and self._first:
             self._gather()
         if self._index and time.monotonic() >= self._next_index:
             self._show()
@@ -315,7 +319,7 @@ class Run(SharedRun):
 
     def _show(self) -> None:
         """Have the output show what is done, if no other process does so. A full disk does not end the run."""
-        if not self._index or not self._claims.take(OUTPUT, OUTPUT + 1):
+        if not self._index or not self._first or not self._claims.take(OUTPUT, OUTPUT + 1):
             return
         began = time.monotonic()
         if self._note.exists():  # otherwise another process has made it whole, and it must stay so
@@ -374,25 +378,39 @@ class Run(SharedRun):
     # The end.
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        finished = False
         try:
-            if self._gone():
-                finished = self._is_mine()  # left by a run that was killed while it deleted the folder
-            elif self.done == self.total and kind is None:
-                with self._claims.waiting_for(OUTPUT):
-                    # Since the parts were counted another process may have made them one, and deleted them.
-                    if not self._gone() and self.done == self.total:
-                        self._finish(self)
-                        self._whole = True
-                        remove(self.folder, whole=self._index)  # while nobody can take some of the parts for all
-            elif self._made():
-                self._show()
-            else:  # nothing was done, so nothing stays, unless another process takes part
-                finished = self._claims.take_all()
+            if self._by_rank and kind is None:
+                end_together(self._end_for_all)
+                self._whole, finished = True, False
+            else:
+                finished = self._end(kind)
         finally:
             self._claims.close()
         if finished:
             remove(self.folder)
+
+    def _end_for_all(self) -> None:
+        """Make the output, once all processes of torchrun have done their rows."""
+        self._until_all_are_done()
+        if self._end(None):
+            remove(self.folder)
+
+    def _end(self, kind: type[BaseException] | None) -> bool:
+        """Make the output if all rows are done, and show it otherwise; whether to delete the folder of the parts."""
+        if self._gone():
+            return self._is_mine()  # left by a run that was killed while it deleted the folder
+        if self.done == self.total and kind is None:
+            with self._claims.waiting_for(OUTPUT):
+                # Since the parts were counted another process may have made them one, and deleted them.
+                if not self._gone() and self.done == self.total:
+                    self._finish(self)
+                    self._whole = True
+                    remove(self.folder, whole=self._index)  # while nobody can take some of the parts for all
+        elif self._made():
+            self._show()
+        elif not self._by_rank:  # nothing was done, so nothing stays, unless another process takes part
+            return self._claims.take_all()
+        return False
 
     def _is_mine(self) -> bool:
         """Whether the folder is this run's and not, say, that of a run that adds certificates to its file."""

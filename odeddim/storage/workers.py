@@ -3,6 +3,9 @@
 Byte i of the lock file stands for row i, and a few bytes beyond all rows stand for the steps of a run that one process
 at a time may do. The operating system takes a lock back when its process ends, however it ends. So a killed process
 blocks nobody, and the rows that it had not finished are handed out again.
+
+The processes of torchrun need no locks, which a network disk may grant to everybody: each has rows of its own, by its
+rank, and the first one alone begins the run, merges parts and makes the output, once all have done theirs.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ import contextlib
 import errno
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +38,8 @@ OUTPUT = SETUP + 1
 MEMBER = SETUP + 2
 """Shared by all processes of a run, from its beginning to its end."""
 
+LISTED = 60.0
+"""Seconds until a network disk shows the files that another machine has written."""
 GO_ON = "the same command goes on from there"
 OfFirst = Callable[[int], Mapping[str, Any]]
 """of_first(n): the settings that a run has if it makes only the first n rows of another."""
@@ -126,6 +133,7 @@ class SharedRun:
         note: The file that records the settings.
         lock: The lock file.
         of_first: The settings of runs that make only the first rows, for what does not depend on their number.
+        together: Whether the processes of torchrun make the run together; otherwise they share it by locks.
 
     Attributes:
         mark: What a file that is not HDF5 carries to show that it belongs to this run.
@@ -142,6 +150,7 @@ class SharedRun:
         note: Path,
         lock: Path,
         of_first: OfFirst | None = None,
+        together: bool = True,
     ) -> None:
         self.total = total
         self.settings = comparable(total, settings)
@@ -150,13 +159,24 @@ class SharedRun:
         self._rank, self._ranks = rank()
         self._note = note
         self._claims = Claims(lock)
+        self._by_rank = together and self._ranks > 1
+        self._first = self._rank == 0 or not self._by_rank
+        """Whether this process may do what one process at a time does."""
         # Batches handed out and not done: the system does not tell a process about its own claims.
         self._taken: set[tuple[int, int]] = set()
-        try:
+
+        def begin() -> None:
             with self._claims.waiting_for(SETUP):
                 self._settle(where)
                 self._claims.take(MEMBER, MEMBER + 1, shared=True)
-            self._check()
+            if self._first:
+                self._check()
+
+        try:
+            if self._by_rank:
+                begin_together(begin)
+            if not self._by_rank or not self._first:
+                begin()
         except BaseException:
             self._claims.close()
             raise
@@ -168,7 +188,7 @@ class SharedRun:
         """Record the settings, or compare them with those on record. Only one process at a time does so."""
         if self._note.exists():
             check_same(self._noted(), self.settings, f"{where} was begun")
-        else:
+        elif self._first:
             self._record()
 
     def _record(self) -> None:
@@ -198,21 +218,28 @@ class SharedRun:
     def batches(self, size: int) -> Iterator[tuple[int, int]]:
         """The batches (start, stop) that remain, each claimed for this process when it is handed out.
 
-        Several processes begin at different batches. A process whose own batches are done helps with the others.
+        Several processes begin at different batches. A process whose own batches are done helps with the others, unless
+        each has its own by its rank.
         """
         some = True
         while some:  # the next round finds what another process had claimed and did not finish
             some = False
             missing = list(cut(gaps(self.spans(), self.total), size))
-            mine = missing[self._rank :: self._ranks]
-            for start, stop in (*mine, *sorted(set(missing) - set(mine))):
+            if self._by_rank:  # by where they lie, and not by what is missing, which each may see otherwise
+                mine, others = [it for it in missing if it[0] // size % self._ranks == self._rank], []
+            else:
+                mine = missing[self._rank :: self._ranks]
+                others = sorted(set(missing) - set(mine))
+            for start, stop in (*mine, *others):
                 if self.claim(start, stop):
                     some = True
                     yield start, stop
 
     def claim(self, start: int, stop: int) -> bool:
         """Claim a batch for this process, as `batches` does; False if it is done, or in work here or elsewhere."""
-        if any(a < stop and start < b for a, b in tuple(self._taken)) or not self._claims.take(start, stop):
+        if any(a < stop and start < b for a, b in tuple(self._taken)):
+            return False
+        if not self._claims.take(start, stop) and not self._by_rank:
             return False
         if self.is_done(start, stop):  # by another process, a moment ago
             self._claims.leave(start, stop)
@@ -238,6 +265,18 @@ class SharedRun:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._claims.close()
+
+    def _until_all_are_done(self) -> None:
+        """Wait until the rows of all processes of torchrun show on this machine, which all have done theirs.
+
+        Raises:
+            InputError: Some do not.
+        """
+        until = time.monotonic() + LISTED
+        while self.done < self.total:
+            if time.monotonic() > until:
+                raise InputError(f"only {self.done} of {self.total} rows are on this machine's disk: {GO_ON}")
+            time.sleep(0.5)
 
 
 class Together:
@@ -337,20 +376,55 @@ def begin_together(action: Callable[[], None]) -> None:
         return action()
     import torch.distributed
 
-    if not torch.distributed.is_initialized():
-        try:
-            torch.distributed.init_process_group("gloo")
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                f"the {ranks} processes of torchrun cannot reach each other ({error!s:.100}): start them again"
-            ) from error
-        atexit.register(torch.distributed.destroy_process_group)
     problem: list[str | None] = [None]
-    if here == 0:
-        try:
-            action()
-        except InputError as error:
-            problem = [str(error)]
-    torch.distributed.broadcast_object_list(problem, src=0)
+    with _meeting(ranks) as group:
+        if here == 0:
+            try:
+                action()
+            except InputError as error:
+                problem = [str(error)]
+        torch.distributed.broadcast_object_list(problem, src=0, group=group)
     if problem[0] is not None:
         raise InputError(problem[0])
+
+
+def end_together(action: Callable[[], None]) -> None:
+    """Do something once for all processes of torchrun, after all of them have come here, however long that takes.
+
+    Args:
+        action: What to do. The first process does it, and the others wait.
+
+    Raises:
+        InputError: From `action`, in every process; or another process has ended.
+    """
+    ranks = rank()[1]
+    if ranks > 1:
+        import torch.distributed
+
+        with _meeting(ranks) as group:
+            torch.distributed.barrier(group=group)
+    begin_together(action)
+
+
+_groups: list[Any] = []
+
+
+@contextlib.contextmanager
+def _meeting(ranks: int) -> Iterator[Any]:
+    """A context in which the processes of torchrun wait for each other, and the group of them."""
+    import torch.distributed
+
+    try:
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+            atexit.register(torch.distributed.destroy_process_group)
+        if not _groups:  # by default a process waits for another one half an hour only
+            _groups.append(torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30)))
+        yield _groups[0]
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"the {ranks} processes of torchrun cannot reach each other, or one has ended ({error!s:.100}): start them "
+            "again"
+        ) from error

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -50,16 +49,18 @@ def save_model(trainer: Trainer, folder: Path, losses: Mapping[str, float]) -> N
         "images": trainer.images,
         "seconds": round(trainer.seconds),
         **losses,
-        **asdict(trainer.settings),
+        **trainer.settings.to_dict(),
         "torch": torch.__version__,
     }
+    sigma_data = trainer.objective.sigma_data
     description = {
         "format": native.FORMAT,
-        "version": native.VERSION,
+        "version": 1 if sigma_data is None else native.VERSION,  # earlier versions of odeddim read 1
         "architecture": trainer.network.config,
         "schedule": trainer.schedule.to_dict(),
-        "predicts": trainer.settings.predicts,
-        "time": "index",
+        "predicts": trainer.objective.predicts,
+        "time": trainer.objective.time,
+        **({} if sigma_data is None else {"sigma_data": sigma_data}),
         "weights": "ema",
         "training": training,
     }
@@ -78,7 +79,7 @@ def save_checkpoint(trainer: Trainer, folder: Path) -> None:
         "seconds": trainer.seconds,
         "images": trainer.images,
         "commands": trainer.commands,
-        "settings": asdict(trainer.settings),
+        "settings": trainer.settings.to_dict(),
         "architecture": trainer.network.config,
     }
     with replacing_in(folder, CHECKPOINT) as path:

@@ -11,9 +11,10 @@ first step. Of all files of a step, the checkpoint is written last, so a run can
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from odeddim.ode.devices import device_of
 from odeddim.storage.images import ImageSource, check_shape
 from odeddim.storage.png import MARK
 from odeddim.storage.sheets import Captions, Layout, save_sheet
+from odeddim.train.batches import batches
 from odeddim.train.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, save_model
 from odeddim.train.folder import alone, check_continued, check_new, mark_of_run, sheet_of
 from odeddim.train.interrupts import postponed
@@ -73,7 +75,7 @@ def train(
     command: str = "",
     report: Report | None = None,
 ) -> Path:
-    """Train a U-Net with DDPM's linear schedule, or as a rectified flow.
+    """Train a U-Net for one of `odeddim.train.loss.OBJECTIVES`.
 
     In the main thread, Ctrl-C, SIGTERM and SIGHUP take effect after the present step is saved.
 
@@ -116,13 +118,15 @@ def train(
             save_checkpoint(trainer, folder)
         if trainer.step < trainer.settings.steps:
             trainer.commands += [command] if command else []
-            _loop(trainer, images, validation, folder, interrupted, report or (lambda progress: None))
+            every, pinned = slice(None), place.type == "cuda"
+            with contextlib.closing(batches(images, trainer.settings, trainer.step, every, pinned=pinned)) as reading:
+                _loop(trainer, reading, validation, folder, interrupted, report or (lambda progress: None))
     return folder
 
 
 def _loop(
     trainer: Trainer,
-    images: ImageSource,
+    reading: Iterable[Tensor],
     validation: ImageSource | None,
     folder: Path,
     interrupted: Callable[[], bool],
@@ -133,8 +137,8 @@ def _loop(
     began, earlier, first = time.monotonic(), trainer.seconds, trainer.step
     told = began
     losses: list[Tensor] = []
-    while trainer.step < settings.steps:
-        losses.append(trainer.advance(images))
+    for x0 in reading:
+        losses.append(trainer.advance(x0))
         stop = interrupted()
         last = stop or trainer.step == settings.steps
         saves = last or trainer.step % settings.checkpoint_every == 0

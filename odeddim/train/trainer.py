@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from odeddim.models.networks.unet import UNet
 from odeddim.ode.field import VectorField
-from odeddim.storage.images import ImageSource
-from odeddim.train.batches import batch_rows, seed_of
+from odeddim.train.batches import seed_of
+from odeddim.train.gradients import TreeSum, gradient_of, set_gradient
 from odeddim.train.loss import OBJECTIVES, stratified
 from odeddim.train.settings import PRECISIONS, Settings, learning_rate
 from odeddim.types import InputError
@@ -40,40 +40,64 @@ class Trainer:
         self.objective = OBJECTIVES[settings.predicts]
         self.schedule = self.objective.schedule()
         self.network = UNet(**architecture).to(device)
-        self.average = AveragedModel(self.network, multi_avg_fn=_ema(settings.ema))
+        self.average = AveragedModel(self.network, multi_avg_fn=_ema(settings.average_decay))
         self.average.eval()
-        self.optimizer = torch.optim.Adam(self.network.parameters(), settings.learning_rate, fused=True)
+        self.optimizer = _optimizer(self.network, settings)
 
-    def advance(self, images: ImageSource) -> Tensor:
-        """Make one training step, and return the loss () before it."""
-        settings, device = self.settings, self.device
+    def advance(self, x0: Tensor) -> Tensor:
+        """Make one training step.
+
+        Args:
+            x0: The images of the step's batch, (batch_size, C, H, W), as of `odeddim.train.batches.batches`.
+
+        Returns:
+            The loss () before the step.
+        """
+        settings = self.settings
         torch.manual_seed(seed_of(settings.seed, "step", self.step))  # dropout uses this seed too
-        rows = batch_rows(self.images, settings.batch_size, settings.seed, self.step)
-        x0 = images.read(rows).to(device)
-        times = stratified(torch.rand(len(x0), device=device))
-        x, t, target = self.objective.pose(self.schedule, x0, torch.randn_like(x0), times)
-        precision = PRECISIONS[settings.precision]
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            out = self.network(x, t)
-        loss = F.mse_loss(out.float(), target)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._gradient(x0.to(self.device, non_blocking=True))
         nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step)
         self.optimizer.step()
         self.average.update_parameters(self.network)
         self.step += 1
+        return loss
+
+    def _gradient(self, x0: Tensor) -> Tensor:
+        """Set the gradient of a step's loss, and return the loss ()."""
+        times = stratified(torch.rand(len(x0), device=self.device))
+        posed = self.objective.pose(self.schedule, x0, torch.randn_like(x0), times)
+        pieces = self.settings.microbatches
+        if pieces == 1:
+            return self._backward(*posed)
+        sums = TreeSum()
+        size = len(x0) // pieces
+        for piece in range(pieces):
+            # Dropout of a piece must not depend on which pieces this process has computed before.
+            torch.manual_seed(seed_of(self.settings.seed, "step", self.step, "piece", piece))
+            x, t, target = (each[piece * size : (piece + 1) * size] for each in posed)
+            sums.add(gradient_of(self.network, self._backward(x, t, target)))
+        return set_gradient(self.network, sums.total() / pieces)
+
+    def _backward(self, x: Tensor, t: Tensor, target: Tensor) -> Tensor:
+        """Add the gradient of the loss of some images to the network's gradients, and return the loss ()."""
+        precision = PRECISIONS[self.settings.precision]
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+            out = self.network(x, t)
+        loss = F.mse_loss(out.float(), target)
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def field(self) -> VectorField:
         """Return the averaged network as a VectorField."""
         size = self.network.config["image_size"]
         return VectorField(
-            self.average.module,
+            self.objective.model(self.average.module),
             self.schedule,
-            predicts=self.settings.predicts,
-            time="index",
+            predicts=self.objective.predicts,
+            time=self.objective.time,
             shape=(self.network.config["in_channels"], size, size),
         )
 
@@ -89,9 +113,8 @@ class Trainer:
             InputError: If the network, the number of images, or a setting that must stay the same differs.
         """
         if settings is not None:
-            before, after = self.settings.fixed(), settings.fixed()
-            for name in {**before, **after}:
-                has, wants = before.get(name), after.get(name)
+            for name in {**self.settings.fixed(), **settings.fixed()}:
+                has, wants = getattr(self.settings, name), getattr(settings, name)
                 if has != wants:
                     raise InputError(
                         f"the run has {name} {has}, not {wants}: keep this value, or train in another folder"
@@ -108,6 +131,14 @@ class Trainer:
                 f"the run was started with {self.images} images, not {images}: give the same images, or train in "
                 "another folder"
             )
+
+
+def _optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    if settings.weight_decay:
+        return torch.optim.AdamW(
+            network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+    return torch.optim.Adam(network.parameters(), settings.learning_rate, fused=True)
 
 
 def _ema(decay: float) -> Callable[[Any, Any, Any], None]:

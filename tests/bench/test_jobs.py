@@ -236,3 +236,29 @@ def test_who_finishes_a_cell_may_have_deleted_its_parts(here: Path, monkeypatch:
     monkeypatch.setattr(harness, "settings_of", finished_by_another)
     again = jobs.bench.reconstruction(Workbench(Counted().model, machine, "both"), **given)
     assert without_times(again) == without_times(whole)
+
+
+def test_benches_take_the_file_of_a_plan(here: Path) -> None:
+    """It runs as it stands: with its steps, its end, its Gaussian, and for a fitted one with its weights."""
+    field = odeddim.load("exact-mixture")
+    Plan.of(field.schedule, "ab2", 4, "karras").save("named.json")
+    odeddim.plan(field, "ab2", steps=4, grid="karras", top="gaussian:20").save("top.json")
+    odeddim.fit(field, 3, count=8, shape=SIZE).plan.save("fitted.json")
+    table = jobs.bench.reconstruction(Workbench(field, folder="a"), torch.zeros(2, *SIZE), steps=[9],
+                                      solvers=["ab2@karras", "named.json"])  # fmt: skip
+    named, filed = [row for row in table.rows if row["solver"] == "ab2"]
+    assert (named["steps"], filed["steps"]) == (9, 4)
+    again = jobs.bench.reconstruction(Workbench(field, folder="b"), torch.zeros(2, *SIZE), steps=[4],
+                                      solvers=["ab2@karras"])  # fmt: skip
+    assert {k: v for k, v in again.rows[0].items() if k not in TIMES} == {
+        k: v for k, v in filed.items() if k not in TIMES
+    }
+    table = jobs.bench.consistency(Workbench(field, folder="c"), count=2, solvers=["top.json", "fitted.json"],
+                                   steps=[9], size=SIZE)  # fmt: skip
+    rows = {(row["solver"], row["grid"]): row for row in table.rows}
+    assert rows["ab2", "karras +gaussian"]["steps"] == 4
+    assert rows["fitted", "fitted +gaussian"]["steps"] == 3
+    with pytest.raises(InputError, match=r"the plan of ab2 goes from the end 'zero' to σ = 157.407, and this table"):
+        jobs.bench.consistency(Workbench(field, folder="d"), count=2, solvers=["top.json"], end="sigma_min", size=SIZE)
+    with pytest.raises(InputError, match=r"gone.json cannot be read"):
+        jobs.bench.consistency(Workbench(field, folder="d"), count=2, solvers=["gone.json"], size=SIZE)

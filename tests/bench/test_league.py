@@ -271,6 +271,8 @@ def test_plans_take_part_with_the_smallest_number_that_they_keep(tmp_path: Path)
         played(place, "ab2@log", (8,), plans={"mine.json": low})
     plan.save(tmp_path / "nodes.json")
     assert played(place, f"ab3@{tmp_path / 'nodes.json'}", (8,)).rows[0]["steps"] == 6
+    (row,) = played(place, str(tmp_path / "nodes.json"), (8,)).rows
+    assert (row["solver"], row["grid"], row["steps"]) == (plan.solver.name, str(tmp_path / "nodes.json"), 6)
     with pytest.raises(InputError, match="'dopri5' has no fixed number of evaluations"):
         played(place, "dopri5")
 

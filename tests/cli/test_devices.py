@@ -188,7 +188,8 @@ def test_which_gpu_and_how_it_multiplies_are_in_the_provenance() -> None:
     here = {"device": "cuda", "network_batch": 64, "cudnn": 91002}
     assert found[0] == {**here, "dtype": "float32", "gpu": "GPU 0"}
     assert found[1] == {**here, "dtype": "tf32", "gpu": "GPU 1"}
-    assert found[2] == {"device": "cpu", "network_batch": 8, "dtype": "float32", "threads": 1}
+    its_own = {"cpu": torch.backends.cpu.get_cpu_capability(), "onednn": torch.backends.mkldnn.is_available()}
+    assert found[2] == {"device": "cpu", "network_batch": 8, "dtype": "float32", "threads": 1, **its_own}
 
 
 @pytest.mark.usefixtures("gpus")

@@ -31,8 +31,10 @@ SCHEDULES = {
     "edm": Schedule.edm(),
     "exploding": Schedule.exploding(),
     "from_alphas": Schedule.from_alphas(ALPHAS),
+    "vp_sde": Schedule.vp_sde(),
+    "sub_vp_sde": Schedule.sub_vp_sde(),
 }
-PREDICTS = ("eps", "x0", "v", "flow", "flow-to-data")
+PREDICTS = ("eps", "x0", "v", "flow", "flow-to-data", "score")
 NODES = torch.logspace(math.log10(0.08), math.log10(10.0), 21, dtype=torch.float64)  # within all of them
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -47,6 +49,12 @@ def beta_levels(betas: Tensor) -> Tensor:
     return ((1 - alphas) / alphas).sqrt()
 
 
+def sde_sigma(kind: str, t: Tensor) -> Tensor:
+    """The noise over the share of the image, by the paper's log a = -(β_1 - β_0)·t²/4 - β_0·t/2."""
+    share = torch.exp(-19.9 * t**2 / 4 - 0.1 * t / 2)
+    return (1 - share**2 if kind == "sub_vp_sde" else (1 - share**2).sqrt()) / share
+
+
 def levels_of(kind: str) -> Tensor:
     """The noise levels of a training schedule, as its paper defines them."""
     if kind == "linear":
@@ -58,6 +66,8 @@ def levels_of(kind: str) -> Tensor:
     if kind == "cosine":
         bar = torch.cos((torch.arange(1001, dtype=torch.float64) / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
         return beta_levels((1 - bar[1:] / bar[:-1]).clamp(max=0.999))
+    if "vp_sde" in kind:
+        return sde_sigma(kind, torch.linspace(1e-3, 1, 1000, dtype=torch.float64))
     low, high = (0.002, 80.0) if kind == "edm" else (0.01, 50.0)
     return low * (high / low) ** (torch.arange(1000, dtype=torch.float64) / 999)
 
@@ -71,6 +81,9 @@ def sigma_of(kind: str, time: str, t: Tensor) -> Tensor:
     if kind == "rectified_flow":
         share = {"index": t / 1000, "integer": t / 1000, "unit": t, "reversed": 1 - t}[time]
         return share / (1 - share)
+    if "vp_sde" in kind:
+        place = {"index": 1e-3 + t / 999 * 0.999, "integer": 1e-3 + t / 999 * 0.999, "unit": t, "reversed": 1 - t}[time]
+        return sde_sigma(kind, place)
     levels = levels_of(kind)
     count = len(levels)
     place = {"index": t, "integer": t, "unit": t * count - 1, "reversed": (1 - t) * count - 1}[time]
@@ -89,6 +102,9 @@ def posed(kind: str, predicts: str, sigma_at: Callable[[Tensor], Tensor]) -> Net
             a, b = 1 - share, share  # x = (1-t)·x0 + t·ε
         elif kind in ("edm", "exploding"):
             a, b = torch.ones_like(sigma), sigma  # x = x0 + σ·ε
+        elif kind == "sub_vp_sde":
+            a = ((sigma**2 + 4).sqrt() - sigma) / 2
+            b = 1 - a**2
         else:
             a = 1 / (1 + sigma**2).sqrt()
             b = (1 - a**2).sqrt()  # x = √α·x0 + √(1-α)·ε
@@ -96,6 +112,7 @@ def posed(kind: str, predicts: str, sigma_at: Callable[[Tensor], Tensor]) -> Net
         x0 = (x - b * eps) / a
         cos = 1 / (1 + sigma**2).sqrt()
         answers = {"eps": eps, "x0": x0, "v": cos * eps - sigma * cos * x0, "flow": eps - x0, "flow-to-data": x0 - eps}
+        answers["score"] = -eps / b
         return answers[predicts]
 
     return network
@@ -430,3 +447,17 @@ def test_a_condition_is_what_its_file_says() -> None:
             again["interval"] = tuple(again["interval"])
         assert Condition(**again) == condition
     assert Condition(3, guidance=2.0, interval=(0.3, 5.0)).words == "class 3, guidance 2 for σ in 0.3 to 5"
+
+
+@pytest.mark.parametrize("kind", ["linear", "exploding", "sub_vp_sde"])
+def test_a_score_at_the_image_is_that_of_the_lowest_level(kind: str) -> None:
+    """Where ε = -σ·score would be 0."""
+    schedule = SCHEDULES[kind]
+    image = draw(2, 1, 4, 4)
+    nothing = torch.tensor(0.0, dtype=torch.float64)
+    found = []
+    for predicts in ("eps", "score"):
+        network = posed(kind, predicts, schedule.sigma)
+        found.append(VectorField.from_network(network, schedule, predicts=predicts)(nothing, image))
+    # What the network takes for ε there differs by x̄ at σ = 0 in place of σ_1, a part in σ_1.
+    assert 0 < float((found[0] - found[1]).abs().max()) < 0.05 * float(found[0].abs().max())

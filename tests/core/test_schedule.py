@@ -24,6 +24,8 @@ SCHEDULES = {
     "exploding": Schedule.exploding(),
     "edm": Schedule.edm(),
     "from_sigmas": Schedule.from_sigmas([0.01, 0.2, 3.0, 80.2]),
+    "vp_sde": Schedule.vp_sde(),
+    "sub_vp_sde": Schedule.sub_vp_sde(T=400),
 }
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 
@@ -75,11 +77,13 @@ def test_scale_is_the_share_of_the_image(schedule: Schedule) -> None:
     sigma = schedule.levels
     scale = schedule.scale(sigma)
     image, noise = scale, scale * sigma  # x = image·x0 + noise·ε
-    if schedule.kind == "preserving":
+    if schedule.kind == "preserving" or schedule.name == "vp_sde":
         assert torch.allclose(image**2 + noise**2, torch.ones_like(sigma), rtol=1e-14)
     elif schedule.kind == "flow":
         assert torch.allclose(image + noise, torch.ones_like(sigma), rtol=1e-14)
         assert torch.allclose(noise, schedule.t(sigma), rtol=1e-12)
+    elif schedule.name == "sub_vp_sde":
+        assert torch.allclose(image**2 + noise, torch.ones_like(sigma), rtol=1e-12)
     else:
         assert torch.equal(image, torch.ones_like(sigma))
 
@@ -103,6 +107,38 @@ def test_cosine_is_the_paper_where_beta_is_not_capped() -> None:
     for t in (1, 10, 500, 900, 990):
         share = alpha(t) / alpha(0)
         assert float(levels[t - 1]) == pytest.approx(math.sqrt((1 - share) / share), rel=1e-10)
+
+
+@pytest.mark.parametrize("sub", [False, True])
+def test_continuous_time_is_the_sde_integrated_in_small_steps(sub: bool) -> None:
+    """da/dt = -β·a/2, and of the variance dV/dt = -β·V + g², with the paper's two g²."""
+    schedule = (Schedule.sub_vp_sde if sub else Schedule.vp_sde)(T=101, t_min=0.01)
+    steps = 100_000
+    log_a, variance = 0.0, 0.0
+    found = []
+    for step in range(steps):
+        t = (step + 0.5) / steps
+        beta = 0.1 + t * 19.9
+        log_a -= beta / 2 / steps
+        squared = beta * (1 - math.exp(-2 * (0.1 * t + 9.95 * t**2)) if sub else 1.0)
+        decay = math.exp(-beta / steps)
+        variance = variance * decay + squared / beta * (1 - decay)
+        if (step + 1) % 1000 == 0:
+            found.append(math.sqrt(variance) / math.exp(log_a))
+    sigma = torch.tensor(found, dtype=torch.float64)
+    t = torch.arange(1, 101, dtype=torch.float64) / 100
+    assert torch.allclose(schedule.sigma(t), sigma, rtol=1e-4)
+    assert torch.allclose(schedule.t(schedule.sigma(t)), t, rtol=1e-12)
+    places = schedule.label(schedule.levels, "index")
+    assert torch.allclose(places, torch.arange(101, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(schedule.label(schedule.levels, "reversed"), 1 - schedule.t(schedule.levels))
+
+
+@pytest.mark.parametrize("wrong", [{"beta_min": 0.0}, {"beta_max": 0.01}, {"t_min": 0.0}, {"t_min": 1.0}, {"T": 1}])
+def test_continuous_time_that_cannot_be(wrong: dict[str, float]) -> None:
+    for name in ("vp_sde", "sub_vp_sde"):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            Schedule.from_dict({"name": name, **wrong})
 
 
 @given(st.lists(st.floats(1e-6, 1 - 1e-6), min_size=2, max_size=30, unique=True))

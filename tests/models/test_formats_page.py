@@ -22,9 +22,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import diffusers
 import test_diffusers_models
 import test_edm
+import test_edm2
 import test_exported
+import test_flow_matching
 import test_guided
+import test_k_diffusion
 import test_latent_diffusion
+import test_onnx
+import test_score_sde
 
 import odeddim
 from odeddim.models.formats import native
@@ -66,6 +71,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.path.insert(0, str(here / "code"))
     edm = importlib.import_module("torch_utils_of_test")
     (here / "edm-cifar10.pkl").write_bytes(pickle.dumps({"ema": edm.EDMPrecond(8, 3)}))
+    test_edm2.saved(here, test_edm2.drawn(), "edm2-img64-s.pt")
+    test_score_sde.saved(here, "ve/cifar10_ncsnpp_continuous")
+    test_k_diffusion.saved(here, test_k_diffusion.config())
+    test_flow_matching.saved(here, "cifar10")
+    test_onnx.saved(here, test_onnx.Network().file()).rename(here / "net.onnx")
     test_exported.saved(here, test_exported.drawn(test_exported.Toy()))
     (here / "network.pt2").rename(here / "net.pt2")
     (here / "network.json").rename(here / "net.json")
@@ -75,13 +85,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_table_is_there() -> None:
-    assert len(LINES) == 14
+    assert len(LINES) == 19
     assert SECTION.count("\n| ") == len(LINES) + 1  # and its head
 
 
 @pytest.mark.parametrize("line", LINES)
 def test_each_line_gives_a_field_that_encodes(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    if ".onnx" in line:
+        pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     names: dict[str, Any] = {"odeddim": odeddim, "net": Net(), "told": Net(), "denoiser": Net()}
     names |= {"unet": test_diffusers_models.network(), "scheduler": diffusers.DDPMScheduler()}
@@ -96,7 +108,7 @@ def test_each_line_gives_a_field_that_encodes(line: str, folder: Path, monkeypat
     state = odeddim.encode(images, "euler", model=field, steps=2, end="sigma_min")
     assert state.sigma == pytest.approx(field.schedule.sigma_max)
     assert odeddim.decode(state, "euler", model=field, steps=2, end="sigma_min").shape == images.shape
-    if ".pt2" in line:  # the network of an exported program cannot be pickled
+    if ".pt2" in line or ".onnx" in line:  # the network of a program cannot be pickled
         with pytest.raises(odeddim.InputError, match="cannot be pickled"):
             pickle.dumps(field)
     else:

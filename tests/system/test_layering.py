@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ ANYWHERE = {
 }  # the package itself: its version, where its folders lie
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Dotted name -> file, as installed: solvers/ is odeddim.solvers and cli/ is odeddim.cli."""
     found = {}
@@ -46,12 +48,13 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(path: Path) -> set[str]:
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
     """Every odeddim module that a file imports, anywhere in it; relative imports are refused.
 
     The package itself names for type checkers what it imports when it is used: that is no arrow.
     """
-    found = set()
+    found: set[str] = set()
     known = modules()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     if path == ROOT / "odeddim" / "__init__.py":
@@ -65,7 +68,7 @@ def imports(path: Path) -> set[str]:
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
                 found.add(full if full in known else node.module)
-    return {name for name in found if name.split(".")[0] == "odeddim"}
+    return frozenset(name for name in found if name.split(".")[0] == "odeddim")
 
 
 def _at_run_time(node: ast.stmt) -> list[ast.stmt]:
@@ -126,6 +129,7 @@ LONGER = {
     "odeddim.jobs.sample.sample": "what odeddim.sample takes, where images go, and what to find out",
     "odeddim.checks.explanation.explain": "what odeddim.encode takes, the direction, and what to find out",
     "odeddim.jobs.edit.edit": "what jobs.bridge takes, and both descriptions",
+    "odeddim.jobs.verify.verify": "what to check or to compare with, what to draw, and how to run",
     "odeddim.jobs.moments.moments": "what to compute it of, how to prepare it, how to run, and where",
     "odeddim.jobs.fit.fit": "what to fit to, how to prepare it, what to find, and where",
     "odeddim.fitting.fit.fit": "what to fit to, what to find, and how to run",

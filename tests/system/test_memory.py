@@ -1,4 +1,4 @@
-"""Memory does not grow with the number of images: 20,000 take as much as 1,000, in every command that reads them.
+"""Memory: of a run, in states; of commands, which does not grow with the number of images that they read.
 
 `pytest -s tests/system/test_memory.py -m slow` prints the figures; without it 4,000 images are encoded.
 """
@@ -11,6 +11,81 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
+
+import odeddim
+from odeddim.bench.memory import peak as peak_of
+from odeddim.types import State
+
+BALLAST = 500  # states that the network takes while it is evaluated: what a run holds meanwhile adds to them
+
+
+class Heavy(nn.Module):
+    """A network in float32 that needs much more memory than the run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        assert x.dtype == torch.float32
+        taken = torch.empty(BALLAST * x.numel())
+        del taken
+        return torch.tanh(x)
+
+
+# States beside the network, its input among them. A multistep row holds as many slopes as its order, and two points; in
+# the data chart each slope comes with its point. The two registers of a reversible row are float64, as is what it asks.
+STATES = {
+    "euler": 3, "heun": 5, "ab2": 4, "ab3": 5, "ab4": 6, "deis-tab2": 5, "ipndm": 6, "dpmpp-2m": 5, "dpmpp-3m": 7,
+    "unipc-2": 8, "belm": 8, "obelm": 8, "bdia": 8, "leapfrog": 8, "edict": 9, "mf-euler": 9, "fitted": 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_run_holds_few_states_however_many_steps_it_makes(name: str) -> None:
+    """Encoding and decoding; a step of unipc-2 and of ab4 takes longest to settle, so the shorter run has 8."""
+    x = torch.zeros(1, 1, 64, 64) + 0.5
+    model = odeddim.VectorField(Heavy(), odeddim.Schedule.linear(), name="heavy")
+    for steps in (8, 24):
+        plan = odeddim.plan(model, name, steps=steps)
+        state = State(x, 0.0)
+        with torch.no_grad():
+            for start in (state, odeddim.integrate(model, state, plan)):
+                most = peak_of(lambda start=start, plan=plan: odeddim.integrate(model, start, plan))
+                assert most is not None
+                held = most / (4 * x.numel()) - BALLAST
+                assert 1 < held < STATES[name] + 0.2, (steps, start, held)
+
+
+FAULTS = """
+import resource, sys, torch
+from odeddim.jobs.machine import keep_memory
+if sys.argv[1] == "kept":
+    keep_memory()
+def faults():
+    for _ in range(20):
+        parts = [torch.ones(2**20) for _ in range(4)]
+        del parts
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = faults()
+print(faults() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only the C library of Linux is told")
+def test_memory_that_is_given_back_is_kept_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    found = []
+    for how in ("as it is", "kept"):
+        result = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, timeout=100)
+        assert result.returncode == 0, result.stderr
+        found.append(int(result.stdout))
+    print(found)
+    assert found[1] < 100 < found[0]
+
 
 FEW, MORE, MANY = 1_000, 4_000, 20_000
 MOST = 1.05  # times the peak of few

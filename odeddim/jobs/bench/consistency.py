@@ -14,9 +14,11 @@ from odeddim.bench.features import Features
 from odeddim.bench.harness import expected
 from odeddim.bench.tables import Table
 from odeddim.bench.work_precision import references
+from odeddim.jobs.bench.helping import helped
 from odeddim.jobs.bench.workbench import Session, Workbench
 
 
+@helped
 @torch.no_grad()
 def consistency(
     workbench: Workbench,
@@ -39,7 +41,7 @@ def consistency(
     Args:
         workbench: The model, the machine, and the folder.
         count: The number of x_T, at least 2.
-        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
+        solvers: Each is SOLVER, SOLVER@GRID, or the file of a plan; a plan and a grid file have their own steps.
         steps: The numbers of steps.
         features: The network whose features are compared, see `odeddim.bench.features.load_features`. By default the
             built-in network for a built-in model; otherwise only pixels are compared.

@@ -11,9 +11,11 @@ from odeddim.bench import defaults
 from odeddim.bench import interpolation as bench
 from odeddim.bench.harness import expected
 from odeddim.bench.tables import Table
+from odeddim.jobs.bench.helping import helped
 from odeddim.jobs.bench.workbench import Session, Workbench
 
 
+@helped
 @torch.no_grad()
 def interpolation(
     workbench: Workbench,
@@ -40,7 +42,7 @@ def interpolation(
         points: The number of images on each line, at least 3.
         side: The number of images along each side of the grid between four latents, which the first solver decodes;
             0 for no grid.
-        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
+        solvers: Each is SOLVER, SOLVER@GRID, or the file of a plan; a plan and a grid file have their own steps.
         steps: The numbers of steps.
         seed: The seed of the noise; pair p lies between the noise of (seed, 2p) and (seed, 2p + 1).
         size: The shape (C, H, W) of the images, for models that take any shape.

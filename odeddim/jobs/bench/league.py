@@ -15,6 +15,7 @@ from odeddim.bench.entrants import draw
 from odeddim.bench.harness import Entry
 from odeddim.bench.tables import Table
 from odeddim.checks.whiteness import statistics
+from odeddim.jobs.bench.helping import helped
 from odeddim.jobs.bench.workbench import Session, Workbench, with_skipped
 from odeddim.jobs.subject import images_for, recorded, warn_of_count, warn_of_plan
 from odeddim.plans import Plan
@@ -22,6 +23,7 @@ from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of
 
 
+@helped
 @torch.no_grad()
 def league(
     workbench: Workbench,
@@ -48,8 +50,8 @@ def league(
         images: As of `odeddim.jobs.encode`; None for the sample images of the package.
         count: The number of images, taken from the beginning, and of noises; by default 12, or all images if there are
             fewer.
-        solvers: The solvers, SOLVER or SOLVER@GRID; none for every solver with a fixed number of evaluations a step, on
-            the grid that is recommended for it.
+        solvers: Each is SOLVER, SOLVER@GRID, or the file of a plan; none for every solver with a fixed number of
+            evaluations a step, on the grid that is recommended for it.
         plans: Files of further runs, as of `Plan.save`. Each takes part with the smallest of the numbers that it keeps.
         evaluations: The numbers of evaluations.
         seed: The seed of the noises.

@@ -14,6 +14,7 @@ from odeddim.bench.features import Features
 from odeddim.bench.harness import Pictures, expected
 from odeddim.bench.tables import Table
 from odeddim.defaults import SAMPLE_WITH_ETA
+from odeddim.jobs.bench.helping import helped
 from odeddim.jobs.bench.workbench import Session, Workbench, with_skipped
 from odeddim.jobs.subject import images_for
 from odeddim.models.networks.classifier import REFERENCE
@@ -23,6 +24,7 @@ from odeddim.storage.sources import Images, place_of
 from odeddim.types import InputError
 
 
+@helped
 @torch.no_grad()
 def quality(
     workbench: Workbench,
@@ -48,7 +50,7 @@ def quality(
         count: The number of samples for each row.
         eta: DDIM's η, from 0 (the ODE) to 1 (DDPM), and "hat" for DDPM with the larger variance σ̂. By default
             0, 0.2, 0.5, 1 and hat without `solvers`, and none with `solvers`.
-        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
+        solvers: Each is SOLVER, SOLVER@GRID, or the file of a plan; a plan and a grid file have their own steps.
         grid: The grid of the rows with η.
         steps: The numbers of steps.
         reference: The real images to compare with. By default, for built-in models only, 2,048 test images of

@@ -13,12 +13,14 @@ from odeddim.api import to_data
 from odeddim.bench import defaults
 from odeddim.bench import reconstruction as bench
 from odeddim.bench.tables import Table
+from odeddim.jobs.bench.helping import helped
 from odeddim.jobs.bench.workbench import Session, Workbench, with_skipped
 from odeddim.jobs.subject import data_and_floor, images_for, recorded, warn_of_count
 from odeddim.storage.preparation import Preparation
 from odeddim.storage.sources import Images, place_of
 
 
+@helped
 @torch.no_grad()
 def reconstruction(
     workbench: Workbench,
@@ -43,7 +45,7 @@ def reconstruction(
         workbench: The model, the machine, and the folder.
         images: As of `odeddim.jobs.encode`; None for the sample images of the package.
         count: The number of images, taken from the beginning; by default 24, or all if there are fewer.
-        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
+        solvers: Each is SOLVER, SOLVER@GRID, or the file of a plan; a plan and a grid file have their own steps.
         steps: The numbers of steps.
         labels: Which label t encoding takes: "source", the label of the step's start, as in eq. 14 reversed; or
             "target", the label of its end, as in much other code, for euler only.

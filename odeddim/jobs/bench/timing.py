@@ -37,7 +37,7 @@ def timing(
 
     Args:
         workbench: The model, the machine, and the folder.
-        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
+        solvers: Each is SOLVER, SOLVER@GRID, or the file of a plan; a plan and a grid file have their own steps.
         steps: The numbers of steps.
         batches: The numbers of images that are decoded together. The network gets them as one batch.
         repeats: The number of times that each run is timed.

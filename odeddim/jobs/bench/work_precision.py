@@ -37,7 +37,7 @@ def work_precision(
     Args:
         workbench: The model, the machine, and the folder.
         count: The number of solutions.
-        solvers: The solvers, SOLVER or SOLVER@GRID. A grid file has its own number of steps.
+        solvers: Each is SOLVER, SOLVER@GRID, or the file of a plan; a plan and a grid file have their own steps.
         steps: The numbers of steps.
         tolerances: The values of rtol and atol for solvers that choose their own steps.
         seed: The seed of the noise.

@@ -42,6 +42,7 @@ class Workbench:
         overwrite: Whether to measure everything again and to replace the files of the tables.
         progress: What shows progress, see `odeddim.runs.progress.Progress`.
         layout: The size of the figures, and whether they have a title.
+        delivers: Whether a bench writes its table, and does not only measure.
 
     Example:
         >>> import odeddim, tempfile
@@ -57,6 +58,7 @@ class Workbench:
     overwrite: bool = False
     progress: Progress = False
     layout: Layout = USUAL
+    delivers: bool = True
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class Session:
             table = replace(
                 table, notes=(*table.notes, f"measured on the latent model's data, without its autoencoder{lost}")
             )
-        if rank()[0] > 0:
+        if rank()[0] > 0 or not self.workbench.delivers:
             return table
         drawn = figures.files(table, self.workbench.layout)
         return replace(table, files=tuple(table.save(self.folder, {**drawn, **(beside or {})})))

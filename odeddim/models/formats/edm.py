@@ -1,11 +1,11 @@
-"""EDM's network pickles (Karras et al. 2022, arXiv 2206.00364; github.com/NVlabs/edm): {"ema": network, ...} in a .pkl.
+"""EDM's and EDM2's network pickles (github.com/NVlabs/edm and edm2): {"ema": network, ...} in a .pkl.
 
-Reading a pickle runs the code that it holds, and needs EDM's own code (`torch_utils`, `dnnlib`) on the PYTHONPATH. The
+Reading a pickle runs the code that it holds, and needs its own code (`torch_utils`, `dnnlib`) on the PYTHONPATH. The
 network is D(x, σ[, one-hot classes]), which returns the denoised image. Its input x is x0 + σ·ε, and its label is σ.
 Networks with other preconditionings (VP, VE, iDDPM) are stored as the same function. The noise levels are those that
 the network says it supports. Where a network says 0 or ∞, as EDM's own do, the limits are 0.002 and 80, as in EDM's
-sampler. An iDDPM network rounds σ to the nearest of its 1000 levels. The schedule then consists of these levels, and
-the grid "edm" uses only them.
+sampler; EDM2's networks (arXiv 2312.02696) name none. An iDDPM network rounds σ to the nearest of its 1000 levels. The
+schedule then consists of these levels, and the grid "edm" uses only them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from odeddim.ode.schedule import Schedule
 from odeddim.types import InputError
 
 RUNS_CODE = True
+LATENT = "images of 4 channels are the data of Stable Diffusion's autoencoder, which is not loaded"
 
 
 def matches(path: Path) -> bool:
@@ -69,10 +70,10 @@ def read(path: Path) -> VectorField:
         name=str(path.absolute()),
         sha256=weights.hash_of(path),
         details={
-            "found": f"EDM pickle, {words}, {millions:.1f} M parameters",
+            "found": f"{'EDM2' if _is_edm2(network) else 'EDM'} pickle, {words}, {millions:.1f} M parameters",
             "weights": kind,
             "architecture": {"network": type(network).__name__, "label_dim": classes},
-            "assumed": [],
+            "assumed": [LATENT] if _is_edm2(network) and channels == 4 else [],
         },
         conditions=Classes(classes, null) if classes else None,
     )
@@ -102,8 +103,8 @@ def _network(path: Path) -> tuple[Any, str]:
             found = pickle.load(file)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{path} needs the module {error.name!r} of the code that wrote it: get github.com/NVlabs/edm (or the code "
-            "that the network was trained with), and add its folder to PYTHONPATH"
+            f"{path} needs the module {error.name!r} of the code that wrote it: get github.com/NVlabs/edm or edm2 "
+            "(or the code that the network was trained with), and add its folder to PYTHONPATH"
         ) from error
     except OSError as error:
         raise InputError(
@@ -126,6 +127,8 @@ def _schedule(network: nn.Module, path: Path) -> Schedule:
             return Schedule.from_sigmas(levels[:-1].flip(0))
         except InputError as error:
             raise InputError(f"{path}: the noise levels u of the network are not usable: {error}") from error
+    if _is_edm2(network):
+        return Schedule.edm()
     low, high = _level(network, "sigma_min", path), _level(network, "sigma_max", path)
     low, high = low or EDM_RANGE[0], EDM_RANGE[1] if high == math.inf else high
     if not 0 < low < high:
@@ -134,6 +137,11 @@ def _schedule(network: nn.Module, path: Path) -> Schedule:
             "right file"
         )
     return Schedule.edm(sigma_min=low, sigma_max=high)
+
+
+def _is_edm2(network: nn.Module) -> bool:
+    """Return whether a network is EDM2's, which names no noise levels and keeps its U-Net as `unet`."""
+    return isinstance(getattr(network, "unet", None), nn.Module) and not hasattr(network, "sigma_min")
 
 
 def _number(network: nn.Module, name: str, path: Path) -> int:

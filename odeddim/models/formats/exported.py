@@ -59,15 +59,48 @@ def read(path: Path) -> VectorField:
         InputError: If the program cannot be read or might run code, if the sidecar is incomplete, or if the two
             contradict each other.
     """
-    said, place = beside.read(path, ("variances",)), beside.place(path)
+    return field_of(path, settings_of(path), functools.partial(_load, path))
+
+
+def settings_of(path: Path, known: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read the sidecar of a program, which must say what the program's numbers mean.
+
+    Args:
+        path: The program.
+        known: The keys that its kind of program takes besides.
+
+    Returns:
+        The settings by name.
+
+    Raises:
+        InputError: If the sidecar cannot be used or is incomplete.
+    """
+    said = beside.read(path, ("variances", *known))
     missing = [key for key in ("schedule", "predicts", "time") if key not in said]
     if missing:
         raise InputError(
-            f"{path} is a program, which does not state its {', '.join(missing)}: write this into {place}, for "
-            f"example {EXAMPLE}"
+            f"{path} is a program, which does not state its {', '.join(missing)}: write this into "
+            f"{beside.place(path)}, for example {EXAMPLE}"
         )
+    return said
+
+
+def field_of(path: Path, said: dict[str, Any], load: Callable[[torch.device], Program]) -> VectorField:
+    """Make the model of a program.
+
+    Args:
+        path: The program.
+        said: The settings of its sidecar.
+        load: The function that loads the program for a device.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If the program cannot be loaded, or if it and its sidecar contradict each other.
+    """
+    place = beside.place(path)
     variances, count = said.get("variances", False), said.get("classes")
-    load = functools.partial(_load, path)
     program = load(torch.device("cpu"))
     shape = said.get("shape", program.shape)
     try:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,6 @@ from odeddim.ode.schedule import Schedule
 from odeddim.types import InputError, pick
 
 _NAMES = tuple(re.compile(rb"(?<![\w.])" + name) for name in (rb"time_embed\.0\.weight", rb"input_blocks\.0\.0\."))
-_HEAD = 1 << 20  # bytes; a file that is not an archive holds its names within them
-_LARGEST_INDEX = 1 << 24  # bytes of the list of names in an archive
 
 _NEEDED = {
     "image_size": ("shape", 64),
@@ -88,21 +85,8 @@ def matches(path: Path) -> bool:
     """Return whether a weights file holds the names of this U-Net. Nothing is unpickled."""
     if path.suffix.lower() not in weights.SUFFIXES:
         return False
-    head = _names_in(path)
+    head = weights.names_in(path)
     return all(name.search(head) for name in _NAMES)
-
-
-def _names_in(path: Path) -> bytes:
-    """Return the bytes of a file that would hold the names of its tensors, whatever kind of file it is."""
-    try:
-        if not zipfile.is_zipfile(path):
-            with path.open("rb") as file:
-                return file.read(_HEAD)
-        with zipfile.ZipFile(path) as archive:
-            index = next(info for info in archive.infolist() if info.filename.endswith("data.pkl"))
-            return archive.read(index) if index.file_size <= _LARGEST_INDEX else b""
-    except Exception:  # the file may be anything, and another format may know it
-        return b""
 
 
 def read(path: Path) -> VectorField:
@@ -123,7 +107,7 @@ def read(path: Path) -> VectorField:
         raise InputError(
             f"{path} is not a state dict of guided-diffusion's U-Net: save the model's state_dict by itself"
         )
-    read_off = _architecture(state, path)
+    read_off = architecture(state, path)
     flags, published = _flags(path, read_off)
     try:
         schedule, predicts, time, time_scale = _diffusion(flags)
@@ -158,8 +142,19 @@ def read(path: Path) -> VectorField:
 # The settings that the weights show.
 
 
-def _architecture(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """Return the arguments of `ADM` that follow from names and shapes."""
+def architecture(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """Return the arguments of `ADM` that follow from names and shapes.
+
+    Args:
+        state: The weights by guided-diffusion's names.
+        path: The file of the weights, for error messages.
+
+    Returns:
+        The arguments by name.
+
+    Raises:
+        InputError: If the weights are of another network.
+    """
     if not any(name.startswith("output_blocks.") for name in state):
         raise InputError(
             f"{path} is a classifier (it has no output_blocks), not a diffusion model: give the diffusion model"

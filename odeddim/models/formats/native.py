@@ -1,9 +1,13 @@
-"""odeddim's own model folders, which `odeddim train` writes: model.safetensors (EMA weights) and model.json."""
+"""odeddim's own model folders, which `odeddim train` writes: model.safetensors (EMA weights) and model.json.
+
+A description with `sigma_data`, of version 2, is of EDM's denoiser around the U-Net.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ from odeddim.ode.schedule import Schedule
 from odeddim.types import InputError
 
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
-FORMAT, VERSION = "odeddim unet", 1
+FORMAT, VERSION = "odeddim unet", 2
 BUILT_IN = Path(__file__).resolve().parent.parent.parent / "data"
 
 
@@ -80,6 +84,7 @@ def read(path: Path) -> VectorField:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    from odeddim.models.networks.preconditioned import Denoiser
     from odeddim.models.networks.unet import UNet
 
     folder = path if path.is_dir() else path.parent
@@ -119,21 +124,35 @@ def read(path: Path) -> VectorField:
         time = str(description.get("time", schedule.time))
     except (InputError, ValueError, ArithmeticError, AttributeError) as error:
         raise InputError(f"{folder / CONFIG}: {_line(error)}") from error
+    sigma_data = _sigma_data(folder, description)
     return Loaded(
-        network,
+        network if sigma_data is None else Denoiser(network, sigma_data),
         schedule,
         predicts=predicts,
         time=time,
         shape=(network.config["in_channels"], size, size),
         name=folder.name if folder.parent == BUILT_IN else str(folder.absolute()),
-        sha256=hashlib.sha256(blob + _untold(network.config)).hexdigest(),
+        sha256=hashlib.sha256(blob + _untold(network.config, sigma_data)).hexdigest(),
         details={key: description[key] for key in ("architecture", "weights", "training") if key in description},
     )
 
 
-def _untold(config: dict[str, Any]) -> bytes:
-    """Return the unusual settings of the architecture that the weights' shapes do not show, for the model's hash."""
-    return json.dumps({key: config[key] for key in ("eps", "groups") if key in config}).encode().removeprefix(b"{}")
+def _sigma_data(folder: Path, description: dict[str, Any]) -> float | None:
+    """Return the σ_data of EDM's denoiser around the network; None if the network is the model."""
+    value = description.get("sigma_data")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise InputError(f"{folder / CONFIG}: sigma_data must be a positive number, not {value!r:.50}")
+    return float(value)
+
+
+def _untold(config: dict[str, Any], sigma_data: float | None) -> bytes:
+    """Return the unusual settings of the model that the weights' shapes do not show, for the model's hash."""
+    unusual: dict[str, Any] = {key: config[key] for key in ("eps", "groups") if key in config}
+    if sigma_data is not None:
+        unusual["sigma_data"] = sigma_data
+    return json.dumps(unusual).encode().removeprefix(b"{}")
 
 
 def _check_size(architecture: Any, tensors: int) -> None:

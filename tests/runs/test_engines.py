@@ -1,0 +1,273 @@
+"""Work that others share: the bits, the order, the counts, the words and the errors of one process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import odeddim
+from odeddim.jobs import Machine
+from odeddim.jobs.bench import Workbench, reconstruction
+from odeddim.runs.engines import AHEAD, Gather, Member, Team, over
+from odeddim.runs.processes import processes
+from odeddim.types import BudgetExceeded, InputError, State
+
+MIXTURE: dict[str, Any] = {"model": "exact-mixture", "steps": 3}
+
+
+class Rising:
+    """Work whose result says which rows and pixels it got."""
+
+    def __init__(self, wrong: int = -1, error: BaseException | None = None) -> None:
+        self.model = odeddim.load("exact-mixture")
+        self.wrong, self.error = wrong, error
+
+    def __call__(self, start: int, stop: int, given: str) -> str:
+        if start == self.wrong:
+            if self.error is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            else:
+                raise self.error
+        self.model.rows += stop - start
+        if start == 4:
+            warnings.warn("four is even", stacklevel=1)
+        return f"{given} {start}:{stop}"
+
+
+class Backwards:
+    """A team in this process whose last result comes first."""
+
+    def __init__(self, packed: bytes, size: int) -> None:
+        self.size, self.members = size, [Member(packed, 1) for _ in range(size)]
+        self.came: list[tuple[int, bytes]] = []
+        self.most = 0
+
+    def free(self) -> bool:
+        return len(self.came) < self.size
+
+    def send(self, number: int, packed: bytes) -> None:
+        self.came.append((number, self.members[number % self.size](packed)))
+        self.most = max(self.most, number)
+
+    def take(self) -> tuple[int, bytes]:
+        return self.came.pop()
+
+
+def backwards(size: int) -> Gather:
+    @contextlib.contextmanager
+    def gather(packed: bytes, threads: int) -> Iterator[Team]:
+        yield Backwards(packed, size)
+
+    return gather
+
+
+def batches(count: int) -> Iterator[tuple[tuple[int, int], str]]:
+    for i in range(count):
+        yield (2 * i, 2 * i + 2), f"pixels {i}"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_team_is_as_one_process(size: int) -> None:
+    """Whatever comes back first, results, counts and warnings are those of one process, in its order."""
+    alone, shared = Rising(), Rising()
+    with pytest.warns(UserWarning, match="four is even") as said:
+        wanted = list(over(alone, batches(11)))
+    with pytest.warns(UserWarning, match="four is even") as again:
+        assert list(over(shared, batches(11), backwards(size))) == wanted
+    assert len(said) == len(again) == 1
+    assert shared.model.rows == alone.model.rows == 22
+
+
+@pytest.mark.filterwarnings("ignore:four is even")
+def test_little_is_handed_out_ahead() -> None:
+    """Images that are read wait in memory: no more of them than keep all busy."""
+    read = 0
+
+    def reading() -> Iterator[tuple[tuple[int, int], str]]:
+        nonlocal read
+        for batch in batches(100):
+            read += 1
+            yield batch
+
+    with contextlib.closing(over(Rising(), reading(), backwards(2))) as found:
+        for i in range(20):
+            next(found)
+            assert read <= i + 1 + AHEAD * 2
+
+
+STATE = State(torch.ones(1, 2), 3.0)
+
+
+@pytest.mark.parametrize("error", [InputError("no σ"), BudgetExceeded("too many", STATE, 7), RuntimeError("memory")])
+def test_an_error_of_a_member_is_raised_here_in_its_place(error: Exception) -> None:
+    found = over(Rising(6, error), batches(9), backwards(2))
+    with pytest.warns(UserWarning, match="four"):
+        assert [span for span, _ in (next(found), next(found), next(found))] == [(0, 2), (2, 4), (4, 6)]
+    with pytest.raises(type(error), match=str(error)) as caught:
+        next(found)
+    if isinstance(caught.value, BudgetExceeded):
+        assert (caught.value.state, caught.value.nfe) == (STATE, 7)
+
+
+def test_what_cannot_be_sent_is_one_sentence() -> None:
+    work = Rising()
+    work.model.eps = lambda x, t: x
+    with pytest.raises(InputError, match="network of the model 'exact-mixture' cannot be pickled"):
+        next(over(work, batches(1), backwards(2)))
+
+
+def test_processes_encode_the_same_bits(tmp_path: Path) -> None:
+    """The same file; the display sees all images; nothing but the file is left."""
+    told: list[float] = []
+    for workers in (1, 2):
+        made = odeddim.jobs.encode(
+            None, tmp_path / f"{workers}.h5", count=40, machine=Machine(workers=workers, batch_size=8), solver="belm",
+            progress=lambda done, total: told.append(done), **MIXTURE,
+        )  # fmt: skip
+    assert told == [8, 16, 24, 32, 40] * 2
+    assert "3 evaluations per image" in made.words
+    assert content(tmp_path / "1.h5") == content(tmp_path / "2.h5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.h5", "2.h5"]
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """Every dataset of a file."""
+    found: dict[str, bytes] = {}
+
+    def take(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and name != "provenance":
+            found[name] = np.asarray(item[()]).tobytes()
+
+    with h5py.File(path) as file:
+        file.visititems(take)
+        found["provenance"] = file["provenance"][()].replace(str(path.parent).encode(), b"")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ({"workers": 0}, "workers=0: give a whole number"),
+        ({"workers": "all"}, "workers='all': give a whole number"),
+        ({"engine": "slurm"}, "unknown engine 'slurm'"),
+        ({"address": "here:1"}, "give engine='ray' too"),
+    ],
+)
+def test_machines_that_are_none(how: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Machine(**how)
+
+
+def test_jobs_that_are_not_shared_say_so(tmp_path: Path) -> None:
+    odeddim.jobs.encode(None, tmp_path / "z.h5", count=2, **MIXTURE)
+    with pytest.raises(InputError, match="the work of this job is not shared: leave out workers"):
+        odeddim.jobs.verify(tmp_path / "z.h5", machine=Machine(workers=2))
+    with pytest.raises(InputError, match="engine='torchrun' needs torchrun"):
+        odeddim.jobs.sample(1, tmp_path / "x", machine=Machine(engine="torchrun"), shape=(1, 4, 4), **MIXTURE)
+    with pytest.raises(InputError, match="overwrite=True cannot be used with several"):
+        reconstruction(Workbench("exact-mixture", Machine(workers=2), tmp_path, overwrite=True))
+
+
+@pytest.mark.slow  # ten processes, each of which loads torch
+def test_every_job_gives_the_same_bits(tmp_path: Path) -> None:
+    jobs = odeddim.jobs
+    for workers in (1, 2):
+        here, machine = tmp_path / str(workers), Machine(workers=workers, batch_size=8)
+        jobs.encode(None, here / "z.h5", count=40, tol=1e-2, certify=True, machine=machine, model="exact-mixture")
+        jobs.encode(None, here / "t.h5", count=20, trajectory=here / "p.h5", machine=machine, **MIXTURE)
+        jobs.decode(here / "z.h5", here / "i.h5", machine=machine, solver="ddpm", steps=4)
+        jobs.decode(here / "z.h5", here / "out", machine=machine)
+        jobs.sample(20, here / "s.h5", shape=(1, 6, 6), density=True, machine=machine, **(MIXTURE | {"steps": 6}))
+        jobs.density(None, here / "d.h5", count=20, draws=1, machine=machine, **(MIXTURE | {"steps": 6}))
+        jobs.score(
+            None, here / "c.h5", machine=machine, reference=jobs.Calibration(odeddim.open_images()[:40]), **MIXTURE
+        )
+        table = reconstruction(Workbench("exact-mixture", machine, here / "b"), count=20, solvers=["euler"], steps=[3])
+        assert table.rows[0]["evaluations"] == 3
+        for cell in (here / "b" / "cells").iterdir():
+            cell.rename(here / "cell.h5")
+    for name in ("z", "t", "p", "i", "s", "d", "c", "cell"):
+        alone, shared = (content(tmp_path / way / f"{name}.h5") for way in "12")
+        for timed in ("seconds", "crc32") if name == "cell" else ():
+            del alone[timed], shared[timed]
+        assert alone == shared, name
+    pictures = [sorted((tmp_path / way / "out").rglob("*.png")) for way in "12"]
+    assert len(pictures[0]) == 40
+    assert [path.read_bytes() for path in pictures[0]] == [path.read_bytes() for path in pictures[1]]
+
+
+@pytest.mark.slow  # processes that load torch
+@pytest.mark.filterwarnings("ignore:four is even")
+def test_a_process_that_is_killed_is_one_sentence() -> None:
+    with pytest.raises(InputError, match="one of the 2 processes that share the work was ended by SIGKILL"):
+        list(over(Rising(6), batches(9), processes(2)))
+
+
+COMMAND = (
+    "-m", "odeddim", "encode", "-o", "z.h5", "-n", "192", "--workers", "2", "--batch-size", "4", "--model",
+    "exact-mixture", "--solver", "rk4", "--steps", "50",
+)  # fmt: skip
+
+
+def members_of(process: int) -> list[int]:
+    """The processes that another one has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == process:
+                found.append(int(entry.name))
+    return found
+
+
+def gone(members: list[int], seconds: float = 20) -> bool:
+    """Whether processes end within some time."""
+    until = time.monotonic() + seconds
+    while any(Path(f"/proc/{member}").exists() for member in members):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.slow  # runs of several processes that are stopped
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="it looks for processes in /proc")
+def test_a_run_that_is_stopped_ends_all_and_goes_on(tmp_path: Path) -> None:
+    """By Ctrl-C, as a terminal sends it to all, by SIGTERM and by SIGKILL."""
+    parts, interrupted = tmp_path / "z.h5.parts", "what was finished is safe, and the same command goes on from there"
+    for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        before = set(parts.glob("*-*.h5"))
+        process = subprocess.Popen(
+            [sys.executable, *COMMAND], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        while set(parts.glob("*-*.h5")) <= before:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        members = members_of(process.pid)
+        assert len(members) >= 2
+        (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
+        _, err = process.communicate(timeout=60)
+        if how == signal.SIGKILL:
+            assert process.returncode == -how
+        else:
+            assert process.returncode == 130
+            assert err.splitlines()[-1:] == [f"Error: interrupted; {interrupted}"]
+            assert "Traceback" not in err
+        assert gone(members)
+    again = subprocess.run([sys.executable, *COMMAND], cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "the rest was there already" in again.stdout
+    odeddim.jobs.encode(None, tmp_path / "alone.h5", count=192, model="exact-mixture", solver="rk4", steps=50)
+    assert content(tmp_path / "z.h5") == content(tmp_path / "alone.h5")
