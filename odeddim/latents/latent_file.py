@@ -378,6 +378,8 @@ class LatentFile:
         x = self.read(0, min(len(self), 256)).x.double()
         made = asdict(self.provenance)
         schedule = made.pop("schedule")
+        if isinstance(each := made["details"].get("conditions"), list):
+            made["details"]["conditions"] = f"{len(each)}, one for each latent (report/condition)"
         return {
             "latents": len(self) if len(self) == self.total else f"{len(self)} of {self.total} so far",
             "shape": list(self.shape),

@@ -41,7 +41,7 @@ def test_a_watermark_is_read_again_and_others_are_not(recipes: dict[str, Any]) -
     rows = recipes["watermark"](odeddim.load("exact-gaussian"), 8, steps=(5, 20))
     found = {(row["attack"], row["evaluations"]): row["area"] for row in rows}
     assert len(found) == 6
-    assert min(found.values()) > 0.9
+    assert min(found.values()) > 0.8
     assert found["none", 20] == 1
 
 

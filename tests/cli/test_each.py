@@ -159,6 +159,7 @@ def test_verify_computes_what_certify_does_and_others_refuse(encode: Callable[..
     with LatentFile(Path("z.h5")) as one, LatentFile(Path("certified.h5")) as other:
         for name, values in one.figures().items():
             assert torch.allclose(values, other.figures()[name], rtol=1e-4, atol=1e-6, equal_nan=True), name
+    assert "3, one for each latent" in command("inspect", "z.h5")
     said = command("interpolate", "z.h5", "--pair", 1, 2, "--sheet", "line.png", code=2)
     assert "--label" in said
 

@@ -167,6 +167,13 @@ def test_a_stopped_edit_goes_on_and_another_is_refused(edit: Callable[..., str])
     assert "give another folder" not in edit("-o", "out", "--overwrite")
 
 
+def test_inspect_says_what_an_edit_was(edit: Callable[..., str]) -> None:
+    edit("-o", "out.h5", "-n", 1)
+    assert "edit" in command("inspect", "out.h5")
+    edit("-o", "out", "-n", 1)
+    assert "edit" in command("inspect", "out")
+
+
 def test_bad_input_is_one_sentence(edit: Callable[..., str]) -> None:
     assert "number of a class" in edit("-o", "out", "--to", "a dog", code=2)
     assert "--sigma" in edit("-o", "out", "--sigma", "1000", code=2)
