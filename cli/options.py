@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from odeddim import defaults
+from odeddim.cli import forms
 from odeddim.cli.kinds import Assignment, Interval, ModelName, Shape, SolverName, Tolerance
 from odeddim.cli.parallel import beside
 from odeddim.cli.telling import telling
@@ -309,12 +310,14 @@ place = together(
     ),
     click.option(
         "--dtype",
-        type=click.Choice(["float32", "float64", "bfloat16", "float16", "tf32"]),
+        type=click.Choice(forms.DTYPES),
         default=None,
         help="The dtype of the network. The state is float64 with float64, else float32. bfloat16, float16 and tf32 "
-        "are for previews; tf32 is float32 with products of numbers that CUDA rounds to 10 bits.  "
-        "[default: float32; to decode, as encoded]",
+        "are for previews; tf32 is float32 with products of numbers that CUDA rounds to 10 bits; autocast-... is "
+        "float32 where torch takes that to be needed.  [default: float32; to decode, as encoded]",
     ),
+    forms.compiled,
+    forms.channels_last,
 )
 batch_size = click.option(
     "--batch-size",

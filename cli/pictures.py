@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ def _drawing(own: dict[str, Any]) -> Drawing:
     from odeddim.jobs import Animation, Drawing, Machine
 
     sheet, animate = _sheet(own), own.get("animate")
-    its_place = {name: own[name] for name in ("device", "dtype", "batch_size", "network_batch", "threads")}
+    its_place = {field.name: own[field.name] for field in fields(Machine) if field.name in own}
     return Drawing(
         own["output"],
         sheet,

@@ -23,6 +23,19 @@ if TYPE_CHECKING:
 @click.option(
     "--validation", default=None, type=click.Path(path_type=Path), help="Held-out images, whose loss is logged."
 )
+@click.option(
+    "--reference",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="Held-out images, whose Fréchet distance from samples is logged at each sample sheet.",
+)
+@click.option(
+    "--features",
+    default=None,
+    metavar="NAME|FILE",
+    help="What the distance is of, as in `odeddim bench quality`: inception:WEIGHTS.pth gives the FID.  [default: the "
+    "built-in classifier, for images of 28×28]",
+)
 @preparation.prepare
 @click.option("--resume", is_flag=True, hidden=True)  # of earlier versions; refuses where there is no run
 @click.option(
@@ -67,6 +80,10 @@ if TYPE_CHECKING:
     default=None,
     help="Pieces that a batch is cut into, one after another or on the processes of torchrun.  "
     "[default: the number of processes]",
+)
+@click.option("--compile", is_flag=True, default=None, help="Compile the network by torch.compile.")
+@click.option(
+    "--tensorboard", is_flag=True, default=None, help="Write the log for TensorBoard too, in MODEL/tensorboard."
 )
 @click.option(
     "--set",
@@ -116,22 +133,26 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
     model, checkpoints, log.csv and sample sheets; `--model MODEL` can use it at any time.
 
     A run that was stopped, for whatever reason, goes on with the same command. A complete run goes on with a larger
-    --steps. Settings that are left out are those that the run was begun with; other values are refused.
+    --steps. Settings that are left out are those that the run was begun with; other values are refused. Under torchrun
+    the processes share each batch.
 
     \b
     Examples:
       odeddim train train-images-idx3-ubyte.gz --validation t10k-images-idx3-ubyte.gz -o MODEL
       odeddim train photos32/ -o MODEL --multipliers 1,2,2 --attention 16 --steps 100000
       odeddim train photos/ -o MODEL --resize 64 --skip-bad
+      odeddim train photos32/ -o CIFAR --reference cifar10-test/ --features inception:WEIGHTS.pth
       odeddim train photos32/ -o FLOW --predicts flow
       odeddim train photos32/ -o EDM --predicts edm --flips --set ema_half_life=500000
       odeddim train photos32/ -o ADAMW --set weight_decay=0.01 --set decay_shape=cosine --set decay=1
       odeddim train photos32/ -o MODEL --steps 150000             more steps of the run in MODEL
+      torchrun --nproc-per-node 4 -m odeddim train photos/ -o FOUR --resize 64 --device cuda
     """
     import shlex
     import sys
 
     from odeddim.jobs.train import train
+    from odeddim.storage.workers import rank
     from odeddim.train.checkpoint import saved_step
 
     if resume:
@@ -146,6 +167,8 @@ def command(data: Path, output: Path, validation: Path | None, resume: bool, dev
             progress=progress,
             **_settings(given),
         )
+    if rank()[0] > 0:
+        return
     if run.was_complete:
         options.echo(f"{output} is complete, with {run.steps} steps: a larger --steps goes on")
     else:
@@ -174,7 +197,8 @@ def _reporter(output: Path) -> Iterator[Callable[[Progress], None]]:
     def words(progress: Progress) -> str:
         left = timedelta(seconds=round((progress.steps - progress.step) / progress.rate))
         validated = "" if progress.validation_loss is None else f", validation {progress.validation_loss:.5f}"
-        return f"loss {progress.loss:.5f}{validated}, {progress.rate:.1f} steps/s, {left} left"
+        measured = "" if progress.distance is None else f", distance {progress.distance:.3f}"
+        return f"loss {progress.loss:.5f}{validated}{measured}, {progress.rate:.1f} steps/s, {left} left"
 
     drawn = errors.is_terminal and telling.shows
     with contextlib.ExitStack() as stack:
@@ -191,7 +215,8 @@ def _reporter(output: Path) -> Iterator[Callable[[Progress], None]]:
                 return
             if progress.logged:
                 telling.write("progress", unit="training", done=progress.step, total=progress.steps, loss=progress.loss,
-                              validation_loss=progress.validation_loss, rate=progress.rate)  # fmt: skip
+                              validation_loss=progress.validation_loss, rate=progress.rate,
+                              **({} if progress.distance is None else {"distance": progress.distance}))  # fmt: skip
             if drawn:
                 bars.update(task, completed=progress.step, description=words(progress))
             elif progress.logged and telling.shows:

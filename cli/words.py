@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 ARGUMENTS = {
     "address", "against", "allow_pickle", "along", "among", "atol", "attention", "background", "batch_size",
-    "batches", "best", "bits", "blocks", "by", "calibrate", "certify", "channels", "checkpoint_every", "corners",
-    "count", "crop", "csv", "cycle", "density", "dequantise", "device", "direction", "draws", "dropout", "dtype",
+    "batches", "best", "bits", "blocks", "by", "calibrate", "certify", "channels", "channels_last", "checkpoint_every",
+    "compile", "corners", "count", "crop", "csv", "cycle", "density", "dequantise", "device", "direction", "draws",
+    "dropout", "dtype",
     "ema", "end", "engine", "eta", "evaluations", "false_positives", "features", "figure", "figure_size", "find",
     "format", "fps", "frames", "from", "from_guidance", "grid", "guidance", "images", "json", "label", "labels",
     "labels_from", "learning_rate", "levels", "log_json", "loop", "max_nfe", "model", "multipliers",

@@ -217,7 +217,7 @@ class Timed:
     """The network of a model, with the sum of the seconds that its calls take."""
 
     def __init__(self, model: VectorField) -> None:
-        self._eps, self._device = model.eps, model.device
+        self._eps, self._device = model.network, model.device
         self.seconds, self.calls = 0.0, 0
 
     def __call__(self, x: Tensor, t: Tensor, *given: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from odeddim.storage.png import MARK, notes_of, size_of
 from odeddim.storage.row_files import look_at, read_rows, settings_of
 from odeddim.storage.standing import note_of, standing
 from odeddim.train.checkpoint import CHECKPOINT, saved_settings, saved_step
-from odeddim.train.log import HEAD, Log
+from odeddim.train.log import HEAD, MEASURED, Log
 from odeddim.types import InputError, pick
 
 Facts = dict[str, Any]
@@ -136,8 +136,9 @@ def _training(path: Path) -> Facts:
     """A training run, by its folder."""
     settings = saved_settings(path)
     facts: Facts = {"kind": "a training run", "step": saved_step(path), "steps": settings.steps}
-    if rows := [row for row in Log(path).rows()[1:] if len(row) == len(HEAD)]:
-        facts["log"] = dict(zip(HEAD, rows[-1], strict=True))
+    head, *rows = Log(path).rows() or [list(HEAD)]
+    if rows := [row for row in rows if len(row) == len(head)]:
+        facts["log"] = dict(zip(head, rows[-1], strict=True))
     facts["training"] = vars(settings)
     if format_of(path) is not None:  # there is none before the first checkpoint
         facts["holds"] = summary(load(path))
@@ -263,7 +264,7 @@ def _log_rows(path: Path) -> list[list[str]]:
         rows = Log(path.parent).rows() if path.name == "log.csv" else []
     except InputError:
         return []
-    return rows if rows[:1] == [list(HEAD)] else []
+    return rows if rows and tuple(rows[0]) in (HEAD, MEASURED) else []
 
 
 # Words.

@@ -16,7 +16,7 @@ from odeddim.jobs.naming import Subject
 from odeddim.jobs.work import log, warn
 from odeddim.latents.latent_file import LatentFile
 from odeddim.latents.provenance import MADE_OF_OTHERS
-from odeddim.ode.devices import DTYPES, dtype_of, place_of
+from odeddim.ode.devices import DTYPES, Numbers, dtype_of, place_of
 from odeddim.ode.field import VectorField
 from odeddim.runs.engines import Gather, Given, Made, Span, Work, cores, over
 from odeddim.runs.on_ray import actors
@@ -40,12 +40,16 @@ class Machine:
     Attributes:
         device: "cpu", "cuda", "cuda:1", ...; by default a GPU if there is one. Under torchrun each process takes its
             own.
-        dtype: The dtype of the network: "float32", "tf32", "float64", "bfloat16" or "float16". The state is float64
-            with a float64 network, otherwise float32.
+        dtype: The dtype of the network: "float32", "tf32", "float64", "bfloat16", "float16", "autocast-bfloat16" or
+            "autocast-float16". The state is float64 with a float64 network, otherwise float32.
         batch_size: The number of images in work at once. It changes memory and speed, not the result.
         network_batch: The number of images in each evaluation of the network, the last batch being filled up; by
             default 8 on a CPU, 64 on a GPU. The last digits of a result depend on it.
         threads: The number of threads on a CPU; by default 1. The last digits of a result depend on it.
+        channels_last: Whether images lie in memory with their channels side by side, see `VectorField.to`; by default
+            not. The last digits of a result depend on it.
+        compile: Whether torch compiles the network, see `VectorField.to`; by default not. The last digits of a result
+            depend on it.
         workers: The number of processes that share the work; "auto" for one on each core, or on each GPU. Each takes
             the threads above and has the model in its memory. By default 1: the result is the same, a small job is
             done before others have started, and how many copies of a model fit into memory is not known here.
@@ -65,6 +69,8 @@ class Machine:
     batch_size: int | None = None
     network_batch: int | None = None
     threads: int | None = None
+    channels_last: bool | None = None
+    compile: bool | None = None
     workers: int | Literal["auto"] | None = None
     engine: str | None = None
     address: str | None = None
@@ -113,15 +119,14 @@ class Machine:
         place = place_of(self.device or getattr(its_own, "device", None))
         dtype = self.dtype
         if dtype is None and isinstance(getattr(its_own, "dtype", None), torch.dtype):
-            tf32 = isinstance(its_own, VectorField) and its_own.tf32
-            dtype = "tf32" if tf32 else str(its_own.dtype).removeprefix("torch.")
+            numbers = its_own.form.numbers if isinstance(its_own, VectorField) else Numbers(its_own.dtype)
+            dtype = numbers.name
         if dtype is None:
             kept = str(encoded.provenance.details.get("dtype", "float32") if encoded else "float32")
             dtype = pick(kept, DTYPES, "dtype")
             if dtype == "tf32" and place.type != "cuda":
                 dtype = "float32"
-        kind, tf32 = dtype_of(dtype)
-        return Place(self, place, kind, tf32, encoded)
+        return Place(self, place, dtype_of(dtype), encoded)
 
     def _check_shares(self, shared: bool) -> None:
         """Raise an InputError if the work of a job cannot be shared in this way."""
@@ -141,16 +146,32 @@ class Place:
     Attributes:
         machine: What the user gave.
         device: The device.
-        dtype: The dtype of the network.
-        tf32: Whether a GPU multiplies the network's float32 numbers in TF32.
+        numbers: What the network computes in.
         encoded: The latent file that the job reads, if it reads one.
     """
 
     machine: Machine
     device: torch.device
-    dtype: torch.dtype
-    tf32: bool = False
+    numbers: Numbers
     encoded: LatentFile | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the network."""
+        assert self.numbers.dtype is not None
+        return self.numbers.dtype
+
+    @property
+    def tf32(self) -> bool:
+        """Whether a GPU multiplies the network's float32 numbers in TF32."""
+        return self.numbers.tf32
+
+    @property
+    def form(self) -> dict[str, bool | None]:
+        """The form of the network, as `VectorField.to` takes it: as given, else as encoded."""
+        kept = self.encoded.provenance.details if self.encoded else {}
+        given = {"channels_last": self.machine.channels_last, "compile": self.machine.compile}
+        return {name: bool(kept.get(name)) or None if said is None else said for name, said in given.items()}
 
     @property
     def asked(self) -> bool:
@@ -165,7 +186,7 @@ class Place:
     @property
     def dtype_name(self) -> str:
         """The network's dtype by its name, as in `Machine.dtype`."""
-        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        return self.numbers.name
 
     def cast(self, state: State) -> State:
         """A State in the dtype that states have here."""
@@ -244,6 +265,8 @@ class Place:
         """What the provenance says of the machine: everything on which the digits of the result depend."""
         details: dict[str, Any] = {"dtype": self.dtype_name, "device": self.device.type}
         details["network_batch"] = field.network_batch
+        form = {"channels_last": field.form.channels_last, "compile": field.form.compiled}
+        details |= {name: True for name, whether in form.items() if whether}
         if self.device.type == "cpu":
             details["threads"] = torch.get_num_threads()
             details["cpu"] = torch.backends.cpu.get_cpu_capability()
@@ -268,8 +291,9 @@ class Place:
         made = file.provenance
         if row.name != made.solver or made.made_by in MADE_OF_OTHERS:
             return ""
-        then = {**made.details, "PyTorch": made.versions.get("torch")}
-        now = {**self.details(field, row, 0), "PyTorch": str(torch.__version__)}
+        plain = {"channels_last": False, "compile": False}  # a form that is not noted
+        then = {**plain, **made.details, "PyTorch": made.versions.get("torch")}
+        now = {**plain, **self.details(field, row, 0), "PyTorch": str(torch.__version__)}
         differ = [key for key, value in now.items() if then.get(key, value) != value]
         if not differ:
             return ""
@@ -305,7 +329,8 @@ def _off(row: Solver, nodes: torch.Tensor, *dtypes: str) -> str:
     levels = [sigma for sigma in nodes.tolist() if sigma > 0]
     if row.growth is None or len(levels) < 2:
         return ""
-    unit = max(2**-10 if name == "tf32" else torch.finfo(DTYPES[name]).eps for name in dtypes if name in DTYPES)
+    known = [name.removeprefix("autocast-") for name in dtypes if name in DTYPES]
+    unit = max(2**-10 if name == "tf32" else torch.finfo(DTYPES[name]).eps for name in known)
     off = row.growth(levels, True).image * unit / torch.finfo(torch.float32).eps
     return f": expect images to be {off:.0e} off (rms, in [-1, 1]), and single pixels ten times that"
 

@@ -51,6 +51,8 @@ def subject_on(place: Place, model: Model | Subject, made_under: Mapping[str, An
     field = load(said.name, device=place.device, allow_pickle=said.allow_pickle)
     if place.asked or place.tf32 or not field.keeps_dtype:
         field.to(place.device, place.dtype_name)
+    if any(said is not None for said in place.form.values()):
+        field.to(place.device, **place.form)
     for argument in said.condition:
         pick(argument, (part.name for part in fields(Condition)), "condition")
     before = Condition(**(made_under or {}))

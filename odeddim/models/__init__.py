@@ -122,6 +122,8 @@ def load(
     scheduler: DiffusersObject | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    channels_last: bool | None = None,
+    compile: bool | None = None,
     allow_pickle: bool = False,
 ) -> VectorField:
     """Load a model as a VectorField, with its weights frozen and the network in evaluation mode.
@@ -135,6 +137,7 @@ def load(
         device: The device of the network; by default torch's default device, or where the object lies.
         dtype: The dtype of the network, see `VectorField.to`; by default as stored. The state has its own dtype. On a
             GPU "float32" is float32, and "tf32" is what torch would do by default.
+        channels_last, compile: Forms of the network that are faster and change last digits, see `VectorField.to`.
         allow_pickle: Whether to read files that run the code in them with your rights (EDM's .pkl). Do so only with
             files that you trust.
 
@@ -154,9 +157,12 @@ def load(
         raise InputError("scheduler=... belongs to a network of diffusers: leave it out, for this model has a schedule")
     if not isinstance(model, (str, Path)):
         field = model if isinstance(model, VectorField) else load_object(model, scheduler)
-        return field if device is None and dtype is None else field.to(device or field.device or "cpu", dtype)
+        if all(said is None for said in (device, dtype, channels_last, compile)):
+            return field
+        return field.to(device or field.device or "cpu", dtype, channels_last=channels_last, compile=compile)
     if hub.is_named(model):
-        return hub.loaded(str(model), partial(load, device=device, dtype=dtype))
+        form = {"channels_last": channels_last, "compile": compile}
+        return hub.loaded(str(model), partial(load, device=device, dtype=dtype, **form))
     if str(model) in BUILT_IN:
         field = BUILT_IN[str(model)][0]()
     else:
@@ -174,7 +180,7 @@ def load(
                 f"{path} is a pickle, and reading it runs the code in it: if you trust the file, give allow_pickle=True"
             )
         field = _with_moments(reader.read(path), path)
-    return field.to(device or torch.get_default_device(), dtype)
+    return field.to(device or torch.get_default_device(), dtype, channels_last=channels_last, compile=compile)
 
 
 def place_of_moments(path: Path) -> Path:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,8 +19,33 @@ DTYPES = {
     "float64": torch.float64,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "autocast-bfloat16": torch.float32,
+    "autocast-float16": torch.float32,
 }
-"""The dtypes of a network by name. "tf32" is float32, with products on a GPU in TF32; see `products`."""
+"""The dtypes of a network by name. "tf32" is float32, with products on a GPU in TF32; see `products`. "autocast-..." is
+float32 with those operations in a smaller dtype that torch.autocast takes for safe in it."""
+
+
+class Numbers(NamedTuple):
+    """What a network computes in.
+
+    Attributes:
+        dtype: Its dtype; None for that of the state.
+        tf32: Whether a GPU may multiply float32 numbers in TF32.
+        autocast: The dtype of torch.autocast; None for none.
+    """
+
+    dtype: torch.dtype | None
+    tf32: bool = False
+    autocast: torch.dtype | None = None
+
+    @property
+    def name(self) -> str:
+        """The name in `DTYPES`, or that of the dtype."""
+        if self.autocast is not None:
+            return f"autocast-{str(self.autocast).removeprefix('torch.')}"
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+
 
 _lock = threading.Lock()
 _inside = {False: 0, True: 0}  # the number of evaluations in progress, by whether they allow TF32
@@ -73,25 +98,27 @@ def place_of(name: str | torch.device | None = None) -> torch.device:
     return device_of(name)
 
 
-def dtype_of(dtype: str | torch.dtype) -> tuple[torch.dtype, bool]:
+def dtype_of(dtype: str | torch.dtype) -> Numbers:
     """The dtype of a network.
 
     Args:
         dtype: A name in `DTYPES`, or a floating point dtype of torch.
 
     Returns:
-        The dtype, and whether products on a GPU are in TF32.
+        The dtype, whether products on a GPU are in TF32, and the dtype of autocast.
 
     Raises:
         InputError: If the name is unknown, or the dtype is not a floating point one.
     """
     if isinstance(dtype, str):
-        return DTYPES[pick(dtype, DTYPES, "dtype")], dtype == "tf32"
+        kind = DTYPES[pick(dtype, DTYPES, "dtype")]
+        _, lower, smaller = dtype.rpartition("autocast-")
+        return Numbers(kind, dtype == "tf32", DTYPES[smaller] if lower else None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(
             f"the dtype of a network must be {', '.join(DTYPES)} or a floating point dtype of torch, not {dtype!r}"
         )
-    return dtype, False
+    return Numbers(dtype)
 
 
 @contextlib.contextmanager

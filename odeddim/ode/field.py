@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -13,8 +12,18 @@ from torch import Tensor
 
 from odeddim.ode.adapted import Adapted
 from odeddim.ode.codec import Codec
-from odeddim.ode.conditions import Condition, Conditions, Given, Placed, check_each, classes_of, given_to_each
-from odeddim.ode.devices import device_of, dtype_of, products
+from odeddim.ode.conditions import (
+    Condition,
+    Conditions,
+    Given,
+    Placed,
+    check_each,
+    classes_of,
+    given_to_each,
+    together,
+)
+from odeddim.ode.devices import Numbers, device_of, dtype_of, products
+from odeddim.ode.forms import Form
 from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, where_guided
 from odeddim.ode.labels import Labels, Relabelled, labels_of
@@ -109,7 +118,7 @@ class VectorField:
         if isinstance(eps, torch.nn.Module):
             eps.eval()  # dropout would make each run different
         parameter = next(eps.parameters(), None) if isinstance(eps, torch.nn.Module) else None
-        self._place = _Place() if parameter is None else _Place(parameter.device, parameter.dtype)
+        self._form = Form() if parameter is None else Form(parameter.device, Numbers(parameter.dtype))
         self.reset()
 
     @property
@@ -131,12 +140,12 @@ class VectorField:
     @property
     def dtype(self) -> torch.dtype | None:
         """The dtype of the network; None if it runs in the dtype of the state."""
-        return self._place.dtype
+        return self._form.numbers.dtype
 
     @property
     def device(self) -> torch.device | None:
         """The device of the network; None if it runs on the device of the state."""
-        return self._place.device
+        return self._form.device
 
     @property
     def keeps_dtype(self) -> bool:
@@ -146,33 +155,58 @@ class VectorField:
     @property
     def tf32(self) -> bool:
         """Whether a GPU may multiply the network's float32 numbers in TF32."""
-        return self._place.tf32
+        return self._form.numbers.tf32
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | str | None = None) -> VectorField:
-        """Move the network and the codec to a device, and the network to a dtype.
+    @property
+    def form(self) -> Form:
+        """The form of the network: device, dtype, memory, and whether it is compiled. `to` changes it."""
+        return self._form
+
+    @property
+    def network(self) -> Callable[..., Tensor]:
+        """The network in its form, network(x (B, *), t (B,), *given) -> (B, *)."""
+        return self._form.of(self.eps)
+
+    def to(
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype | str | None = None,
+        *,
+        channels_last: bool | None = None,
+        compile: bool | None = None,
+    ) -> VectorField:
+        """Move the network and the codec to a device, and the network to a dtype and into a form.
 
         All fields that share the network move together, whatever their conditions.
 
         Args:
             device: A device of torch, or its name.
             dtype: A dtype of torch, or "float32", "float64", "bfloat16", "float16"; or "tf32" on CUDA, which is
-                float32 with products that are several times faster and keep 10 bits. By default it stays as it is.
+                float32 with products that are several times faster and keep 10 bits; or "autocast-bfloat16",
+                "autocast-float16", which are float32 within torch.autocast. By default it stays as it is.
+            channels_last: Whether images lie in memory with their channels side by side, which many convolutions are
+                faster with. By default it stays as it is. It changes last digits.
+            compile: Whether torch compiles the network alone (`torch.compile`), once for each size of batch: give a
+                `network_batch`. On CUDA it is replayed as a graph. The first evaluation takes up to minutes, and on a
+                CPU it needs a compiler of C++. By default it stays as it is. It changes last digits.
 
         Returns:
             The field itself.
 
         Raises:
-            InputError: If this machine has no such device, or the dtype is not one of a network.
+            InputError: If this machine has no such device, the dtype is not one of a network, or the network has no
+                other form.
         """
         place = device_of(device)
-        kind, tf32 = (self.dtype, self.tf32) if dtype is None else dtype_of(dtype)
-        if dtype is not None and tf32 and place.type != "cuda":
+        numbers = self._form.numbers if dtype is None else dtype_of(dtype)
+        if dtype is not None and numbers.tf32 and place.type != "cuda":
             raise InputError(f"dtype='tf32' needs CUDA, and the device is {place.type}: give dtype='float32'")
         if isinstance(self.eps, torch.nn.Module):
-            self.eps.to(device=place, dtype=None if dtype is None else kind)
+            self.eps.to(device=place, dtype=None if dtype is None else numbers.dtype)
         if self.codec is not None:
             self.codec.to(place)
-        self._place.device, self._place.dtype, self._place.tf32 = place, kind, tf32
+        self._form.device, self._form.numbers = place, numbers
+        self._form.change(self.eps, self.name, channels_last, compile)
         return self
 
     @property
@@ -451,8 +485,7 @@ class VectorField:
         twin.watch = None
         twin.reset()
         twin._each = len(conditions)
-        twin.condition, given = given_to_each(self.name, self.conditions, conditions, self.condition)
-        twin._given = Placed(*given)
+        twin.condition, twin._given = given_to_each(self.name, self.conditions, conditions, self.condition)
         return twin
 
     def count(self, other: VectorField) -> None:
@@ -544,7 +577,7 @@ class VectorField:
     def _under_condition(self, x: Tensor, labels: Tensor, sigma: Tensor) -> Tensor:
         """The network's answer under the condition, with guidance in its interval; labels (B,), sigma () or (B,)."""
         guided = where_guided(self.condition, sigma)
-        each = () if self._each is None or self._given is None else self._given.together(x)
+        each = () if self._each is None or self._given is None else together(self._given, x)
         if isinstance(guided, bool):
             self.rows += x.shape[0] * (1 + guided)
             return self._evaluate(x, labels, guided, each)
@@ -568,25 +601,17 @@ class VectorField:
         return out
 
     def _network(self, x: Tensor, labels: Tensor, guided: bool, each: Given) -> Tensor:
+        network = self.network
         if self.conditions is None:
-            return self.eps(x, labels)
+            return network(x, labels)
         if self._given is None:
             self._given = Placed(*self.conditions.given(self.condition))
-        given, null = self._given.beside(x) if not each else (each[: len(self._given.given)], None)
-        if each and self._given.null is not None:
-            null = each[len(given) :]
+        given, null = self._given.beside(x)
+        if each:
+            given, null = each[: len(given)], each[len(given) :] or None
         if not guided or null is None:
-            return conditioned_answer(self.eps, x, labels, given)
-        return guided_answer(self.eps, x, labels, given, null, self.condition.guidance)
-
-
-@dataclass
-class _Place:
-    """The device and dtype of a network: one object for all fields that share the network."""
-
-    device: torch.device | None = None
-    dtype: torch.dtype | None = None
-    tf32: bool = False
+            return conditioned_answer(network, x, labels, given)
+        return guided_answer(network, x, labels, given, null, self.condition.guidance)
 
 
 def _like_images(per_image: Tensor, xbar: Tensor) -> Tensor:

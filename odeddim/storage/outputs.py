@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,8 @@ from odeddim.storage.sheets import Captions, titles
 from odeddim.storage.workers import GO_ON, MEMBER, Claims, OfFirst, SharedRun, Together, begin_together, end_together
 from odeddim.types import InputError, pick
 
+AT_ONCE = 8
+"""So many files of a folder are written at once."""
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 """The formats of image files, and the suffixes of their names."""
 
@@ -222,12 +225,20 @@ class Folder(SharedRun):
         Raises:
             InputError: The disk does not take an image; the images written before stay.
         """
-        for i, (name, image) in enumerate(zip(self._files[start:stop], images.cpu(), strict=True)):
-            path = self.folder / name
+        pixels = images.cpu()
+
+        def save(i: int) -> None:
+            path = self.folder / self._files[start + i]
             known = {key: repr(float(values[i])) for key, values in (figures or {}).items()}
+            self._save(pixels[i], path, {MARK: self._mark_of(start + i), **known}, temporary_beside(path))
+
+        with ThreadPoolExecutor(AT_ONCE, "files") as threads:  # a file waits for the disk, and several wait together
+            saved = [threads.submit(save, i) for i in range(stop - start)]
             try:
-                self._save(image, path, {MARK: self._mark_of(start + i), **known}, temporary_beside(path))
+                for future in saved:
+                    future.result()
             except InputError as error:
+                threads.shutdown(cancel_futures=True)
                 raise InputError(f"{error}; the images written before stay, and {GO_ON}") from error
         self.leave(start, stop)
 

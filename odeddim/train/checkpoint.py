@@ -14,6 +14,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from odeddim.models.formats import native
 from odeddim.storage.atomic import replacing
+from odeddim.train.processes import ALONE, Processes
 from odeddim.train.settings import Settings
 from odeddim.train.trainer import Trainer
 from odeddim.types import InputError
@@ -68,8 +70,12 @@ def save_model(trainer: Trainer, folder: Path, losses: Mapping[str, float]) -> N
         path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
-def save_checkpoint(trainer: Trainer, folder: Path) -> None:
-    """Write everything that `load_checkpoint` needs."""
+Content = tuple[dict[str, Tensor], dict[str, Any]]
+"""Everything that a run needs to continue: tensors by name, and notes that JSON can hold."""
+
+
+def content_of(trainer: Trainer) -> Content:
+    """Return the content of a run's checkpoint, with tensors on the CPU."""
     state = {f"network.{name}": value for name, value in trainer.network.state_dict().items()}
     state |= {f"average.{name}": value for name, value in trainer.average.module.state_dict().items()}
     for name, parameter in trainer.network.named_parameters():
@@ -82,18 +88,14 @@ def save_checkpoint(trainer: Trainer, folder: Path) -> None:
         "settings": trainer.settings.to_dict(),
         "architecture": trainer.network.config,
     }
-    with replacing_in(folder, CHECKPOINT) as path:
-        path.write_bytes(save(_on_cpu(state), {key: json.dumps(value) for key, value in notes.items()}))
+    return _on_cpu(state), notes
 
 
-def load_checkpoint(folder: Path, device: torch.device) -> Trainer:
-    """Return the run in a folder at the step of its checkpoint. Raises InputError if the file is not a checkpoint."""
-    path = folder / CHECKPOINT
-    notes = {key: json.loads(value) for key, value in _notes(path).items()}
-    trainer = Trainer(notes["architecture"], Settings(**notes["settings"]), notes["images"], device)
+def trainer_of(content: Content, device: torch.device, processes: Processes = ALONE) -> Trainer:
+    """Return the run with the content of a checkpoint, on a device."""
+    state, notes = content
+    trainer = Trainer(notes["architecture"], Settings(**notes["settings"]), notes["images"], device, processes)
     trainer.step, trainer.seconds, trainer.commands = notes["step"], notes["seconds"], notes["commands"]
-    with safe_open(path, "pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - `file` is not a mapping
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
@@ -104,6 +106,22 @@ def load_checkpoint(folder: Path, device: torch.device) -> Trainer:
     moments = {i: part(f"optimizer.{name}.") for i, (name, _) in enumerate(trainer.network.named_parameters())}
     trainer.optimizer.load_state_dict({**trainer.optimizer.state_dict(), "state": moments})
     return trainer
+
+
+def save_checkpoint(trainer: Trainer, folder: Path) -> None:
+    """Write everything that `load_checkpoint` needs."""
+    state, notes = content_of(trainer)
+    with replacing_in(folder, CHECKPOINT) as path:
+        path.write_bytes(save(state, {key: json.dumps(value) for key, value in notes.items()}))
+
+
+def load_checkpoint(folder: Path, device: torch.device, processes: Processes = ALONE) -> Trainer:
+    """Return the run in a folder at the step of its checkpoint. Raises InputError if the file is not a checkpoint."""
+    path = folder / CHECKPOINT
+    notes = {key: json.loads(value) for key, value in _notes(path).items()}
+    with safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - `file` is not a mapping
+    return trainer_of((state, notes), device, processes)
 
 
 def replacing_in(folder: Path, name: str) -> contextlib.AbstractContextManager[Path]:

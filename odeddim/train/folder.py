@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from odeddim.models.formats import native
 from odeddim.storage.atomic import has_mark, mark_of
 from odeddim.storage.workers import Claims
-from odeddim.train.log import HEAD, LOG, Log
+from odeddim.train.log import HEAD, LOG, MEASURED, Log
 from odeddim.train.trainer import Trainer
 from odeddim.types import InputError
 
@@ -52,7 +52,7 @@ def check_new(folder: Path, trainer: Trainer) -> None:
     if any((folder / name).exists() for name in (native.CONFIG, native.WEIGHTS)):
         raise InputError(f"{folder} already holds a model, but no run to continue: train in another folder")
     # A run that was killed before its first checkpoint leaves a log with a head only.
-    if (folder / LOG).exists() and Log(folder).rows() not in ([], [list(HEAD)]):
+    if (folder / LOG).exists() and Log(folder).rows() not in ([], [list(HEAD)], [list(MEASURED)]):
         raise InputError(f"{folder / LOG} already exists, but belongs to no run: train in another folder")
     _check_sheets(folder, trainer)
 
@@ -63,7 +63,7 @@ def check_continued(folder: Path, trainer: Trainer) -> None:
         raise InputError(f"{config} does not describe the model of the run in this folder: move it away")
     if (weights := folder / native.WEIGHTS).exists() and not _is_shaped(weights, trainer):
         raise InputError(f"{weights} does not hold the weights of the run in this folder: move it away")
-    if (rows := Log(folder).rows()) and rows[0] != list(HEAD):
+    if (rows := Log(folder).rows()) and tuple(rows[0]) not in (HEAD, MEASURED):
         raise InputError(f"{folder / LOG} is not the log of the run in this folder: move it away")
     _check_sheets(folder, trainer)
 

@@ -11,10 +11,13 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def postponed() -> Iterator[Callable[[], bool]]:
+def postponed(*, impatient: bool = True) -> Iterator[Callable[[], bool]]:
     """Delay signals that end the process until the block ends, so that they do not interrupt a step.
 
-    A second signal takes effect at once. Only the main thread can delay signals; in other threads nothing changes.
+    Args:
+        impatient: Whether a second signal takes effect at once. (With Ctrl-C, torchrun's processes get two.)
+
+    Only the main thread can delay signals; in other threads nothing changes.
 
     Yields:
         A function that returns whether a signal has arrived.
@@ -23,7 +26,7 @@ def postponed() -> Iterator[Callable[[], bool]]:
 
     def handler(number: int, frame: FrameType | None) -> None:
         asked.append(number)
-        if len(asked) > 1:
+        if len(asked) > 1 and impatient:
             signal.signal(number, previous.get(number, signal.SIG_DFL))
             signal.raise_signal(number)
 

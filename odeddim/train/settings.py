@@ -14,9 +14,18 @@ from odeddim.types import InputError, pick
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MOST_BATCH = 65_536  # images per step: a larger batch takes too long to draw, and too much memory
 DECAY_SHAPES = ("linear", "cosine")
-CHANGEABLE = ("steps", "checkpoint_every", "samples_every", "log_every")
+CHANGEABLE = ("steps", "checkpoint_every", "samples_every", "log_every", "tensorboard", "distance_images")
 """The settings that a continued run may change."""
-_ADDED = ("weight_decay", "decay_shape", "ema_half_life", "flips", "microbatches")
+_ADDED = (
+    "weight_decay",
+    "decay_shape",
+    "ema_half_life",
+    "flips",
+    "microbatches",
+    "compile",
+    "tensorboard",
+    "distance_images",
+)
 """The settings that runs of earlier versions do not have. They are written only if they differ from their defaults."""
 
 
@@ -52,6 +61,9 @@ class Settings:
         microbatches: The number of equal pieces that a step's batch is cut into. Their gradients are added up before
             the step (gradient accumulation), and the processes of torchrun share them. A step has the same images,
             labels and noise for any number.
+        compile: Whether the network is compiled by torch.compile for training. Its last digits may differ.
+        tensorboard: Whether the log is also written for TensorBoard.
+        distance_images: The largest number of samples for a Fréchet distance, if there are as many reference images.
 
     Raises:
         InputError: If a value has the wrong type or is out of range.
@@ -81,6 +93,9 @@ class Settings:
     ema_half_life: float = 0.0
     flips: bool = False
     microbatches: int = 1
+    compile: bool = False
+    tensorboard: bool = False
+    distance_images: int = 2048
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -90,6 +105,8 @@ class Settings:
         for name in ("steps", "batch_size", "checkpoint_every", "samples_every", "log_every", "microbatches"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.distance_images < 2:
+            raise InputError(f"distance_images must be at least 2, not {self.distance_images}")
         if self.batch_size > MOST_BATCH:
             raise InputError(f"batch_size must be at most {MOST_BATCH:,} images per step, not {self.batch_size:,}")
         good = self.learning_rate > 0 and self.clip > 0 and self.warmup >= 0

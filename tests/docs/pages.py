@@ -18,21 +18,9 @@ SMALL = ["--model", "exact-mixture", "--size", "1,8,8"]  # where the fine run th
 UNTESTED = "train train-images-idx3-ubyte.gz"
 """How the built-in models were trained: their images are not here."""
 TRAIN = [
-    "--channels",
-    "8",
-    "--multipliers",
-    "1,2",
-    "--blocks",
-    "1",
-    "--batch-size",
-    "4",
-    "--microbatches",
-    "2",
-    "--steps",
-    "2",
-    "--device",
-    "cpu",
-]
+    "--channels", "8", "--multipliers", "1,2", "--blocks", "1", "--batch-size", "4", "--microbatches", "2",
+    "--steps", "2", "--device", "cpu",
+]  # fmt: skip
 BENCH = {  # in small: the commands are the same
     "reconstruction": ["-n", "2", "--steps", "5,10"],
     "quality": ["-n", "6", "--steps", "5"],
@@ -68,7 +56,7 @@ def in_small(line: str) -> list[str]:
     elif words[0] == "explore":
         words += ["--tiles", "3", "--levels", "3"]
     elif words[0] == "train":
-        words += TRAIN.split()
+        words += TRAIN
     elif words[0] == "grid":
         words += ["-n", "2", "--steps", "4"]
     return words

@@ -252,6 +252,36 @@ def test_float32_is_float32_while_a_network_is_evaluated() -> None:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
 
 
+def test_a_compiled_network_is_a_graph_whose_answers_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like a graph of CUDA, the stand-in of torch.compile writes all its answers into one place."""
+    asked = []
+
+    def stand_in(network: nn.Module, **options: Any) -> Callable[..., Tensor]:
+        asked.append(options)
+        place: list[Tensor] = []
+
+        def answer(x: Tensor, t: Tensor) -> Tensor:
+            out = network(x, t)
+            if not place:
+                place.append(out.clone())
+            return place[0].mul_(0).add_(out)
+
+        return answer
+
+    alone = odeddim.encode(IMAGES, "ab3", model=field(), steps=6)
+    monkeypatch.setattr(torch, "compile", stand_in)
+    begun: list[None] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(None))
+    with Double() as double:
+        model = field().to("cuda:0", compile=True)
+        double.waits.clear()
+        there = odeddim.encode(IMAGES, "ab3", model=model, steps=6)
+        assert double.waits.total() <= BESIDES
+    assert asked == [{"dynamic": False, "mode": "reduce-overhead"}]
+    assert len(begun) == model.nfe
+    assert torch.equal(there.xbar.inner, alone.xbar)
+
+
 def test_the_double_refuses_what_cuda_refuses() -> None:
     with Double():
         there = torch.zeros(2, 3, device="cuda:0")

@@ -11,7 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ INSTEAD = {
     "--resize 64": "--resize 16", " --paper": "",
 }  # fmt: skip
 """What no test can have: Inception's weights, a GPU, an hour, the paper's data."""
+TRAIN = ["--blocks", "1", "--channels", "8", "--batch-size", "2", "--steps", "2"]
 SHAPE = (3, 16, 16)
 
 
@@ -69,14 +70,22 @@ def examples() -> dict[str, str]:
     return found
 
 
+class Unlabelled:
+    """A network that is given labels and does not look at them. Other processes can be given it, as --workers does."""
+
+    def __init__(self, network: Callable[..., torch.Tensor]) -> None:
+        self.network = network
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, *label: torch.Tensor) -> torch.Tensor:
+        return self.network(x, t)
+
+
 def small(name: str, shape: tuple[int, ...] | None = None, classes: int | None = None) -> VectorField:
     """An exact field under the name of a model; where it takes classes, all of them are the same."""
     schedule = Schedule.linear()
-    network = GaussianMixture(torch.tensor([-0.6, 0.6]), 0.15).network(schedule)
-    return VectorField.from_network(
-        lambda x, t, *label: network(x, t), schedule, shape=shape, name=name, classes=classes,
-        null=None if classes is None else 0,
-    )  # fmt: skip
+    network = Unlabelled(GaussianMixture(torch.tensor([-0.6, 0.6]), 0.15).network(schedule))
+    null = None if classes is None else 0
+    return VectorField.from_network(network, schedule, shape=shape, name=name, classes=classes, null=null)
 
 
 def photos(folder: Path, count: int) -> None:
@@ -192,6 +201,7 @@ def test_an_example_runs(example: str, world: Path, here: Path) -> None:
             "MODEL": "exact-mixture",
         }.items():
             example = example.replace(word, other)
+        example += f" {' '.join(TRAIN)}" if "odeddim train" in example else ""
         path = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run(example, shell=True, check=True, capture_output=True, cwd=here, env=path)
         return
@@ -204,7 +214,7 @@ def test_an_example_runs(example: str, world: Path, here: Path) -> None:
             del small[option]
         words += [word for option in small.items() if option[0] not in words for word in option]
     if words[0] == "train":
-        words = [*words, "--blocks", "1", "--channels", "8", "--batch-size", "2", "--steps", "2"]
+        words = [*words, *TRAIN]
         if "more steps" in said:
             command(*words)
             words[-1] = "4"
