@@ -13,7 +13,7 @@ import torch
 from odeddim.api import Model, to_images
 from odeddim.checks.certificate import decode_to
 from odeddim.jobs.decoding import Decoding, decoding_of
-from odeddim.jobs.each import Each, for_batch, kept_in
+from odeddim.jobs.each import Each, for_batch, kept_for
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.recording import OWN_STEPS, Recording, Walk, opened, together
 from odeddim.jobs.subject import Subject, subject_of, warn_of_plan
@@ -108,7 +108,7 @@ def decode(
         if not output.is_dir():
             check_place(output, latents)
         began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
-        work = _Decoding(field, ode, decoding, place.state, tol, Walk.of(recording), kept_in(file))
+        work = _Decoding(field, ode, decoding, place.state, tol, Walk.of(recording), kept_for(file, ode))
         with (
             opened(recording, file.names, of_first, plan, up=False, overwrite=overwrite) as points,
             open_output(
@@ -169,7 +169,7 @@ class _Decoding:
         dtype: The dtype of states.
         tol: The tolerance, if one chooses the steps.
         walk: What runs and keeps points, if they are kept.
-        each: The condition of each latent, if they have their own.
+        each: The condition of each image, if they have their own.
     """
 
     field: VectorField
@@ -183,17 +183,13 @@ class _Decoding:
     def __call__(self, start: int, stop: int, state: State) -> _Decoded:
         """What the latents start, ..., stop-1 become."""
         state = state.to(dtype=self.dtype)
-        own = for_batch(self.each, self.model, state)
+        model = for_batch(self.each, self.model, state)
+        passed = taken = change = None
         if self.tol is not None:
-            data, taken, change = decode_to(self.tol, state, self.decoding.rungs, own)
-            self._count(own)
-            return _Decoded(to_images(self.field, data).cpu(), None, taken, change)
-        data = self.decoding.images(state, own, start, self.walk)
-        self._count(own)
-        passed = None if self.walk is None else self.walk.passed
-        return _Decoded(to_images(self.field, data).cpu(), passed)
-
-    def _count(self, own: VectorField) -> None:
-        """Add the work of a field that was made for a batch."""
-        if own is not self.model:
-            self.model.count(own)
+            data, taken, change = decode_to(self.tol, state, self.decoding.rungs, model)
+        else:
+            data = self.decoding.images(state, model, start, self.walk)
+            passed = None if self.walk is None else self.walk.passed
+        if model is not self.model:
+            self.model.count(model)
+        return _Decoded(to_images(self.field, data).cpu(), passed, taken, change)

@@ -138,19 +138,29 @@ def kept_in(file: LatentFile) -> Each | None:
     return Each(tuple(kept), torch.empty(0, dtype=torch.int64))
 
 
-def for_batch(each: Each | None, field: VectorField, state: State) -> VectorField:
-    """The field that decodes latents of a file: each under its own condition, if the file keeps some.
+def kept_for(file: LatentFile, field: VectorField) -> Each | None:
+    """The conditions under which the latents of a file are decoded; None if the field has one for all of them.
 
     Args:
-        each: The conditions that the file keeps, `kept_in`.
+        file: The latent file.
         field: The model of `odeddim.jobs.subject.subject_of`.
+    """
+    return None if any(getattr(field.condition, name) is not None for name in OWN) else kept_in(file)
+
+
+def for_batch(each: Each | None, field: VectorField, state: State) -> VectorField:
+    """The field that decodes latents, each under its own condition if they have some.
+
+    Args:
+        each: The conditions of `kept_for`.
+        field: The model.
         state: The latents, with their report.
     """
-    if each is None or any(getattr(field.condition, name) is not None for name in OWN):
+    if each is None:
         return field
     which = state.report.get(COLUMN)
     if which is None or not bool(((which >= 0) & (which < len(each.distinct))).all()):
-        raise InputError("the latents do not say which condition they have: give label=... or prompt=...")
+        raise InputError("the latents do not say which condition they have: give label=... or prompt=... for all")
     return each.on(field, which)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from odeddim import defaults
 from odeddim.api import Model, to_images
 from odeddim.jobs.decoding import NOTHING, decoding_of
-from odeddim.jobs.each import for_batch, kept_in
+from odeddim.jobs.each import for_batch, kept_for
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, subject_of
 from odeddim.jobs.work import How, Numbered, the_plan
@@ -64,7 +64,7 @@ class Latents(LatentFile):
         place.fit(field, decoding.plan.solver)
         first = range(len(self))[rows] if isinstance(rows, int) else rows.indices(len(self))[0]
         state = place.cast(self[rows])
-        return to_images(field, decoding.images(state, for_batch(kept_in(self), field.on_data(), state), first))
+        return to_images(field, decoding.images(state, for_batch(kept_for(self, field), field.on_data(), state), first))
 
 
 def open(path: str | Path) -> Latents:

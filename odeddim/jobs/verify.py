@@ -16,7 +16,7 @@ from odeddim.jobs.combining import sheet_at
 from odeddim.jobs.comparing import FIGURES as APART
 from odeddim.jobs.comparing import Comparison, compare
 from odeddim.jobs.decoding import decoding_of
-from odeddim.jobs.each import for_batch, kept_in
+from odeddim.jobs.each import for_batch, kept_for
 from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.subject import Subject, images_for, subject_of
 from odeddim.jobs.waiting import wait_for
@@ -231,7 +231,7 @@ def _certify(file: LatentFile, source: ImageSource, field: VectorField, place: P
                 figures = certificate_of_rungs(x_0, state, how.rungs, field)
             else:
                 counts = kept.report.get("evaluations", torch.full((stop - start,), how.plan.evaluations))
-                figures = certificate(x_0, state, how.plan, for_batch(kept_in(file), field, state), counts)
+                figures = certificate(x_0, state, how.plan, for_batch(kept_for(file, field), field, state), counts)
             run.write(start, stop, kept, figures)
             advance(stop - start)
 
@@ -258,7 +258,9 @@ def _draw(
     def cells() -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
         for i in rows:
             state = place.cast(file.pick(i))
-            again = to_images(field, how.images(state, for_batch(kept_in(file), field.on_data(), state), i)).cpu()[0]
+            again = to_images(
+                field, how.images(state, for_batch(kept_for(file, field), field.on_data(), state), i)
+            ).cpu()[0]
             known = {name: float(values[i]) for name, values in figures.items()}
             if source is None:
                 yield again, known

@@ -45,11 +45,6 @@ class Placed:
             self._there[where] = there
         return there
 
-    def together(self, x: Tensor) -> Given:
-        """Both in one row: those for the condition, and behind them those for no condition."""
-        given, null = self.beside(x)
-        return (*given, *(null or ()))
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_there": {}}
 
@@ -232,6 +227,12 @@ def check_each(model: str, count: int | None, batch: int) -> None:
             f"the model {model!r} has conditions for {count} images, each for one, and was called with {batch}: give "
             "label=... or prompt=... for all images, or a solver with fixed steps"
         )
+
+
+def together(placed: Placed, x: Tensor) -> Given:
+    """The tensors for the conditions of each image and for none, in one row, beside the network's input."""
+    given, null = placed.beside(x)
+    return (*given, *(null or ()))
 
 
 def classes_of(count: int | None, null: int | None) -> Classes | None:

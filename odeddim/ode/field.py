@@ -12,7 +12,16 @@ from torch import Tensor
 
 from odeddim.ode.adapted import Adapted
 from odeddim.ode.codec import Codec
-from odeddim.ode.conditions import Condition, Conditions, Given, Placed, check_each, classes_of, given_to_each
+from odeddim.ode.conditions import (
+    Condition,
+    Conditions,
+    Given,
+    Placed,
+    check_each,
+    classes_of,
+    given_to_each,
+    together,
+)
 from odeddim.ode.devices import Numbers, device_of, dtype_of, products
 from odeddim.ode.forms import Form
 from odeddim.ode.gaussian import Gaussian
@@ -476,8 +485,7 @@ class VectorField:
         twin.watch = None
         twin.reset()
         twin._each = len(conditions)
-        twin.condition, given = given_to_each(self.name, self.conditions, conditions, self.condition)
-        twin._given = Placed(*given)
+        twin.condition, twin._given = given_to_each(self.name, self.conditions, conditions, self.condition)
         return twin
 
     def count(self, other: VectorField) -> None:
@@ -569,7 +577,7 @@ class VectorField:
     def _under_condition(self, x: Tensor, labels: Tensor, sigma: Tensor) -> Tensor:
         """The network's answer under the condition, with guidance in its interval; labels (B,), sigma () or (B,)."""
         guided = where_guided(self.condition, sigma)
-        each = () if self._each is None or self._given is None else self._given.together(x)
+        each = () if self._each is None or self._given is None else together(self._given, x)
         if isinstance(guided, bool):
             self.rows += x.shape[0] * (1 + guided)
             return self._evaluate(x, labels, guided, each)
@@ -598,9 +606,9 @@ class VectorField:
             return network(x, labels)
         if self._given is None:
             self._given = Placed(*self.conditions.given(self.condition))
-        given, null = self._given.beside(x) if not each else (each[: len(self._given.given)], None)
-        if each and self._given.null is not None:
-            null = each[len(given) :]
+        given, null = self._given.beside(x)
+        if each:
+            given, null = each[: len(given)], each[len(given) :] or None
         if not guided or null is None:
             return conditioned_answer(network, x, labels, given)
         return guided_answer(network, x, labels, given, null, self.condition.guidance)
