@@ -36,7 +36,7 @@ def _noise(function: options.F) -> options.F:
 @click.argument("latents", type=click.Path(path_type=Path))
 @pictures.output("Where images go: a folder for PNGs, a sheet.png, a file.h5 or a file.npz.")
 @options.its_model
-@options.run("the one that encoded", _noise, tops.top, options.plan, parallel.option)
+@options.run("the one that encoded", _noise, tops.top, options.plan, parallel.option, options.portable_as_encoded)
 @options.machine
 @options.tol
 @recording.trajectory

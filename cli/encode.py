@@ -48,7 +48,13 @@ start = click.option(
 @options.model
 @preparation.prepare
 @options.run(
-    f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, tops.top, start, options.plan, parallel.option
+    f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}",
+    options.end,
+    tops.top,
+    start,
+    options.plan,
+    parallel.option,
+    options.portable,
 )
 @options.machine
 @options.tol
@@ -81,6 +87,9 @@ def command(
 
     --trajectory keeps the points of each image's run, at the nodes or at noise levels between them, for `odeddim
     trajectory` and `odeddim.Trajectory.load`. The latents have the same bits with and without it.
+
+    --portable makes latents that are the same bits on any machine, and says of which images that is certified: the
+    margin of each latent is stored as report/margin, and is at least 1 then. Reversible solvers come back bit for bit.
 
     --density measures along the same run how probable the model makes each image, as continuous data
     (report/bits_per_dim, and its standard error). The default of --end is then sigma_min. `odeddim density` measures
@@ -117,6 +126,7 @@ def command(
       odeddim encode -o z.h5 --solver euler --grid linear --steps 100     DDIM, as in the paper
       odeddim encode -o z.h5 --solver dpmpp-2m --steps 5 --top gaussian
       odeddim encode -o z.h5 --solver dopri5 --rtol 1e-5
+      odeddim encode -o z.h5 -n 8 --portable
       odeddim encode photos/ -o z.h5 --model MODEL --certify
       odeddim encode photos/ -o z.h5 --model MODEL --solver euler --parallel 50
       odeddim encode photos/ -o z.h5 --model MODEL --tol 1e-3

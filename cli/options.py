@@ -270,9 +270,24 @@ plan = click.option(
 )
 
 
+portable = click.option(
+    "--portable",
+    is_flag=True,
+    help="Make the same bits with any number of threads, batch, backend and machine, and certify it for each image. "
+    "The network runs in float64; for solvers with fixed steps.",
+)
+portable_as_encoded = click.option(
+    "--portable/--no-portable",
+    default=None,
+    help="Make the same bits with any number of threads, batch, backend and machine, and certify it for each image.  "
+    "[default: as encoded]",
+)
+
+
 def _how(own: dict[str, Any]) -> dict[str, Any]:
     """What jobs take as `**how`: what was said of the run, or `plan=` alone."""
     more = beside(own)
+    more |= {"portable": made} if (made := own.pop("portable", None)) is not None else {}
     path, others = own.pop("plan", None), [name for name in (*own, "tol") if is_given(name)]
     typed = [name for name in others if is_typed(name)]
     if path is None or (typed and not is_typed("plan")):

@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 @options.size
 @options.model
 @options.run(
-    f"{defaults.SAMPLE}; with --eta {defaults.SAMPLE_WITH_ETA}", options.end, tops.top, options.plan, parallel.option
+    f"{defaults.SAMPLE}; with --eta {defaults.SAMPLE_WITH_ETA}",
+    options.end,
+    tops.top,
+    options.plan,
+    parallel.option,
+    options.portable,
 )
 @options.machine
 @click.option(

@@ -16,7 +16,7 @@ ARGUMENTS = {
     "evaluations", "false_positives", "features", "figure_size", "find", "format", "fps", "frames", "from", "grid",
     "guidance", "images", "json", "label", "labels", "learning_rate", "levels", "log_json", "loop", "max_nfe",
     "model", "multipliers", "negative_prompt", "network_batch", "of", "output", "overwrite", "pad", "pair", "pairs",
-    "paper", "parallel", "plan", "points", "precision", "predicts", "probes", "prompt", "quiet", "rank",
+    "paper", "parallel", "plan", "points", "portable", "precision", "predicts", "probes", "prompt", "quiet", "rank",
     "reference", "repeats", "resize", "resume", "round_trip", "rtol", "samples", "samples_every", "scale", "seed",
     "sensitivity", "set", "sheet", "side", "size", "skip_bad", "solver", "solvers", "steps", "threads", "tiles",
     "title", "to", "to_guidance", "to_label", "to_negative_prompt", "to_prompt", "tol", "tolerances", "top",

@@ -227,7 +227,7 @@ def decode(
         state: The latents, xbar (B, C, H, W) at the noise level where the grid ends.
         solver: A name of `odeddim.solvers.names()`, or a row of your own.
         model, steps, grid, end, top, plan, batch_size, progress, callback, gradients, parallel, portable, **settings:
-            As of `solve`. What is not given of the run is as the state was encoded (`State.plan`), as in `odeddim decode`.
+            As of `solve`. What is not given of the run is as the state was encoded (`State.plan`).
             Latents made of others are decoded by the solver of `solve`, and so are a state that was not encoded, and
             one that was encoded under another condition or by another model (a warning says so): its exact way back
             leads to the images that were encoded. `end` is always that of the encoding.
@@ -387,7 +387,7 @@ def to_decode(
 
     Args:
         field: The model.
-        state, solver, steps, grid, end, plan, settings, top, portable: As of `decode`, which warns and raises as this does.
+        state, solver, steps, grid, end, plan, settings, top, portable: As of `decode`, which warns and raises alike.
 
     Returns:
         The state, without a way back that is another model's, and the plan.

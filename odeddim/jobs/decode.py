@@ -12,7 +12,7 @@ import torch
 
 from odeddim.api import Model, to_images
 from odeddim.checks.certificate import decode_to
-from odeddim.jobs.decoding import decoding_of
+from odeddim.jobs.decoding import Certain, decoding_of
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.recording import OWN_STEPS, Recording, opened, together
 from odeddim.jobs.subject import Subject, subject_of, warn_of_plan
@@ -38,6 +38,7 @@ def decode(
     tol: float | None = None,
     trajectory: str | Path | Recording | None = None,
     parallel: Parallel | int | None = None,
+    portable: bool | None = None,
     machine: Machine | None = None,
     wait: bool = False,
     overwrite: bool = False,
@@ -60,6 +61,8 @@ def decode(
             which; `odeddim.Trajectory.load` opens it.
         parallel: As of `odeddim.solve`: the nodes of each image are found together, without tol and trajectory. Without
             a batch size of the machine, fewer images are in work at once.
+        portable: As of `odeddim.decode`, without tol, trajectory and parallel: the images are the same bits on any
+            machine; None for as the latents were encoded.
         machine: Where to run; what is not given is as the latents were encoded.
         wait: Whether to wait for a latent file that another process is still writing.
         overwrite: Whether to begin anew, whatever is at `output`.
@@ -86,9 +89,9 @@ def decode(
     if wait:
         wait_for(latents)
     with LatentFile(latents) as file:
-        place = (machine or Machine()).at(file, model)
+        place = (machine or Machine()).portable(portable, plan).at(file, model)
         field = subject_of(file, place, model)
-        decoding = replace(decoding_of(file, field, said, plan, tol), parallel=together_by)
+        decoding = replace(decoding_of(file, field, said, plan, tol, portable=portable), parallel=together_by)
         plan, row = decoding.plan, decoding.plan.solver
         warn_of_plan(plan, field)
         recording = Recording.of(trajectory, OWN_STEPS if decoding.rungs else "", plan, (latents, output), up=False)
@@ -104,6 +107,7 @@ def decode(
         if not output.is_dir():
             check_place(output, latents)
         began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
+        certain = Certain(plan.portable)
         with (
             opened(recording, file.names, of_first, plan, up=False, overwrite=overwrite) as points,
             open_output(
@@ -115,19 +119,20 @@ def decode(
             for (start, stop), state in batches:
                 state = place.cast(state)
                 if tol is None:
-                    data = decoding.images(state, ode, start, points.of(start, stop) if points else None)
+                    names = file.names[start:stop]
+                    data = decoding.images(state, ode, start, points.of(start, stop) if points else certain.walk(names))
                 else:
                     data, taken, change = decode_to(tol, state, decoding.rungs, ode)
                     tally.add(taken, change, file.names[start:stop])
                 images = to_images(field, data)
                 if out.holds(start, stop):
-                    out.write(start, stop, images)
+                    out.write(start, stop, images, certain.figures)
                 largest, here = max(largest, float(images.abs().max())), here + stop - start
                 advance(stop - start)
     warn_of_range(largest)
     taken_steps = tally.tell() if tol is not None and here else decoding.steps
     words = (
         f"{so_far(out.done, total)} images in {output}{of_all(out.done, total, here)}: {row.name}, {taken_steps}, "
-        f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s{points.words if points else ''}"
+        f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s{points.words if points else ''}{certain.words()}"
     )
     return Outcome(output, out.done, total, words)

@@ -29,8 +29,8 @@ from odeddim.jobs.subject import (
     tell_skipped,
     warn_of_plan,
 )
-from odeddim.jobs.telling import Reports, Tally, of_all, so_far, warn_of_range
-from odeddim.jobs.work import OWN_TOP, How, Outcome, Progress, in_order, shown, the_plan
+from odeddim.jobs.telling import Margins, Reports, Tally, of_all, so_far, warn_of_range
+from odeddim.jobs.work import OWN_DIGITS, OWN_TOP, How, Outcome, Progress, in_order, shown, the_plan
 from odeddim.latents.latent_file import LatentRun
 from odeddim.latents.provenance import Provenance, provenance_of
 from odeddim.models import DEFAULT
@@ -60,6 +60,7 @@ def encode(
     density: bool = False,
     trajectory: str | Path | Recording | None = None,
     parallel: Parallel | int | None = None,
+    portable: bool = False,
     prepare: Preparation | None = None,
     machine: Machine | None = None,
     overwrite: bool = False,
@@ -90,6 +91,8 @@ def encode(
             which; `odeddim.Trajectory.load` opens it.
         parallel: As of `odeddim.encode`: the nodes of each image are found together, without tol, certify, density and
             trajectory. The file says so. Without a batch size of the machine, fewer images are in work at once.
+        portable: As of `odeddim.encode`, without tol, density, trajectory and parallel: the latents are the same bits
+            on any machine, and the report of each has its "margin". The network is in float64.
         prepare: What is done to the images, as of `odeddim.Preparation`; nothing if the model takes their size.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
@@ -112,7 +115,7 @@ def encode(
     check_place(output, given, suffixes=SUFFIXES)
     if given == Path("-") and rank()[1] > 1:
         raise InputError("several processes cannot share a list on standard input: give a folder or a file of images")
-    place = (machine or Machine()).at(model=model)
+    place = (machine or Machine()).portable(portable, plan).at(model=model)
     field = subject_on(place, model)
     together_by = in_order(
         parallel, tol=tol is not None, certify=certify, density=density, trajectory=trajectory is not None
@@ -120,8 +123,8 @@ def encode(
     said = How.of(how, tops=True)
     if density and plan is None:
         said = said._replace(end=said.end or "sigma_min")
-    rungs = _rungs(field, tol, plan, said)
-    plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field, defaults.ENCODE, start)
+    rungs = _rungs(field, tol, plan, said, portable)
+    plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field, defaults.ENCODE, start, portable=portable)
     warn_of_plan(plan, field)
     check_encodes(plan.solver)
     in_parallel(plan, together_by)  # or a sentence
@@ -172,7 +175,7 @@ def _density(field: VectorField, plan: Plan, rungs: Rungs, wanted: bool) -> Dens
     return Density.of(field.on_data(), check_plan(plan, field), dequantise="none")
 
 
-def _rungs(field: VectorField, tol: float | None, plan: Plan | None, how: How) -> Rungs:
+def _rungs(field: VectorField, tol: float | None, plan: Plan | None, how: How, portable: bool) -> Rungs:
     """The plans that a tolerance tries; none without one.
 
     By default images then lie at σ_1, because the error of the Euler step at 0 does not fall with more steps.
@@ -183,6 +186,8 @@ def _rungs(field: VectorField, tol: float | None, plan: Plan | None, how: How) -
         raise InputError("tol=... chooses the steps, but plan=... has steps of its own: give one of the two")
     if how.top is not None:
         raise InputError(OWN_TOP)
+    if portable:
+        raise InputError(OWN_DIGITS)
     usual = how.solver or defaults.TOLERANCE
     return rungs_of(field.schedule, usual, how.steps, how.grid, how.end or "sigma_min", how.settings)
 
@@ -209,6 +214,7 @@ class _Encoding:
         self.ode = field.on_data() if density is None else density.model
         self.tol, self.certified, self.density, self.parallel = tol, certified, density, parallel
         self.reports, self.tally, self.rms = Reports(), Tally(tol or 0.0), 0.0
+        self.margins = Margins(plan.portable)
 
     def provenance(self, images: Mapping[str, Any], size: int) -> Provenance:
         """The provenance of the latents, given what is recorded of the images, and how many are in work at once."""
@@ -253,6 +259,7 @@ class _Encoding:
             state = integrate(self.ode, begin, in_parallel(self.plan, self.parallel))
         state = replace(state, report={**state.report, **floor})
         self.reports.add(state, names)
+        self.margins.add(state, names)
         self.rms = max(self.rms, float(state.x.square().mean().sqrt()))
         return state, figures
 
@@ -265,5 +272,5 @@ class _Encoding:
         return (
             f"{so_far(done, total)} latents at σ = {self.plan.top:.6g} in {output}"
             f"{of_all(done, total, self.reports.images)}: {self.plan.solver.name}, {self.plan.grid} grid{steps}"
-            f"{self.reports.floor()}{self.reports.rounds()}, {spent}"
+            f"{self.reports.floor()}{self.reports.rounds()}, {spent}{self.margins.words()}"
         )

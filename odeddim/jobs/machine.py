@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -48,6 +48,11 @@ class Machine:
     batch_size: int | None = None
     network_batch: int | None = None
     threads: int | None = None
+
+    def portable(self, portable: bool | None, plan: object = None) -> Machine:
+        """The machine of a run that may be portable, as asked or as its plan says: the network is then in float64."""
+        made = portable or bool(getattr(plan, "portable", False))
+        return replace(self, dtype="float64") if made and self.dtype is None else self
 
     def at(self, encoded: LatentFile | None = None, model: object = None) -> Place:
         """Find the device and set it up.
@@ -195,7 +200,7 @@ class Place:
         if file is None or not row.reversible:
             return ""
         made = file.provenance
-        if row.name != made.solver or made.made_by in MADE_OF_OTHERS:
+        if row.name != made.solver or made.made_by in MADE_OF_OTHERS or made.details.get("portable"):
             return ""
         then = {**made.details, "PyTorch": made.versions.get("torch")}
         now = {**self.details(field, row, 0), "PyTorch": str(torch.__version__)}

@@ -13,19 +13,20 @@ from typing import Any
 import torch
 
 from odeddim import defaults
-from odeddim.api import Model, in_parallel, noise, to_images, with_noise
+from odeddim.api import Model, at_the_top, in_parallel, noise, to_images, with_noise
 from odeddim.api import sample as sample_batch
 from odeddim.checks.density import Density, check_plan
 from odeddim.jobs.density import figures_of_report
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, subject_on, warn_of_plan
-from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
+from odeddim.jobs.telling import Margins, evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Numbered, Outcome, Progress, in_order, shown, the_plan
 from odeddim.latents.latent_file import MOST_ROW
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.ode.field import VectorField
-from odeddim.plans import Plan
+from odeddim.ode.portable import narrowed, noise_for
+from odeddim.plans import Plan, integrate
 from odeddim.runs.parallel import Parallel
 from odeddim.storage.atomic import nearest_above
 from odeddim.storage.hdf5 import SUFFIXES
@@ -46,6 +47,7 @@ def sample(
     plan: Plan | None = None,
     density: bool = False,
     parallel: Parallel | int | None = None,
+    portable: bool = False,
     machine: Machine | None = None,
     overwrite: bool = False,
     progress: Progress = False,
@@ -68,6 +70,7 @@ def sample(
             lie at σ_1, and the solver adds no noise.
         parallel: As of `odeddim.solve`: the nodes of each image are found together, without density. Without a batch
             size of the machine, fewer images are in work at once.
+        portable: As of `odeddim.sample`, without density and parallel: the images are the same bits on any machine.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
         progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
@@ -85,7 +88,7 @@ def sample(
         >>> odeddim.jobs.sample(2, folder / "out", model="exact-samples", steps=4).done
         2
     """
-    to, place = Pictures.of(output), (machine or Machine()).at(model=model)
+    to, place = Pictures.of(output), (machine or Machine()).portable(portable, plan).at(model=model)
     output = to.path
     field = subject_on(place, model)
     of_noise = shape_for(field, shape)
@@ -94,7 +97,7 @@ def sample(
     said, together = How.of(how, tops=True), in_order(parallel, density=density)
     if density and plan is None:
         said = said._replace(end=said.end or "sigma_min")
-    plan = the_plan(plan, said, field, defaults.for_sampling(eta))
+    plan = the_plan(plan, said, field, defaults.for_sampling(eta), portable=portable)
     warn_of_plan(plan, field)
     noisy = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed))
     in_parallel(noisy, together)  # or a sentence
@@ -106,13 +109,18 @@ def sample(
     details |= {"density": True} if density else {}
     made = asdict(replace(provenance_of(field, noisy, "sample", **details), settings=plan.settings))
     names, began, largest, here = Numbered(f"sample-{seed}-", count), time.perf_counter(), 0.0, 0
-    captions = Captions(_number)
+    captions, certain = Captions(_number), Margins(plan.portable)
     with (
         open_output(to, names, made, overwrite=overwrite, captions=captions, of_first=lambda _: made) as out,
         shown(progress, count, "sampling", out.done) as advance,
     ):
         for start, stop in out.batches(size):
-            if measured is None:
+            if plan.portable:
+                fresh, margin = noise_for(noisy, stop - start, of_noise, seed, start)
+                end = integrate(field.on_data(), at_the_top(field.schedule, noisy, fresh), noisy)
+                images = to_images(field, end.xbar)
+                out.write(start, stop, images, certain.add(narrowed(end, margin), names[start:stop]))
+            elif measured is None:
                 images = sample_batch(
                     stop - start, seed=seed, eta=eta, start=start, model=field, plan=plan, shape=shape,
                     parallel=together,
@@ -130,6 +138,7 @@ def sample(
         f"{so_far(out.done, count)} images in {output}{of_all(out.done, count, here)}: {row.name}, seed {seed}, "
         f"{evaluated(here, measured.model if measured else field)}, {time.perf_counter() - began:.1f} s"
     )
+    words += certain.words()
     return Outcome(output, out.done, count, words)
 
 
