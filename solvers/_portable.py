@@ -36,8 +36,8 @@ COEFFICIENT_EDGE = 2.0**-18
 EDGE = "edge"
 """What the report of a run calls the least distance of an image's answers to an edge, (B,), in units of the grid."""
 UNSTABLE = (
-    "the portable run leaves the numbers that its state can hold: it is unstable on this grid; take more steps, another "
-    "grid or another solver"
+    "the portable run leaves the numbers that its state can hold, so it is unstable on this grid: take more steps, "
+    "another grid or another solver"
 )
 HALF = 0.5
 ROOM = 53  # bits of a register: float64 holds such integers exactly
