@@ -328,7 +328,7 @@ def sample(
 
 def _loaded(model: Model, portable: bool | None, plan: Plan | None) -> VectorField:
     """The model; in float64 if it is named, and the run is portable: as asked, or as the plan says."""
-    portable = portable or (plan is not None and plan.portable)
+    portable = portable or getattr(plan, "portable", False)
     return load(model, dtype="float64") if portable and isinstance(model, (str, Path)) else load(model)
 
 
@@ -399,10 +399,12 @@ def to_decode(
     if plan is None and state.plan is not None:
         if end not in (None, state.plan.end):
             raise InputError(f"the images of the state lie at the end {state.plan.end!r}: leave out end={end!r}")
+        own = state.plan if portable is None else state.plan.portably(False)
         plan = decoding_plan(
-            state.plan, field.schedule, solver, steps, grid, settings,
-            top=top, moments=field.moments, alone=state.combined, portable=portable,
+            own, field.schedule, solver, steps, grid, settings,
+            top=top, moments=field.moments, alone=state.combined,
         )  # fmt: skip
+        plan = _portably(plan, portable)
     else:
         usual = defaults.for_decoding(state.kept, state.combined)
         plan = _portably(

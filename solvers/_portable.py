@@ -19,8 +19,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from odeddim.solvers import _registers
+from odeddim.solvers._execution import beside_zero, execute
 from odeddim.solvers._operations import Kick, Mix, Moves, Operation
-from odeddim.solvers._points import beside_zero, execute
 from odeddim.types import Field, InputError, Observe, Point, Solver, State
 
 if TYPE_CHECKING:

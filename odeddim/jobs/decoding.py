@@ -135,9 +135,10 @@ def decoding_of(
     alone = (made_by or made.made_by) in MADE_OF_OTHERS or (file.noted is not None and bool(file.noted.unlike(model)))
     solver, steps, grid, _, settings, top = how
     plan = decoding_plan(
-        own, schedule, solver, steps, grid, settings,
-        top=top, moments=model.moments, alone=alone, portable=portable, where=str(file.path),
+        own if portable is None else own.portably(False), schedule, solver, steps, grid, settings,
+        top=top, moments=model.moments, alone=alone, where=str(file.path),
     )  # fmt: skip
+    plan = plan.portably() if portable else plan
     if plan.portable:
         check_portable(model)
     return Decoding(_landing(plan, file))

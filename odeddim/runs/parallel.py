@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from odeddim.plans import Plan
-from odeddim.solvers._points import beside_zero, combined
+from odeddim.solvers._execution import beside_zero
+from odeddim.solvers._points import combined
 from odeddim.types import Field, InputError, Instructions, Moments, Point, State
 
 TOLERANCE = 1e-3
