@@ -294,7 +294,7 @@ def points_row(name: str, instructions: Callable[..., list[Point]], **declared: 
         The row, with its instructions and the growth of its rounding errors.
     """
     growth = functools.partial(account, instructions=instructions)
-    whole = {"through_zero": True} if declared.get("through_zero") else {}
+    whole: dict[str, Any] = {"through_zero": True} if declared.get("through_zero") else {}
     run = functools.partial(follow, instructions=instructions, **whole)
-    known = {"instructions": instructions, "growth": growth, "observable": True, "portable": True}
+    known: dict[str, Any] = {"instructions": instructions, "growth": growth, "observable": True, "portable": True}
     return Solver(name=name, run=run, **known, **declared)

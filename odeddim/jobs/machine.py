@@ -181,7 +181,8 @@ class Place:
         if self.device.type == "cpu":
             details["threads"] = torch.get_num_threads()
             details["cpu"] = torch.backends.cpu.get_cpu_capability()
-            details["onednn"] = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+            available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+            details["onednn"] = available and bool(torch.backends.mkldnn.enabled)
         if self.device.type == "cuda":
             cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
             details |= {"gpu": torch.cuda.get_device_name(self.device), "cudnn": cudnn}
