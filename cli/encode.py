@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, parallel, preparation, recording, tops
+from odeddim.cli import options, parallel, portable, preparation, recording, tops
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
@@ -54,7 +54,7 @@ start = click.option(
     start,
     options.plan,
     parallel.option,
-    options.portable,
+    portable.option,
 )
 @options.machine
 @options.tol

@@ -270,20 +270,6 @@ plan = click.option(
 )
 
 
-portable = click.option(
-    "--portable",
-    is_flag=True,
-    help="Make the same bits with any number of threads, batch, backend and machine, and certify it for each image. "
-    "The network runs in float64; for solvers with fixed steps.",
-)
-portable_as_encoded = click.option(
-    "--portable/--no-portable",
-    default=None,
-    help="Make the same bits with any number of threads, batch, backend and machine, and certify it for each image.  "
-    "[default: as encoded]",
-)
-
-
 def _how(own: dict[str, Any]) -> dict[str, Any]:
     """What jobs take as `**how`: what was said of the run, or `plan=` alone."""
     more = beside(own)

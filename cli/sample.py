@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, parallel, pictures, tops
+from odeddim.cli import options, parallel, pictures, portable, tops
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Pictures, Subject
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     tops.top,
     options.plan,
     parallel.option,
-    options.portable,
+    portable.option,
 )
 @options.machine
 @click.option(
