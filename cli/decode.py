@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odeddim.cli import options, parallel, pictures, recording, sharing, tops
+from odeddim.cli import options, parallel, pictures, portable, recording, sharing, tops
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Pictures, Recording, Subject
@@ -36,7 +36,7 @@ def _noise(function: options.F) -> options.F:
 @click.argument("latents", type=click.Path(path_type=Path))
 @pictures.output("Where images go: a folder for PNGs, a sheet.png, a file.h5 or a file.npz.")
 @options.its_model
-@options.run("the one that encoded", _noise, tops.top, options.plan, parallel.option)
+@options.run("the one that encoded", _noise, tops.top, options.plan, parallel.option, portable.as_encoded)
 @sharing.machine
 @options.tol
 @recording.trajectory

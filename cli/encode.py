@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, parallel, preparation, recording, sharing, tops
+from odeddim.cli import options, parallel, portable, preparation, recording, sharing, tops
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
@@ -68,7 +68,13 @@ start = click.option(
 @options.model
 @preparation.prepare
 @options.run(
-    f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}", options.end, tops.top, start, options.plan, parallel.option
+    f"{defaults.ENCODE}; with --tol {defaults.TOLERANCE}",
+    options.end,
+    tops.top,
+    start,
+    options.plan,
+    parallel.option,
+    portable.option,
 )
 @sharing.machine
 @options.tol
@@ -106,6 +112,9 @@ def command(
     file, name, filename, image or path names the images; without one, the rows have their order. The latent file keeps
     the condition of each latent, and `odeddim decode` takes it.
 
+    --portable makes latents that are the same bits on any machine, and says of which images that is certified: the
+    margin of each latent is stored as report/margin, and is at least 1 then. Reversible solvers come back bit for bit.
+
     --density measures along the same run how probable the model makes each image, as continuous data
     (report/bits_per_dim, and its standard error). The default of --end is then sigma_min. `odeddim density` measures
     images of whole numbers too.
@@ -141,6 +150,7 @@ def command(
       odeddim encode -o z.h5 --solver euler --grid linear --steps 100     DDIM, as in the paper
       odeddim encode -o z.h5 --solver dpmpp-2m --steps 5 --top gaussian
       odeddim encode -o z.h5 --solver dopri5 --rtol 1e-5
+      odeddim encode -o z.h5 -n 8 --portable
       odeddim encode photos/ -o z.h5 --model MODEL --certify
       odeddim encode photos/ -o z.h5 --model MODEL --solver euler --parallel 50
       odeddim encode photos/ -o z.h5 --model MODEL --tol 1e-3

@@ -274,6 +274,7 @@ plan = click.option(
 def _how(own: dict[str, Any]) -> dict[str, Any]:
     """What jobs take as `**how`: what was said of the run, or `plan=` alone."""
     more = beside(own)
+    more |= {"portable": made} if (made := own.pop("portable", None)) is not None else {}
     path, others = own.pop("plan", None), [name for name in (*own, "tol") if is_given(name)]
     typed = [name for name in others if is_typed(name)]
     if path is None or (typed and not is_typed("plan")):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, parallel, pictures, sharing, tops
+from odeddim.cli import options, parallel, pictures, portable, sharing, tops
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Pictures, Subject
@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 @options.size
 @options.model
 @options.run(
-    f"{defaults.SAMPLE}; with --eta {defaults.SAMPLE_WITH_ETA}", options.end, tops.top, options.plan, parallel.option
+    f"{defaults.SAMPLE}; with --eta {defaults.SAMPLE_WITH_ETA}",
+    options.end,
+    tops.top,
+    options.plan,
+    parallel.option,
+    portable.option,
 )
 @sharing.machine
 @click.option(

@@ -227,7 +227,7 @@ def decode(
         state: The latents, xbar (B, C, H, W) at the noise level where the grid ends.
         solver: A name of `odeddim.solvers.names()`, or a row of your own.
         model, steps, grid, end, top, plan, batch_size, progress, callback, gradients, parallel, portable, **settings:
-            As of `solve`. What is not given of the run is as the state was encoded (`State.plan`), as in `odeddim decode`.
+            As of `solve`. What is not given of the run is as the state was encoded (`State.plan`).
             Latents made of others are decoded by the solver of `solve`, and so are a state that was not encoded, and
             one that was encoded under another condition or by another model (a warning says so): its exact way back
             leads to the images that were encoded. `end` is always that of the encoding.
@@ -328,7 +328,7 @@ def sample(
 
 def _loaded(model: Model, portable: bool | None, plan: Plan | None) -> VectorField:
     """The model; in float64 if it is named, and the run is portable: as asked, or as the plan says."""
-    portable = portable or (plan is not None and plan.portable)
+    portable = portable or getattr(plan, "portable", False)
     return load(model, dtype="float64") if portable and isinstance(model, (str, Path)) else load(model)
 
 
@@ -387,7 +387,7 @@ def to_decode(
 
     Args:
         field: The model.
-        state, solver, steps, grid, end, plan, settings, top, portable: As of `decode`, which warns and raises as this does.
+        state, solver, steps, grid, end, plan, settings, top, portable: As of `decode`, which warns and raises alike.
 
     Returns:
         The state, without a way back that is another model's, and the plan.
@@ -399,10 +399,12 @@ def to_decode(
     if plan is None and state.plan is not None:
         if end not in (None, state.plan.end):
             raise InputError(f"the images of the state lie at the end {state.plan.end!r}: leave out end={end!r}")
+        own = state.plan if portable is None else state.plan.portably(False)
         plan = decoding_plan(
-            state.plan, field.schedule, solver, steps, grid, settings,
-            top=top, moments=field.moments, alone=state.combined, portable=portable,
+            own, field.schedule, solver, steps, grid, settings,
+            top=top, moments=field.moments, alone=state.combined,
         )  # fmt: skip
+        plan = _portably(plan, portable)
     else:
         usual = defaults.for_decoding(state.kept, state.combined)
         plan = _portably(

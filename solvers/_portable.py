@@ -19,8 +19,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from odeddim.solvers import _registers, _reversing
+from odeddim.solvers._execution import beside_zero, execute
 from odeddim.solvers._operations import Kick, Mix, Moves, Operation
-from odeddim.solvers._points import beside_zero, execute
 from odeddim.types import Field, InputError, Observe, Point, Solver, State
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ COEFFICIENT_EDGE = 2.0**-18
 """In units of the last bit: coefficients nearer to an edge may be others elsewhere. It is 16 units of float64."""
 EDGE = "edge"
 """What the report of a run calls the least distance of an image's answers to an edge, (B,), in units of the grid."""
+UNSTABLE = (
+    "the portable run leaves the numbers that its state can hold, so it is unstable on this grid: take more steps, "
+    "another grid or another solver"
+)
 HALF = 0.5
 ROOM = 53  # bits of a register: float64 holds such integers exactly
 
@@ -53,8 +57,8 @@ def portable_row(row: Solver) -> Solver:
     """
     if not row.portable:
         raise InputError(
-            f"solver {row.name!r} has no portable form, which needs fixed steps, fixed coefficients and no noise: leave "
-            "out portable=True, or take another solver, such as 'unipc-2' or 'belm'"
+            f"solver {row.name!r} has no portable form, which needs fixed steps, fixed coefficients and no noise: "
+            "leave out portable=True, or take another solver, such as 'unipc-2' or 'belm'"
         )
     run = functools.partial(row.run, portable=True)
     return replace(row, run=run, to_zero=True, differentiable=False, rebuilds=False)
@@ -156,7 +160,7 @@ def _points(
     settings: tuple[tuple[str, Any], ...],
     through_zero: bool,
 ) -> tuple[list[Point], bool]:
-    """The points of a run over all its nodes with shortened coefficients, and whether these are those of any machine."""
+    """The points of a run over all its nodes, shortened, and whether their coefficients are those of any machine."""
     made, short = functools.partial(instructions, **dict(settings)), Shortened()
     points = [short.point(point) for point in (made(nodes) if through_zero else beside_zero(made, nodes))]
     return points, short.sure
@@ -215,7 +219,7 @@ def follow(
     last = execute(points, nodes, whole(state.xbar.double() / quantum), slope, total, shown)
     whole(last.double())
     if not float(peak) < 2.0**ROOM:
-        raise InputError(_registers.UNSTABLE)
+        raise InputError(UNSTABLE)
     end = State(value(last), nodes[-1])
     return end if within else rounded.told(end)
 
@@ -242,13 +246,15 @@ def reversible(
         return replace(whole, operations=tuple(short.operation(it) for it in whole.operations))
 
     its_name = f"{name} portable"
-    if state.kept and not state.kept.startswith(f"{its_name} "):
+    its_own = state.kept.startswith(f"{its_name} ")  # it has grown on the way there, and shrinks on the way back
+    if not its_own:
+        _check(name, sigmas.tolist(), moves, how)
+    if state.kept and not its_own:
         warnings.warn(
             f"the latents are from {state.kept!r}, which was no portable run: this one starts from x̄ alone and does "
             "not come back exactly",
             stacklevel=2,
         )
-    _check(name, sigmas.tolist(), moves, how)
     end = _reversing.run(rounded, state, sigmas, name=its_name, moves=made, **how)
     rounded.sure &= short.sure
     return rounded.told(end)

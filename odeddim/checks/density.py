@@ -237,6 +237,8 @@ def check_plan(plan: Plan, model: VectorField) -> Plan:
         raise InputError(
             "a density is that of the model's flow up to σ_T, not of a Gaussian's: leave out top='gaussian'"
         )
+    if plan.portable:
+        raise InputError("a density is not measured along portable runs: leave out portable=True")
     if plan.top < least:
         raise InputError(
             f"the grid ends at σ = {plan.top:.6g}, where images still show through the noise: end it at "

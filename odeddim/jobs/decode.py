@@ -12,12 +12,12 @@ import torch
 
 from odeddim.api import Model, to_images
 from odeddim.checks.certificate import decode_to
-from odeddim.jobs.decoding import Decoding, decoding_of
+from odeddim.jobs.decoding import Certain, Decoding, decoding_of
 from odeddim.jobs.each import Each, for_batch, kept_for
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.recording import OWN_STEPS, Recording, Walk, opened, together
 from odeddim.jobs.subject import Subject, subject_of, warn_of_plan
-from odeddim.jobs.telling import Tally, evaluated, of_all, so_far, warn_of_range
+from odeddim.jobs.telling import Margins, Tally, evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.waiting import wait_for
 from odeddim.jobs.work import How, Outcome, Progress, in_order, shown, warn
 from odeddim.latents.latent_file import LatentFile
@@ -42,6 +42,7 @@ def decode(
     tol: float | None = None,
     trajectory: str | Path | Recording | None = None,
     parallel: Parallel | int | None = None,
+    portable: bool | None = None,
     machine: Machine | None = None,
     wait: bool = False,
     overwrite: bool = False,
@@ -64,6 +65,8 @@ def decode(
             which; `odeddim.Trajectory.load` opens it.
         parallel: As of `odeddim.solve`: the nodes of each image are found together, without tol and trajectory. Without
             a batch size of the machine, fewer images are in work at once.
+        portable: As of `odeddim.decode`, without tol, trajectory and parallel: the images are the same bits on any
+            machine; None for as the latents were encoded.
         machine: Where to run; what is not given is as the latents were encoded.
         wait: Whether to wait for a latent file that another process is still writing.
         overwrite: Whether to begin anew, whatever is at `output`.
@@ -90,9 +93,9 @@ def decode(
     if wait:
         wait_for(latents)
     with LatentFile(latents) as file:
-        place = (machine or Machine()).at(file, model, shared=True)
+        place = (machine or Machine()).portable(portable, plan).at(file, model, shared=True)
         field = subject_of(file, place, model)
-        decoding = replace(decoding_of(file, field, said, plan, tol), parallel=together_by)
+        decoding = replace(decoding_of(file, field, said, plan, tol, portable=portable), parallel=together_by)
         plan, row = decoding.plan, decoding.plan.solver
         warn_of_plan(plan, field)
         recording = Recording.of(trajectory, OWN_STEPS if decoding.rungs else "", plan, (latents, output), up=False)
@@ -108,7 +111,8 @@ def decode(
         if not output.is_dir():
             check_place(output, latents)
         began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
-        work = _Decoding(field, ode, decoding, place.state, tol, Walk.of(recording), kept_for(file, ode))
+        each, certain = kept_for(file, ode), Margins(plan.portable)
+        work = _Decoding(field, ode, decoding, place.state, tol, Walk.of(recording), each)
         with (
             opened(recording, file.names, of_first, plan, up=False, overwrite=overwrite) as points,
             open_output(
@@ -127,7 +131,8 @@ def decode(
                 if points is not None:
                     points.write(start, stop, made.passed)
                 if out.holds(start, stop):
-                    out.write(start, stop, made.images)
+                    out.write(start, stop, made.images, made.figures)
+                certain.add(made.figures or {}, file.names[start:stop])
                 largest = max(largest, float(made.images.abs().max()))
 
             for (start, stop), _ in behind(keep, found):
@@ -137,7 +142,7 @@ def decode(
     taken_steps = tally.tell() if tol is not None and here else decoding.steps
     words = (
         f"{so_far(out.done, total)} images in {output}{of_all(out.done, total, here)}: {row.name}, {taken_steps}, "
-        f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s{points.words if points else ''}"
+        f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s{points.words if points else ''}{certain.words()}"
     )
     return Outcome(output, out.done, total, words)
 
@@ -150,12 +155,14 @@ class _Decoded(NamedTuple):
         passed: The points of their run, as of `Walk.passed`.
         taken: The steps that a tolerance chose, (B,).
         change: The error by which it chose them, (B,).
+        figures: What a portable run keeps of its images.
     """
 
     images: torch.Tensor
     passed: tuple[torch.Tensor, torch.Tensor] | None = None
     taken: torch.Tensor | None = None
     change: torch.Tensor | None = None
+    figures: dict[str, torch.Tensor] | None = None
 
 
 @dataclass
@@ -185,11 +192,12 @@ class _Decoding:
         state = state.to(dtype=self.dtype)
         model = for_batch(self.each, self.model, state)
         passed = taken = change = None
+        certain = Certain() if self.decoding.plan.portable else None
         if self.tol is not None:
             data, taken, change = decode_to(self.tol, state, self.decoding.rungs, model)
         else:
-            data = self.decoding.images(state, model, start, self.walk)
+            data = self.decoding.images(state, model, start, certain or self.walk)
             passed = None if self.walk is None else self.walk.passed
         if model is not self.model:
             self.model.count(model)
-        return _Decoded(to_images(self.field, data).cpu(), passed, taken, change)
+        return _Decoded(to_images(self.field, data).cpu(), passed, taken, change, certain and certain.figures)

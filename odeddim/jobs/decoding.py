@@ -8,17 +8,18 @@ from typing import Any
 import torch
 
 from odeddim import defaults, solvers
-from odeddim.api import decode, in_parallel
+from odeddim.api import decode, in_parallel, to_decode
 from odeddim.checks.certificate import Rungs, decode_as_encoded, rungs_of
 from odeddim.jobs.recording import Walk
-from odeddim.jobs.work import OWN_TOP, How, the_plan
+from odeddim.jobs.work import OWN_DIGITS, OWN_TOP, How, the_plan
 from odeddim.latents.decoding import check_end, decoding_plan
 from odeddim.latents.latent_file import LatentFile
 from odeddim.latents.provenance import MADE_OF_OTHERS, Provenance, provenance_of
 from odeddim.ode.field import VectorField
 from odeddim.ode.grids import is_named
+from odeddim.ode.portable import MARGIN, check_portable
 from odeddim.ode.schedule import Schedule
-from odeddim.plans import Plan
+from odeddim.plans import Plan, integrate
 from odeddim.runs.parallel import Parallel
 from odeddim.types import InputError, State
 
@@ -92,6 +93,7 @@ def decoding_of(
     tol: float | None = None,
     *,
     made_by: str | None = None,
+    portable: bool | None = None,
 ) -> Decoding:
     """What decodes a latent file: the file's own plan, unless something else is given.
 
@@ -104,6 +106,7 @@ def decoding_of(
         plan: A plan in place of the file's.
         tol: A tolerance, which chooses the steps.
         made_by: The command that made the latents, if it is not the one that made the file.
+        portable: Whether the bits are to be the same on any machine; None for as the latents were encoded.
 
     Returns:
         What decodes the file.
@@ -117,9 +120,11 @@ def decoding_of(
     if tol is not None:
         if plan is not None:
             raise InputError("tol=... chooses the steps, but plan=... has steps of its own: give one of the two")
+        if portable:
+            raise InputError(OWN_DIGITS)
         return _within(how, file, schedule)
     if plan is not None:
-        return Decoding(_landing(the_plan(plan, how, model, made.solver), file))
+        return Decoding(_landing(the_plan(plan, how, model, made.solver, portable=bool(portable)), file))
     own = file.plan
     ladder = made.details.get("ladder") if "steps" in file.figures("report") else None
     if ladder is not None and how.solver is None and how.steps is None and how.grid is None and how.top is None:
@@ -128,10 +133,29 @@ def decoding_of(
     alone = (made_by or made.made_by) in MADE_OF_OTHERS or (file.noted is not None and bool(file.noted.unlike(model)))
     solver, steps, grid, _, settings, top = how
     plan = decoding_plan(
-        own, schedule, solver, steps, grid, settings,
+        own if portable is None else own.portably(False), schedule, solver, steps, grid, settings,
         top=top, moments=model.moments, alone=alone, where=str(file.path),
     )  # fmt: skip
+    plan = plan.portably() if portable else plan
+    if plan.portable:
+        check_portable(model)
     return Decoding(_landing(plan, file))
+
+
+class Certain:
+    """What runs a portable decoding, as of `Walk`.
+
+    Attributes:
+        figures: What outputs keep of the images of the last run, (B,) by name.
+    """
+
+    figures: dict[str, torch.Tensor] | None = None
+
+    def __call__(self, state: State, model: VectorField, plan: Plan) -> State:
+        """The end of the run."""
+        end = integrate(model, *to_decode(model, state, None, None, None, None, plan, {}))
+        self.figures = {MARGIN: end.report[MARGIN]}
+        return end
 
 
 def _within(how: How, file: LatentFile, schedule: Schedule) -> Decoding:

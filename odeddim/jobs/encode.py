@@ -30,8 +30,8 @@ from odeddim.jobs.subject import (
     tell_skipped,
     warn_of_plan,
 )
-from odeddim.jobs.telling import Reports, Tally, of_all, so_far, warn_of_range
-from odeddim.jobs.work import OWN_TOP, How, Outcome, Progress, in_order, shown, the_plan
+from odeddim.jobs.telling import Margins, Reports, Tally, of_all, so_far, warn_of_range
+from odeddim.jobs.work import OWN_DIGITS, OWN_TOP, How, Outcome, Progress, in_order, shown, the_plan
 from odeddim.latents.latent_file import LatentRun
 from odeddim.latents.provenance import Provenance, provenance_of
 from odeddim.models import DEFAULT
@@ -64,6 +64,7 @@ def encode(
     parallel: Parallel | int | None = None,
     labels_from: Labels = None,
     prompts_from: Prompts = None,
+    portable: bool = False,
     prepare: Preparation | None = None,
     machine: Machine | None = None,
     overwrite: bool = False,
@@ -97,6 +98,8 @@ def encode(
         labels_from, prompts_from: A class, or a text, for each image in place of one for all: a list, or
             "file.csv:column", or "folder" for the names of the images' folders. The file keeps them, and `decode` takes
             them. A column "file" of the CSV names the images; without one, its rows have their order.
+        portable: As of `odeddim.encode`, without tol, density, trajectory and parallel: the latents are the same bits
+            on any machine, and the report of each has its "margin". The network is in float64.
         prepare: What is done to the images, as of `odeddim.Preparation`; nothing if the model takes their size.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
@@ -119,7 +122,7 @@ def encode(
     check_place(output, given, suffixes=SUFFIXES)
     if given == Path("-") and rank()[1] > 1:
         raise InputError("several processes cannot share a list on standard input: give a folder or a file of images")
-    place = (machine or Machine()).at(model=model, shared=True)
+    place = (machine or Machine()).portable(portable, plan).at(model=model, shared=True)
     field = subject_on(place, told_first(model, labels_from, prompts_from))
     together_by = in_order(
         parallel, tol=tol is not None, certify=certify, density=density, trajectory=trajectory is not None
@@ -127,8 +130,8 @@ def encode(
     said = How.of(how, tops=True)
     if density and plan is None:
         said = said._replace(end=said.end or "sigma_min")
-    rungs = _rungs(field, tol, plan, said)
-    plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field, defaults.ENCODE, start)
+    rungs = _rungs(field, tol, plan, said, portable)
+    plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field, defaults.ENCODE, start, portable=portable)
     warn_of_plan(plan, field)
     check_encodes(plan.solver)
     in_parallel(plan, together_by)  # or a sentence
@@ -190,7 +193,7 @@ def _density(field: VectorField, plan: Plan, rungs: Rungs, wanted: bool) -> Dens
     return Density.of(field.on_data(), check_plan(plan, field), dequantise="none")
 
 
-def _rungs(field: VectorField, tol: float | None, plan: Plan | None, how: How) -> Rungs:
+def _rungs(field: VectorField, tol: float | None, plan: Plan | None, how: How, portable: bool) -> Rungs:
     """The plans that a tolerance tries; none without one.
 
     By default images then lie at σ_1, because the error of the Euler step at 0 does not fall with more steps.
@@ -201,6 +204,8 @@ def _rungs(field: VectorField, tol: float | None, plan: Plan | None, how: How) -
         raise InputError("tol=... chooses the steps, but plan=... has steps of its own: give one of the two")
     if how.top is not None:
         raise InputError(OWN_TOP)
+    if portable:
+        raise InputError(OWN_DIGITS)
     usual = how.solver or defaults.TOLERANCE
     return rungs_of(field.schedule, usual, how.steps, how.grid, how.end or "sigma_min", how.settings)
 
@@ -244,6 +249,7 @@ class _Encoding:
         self.tol, self.certified, self.density, self.parallel = tol, certified, density, parallel
         self.walk, self.each = Walk.of(recording), each
         self.reports, self.tally, self.rms = Reports(), Tally(tol or 0.0), 0.0
+        self.margins = Margins(plan.portable)
 
     def provenance(self, images: Mapping[str, Any], size: int) -> Provenance:
         """The provenance of the latents, given what is recorded of the images, and how many are in work at once."""
@@ -299,6 +305,7 @@ class _Encoding:
         if made.round_trip is not None:
             self.tally.add(made.state.report["steps"], made.round_trip, names)
         self.reports.add(made.state, names)
+        self.margins.add(made.state.report, names)
         self.rms = max(self.rms, float(made.state.x.square().mean().sqrt()))
 
     def words(self, output: Path, done: int, total: int, seconds: float) -> str:
@@ -311,4 +318,5 @@ class _Encoding:
             f"{so_far(done, total)} latents at σ = {self.plan.top:.6g} in {output}"
             f"{of_all(done, total, self.reports.images)}: {self.plan.solver.name}, {self.plan.grid} grid{steps}"
             f"{'' if self.each is None else self.each.words}{self.reports.floor()}{self.reports.rounds()}, {spent}"
+            f"{self.margins.words()}"
         )

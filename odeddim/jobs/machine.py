@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -97,6 +97,11 @@ class Machine:
         if str(self.device or "cuda").startswith("cuda") and torch.cuda.is_available():
             return torch.cuda.device_count()
         return cores(self.threads or 1)
+
+    def portable(self, portable: bool | None, plan: object = None) -> Machine:
+        """The machine of a run that may be portable, as asked or as its plan says: the network is then in float64."""
+        made = portable or bool(getattr(plan, "portable", False))
+        return replace(self, dtype="float64") if made and self.dtype is None else self
 
     def at(self, encoded: LatentFile | None = None, model: object = None, *, shared: bool = False) -> Place:
         """Find the device and set it up.
@@ -270,7 +275,8 @@ class Place:
         if self.device.type == "cpu":
             details["threads"] = torch.get_num_threads()
             details["cpu"] = torch.backends.cpu.get_cpu_capability()
-            details["onednn"] = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+            available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+            details["onednn"] = available and bool(torch.backends.mkldnn.enabled)
         if self.device.type == "cuda":
             cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
             details |= {"gpu": torch.cuda.get_device_name(self.device), "cudnn": cudnn}
@@ -289,7 +295,7 @@ class Place:
         if file is None or not row.reversible:
             return ""
         made = file.provenance
-        if row.name != made.solver or made.made_by in MADE_OF_OTHERS:
+        if row.name != made.solver or made.made_by in MADE_OF_OTHERS or made.details.get("portable"):
             return ""
         plain = {"channels_last": False, "compile": False}  # a form that is not noted
         then = {**plain, **made.details, "PyTorch": made.versions.get("torch")}

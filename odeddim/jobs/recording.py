@@ -75,6 +75,8 @@ class Recording:
         if any(other is not None and other.resolve() == self.path.resolve() for other in others):
             raise InputError(f"{self.path} is another file of this run: give the trajectories a name of their own")
         check_place(self.path, suffixes=SUFFIXES)
+        if plan.portable:
+            raise InputError("portable=True keeps no trajectory: leave out trajectory=..., or portable=True")
         check_shows(plan, State(plan.nodes[:0], float(plan.nodes[0]) if up else plan.top))
         if self.at is not None:
             check_levels(self.at, plan)

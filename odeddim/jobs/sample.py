@@ -14,19 +14,20 @@ from typing import Any
 import torch
 
 from odeddim import defaults
-from odeddim.api import Model, in_parallel, noise, to_images, with_noise
+from odeddim.api import Model, at_the_top, in_parallel, noise, to_images, with_noise
 from odeddim.api import sample as sample_batch
 from odeddim.checks.density import Density, check_plan
 from odeddim.jobs.density import figures_of_report
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, subject_on, warn_of_plan
-from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
+from odeddim.jobs.telling import Margins, evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Numbered, Outcome, Progress, in_order, shown, the_plan
 from odeddim.latents.latent_file import MOST_ROW
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.ode.field import VectorField
-from odeddim.plans import Plan
+from odeddim.ode.portable import MARGIN, narrowed, noise_for
+from odeddim.plans import Plan, integrate
 from odeddim.runs.parallel import Parallel
 from odeddim.storage.atomic import nearest_above
 from odeddim.storage.hdf5 import SUFFIXES
@@ -48,6 +49,7 @@ def sample(
     plan: Plan | None = None,
     density: bool = False,
     parallel: Parallel | int | None = None,
+    portable: bool = False,
     machine: Machine | None = None,
     overwrite: bool = False,
     progress: Progress = False,
@@ -70,6 +72,7 @@ def sample(
             lie at σ_1, and the solver adds no noise.
         parallel: As of `odeddim.solve`: the nodes of each image are found together, without density. Without a batch
             size of the machine, fewer images are in work at once.
+        portable: As of `odeddim.sample`, without density and parallel: the images are the same bits on any machine.
         machine: Where to run.
         overwrite: Whether to begin anew, whatever is at `output`.
         progress: What shows progress: True, a function, or a display; see `odeddim.runs.progress.Progress`.
@@ -87,7 +90,7 @@ def sample(
         >>> odeddim.jobs.sample(2, folder / "out", model="exact-samples", steps=4).done
         2
     """
-    to, place = Pictures.of(output), (machine or Machine()).at(model=model, shared=True)
+    to, place = Pictures.of(output), (machine or Machine()).portable(portable, plan).at(model=model, shared=True)
     output = to.path
     field = subject_on(place, model)
     of_noise = shape_for(field, shape)
@@ -96,7 +99,7 @@ def sample(
     said, together = How.of(how, tops=True), in_order(parallel, density=density)
     if density and plan is None:
         said = said._replace(end=said.end or "sigma_min")
-    plan = the_plan(plan, said, field, defaults.for_sampling(eta))
+    plan = the_plan(plan, said, field, defaults.for_sampling(eta), portable=portable)
     warn_of_plan(plan, field)
     noisy = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed))
     in_parallel(noisy, together)  # or a sentence
@@ -108,7 +111,7 @@ def sample(
     details |= {"density": True} if density else {}
     made = asdict(replace(provenance_of(field, noisy, "sample", **details), settings=plan.settings))
     names, began, largest, here = Numbered(f"sample-{seed}-", count), time.perf_counter(), 0.0, 0
-    captions = Captions(_number)
+    captions, certain = Captions(_number), Margins(plan.portable)
     work = _Sampling(field, plan, seed, eta, shape, of_noise, together, measured)
     with (
         open_output(to, names, made, overwrite=overwrite, captions=captions, of_first=lambda _: made) as out,
@@ -120,6 +123,7 @@ def sample(
             nonlocal largest
             (start, stop), (images, figures) = result
             out.write(start, stop, images, figures)
+            certain.add(figures or {}, names[start:stop])
             largest = max(largest, float(images.abs().max()))
 
         for (start, stop), _ in behind(keep, found):
@@ -130,6 +134,7 @@ def sample(
         f"{so_far(out.done, count)} images in {output}{of_all(out.done, count, here)}: {row.name}, seed {seed}, "
         f"{evaluated(here, work.model)}, {time.perf_counter() - began:.1f} s"
     )
+    words += certain.words()
     return Outcome(output, out.done, count, words)
 
 
@@ -160,6 +165,11 @@ class _Sampling:
 
     def __call__(self, start: int, stop: int, _: None) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
         """The images start, ..., stop-1, and what is known of them."""
+        if self.plan.portable:
+            fresh, margin = noise_for(self.plan, stop - start, self.of_noise, self.seed, start)
+            begin = at_the_top(self.field.schedule, self.plan, fresh)
+            end = narrowed(integrate(self.field, begin, self.plan), margin)
+            return to_images(self.field, end.xbar).cpu(), {MARGIN: end.report[MARGIN]}
         if self.density is None:
             images = sample_batch(
                 stop - start, seed=self.seed, eta=self.eta, start=start, model=self.field, plan=self.plan,

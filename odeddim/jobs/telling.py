@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from odeddim.jobs.work import warn
 from odeddim.ode.field import VectorField
+from odeddim.ode.portable import MARGIN, NOT_CERTIFIED, uncertain
 from odeddim.types import State
 
 NAMED = 8  # the most images that a warning names
@@ -75,6 +76,36 @@ def evaluated(images: int, *fields: VectorField) -> str:
 
 def _filling(filled: int, images: int, what: str = "to fill batches") -> str:
     return f", {filled / images:.4g} more {what}" if filled > 0 else ""
+
+
+class Margins:
+    """Which images of a portable run are not certified.
+
+    Args:
+        portable: Whether the run is portable.
+    """
+
+    def __init__(self, portable: bool) -> None:
+        self.portable, self._count = portable, 0
+        self._told: list[str] = []  # the first that are not certified
+
+    def add(self, report: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
+        """Look at what a run reports of images with these names."""
+        if MARGIN not in report:
+            return
+        found = [names[i] for i in uncertain(report[MARGIN])]
+        self._told += [repr(name) for name in found[: NAMED - len(self._told)]]
+        self._count += len(found)
+
+    def words(self) -> str:
+        """What the last line says of it. It warns of the images that are not certified."""
+        if not self.portable:
+            return ""
+        if not self._count:
+            return ", certified portable"
+        more = f" and {self._count - NAMED} more" if self._count > NAMED else ""
+        warn(NOT_CERTIFIED.format(f"{', '.join(self._told)}{more} {'is' if self._count == 1 else 'are'}"))
+        return f", certified portable but for {self._count}"
 
 
 class Reports:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, overload
 
 from odeddim.api import planned
 from odeddim.ode.field import VectorField
+from odeddim.ode.portable import check_portable
 from odeddim.plans import Grid, Plan
 from odeddim.runs.parallel import Parallel
 from odeddim.runs.progress import Progress as Progress
@@ -19,6 +20,9 @@ from odeddim.types import InputError, Solver
 
 log = logging.getLogger("odeddim")
 
+OWN_DIGITS = (
+    "tol=... compares the runs of each image, whose digits differ between machines: leave out tol=... or portable=True"
+)
 OWN_TOP = "tol=... chooses the steps of each image, and so no Gaussian's top: leave out one of tol=... and top=..."
 
 
@@ -80,7 +84,9 @@ class How(NamedTuple):
         return planned(field, None, solver, usual, self.steps, self.grid, end, self.settings, self.top, start)
 
 
-def the_plan(given: Plan | None, how: How, field: VectorField, usual: str, start: str | None = None) -> Plan:
+def the_plan(
+    given: Plan | None, how: How, field: VectorField, usual: str, start: str | None = None, *, portable: bool = False
+) -> Plan:
     """The plan of a run.
 
     Args:
@@ -89,6 +95,7 @@ def the_plan(given: Plan | None, how: How, field: VectorField, usual: str, start
         field: The model.
         usual: The default solver.
         start: How an encoding begins.
+        portable: Whether the bits are to be the same on any machine; a plan may say so too.
 
     Returns:
         The plan that was given, for this model, or that of the other arguments.
@@ -96,6 +103,15 @@ def the_plan(given: Plan | None, how: How, field: VectorField, usual: str, start
     Raises:
         InputError: If both are given, or an argument cannot be used.
     """
+    made = _the_plan(given, how, field, usual, start)
+    made = made.portably() if portable else made
+    if made.portable:
+        check_portable(field)
+    return made
+
+
+def _the_plan(given: Plan | None, how: How, field: VectorField, usual: str, start: str | None) -> Plan:
+    """The plan, before it is made portable."""
     if given is None:
         return how.plan(field, usual, start)
     named = {"solver": how.solver, "steps": how.steps, "grid": how.grid, "end": how.end, "top": how.top, "start": start}

@@ -25,7 +25,6 @@ def decoding_plan(
     top: str | None = None,
     moments: Gaussian | None = None,
     alone: bool = False,
-    portable: bool | None = None,
     where: str = "the state",
 ) -> Plan:
     """The plan that decodes latents: what is not given is as they were encoded.
@@ -40,7 +39,6 @@ def decoding_plan(
         solver, steps, grid, settings, top: What is given in place of what the plan says. The end stays.
         moments: The model's Gaussian, or None if it has none.
         alone: Whether the latents start from x̄ alone.
-        portable: Whether the bits are to be the same on any machine; None for as the latents were encoded.
         where: What holds the latents, for messages.
 
     Returns:
@@ -49,7 +47,7 @@ def decoding_plan(
     Raises:
         InputError: If an argument cannot be used, or the images lie where only the plan's own nodes lead.
     """
-    own, portable = encoded.solver, encoded.portable if portable is None else portable
+    own = encoded.solver
     chosen = {key: value for key, value in (settings or {}).items() if value is not None}
     if solver is None and own.reversible and alone:
         row = solvers.get(defaults.COMBINED)
@@ -62,7 +60,7 @@ def decoding_plan(
         its_top = GAUSSIAN if encoded.carried else None
         nodes = encoded.solved.nodes
         made = Plan.of(schedule, row, None, nodes, settings=chosen, top=its_top, moments=moments)
-        return replace(made, grid=encoded.grid, portable=portable)
+        return replace(made, grid=encoded.grid, portable=encoded.portable)
     if top is None and encoded.carried:
         top = GAUSSIAN
     if grid is None or is_named(str(grid)):
@@ -72,7 +70,7 @@ def decoding_plan(
     if steps is None and its_grid is not None and (grid is None or is_named(str(grid))):
         steps = encoded.steps
     end = encoded.end if encoded.end in ENDS else "zero"  # nodes that are given have an end of their own
-    return Plan.of(schedule, row, steps, grid, end, chosen, top=top, moments=moments).portably(portable)
+    return Plan.of(schedule, row, steps, grid, end, chosen, top=top, moments=moments).portably(encoded.portable)
 
 
 def check_end(encoded: Plan, where: str) -> None:

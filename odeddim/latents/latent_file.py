@@ -35,6 +35,7 @@ from typing_extensions import Self
 from odeddim import solvers
 from odeddim.latents.provenance import MADE_OF_OTHERS, Provenance, digest, sha256_of
 from odeddim.ode.conditions import Condition
+from odeddim.ode.portable import MARGIN, uncertain
 from odeddim.ode.schedule import Schedule
 from odeddim.ode.tops import GAUSSIAN
 from odeddim.plans import Plan
@@ -392,6 +393,7 @@ class LatentFile:
                 for kind in ("report", "certificate")
                 for key, values in self.figures(kind).items()
             },
+            **({"portable": self._certified()} if self.plan.portable else {}),
             "mean of x_T": float(x.mean()),
             "variance of x_T": float(x.var()),
             **{key.replace("_", " "): value for key, value in made.items() if value not in ("", {})},
@@ -401,6 +403,14 @@ class LatentFile:
             "nodes": self.nodes.tolist(),
             "first names": self.names[:5],
         }
+
+    def _certified(self) -> str:
+        """Which latents are certified to be the same bits on any machine."""
+        margins = self.figures("report").get(MARGIN)
+        if margins is None:
+            return "not certified"
+        others = uncertain(margins)
+        return "certified" + (f", but for {', '.join(self.names[i] for i in others)}" if others else "")
 
     def __repr__(self) -> str:
         return f"<{len(self)} latents of {self.provenance.model} in {self.path}: {self.plan}>"

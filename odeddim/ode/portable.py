@@ -52,7 +52,7 @@ def check_portable(field: Field) -> None:
     if not isinstance(field, VectorField):
         return
     if field.dtype not in (None, torch.float64):
-        kept = "its dtype is fixed" if field.keeps_dtype else "load it with dtype='float64'"
+        kept = "its dtype is fixed" if field.keeps_dtype else "give dtype='float64'"
         raise InputError(f"portable=True needs the network in float64, not {str(field.dtype)[6:]}: {kept}")
     parts = {
         "an autoencoder": field.codec is not None,

@@ -18,13 +18,14 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from odeddim.plans import Plan
-from odeddim.solvers._points import beside_zero, combined
+from odeddim.solvers._execution import beside_zero
+from odeddim.solvers._points import combined
 from odeddim.types import Field, InputError, Instructions, Moments, Point, State
 
 TOLERANCE = 1e-3
@@ -186,7 +187,8 @@ class _Course:
 @functools.lru_cache(maxsize=64)
 def _within_zero(instructions: Instructions, nodes: tuple[float, ...]) -> _Course:
     """The course over nodes of a row that has weights of its own for the step at σ = 0."""
-    return _Course.of(instructions(nodes))
+    made: Any = instructions(nodes)
+    return _Course.of(made)
 
 
 @functools.lru_cache(maxsize=64)

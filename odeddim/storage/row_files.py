@@ -231,9 +231,7 @@ def _essence(value: Any) -> Any:
 
 
 def _passing(value: Mapping[str, Any]) -> set[str]:
-    """The keys whose values may change: Python's version, the machine of portable runs (of others it is told key by key),
-    and names of what a checksum identifies.
-    """
+    """The keys whose values may change: Python's version, the machine of portable runs, names of what is hashed."""
     return {"python", "machine", "model", "path"} if value.get("sha256") else {"python", "machine"}
 
 

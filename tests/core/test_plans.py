@@ -304,7 +304,7 @@ DAMAGES: dict[str, tuple[Any, str]] = {
     "a list": ("[0, 1, 2]", "is no plan"),
     "a word": ('"odeddim plan"', "is no plan"),
     "another format": ({"format": "odeddim latents"}, "is no plan"),
-    "newer": ({"version": 3}, f"{NEWER} .version 3."),
+    "newer": ({"version": 4}, f"{NEWER} .version 4."),
     "no version": ({"version": None}, f"{NEWER} .version None."),
     **{
         f"no {key}": ({key: None}, f"{NEWER} .{key} is missing or wrong.")

@@ -201,7 +201,7 @@ def test_a_repl_completes_names_and_shows_signatures_and_help() -> None:
         assert isinstance(value, (str, ModuleType)) or name == "Field" or inspect.getdoc(value), name
     signature = inspect.signature(odeddim.solve)
     named = ["x_T", "solver", "model", "steps", "grid", "end", "top", "plan", "batch_size", "progress"]
-    named += ["callback", "gradients", "parallel", "settings"]
+    named += ["callback", "gradients", "parallel", "portable", "settings"]
     assert list(signature.parameters) == named
     assert signature.parameters["settings"].annotation == "Unpack[Settings]"
     assert get_type_hints(odeddim.solve)["return"] is torch.Tensor  # every annotation has a meaning at run time
