@@ -580,10 +580,7 @@ def pick(name: str, choices: Iterable[str], what: str) -> str:
     known = list(choices)
     if name in known:
         return name
-    if not isinstance(name, str):
-        raise InputError(f"unknown {what} {name!r}; known: {', '.join(known)}")
-    if hint := foreign_names.hint(what, name, known):
-        raise InputError(f"unknown {what} {name!r}; {hint}")
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
+    ours = foreign_names.hint(what, name, known) if isinstance(name, str) else ""
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4) if isinstance(name, str) else []
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    raise InputError(f"unknown {what} {name!r}; {hint}")
+    raise InputError(f"unknown {what} {name!r}; {ours or hint}")

@@ -11,17 +11,9 @@ import torch
 from torch import Tensor
 
 from odeddim.ode.adapted import Adapted
+from odeddim.ode.answers import check_answer, not_finite
 from odeddim.ode.codec import Codec
-from odeddim.ode.conditions import (
-    Condition,
-    Conditions,
-    Given,
-    Placed,
-    check_each,
-    classes_of,
-    given_to_each,
-    together,
-)
+from odeddim.ode.conditions import Condition, Conditions, Given, Placed, check_each, classes_of, given_to_each, together
 from odeddim.ode.devices import Numbers, device_of, dtype_of, products
 from odeddim.ode.forms import Form
 from odeddim.ode.gaussian import Gaussian
@@ -30,7 +22,7 @@ from odeddim.ode.labels import Labels, Relabelled, labels_of
 from odeddim.ode.pickling import check_pickles
 from odeddim.ode.predictions import HELD, PREDICTIONS
 from odeddim.ode.schedule import TIMES, Schedule, Time
-from odeddim.ode.sizes import Sizes, counterpart
+from odeddim.ode.sizes import Sizes, check_batch, counterpart
 from odeddim.types import InputError, pick
 
 
@@ -329,8 +321,7 @@ class VectorField:
             InputError: If `predicts` or `time` is an unknown name.
         """
         twin = copy.copy(self)
-        twin.watch = None
-        twin.reset()
+        twin.watch, twin.counts = None, (0, 0, 0)
         twin.predicts = self.predicts if predicts is None else pick(predicts, PREDICTIONS, "prediction")
         if schedule is not None:
             twin.schedule, twin.time = schedule, schedule.time
@@ -482,8 +473,7 @@ class VectorField:
             [0.0, -2.0]
         """
         twin = copy.copy(self)
-        twin.watch = None
-        twin.reset()
+        twin.watch, twin.counts = None, (0, 0, 0)
         twin._each = len(conditions)
         twin.condition, twin._given = given_to_each(self.name, self.conditions, conditions, self.condition)
         return twin
@@ -503,18 +493,8 @@ class VectorField:
             InputError: If the batch is empty, of another shape, or not finite.
         """
         sizes = sizes or self.sizes
-        unlike = x.ndim >= 2 and sizes is not None and x.shape[1:] not in sizes  # which says more than "empty"
-        if x.ndim < 2 or len(x) == 0 or (x.numel() == 0 and not unlike):
-            raise InputError(f"the batch must be (B, *) with at least one image or latent, not {tuple(x.shape)}")
-        if sizes is not None and unlike:
-            has, wants = "×".join(map(str, x.shape[1:])), sizes.words(x.shape[1:])
-            what = "latents" if self.codec is not None and sizes == self.sizes else "images"
-            raise InputError(f"the model {self.name!r} takes {what} of {wants}, not {has} (channels×height×width)")
-        finite = torch.isfinite(x).flatten(1).all(dim=1)
-        if not bool(finite.all()):
-            raise InputError(
-                f"image {int((~finite).nonzero()[0])} of the batch holds NaN or infinite values: leave it out"
-            )
+        what = "latents" if self.codec is not None and sizes == self.sizes else "images"
+        check_batch(x, sizes, f"the model {self.name!r} takes {what}")
 
     def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
         """Evaluate the field.
@@ -547,11 +527,7 @@ class VectorField:
         self.nfe += 1
         if self.watch is not None:
             self.watch(batch)
-        if out.shape != xbar.shape:
-            raise InputError(
-                f"the model {self.name!r} returned shape {tuple(out.shape)} for an input of {tuple(xbar.shape)}: "
-                "if the network also predicts variances, make it with from_network(..., variances=True)"
-            )
+        check_answer(self.name, out, xbar)
         if self.predicts != "eps":
             # Below σ_1 the network is evaluated at σ_1, so σ_1 is used here too: (x̄ - x0)/σ has no value at σ = 0.
             held = sigma.clamp(min=self.schedule.sigma_min) if self.predicts in HELD else sigma
@@ -561,17 +537,7 @@ class VectorField:
         if self.notes is not None:
             self.notes.append(torch.isfinite(out.detach().sum()))
         elif not bool(torch.isfinite(out.sum())) and not bool(torch.isfinite(out).all()):
-            where = float(sigma.max())
-            cause = (
-                "its input there was finite"
-                if bool(torch.isfinite(xbar).all())
-                else "its input already held such values"
-            )
-            raise InputError(
-                f"the model {self.name!r} returned NaN or infinite values at σ = {where:.6g} "
-                f"(t = {float(labels.max()):.6g}), evaluation {self.nfe}; {cause}: "
-                "try more steps, another solver, or dtype='float32'"
-            )
+            raise not_finite(self.name, float(sigma.max()), float(labels.max()), self.nfe, xbar)
         return out
 
     def _under_condition(self, x: Tensor, labels: Tensor, sigma: Tensor) -> Tensor:

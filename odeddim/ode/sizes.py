@@ -11,6 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from odeddim.types import InputError
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -105,3 +110,25 @@ def counterpart(shape: Sequence[int], ours: tuple[int, ...], theirs: tuple[int, 
     if tuple(shape) == ours:
         return theirs
     return (theirs[0], *(side * its // own for side, own, its in zip(shape[1:], ours[1:], theirs[1:], strict=True)))
+
+
+def check_batch(x: Tensor, sizes: Sizes | None, takes: str) -> None:
+    """Raise an InputError unless a batch is one that a model takes.
+
+    Args:
+        x: The images or latents, (B, *).
+        sizes: The sizes of one of them; None for any.
+        takes: Who takes what, in words: "the model 'mine' takes images".
+
+    Raises:
+        InputError: If the batch is empty, of another shape, or not finite.
+    """
+    unlike = x.ndim >= 2 and sizes is not None and x.shape[1:] not in sizes  # which says more than "empty"
+    if x.ndim < 2 or len(x) == 0 or (x.numel() == 0 and not unlike):
+        raise InputError(f"the batch must be (B, *) with at least one image or latent, not {tuple(x.shape)}")
+    if sizes is not None and unlike:
+        has, wants = "×".join(map(str, x.shape[1:])), sizes.words(x.shape[1:])
+        raise InputError(f"{takes} of {wants}, not {has} (channels×height×width)")
+    finite = torch.isfinite(x).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        raise InputError(f"image {int((~finite).nonzero()[0])} of the batch holds NaN or infinite values: leave it out")
