@@ -31,7 +31,7 @@ def peak(run: Callable[[], Any], device: torch.device | None = None) -> int | No
         True
     """
     if device is not None and device.type != "cpu":
-        if device.type != "cuda" or not torch.cuda.is_initialized():
+        if device.type != "cuda" or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             run()
             return None
         before = torch.cuda.memory_allocated(device)

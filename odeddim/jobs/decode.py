@@ -200,4 +200,4 @@ class _Decoding:
             passed = None if self.walk is None else self.walk.passed
         if model is not self.model:
             self.model.count(model)
-        return _Decoded(to_images(self.field, data).cpu(), passed, taken, change, certain and certain.figures)
+        return _Decoded(to_images(self.field, data).cpu(), passed, taken, change, certain.figures if certain else None)

@@ -55,7 +55,9 @@ class Decoding:
             return "steps as encoded"
         return "adaptive" if self.plan.steps is None else f"{self.plan.steps} steps"
 
-    def images(self, state: State, model: VectorField, first: int = 0, walk: Walk | None = None) -> torch.Tensor:
+    def images(
+        self, state: State, model: VectorField, first: int = 0, walk: Walk | Certain | None = None
+    ) -> torch.Tensor:
         """The images of latents of the file.
 
         Args:

@@ -172,7 +172,7 @@ class Place:
         return self.numbers.tf32
 
     @property
-    def form(self) -> dict[str, bool | None]:
+    def form(self) -> dict[str, Any]:
         """The form of the network, as `VectorField.to` takes it: as given, else as encoded."""
         kept = self.encoded.provenance.details if self.encoded else {}
         given = {"channels_last": self.machine.channels_last, "compile": self.machine.compile}

@@ -161,8 +161,8 @@ def load(
             return field
         return field.to(device or field.device or "cpu", dtype, channels_last=channels_last, compile=compile)
     if hub.is_named(model):
-        form = {"channels_last": channels_last, "compile": compile}
-        return hub.loaded(str(model), partial(load, device=device, dtype=dtype, **form))
+        there = partial(load, device=device, dtype=dtype, channels_last=channels_last, compile=compile)
+        return hub.loaded(str(model), there)
     if str(model) in BUILT_IN:
         field = BUILT_IN[str(model)][0]()
     else:

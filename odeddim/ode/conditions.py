@@ -177,7 +177,7 @@ class Classes:
 
 def given_to_each(
     model: str, takes: Conditions | None, conditions: Sequence[Condition], usual: Condition
-) -> tuple[Condition, tuple[Given, Given | None]]:
+) -> tuple[Condition, Placed]:
     """What a network takes for a condition of each image.
 
     Args:

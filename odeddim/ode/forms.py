@@ -82,7 +82,7 @@ class Form:
             mode = "reduce-overhead" if graphs else None
             self._made = {id(network): torch.compile(network, dynamic=False, mode=mode)}
         if graphs:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
             out = self._made[id(network)](x, *rest)
         except Exception as error:
