@@ -39,6 +39,9 @@ SIBLINGS = {
     "scipy-dop853", "scipy-lsoda", "scipy-bdf",
 }  # fmt: skip
 """Rows that run through the code of another row of the table, with other coefficients."""
+ENOUGH = {("test_order", "encode"), ("test_a_portable_run_is_the_run", None)}
+"""Tests, and a direction, that siblings are left out of but for slow runs: the order of one direction shows that the
+coefficients arrive."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,8 +65,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             }
             if names & SIBLINGS:
                 item.add_marker("sibling")
-                if (getattr(item, "originalname", ""), given.params.get("direction")) == ("test_order", "encode"):
-                    item.add_marker("slow")  # the order of one direction shows that the coefficients arrive
+                if (getattr(item, "originalname", ""), given.params.get("direction")) in ENOUGH:
+                    item.add_marker("slow")
 
 
 @pytest.fixture

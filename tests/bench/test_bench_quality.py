@@ -188,6 +188,7 @@ def test_the_course_of_table_1(run, here: Path) -> None:  # type: ignore[no-unty
     }  # fmt: skip
 
 
+@pytest.mark.slow  # two processes; tests/system/test_crash.py has such of jobs
 def test_several_processes_share_a_bench(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Started twice at once it makes the same table as once, and each cell is made by one of them or by both."""
     command = [

@@ -278,7 +278,7 @@ def sections_of(value: Any) -> dict[str, str]:
 
 def entries_of(text: str) -> set[str]:
     """The names that a section "Args" or "Attributes" describes."""
-    named = re.findall(r"^    ((?:\*{0,2}\w+(?:, )?)+): ", text, re.MULTILINE)
+    named = re.findall(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)*):(?: |$)", text, re.MULTILINE)
     return {word.strip("*") for names in named for word in names.split(", ")}
 
 
