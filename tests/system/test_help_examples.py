@@ -168,7 +168,7 @@ def test_every_command_has_examples() -> None:
 
 
 def in_time() -> Iterator[Any]:
-    """The examples. Of those of a command all but the first are slow: .ci/run and `pytest -m slow` run them."""
+    """The examples. Of those of a command all but the first are slow: they run each week, and by `pytest -m slow`."""
     before: set[str] = set()
     for example in examples():
         name = re.findall(r"odeddim ((?:bench )?[\w-]+)", example)[0]
