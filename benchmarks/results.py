@@ -119,6 +119,23 @@ RESULTS = {
         "How far neighbours on a line of images are apart, DDPM's lines for contrast.",
         ("odeddim bench interpolation",),
     ),
+    "fit": Result(
+        "Few evaluations: solvers fitted to the model",
+        "Errors of images decoded from 64 held-out noises: medians, with 10% and 90% of the noises in brackets, of the "
+        "solver that `odeddim fit` finds and of the best of ten solvers on named grids at as many evaluations. Measured "
+        "so far for decoding with 5 evaluations only. [Few evaluations](few-evaluations.md) explains it, and `python "
+        "benchmarks/fit.py measure` measures it.",
+        ("python benchmarks/fit.py show",),
+    ),
+    "gaussian": Result(
+        "Few evaluations: the Gaussian of the data",
+        "The best of `ab2`, `ab3`, `dpmpp-2m`, `dpmpp-3m`, `ipndm`, `unipc-2` on the grids log and karras without a "
+        "Gaussian, and the best of these and of `gauss-ab2`, `gauss-ab3` with top='gaussian', on 64 held-out noises "
+        "and images. `gain` is the ratio of their medians; the last column is the smallest ratio of a row with the "
+        "Gaussian to itself without. Measured so far for 5 and 8 evaluations of the diffusion model only. [Few "
+        "evaluations](few-evaluations.md) explains it, and `python benchmarks/gaussian.py measure` measures it.",
+        ("python benchmarks/gaussian.py show",),
+    ),
     "certified": Result(
         "Certified latents",
         "`trip` is the round trip, `error` the estimated distance to the ODE's latent; the other columns say how much"
