@@ -16,7 +16,7 @@ from odeddim.types import InputError
 
 MADE_OF_OTHERS = ("interpolate", "shift")
 """The commands that make new latents of others (`Provenance.made_by`)."""
-MACHINE = "machine"
+MACHINE = "made_on"
 OF_THE_MACHINE = ("device", "network_batch", "threads", "cpu", "onednn", "gpu", "cudnn")
 """The details on which the digits of the latents depend, unless they are portable: then they are kept apart."""
 
@@ -42,7 +42,7 @@ class Provenance:
         versions: The versions of odeddim, PyTorch and Python.
         details: Everything else on which the digits of the latents depend, or that says what they were made of: "top"
             and "moments", the hash of the model's Gaussian, where that carries the last interval. Of portable latents
-            "portable", and "machine", which is not compared.
+            "portable", and "made_on", which is not compared.
     """
 
     model: str

@@ -112,7 +112,7 @@ def joined(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]], total: 
     Raises:
         InputError: The files differ in more than what they were made of.
     """
-    of_their_own = ("images", "latents", "fingerprint", "merged", "machine")  # in the details
+    of_their_own = ("images", "latents", "fingerprint", "merged", "made_on")  # in the details
     shared = []
     for one in settings:
         details = {key: value for key, value in one.get("details", {}).items() if key not in of_their_own}
@@ -232,7 +232,7 @@ def _essence(value: Any) -> Any:
 
 def _passing(value: Mapping[str, Any]) -> set[str]:
     """The keys whose values may change: Python's version, the machine of portable runs, names of what is hashed."""
-    return {"python", "machine", "model", "path"} if value.get("sha256") else {"python", "machine"}
+    return {"python", "made_on", "model", "path"} if value.get("sha256") else {"python", "made_on"}
 
 
 def check_parts(file: h5py.File, path: Path, settings: Mapping[str, Any]) -> None:

@@ -263,7 +263,7 @@ def test_files_of_any_machine(here: Path) -> None:
     assert "certified portable" in command("sample", "-n", 2, "-o", "e.npz", "--size", "1,4,4", *made, "--portable")
     command("decode", "a.h5", "-o", "f.npz", "--steps", 3, "--solver", "unipc-2")
     with LatentFile(Path("a.h5")) as file:
-        assert file.provenance.details["machine"]["torch"] == torch.__version__
+        assert file.provenance.details["made_on"]["torch"] == torch.__version__
         assert file.noted is not None
         assert file.noted.portable
         file.plan.save("plan.json")
