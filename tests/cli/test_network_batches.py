@@ -27,7 +27,7 @@ NETWORK = {
     "scipy-rk45": ("-n", 2, *COARSE),
     "euler": ("-n", 2, "--steps", 3, "--network-batch", 2, "--certify"),
 }
-MORE = ("scipy-rk45", "heun", "unipc-2", "exact-euler")
+MORE = ("scipy-rk45", "heun", "unipc-2", "exact-euler", "dpm-solver-12", "euler")
 """Rows that an exact field tries too, or that run as one of the others does: slow on a network."""
 
 

@@ -346,6 +346,7 @@ def folder_of(folder: Path, *pictures: Tensor) -> Path:
     return folder
 
 
+@pytest.mark.slow  # all jobs, one after another
 def test_a_folder_of_one_other_size_goes_through_all_jobs(
     photos: Path, run: Run, sd: tuple[Path, Any, VectorField]
 ) -> None:

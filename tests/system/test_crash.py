@@ -304,6 +304,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     assert "cannot be written to" in err
 
 
+@pytest.mark.slow  # two runs that are long enough to be caught on the way
 def test_images_that_are_lost_while_it_runs(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow  # a dozen processes; README's examples and the wheel have tests of their own
 SIZES = ((40, 30), (30, 40), (32, 32), (64, 20), (9, 50))
 PYTHON = """
 import sys
