@@ -314,16 +314,29 @@ def sample(
     usual = defaults.for_sampling(eta)
     plan = _portably(planned(field, plan, solver or usual, usual, steps, grid, end, settings, top), portable)
     plan = plan.with_solver(with_noise(plan.solver, eta=eta, seed=seed, start=start))
-    schedule = field.schedule
 
     def batch(rows: slice, plan: Plan, callback: Callback | None) -> Tensor:
-        fresh, margin = noise_for(plan, rows.stop - rows.start, where, seed, start + rows.start)
-        begin = at_the_top(schedule, plan, fresh)
-        end = integrate(field, begin, plan, callback=callback, gradients=gradients)
-        return to_images(field, _told(narrowed(end, margin), rows).xbar)
+        count, first = rows.stop - rows.start, start + rows.start
+        end = from_noise(field, plan, count, where, seed, first, callback=callback, gradients=gradients)
+        return to_images(field, _told(end, rows).xbar)
 
     batches = Batches(field, in_parallel(plan, parallel), batch_size, progress, callback)
     return batches.run(batch, n, torch.device("cpu"), "sampling", where)
+
+
+def from_noise(
+    field: VectorField, plan: Plan, n: int, shape: tuple[int, ...], seed: int, start: int, **how: Any
+) -> State:
+    """The ends of runs down from noise, with their margins if the plan is portable.
+
+    Args:
+        field: The model.
+        plan: The plan.
+        n, shape, seed, start: Of the noise, as of `noise`; the shape is that of the data.
+        **how: callback and gradients, as of `integrate`.
+    """
+    fresh, margin = noise_for(plan, n, shape, seed, start)
+    return narrowed(integrate(field, at_the_top(field.schedule, plan, fresh), plan, **how), margin)
 
 
 def _loaded(model: Model, portable: bool | None, plan: Plan | None) -> VectorField:

@@ -580,7 +580,8 @@ def pick(name: str, choices: Iterable[str], what: str) -> str:
     known = list(choices)
     if name in known:
         return name
-    ours = foreign_names.hint(what, name, known) if isinstance(name, str) else ""
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4) if isinstance(name, str) else []
+    word = name if isinstance(name, str) else ""
+    ours = foreign_names.hint(what, word, known)
+    near = difflib.get_close_matches(word.lower(), known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     raise InputError(f"unknown {what} {name!r}; {ours or hint}")

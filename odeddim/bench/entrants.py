@@ -6,14 +6,13 @@ Solvers that are one method on the same nodes are measured once: they are known 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from odeddim import solvers
-from odeddim.bench.harness import Entry
+from odeddim.bench.harness import Entry, joins
 from odeddim.ode import grids
 from odeddim.ode.analytic import GaussianMixture
 from odeddim.ode.field import VectorField
@@ -174,11 +173,11 @@ def draw(
 
 
 def _check(entrant: Entrant, model: VectorField, end: str) -> None:
-    plan, top = entrant.plan, model.schedule.sigma_max
-    if not math.isclose(plan.top, top, rel_tol=1e-6) or plan.end != end:
+    plan = entrant.plan
+    if not joins(plan, model, end):
         raise InputError(
             f"{plan.solver.name} on {entrant.grid} goes from the end {plan.end!r} to σ = {plan.top:.6g}, the league "
-            f"from {end!r} to the model's σ_T = {top:.6g}: leave it out"
+            f"from {end!r} to the model's σ_T = {model.schedule.sigma_max:.6g}: leave it out"
         )
 
 

@@ -364,9 +364,14 @@ def planned(
     return runs
 
 
+def joins(plan: Plan, model: VectorField, end: str) -> bool:
+    """Whether a plan leads from an end, "zero" or "sigma_min", to the model's σ_T."""
+    return plan.end == end and math.isclose(plan.top, model.schedule.sigma_max, rel_tol=1e-6)
+
+
 def _check_ends(plan: Plan, model: VectorField, end: str) -> None:
-    top = model.schedule.sigma_max
-    if not math.isclose(plan.top, top, rel_tol=1e-6) or plan.end != end:
+    if not joins(plan, model, end):
+        top = model.schedule.sigma_max
         raise InputError(
             f"the plan of {plan.solver.name} goes from the end {plan.end!r} to σ = {plan.top:.6g}, and this table from "
             f"{end!r} to the model's σ_T = {top:.6g}: leave it out, or give end={plan.end!r} if only that differs"

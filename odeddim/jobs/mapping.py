@@ -12,10 +12,11 @@ from torch import Tensor
 
 from odeddim import defaults
 from odeddim.api import Model, decode, encode
-from odeddim.jobs.machine import Machine
+from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.subject import Subject, subject_on, warn_of_plan
 from odeddim.jobs.work import How, the_plan
 from odeddim.models import DEFAULT
+from odeddim.ode.field import VectorField
 from odeddim.plans import Plan, check_encodes
 from odeddim.storage.images import from_bytes, with_channels
 from odeddim.types import InputError, State
@@ -58,10 +59,7 @@ class Encoder:
         **how: Any,
     ) -> None:
         self.column = column
-        self._place = (machine or Machine()).at(model=model)
-        self.model = subject_on(self._place, model)
-        self.plan = the_plan(plan, How.of(how, tops=True), self.model, defaults.ENCODE)
-        warn_of_plan(self.plan, self.model)
+        self._place, self.model, self.plan = _set_up(model, plan, machine, how)
         check_encodes(self.plan.solver)
         if self.plan.start:
             raise InputError(
@@ -122,10 +120,7 @@ class Decoder:
         **how: Any,
     ) -> None:
         self.column = column
-        self._place = (machine or Machine()).at(model=model)
-        self.model = subject_on(self._place, model)
-        self.plan = the_plan(plan, How.of(how, tops=True), self.model, defaults.ENCODE)
-        warn_of_plan(self.plan, self.model)
+        self._place, self.model, self.plan = _set_up(model, plan, machine, how)
         if self.plan.solver.stochastic:
             raise InputError(
                 f"a Decoder does not know the index of an image, which the noise of {self.plan.solver.name!r} follows: "
@@ -158,6 +153,17 @@ class Decoder:
         state = State(parts[0], levels.pop(), tuple(parts[1:]), kept=str(kept[0])).to(dtype=self._place.state)
         images = decode(state, model=self.model, plan=self.plan)
         return others | {self.column: images.cpu().numpy()}
+
+
+def _set_up(
+    model: Model | Subject, plan: Plan | None, machine: Machine | None, how: dict[str, Any]
+) -> tuple[Place, VectorField, Plan]:
+    """Where to run, the model there, and the plan of an Encoder or a Decoder with these arguments."""
+    place = (machine or Machine()).at(model=model)
+    field = subject_on(place, model)
+    made = the_plan(plan, How.of(how, tops=True), field, defaults.ENCODE)
+    warn_of_plan(made, field)
+    return place, field, made
 
 
 def _column(batch: Batch, name: str) -> tuple[dict[str, Any], Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from odeddim import defaults
-from odeddim.api import Model, at_the_top, in_parallel, noise, to_images, with_noise
+from odeddim.api import Model, from_noise, in_parallel, noise, to_images, with_noise
 from odeddim.api import sample as sample_batch
 from odeddim.checks.density import Density, check_plan
 from odeddim.jobs.density import figures_of_report
@@ -26,8 +26,8 @@ from odeddim.latents.latent_file import MOST_ROW
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.ode.field import VectorField
-from odeddim.ode.portable import MARGIN, narrowed, noise_for
-from odeddim.plans import Plan, integrate
+from odeddim.ode.portable import MARGIN
+from odeddim.plans import Plan
 from odeddim.runs.parallel import Parallel
 from odeddim.storage.atomic import nearest_above
 from odeddim.storage.hdf5 import SUFFIXES
@@ -166,9 +166,7 @@ class _Sampling:
     def __call__(self, start: int, stop: int, _: None) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
         """The images start, ..., stop-1, and what is known of them."""
         if self.plan.portable:
-            fresh, margin = noise_for(self.plan, stop - start, self.of_noise, self.seed, start)
-            begin = at_the_top(self.field.schedule, self.plan, fresh)
-            end = narrowed(integrate(self.field, begin, self.plan), margin)
+            end = from_noise(self.field, self.plan, stop - start, self.of_noise, self.seed, start)
             return to_images(self.field, end.xbar).cpu(), {MARGIN: end.report[MARGIN]}
         if self.density is None:
             images = sample_batch(

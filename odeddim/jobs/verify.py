@@ -216,7 +216,7 @@ def _certify(file: LatentFile, source: ImageSource, field: VectorField, place: P
         raise InputError(
             f"{file.path} is unfinished, with {len(file)} of {file.total} latents: encode the others first"
         )
-    how = decoding_of(file, field)
+    how, each = decoding_of(file, field), kept_for(file, field)
     size = place.at_once(field, how.plan.solver, queued=bool(how.rungs))
     details = {**file.provenance.details, "certified": True, "fingerprint": file.fingerprint}
     made = replace(file.provenance, details=details)
@@ -231,7 +231,7 @@ def _certify(file: LatentFile, source: ImageSource, field: VectorField, place: P
                 figures = certificate_of_rungs(x_0, state, how.rungs, field)
             else:
                 counts = kept.report.get("evaluations", torch.full((stop - start,), how.plan.evaluations))
-                figures = certificate(x_0, state, how.plan, for_batch(kept_for(file, field), field, state), counts)
+                figures = certificate(x_0, state, how.plan, for_batch(each, field, state), counts)
             run.write(start, stop, kept, figures)
             advance(stop - start)
 
@@ -253,14 +253,12 @@ def _draw(
     except InputError as error:
         warn(f"the sheet has no originals: {error}")
         source = None
-    how = decoding_of(file, field)
+    how, each = decoding_of(file, field), kept_for(file, field)
 
     def cells() -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
         for i in rows:
             state = place.cast(file.pick(i))
-            again = to_images(
-                field, how.images(state, for_batch(kept_for(file, field), field.on_data(), state), i)
-            ).cpu()[0]
+            again = to_images(field, how.images(state, for_batch(each, field.on_data(), state), i)).cpu()[0]
             known = {name: float(values[i]) for name, values in figures.items()}
             if source is None:
                 yield again, known
