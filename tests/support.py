@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +17,7 @@ from unittest import mock
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -117,3 +119,29 @@ def killed_at(step: int, make: Callable[[], Any]) -> bool:
         make()
     finally:
         os._exit(0)
+
+
+class Told(torch.nn.Module):
+    """ε of a Gaussian of standard deviation 0.2 around another mean for each class; one label may stand for none.
+
+    About what a network of `Schedule.linear()` answers, in operations that can be exported.
+    """
+
+    def __init__(self, means: Sequence[float] = (-0.6, 0.0, 0.6, 0.1)) -> None:
+        super().__init__()
+        self.means = torch.nn.Parameter(torch.tensor(means))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        sigma = torch.exp(t[:, None, None, None] / 120 - 4.5)
+        mean = self.means[y][:, None, None, None]
+        return (x * torch.sqrt(1 + sigma**2) - mean) * sigma / (0.04 + sigma**2)
+
+
+def save_told(folder: Path, network: Told, null: int) -> None:
+    """Write told.pt2 and its sidecar: a model of three classes, and `null`, the label for none, of 1×4×4 images."""
+    batch = torch.export.Dim("batch", min=1)
+    example = (torch.zeros(2, 1, 4, 4), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+    program = torch.export.export(network, example, dynamic_shapes=({0: batch}, {0: batch}, {0: batch}))
+    torch.export.save(program, folder / "told.pt2")
+    beside = {"schedule": {"name": "linear"}, "predicts": "eps", "time": "index", "classes": 3, "null": null}
+    (folder / "told.json").write_text(json.dumps(beside))

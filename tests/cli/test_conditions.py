@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from support import Told, save_told
 from support import command as run
 
 import odeddim
@@ -18,29 +19,11 @@ from odeddim.ode.conditions import Classes, Condition
 from odeddim.types import InputError
 
 
-class Told(torch.nn.Module):
-    """ε of a Gaussian around another mean for each of three classes; label 3: none of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.means = torch.nn.Parameter(torch.tensor([-0.6, 0.0, 0.6, 0.1]))
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        sigma = torch.exp(t[:, None, None, None] / 120 - 4.5)
-        mean = self.means[y][:, None, None, None]
-        return (x * torch.sqrt(1 + sigma**2) - mean) * sigma / (0.04 + sigma**2)
-
-
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a class-conditional model, told.pt2, and four images."""
     folder = tmp_path_factory.mktemp("told")
-    batch = torch.export.Dim("batch", min=1)
-    example = (torch.zeros(2, 1, 4, 4), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
-    program = torch.export.export(Told(), example, dynamic_shapes=({0: batch}, {0: batch}, {0: batch}))
-    torch.export.save(program, folder / "told.pt2")
-    beside = {"schedule": {"name": "linear"}, "predicts": "eps", "time": "index", "classes": 3, "null": 3}
-    (folder / "told.json").write_text(json.dumps(beside))
+    save_told(folder, Told(), null=3)
     (folder / "images").mkdir()
     for i in range(4):
         Image.new("L", (4, 4), 40 * i + 50).save(folder / "images" / f"{i}.png")

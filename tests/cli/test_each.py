@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import h5py
 import pytest
 import torch
 from PIL import Image
-from support import command
+from support import Told, command, save_told
 from torch import Tensor
 
 import odeddim
@@ -23,19 +22,6 @@ from odeddim.types import InputError
 LABELS = [2, 0, 0, 1, 2]
 
 
-class Told(torch.nn.Module):
-    """ε of a Gaussian around another mean for each of three classes; label 3: none of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.means = torch.nn.Parameter(torch.tensor([-0.6, 0.0, 0.6, 0.1]))
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        sigma = torch.exp(t[:, None, None, None] / 120 - 4.5)
-        mean = self.means[y][:, None, None, None]
-        return (x * torch.sqrt(1 + sigma**2) - mean) * sigma / (0.04 + sigma**2)
-
-
 def model(*, null: int | None = 3) -> VectorField:
     return VectorField.from_network(Told(), odeddim.Schedule.linear(), classes=4, null=null, name="told")
 
@@ -44,12 +30,7 @@ def model(*, null: int | None = 3) -> VectorField:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model of classes, five images in three folders, and a CSV of their labels."""
     folder = tmp_path_factory.mktemp("told")
-    batch = torch.export.Dim("batch", min=1)
-    example = (torch.zeros(2, 1, 4, 4), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
-    program = torch.export.export(Told(), example, dynamic_shapes=({0: batch}, {0: batch}, {0: batch}))
-    torch.export.save(program, folder / "told.pt2")
-    beside = {"schedule": {"name": "linear"}, "predicts": "eps", "time": "index", "classes": 3, "null": 3}
-    (folder / "told.json").write_text(json.dumps(beside))
+    save_told(folder, Told(), null=3)
     places = ["bag/0.png", "coat/1.png", "coat/2.png", "dress/3.png", "dress/4.png"]
     for i, place in enumerate(places):
         (folder / "images" / place).parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import h5py
 import pytest
 import torch
 from PIL import Image
-from support import command, tiles
+from support import Told, command, save_told, tiles
 from torch import Tensor
 
 import odeddim
@@ -94,29 +93,11 @@ def test_what_a_model_does_not_take_is_said(
         (shows if isinstance(shows, Description) else Description(shows)).of(exact)
 
 
-class Told(torch.nn.Module):
-    """About the same as a network that can be exported."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.means = torch.nn.Parameter(torch.tensor(MEANS))
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        sigma = torch.exp(t[:, None, None, None] / 120 - 4.5)
-        mean = self.means[y][:, None, None, None]
-        return (x * torch.sqrt(1 + sigma**2) - mean) * sigma / (STD**2 + sigma**2)
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model of classes, told.pt2, and four images."""
     folder = tmp_path_factory.mktemp("told")
-    batch = torch.export.Dim("batch", min=1)
-    example = (torch.zeros(2, 1, 4, 4), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
-    program = torch.export.export(Told(), example, dynamic_shapes=({0: batch}, {0: batch}, {0: batch}))
-    torch.export.save(program, folder / "told.pt2")
-    beside = {"schedule": {"name": "linear"}, "predicts": "eps", "time": "index", "classes": 3, "null": 2}
-    (folder / "told.json").write_text(json.dumps(beside))
+    save_told(folder, Told(MEANS), null=2)
     (folder / "images").mkdir()
     for i in range(4):
         Image.new("L", (4, 4), 30 * i + 20).save(folder / "images" / f"{i}.png")
