@@ -1,8 +1,8 @@
 """What side_by_side.py compares: the same runs by odeddim and by other software, all asking one network.
 
-A `Network` counts what is asked of it. Samplers decode noise on given nodes, ways encode images and bring them back.
-Each is written as the documentation of its software has it. k-diffusion only samples: its samplers are given noise
-levels that rise, which is how its users invert.
+A `Network` counts what is asked of it. Samplers decode noise on given nodes (None where software has no such method);
+ways encode images and bring them back. Each is written as the documentation of its software has it. k-diffusion only
+samples: its samplers are given noise levels that rise, which is how its users invert.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from time import process_time
 from typing import Any
 
@@ -142,9 +142,6 @@ def stepped(subject: Subject, its: Any, steps: int, x: Tensor) -> Tensor:
     return x
 
 
-# Samplers: software -> (subject, method, rising nodes from 0) -> a sampler, or None where it has no such method.
-
-
 def nodes_of(subject: Subject, method: str, steps: int) -> Tensor:
     """The nodes on which a method is compared: those that diffusers' own scheduler of it has, and Karras's for Heun."""
     schedule = subject.field.schedule
@@ -189,21 +186,20 @@ def by_k_diffusion(subject: Subject, method: str, nodes: Tensor) -> Sampler:
     return lambda x_T: sample(subject.denoiser, x_T * top, sigmas, disable=True)
 
 
-def by_torchdiffeq(subject: Subject, method: str, nodes: Tensor) -> Sampler | None:
-    """It is asked for the end only, so that it keeps no other point."""
+def by_torchdiffeq(subject: Subject, method: str, nodes: Tensor, *, each: bool = False) -> Sampler | None:
+    """odeint in σ, asked for the end only, or for x̄ at each node."""
     from torchdiffeq import odeint
 
     if method != "euler":
         return None
     falling = nodes.flip(0).float()
-    options = {"grid_constructor": lambda *_: falling}
+    how = {} if each else {"options": {"grid_constructor": lambda *_: falling}}
+    times = falling if each else falling[[0, -1]]
     top = math.hypot(1, float(nodes[-1]))
 
     def run(x_T: Tensor) -> Tensor:
         with torch.no_grad():
-            return odeint(
-                lambda s, x: subject.slope(float(s), x), x_T * top, falling[[0, -1]], method="euler", options=options
-            )[-1]
+            return odeint(lambda s, x: subject.slope(float(s), x), x_T * top, times, method="euler", **how)[-1]
 
     return run
 
@@ -213,7 +209,9 @@ SAMPLERS: Mapping[str, Callable[[Subject, str, Tensor], Sampler | None]] = {
     "diffusers": by_diffusers,
     "k-diffusion": by_k_diffusion,
     "torchdiffeq": by_torchdiffeq,
+    "torchdiffeq, each node": partial(by_torchdiffeq, each=True),
 }
+"""Software, and how it is asked where there are two ways -> what makes a sampler."""
 
 
 @dataclass(frozen=True)
@@ -329,7 +327,13 @@ def torchdiffeq_way(method: str, *, each: int = 1, adaptive: bool = False) -> Wa
             lambda xbar: xbar / math.hypot(1, subject.high),
         )
 
-    return Way("torchdiffeq", f"`{method}`, {'a tolerance' if adaptive else 'log'}", make, each=each, adaptive=adaptive)
+    return Way(
+        "torchdiffeq",
+        f"`{method}` in log σ, {'a tolerance' if adaptive else 'even steps'}",
+        make,
+        each=each,
+        adaptive=adaptive,
+    )
 
 
 WAYS = (

@@ -1,6 +1,7 @@
 """odeddim beside diffusers, k-diffusion and torchdiffeq: the same network on the same nodes, in one run.
 
-    python benchmarks/side_by_side.py measure            # a quarter of an hour on a quiet core; goes on where it stopped
+    python benchmarks/side_by_side.py measure            # a quarter of an hour on a quiet core; can be stopped
+    python benchmarks/side_by_side.py measure speed      # one kind: speed, memory, reach, seconds or start-up
     python benchmarks/side_by_side.py measure --small    # two minutes, to see that all runs; kept in out/
     python benchmarks/side_by_side.py show               # the tables of what was measured
     python benchmarks/side_by_side.py page               # writes docs/side-by-side.md
@@ -31,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from contenders import SAMPLERS, WAYS, Subject, Trip, Way, nodes_of
+from contenders import SAMPLERS, WAYS, Sampler, Subject, Trip, Way, nodes_of
 from start_up import start_up
 from torch import Tensor
 
@@ -46,6 +47,8 @@ PAGE = ROOT / "docs" / "side-by-side.md"
 IMAGES = ROOT / "odeddim" / "data" / "fashion-mnist-reference.npz"
 METHODS = ("euler", "dpmpp-2m", "heun")
 MODULES = {"odeddim": "odeddim", "diffusers": "diffusers", "k-diffusion": "k_diffusion", "torchdiffeq": "torchdiffeq"}
+KINDS = ("speed", "memory", "reach", "seconds", "start-up")
+"""The kinds of rows. Seconds are of the efforts that `reach` has found."""
 TARGETS = (("trip", 1e-4), ("trip", 1e-6), ("latent", 1e-2))
 USUAL = "odeddim `belm`, log"
 """The way by which odeddim encodes where none is named: what the others' seconds are divided by."""
@@ -119,24 +122,36 @@ def _json(content: Any) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def measure(subject: Subject, images: Tensor, sizes: Sizes, kept: Kept, names: Sequence[str]) -> None:
-    """Measure what is not measured yet, of the software of these names."""
+def samplers(subject: Subject, method: str, nodes: Tensor, names: Sequence[str]) -> dict[str, Sampler]:
+    """The samplers of this software that has the method, by what they are called in the tables."""
+    made = {what: make(subject, method, nodes) for what, make in SAMPLERS.items() if what.split(",")[0] in names}
+    return {what: run for what, run in made.items() if run is not None}
+
+
+def measure(
+    subject: Subject, images: Tensor, sizes: Sizes, kept: Kept, names: Sequence[str], kinds: Sequence[str] = KINDS
+) -> None:
+    """Measure the rows of these kinds that are not measured yet, of the software of these names."""
     for method in METHODS:
-        for batch in sizes.batches:
+        for batch in sizes.batches if "speed" in kinds else ():
             kept.row(f"speed {method} {batch}", lambda m=method, b=batch: speed(subject, m, b, sizes, names))
-        for steps in sizes.memory_steps:
+        for steps in sizes.memory_steps if "memory" in kinds else ():
             kept.row(f"memory {method} {steps}", lambda m=method, s=steps: memory(m, s, names))
-    truth: dict[str, Tensor] = {}
-    ways = {f"{way.software} {way.words}": way for way in WAYS if way.software in names}
-    for name, way in ways.items():
-        kept.row(f"reach {name}", lambda w=way: reach(subject, w, images, truth, sizes))
-    tried = {name: kept.content["rows"][f"reach {name}"] for name in ways}
-    for error, target in TARGETS:
-        met = {name: found for name in ways if (found := reached(tried[name], error, target)) is not None}
-        trips = {name: ways[name].make(subject, found["effort"]) for name, found in met.items()}
-        row = f"seconds {error} {target:g}"
-        kept.row(row, lambda e=error, t=trips: trip_seconds(t, images, sizes.trips, back=e == "trip"))
-    kept.row("start-up", lambda: start_up(names, sizes.starts))
+    ways = {way.name: way for way in WAYS if way.software in names}
+    if "reach" in kinds:
+        truth: dict[str, Tensor] = {}
+        for name, way in ways.items():
+            kept.row(f"reach {name}", lambda w=way: reach(subject, w, images, truth, sizes))
+    if "seconds" in kinds:
+        for error, target in TARGETS:
+            trips = {}
+            for name, tried in reached_by(kept.content["rows"]):
+                if found := reached(tried, error, target):
+                    trips[name] = ways[name].make(subject, found["effort"])
+            row = f"seconds {error} {target:g}"
+            kept.row(row, lambda e=error, t=trips: trip_seconds(t, images, sizes.trips, back=e == "trip"))
+    if "start-up" in kinds:
+        kept.row("start-up", lambda: start_up(names, sizes.starts))
 
 
 def speed(subject: Subject, method: str, batch: int, sizes: Sizes, names: Sequence[str]) -> Rows:
@@ -145,8 +160,7 @@ def speed(subject: Subject, method: str, batch: int, sizes: Sizes, names: Sequen
     `apart` is the largest difference of a pixel to odeddim's images, clipped to [-1, 1] as diffusers' pipeline does.
     """
     nodes, x_T = nodes_of(subject, method, sizes.steps), subject.noise(batch)
-    made = {name: SAMPLERS[name](subject, method, nodes) for name in names}
-    runs = {name: run for name, run in made.items() if run is not None}
+    runs = samplers(subject, method, nodes, names)
     images = {name: run(x_T).clamp(-1, 1) for name, run in runs.items()}
     rows: Rows = {name: {"seconds": [], "wall": [], "network": [], "evaluations": 0} for name in runs}
     for turn in range(sizes.rounds):
@@ -176,17 +190,15 @@ def memory(method: str, steps: int, names: Sequence[str], batch: int = 16) -> di
     nodes = nodes_of(subject, method, steps)
     state = subject.noise(batch).nbytes
     rows: dict[str, float | None] = {}
-    for name in names:
-        run = SAMPLERS[name](subject, method, nodes)
-        if run is not None:
-            run(subject.noise(batch))
-            most = peak(lambda run=run: run(subject.noise(batch)))
-            rows[name] = None if most is None else most / state
+    for name, run in samplers(subject, method, nodes, names).items():
+        run(subject.noise(batch))
+        most = peak(lambda run=run: run(subject.noise(batch)))
+        rows[name] = None if most is None else most / state
     return rows
 
 
 def reach(subject: Subject, way: Way, images: Tensor, truth: dict[str, Tensor], sizes: Sizes) -> list[dict[str, float]]:
-    """What a way reaches with more and more effort: every third one first, then those before one that meets a target."""
+    """What a way reaches with more and more effort: each third one, then those before one that meets a target."""
     if way.end not in truth:
         with torch.no_grad():
             truth[way.end] = encoded(subject.field, images, sizes.fine, way.end)
@@ -265,26 +277,24 @@ def tables(content: dict[str, Any]) -> Iterator[str]:
     """The lines of the tables, in Markdown, with what a reader must know of each."""
     rows, sizes = content["rows"], content["sizes"]
     versions = ", ".join(f"{name} {its}" for name, its in content["versions"].items())
-    slowed = median(
-        wall / cpu
-        for name, row in rows.items()
-        if name.startswith("speed")
-        for its in row.values()
-        for wall, cpu in zip(its["wall"], its["seconds"], strict=True)
-    )
     yield (
-        f"{content['date']}, {content['machine']}, one thread, {versions}. Seconds are those of the CPU; of the timed "
-        f"runs {slowed:.2f} times as many passed on the clock, in the median. Medians, and the smallest and the largest "
-        "in brackets."
+        f"{content['date']}, {content['machine']}, one thread, {versions}. Seconds are those of the CPU. Medians, and "
+        "the smallest and the largest in brackets."
     )
-    missing = [name for name in MODULES if name not in content["versions"]]
-    if missing:
-        yield f"\n{', '.join(missing)}: not installed where this was measured."
-    yield from speed_table(rows, sizes)
-    yield from memory_table(rows, sizes)
-    yield from trip_table(rows, sizes)
-    yield from latent_table(rows, sizes)
-    yield from start_table(rows)
+    speeds = [its for name, row in rows.items() if name.startswith("speed") for its in row.values()]
+    if speeds:
+        slowed = median(w / s for its in speeds for w, s in zip(its["wall"], its["seconds"], strict=True))
+        yield f"While a timed run took a second of the CPU, {slowed:.2f} passed on the clock, in the median."
+    if missing := [name for name in MODULES if name not in content["versions"]]:
+        yield f"{', '.join(missing)}: not installed where this was measured."
+    if left := [kind for kind in KINDS if not any(name.startswith(kind) for name in rows)]:
+        yield f"Not measured yet: {', '.join(left)} (`python benchmarks/side_by_side.py measure {' '.join(left)}`)."
+    made = {
+        "speed": speed_table, "memory": memory_table, "reach": trip_table, "reach ": latent_table, "start": start_table,
+    }  # fmt: skip
+    for kind, table in made.items():
+        if any(name.startswith(kind) for name in rows):
+            yield from table(rows, sizes)
 
 
 def speed_table(rows: Rows, sizes: dict[str, Any]) -> Iterator[str]:
@@ -293,21 +303,23 @@ def speed_table(rows: Rows, sizes: dict[str, Any]) -> Iterator[str]:
 
 {sizes["steps"]} steps. The own share is what a run spends outside the network, and the own time that in microseconds
 for each evaluation. `time` is the ratio to odeddim's in the same round, and `apart` the largest difference of a pixel
-to odeddim's images, which range from -1 to 1. diffusers' `euler` is `DDIMPipeline`, and its `dpmpp-2m` the loop over
-`DPMSolverMultistepScheduler`. torchdiffeq is given the ODE in σ, and its own time has that function in it.
+to odeddim's images, which range from -1 to 1. diffusers' `euler` is `DDIMPipeline`, which also draws x_T, and its
+`dpmpp-2m` the loop over `DPMSolverMultistepScheduler`. torchdiffeq is given the ODE in σ, and its own time has that
+function in it; it is asked for the end only, or for x̄ at each node. The nodes of `heun` lie between the training
+levels, where k-diffusion finds the labels in float32.
 """
     yield from head("method", "images at once", "software", "images/s", "own share", "own µs", "time", "apart")
     for method in METHODS:
         for batch in sizes["batches"]:
-            row = rows[f"speed {method} {batch}"]
+            row = rows.get(f"speed {method} {batch}", {})
+            seconds = {name: its["seconds"] for name, its in row.items()}
             for name, its in row.items():
                 both = list(zip(its["seconds"], its["network"], strict=True))
                 own = [100 * (1 - network / whole) for whole, network in both]
                 each = [1e6 * (whole - network) / its["evaluations"] for whole, network in both]
-                ratio = [a / b for a, b in zip(its["seconds"], row["odeddim"]["seconds"], strict=True)]
                 yield line(
                     f"`{method}`", str(batch), name, spread([batch / whole for whole, _ in both]),
-                    spread(own) + " %", spread(each), spread(ratio), f"{its['apart']:.1e}",
+                    spread(own) + " %", spread(each), ratios(seconds, name, "odeddim"), f"{its['apart']:.1e}",
                 )  # fmt: skip
 
 
@@ -316,14 +328,13 @@ def memory_table(rows: Rows, sizes: dict[str, Any]) -> Iterator[str]:
 ## Peak memory
 
 The most that torch has allocated at once within a run, x_T among it, in states: tensors of the size of a batch of
-images. The network returns x/2 and keeps nothing. torchdiffeq is asked for the end only; asked for each of its nodes,
-it holds a state for each.
+images. The network returns x/2 and keeps nothing.
 """
     yield from head("method", "software", *(f"{steps} steps" for steps in sizes["memory_steps"]))
     for method in METHODS:
-        found = [rows[f"memory {method} {steps}"] for steps in sizes["memory_steps"]]
+        found = [rows.get(f"memory {method} {steps}", {}) for steps in sizes["memory_steps"]]
         for name in found[0]:
-            yield line(f"`{method}`", name, *(figure(its[name]) for its in found))
+            yield line(f"`{method}`", name, *(figure(its.get(name)) for its in found))
 
 
 def trip_table(rows: Rows, sizes: dict[str, Any]) -> Iterator[str]:
@@ -357,7 +368,7 @@ ODE's: a Runge-Kutta run in log σ that shares no code with any of these.
         yield line(name, needed(tried, "latent", 1e-2, sizes), *seconds_cells(rows, "latent 0.01", name))
 
 
-def start_table(rows: Rows) -> Iterator[str]:
+def start_table(rows: Rows, sizes: dict[str, Any]) -> Iterator[str]:
     yield """
 ## Start-up
 
@@ -367,8 +378,7 @@ by the built-in network, which odeddim loads itself; the others are given it as 
     yield from head("", "software", "seconds", "time")
     for kind, row in rows["start-up"].items():
         for name, spent in row.items():
-            ratio = [a / b for a, b in zip(spent, row["odeddim"], strict=True)]
-            yield line(kind, name, spread(spent), spread(ratio))
+            yield line(kind, name, spread(spent), ratios(row, name, "odeddim"))
 
 
 def reached_by(rows: Rows) -> Iterator[tuple[str, list[dict[str, float]]]]:
@@ -385,11 +395,16 @@ def needed(tried: list[dict[str, float]], error: str, target: float, sizes: dict
 
 
 def seconds_cells(rows: Rows, target: str, name: str) -> list[str]:
-    """Seconds, and their ratio to those of `USUAL`; empty where the target was not met."""
-    row = rows[f"seconds {target}"]
+    """Seconds, and their ratio to those of `USUAL`; empty where either did not meet the target."""
+    row = rows.get(f"seconds {target}", {})
     if name not in row:
         return ["", ""]
-    return [spread(row[name]), spread([a / b for a, b in zip(row[name], row[USUAL], strict=True)])]
+    return [spread(row[name]), ratios(row, name, USUAL)]
+
+
+def ratios(row: dict[str, list[float]], name: str, usual: str) -> str:
+    """The ratios of seconds in the same rounds; empty where there are none of the usual."""
+    return spread([a / b for a, b in zip(row[name], row[usual], strict=True)]) if usual in row else ""
 
 
 def spread(values: Sequence[float]) -> str:
@@ -433,6 +448,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("measure")
+    verb.add_argument("kinds", nargs="*", choices=[*KINDS, []], metavar="KIND", default=[], help=", ".join(KINDS))
     verb.add_argument("--small", action="store_true", help="few steps, images and rounds, kept in out/")
     verb.add_argument("-o", "--output", type=Path, help="the file of what is measured")
     verbs.add_parser("show").add_argument("file", nargs="?", type=Path, default=KEPT)
@@ -453,7 +469,7 @@ def main() -> None:
         if name not in names:
             print(f"{name} is not installed, and is left out: pip install {name}", file=sys.stderr)
     kept = Kept(path, sizes)
-    measure(Subject(odeddim.load(), (1, 28, 28)), images, sizes, kept, names)
+    measure(Subject(odeddim.load(), (1, 28, 28)), images, sizes, kept, names, given.kinds or KINDS)
     print(shown(path))
 
 
