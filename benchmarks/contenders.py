@@ -146,7 +146,8 @@ def nodes_of(subject: Subject, method: str, steps: int) -> Tensor:
     """The nodes on which a method is compared: those that diffusers' own scheduler of it has, and Karras's for Heun."""
     schedule = subject.field.schedule
     if method == "dpmpp-2m":
-        labels = np.linspace(0, len(subject.levels) - 1, steps + 1).round().astype(int)[1:]
+        # With as many steps as levels two round to one.
+        labels = np.unique(np.linspace(0, len(subject.levels) - 1, steps + 1).round().astype(int)[1:])
         return torch.cat([torch.zeros(1, dtype=torch.float64), schedule.levels[labels]])
     return odeddim.grid({"euler": "leading", "heun": "karras"}[method], schedule, steps)
 
@@ -343,6 +344,7 @@ WAYS = (
     odeddim_way("dpmpp-2m", "log"),
     dpm_solver_way("linspace"),
     dpm_solver_way("karras", use_karras_sigmas=True),
+    dpm_solver_way("exponential", use_exponential_sigmas=True),
     k_diffusion_way("dpmpp-2m", "exponential"),
     odeddim_way("heun", "karras", each=2),
     k_diffusion_way("heun", "karras", each=2),

@@ -17,6 +17,7 @@ import odeddim  # isort: skip  # before torch: its waiting threads then sleep
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -197,29 +198,23 @@ def memory(method: str, steps: int, names: Sequence[str], batch: int = 16) -> di
     return rows
 
 
-def reach(subject: Subject, way: Way, images: Tensor, truth: dict[str, Tensor], sizes: Sizes) -> list[dict[str, float]]:
+def reach(subject: Subject, way: Way, images: Tensor, truth: dict[str, Tensor], sizes: Sizes) -> list[Rows]:
     """What a way reaches with more and more effort: each third one, then those before one that meets a target."""
     if way.end not in truth:
         with torch.no_grad():
             truth[way.end] = encoded(subject.field, images, sizes.fine, way.end)
     efforts = efforts_of(way, len(subject.levels), sizes.most)
-    tried: dict[int, dict[str, float]] = {}
-
-    def tell(place: int) -> None:
-        tried.setdefault(place, errors(subject, way.make(subject, efforts[place]), images, truth[way.end]))
-        tried[place]["effort"] = efforts[place]
-
+    tried: dict[int, Rows] = {}
     for place in (*range(0, len(efforts) - 1, 3), len(efforts) - 1):
-        tell(place)
-        if tried[place]["up"] > sizes.most or all(reached(list(tried.values()), *target) for target in TARGETS):
+        tried[place] = attempt(subject, way, efforts[place], images, truth[way.end])
+        if tried[place]["up"] > sizes.most or all(reached([*tried.values()], *target) for target in TARGETS):
             break
     for error, target in TARGETS:
-        met = [place for place in tried if tried[place][error] <= target]
-        below = [place for place in tried if met and place < min(met)]
-        for place in range(max(below, default=min(met, default=0)) + 1, min(met, default=0)):
+        met = [place for place in tried if reached([tried[place]], error, target)]
+        for place in range(max(0, min(met, default=0) - 2), min(met, default=0)):
             if place not in tried:
-                tell(place)
-            if tried[place][error] <= target:
+                tried[place] = attempt(subject, way, efforts[place], images, truth[way.end])
+            if reached([tried[place]], error, target):
                 break
     return [tried[place] for place in sorted(tried)]
 
@@ -232,26 +227,29 @@ def efforts_of(way: Way, levels: int, most: int) -> list[float]:
     return sorted({max(1, count // way.each) for count in counts})
 
 
-def errors(subject: Subject, trip: Trip, images: Tensor, truth: Tensor) -> dict[str, float]:
-    """The medians over images of both errors, rms, and the evaluations up, and up and down."""
+def attempt(subject: Subject, way: Way, effort: float, images: Tensor, truth: Tensor) -> Rows:
+    """The medians over images of both errors, rms, and the evaluations up, and up and down; or how it failed."""
+    trip = way.make(subject, effort)
     subject.network.reset()
-    latent = trip.encode(images)
-    up = subject.network.rows / len(images)
-    back = trip.decode(latent)
+    try:
+        latent = trip.encode(images)
+        up = subject.network.rows / len(images)
+        back = trip.decode(latent)
+    except IndexError as error:  # diffusers' "exponential" spacing, where two of its steps have one label
+        return {"effort": effort, "up": subject.network.rows / len(images), "failed": str(error)}
     both = subject.network.rows / len(images)
-    return {
-        "up": up, "both": both, "trip": _rms(back - images), "latent": _rms(trip.unit(latent) - truth),
-    }  # fmt: skip
+    errors = {"trip": _rms(back - images), "latent": _rms(trip.unit(latent) - truth)}
+    return {"effort": effort, "up": up, "both": both, **errors}
 
 
 def _rms(apart: Tensor) -> float:
-    return float(apart.double().flatten(1).square().mean(1).sqrt().nan_to_num(torch.inf).median())
+    return float(apart.double().flatten(1).square().mean(1).sqrt().nan_to_num(1e9).median())
 
 
-def reached(tried: Sequence[dict[str, float]], error: str, target: float) -> dict[str, float] | None:
+def reached(tried: Sequence[Rows], error: str, target: float) -> Rows | None:
     """Of what was tried, that with the fewest evaluations which keeps a target; None if nothing does."""
-    met = [one for one in tried if one[error] <= target]
-    return min(met, key=lambda one: one["both" if error == "trip" else "up"], default=None)
+    met = [one for one in tried if one.get(error, math.inf) <= target]
+    return min(met, key=lambda one: float(one["both" if error == "trip" else "up"]), default=None)
 
 
 def trip_seconds(trips: dict[str, Trip], images: Tensor, rounds: int, *, back: bool) -> dict[str, list[float]]:
@@ -354,6 +352,15 @@ the ratio to `belm`, which odeddim takes where none is named.
             f"{found['latent']:.2g}", *seconds_cells(rows, "trip 0.0001", name)
         ]  # fmt: skip
         yield line(name, needed(tried, "trip", 1e-4, sizes), *cells, needed(tried, "trip", 1e-6, sizes))
+    yield from failures(rows)
+
+
+def failures(rows: Rows) -> Iterator[str]:
+    """A sentence for each way that failed with an error."""
+    for name, tried in reached_by(rows):
+        if failed := [one for one in tried if "failed" in one]:
+            counts = ", ".join(f"{one['effort']:g}" for one in failed)
+            yield f"\n{name}, fails at {counts} steps: {failed[0]['failed']}."
 
 
 def latent_table(rows: Rows, sizes: dict[str, Any]) -> Iterator[str]:
@@ -381,16 +388,18 @@ by the built-in network, which odeddim loads itself; the others are given it as 
             yield line(kind, name, spread(spent), ratios(row, name, "odeddim"))
 
 
-def reached_by(rows: Rows) -> Iterator[tuple[str, list[dict[str, float]]]]:
+def reached_by(rows: Rows) -> Iterator[tuple[str, list[Rows]]]:
     """What was tried, by the name of the way."""
-    yield from ((name.removeprefix("reach "), row) for name, row in rows.items() if name.startswith("reach "))
+    yield from ((way.name, rows[f"reach {way.name}"]) for way in WAYS if f"reach {way.name}" in rows)
 
 
-def needed(tried: list[dict[str, float]], error: str, target: float, sizes: dict[str, Any]) -> str:
+def needed(tried: list[Rows], error: str, target: float, sizes: dict[str, Any]) -> str:
     """The evaluations to a target; or that they are more than were tried, with the smallest error."""
     found = reached(tried, error, target)
     if found is None:
-        return f"> {sizes['most'] * (2 if error == 'trip' else 1)} ({min(one[error] for one in tried):.1e})"
+        return (
+            f"> {sizes['most'] * (2 if error == 'trip' else 1)} ({min(one.get(error, math.inf) for one in tried):.1e})"
+        )
     return f"{found['both' if error == 'trip' else 'up']:g}"
 
 
