@@ -8,7 +8,7 @@
 
 k-diffusion is no dependency: `pip install k-diffusion` in an environment of its own, beside odeddim and diffusers. What
 is not installed is left out, and a sentence says so. All run on one thread, and the clock is the CPU's: on a quiet core
-these are the seconds that pass, and beside other work they are still comparable. Software takes turns within a row.
+these are the seconds that pass, and the page says how busy it was. Software takes turns within a row.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class Kept:
                 "give another one with -o"
             )
 
-    def row(self, name: str, measured: Callable[[], Any]) -> Any:
-        """The row of a name, which is measured if it is not there yet."""
+    def row(self, name: str, measured: Callable[[], Any]) -> None:
+        """Measure the row of a name if it is not there yet."""
         rows = self.content["rows"]
         if name not in rows:
             rows[name] = json.loads(_json(measured()))
@@ -116,7 +116,6 @@ class Kept:
             with replacing(self.path) as temporary:
                 temporary.write_text(_json(self.content) + "\n", encoding="utf-8")
             print(name, flush=True)
-        return rows[name]
 
 
 def _json(content: Any) -> str:
@@ -132,14 +131,17 @@ def samplers(subject: Subject, method: str, nodes: Tensor, names: Sequence[str])
 def measure(
     subject: Subject, images: Tensor, sizes: Sizes, kept: Kept, names: Sequence[str], kinds: Sequence[str] = KINDS
 ) -> None:
-    """Measure the rows of these kinds that are not measured yet, of the software of these names."""
+    """Measure the rows of these kinds that are not measured yet, of the software of these names.
+
+    For "seconds" those of "reach" are measured too.
+    """
     for method in METHODS:
         for batch in sizes.batches if "speed" in kinds else ():
             kept.row(f"speed {method} {batch}", lambda m=method, b=batch: speed(subject, m, b, sizes, names))
         for steps in sizes.memory_steps if "memory" in kinds else ():
             kept.row(f"memory {method} {steps}", lambda m=method, s=steps: memory(m, s, names))
     ways = {way.name: way for way in WAYS if way.software in names}
-    if "reach" in kinds:
+    if {"reach", "seconds"} & {*kinds}:
         truth: dict[str, Tensor] = {}
         for name, way in ways.items():
             kept.row(f"reach {name}", lambda w=way: reach(subject, w, images, truth, sizes))
@@ -180,7 +182,7 @@ def speed(subject: Subject, method: str, batch: int, sizes: Sizes, names: Sequen
 
 def rotated(names: list[str], turn: int) -> list[str]:
     """The names, another one first in each turn."""
-    first = turn % len(names)
+    first = turn % max(1, len(names))
     return names[first:] + names[:first]
 
 
@@ -256,7 +258,7 @@ def trip_seconds(trips: dict[str, Trip], images: Tensor, rounds: int, *, back: b
     """Seconds to encode the images, and to bring them back, in rounds of all ways."""
     rows: dict[str, list[float]] = {name: [] for name in trips}
     for turn in range(rounds):
-        for name in rotated(list(trips), turn) if trips else ():
+        for name in rotated(list(trips), turn):
             began = process_time()
             latent = trips[name].encode(images)
             if back:
@@ -287,10 +289,11 @@ def tables(content: dict[str, Any]) -> Iterator[str]:
         yield f"{', '.join(missing)}: not installed where this was measured."
     if left := [kind for kind in KINDS if not any(name.startswith(kind) for name in rows)]:
         yield f"Not measured yet: {', '.join(left)} (`python benchmarks/side_by_side.py measure {' '.join(left)}`)."
-    made = {
-        "speed": speed_table, "memory": memory_table, "reach": trip_table, "reach ": latent_table, "start": start_table,
-    }  # fmt: skip
-    for kind, table in made.items():
+    made = (
+        ("speed", speed_table), ("memory", memory_table), ("reach", trip_table), ("reach", latent_table),
+        ("start-up", start_table),
+    )  # fmt: skip
+    for kind, table in made:
         if any(name.startswith(kind) for name in rows):
             yield from table(rows, sizes)
 
@@ -345,13 +348,17 @@ comes back to 1e-4 and 1e-6 (rms of pixels in [-1, 1], float32). More and more e
 latent there: an exactly reversible solver comes back from any number of steps, however far off its latent is. `time` is
 the ratio to `belm`, which odeddim takes where none is named.
 """
-    yield from head("way", "evaluations to 1e-4", "latent", "seconds", "time", "evaluations to 1e-6")
+    yield from head("way", "evaluations to 1e-4", "latent", "seconds", "time", "evaluations to 1e-6", "seconds")
     for name, tried in reached_by(rows):
         found = reached(tried, "trip", 1e-4)
-        cells = ["", *seconds_cells(rows, "trip 0.0001", name)] if found is None else [
-            f"{found['latent']:.2g}", *seconds_cells(rows, "trip 0.0001", name)
-        ]  # fmt: skip
-        yield line(name, needed(tried, "trip", 1e-4, sizes), *cells, needed(tried, "trip", 1e-6, sizes))
+        yield line(
+            name,
+            needed(tried, "trip", 1e-4, sizes),
+            f"{found['latent']:.2g}" if found else "",
+            *seconds_cells(rows, "trip 0.0001", name),
+            needed(tried, "trip", 1e-6, sizes),
+            seconds_cells(rows, "trip 1e-06", name)[0],
+        )
     yield from failures(rows)
 
 
