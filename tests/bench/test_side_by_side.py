@@ -130,7 +130,7 @@ def test_other_software_gives_the_same_images(software: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("software", ["diffusers", "k-diffusion", "torchdiffeq"])
 def test_ways_of_other_software_converge_to_the_same_latent(software: str) -> None:
-    """With as many steps as give a few percent; diffusers' own errors are larger."""
+    """From 5 steps to 20 both errors fall, those of first order by a factor of 4 at least."""
     pytest.importorskip(side_by_side.MODULES[software], reason=f"{software} is only installed for this benchmark")
     its = subject()
     with torch.no_grad():
@@ -141,8 +141,8 @@ def test_ways_of_other_software_converge_to_the_same_latent(software: str) -> No
                 side_by_side.attempt(its, way, effort, images(), truth[way.end])
                 for effort in ((1e-2, 1e-5) if way.adaptive else (5, 20))
             )
-            assert many["latent"] < min(0.2, few["latent"]), way.name
-            assert many["trip"] < 0.1, way.name
+            assert many["latent"] < min(0.02, few["latent"] / 4), way.name
+            assert many["trip"] < few["trip"] / 4, way.name
 
 
 @pytest.mark.slow
