@@ -241,13 +241,18 @@ def follow(
     return State(xbar, points[-1].sigma)
 
 
-def combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """Σ weight·tensor, a new tensor."""
-    (weight, first), *others = terms
-    total = first.clone() if weight == 1 else first * weight
-    for weight, other in others:
-        total.add_(other, alpha=weight)
-    return total
+def combined(terms: Sequence[tuple[float, Tensor]], begun: Tensor | None = None) -> Tensor:
+    """Σ weight·tensor, a new tensor; or a sum that was begun, with these added to it in place."""
+    if begun is None:
+        (weight, first), *terms = terms
+        if weight == 1 and terms:  # one pass over memory, not two, and the same bits
+            (weight, second), *terms = terms
+            begun = first.add(second, alpha=weight).to(first.dtype)
+        else:
+            begun = first * weight
+    for weight, other in terms:
+        begun.add_(other, alpha=weight)
+    return begun
 
 
 def account(
