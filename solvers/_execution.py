@@ -27,9 +27,9 @@ def execute(
 ) -> Tensor:
     """Execute a list of points, whatever its numbers are.
 
-    The terms of a sum are added in their order. So while a slope is evaluated, the terms before it in the sum of the
-    next point may be added up already: they are where that takes less memory than keeping them, which a run with gradients
-    does anyway.
+    The terms of a sum are added in their order. So before a slope is evaluated, the terms that stand before it in the
+    sum of the next point can be added up already. That is done where the sum takes less memory than its terms, but not
+    of terms with gradients, which are kept anyway.
 
     Args:
         points: The points.

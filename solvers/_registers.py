@@ -256,7 +256,9 @@ class Registers:
 
     def rounded(self, values: Tensor, grain: float) -> Tensor:
         """The nearest multiples of the grain, a power of 2, in float64."""
-        return (values.double() * (1 / grain)).round_().mul_(grain)
+        import torch
+
+        return values.to(torch.float64, copy=True).mul_(1 / grain).round_().mul_(grain)
 
     def read(self, xbar: Tensor, scale: float = 1.0) -> Tensor:
         """The register for x̄ (B, *), int64 in units of scale·quantum."""
@@ -268,7 +270,9 @@ class Registers:
         return [register, register.clone()]
 
     def _integer(self, xbar: Tensor, scale: float) -> Tensor:
-        whole = self._whole(xbar.double() / (scale * self.quantum))
+        import torch
+
+        whole = self._whole(xbar.to(torch.float64, copy=True).div_(scale * self.quantum))
         return whole.add_(0.0) if self.single else whole  # without -0, which integers do not have
 
     def joined(self, high: Tensor, low: Tensor) -> Tensor:
@@ -282,11 +286,11 @@ class Registers:
     def show(self, register: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A register at the end of the run as two tensors of this dtype, whose sum is its exact value."""
         unit = self.scale * self.quantum
-        high = (register.double() * unit).to(dtype)
-        low = register - self._integer(high, self.scale)
+        high = self._times(register, unit).to(dtype, copy=True)
+        low = self._integer(high, self.scale).neg_().add_(register)
         least, most = _extremes(low)
         self.require((least >= -(2.0**LOW_BITS)) & (most <= 2.0**LOW_BITS), UNSTABLE)
-        return high, (low.double() * unit).to(dtype)
+        return high, low.double().mul_(unit).to(dtype)
 
     def grain(self, nodes: Sequence[float], single: bool) -> float:
         """The unit to which images are rounded: a float32 number must hold what the step at σ = 0 loses of it."""

@@ -186,16 +186,16 @@ def _fresh(field: Field, state: State, sigmas: Tensor, bank: Registers, observe:
     del begin, xbar
     bank.run(field, registers, False, asked, _in_dtype(observe, dtype))
     asked.clear()
-    bank.scratch = None
     if bank.output == 1:
         registers.reverse()
     output = bank.show(registers.pop(0), dtype)
     other = bank.show(registers.pop(0), dtype)
+    bank.scratch = None
     if nodes[-1] == 0:
         xbar = output[0].double() + output[1]
         return State((xbar - field(sigmas[-2], xbar) * nodes[-2]).to(dtype), 0.0)
     # Made again, not held all the way. It is exact: its bits are some of those of x̄.
-    remainder = (state.xbar.double() - bank.rounded(state.xbar, grain)).to(dtype)
+    remainder = (state.xbar - bank.rounded(state.xbar, grain)).to(dtype)
     return State(output[0], nodes[-1], (output[1], *other, *lacking, remainder), kept)
 
 
