@@ -135,7 +135,7 @@ def run(
     return _fresh(field, state, sigmas, registers, observe, kept)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _made(
     name: str,
     moves: Callable[..., Moves],
@@ -148,7 +148,7 @@ def _made(
     return made, _kept(name, made, nodes, single)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _checked(
     name: str,
     moves: Callable[..., Moves],
