@@ -494,7 +494,7 @@ def integrate(
 ) -> State:
     """Walk a state along the nodes of a plan: from its first node up, from its last node down.
 
-    This is the ODE alone, and the only place that treats the end at σ = 0. Between 0 and its neighbour lies one Euler
+    This is the ODE alone, with its end at σ = 0. Between 0 and its neighbour lies one Euler
     step, as in the paper: x̄ + σ·ε with ε from the step's source. The solver gets the other nodes, all positive; a
     solver that goes to 0 itself gets all of them.
 

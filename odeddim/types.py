@@ -400,8 +400,8 @@ class Solver:
         onestep: A step depends on nothing but the state at its start.
         reversible: Decoding what the row has encoded, on the same nodes, returns the images that were encoded: bit
             for bit, or to an accuracy that the row reports for each image.
-        to_zero: The row itself takes the Euler step between σ = 0 and its neighbour. For all other rows
-            `odeddim.plans.integrate` takes it, and their nodes are positive.
+        to_zero: The row itself takes the Euler step between σ = 0 and its neighbour, as rows of points do. For all
+            other rows `odeddim.plans.integrate` takes it, and their nodes are positive.
         through_zero: The row is `to_zero`, and has weights of its own for that step: its instructions and growth are
             those of all nodes, that at σ = 0 too.
         adaptive: The row chooses its own nodes between the first and the last.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from odeddim.types import Observe, Point
 
@@ -11,22 +11,32 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Combine(Protocol):
+    """The sum of [(weight, a point or a slope), ...], a new tensor; or a sum that was begun, with these added to it."""
+
+    def __call__(self, terms: Sequence[tuple[float, Tensor]], begun: Tensor | None = None, /) -> Tensor: ...
+
+
 def execute(
     points: Sequence[Point],
     nodes: Sequence[float],
     start: Tensor,
     slope: Callable[[float, Tensor], Tensor],
-    combine: Callable[[Sequence[tuple[float, Tensor]]], Tensor],
+    combine: Combine,
     observe: Observe | None = None,
 ) -> Tensor:
     """Execute a list of points, whatever its numbers are.
+
+    The terms of a sum are added in their order. So before a slope is evaluated, the terms that stand before it in the
+    sum of the next point can be added up already. That is done where the sum takes less memory than its terms, but not
+    of terms with gradients, which are kept anyway.
 
     Args:
         points: The points.
         nodes: The noise levels of the run.
         start: Point 0, (B, *).
         slope: The slope at a point, slope(σ, point (B, *)).
-        combine: The sum of [(weight, a point or a slope), ...].
+        combine: What makes sums.
         observe: What is shown the point at each node between the first and the last.
 
     Returns:
@@ -35,29 +45,39 @@ def execute(
     # A step may try its end before it gets there: the last point at a node is the one that the run goes on from.
     last_at = {point.sigma: n for n, point in enumerate(points)}
     shown = {last_at[sigma] for sigma in nodes[1:-1] if sigma in last_at} if observe is not None else set()
-    last_point = {i: n for n, point in enumerate(points) for i in point.points}
-    last_slope = {j: n for n, point in enumerate(points) for j in point.slopes}
-    xbars, slopes = {0: start}, dict[int, "Tensor"]()
+    sums = [_terms(point) for point in points]
+    last = {key: n for n, terms in enumerate(sums) for _, key in terms}  # the point that a tensor is needed for last
+    known = {0: start}
+
+    def added(n: int, terms: Sequence[tuple[float, int]], begun: Tensor | None) -> Tensor:
+        total = combine([(weight, known[key]) for weight, key in terms], begun)
+        for _, key in terms:
+            if last[key] == n:
+                del known[key]
+        return total
+
+    begun: Tensor | None = None  # of the next point
+    rest: list[tuple[float, int]] = []  # what it lacks
     for n, point in enumerate(points):
         if n > 0:
-            xbars[n] = combine(_terms(point, xbars, slopes))  # no list of them here: it would keep them alive
-            for used, last, kept in ((point.points, last_point, xbars), (point.slopes, last_slope, slopes)):
-                for i in used:
-                    if last[i] == n:
-                        del kept[i]
+            known[n], begun = added(n, rest, begun), None
         if observe is not None and n in shown:
-            observe(point.sigma, xbars[n])
-        if n in last_slope:
-            slopes[n] = slope(point.sigma, xbars[n])
-        if n not in last_point and n < len(points) - 1:
-            del xbars[n]  # it was for its slope only
-    return xbars[len(points) - 1]
+            observe(point.sigma, known[n])
+        rest = sums[n + 1] if n + 1 < len(points) else []
+        if ~n in last:
+            here = known[n] if n in last or n == len(points) - 1 else known.pop(n)  # it is for its slope only
+            before = next((place for place, (_, key) in enumerate(rest) if key == ~n), len(rest))
+            freed = [key for _, key in rest[:before] if last[key] == n + 1 and key != n]
+            if len(freed) > 1 and not any(known[key].requires_grad for _, key in rest[:before]):
+                begun, rest = added(n + 1, rest[:before], None), rest[before:]
+            known[~n] = slope(point.sigma, here)
+            del here
+    return known[len(points) - 1]
 
 
-def _terms(point: Point, xbars: Mapping[int, Tensor], slopes: Mapping[int, Tensor]) -> list[tuple[float, Tensor]]:
-    """The weights and tensors whose sum is x̄ at a point."""
-    terms = [(weight, xbars[i]) for i, weight in point.points.items()]
-    return terms + [(weight, slopes[j]) for j, weight in point.slopes.items()]
+def _terms(point: Point) -> list[tuple[float, int]]:
+    """The weights of a point's sum, each with its tensor: that of point i as i, and that of slope j as ~j."""
+    return [(weight, i) for i, weight in point.points.items()] + [(weight, ~j) for j, weight in point.slopes.items()]
 
 
 def beside_zero(instructions: Callable[..., Sequence[Any]], nodes: Sequence[float]) -> list[Point]:

@@ -204,6 +204,11 @@ class Rebuilt(Registers):
         """The register for x̄."""
         return self._integer(xbar.detach(), scale), xbar.double() / scale
 
+    def begun(self, xbar: Tensor) -> Any:
+        """Both registers at the beginning of a run."""
+        whole, carrier = self.read(xbar)
+        return [(whole, carrier), (whole.clone(), carrier)]
+
     def joined(self, high: Tensor, low: Tensor) -> Any:
         """The register of the two tensors that `show` has made of it."""
         (one, its), (more, their) = self.read(high, self.scale), self.read(low, self.scale)

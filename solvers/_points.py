@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from odeddim.solvers._execution import execute
+from odeddim.solvers._execution import beside_zero, execute
 from odeddim.types import Field, Growth, Observe, Point, Solver, State
 
 if TYPE_CHECKING:
@@ -193,10 +193,14 @@ class FlowCourse(Course):
 
 @functools.lru_cache(maxsize=64)
 def _made(
-    instructions: Callable[..., list[Point]], nodes: tuple[float, ...], settings: tuple[tuple[str, Any], ...]
-) -> list[Point]:
+    instructions: Callable[..., Sequence[Point]],
+    nodes: tuple[float, ...],
+    settings: tuple[tuple[str, Any], ...],
+    through_zero: bool,
+) -> Sequence[Point]:
     """The points of a run, made once for all batches of images: nobody changes them."""
-    return instructions(nodes, **dict(settings))
+    made = functools.partial(instructions, **dict(settings))
+    return made(nodes) if through_zero else beside_zero(made, nodes)
 
 
 def follow(
@@ -217,9 +221,10 @@ def follow(
     Args:
         field: ε(σ, x̄).
         state: The start, at sigmas[0].
-        sigmas: Noise levels (N+1,) float64, all positive, rising or falling.
-        instructions: instructions(nodes, **settings) makes the points.
-        through_zero: Whether the points of a portable run over σ = 0 are the row's own.
+        sigmas: Noise levels (N+1,) float64, rising or falling; the lowest may be 0.
+        instructions: instructions(nodes, **settings) makes the points over positive nodes. Euler's
+            step stands between σ = 0 and its neighbour.
+        through_zero: Whether it makes the points over all nodes, σ = 0 among them.
         portable: Whether the run is made in integers (`odeddim.solvers._portable`).
         observe: What is shown x̄ at each node between the first and the last.
         **settings: The settings of the row.
@@ -234,20 +239,25 @@ def follow(
             field, state, sigmas, instructions=instructions, through_zero=through_zero, observe=observe, **settings
         )
     nodes = sigmas.tolist()
-    points = _made(instructions, tuple(nodes), tuple(settings.items()))
+    points = _made(instructions, tuple(nodes), tuple(settings.items()), through_zero)
     xbar = execute(
         points, nodes, state.xbar, lambda sigma, xbar: field(sigmas.new_tensor(sigma), xbar), combined, observe
     )
     return State(xbar, points[-1].sigma)
 
 
-def combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """Σ weight·tensor, a new tensor."""
-    (weight, first), *others = terms
-    total = first.clone() if weight == 1 else first * weight
-    for weight, other in others:
-        total.add_(other, alpha=weight)
-    return total
+def combined(terms: Sequence[tuple[float, Tensor]], begun: Tensor | None = None) -> Tensor:
+    """Σ weight·tensor, a new tensor; or a sum that was begun, with these added to it in place."""
+    if begun is None:
+        (weight, first), *terms = terms
+        if weight == 1 and terms:  # one pass over memory, not two, and the same bits
+            (weight, second), *terms = terms
+            begun = first.add(second, alpha=weight).to(first.dtype)
+        else:
+            begun = first * weight
+    for weight, other in terms:
+        begun.add_(other, alpha=weight)
+    return begun
 
 
 def account(
@@ -297,4 +307,4 @@ def points_row(name: str, instructions: Callable[..., list[Point]], **declared: 
     whole: dict[str, Any] = {"through_zero": True} if declared.get("through_zero") else {}
     run = functools.partial(follow, instructions=instructions, **whole)
     known: dict[str, Any] = {"instructions": instructions, "growth": growth, "observable": True, "portable": True}
-    return Solver(name=name, run=run, **known, **declared)
+    return Solver(name=name, run=run, to_zero=True, **known, **declared)

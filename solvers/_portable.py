@@ -205,12 +205,12 @@ def follow(
         peak = torch.maximum(peak, change.abs().amax())
         return change.round().to(torch.int64)
 
-    def total(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
+    def total(terms: Sequence[tuple[float, Tensor]], begun: Tensor | None = None) -> Tensor:
         parts = [  # registers are integers, slopes are not
             whole(term * (weight / quantum)) if term.is_floating_point() else whole(term.double() * weight)
             for weight, term in terms
         ]
-        return functools.reduce(torch.add, parts)
+        return functools.reduce(torch.add, parts if begun is None else [begun, *parts])
 
     def slope(sigma: float, register: Tensor) -> Tensor:
         return rounded(sigmas.new_tensor(sigma), value(register))

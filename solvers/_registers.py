@@ -51,6 +51,11 @@ class Push:
         """The register that changes."""
         return self.kick.register
 
+    @property
+    def asks(self) -> bool:
+        """Whether it takes ε of what the other register holds, which serves the next such kick too."""
+        return self.kick.base is None and self.kick.ratio == 1
+
 
 @dataclass(frozen=True)
 class Flip:
@@ -142,39 +147,31 @@ class Registers:
         Raises:
             InputError: If a register leaves the numbers that it can hold: the run is unstable.
         """
-        steps, self.largest = list(enumerate(self.steps, 1)), [math.inf, math.inf]
-        order = steps[::-1] if back else steps
-        for count, (n, step) in enumerate(order, 1):
-            place = step.register
+        self.largest = [math.inf, math.inf]
+        order = self.steps[::-1] if back else self.steps
+        for n, step in enumerate(order, 1):
+            place, other = step.register, 1 - step.register
             if isinstance(step, Flip):
                 registers[place] = self._negated(registers[place])
             elif isinstance(step, Shear):
-                most = abs(step.factor) * self.largest[1 - place] + 2  # with what rounding adds
-                self._change(registers, place, self._times(registers[1 - place], step.factor), back, most)
+                most = abs(step.factor) * self.largest[other] + 2  # with what rounding adds
+                self._change(registers, place, self._times(registers[other], step.factor), back, most)
             else:
                 eps = self._answer(field, step, registers, asked)
                 self._change(registers, place, self._times(eps, step.factor / self.quantum), back, math.inf)
                 del eps
-                if not self._asks_again(order[count:], 1 - place):
-                    asked.pop(1 - place, None)
+                if other in asked and not _asks_again(order, n, other, step.kick.sigma):
+                    del asked[other]
             asked.pop(place, None)
-            if observe is not None and (node := self.nodes.get(n - 1 if back else n)):
+            if observe is not None and (node := self.nodes.get(len(order) - n if back else n)):
                 sigma, place, scale = node
                 observe(sigma, registers[place].double() * (scale * self.quantum))
-
-    def _asks_again(self, order: Sequence[tuple[int, Shear | Push | Flip]], place: int) -> bool:
-        """Whether the field may be asked at a register once more before it changes: after the last step it may."""
-        for _, step in order:
-            if step.register == place:
-                return False
-            if isinstance(step, Push):
-                return True
-        return True
 
     def _change(self, registers: list[Tensor], place: int, change: Tensor, back: bool, most: float) -> None:
         """Add the nearest whole numbers to a register, or take them off.
 
-        Numbers are looked through only where their bounds do not say that there is room for them.
+        A register is looked through only where the bounds do not say that there is room for it. In float64 a sum that
+        is too large stays so; in int64 it would begin again from below, so there the change is looked through before.
 
         Args:
             registers: The registers.
@@ -183,8 +180,7 @@ class Registers:
             back: Take off what was added.
             most: A bound of its values; infinity for none.
         """
-        known = most < 2.0**self.bits
-        if not known:
+        if not self.single and not most < 2.0**self.bits:
             most = self._check(change) + 1
         registers[place] = self._added(registers[place], self._rounded(change), -1 if back else 1)
         self.largest[place] += most
@@ -196,9 +192,9 @@ class Registers:
         kick, place = push.kick, 1 - push.register
         self.scratch = None  # the network needs the memory
         source = self.source(push, registers)
-        if kick.base is not None or kick.ratio != 1:  # not what the register holds: nothing to keep
-            return answer(field, kick, source)
-        return self.ask(field, asked, place, kick.sigma, source)
+        if push.asks:
+            return self.ask(field, asked, place, kick.sigma, source)
+        return answer(field, kick, source)
 
     def source(self, push: Push, registers: list[Tensor]) -> Tensor:
         """What a kick computes from, (B, *) float64: the register that it leaves alone, in its scale."""
@@ -207,6 +203,7 @@ class Registers:
     def ask(self, field: Field, asked: Asked, place: int, sigma: float, source: Tensor) -> Tensor:
         """ε of the source, which is what the register at this place holds; asked once as long as it stays."""
         if place not in asked or asked[place][0] != sigma:
+            asked.pop(place, None)
             asked[place] = sigma, field(source.new_tensor(sigma, device="cpu"), source)
         return asked[place][1]
 
@@ -229,9 +226,7 @@ class Registers:
 
         Where what must hold is noted, it is infinity, as nobody knows the values yet.
         """
-        import torch
-
-        low, high = torch.aminmax(values.detach())
+        low, high = _extremes(values)
         if self.notes is not None:
             self.notes.append((low > -(2.0**self.bits)) & (high < 2.0**self.bits))
             return math.inf
@@ -260,15 +255,24 @@ class Registers:
         return self._rounded(values)
 
     def rounded(self, values: Tensor, grain: float) -> Tensor:
-        """The nearest multiples of the grain, in float64."""
-        return values.double().div(grain).round_().mul_(grain)
+        """The nearest multiples of the grain, a power of 2, in float64."""
+        import torch
+
+        return values.to(torch.float64, copy=True).mul_(1 / grain).round_().mul_(grain)
 
     def read(self, xbar: Tensor, scale: float = 1.0) -> Tensor:
         """The register for x̄ (B, *), int64 in units of scale·quantum."""
         return self._integer(xbar, scale)
 
+    def begun(self, xbar: Tensor) -> list[Tensor]:
+        """Both registers at the beginning of a run, for x̄ (B, *)."""
+        register = self.read(xbar)
+        return [register, register.clone()]
+
     def _integer(self, xbar: Tensor, scale: float) -> Tensor:
-        whole = self._whole(xbar.double() / (scale * self.quantum))
+        import torch
+
+        whole = self._whole(xbar.to(torch.float64, copy=True).div_(scale * self.quantum))
         return whole.add_(0.0) if self.single else whole  # without -0, which integers do not have
 
     def joined(self, high: Tensor, low: Tensor) -> Tensor:
@@ -282,15 +286,36 @@ class Registers:
     def show(self, register: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A register at the end of the run as two tensors of this dtype, whose sum is its exact value."""
         unit = self.scale * self.quantum
-        high = (register.double() * unit).to(dtype)
-        low = register - self._integer(high, self.scale)
-        self.require(low.detach().abs().max() <= 2.0**LOW_BITS, UNSTABLE)
-        return high, (low.double() * unit).to(dtype)
+        high = self._times(register, unit).to(dtype, copy=True)
+        low = self._integer(high, self.scale).neg_().add_(register)
+        least, most = _extremes(low)
+        self.require((least >= -(2.0**LOW_BITS)) & (most <= 2.0**LOW_BITS), UNSTABLE)
+        return high, low.double().mul_(unit).to(dtype)
 
     def grain(self, nodes: Sequence[float], single: bool) -> float:
         """The unit to which images are rounded: a float32 number must hold what the step at σ = 0 loses of it."""
         at_zero = single and min(nodes) == 0
         return max(self.quantum, 2.0 ** (math.ceil(math.log2(64 * sorted(nodes)[1])) - 24)) if at_zero else self.quantum
+
+
+def _asks_again(order: Sequence[Shear | Push | Flip], after: int, place: int, sigma: float) -> bool:
+    """Whether the next steps ask the field at a register once more, for the same noise level, before it changes.
+
+    After the last step a way back to σ = 0 may, at register 0.
+    """
+    for n in range(after, len(order)):
+        step = order[n]
+        if step.register == place:
+            return False
+        if isinstance(step, Push) and step.asks:
+            return step.kick.sigma == sigma
+    return place == 0
+
+
+def _extremes(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest value, () each: two passes, which take less time than torch's one for both."""
+    values = values.detach()
+    return values.amin(), values.amax()
 
 
 def answer(field: Field, kick: Kick, source: Tensor) -> Tensor:

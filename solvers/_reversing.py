@@ -7,6 +7,7 @@ which they would spoil the result is refused.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import warnings
@@ -116,11 +117,12 @@ def run(
 
     single, nodes = state.xbar.dtype == torch.float32, sigmas.tolist()
     notes: list[Tensor] | None = getattr(field, "notes", None)
+    its = name, moves, tuple(settings.items())
     if state.kept.startswith(f"{name} "):
-        made = moves(_positive(nodes[::-1]), **settings)
         # A float32 state as float64 has lost nothing: its way back is the same.
         for halves in (single,) if single else (False, True):
-            if state.kept == _kept(name, made, nodes[::-1], halves):
+            made, kept = _made(*its, tuple(nodes[::-1]), halves)
+            if state.kept == kept:
                 registers = bank(made, nodes, single=halves, notes=notes)
                 return _back(field, state, sigmas, registers, halves, observe)
         warnings.warn(
@@ -128,10 +130,36 @@ def run(
             "starts from x̄ alone and does not come back exactly",
             stacklevel=2,
         )
-    made = moves(_positive(nodes), **settings)
-    _check(name, made, nodes, single)
+    made, kept = _checked(*its, tuple(nodes), single)
     registers = bank(made, nodes, single=single, notes=notes)
-    return _fresh(field, state, sigmas, registers, observe, _kept(name, made, nodes, single))
+    return _fresh(field, state, sigmas, registers, observe, kept)
+
+
+@functools.lru_cache(maxsize=16)
+def _made(
+    name: str,
+    moves: Callable[..., Moves],
+    settings: tuple[tuple[str, Any], ...],
+    nodes: tuple[float, ...],
+    single: bool,
+) -> tuple[Moves, str]:
+    """The operations of a run and the text of `State.kept`, made once for all batches of images."""
+    made = moves(_positive(nodes), **dict(settings))
+    return made, _kept(name, made, nodes, single)
+
+
+@functools.lru_cache(maxsize=16)
+def _checked(
+    name: str,
+    moves: Callable[..., Moves],
+    settings: tuple[tuple[str, Any], ...],
+    nodes: tuple[float, ...],
+    single: bool,
+) -> tuple[Moves, str]:
+    """The same of a run that rounding errors do not spoil; see `_check`."""
+    made, kept = _made(name, moves, settings, nodes, single)
+    _check(name, made, nodes, single)
+    return made, kept
 
 
 def _fresh(field: Field, state: State, sigmas: Tensor, bank: Registers, observe: Observe | None, kept: str) -> State:
@@ -143,40 +171,32 @@ def _fresh(field: Field, state: State, sigmas: Tensor, bank: Registers, observe:
     begin = bank.rounded(state.xbar, grain)
     xbar, asked = begin, Asked()
     lacking: tuple[Tensor, ...] = ()
-    exact: list[Tensor] = []
     if nodes[0] == 0:
         xbar = begin + bank.rounded(field(sigmas[0], begin) * nodes[1], bank.quantum)
         if observe is not None and len(nodes) > 2:
             observe(nodes[1], xbar.to(dtype))
         slope = field(sigmas[1], xbar)
-        lacking = _in(dtype, begin - bank.rounded(xbar - slope * nodes[1], grain), exact)
+        lost = begin - bank.rounded(xbar - slope * nodes[1], grain)
+        lacking = (lost.to(dtype),)
+        if bank.exact:
+            bank.require((lacking[0] == lost).all(), UNSTABLE)
         asked = dict.fromkeys((0, 1), (nodes[1], slope))
-        del slope
-    registers = [bank.read(xbar), bank.read(xbar)]
+        del slope, lost
+    registers = bank.begun(xbar)
     del begin, xbar
     bank.run(field, registers, False, asked, _in_dtype(observe, dtype))
     asked.clear()
-    bank.scratch = None
     if bank.output == 1:
         registers.reverse()
     output = bank.show(registers.pop(0), dtype)
     other = bank.show(registers.pop(0), dtype)
+    bank.scratch = None
     if nodes[-1] == 0:
         xbar = output[0].double() + output[1]
         return State((xbar - field(sigmas[-2], xbar) * nodes[-2]).to(dtype), 0.0)
-    # Made again, not held all the way.
-    remainder = _in(dtype, state.xbar.double() - bank.rounded(state.xbar, grain), exact)
-    if bank.exact:
-        for holds in exact:
-            bank.require(holds, UNSTABLE)
-    return State(output[0], nodes[-1], (output[1], *other, *lacking, *remainder), kept)
-
-
-def _in(dtype: torch.dtype, part: Tensor, exact: list[Tensor]) -> tuple[Tensor]:
-    """A part of aux in the dtype of the state; whether that is exact is added to the list, () bool."""
-    found = part.to(dtype)
-    exact.append((found == part).all())
-    return (found,)
+    # Made again, not held all the way. It is exact: its bits are some of those of x̄.
+    remainder = (state.xbar - bank.rounded(state.xbar, grain)).to(dtype)
+    return State(output[0], nodes[-1], (output[1], *other, *lacking, remainder), kept)
 
 
 def _back(field: Field, state: State, sigmas: Tensor, bank: Registers, single: bool, observe: Observe | None) -> State:
@@ -197,6 +217,8 @@ def _back(field: Field, state: State, sigmas: Tensor, bank: Registers, single: b
     asked = Asked()
     bank.run(field, registers, True, asked, _in_dtype(observe, state.xbar.dtype))
     xbar = bank.value(registers[0])
+    registers.clear()  # before the field is asked once more
+    bank.scratch = None
     if float(sigmas[-1]) == 0:
         sigma, grain = float(sigmas[-2]), bank.grain(sigmas.tolist(), single)
         xbar = bank.rounded(xbar - bank.ask(field, asked, 0, sigma, xbar) * sigma, grain) + parts[-2].double()

@@ -221,7 +221,6 @@ ROWS = (
         nfe=1,
         reference="`odeddim fit`; Shaul et al. 2024, arXiv 2403.01329 (non-stationary solvers)",
         formula=FORMULA,
-        to_zero=True,
         through_zero=True,
         settings={"weights": (), "corrections": ()},
         slope=corrected,

@@ -169,7 +169,7 @@ def _within(how: How, file: LatentFile, schedule: Schedule) -> Decoding:
     own, solver, grid = solvers.get(made.solver), how.solver, how.grid
     its_grid = None if own.adaptive else made.grid
     if solver is None:  # a reversible solver comes back exactly on the nodes of the file only
-        solver = defaults.TOLERANCE if own.to_zero or own.adaptive else made.solver
+        solver = defaults.TOLERANCE if own.reversible or own.through_zero or own.adaptive else made.solver
     if grid is None and solver == made.solver and its_grid is not None and is_named(its_grid):
         grid = its_grid
     rungs = rungs_of(schedule, solver, how.steps, grid, made.end, how.settings)
