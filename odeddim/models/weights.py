@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from odeddim.types import InputError
 
@@ -134,6 +135,26 @@ def described(make: Callable[[], Network]) -> Network:
         raise
     except Exception as error:  # PyTorch and foreign constructors may raise any type
         raise InputError(f"no network can be built from its settings ({line(error)}): copy it again") from error
+
+
+class _Hollow(TorchFunctionMode):
+    """Within it, what is made empty or drawn has no memory, as weights are, and what is computed has its values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.rand, torch.randn) and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+def hollow(make: Callable[[], Network]) -> Network:
+    """Build a network whose large weights take no memory, and whose computed tensors, such as positions, are there.
+
+    Args:
+        make: The function that builds the network from its settings, of which `described` made one.
+    """
+    with _Hollow():
+        return make()
 
 
 def fit(

@@ -25,6 +25,7 @@ from odeddim.models.components import CONFIG, changed_settings, config_of, libra
 from odeddim.models.guarded import Loaded
 from odeddim.models.networks import autoencoder
 from odeddim.models.networks.text_encoders import has
+from odeddim.models.pipelines.shapes import shape_of
 from odeddim.models.pipelines.table import NETWORKS
 from odeddim.models.pipelines.told import Call, Pipeline
 from odeddim.models.weights import hash_of_networks
@@ -71,7 +72,7 @@ def read(path: Path) -> VectorField:
     config = config_of(where)
     if config.get("_class_name") != kind:
         raise InputError(f"{where / CONFIG} describes a {config.get('_class_name')}, but {INDEX} names a {kind}")
-    shape = _shape(config, where)
+    shape = shape_of(kind, config, where)
     posed = schedulers.read(folder / "scheduler" / schedulers.NAME)
     # The smaller components first, so that an error in one of them does not wait for gigabytes of weights.
     codecs = [part for part in CODECS if has(index, part)]
@@ -85,13 +86,14 @@ def read(path: Path) -> VectorField:
         "told": words_of(told.conditions),
         "network": changed_settings(network),
         "encoders": [encoder.settings for encoder in told.encoders],
+        **({"adds": told.adds} if told.adds else {}),
     }
     parts = [index.get("_class_name"), f"{kind} of {size(network)}", its_kind, posed.found]
     return Loaded(
         _Called(network, told.call, shape[0]),
         posed.schedule,
-        predicts=posed.predicts,
-        time=posed.time,
+        predicts=told.predicts or posed.predicts,
+        time=told.time or posed.time,
         shape=told.sizes,
         name=str(folder.absolute()),
         sha256=hash_of_networks(network, *(encoder.network for encoder in told.encoders), settings=settings),
@@ -118,22 +120,6 @@ def _network(folder: Path, index: Mapping[str, Any]) -> tuple[Path, str]:
     return where, kind
 
 
-def _shape(config: Mapping[str, Any], where: Path) -> tuple[int, int, int]:
-    """Return the shape (c, h, w) of the data."""
-    sides = config.get("sample_size")
-    shape: list[Any] = [config.get("in_channels"), *(sides if isinstance(sides, list) else [sides, sides])]
-    if len(shape) != 3 or not all(type(each) is int and 0 < each < 1 << 16 for each in shape):
-        raise InputError(f"{where / CONFIG} must give in_channels and sample_size as whole numbers: write them into it")
-    channels, height, width = shape
-    answer = config.get("out_channels") or channels
-    if answer not in (channels, 2 * channels):  # twice as many: it predicts variances too
-        raise InputError(
-            f"{where / CONFIG}: the network takes {channels} channels and returns {answer}, so it also needs an image "
-            "or a mask as its input, which odeddim does not support"
-        )
-    return channels, height, width
-
-
 class _Called(nn.Module):
     """A network of diffusers as a function of (x, t, *given). Of its output, learned variances are dropped."""
 
@@ -142,5 +128,6 @@ class _Called(nn.Module):
         self.network, self._call, self._channels = network, call, channels
 
     def forward(self, x: Tensor, t: Tensor, *given: Tensor) -> Tensor:
-        answer: Tensor = self._call(self.network, x, t, *given).sample
-        return answer[:, : self._channels]
+        answer = self._call(self.network, x, t, *given)
+        whole: Tensor = answer if isinstance(answer, Tensor) else answer.sample
+        return whole[:, : self._channels]

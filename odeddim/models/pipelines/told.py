@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from odeddim.models.components import CONFIG
+from odeddim.models.components import CONFIG, library
 from odeddim.models.networks.text_encoders import TextEncoder
 from odeddim.ode.conditions import Conditions
 from odeddim.ode.sizes import Sizes
@@ -38,6 +38,23 @@ class Pipeline:
         """Return an error about the network's config."""
         return InputError(f"{self.where / CONFIG}: {why}")
 
+    @property
+    def factor(self) -> int:
+        """How many pixels of an image make a side of its data."""
+        return self.image_shape[1] // self.shape[1]
+
+    def patches(self, default: int, largest: int | None = None) -> Sizes:
+        """The sizes of a transformer that computes its positions: multiples of its patches.
+
+        Args:
+            default: The side of a patch of a config that names none.
+            largest: The largest side of the data, if there is one.
+        """
+        patch = self.config.get("patch_size", default)
+        if type(patch) is not int or patch < 1 or self.shape[1] % patch or self.shape[2] % patch:
+            raise self.refuse(f"patch_size must be a whole number that divides sample_size, not {patch!r:.50}")
+        return Sizes(self.shape, patch, largest)
+
     def check_width(self, key: str, width: int) -> None:
         """Raise an InputError unless a setting of the network is the width of what its text encoders return."""
         if self.config.get(key) != width:
@@ -54,12 +71,15 @@ class Told:
     """How a network is called, and under which conditions.
 
     Attributes:
-        call: The function (network, x, t, *given) -> the network's output, an object of diffusers.
+        call: The function (network, x, t, *given) -> the network's output, an object of diffusers, or its tensor.
         sizes: The sizes of data that the network takes.
         conditions: The conditions that the network takes; None for an unconditional network.
         encoders: The encoders of texts, whose weights are part of the model's hash.
         assumed: The values that the folder does not state, in words.
         made_by: The class that builds the network, if it is not the class that the config names.
+        adds: What the pipeline adds to texts, which is part of the model's hash.
+        predicts, time: What the network predicts and what its labels are, as of `VectorField`, if it is not what its
+            scheduler says.
     """
 
     call: Call
@@ -68,3 +88,22 @@ class Told:
     encoders: Sequence[TextEncoder] = ()
     assumed: Sequence[str] = ()
     made_by: str | None = None
+    adds: str = ""
+    predicts: str | None = None
+    time: str | None = None
+
+
+def pipeline_class(name: str, parts: int | None = None) -> Any:
+    """A class of pipelines of the installed diffusers, which knows what it adds to texts.
+
+    Args:
+        name: The class.
+        parts: The number of its parts; None for the class itself, else what makes one without any parts.
+
+    Raises:
+        InputError: If the installed diffusers is too old to have it.
+    """
+    kind = getattr(library("diffusers"), name, None)
+    if kind is None:
+        raise InputError(f"this model needs a newer diffusers, with {name}: pip install --upgrade diffusers")
+    return kind if parts is None else lambda: kind(*[None] * parts)

@@ -34,7 +34,7 @@ def with_text(of: Pipeline) -> Told:
     if summary is None:
         embed, encoders = text_encoders.one(of.folder, of.index)
     else:
-        call = partial(_sdxl, factor=of.image_shape[1] // of.shape[1])
+        call = partial(_sdxl, factor=of.factor)
         embed, encoders = text_encoders.two(of.folder, of.index)
         assumed.append("SDXL's size conditions: an original image of the size of the run, not cropped")
         told = 6 * of.config.get("addition_time_embed_dim", 0) + embed("")[1].shape[1]
