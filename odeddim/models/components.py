@@ -194,7 +194,7 @@ def made(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
 
 
 def _computed(network: nn.Module) -> dict[str, list[Tensor]]:
-    """Return the tensors that a network computes and no file holds: buffers, and attributes of tensors or lists of them."""
+    """Return the tensors that a network computes and no file holds: in buffers, in attributes and in lists there."""
     saved = network.state_dict()
     found = {name: [part] for name, part in network.named_buffers() if name not in saved}
     for where, module in network.named_modules():
@@ -228,7 +228,7 @@ def _tied(network: nn.Module) -> list[list[str]]:
 
 
 def _today(name: str, known: Collection[str]) -> str:
-    """Return the present name of a tensor in a file: the libraries renamed attention, and CLIP's and Qwen's prefixes."""
+    """Return the present name of a tensor in a file: the libraries renamed attention, and prefixes of text encoders."""
     *path, layer, kind = ["", "", *name.split(".")]
     others = (".".join([*path[2:], _RENAMED.get(layer, layer), kind]), name.removeprefix(_CLIP), _CLIP + name)
     others += tuple(now + name.removeprefix(then) for then, now in _QWEN.items() if name.startswith(then))

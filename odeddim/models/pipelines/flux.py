@@ -41,7 +41,7 @@ def flux(of: Pipeline) -> Told:
     of.check_width("joint_attention_dim", texts.t5.width)
     of.check_width("pooled_projection_dim", texts.clip.width)
     distilled = bool(of.config.get("guidance_embeds", False))
-    assumed = ["images of 1024×1024 as its own size", "CLIP's summary of as many tokens of a prompt as it takes"]
+    assumed = [of.own_size, "CLIP's summary of as many tokens of a prompt as it takes"]
     conditions = Prompts(texts, distilled=distilled)
     return Told(_flux, Sizes(of.shape, 2), conditions, (texts.clip, texts.t5), assumed)
 

@@ -63,20 +63,20 @@ def _hunyuan_dit(
         t.to(x.dtype),
         encoder_hidden_states=text,
         text_embedding_mask=mask,
-        encoder_hidden_states_t5=more,
+        encoder_hidden_states_t5=more.contiguous(),
         text_embedding_mask_t5=its_mask,
-        image_meta_size=sizes.expand(len(x), -1),
+        image_meta_size=sizes.repeat(len(x), 1),
         style=torch.zeros(len(x), device=x.device, dtype=torch.long),
         image_rotary_emb=_positions(network, x),
     )
 
 
 def _positions(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The positions of patches: of the square of `BASE`, its longer side kept and the shorter one cropped about the middle."""
+    """The positions of patches: those of the square of `BASE`, whose shorter side is cropped about the middle."""
     config: Any = network.config
     grid = [side // config.patch_size for side in x.shape[2:]]
     base = BASE // config.patch_size
-    sides = [round(base * side / max(grid)) for side in grid]
+    sides = [round(base / max(grid) * side) for side in grid]
     begin = [round((base - side) / 2) for side in sides]
     end = [first + side for first, side in zip(begin, sides, strict=True)]
     of_grid = library("diffusers").models.embeddings.get_2d_rotary_pos_embed

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from odeddim.models.networks.text_encoders import TextEncoder
-from odeddim.models.pipelines.told import Pipeline, Told, pipeline_class
+from odeddim.models.pipelines.told import Pipeline, Told, empty_pipeline
 from odeddim.ode.conditions import Given, Prompts
 
 TOKENS = 256
@@ -39,7 +39,7 @@ def lumina2(of: Pipeline) -> Told:
     """Return how Lumina-Image 2's network is called. Its table of positions bounds the size of the data."""
     encoder = TextEncoder(of.folder, of.index, longest=TOKENS, masked=True)
     of.check_width("cap_feat_dim", encoder.width)
-    around = f"{pipeline_class('Lumina2Pipeline', parts=5)().system_prompt} <Prompt Start> {{}}"
+    around = f"{empty_pipeline('Lumina2Pipeline').system_prompt} <Prompt Start> {{}}"
     lengths = of.config.get("axes_lens")
     whole = isinstance(lengths, list) and len(lengths) == 3 and all(type(each) is int for each in lengths)
     if not whole or lengths[0] <= TOKENS:

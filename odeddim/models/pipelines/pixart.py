@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from odeddim.models.networks.text_encoders import Masked, TextEncoder
 from odeddim.models.pipelines.told import Pipeline, Told
@@ -29,7 +29,7 @@ def pixart(of: Pipeline) -> Told:
     return Told(call, of.patches(2), conditions, (encoder,), assumed, made_by="PixArtTransformer2DModel")
 
 
-def _pixart(network: nn.Module, x: Tensor, t: Tensor, text: Tensor, mask: Tensor, *, factor: int) -> Any:
+def _pixart(network: Any, x: Tensor, t: Tensor, text: Tensor, mask: Tensor, *, factor: int) -> Any:
     """Call PixArt's network. Some are told the size of the image in pixels, `factor` times the sides of the data."""
     height, width = (factor * side for side in x.shape[2:])
     told = {"resolution": None, "aspect_ratio": None}

@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from odeddim.models.networks.text_encoders import TextEncoder
 from odeddim.models.pipelines.packed import packed, unpacked
-from odeddim.models.pipelines.told import Pipeline, Told, pipeline_class
+from odeddim.models.pipelines.told import Pipeline, Told, empty_pipeline
 from odeddim.ode.conditions import Given, Prompts
 from odeddim.ode.sizes import Sizes
 
@@ -44,11 +44,11 @@ def qwen_image(of: Pipeline) -> Told:
     for key in ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"):
         if of.config.get(key):
             raise of.refuse(f"the network takes more inputs than a prompt ({key}), which odeddim does not support")
-    empty = pipeline_class("QwenImagePipeline", parts=5)()
+    empty = empty_pipeline("QwenImagePipeline")
     encoder = TextEncoder(of.folder, of.index, masked=True, filled=False, longest=TOKENS)
     of.check_width("joint_attention_dim", encoder.width)
     texts = Texts(encoder, empty.prompt_template_encode, empty.prompt_template_encode_start_idx)
-    assumed = ["images of 1024×1024 as its own size", "prompts in the conversation of its pipeline"]
+    assumed = [of.own_size, "prompts in the conversation of its pipeline"]
     conditions = Prompts(texts, length=_of_tokens, fills=True)
     return Told(_qwen_image, Sizes(of.shape, 2), conditions, (encoder,), assumed, adds=texts.around)
 

@@ -1,4 +1,4 @@
-"""Sana (arXiv 2410.10629): a linear transformer on a deep autoencoder's data, with Gemma's hidden states of a prompt."""
+"""Sana (arXiv 2410.10629): a linear transformer on a deep autoencoder's data, with Gemma's states of a prompt."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,11 @@ class Pipeline:
     def factor(self) -> int:
         """How many pixels of an image make a side of its data."""
         return self.image_shape[1] // self.shape[1]
+
+    @property
+    def own_size(self) -> str:
+        """What is assumed where the config names no size, in words."""
+        return "images of {}×{} as its own size".format(*self.image_shape[1:])
 
     def patches(self, default: int, largest: int | None = None) -> Sizes:
         """The sizes of a transformer that computes its positions: multiples of its patches.
@@ -93,12 +99,8 @@ class Told:
     time: str | None = None
 
 
-def pipeline_class(name: str, parts: int | None = None) -> Any:
+def pipeline_class(name: str) -> Any:
     """A class of pipelines of the installed diffusers, which knows what it adds to texts.
-
-    Args:
-        name: The class.
-        parts: The number of its parts; None for the class itself, else what makes one without any parts.
 
     Raises:
         InputError: If the installed diffusers is too old to have it.
@@ -106,4 +108,11 @@ def pipeline_class(name: str, parts: int | None = None) -> Any:
     kind = getattr(library("diffusers"), name, None)
     if kind is None:
         raise InputError(f"this model needs a newer diffusers, with {name}: pip install --upgrade diffusers")
-    return kind if parts is None else lambda: kind(*[None] * parts)
+    return kind
+
+
+def empty_pipeline(name: str) -> Any:
+    """A pipeline of a class of the installed diffusers, without any parts. Raises InputError as `pipeline_class`."""
+    kind = pipeline_class(name)
+    parts = inspect.signature(kind).parameters.values()
+    return kind(**{part.name: None for part in parts if part.default is part.empty})
