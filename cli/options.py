@@ -145,6 +145,14 @@ told = together(
         metavar="LOW,HIGH",
         help="The noise levels σ between which --guidance is applied.  [default: all]",
     ),
+    click.option(
+        "--distilled-guidance",
+        cls=Chosen,
+        type=float,
+        metavar="W",
+        help="The guidance that a network distilled from it takes as an input (Flux.1 dev): no second evaluation.  "
+        "[default: 1]",
+    ),
     allow_pickle,
 )
 

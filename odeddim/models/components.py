@@ -53,6 +53,13 @@ def library(name: str) -> ModuleType:
         raise InputError(f"this model needs the package {name}: pip install 'odeddim[diffusers]'") from error
 
 
+def class_of(package: str, name: str) -> Any:
+    """A class of diffusers or transformers. Raises InputError if the installed package is missing or too old for it."""
+    if (kind := getattr(library(package), name, None)) is None:
+        raise InputError(f"this model needs a newer {package}, with {name}: pip install --upgrade {package}")
+    return kind
+
+
 def config_of(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     """Read the settings in a folder's JSON file. Raises InputError if the file is missing or holds no settings."""
     return json_files.read(folder / name, "copy the whole folder of the pipeline")

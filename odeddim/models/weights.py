@@ -189,7 +189,7 @@ def fit(
     extra = [name for name in state if name not in wanted and name not in spare]
     if missing or extra:
         said = [f"{word} {some(names)}" for word, names in (("missing", missing), ("unexpected", extra)) if names]
-        remedy = "take out adapters such as LoRA first" if shared else "check that it is the right file"
+        remedy = "take out adapters such as LoRA or of images first" if shared else "check that it is the right file"
         raise InputError(f"{path} does not match the expected network ({'; '.join(said)}): {remedy}")
     for name, has in wanted.items():
         its, tensor = called.get(name, name), state[name]

@@ -6,9 +6,12 @@ the nodes are those of its scheduler, shifted as it shifts them, and the x_T is 
 
 from __future__ import annotations
 
-import json
+import copy
+import functools
+import math
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is installed by t
 transformers = pytest.importorskip("transformers", reason="transformers is installed by the test extra")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
+from safetensors.torch import save_file  # noqa: E402
 from test_latent_diffusion import (  # noqa: E402
     clip,
     edited,
@@ -37,6 +41,7 @@ from test_latent_diffusion import (  # noqa: E402
 import odeddim  # noqa: E402
 from odeddim import InputError, State, VectorField  # noqa: E402
 from odeddim.api import to_data, to_images  # noqa: E402
+from odeddim.ode.conditions import Condition  # noqa: E402
 
 STEPS = 20
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler
@@ -107,10 +112,10 @@ def stable_diffusion_3(folder: Path, **scheduler: Any) -> Any:
     )  # fmt: skip
 
 
-def pixart(folder: Path, *, sigma: bool = False) -> Any:
+def pixart(folder: Path, *, sigma: bool = False, side: int = 8) -> Any:
     transformer = diffusers.PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, num_layers=2, cross_attention_dim=16, sample_size=8,
-        caption_channels=40, use_additional_conditions=False,
+        num_attention_heads=2, attention_head_dim=12, num_layers=2, cross_attention_dim=24, sample_size=side,
+        caption_channels=40, use_additional_conditions=None if side == 128 else False,
     )  # fmt: skip
     kind = diffusers.PixArtSigmaPipeline if sigma else diffusers.PixArtAlphaPipeline
     scheduler = diffusers.DDIMScheduler(clip_sample=False)
@@ -183,90 +188,333 @@ def hunyuan_dit(folder: Path) -> Any:
     )  # fmt: skip
 
 
-FAMILIES = {
-    each.__name__: each for each in (flux, stable_diffusion_3, pixart, sana, lumina2, qwen_image, hunyuan_dit)
+FAMILIES: dict[str, Callable[[Path], Any]] = {
+    "flux": flux,
+    "sd3": stable_diffusion_3,
+    "pixart": pixart,
+    "sana": sana,
+    "lumina2": lumina2,
+    "qwen": qwen_image,
+    "hunyuan": hunyuan_dit,
 }
-PACKED = ("flux", "qwen_image")
-UNBINNED = {"use_resolution_binning": False}
+PACKED = ("flux", "qwen")
 ASKED: dict[str, dict[str, Any]] = {
-    "pixart": {**UNBINNED, "clean_caption": False},
-    "sana": {**UNBINNED, "height": 32, "width": 32},  # which the given latents decide: only multiples of 32 are taken
+    "pixart": {"use_resolution_binning": False, "clean_caption": False},
+    "sana": {"use_resolution_binning": False, "height": 32, "width": 32},
     "lumina2": {"height": 32, "width": 32},
-    "hunyuan_dit": UNBINNED,
+    "hunyuan": {"use_resolution_binning": False},
 }
-"""Arguments of pipelines that make them take the size that they are asked for, and texts as they are."""
+"""What makes a pipeline take the size of the latents, and texts as they are. Those of 32×32 check these sides only."""
 
 
 class Case:
-    """A pipeline, the folder that it was saved to, and what we make of it."""
+    """A pipeline, the folder that it was saved to, and what we make of it. Its images are not square."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name = name
-        self.pipeline = saved(FAMILIES[name](folder), folder)
-        self.folder = folder / "model"
+    def __init__(self, name: str, folder: Path, make: Callable[[Path], Any] | None = None) -> None:
+        self.name, self.folder = name, folder / "model"
+        self.pipeline = saved((make or FAMILIES[name])(folder), folder)
         self.field = odeddim.load(self.folder)
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width of images whose data are 8×12 or, of those who take one size in their pipelines, 8×8."""
-        factor = self.field.image_shape[1] // self.field.shape[1]  # type: ignore[index]
-        return 8 * factor, 12 * factor
+        self.sides = self.field.shape_of_images((4, 8, 12))[1:]
 
     def images(self) -> Tensor:
         return torch.rand(2, 3, *self.sides, generator=torch.Generator().manual_seed(6)) * 2 - 1
 
-    def run(self, x: Tensor, guidance: float, **more: Any) -> Tensor:
-        """The data that the pipeline makes of x, (B, c, h, w), in the state where it ends."""
-        told: dict[str, Any] = {"guidance_scale": guidance, "negative_prompt": ["dog"] * 2}
-        if self.name in PACKED:
-            told = {"true_cfg_scale": guidance, "negative_prompt": ["dog"] * 2, "guidance_scale": 3.5}
-            if self.name == "qwen_image":
-                told.pop("guidance_scale")
-        if guidance == 1:
-            told.pop("negative_prompt")
+    def run(self, x: Tensor, guidance: float = 1.0, **more: Any) -> Tensor:
+        """The data that the pipeline makes of x, (2, c, h, w), in 20 steps; Flux has the guidance as an input too."""
+        told = {"true_cfg_scale" if self.name in PACKED else "guidance_scale": guidance}
+        told |= {"guidance_scale": guidance} if self.name == "flux" else {}
+        negative = {"negative_prompt": ["dog"] * 2} if guidance != 1 else {}
         height, width = self.sides
-        if self.field.schedule.kind == "flow":
-            more = {"sigmas": torch.linspace(0.99, 0.05, STEPS).tolist(), **more}
-        x = diffusers.FluxPipeline._pack_latents(x, *x.shape) if self.name in PACKED else x
-        found = self.pipeline(
-            prompt=["a cat"] * 2, num_inference_steps=STEPS, latents=x, output_type="latent",
-            **{"height": height, "width": width, **told, **ASKED.get(self.name, {}), **more},
+        told |= {"height": height, "width": width, **ASKED.get(self.name, {}), **more}
+        packed = self.name in PACKED
+        found: Tensor = self.pipeline(
+            prompt=["a cat"] * 2, num_inference_steps=STEPS, output_type="latent", **negative, **told,
+            latents=diffusers.FluxPipeline._pack_latents(x, *x.shape) if packed else x,
         ).images  # fmt: skip
-        if self.name not in PACKED:
-            return found
-        factor = height // 8
-        return diffusers.FluxPipeline._unpack_latents(found, height, width, factor)
+        return diffusers.FluxPipeline._unpack_latents(found, *x.shape[2:], 1) if packed else found
 
-    def told(self, guidance: float) -> VectorField:
-        distilled = {"distilled_guidance": 3.5} if self.name == "flux" else {}
+    def told(self, guidance: float = 1.0) -> VectorField:
+        more = {"distilled_guidance": guidance} if self.name == "flux" else {}
         negative = None if guidance == 1 else "dog"
-        return self.field.conditioned(prompt="a cat", negative_prompt=negative, guidance=guidance, **distilled)
+        return self.field.conditioned(prompt="a cat", negative_prompt=negative, guidance=guidance, **more)
 
     def nodes(self) -> Tensor:
-        """The noise levels of the pipeline's scheduler after a run."""
+        """The noise levels of the pipeline's scheduler of flows, as its run left them."""
         t = self.pipeline.scheduler.sigmas.double()
         return (t / (1 - t)).flip(0)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return Case(request.param, tmp_path_factory.mktemp(request.param))
+TIMES = torch.linspace(0.99, 0.05, STEPS).tolist()
+X = odeddim.noise(2, (4, 8, 12), seed=5)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    return functools.cache(lambda name: Case(name, tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(params=FAMILIES)
+def case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
+    return cases(request.param)
+
+
+@pytest.fixture
+def copied(cases: Callable[[str], Case], tmp_path: Path) -> Callable[[str], Path]:
+    """The folder of a pipeline again, to be spoilt."""
+    return lambda name: Path(shutil.copytree(cases(name).folder, tmp_path / "copy"))
+
+
+def check_flow(case: Case, guidance: float = 1.0) -> None:
+    """From the first of the pipeline's own times on, its run is ours."""
+    theirs = case.run(X, guidance, sigmas=TIMES)
+    nodes = case.nodes()
+    assert (len(nodes), float(nodes[0])) == (STEPS + 1, 0)
+    begin = State(X * (1 + float(nodes[-1])), float(nodes[-1]))
+    told = case.told(guidance).on_data()
+    assert off(odeddim.decode(begin, "euler", model=told, grid=nodes), theirs) < 1e-5
+
+
+def check_levels(case: Case, guidance: float = 1.0) -> None:
+    """The run of a pipeline of DDPM's levels is ours."""
+    theirs = case.run(X, guidance)
+    last = case.pipeline.scheduler.final_alpha_cumprod
+    nodes = nodes_of(case.field, case.pipeline, 0.0 if last == 1 else None)
+    end = "zero" if last == 1 else "sigma_min"
+    ours = odeddim.solve(X, "euler", model=case.told(guidance).on_data(), grid=nodes, end=end)
+    assert off(ours * float(last.sqrt()), theirs) < 1e-5
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_a_trajectory_is_the_pipelines(case: Case, guidance: float) -> None:
-    x = odeddim.noise(2, (4, 8, 12), seed=5)
-    theirs = case.run(x, guidance)
-    field = case.told(guidance).on_data()
-    if field.schedule.kind == "flow":
-        nodes = case.nodes()
-        begin = State(x * (1 + float(nodes[-1])), float(nodes[-1]))
-        assert len(nodes) == STEPS + 1
-        ours = odeddim.decode(begin, "euler", model=field, grid=nodes)
+    (check_flow if case.field.schedule.kind == "flow" else check_levels)(case, guidance)
+
+
+def test_prompts_and_guidance_tell(case: Case) -> None:
+    """Or the runs would prove nothing of them."""
+    one = torch.tensor(1.0)
+    answers = [
+        field(one, X) for field in (case.told(), case.told(5.0), case.field.conditioned(prompt="dog"), case.field)
+    ]
+    for i, answer in enumerate(answers):
+        assert all(off(answer, other) > 1e-3 for other in answers[:i])
+
+
+def test_images_come_back_exactly_from_the_folder_and_the_object(case: Case) -> None:
+    x = case.images()
+    codec: Any = case.field.codec
+    told = {**case.told(2.0).condition.to_dict()}
+    fields = [
+        case.told(2.0),
+        odeddim.load(case.pipeline).conditioned(**told),
+        pickle.loads(pickle.dumps(case.told(2.0))),
+    ]
+    assert fields[0].details == fields[1].details
+    assert fields[0].sha256 == fields[1].sha256
+    state = odeddim.encode(x, "belm", model=fields[0], steps=3)
+    assert all(odeddim.encode(x, "belm", model=field, steps=3) == state for field in fields[1:])
+    again = odeddim.decode(state, "belm", model=fields[1], steps=3)
+    assert torch.equal(again, codec.decode(codec.encode(x)))
+
+
+def test_the_autoencoder_is_the_pipelines(case: Case) -> None:
+    vae, x = case.pipeline.vae, case.images()
+    of_frames = case.name == "qwen"
+    with torch.no_grad():
+        found = vae.encode(x[:, :, None] if of_frames else x)
+        z = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latent
+        again = vae.decode(z).sample
+        z, again = (part[:, :, 0] if of_frames else part for part in (z, again))
+    its = vae.config
+    if of_frames:
+        mean, spread = (torch.tensor(each)[:, None, None] for each in (its.latents_mean, its.latents_std))
+        data = (z - mean) / spread
     else:
-        last = case.pipeline.scheduler.final_alpha_cumprod
-        first = 0.0 if last == 1 else None
-        ours = odeddim.solve(x, "euler", model=field, grid=nodes_of(field, case.pipeline, first),
-                             end="zero" if first == 0 else "sigma_min") * float(last.sqrt())
-    assert off(ours, theirs) < 1e-5
-    assert off(case.told(6 - guidance).on_data()(torch.tensor(1.0), x), field(torch.tensor(1.0), x)) > 1e-3
+        data = (z - (its.get("shift_factor") or 0)) * its.scaling_factor
+    assert off(to_data(case.field, x), data) < 1e-5
+    assert off(to_images(case.field, data), again) < 1e-5
+    assert again.shape == x.shape
+
+
+def test_images_of_a_batch_may_have_prompts_of_different_lengths(case: Case) -> None:
+    conditions = [Condition(prompt="a cat", guidance=3.0), Condition(prompt="dog", guidance=3.0)]
+    together, one = case.field.conditioned_each(conditions)(torch.tensor(1.0), X), torch.tensor(1.0)
+    for i, condition in enumerate(conditions):
+        alone = case.field.conditioned(prompt=condition.prompt, guidance=3.0)(one, X[i : i + 1])
+        assert off(together[i : i + 1], alone) < 1e-5
+
+
+# What each of them has of its own.
+
+
+def started(case: Case) -> tuple[list[Tensor], Tensor]:
+    """The states after each step of the pipeline with its own times, from t = 1, and its nodes after the first step."""
+    states: list[Tensor] = []
+
+    def keep(pipe: Any, i: int, t: Any, state: dict[str, Any]) -> dict[str, Any]:
+        states.append(diffusers.FluxPipeline._unpack_latents(state["latents"], 8, 12, 1))
+        return state
+
+    case.run(X, callback_on_step_end=keep)
+    return states, case.nodes()[:-1]
+
+
+def test_flux_shifts_times_by_the_size_of_images(cases: Callable[[str], Case]) -> None:
+    """Its own times begin at pure noise, where σ is infinite: from the second on the runs are one."""
+    case = cases("flux")
+    states, nodes = started(case)
+    mu = 0.5 + (1.15 - 0.5) / (64 - 4) * (4 * 6 - 4)  # 24 tokens between 4 and 64, as its scheduler says
+    even = torch.arange(STEPS, dtype=torch.float64) / STEPS
+    assert torch.allclose(nodes, math.exp(mu) * even / (1 - even), rtol=1e-5)  # a shift multiplies σ
+    begin = State(states[0] * (1 + float(nodes[-1])), float(nodes[-1]))
+    assert off(odeddim.decode(begin, "euler", model=case.told().on_data(), grid=nodes), states[-1]) < 1e-5
+    assert "without its shift by the size of images" in case.field.details["found"]
+
+
+def test_guidance_as_an_input_is_no_other_guidance(cases: Callable[[str], Case]) -> None:
+    field, one = cases("flux").field, torch.tensor(1.0)
+    told = field.conditioned(prompt="a cat", distilled_guidance=5)
+    assert told.condition.words == "prompt 'a cat', distilled guidance 5"
+    assert told.condition.to_dict() == {"prompt": "a cat", "distilled_guidance": 5}
+    plain, both = field.conditioned(prompt="a cat"), field.conditioned(prompt="a cat", distilled_guidance=5, guidance=2)
+    answers = [each(one, X) for each in (told, plain, both)]
+    assert all(off(answers[i], answers[j]) > 1e-3 for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert (told.rows, both.rows) == (2, 4)
+    with pytest.raises(InputError, match="distilled_guidance must be a finite number"):
+        field.conditioned(distilled_guidance=math.inf)
+    for other in (cases("sd3").field, odeddim.load("fashion-mnist")):
+        with pytest.raises(InputError, match=r"guidance as an input|has no conditions: leave out distilled guidance 2"):
+            other.conditioned(distilled_guidance=2)
+
+
+@pytest.mark.slow
+def test_flux_schnell_was_not_distilled_from_guidance(tmp_path: Path) -> None:
+    case = Case("flux", tmp_path, lambda folder: flux(folder, guidance_embeds=False, shift=1.0))
+    with pytest.raises(InputError, match=r"does not take guidance as an input .* give guidance=\.\.\. instead"):
+        case.told(2.0)
+    check_flow(case)
+
+
+def test_flux_cuts_prompts_for_its_summary_only(cases: Callable[[str], Case]) -> None:
+    case = cases("flux")
+    text = " ".join("abcdefghijkl")
+    states, summary = case.field.conditions._embed(text)  # type: ignore[union-attr]
+    wanted, its, _ = case.pipeline.encode_prompt(text)
+    assert off(states, wanted.detach()) < 1e-5
+    assert off(summary, its.detach()) < 1e-5
+    with pytest.raises(InputError, match="takes at most 512: shorten it"):
+        case.field.conditioned(prompt="a " * 520)
+
+
+@pytest.mark.slow
+def test_sd3_may_shift_times_by_the_size_of_images(tmp_path: Path) -> None:
+    shift = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
+    case = Case("sd3", tmp_path, lambda folder: stable_diffusion_3(folder, **shift))
+    check_flow(case, 5.0)
+    assert float(case.nodes()[-1]) == pytest.approx(99 * math.exp(0.5 + 0.65 / 60 * 20), rel=1e-4)
+
+
+@pytest.mark.parametrize("sigma", [False, True])
+def test_pixart_sigma_and_alpha_with_the_size_of_images_as_an_input(tmp_path: Path, sigma: bool) -> None:
+    """PixArt-α was told the size of images if its own size is 128; its files call its network by another name."""
+    case = Case("pixart", tmp_path, lambda folder: pixart(folder, sigma=sigma, **({} if sigma else {"side": 128})))
+    check_levels(case, 5.0)
+    assert case.field.conditioned(prompt="cat")._given.given[0].shape[1] == (300 if sigma else 120)  # type: ignore[union-attr]
+    one, told = torch.tensor(1.0), {"prompt": "  A Cat "}
+    assert torch.equal(case.field.conditioned(**told)(one, X), case.told()(one, X))
+    edited(case.folder / "transformer" / "config.json", _class_name="Transformer2DModel", num_vector_embeds=None)
+    edited(case.folder / "model_index.json", transformer=["diffusers", "Transformer2DModel"])
+    again = odeddim.load(case.folder)
+    assert torch.equal(again.conditioned(**told)(one, X), case.told()(one, X))
+
+
+def test_qwens_weights_under_their_older_names(cases: Callable[[str], Case], copied: Callable[[str], Path]) -> None:
+    case, folder = cases("qwen"), copied("qwen")
+    path = folder / "text_encoder" / "model.safetensors"
+    names = {
+        name: name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+        for name in case.pipeline.text_encoder.state_dict()
+    }
+    save_file({names[name]: part.contiguous() for name, part in case.pipeline.text_encoder.state_dict().items()}, path)
+    assert odeddim.load(folder).sha256 == case.field.sha256
+    save_file({name: part.contiguous() for name, part in case.pipeline.text_encoder.state_dict().items()}, path)
+    assert odeddim.load(folder).sha256 == case.field.sha256
+
+
+def test_what_was_found_and_assumed_is_said(case: Case) -> None:
+    said = case.field.describe()
+    assert type(case.pipeline).__name__ in said
+    assert type(case.pipeline.transformer).__name__ in said
+    wanted = {
+        "flux": "images of 256×256 as its own size",
+        "sd3": "without its shift by 3",
+        "pixart": "texts in lower case",
+        "sana": "prompts under the instruction of its pipeline",
+        "lumina2": "predicts flow-to-data, time reversed",
+        "qwen": "prompts in the conversation of its pipeline",
+        "hunyuan": "an original image of 1024×1024, not cropped, and of the size of the run",
+    }
+    assert wanted[case.name] in said
+
+
+@pytest.mark.slow
+def test_an_object_in_16_bits_and_a_folder_in_64(case: Case) -> None:
+    half = odeddim.load(copy.deepcopy(case.pipeline).to(torch.bfloat16)).conditioned(**case.told().condition.to_dict())
+    exact, one = case.told()(torch.tensor(1.0), X), torch.tensor(1.0)
+    assert half.dtype == torch.bfloat16
+    assert off(half(one, X), exact) < (0.5 if case.name == "flux" else 0.1)  # whose network rounds labels to 8 bits
+    double = odeddim.load(case.folder, dtype="float64").conditioned(**case.told().condition.to_dict())
+    assert off(double(one, X), exact) < 1e-5
+
+
+# What is refused.
+
+
+NETWORK = "transformer/config.json"
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "changes", "says"),
+    [
+        ("flux", "model_index.json", {"_class_name": "FluxKontextPipeline"}, "FluxKontextPipeline also takes an image"),
+        ("flux", "model_index.json", {"controlnet": ["diffusers", "Net"]}, "takes an image by its controlnet, which"),
+        ("flux", "model_index.json", {"transformer": ["diffusers", "Flux2"]}, "names a Flux2 as its transformer: give"),
+        ("flux", NETWORK, {"in_channels": 32, "out_channels": 16}, "also needs an image or a mask"),
+        ("flux", NETWORK, {"in_channels": None}, "must give in_channels"),
+        ("flux", NETWORK, {"patch_size": "2"}, "must give in_channels|no network can be built"),
+        ("flux", NETWORK, {"out_channels": "16"}, "also needs an image or a mask"),
+        ("flux", NETWORK, {"joint_attention_dim": 24}, "has joint_attention_dim 24, but .* return width 40"),
+        ("flux", NETWORK, {"pooled_projection_dim": 12}, "has pooled_projection_dim 12, but .* width 16"),
+        ("flux", NETWORK, {"num_single_layers": 10**6}, "asks for 1000000 layers"),
+        ("pixart", NETWORK, {"patch_size": 3}, "patch_size must be a whole number that divides sample_size, not 3"),
+        ("pixart", NETWORK, {"caption_channels": None}, "has caption_channels None, but .* width 40"),
+        ("sana", NETWORK, {"guidance_embeds": True}, "distilled to few steps"),
+        ("sana", NETWORK, {"timestep_scale": "a"}, "timestep_scale must be a number"),
+        ("lumina2", NETWORK, {"axes_lens": [256, 16, 16]}, "axes_lens must be three whole numbers, the first of them"),
+        ("lumina2", NETWORK, {"axes_lens": [300, 10**9, 16]}, "would be larger than in any known network"),
+        ("qwen", NETWORK, {"use_layer3d_rope": True}, r"more inputs than a prompt \(use_layer3d_rope\)"),
+        ("qwen", "vae/config.json", {"latents_std": None}, "must hold both latents_mean and latents_std"),
+        ("hunyuan", NETWORK, {"text_len": "long"}, "text_len and text_len_t5 must be whole numbers"),
+        ("hunyuan", "model_index.json", {"text_encoder_2": [None, None]}, "has no text_encoder_2"),
+    ],
+)
+def test_networks_that_take_more_or_contradict_themselves(
+    copied: Callable[[str], Path], of: str, name: str, changes: dict[str, Any], says: str
+) -> None:
+    folder = copied(of)
+    edited(folder / name, **changes)
+    with pytest.raises(InputError, match=says) as error:
+        odeddim.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_of_images_is_refused(cases: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = cases("flux").pipeline
+    monkeypatch.setattr(pipeline.transformer, "encoder_hid_proj", torch.nn.Linear(2, 2), raising=False)
+    with pytest.raises(InputError, match=r"unexpected encoder_hid_proj.*take out adapters such as LoRA or of images"):
+        odeddim.load(pipeline)
+
+
+def test_an_older_library_is_named(cases: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusers, "QwenImagePipeline", None)
+    with pytest.raises(InputError, match="needs a newer diffusers, with QwenImagePipeline: pip install --upgrade"):
+        odeddim.load(cases("qwen").folder)

@@ -1,9 +1,9 @@
 """diffusers' pipelines of latent models: folders with model_index.json, an autoencoder, a network and a scheduler.
 
-    unet/         UNet2DConditionModel: Stable Diffusion 1 and 2 (arXiv 2112.10752), SDXL (2307.01952), with prompts
-                  UNet2DModel: latent diffusion, unconditional or with classes
-    transformer/  DiTTransformer2DModel: DiT (2212.09748), with classes, a last label for no class, learned variances
-                  SD3Transformer2DModel: Stable Diffusion 3 (2403.03206), with prompts
+    unet/         UNet2DConditionModel, UNet2DModel: Stable Diffusion 1 and 2, SDXL, latent diffusion
+    transformer/  DiT, Stable Diffusion 3, Flux, PixArt, Sana, Lumina-Image 2, Qwen-Image, Hunyuan-DiT
+
+`odeddim.models.pipelines` says of each network how it is called and what its prompts are to it.
 
 The field acts on the data that the autoencoder makes of images; its `codec` converts between the two. Networks take
 real-valued labels. The scheduler's file states the schedule, the prediction and the labels of the network
@@ -14,6 +14,7 @@ real-valued labels. The scheduler's file states the schedule, the prediction and
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from odeddim.models import json_files, schedulers
-from odeddim.models.components import CONFIG, changed_settings, config_of, library, made, settings_of, size
+from odeddim.models.components import CONFIG, changed_settings, class_of, config_of, made, settings_of, size
 from odeddim.models.guarded import Loaded
 from odeddim.models.networks import autoencoder
 from odeddim.models.networks.text_encoders import has
@@ -35,6 +36,10 @@ from odeddim.types import InputError
 
 INDEX = "model_index.json"
 CODECS = ("vae", "vqvae")
+_OF_IMAGES = ("controlnet", "adapter")
+"""Parts of pipelines that take an image beside the data."""
+_OF_TOKENS = re.compile("Kontext|QwenImage(Edit|Layered)")
+"""Names of pipelines whose networks take an image as more tokens, which neither a part nor a setting shows."""
 _OF_TEXTS = ("tokenizer", "text_encoder")
 
 
@@ -79,7 +84,7 @@ def read(path: Path) -> VectorField:
     codecs += [part for part in CODECS if part in index or (folder / part).is_dir()]
     codec, its_kind, assumed = autoencoder.read(folder / codecs[0], shape) if codecs else (None, "", [])
     told = NETWORKS[kind](Pipeline(folder, index, config, where, shape, codec.image_shape if codec else shape))
-    make = getattr(library("diffusers"), told.made_by or kind).from_config
+    make = class_of("diffusers", told.made_by or kind).from_config
     network = made(lambda: make(config), where)
     settings = {
         "codec": codec.sha256 if codec else "",
@@ -110,6 +115,13 @@ def read(path: Path) -> VectorField:
 
 def _network(folder: Path, index: Mapping[str, Any]) -> tuple[Path, str]:
     """Return the folder of a pipeline's network, and the network's class."""
+    name = str(index.get("_class_name"))
+    others = [part for part in _OF_IMAGES if has(index, part)]
+    if others or _OF_TOKENS.search(name):
+        raise InputError(
+            f"{folder / INDEX}: the network of a {name} also takes an image{f' by its {others[0]}' if others else ''}, "
+            "which odeddim does not support: give the pipeline that makes images of texts or classes alone"
+        )
     where = folder / next((part for part in ("unet", "transformer") if has(index, part)), "unet")
     kind = str(index[where.name][1]) if has(index, where.name) else None
     if kind not in NETWORKS:

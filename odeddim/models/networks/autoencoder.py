@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeddim.models.components import CONFIG, changed_settings, config_of, library, made
+from odeddim.models.components import CONFIG, changed_settings, class_of, config_of, made
 from odeddim.models.weights import hash_of_networks
 from odeddim.types import InputError
 
@@ -148,7 +148,7 @@ def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, l
     kind = str(config.get("_class_name"))
     if kind not in KINDS:
         raise InputError(f"{where} describes a {kind}, but odeddim supports only {', '.join(KINDS)}")
-    make = getattr(library("diffusers"), kind).from_config
+    make = class_of("diffusers", kind).from_config
     network: Any = made(lambda: make(config), folder)
     its, names = network.config, KINDS[kind]
     channels = next(its[name] for name in names.channels if its.get(name))

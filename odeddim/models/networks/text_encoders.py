@@ -11,6 +11,7 @@ however many images there are.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from odeddim.models.components import changed_settings, config_of, library, made, object_at
+from odeddim.models.components import changed_settings, class_of, config_of, library, made, object_at
 from odeddim.models.weights import line
 from odeddim.ode.conditions import Given
 from odeddim.types import InputError
@@ -103,10 +104,13 @@ class TextEncoder:
             InputError: If a component is missing, damaged or unknown, or if the two do not belong together.
         """
         self._tokenizer = _tokenizer(folder, index, f"tokenizer{number}")
+        if self._tokenizer.padding_side != "right":  # as Gemma's; an object in memory stays as it is
+            self._tokenizer = copy.deepcopy(self._tokenizer)
+            self._tokenizer.padding_side = "right"
         tokens = len(self._tokenizer)
         where = folder / f"text_encoder{number}"
         kind = _named(folder, index, where.name, tuple(ENCODERS))
-        make, config = getattr(library("transformers"), kind), config_of(where)
+        make, config = class_of("transformers", kind), config_of(where)
         self._encoder = made(lambda: make(make.config_class.from_dict(config)), where)
         its: Any = self._encoder.config
         its = its.get_text_config() if kind.startswith("Qwen") else its
@@ -160,7 +164,6 @@ class TextEncoder:
             padding="max_length" if self._filled else False,
             max_length=longest or self._longest,
             truncation=self._cut,
-            padding_side="right",
             return_tensors="pt",
         )
         return tokens.input_ids, tokens.attention_mask
@@ -327,8 +330,8 @@ def _tokenizer(folder: Path, index: Mapping[str, Any], part: str) -> Any:
     if not any(all((folder / part / name).is_file() for name in names) for names in VOCABULARIES):
         known = ", or ".join(" and ".join(names) for names in VOCABULARIES)
         raise InputError(f"{folder / part} has no vocabulary ({known}): copy the whole folder")
-    transformers = library("transformers")
+    make = class_of("transformers", kind)
     try:
-        return getattr(transformers, kind).from_pretrained(str(folder / part), local_files_only=True)
+        return make.from_pretrained(str(folder / part), local_files_only=True)
     except Exception as error:  # a parser of foreign files may raise any type
         raise InputError(f"{folder / part} cannot be read as a tokenizer ({line(error)}): copy it again") from error

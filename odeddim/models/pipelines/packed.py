@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-KINDS = ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
+PATCH = {"FluxTransformer2DModel": 1, "QwenImageTransformer2DModel": 2}
+"""These networks, with the patch_size that their configs need not name."""
 SIDE = 128  # of data, where their pipelines are given no size: images of 1024×1024
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from odeddim.models.components import class_of
 from odeddim.models.networks.text_encoders import Masked, TextEncoder
-from odeddim.models.pipelines.told import Pipeline, Told, pipeline_class
+from odeddim.models.pipelines.told import Pipeline, Told
 from odeddim.ode.conditions import Given, Prompts
 
 TOKENS = 300
@@ -37,13 +38,16 @@ def sana(of: Pipeline) -> Told:
     """Return how Sana's network is called. Its pipeline gives the instruction to prompts and not to negative ones."""
     if of.config.get("guidance_embeds"):
         raise of.refuse("the network was distilled to few steps (guidance_embeds), which odeddim does not support")
+    scale = of.config.get("timestep_scale", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not scale > 0:
+        raise of.refuse(f"timestep_scale must be a number above 0, not {scale!r:.50}")
     encoder = TextEncoder(of.folder, of.index, longest=TOKENS, masked=True)
     of.check_width("caption_channels", encoder.width)
-    parameters = inspect.signature(pipeline_class("SanaPipeline").__call__).parameters
+    parameters = inspect.signature(class_of("diffusers", "SanaPipeline").__call__).parameters
     instruction = "\n".join(parameters["complex_human_instruction"].default)
     conditions = Prompts(Instructed(encoder, instruction), negative=Masked(encoder, lower=True))
     return Told(
-        partial(_sana, scale=of.config.get("timestep_scale", 1.0)),
+        partial(_sana, scale=scale),
         of.patches(1),
         conditions,
         (encoder,),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from odeddim.models.components import CONFIG, library
+from odeddim.models.components import CONFIG, class_of
 from odeddim.models.networks.text_encoders import TextEncoder
 from odeddim.ode.conditions import Conditions
 from odeddim.ode.sizes import Sizes
@@ -99,20 +99,12 @@ class Told:
     time: str | None = None
 
 
-def pipeline_class(name: str) -> Any:
-    """A class of pipelines of the installed diffusers, which knows what it adds to texts.
+def empty_pipeline(name: str) -> Any:
+    """A pipeline of the installed diffusers without any parts, which knows what it adds to texts.
 
     Raises:
-        InputError: If the installed diffusers is too old to have it.
+        InputError: If the installed diffusers is too old to have this class.
     """
-    kind = getattr(library("diffusers"), name, None)
-    if kind is None:
-        raise InputError(f"this model needs a newer diffusers, with {name}: pip install --upgrade diffusers")
-    return kind
-
-
-def empty_pipeline(name: str) -> Any:
-    """A pipeline of a class of the installed diffusers, without any parts. Raises InputError as `pipeline_class`."""
-    kind = pipeline_class(name)
+    kind = class_of("diffusers", name)
     parts = inspect.signature(kind).parameters.values()
     return kind(**{part.name: None for part in parts if part.default is part.empty})
