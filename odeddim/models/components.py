@@ -237,8 +237,8 @@ def _tied(network: nn.Module) -> list[list[str]]:
 def _today(name: str, known: Collection[str]) -> str:
     """Return the present name of a tensor in a file: the libraries renamed attention, and prefixes of text encoders."""
     *path, layer, kind = ["", "", *name.split(".")]
-    others = (".".join([*path[2:], _RENAMED.get(layer, layer), kind]), name.removeprefix(_CLIP), _CLIP + name)
-    others += tuple(now + name.removeprefix(then) for then, now in _QWEN.items() if name.startswith(then))
+    others = [".".join([*path[2:], _RENAMED.get(layer, layer), kind]), name.removeprefix(_CLIP), _CLIP + name]
+    others += [now + name.removeprefix(then) for then, now in _QWEN.items() if name.startswith(then)]
     return next((other for other in (name, *others) if other in known), name)
 
 

@@ -17,7 +17,7 @@ from odeddim.ode.conditions import Condition, Conditions, Given, Placed, check_e
 from odeddim.ode.devices import Numbers, device_of, dtype_of, products
 from odeddim.ode.forms import Form
 from odeddim.ode.gaussian import Gaussian
-from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, where_guided
+from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, length_of, where_guided
 from odeddim.ode.labels import Labels, Relabelled, labels_of
 from odeddim.ode.pickling import check_pickles
 from odeddim.ode.predictions import HELD, PREDICTIONS
@@ -580,8 +580,7 @@ class VectorField:
             given, null = each[: len(given)], each[len(given) :] or None
         if not guided or null is None:
             return conditioned_answer(network, x, labels, given)
-        length = getattr(self.conditions, "length", None)  # which conditions of one's own need not have
-        return guided_answer(network, x, labels, given, null, self.condition.guidance, length)
+        return guided_answer(network, x, labels, given, null, self.condition.guidance, length_of(self.conditions))
 
 
 def _like_images(per_image: Tensor, xbar: Tensor) -> Tensor:

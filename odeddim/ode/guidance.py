@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from odeddim.ode.conditions import Condition, Given
+from odeddim.ode.conditions import Condition, Conditions, Given
 
 Network = Callable[..., Tensor]
 """A network, eps(x (B, *), t (B,), *given) -> (B, *)."""
@@ -78,6 +78,11 @@ def guided_answer(
     told, untold = told.to(exact), untold.to(exact)
     guided = untold + weight * (told - untold)
     return guided if length is None else guided * (length(told) / length(guided))
+
+
+def length_of(conditions: Conditions | None) -> Callable[[Tensor], Tensor] | None:
+    """The length of answers that guidance keeps under such conditions; None for none, as under conditions of one's own."""
+    return getattr(conditions, "length", None)
 
 
 def in_blocks(network: Network, x: Tensor, labels: Tensor, size: int, each: Given = ()) -> tuple[Tensor, int]:

@@ -31,14 +31,12 @@ _KINDS = ("Tokenizer", "TokenizerFast")
 Embed = Callable[[str], Given]
 """A function from a text to the tensors that the network takes for it."""
 
-ENCODERS = (
-    "CLIPTextModel",
-    "CLIPTextModelWithProjection",
-    "T5EncoderModel",
-    "BertModel",
-    "Gemma2Model",
-    "Qwen2_5_VLForConditionalGeneration",
-)
+CLIPS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+T5 = ("T5EncoderModel",)
+BERT = ("BertModel",)
+GEMMA = ("Gemma2Model",)
+QWEN = ("Qwen2_5_VLForConditionalGeneration",)
+"""The classes of text encoders."""
 TOKENIZERS = tuple(f"{name}{fast}" for name in ("CLIP", "T5", "Bert", "Gemma", "Qwen2") for fast in _KINDS)
 VOCABULARIES = (
     ("tokenizer.json",),
@@ -84,6 +82,7 @@ class TextEncoder:
         index: Mapping[str, Any],
         number: str = "",
         *,
+        kinds: tuple[str, ...] = (*CLIPS, *T5),
         longest: int | None = None,
         masked: bool | None = None,
         filled: bool = True,
@@ -95,6 +94,7 @@ class TextEncoder:
             folder: The folder of the pipeline.
             index: The content of model_index.json.
             number: The suffix of the two components' names: "", "_2" or "_3".
+            kinds: The classes that the encoder may be of.
             longest: The tokens of the longest text; by default as many as the tokenizer and the encoder take.
             masked: Whether the encoder is told which tokens only fill up a text; by default as its config says.
             filled: Whether texts are filled up to the longest one.
@@ -109,11 +109,11 @@ class TextEncoder:
             self._tokenizer.padding_side = "right"
         tokens = len(self._tokenizer)
         where = folder / f"text_encoder{number}"
-        kind = _named(folder, index, where.name, tuple(ENCODERS))
+        kind = _named(folder, index, where.name, kinds)
         make, config = class_of("transformers", kind), config_of(where)
         self._encoder = made(lambda: make(make.config_class.from_dict(config)), where)
         its: Any = self._encoder.config
-        its = its.get_text_config() if kind.startswith("Qwen") else its
+        its = its.get_text_config() if kind in QWEN else its
         if tokens > its.vocab_size:
             raise InputError(
                 f"{folder / f'tokenizer{number}'} has {tokens} tokens, but {where} has only {its.vocab_size}: "

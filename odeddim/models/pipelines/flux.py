@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from odeddim.models.networks.text_encoders import TextEncoder
+from odeddim.models.networks.text_encoders import CLIPS, T5, TextEncoder
 from odeddim.models.pipelines.packed import packed, unpacked
 from odeddim.models.pipelines.told import Pipeline, Told
 from odeddim.ode.conditions import Given, Prompts
@@ -36,7 +36,8 @@ class Texts:
 def flux(of: Pipeline) -> Told:
     """Return how Flux's network is called."""
     texts = Texts(
-        TextEncoder(of.folder, of.index, cut=True), TextEncoder(of.folder, of.index, "_2", longest=TOKENS, masked=False)
+        TextEncoder(of.folder, of.index, kinds=CLIPS[:1], cut=True),
+        TextEncoder(of.folder, of.index, "_2", kinds=T5, longest=TOKENS, masked=False),
     )
     of.check_width("joint_attention_dim", texts.t5.width)
     of.check_width("pooled_projection_dim", texts.clip.width)

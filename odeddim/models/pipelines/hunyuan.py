@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from odeddim.models.components import library
-from odeddim.models.networks.text_encoders import TextEncoder
+from odeddim.models.networks.text_encoders import BERT, T5, TextEncoder
 from odeddim.models.pipelines.told import Pipeline, Told
 from odeddim.ode.conditions import Given, Prompts
 
@@ -36,8 +36,8 @@ def hunyuan_dit(of: Pipeline) -> Told:
     if not all(type(each) is int and each > 0 for each in lengths):
         raise of.refuse("text_len and text_len_t5 must be whole numbers: correct them")
     texts = Texts(
-        TextEncoder(of.folder, of.index, longest=lengths[0], masked=True),
-        TextEncoder(of.folder, of.index, "_2", longest=lengths[1], masked=True),
+        TextEncoder(of.folder, of.index, kinds=BERT, longest=lengths[0], masked=True),
+        TextEncoder(of.folder, of.index, "_2", kinds=T5, longest=lengths[1], masked=True),
     )
     of.check_width("cross_attention_dim", texts.bert.width)
     of.check_width("cross_attention_dim_t5", texts.t5.width)

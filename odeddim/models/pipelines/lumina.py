@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from odeddim.models.networks.text_encoders import TextEncoder
+from odeddim.models.networks.text_encoders import GEMMA, TextEncoder
 from odeddim.models.pipelines.told import Pipeline, Told, empty_pipeline
 from odeddim.ode.conditions import Given, Prompts
 
@@ -37,12 +37,12 @@ class Texts:
 
 def lumina2(of: Pipeline) -> Told:
     """Return how Lumina-Image 2's network is called. Its table of positions bounds the size of the data."""
-    encoder = TextEncoder(of.folder, of.index, longest=TOKENS, masked=True)
+    encoder = TextEncoder(of.folder, of.index, kinds=GEMMA, longest=TOKENS, masked=True)
     of.check_width("cap_feat_dim", encoder.width)
     around = f"{empty_pipeline('Lumina2Pipeline').system_prompt} <Prompt Start> {{}}"
     lengths = of.config.get("axes_lens")
     whole = isinstance(lengths, list) and len(lengths) == 3 and all(type(each) is int for each in lengths)
-    if not whole or lengths[0] <= TOKENS:
+    if not isinstance(lengths, list) or not whole or lengths[0] <= TOKENS:
         raise of.refuse(f"axes_lens must be three whole numbers, the first of them above {TOKENS}: correct it")
     sizes = of.patches(2)
     return Told(
@@ -63,4 +63,4 @@ def _lumina2(network: nn.Module, x: Tensor, t: Tensor, text: Tensor, mask: Tenso
 
 def _of_rows(answer: Tensor) -> Tensor:
     """The length of each row of each channel, (B, c, h, 1)."""
-    return answer.norm(dim=-1, keepdim=True)
+    return answer.square().sum(dim=-1, keepdim=True).sqrt()

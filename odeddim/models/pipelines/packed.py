@@ -20,5 +20,4 @@ def packed(x: Tensor) -> Tensor:
 
 def unpacked(tokens: Tensor, x: Tensor) -> Tensor:
     """Tokens (B, h/2·w/2, 4·c) as data like x, (B, c, h, w)."""
-    height, width = x.shape[2] // 2, x.shape[3] // 2
-    return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), 2)
+    return pixel_shuffle(tokens.transpose(1, 2).reshape(len(x), -1, x.shape[2] // 2, x.shape[3] // 2), 2)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeddim.models.networks.text_encoders import Masked, TextEncoder
+from odeddim.models.networks.text_encoders import T5, Masked, TextEncoder
 from odeddim.models.pipelines.told import Pipeline, Told
 from odeddim.ode.conditions import Prompts
 
@@ -20,7 +20,7 @@ def pixart(of: Pipeline) -> Told:
     """Return how PixArt's network is called."""
     name = str(of.index.get("_class_name"))
     longest = TOKENS.get(name, TOKENS["PixArtSigmaPipeline"])
-    encoder = TextEncoder(of.folder, of.index, longest=longest, masked=True)
+    encoder = TextEncoder(of.folder, of.index, kinds=T5, longest=longest, masked=True)
     of.check_width("caption_channels", encoder.width)
     assumed = ["texts in lower case, and not cleaned of anything"]
     assumed += [] if name in TOKENS else [f"texts of up to {longest} tokens"]
@@ -32,7 +32,7 @@ def pixart(of: Pipeline) -> Told:
 def _pixart(network: Any, x: Tensor, t: Tensor, text: Tensor, mask: Tensor, *, factor: int) -> Any:
     """Call PixArt's network. Some are told the size of the image in pixels, `factor` times the sides of the data."""
     height, width = (factor * side for side in x.shape[2:])
-    told = {"resolution": None, "aspect_ratio": None}
+    told: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if network.use_additional_conditions:
         told = {
             "resolution": torch.tensor([[height, width]], device=x.device, dtype=x.dtype).expand(len(x), -1),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
-from odeddim.models.networks.text_encoders import TextEncoder
+from odeddim.models.networks.text_encoders import QWEN, TextEncoder
 from odeddim.models.pipelines.packed import packed, unpacked
 from odeddim.models.pipelines.told import Pipeline, Told, empty_pipeline
 from odeddim.ode.conditions import Given, Prompts
@@ -45,7 +45,7 @@ def qwen_image(of: Pipeline) -> Told:
         if of.config.get(key):
             raise of.refuse(f"the network takes more inputs than a prompt ({key}), which odeddim does not support")
     empty = empty_pipeline("QwenImagePipeline")
-    encoder = TextEncoder(of.folder, of.index, masked=True, filled=False, longest=TOKENS)
+    encoder = TextEncoder(of.folder, of.index, kinds=QWEN, masked=True, filled=False, longest=TOKENS)
     of.check_width("joint_attention_dim", encoder.width)
     texts = Texts(encoder, empty.prompt_template_encode, empty.prompt_template_encode_start_idx)
     assumed = [of.own_size, "prompts in the conversation of its pipeline"]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from odeddim.models.components import class_of
-from odeddim.models.networks.text_encoders import Masked, TextEncoder
+from odeddim.models.networks.text_encoders import GEMMA, Masked, TextEncoder
 from odeddim.models.pipelines.told import Pipeline, Told
 from odeddim.ode.conditions import Given, Prompts
 
@@ -41,7 +41,7 @@ def sana(of: Pipeline) -> Told:
     scale = of.config.get("timestep_scale", 1.0)
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not scale > 0:
         raise of.refuse(f"timestep_scale must be a number above 0, not {scale!r:.50}")
-    encoder = TextEncoder(of.folder, of.index, longest=TOKENS, masked=True)
+    encoder = TextEncoder(of.folder, of.index, kinds=GEMMA, longest=TOKENS, masked=True)
     of.check_width("caption_channels", encoder.width)
     parameters = inspect.signature(class_of("diffusers", "SanaPipeline").__call__).parameters
     instruction = "\n".join(parameters["complex_human_instruction"].default)
