@@ -81,7 +81,7 @@ def guided_answer(
 
 
 def length_of(conditions: Conditions | None) -> Callable[[Tensor], Tensor] | None:
-    """The length of answers that guidance keeps under such conditions; None for none, as under conditions of one's own."""
+    """The length of answers that guidance keeps under such conditions; None for none, as under those of one's own."""
     return getattr(conditions, "length", None)
 
 
