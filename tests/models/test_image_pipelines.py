@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -464,6 +465,55 @@ def test_an_object_in_16_bits_and_a_folder_in_64(case: Case) -> None:
     assert off(half(one, X), exact) < (0.5 if case.name == "flux" else 0.1)  # whose network rounds labels to 8 bits
     double = odeddim.load(case.folder, dtype="float64").conditioned(**case.told().condition.to_dict())
     assert off(double(one, X), exact) < 1e-5
+
+
+@pytest.mark.slow
+def test_sana_with_the_scheduler_of_its_published_folders(tmp_path: Path) -> None:
+    """DPM-Solver++, of order 1 here, on flow paths. It rounds labels down to whole numbers."""
+
+    def make(folder: Path) -> Any:
+        pipeline = sana(folder)
+        flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+        pipeline.scheduler = diffusers.DPMSolverMultistepScheduler(**flow, solver_order=1)
+        return pipeline
+
+    case = Case("sana", tmp_path, make)
+    assert "without its shift by 3" in case.field.details["found"]
+    assert (case.field.predicts, case.field.schedule) == ("flow", odeddim.Schedule.rectified_flow())
+    theirs = case.run(X)
+    nodes = case.nodes()
+    labels = dict(zip(nodes[1:].flip(0).tolist(), case.pipeline.scheduler.timesteps.tolist(), strict=True))
+    told = case.told().on_data().assuming(time=lambda sigma: torch.tensor(float(labels[float(sigma)])))
+    begin = State(X * (1 + float(nodes[-1])), float(nodes[-1]))
+    assert off(odeddim.decode(begin, "euler", model=told, grid=nodes), theirs) < 1e-5
+
+
+# On the command line.
+
+
+def test_commands_take_and_keep_the_guidance_of_a_distilled_network(
+    cases: Callable[[str], Case], here: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    case = cases("flux")
+    shown = (case.images()[:1].movedim(1, -1).numpy() * 127.5 + 127.5).astype("uint8")
+    np.savez(here / "x.npz", shown)
+    told = ("--model", case.folder, "--prompt", "cat", "--distilled-guidance", 3.5)
+    code, _, err = run("encode", "x.npz", "-o", "z.h5", *told, "--steps", 3)
+    assert code == 0, err
+    assert "distilled_guidance 3.5" in run("inspect", "z.h5")[1]
+    code, _, err = run("decode", "z.h5", "-o", "out.npz")
+    assert code == 0, err
+    x = torch.from_numpy(shown).movedim(-1, 1) / 127.5 - 1
+    field = case.field.conditioned(prompt="cat", distilled_guidance=3.5)
+    with odeddim.open("z.h5") as file:
+        assert off(file[:].xbar, odeddim.encode(x, "belm", model=field, steps=3).xbar) < 1e-5
+    code, _, err = run("decode", "z.h5", "-o", "other.npz", "--distilled-guidance", 1)
+    assert (code, "the latents were made under prompt 'cat', distilled guidance 3.5" in err) == (0, True)
+    told = ("--from", "a cat", "--from-distilled-guidance", 2, "--to", "dog", "--distilled-guidance", 5)
+    code, out, err = run("edit", "x.npz", "-o", "edited.npz", "--model", case.folder, *told, "--steps", 3)
+    assert (code, "reconstruction error" in out) == (0, True), err
+    code, _, err = run("encode", "x.npz", "-o", "y.h5", "--model", cases("sd3").folder, "--distilled-guidance", 2)
+    assert (code, "give --guidance instead of --distilled-guidance" in err) == (2, True)
 
 
 # What is refused.
