@@ -38,7 +38,7 @@ _WRITTEN = ("architectures", "dtype", "torch_dtype", "transformers_version")
 """What transformers writes into a config.json besides the network's settings."""
 _CLIP = "text_model."
 _QWEN = {"model.": "model.language_model.", "visual.": "model.visual."}
-_LAYERS = re.compile("layers|blocks|depth")
+_LAYERS = re.compile("^(?!max_).*(layers|blocks|depth)")
 _PER_BLOCK = "per_block"  # the numbers of these layers multiply: there are so many in each block
 _MOST_UNSAVED = 1 << 28  # values that are computed and not read, 1 GB: DiT's table of positions has 2²⁰
 
@@ -214,10 +214,11 @@ def _computed(network: nn.Module) -> dict[str, list[Tensor]]:
 
 def _layers(config: Mapping[str, Any]) -> int:
     """Return the least number of layers that these settings ask for. Each layer has at least one tensor."""
+    inner = [_layers(value) for value in config.values() if isinstance(value, dict)]
     counts = {key: max(_whole(value), default=0) for key, value in config.items() if _LAYERS.search(key)}
     lists = [len(value) for value in config.values() if isinstance(value, list)]
     nested = math.prod(max(count, 1) for key, count in counts.items() if key.endswith(_PER_BLOCK))
-    return max([nested, *counts.values(), *lists])
+    return max([nested, *counts.values(), *lists, *inner])
 
 
 def _whole(value: Any) -> Iterator[int]:

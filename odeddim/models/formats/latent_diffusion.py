@@ -84,6 +84,11 @@ def read(path: Path) -> VectorField:
     codecs += [part for part in CODECS if part in index or (folder / part).is_dir()]
     codec, its_kind, assumed = autoencoder.read(folder / codecs[0], shape) if codecs else (None, "", [])
     told = NETWORKS[kind](Pipeline(folder, index, config, where, shape, codec.image_shape if codec else shape))
+    if told.predicts and posed.predicts != "flow":
+        raise InputError(
+            f"{folder / 'scheduler' / schedulers.NAME}: the network predicts a flow, but a {posed.found} has no flow "
+            "paths: give the scheduler that it was trained with"
+        )
     make = class_of("diffusers", told.made_by or kind).from_config
     network = made(lambda: make(config), where)
     settings = {

@@ -29,7 +29,7 @@ def shape_of(kind: str, config: Mapping[str, Any], where: Path) -> tuple[int, in
         sides, patch = packed.SIDE, config.get("patch_size", packed.PATCH[kind])
         answer = answer * patch**2 // 4 if type(answer) is type(patch) is int else answer
         answer = channels // 4 if config.get("out_channels") is None and type(channels) is int else answer
-        channels = channels // 4 if type(channels) is int else channels
+        channels = channels // 4 if type(channels) is int and channels % 4 == 0 else None
     shape: list[Any] = [channels, *(sides if isinstance(sides, list) else [sides, sides])]
     if len(shape) != 3 or not all(type(each) is int and 0 < each < 1 << 16 for each in shape):
         raise InputError(f"{where / CONFIG} must give in_channels and sample_size as whole numbers: write them into it")
