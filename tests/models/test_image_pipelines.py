@@ -427,6 +427,7 @@ def test_sd3_may_shift_times_by_the_size_of_images(tmp_path: Path) -> None:
     assert float(case.nodes()[-1]) == pytest.approx(99 * math.exp(0.5 + 0.65 / 60 * 20), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [False, True])
 def test_pixart_sigma_and_alpha_with_the_size_of_images_as_an_input(tmp_path: Path, sigma: bool) -> None:
     """PixArt-α was told the size of images if its own size is 128; its files call its network by another name."""
