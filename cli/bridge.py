@@ -25,6 +25,7 @@ def _target(own: dict[str, Any]) -> Subject:
         "negative_prompt": own["to_negative_prompt"],
         "guidance": own["to_guidance"],
         "interval": own["to_guidance_interval"],
+        "distilled_guidance": own["to_distilled_guidance"],
     }
     return Subject(own["to"], condition, options.of_model().get("allow_pickle", False))
 
@@ -51,6 +52,13 @@ target = options.gathered(
             metavar="LOW,HIGH",
             default=None,
             help="The noise levels σ between which --to-guidance is applied.  [default: all]",
+        ),
+        click.option(
+            "--to-distilled-guidance",
+            type=float,
+            metavar="W",
+            default=1.0,
+            help="The guidance that the network of --to takes as an input.  [default: 1]",
         ),
     ),
     _target,

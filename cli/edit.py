@@ -20,8 +20,14 @@ def _descriptions(own: dict[str, Any]) -> tuple[Description, Description]:
     from odeddim.jobs import Description
 
     return (
-        Description(own["before"], guidance=own["from_guidance"]),
-        Description(own["after"], own["negative_prompt"], own["guidance"], own["guidance_interval"]),
+        Description(own["before"], guidance=own["from_guidance"], distilled_guidance=own["from_distilled_guidance"]),
+        Description(
+            own["after"],
+            own["negative_prompt"],
+            own["guidance"],
+            own["guidance_interval"],
+            own["distilled_guidance"],
+        ),
     )
 
 
@@ -69,6 +75,22 @@ descriptions = options.gathered(
             metavar="LOW,HIGH",
             default=None,
             help="The noise levels σ between which --guidance is applied.  [default: all]",
+        ),
+        click.option(
+            "--distilled-guidance",
+            type=float,
+            metavar="W",
+            default=1.0,
+            show_default=True,
+            help="The guidance that a network distilled from it takes as an input (Flux.1 dev), on the way down.",
+        ),
+        click.option(
+            "--from-distilled-guidance",
+            type=float,
+            metavar="W",
+            default=1.0,
+            show_default=True,
+            help="The same, on the way up and in the reconstruction.",
         ),
     ),
     _descriptions,

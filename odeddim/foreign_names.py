@@ -113,7 +113,10 @@ _ARGUMENTS = {
         "steps",
         "",
     ),
-    "guidance_scale, cfg, cfg_scale": ("guidance", "an argument of VectorField.conditioned"),
+    "guidance_scale, cfg, cfg_scale, true_cfg_scale": (
+        "guidance",
+        "an argument of VectorField.conditioned; what Flux.1 dev takes as an input is distilled_guidance",
+    ),
     "scheduler, sampler, sampler_name, method": ("solver", ""),
     "timestep_spacing, timestep_type, timesteps, sigmas, skip_type, schedule": ("grid", ""),
     "use_karras_sigmas": ("grid", "with the value 'karras'"),

@@ -16,7 +16,8 @@ class Subject:
     Attributes:
         name: The model as `odeddim.load` takes it: a name, a path, a VectorField, or a pipeline of diffusers; None for
             the model that the latent file names.
-        condition: The arguments of `VectorField.conditioned`: label, prompt, negative_prompt, guidance, interval.
+        condition: The arguments of `VectorField.conditioned`: label, prompt, negative_prompt, guidance, interval,
+            distilled_guidance.
         allow_pickle: Whether to read files that run the code in them.
 
     Example:

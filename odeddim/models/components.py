@@ -37,7 +37,8 @@ _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_ou
 _WRITTEN = ("architectures", "dtype", "torch_dtype", "transformers_version")
 """What transformers writes into a config.json besides the network's settings."""
 _CLIP = "text_model."
-_LAYERS = re.compile("layers|blocks|depth")
+_QWEN = {"model.": "model.language_model.", "visual.": "model.visual."}
+_LAYERS = re.compile("^(?!max_).*(layers|blocks|depth)")
 _PER_BLOCK = "per_block"  # the numbers of these layers multiply: there are so many in each block
 _MOST_UNSAVED = 1 << 28  # values that are computed and not read, 1 GB: DiT's table of positions has 2²⁰
 
@@ -50,6 +51,13 @@ def library(name: str) -> ModuleType:
         return import_module(name)
     except ImportError as error:
         raise InputError(f"this model needs the package {name}: pip install 'odeddim[diffusers]'") from error
+
+
+def class_of(package: str, name: str) -> Any:
+    """A class of diffusers or transformers. Raises InputError if the installed package is missing or too old for it."""
+    if (kind := getattr(library(package), name, None)) is None:
+        raise InputError(f"this model needs a newer {package}, with {name}: pip install --upgrade {package}")
+    return kind
 
 
 def config_of(folder: Path, name: str = CONFIG) -> dict[str, Any]:
@@ -169,35 +177,48 @@ def made(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
         if (layers := _layers(config_of(folder))) > len(state):
             raise InputError(f"it asks for {layers} layers, but its weights have only {len(state)} tensors")
         network = weights.described(make)
-        wanted = network.state_dict()
-        unsaved = {name: part.numel() for name, part in network.named_buffers() if name not in wanted}
-        if sum(unsaved.values()) > _MOST_UNSAVED:
+        unsaved = _computed(network)
+        sizes = {name: sum(part.numel() for part in parts) for name, parts in unsaved.items()}
+        if sum(sizes.values()) > _MOST_UNSAVED:
             raise InputError(
-                f"{max(unsaved, key=unsaved.__getitem__)} would be larger than in any known network: copy it again"
+                f"{max(sizes, key=sizes.__getitem__)} would be larger than in any known network: copy it again"
             )
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from error
-    known = {*wanted, *unsaved}
+    known = {*network.state_dict(), *unsaved}
     called = {_today(name, known): name for name in state}
     state = {name: state[its] for name, its in called.items()}
     for names in _tied(network):  # a file holds a tied tensor under one of its names only
         found = next((name for name in names if name in state), None)
         state |= {} if found is None else dict.fromkeys(names, state[found])
     network = weights.fit(network, state, place, spare=list(unsaved), called=called, shared=owner is not None)
-    if unsaved:  # buffers that the constructor computes have no values on "meta"
-        whole = dict((make() if owner is None else owner).named_buffers())
+    if unsaved:  # what the constructor computes has no values on "meta"
+        whole = weights.hollow(make) if owner is None else owner
         for name in unsaved:
             module, _, its = name.rpartition(".")
-            setattr(network.get_submodule(module), its, whole[name])
+            setattr(network.get_submodule(module), its, getattr(whole.get_submodule(module), its))
     return network
+
+
+def _computed(network: nn.Module) -> dict[str, list[Tensor]]:
+    """Return the tensors that a network computes and no file holds: in buffers, in attributes and in lists there."""
+    saved = network.state_dict()
+    found = {name: [part] for name, part in network.named_buffers() if name not in saved}
+    for where, module in network.named_modules():
+        for name, value in vars(module).items():
+            parts = list(value) if isinstance(value, (list, tuple)) else [value]
+            if parts and all(isinstance(part, Tensor) for part in parts):
+                found[f"{where}.{name}".removeprefix(".")] = parts
+    return found
 
 
 def _layers(config: Mapping[str, Any]) -> int:
     """Return the least number of layers that these settings ask for. Each layer has at least one tensor."""
+    inner = [_layers(value) for value in config.values() if isinstance(value, dict)]
     counts = {key: max(_whole(value), default=0) for key, value in config.items() if _LAYERS.search(key)}
     lists = [len(value) for value in config.values() if isinstance(value, list)]
     nested = math.prod(max(count, 1) for key, count in counts.items() if key.endswith(_PER_BLOCK))
-    return max([nested, *counts.values(), *lists])
+    return max([nested, *counts.values(), *lists, *inner])
 
 
 def _whole(value: Any) -> Iterator[int]:
@@ -215,9 +236,10 @@ def _tied(network: nn.Module) -> list[list[str]]:
 
 
 def _today(name: str, known: Collection[str]) -> str:
-    """Return the present name of a tensor in a file: the libraries renamed attention and dropped CLIP's prefix."""
+    """Return the present name of a tensor in a file: the libraries renamed attention, and prefixes of text encoders."""
     *path, layer, kind = ["", "", *name.split(".")]
-    others = (".".join([*path[2:], _RENAMED.get(layer, layer), kind]), name.removeprefix(_CLIP), _CLIP + name)
+    others = [".".join([*path[2:], _RENAMED.get(layer, layer), kind]), name.removeprefix(_CLIP), _CLIP + name]
+    others += [now + name.removeprefix(then) for then, now in _QWEN.items() if name.startswith(then)]
     return next((other for other in (name, *others) if other in known), name)
 
 

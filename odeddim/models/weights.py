@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from odeddim.types import InputError
 
@@ -136,6 +137,26 @@ def described(make: Callable[[], Network]) -> Network:
         raise InputError(f"no network can be built from its settings ({line(error)}): copy it again") from error
 
 
+class _Hollow(TorchFunctionMode):
+    """Within it, what is made empty or drawn has no memory, as weights are, and what is computed has its values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.rand, torch.randn) and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+def hollow(make: Callable[[], Network]) -> Network:
+    """Build a network whose large weights take no memory, and whose computed tensors, such as positions, are there.
+
+    Args:
+        make: The function that builds the network from its settings, of which `described` made one.
+    """
+    with _Hollow():
+        return make()
+
+
 def fit(
     network: nn.Module,
     state: Mapping[str, Tensor],
@@ -168,7 +189,7 @@ def fit(
     extra = [name for name in state if name not in wanted and name not in spare]
     if missing or extra:
         said = [f"{word} {some(names)}" for word, names in (("missing", missing), ("unexpected", extra)) if names]
-        remedy = "take out adapters such as LoRA first" if shared else "check that it is the right file"
+        remedy = "take out adapters such as LoRA or of images first" if shared else "check that it is the right file"
         raise InputError(f"{path} does not match the expected network ({'; '.join(said)}): {remedy}")
     for name, has in wanted.items():
         its, tensor = called.get(name, name), state[name]

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from odeddim.ode.memo import Memo
 from odeddim.types import InputError
@@ -57,6 +58,9 @@ def _beside(x: Tensor, given: Given) -> Given:
     )
 
 
+_WEIGHTS = ("guidance", "distilled_guidance")
+
+
 @dataclass(frozen=True)
 class Condition:
     """A condition, as latent files store it.
@@ -67,6 +71,8 @@ class Condition:
         negative_prompt: The text that guidance leads away from.
         guidance: The weight w of the module's equation; 1 is the condition alone.
         interval: The noise levels (low, high) between which guidance holds; None for all of them.
+        distilled_guidance: The weight that a guidance-distilled network takes as an input (arXiv 2210.03142); 1 is the
+            condition alone.
 
     Raises:
         InputError: If a value is of the wrong type or outside its range.
@@ -77,6 +83,7 @@ class Condition:
     negative_prompt: str | None = None
     guidance: float = 1.0
     interval: tuple[float, float] | None = None
+    distilled_guidance: float = 1.0
 
     def __post_init__(self) -> None:
         if self.label is not None and not _is_whole(self.label):
@@ -84,8 +91,9 @@ class Condition:
         for name in ("prompt", "negative_prompt"):
             if not isinstance(getattr(self, name), (str, type(None))):
                 raise InputError(f"{name} must be a text, not {getattr(self, name)!r:.50}")
-        if not _is_number(self.guidance) or not math.isfinite(self.guidance):
-            raise InputError(f"guidance must be a finite number, not {self.guidance!r:.50}")
+        for name in _WEIGHTS:
+            if not _is_number(getattr(self, name)) or not math.isfinite(getattr(self, name)):
+                raise InputError(f"{name} must be a finite number, not {getattr(self, name)!r:.50}")
         if self.interval is not None:
             two = isinstance(self.interval, (tuple, list)) and len(self.interval) == 2
             if not two or not all(map(_is_number, self.interval)) or not 0 <= self.interval[0] < self.interval[1]:
@@ -102,6 +110,7 @@ class Condition:
         words += [f"negative prompt {self.negative_prompt!r}"] if self.negative_prompt else []
         where = "" if self.interval is None else " for σ in {:g} to {:g}".format(*self.interval)
         words += [f"guidance {self.guidance:g}{where}"] if self.guidance != 1 else []
+        words += [f"distilled guidance {self.distilled_guidance:g}"] if self.distilled_guidance != 1 else []
         return ", ".join(words)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,7 +119,15 @@ class Condition:
         found = {name: value for name, value in found.items() if value is not None}
         if "interval" in found:
             found["interval"] = list(found["interval"])
-        return found | ({"guidance": self.guidance} if self.guidance != 1 else {})
+        return found | {name: getattr(self, name) for name in _WEIGHTS if getattr(self, name) != 1}
+
+    def check_undistilled(self) -> None:
+        """Raise an InputError if this condition has a weight that only a guidance-distilled network takes."""
+        if self.distilled_guidance != 1:
+            raise InputError(
+                "this model does not take guidance as an input of its network: give guidance=... instead of "
+                "distilled_guidance=..."
+            )
 
 
 class Conditions(Protocol):
@@ -166,6 +183,7 @@ class Classes:
         """The labels for the condition and for no class, (1,) int64 each; see `Conditions.given`."""
         if condition.prompt is not None or condition.negative_prompt is not None:
             raise InputError(f"this model takes classes 0 to {self.count - 1} and no prompts: give label=... instead")
+        condition.check_undistilled()
         label = self.null if condition.label is None else condition.label
         if label is None:
             raise InputError(f"this model needs a class: give label=... from 0 to {self.count - 1}")
@@ -204,12 +222,13 @@ def given_to_each(
         raise InputError(
             f"the model {model!r} has no unconditional mode, so guidance is not available: leave guidance at 1"
         )
-    return common, Placed(_stacked([given for given, _ in found]), _stacked(nulls) if nulls else None)
+    fills = getattr(takes, "fills", False)  # which conditions of one's own need not have
+    return common, Placed(_stacked([given for given, _ in found], fills), _stacked(nulls, fills) if nulls else None)
 
 
-def _stacked(rows: Sequence[Given]) -> Given:
+def _stacked(rows: Sequence[Given], fills: bool) -> Given:
     try:
-        return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
+        return tuple(torch.cat(_filled_up(parts) if fills else parts) for parts in zip(*rows, strict=True))
     except RuntimeError as error:
         raise InputError("the conditions of the images have tensors of different sizes: run them one by one") from error
 
@@ -264,17 +283,36 @@ class Prompts:
 
     Args:
         embed: A function from a text to the tensors (1, *) that the network takes for it.
+        negative: The same of a text that guidance leads away from, and of no text; by default `embed`.
         zeros: Whether zeros stand for no text, in place of the empty text. Tensors of whole numbers stay as they are.
+        distilled: Whether the network also takes the weight of a guidance that it was distilled from, (1,).
+        length: A length of a network's answers (B, *) that guidance keeps: the guided answer is scaled to that of the
+            answer for the prompt. By default it keeps none.
+        fills: Whether the tensors (1, n, *) of two texts of different n can be filled up with zeros, because one of
+            them is a mask.
     """
 
-    def __init__(self, embed: Callable[[str], Given], *, zeros: bool = False) -> None:
+    def __init__(
+        self,
+        embed: Callable[[str], Given],
+        *,
+        negative: Callable[[str], Given] | None = None,
+        zeros: bool = False,
+        distilled: bool = False,
+        length: Callable[[Tensor], Tensor] | None = None,
+        fills: bool = False,
+    ) -> None:
         self._embed = Memo(embed, 8)
-        self._zeros = zeros
+        self._negative = self._embed if negative is None else Memo(negative, 8)
+        self._zeros, self._distilled, self.length, self.fills = zeros, distilled, length, fills
 
     @property
     def words(self) -> str:
         """The conditions in words: "prompts", and what stands for no text if it is not the empty text."""
-        return "prompts, none is all zeros" if self._zeros else "prompts"
+        words = ["prompts", *(["none is all zeros"] if self._zeros else [])]
+        words += ["guidance is an input too"] if self._distilled else []
+        words += ["guidance keeps the length of the answer"] if self.length else []
+        return ", ".join(words)
 
     def given(self, condition: Condition) -> tuple[Given, Given | None]:
         """The tensors for the prompt, and those for the negative prompt or no text; see `Conditions.given`."""
@@ -282,10 +320,23 @@ class Prompts:
             raise InputError("this model takes prompts and no classes: give prompt=... instead of label=...")
         if condition.negative_prompt is not None and condition.guidance == 1:
             raise InputError("negative_prompt is what guidance leads away from: give it with a guidance other than 1")
-        return self._of(condition.prompt), self._of(condition.negative_prompt)
+        if not self._distilled:
+            condition.check_undistilled()
+        both = self._of(condition.prompt, self._embed), self._of(condition.negative_prompt, self._negative)
+        given, null = zip(*map(_filled_up, zip(*both, strict=True)), strict=True) if self.fills else both
+        weight = (torch.tensor([float(condition.distilled_guidance)]),) if self._distilled else ()
+        return (*given, *weight), (*null, *weight)
 
-    def _of(self, text: str | None) -> Given:
-        parts = self._embed(text or "")
+    def _of(self, text: str | None, embed: Callable[[str], Given]) -> Given:
+        parts = (self._negative if text is None else embed)(text or "")
         if text is not None or not self._zeros:
             return parts
         return tuple(torch.zeros_like(part) if part.is_floating_point() else part for part in parts)
+
+
+def _filled_up(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors (1, n, *) of different n, filled up with zeros to the largest of them."""
+    if parts[0].ndim < 2:
+        return list(parts)
+    longest = max(part.shape[1] for part in parts)
+    return [pad(part, (*[0, 0] * (part.ndim - 2), 0, longest - part.shape[1])) for part in parts]

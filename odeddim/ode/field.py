@@ -17,7 +17,7 @@ from odeddim.ode.conditions import Condition, Conditions, Given, Placed, check_e
 from odeddim.ode.devices import Numbers, device_of, dtype_of, products
 from odeddim.ode.forms import Form
 from odeddim.ode.gaussian import Gaussian
-from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, where_guided
+from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, length_of, where_guided
 from odeddim.ode.labels import Labels, Relabelled, labels_of
 from odeddim.ode.pickling import check_pickles
 from odeddim.ode.predictions import HELD, PREDICTIONS
@@ -416,6 +416,7 @@ class VectorField:
         negative_prompt: str | None = None,
         guidance: float = 1.0,
         interval: tuple[float, float] | None = None,
+        distilled_guidance: float = 1.0,
     ) -> VectorField:
         """This field under a condition. Both fields share the network.
 
@@ -425,6 +426,8 @@ class VectorField:
             negative_prompt: The text that guidance leads away from.
             guidance: The weight w of `odeddim.ode.conditions`; 1 is the condition alone.
             interval: The noise levels (low, high) between which guidance holds; by default all of them.
+            distilled_guidance: The weight that a guidance-distilled network, such as Flux's, takes as an input; 1 is
+                the condition alone.
 
         Returns:
             A field with counters of its own.
@@ -432,7 +435,7 @@ class VectorField:
         Raises:
             InputError: If the network does not take this condition.
         """
-        condition = Condition(label, prompt, negative_prompt, guidance, interval)
+        condition = Condition(label, prompt, negative_prompt, guidance, interval, distilled_guidance)
         twin = copy.copy(self)
         twin.watch = twin._each = None
         twin.reset()
@@ -577,7 +580,7 @@ class VectorField:
             given, null = each[: len(given)], each[len(given) :] or None
         if not guided or null is None:
             return conditioned_answer(network, x, labels, given)
-        return guided_answer(network, x, labels, given, null, self.condition.guidance)
+        return guided_answer(network, x, labels, given, null, self.condition.guidance, length_of(self.conditions))
 
 
 def _like_images(per_image: Tensor, xbar: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from odeddim.ode.conditions import Condition, Given
+from odeddim.ode.conditions import Condition, Conditions, Given
 
 Network = Callable[..., Tensor]
 """A network, eps(x (B, *), t (B,), *given) -> (B, *)."""
@@ -45,7 +45,15 @@ def conditioned_answer(network: Network, x: Tensor, labels: Tensor, given: Given
     return network(x, labels, *(_repeated(part, x) for part in given))
 
 
-def guided_answer(network: Network, x: Tensor, labels: Tensor, given: Given, null: Given, weight: float) -> Tensor:
+def guided_answer(
+    network: Network,
+    x: Tensor,
+    labels: Tensor,
+    given: Given,
+    null: Given,
+    weight: float,
+    length: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """The guided answer ε(none) + w·(ε(condition) - ε(none)). Both terms come from one batch of twice the images.
 
     Args:
@@ -55,6 +63,7 @@ def guided_answer(network: Network, x: Tensor, labels: Tensor, given: Given, nul
         given: The tensors (1, *) for the condition.
         null: The tensors (1, *) for no condition.
         weight: The guidance w.
+        length: A length of answers that guidance keeps, as of `odeddim.ode.conditions.Prompts`; None for none.
 
     Returns:
         The answer, (B, *), float32 at least.
@@ -67,7 +76,13 @@ def guided_answer(network: Network, x: Tensor, labels: Tensor, given: Given, nul
     # In the state's precision at least: the difference is small and the guidance may be large.
     exact = torch.promote_types(told.dtype, torch.float32)
     told, untold = told.to(exact), untold.to(exact)
-    return untold + weight * (told - untold)
+    guided = untold + weight * (told - untold)
+    return guided if length is None else guided * (length(told) / length(guided))
+
+
+def length_of(conditions: Conditions | None) -> Callable[[Tensor], Tensor] | None:
+    """The length of answers that guidance keeps under such conditions; None for none, as under those of one's own."""
+    return getattr(conditions, "length", None)
 
 
 def in_blocks(network: Network, x: Tensor, labels: Tensor, size: int, each: Given = ()) -> tuple[Tensor, int]:

@@ -142,10 +142,25 @@ def said_by(scheduler: Any) -> Said:
         rescaled=rescaled,
         predicts=predicts,
         time="index",
-        found=name + (", without its clipping" if config.get("clip_sample") or config.get("thresholding") else ""),
+        found=name + _left_out(config),
         assumed=take.assumed,
         variances=None if variance is None else str(variance).startswith("learned"),
     )
+
+
+def _left_out(config: Mapping[str, Any]) -> str:
+    """What of a sampler's settings is no convention of its network, in words."""
+    words = ["without its clipping"] if config.get("clip_sample") or config.get("thresholding") else []
+    shift = config.get("shift", config.get("flow_shift"))
+    if config.get("use_dynamic_shifting"):
+        words.append("without its shift by the size of images")
+    elif (
+        isinstance(shift, (int, float))
+        and shift != 1
+        and (config["_class_name"] in FLOW or config.get("use_flow_sigmas"))
+    ):
+        words.append(f"without its shift by {shift:g}")
+    return "".join(f", {each}" for each in words)
 
 
 def settings_of(scheduler: Any) -> Mapping[str, Any]:

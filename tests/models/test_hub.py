@@ -142,7 +142,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (sd / name).write_text("{}")
     for name in ("unet/diffusion_pytorch_model.fp16.safetensors", "v1-5-pruned.ckpt"):
         (sd / name).write_bytes(b"no weights")
-    flux = json.loads(json.dumps(index)) | {"transformer": ["diffusers", "FluxTransformer2DModel"]}
+    flux = json.loads(json.dumps(index)) | {"transformer": ["diffusers", "Flux2Transformer2DModel"]}
     del flux["unet"]
     shutil.copytree(sd, here / "flux")
     (here / "flux" / "model_index.json").write_text(json.dumps(flux))
@@ -280,7 +280,7 @@ def sentence(name: str) -> str:
         ("hf:org/ddpm", (403, "GatedRepo"), "hf:org/ddpm is gated: accept its terms"),
         ("hf:org/ddpm", (500, "Fire"), "hf:org/ddpm is not in the cache of Hugging Face, or not all of it, and it can"),
         ("hf:org/nothing", None, "hf:org/nothing holds no model that odeddim reads from the hub"),
-        ("hf:org/flux", None, "names a FluxTransformer2DModel as its transformer"),
+        ("hf:org/flux", None, "names a Flux2Transformer2DModel as its transformer"),
         *((bad, None, "is no name of a model of the hub: write hf:") for bad in ("hf:", "hf:d", "hf:a/b@", "hf:a/b/c")),
         ("hf:-x/y--z", None, "the hub has no model '-x/y--z'"),
     ],

@@ -11,22 +11,52 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odeddim.models.components import CONFIG, changed_settings, config_of, library, made
+from odeddim.models.components import CONFIG, changed_settings, class_of, config_of, made
 from odeddim.models.weights import hash_of_networks
 from odeddim.types import InputError
 
-CLASSES = ("AutoencoderKL", "VQModel")
-SCALE = 0.18215  # the documented default of both classes in diffusers
+SCALE = 0.18215  # the documented default of AutoencoderKL and VQModel in diffusers
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a class of autoencoders names its settings.
+
+    Attributes:
+        channels: The settings that may give the number of channels of z; the first one holds.
+        images: The setting that gives the number of channels of images.
+        levels: The list with an item for each level, between which images are halved.
+        between: Whether the list has an item for each halving, and not for each level.
+        scale: The scale of a config that has none.
+    """
+
+    channels: tuple[str, ...] = ("latent_channels",)
+    images: str = "in_channels"
+    levels: str = "block_out_channels"
+    between: bool = False
+    scale: float = SCALE
+
+
+KINDS = {
+    "AutoencoderKL": _Kind(),
+    "VQModel": _Kind(channels=("vq_embed_dim", "latent_channels")),
+    "AutoencoderDC": _Kind(levels="encoder_block_out_channels", scale=1.0),
+    "AutoencoderKLQwenImage": _Kind(
+        channels=("z_dim",), images="input_channels", levels="temperal_downsample", between=True, scale=1.0
+    ),
+}
+"""The supported classes. Qwen-Image's is one of videos, for which an image is a video of one frame."""
 
 
 class Autoencoder:
-    """An AutoencoderKL or VQModel of diffusers as the codec of a VectorField.
+    """An autoencoder of diffusers, of one of the `KINDS`, as the codec of a VectorField.
 
     The autoencoder runs in float32, because some autoencoders overflow in 16 bits. The result has the dtype of the
     input. Each image is a batch of its own, so that it does not depend on the other images.
@@ -61,6 +91,7 @@ class Autoencoder:
         self.image_shape = image_shape
         self.sha256 = hashlib.sha256(repr((sha256, scale, *shift, *spread)).encode()).hexdigest()
         self._shift = torch.tensor(shift, dtype=torch.float32).reshape(-1, 1, 1)
+        self._of_frames = type(network).__name__ == "AutoencoderKLQwenImage"
         self._scale = scale / torch.tensor(spread, dtype=torch.float32).reshape(-1, 1, 1)
 
     @property
@@ -83,12 +114,16 @@ class Autoencoder:
 
     def decode(self, data: Tensor) -> Tensor:
         """Decode data (B, c, h, w) to images (B, C, H, W) in about [-1, 1]: the autoencoder may overshoot."""
-        return self._each(data, lambda each: self.network.decode(each / self._scale + self._shift).sample)
+        return self._each(data, lambda each: self._image(each / self._scale + self._shift))
 
     def _latent(self, image: Tensor) -> Tensor:
-        found = self.network.encode(image)
-        z: Tensor = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
-        return z
+        found = self.network.encode(image[:, :, None] if self._of_frames else image)
+        z: Tensor = found.latent_dist.mean if hasattr(found, "latent_dist") else found[0]
+        return z[:, :, 0] if self._of_frames else z
+
+    def _image(self, z: Tensor) -> Tensor:
+        image: Tensor = self.network.decode(z[:, :, None] if self._of_frames else z).sample
+        return image[:, :, 0] if self._of_frames else image
 
     def _each(self, batch: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         rows = [function(row[None].to(self._scale.device, torch.float32)) for row in batch]
@@ -111,12 +146,12 @@ def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, l
     """
     where, config = folder / CONFIG, config_of(folder)
     kind = str(config.get("_class_name"))
-    if kind not in CLASSES:
-        raise InputError(f"{where} describes a {kind}, but odeddim supports only {' and '.join(CLASSES)}")
-    make = getattr(library("diffusers"), kind).from_config
+    if kind not in KINDS:
+        raise InputError(f"{where} describes a {kind}, but odeddim supports only {', '.join(KINDS)}")
+    make = class_of("diffusers", kind).from_config
     network: Any = made(lambda: make(config), folder)
-    its = network.config
-    channels = its.get("vq_embed_dim") or its["latent_channels"]
+    its, names = network.config, KINDS[kind]
+    channels = next(its[name] for name in names.channels if its.get(name))
     if channels != data_shape[0]:
         raise InputError(
             f"{folder} has latents of {channels} channels, but the network takes {data_shape[0]}: copy both from one "
@@ -129,16 +164,17 @@ def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, l
             f"{where} must hold both latents_mean and latents_std and no shift_factor, or neither of the two: correct "
             "the file"
         )
-    factor = 2 ** (len(its["block_out_channels"]) - 1)
+    factor = 2 ** (len(its[names.levels]) - (not names.between))
     codec = Autoencoder(
         network,
-        (its["in_channels"], factor * data_shape[1], factor * data_shape[2]),
-        scale=_numbers(SCALE if scale is None else scale, 1, 0.0, where)[0],
+        (its[names.images], factor * data_shape[1], factor * data_shape[2]),
+        scale=_numbers(names.scale if scale is None else scale, 1, 0.0, where)[0],
         shift=_numbers(shift or 0.0 if mean is None else mean, channels, -math.inf, where),
         spread=_numbers(1.0 if spread is None else spread, channels, 0.0, where),
         sha256=hash_of_networks(network, settings=changed_settings(network)),
     )
-    assumed = [] if scale is not None else [f"the autoencoder's scaling factor {SCALE}, which its config does not give"]
+    said = scale is not None or names.scale == 1
+    assumed = [] if said else [f"the autoencoder's scaling factor {names.scale}, which its config does not give"]
     return codec, f"{kind} with data {codec.words}", assumed
 
 

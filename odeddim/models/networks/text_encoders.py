@@ -11,35 +11,60 @@ however many images there are.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from odeddim.models.components import changed_settings, config_of, library, made, object_at
+from odeddim.models.components import changed_settings, class_of, config_of, library, made, object_at
 from odeddim.models.weights import line
 from odeddim.ode.conditions import Given
 from odeddim.types import InputError
 
+_KINDS = ("Tokenizer", "TokenizerFast")
+
 Embed = Callable[[str], Given]
 """A function from a text to the tensors that the network takes for it."""
 
-ENCODERS = {
-    "CLIPTextModel": "CLIPTextConfig",
-    "CLIPTextModelWithProjection": "CLIPTextConfig",
-    "T5EncoderModel": "T5Config",
-}
-"""The class of each text encoder -> the class of its settings."""
-TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
-VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+CLIPS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+T5 = ("T5EncoderModel",)
+BERT = ("BertModel",)
+GEMMA = ("Gemma2Model",)
+QWEN = ("Qwen2_5_VLForConditionalGeneration",)
+"""The classes of text encoders."""
+TOKENIZERS = tuple(f"{name}{fast}" for name in ("CLIP", "T5", "Bert", "Gemma", "Qwen2") for fast in _KINDS)
+VOCABULARIES = (
+    ("tokenizer.json",),
+    ("vocab.json", "merges.txt"),
+    ("spiece.model",),
+    ("tokenizer.model",),
+    ("vocab.txt",),
+)
 """The files of a tokenizer's vocabulary, in any of these forms. Without one, transformers builds an empty tokenizer."""
 _ANY_TEXT = "A cat's  Photo: ÄÖ é, 3.14 <b>2nd</b>\nof 東京!"
 """A text that tokenizers of the same vocabulary divide alike only if they treat capitals, accents and spaces alike."""
 T5_TOKENS = 256  # tokens of a text, as in SD3's training and in its pipeline
+
+
+class Encoded(NamedTuple):
+    """What a text encoder returns for a text.
+
+    Attributes:
+        last: The last hidden states, (1, n, width).
+        before: The last but one hidden states, (1, n, width).
+        summary: The summary, (1, d): projected, or as pooled; None if the encoder has none.
+        mask: Which of the n are tokens of the text, (1, n) int64, and not there to fill it up.
+    """
+
+    last: Tensor
+    before: Tensor
+    summary: Tensor | None
+    mask: Tensor
 
 
 class TextEncoder:
@@ -51,25 +76,44 @@ class TextEncoder:
         summarizes: Whether the encoder returns a projected summary.
     """
 
-    def __init__(self, folder: Path, index: Mapping[str, Any], number: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        index: Mapping[str, Any],
+        number: str = "",
+        *,
+        kinds: tuple[str, ...] = (*CLIPS, *T5),
+        longest: int | None = None,
+        masked: bool | None = None,
+        filled: bool = True,
+        cut: bool = False,
+    ) -> None:
         """Read a tokenizer and its text encoder.
 
         Args:
             folder: The folder of the pipeline.
             index: The content of model_index.json.
             number: The suffix of the two components' names: "", "_2" or "_3".
+            kinds: The classes that the encoder may be of.
+            longest: The tokens of the longest text; by default as many as the tokenizer and the encoder take.
+            masked: Whether the encoder is told which tokens only fill up a text; by default as its config says.
+            filled: Whether texts are filled up to the longest one.
+            cut: Whether the tokens beyond the longest text are left out, where otherwise the text is refused.
 
         Raises:
             InputError: If a component is missing, damaged or unknown, or if the two do not belong together.
         """
         self._tokenizer = _tokenizer(folder, index, f"tokenizer{number}")
+        if self._tokenizer.padding_side != "right":  # as Gemma's; an object in memory stays as it is
+            self._tokenizer = copy.deepcopy(self._tokenizer)
+            self._tokenizer.padding_side = "right"
         tokens = len(self._tokenizer)
         where = folder / f"text_encoder{number}"
-        kind = _named(folder, index, where.name, tuple(ENCODERS))
-        transformers, config = library("transformers"), config_of(where)
-        settings = getattr(transformers, ENCODERS[kind])
-        self._encoder = made(lambda: getattr(transformers, kind)(settings.from_dict(config)), where)
+        kind = _named(folder, index, where.name, kinds)
+        make, config = class_of("transformers", kind), config_of(where)
+        self._encoder = made(lambda: make(make.config_class.from_dict(config)), where)
         its: Any = self._encoder.config
+        its = its.get_text_config() if kind in QWEN else its
         if tokens > its.vocab_size:
             raise InputError(
                 f"{folder / f'tokenizer{number}'} has {tokens} tokens, but {where} has only {its.vocab_size}: "
@@ -77,9 +121,10 @@ class TextEncoder:
             )
         self.width: int = its.hidden_size
         self.summarizes = kind == "CLIPTextModelWithProjection"
-        positions = getattr(its, "max_position_embeddings", T5_TOKENS)
-        self._longest = min(self._tokenizer.model_max_length, positions)
-        self._masked = bool(config.get("use_attention_mask"))
+        most = self._tokenizer.model_max_length if longest is None else longest
+        self._longest = min(most, getattr(its, "max_position_embeddings", longest or T5_TOKENS))
+        self._masked = bool(config.get("use_attention_mask")) if masked is None else masked
+        self._filled, self._cut = filled, cut
 
     @property
     def network(self) -> nn.Module:
@@ -112,34 +157,47 @@ class TextEncoder:
         encoder.load_state_dict(weights)
         self.__dict__.update(state, _encoder=encoder.eval().requires_grad_(False))
 
-    def _padded(self, text: str) -> tuple[Tensor, Tensor]:
+    def _padded(self, text: str, longest: int | None = None) -> tuple[Tensor, Tensor]:
         """The tokens of a text and their mask, (1, n) each, filled up to the longest text."""
-        tokens = self._tokenizer(text, padding="max_length", max_length=self._longest, return_tensors="pt")
+        tokens = self._tokenizer(
+            text,
+            padding="max_length" if self._filled else False,
+            max_length=longest or self._longest,
+            truncation=self._cut,
+            return_tensors="pt",
+        )
         return tokens.input_ids, tokens.attention_mask
 
-    def __call__(self, text: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    def count(self, text: str) -> int:
+        """The number of tokens of a text, with those for start and end."""
+        return len(self._tokenizer(text).input_ids)
+
+    def __call__(self, text: str, around: str = "{}", longest: int | None = None) -> Encoded:
         """Encode a text.
 
         Args:
             text: The text.
+            around: What the pipeline puts around it, with {} in its place.
+            longest: The tokens of the longest text with what is around it; by default the encoder's.
 
         Returns:
-            The last hidden states (1, n, width), the last but one (1, n, width), and the projected summary (1, d), or
-            None if the encoder has none.
+            What the encoder returns.
 
         Raises:
             InputError: If the text is too long.
         """
-        tokens = self._tokenizer(text, return_tensors="pt")
-        if tokens.input_ids.shape[1] > self._longest:
+        whole, longest = around.replace("{}", text), longest or self._longest
+        if not self._cut and (count := self.count(whole)) > longest:
             raise InputError(
-                f"the prompt {text[:40] + '...'!r} has {tokens.input_ids.shape[1]} tokens, with those for start and "
-                f"end, but this model takes at most {self._longest}: shorten it"
+                f"the prompt {text[:40] + '...'!r} has {count} tokens, with those that are put around it, but this "
+                f"model takes at most {longest}: shorten it"
             )
-        ids, mask = (part.to(next(self._encoder.parameters()).device) for part in self._padded(text))
+        ids, mask = (part.to(next(self._encoder.parameters()).device) for part in self._padded(whole, longest))
         with torch.no_grad():
             found = self._encoder(ids, attention_mask=mask if self._masked else None, output_hidden_states=True)
-        return found.last_hidden_state, found.hidden_states[-2], getattr(found, "text_embeds", None)
+        summary = getattr(found, "text_embeds" if self.summarizes else "pooler_output", None)
+        last = getattr(found, "last_hidden_state", found.hidden_states[-1])
+        return Encoded(last, found.hidden_states[-2], summary, mask)
 
 
 @dataclass(frozen=True)
@@ -149,7 +207,24 @@ class One:
     encoder: TextEncoder
 
     def __call__(self, text: str) -> Given:
-        return (self.encoder(text)[0],)
+        return (self.encoder(text).last,)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A text encoder whose network is told where the text ends: a text -> hidden states (1, n, width), mask (1, n).
+
+    Attributes:
+        encoder: The encoder.
+        lower: Whether texts are put in lower case, and white space around them is left out.
+    """
+
+    encoder: TextEncoder
+    lower: bool = False
+
+    def __call__(self, text: str) -> Given:
+        found = self.encoder(text.lower().strip() if self.lower else text)
+        return found.last, found.mask
 
 
 @dataclass(frozen=True)
@@ -160,9 +235,9 @@ class Two:
     second: TextEncoder
 
     def __call__(self, text: str) -> Given:
-        (_, states, _), (_, more, summary) = self.first(text), self.second(text)
-        assert summary is not None
-        return torch.cat([states, more], dim=2), summary
+        first, second = self.first(text), self.second(text)
+        assert second.summary is not None
+        return torch.cat([first.before, second.before], dim=2), second.summary
 
 
 @dataclass(frozen=True)
@@ -175,13 +250,13 @@ class Three:
     width: int
 
     def __call__(self, text: str) -> Given:
-        (_, states, summary), (_, more, another) = self.first(text), self.second(text)
-        assert summary is not None
-        assert another is not None
-        both = torch.cat([states, more], dim=2)
-        last = self.third(text)[0] if self.third else both.new_zeros(1, T5_TOKENS, self.width)
+        first, second = self.first(text), self.second(text)
+        assert first.summary is not None
+        assert second.summary is not None
+        both = torch.cat([first.before, second.before], dim=2)
+        last = self.third(text).last if self.third else both.new_zeros(1, T5_TOKENS, self.width)
         states = torch.cat([pad(both, (0, self.width - both.shape[2])), last], dim=1)
-        return states, torch.cat([summary, another], dim=1)
+        return states, torch.cat([first.summary, second.summary], dim=1)
 
 
 def one(folder: Path, index: Mapping[str, Any]) -> tuple[Embed, list[TextEncoder]]:
@@ -255,8 +330,8 @@ def _tokenizer(folder: Path, index: Mapping[str, Any], part: str) -> Any:
     if not any(all((folder / part / name).is_file() for name in names) for names in VOCABULARIES):
         known = ", or ".join(" and ".join(names) for names in VOCABULARIES)
         raise InputError(f"{folder / part} has no vocabulary ({known}): copy the whole folder")
-    transformers = library("transformers")
+    make = class_of("transformers", kind)
     try:
-        return getattr(transformers, kind).from_pretrained(str(folder / part), local_files_only=True)
+        return make.from_pretrained(str(folder / part), local_files_only=True)
     except Exception as error:  # a parser of foreign files may raise any type
         raise InputError(f"{folder / part} cannot be read as a tokenizer ({line(error)}): copy it again") from error

@@ -1,0 +1,74 @@
+"""What the command line says about a model besides its name: its condition, and whether its file may run code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from odeddim.cli.kinds import Interval
+
+MODEL_OPTIONS = "odeddim.model"
+
+
+class Chosen(click.Option):
+    """An option that says something about the model, whichever command it stands in: `of_model` collects them."""
+
+    def __init__(self, names: Sequence[str], **about: Any) -> None:
+        super().__init__(names, expose_value=False, callback=self._keep, **about)
+
+    @staticmethod
+    def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value is not None and value is not False:  # 0 is a label
+            ctx.meta.setdefault(MODEL_OPTIONS, {})[param.name] = value
+
+
+def of_model() -> dict[str, Any]:
+    """What was said about the model on the command line, by the names of `load` and `VectorField.conditioned`."""
+    return dict(click.get_current_context().meta.get(MODEL_OPTIONS, {}))
+
+
+allow_pickle = click.option(
+    "--allow-pickle",
+    cls=Chosen,
+    is_flag=True,
+    help="Read models whose file holds code, and run it (EDM's .pkl): only if you trust where the file comes from.",
+)
+OPTIONS = (
+    click.option("--label", cls=Chosen, type=click.IntRange(0), help="The class, for models of classes."),
+    click.option(
+        "--prompt", cls=Chosen, metavar="TEXT", help="The text, for models of texts.  [default: the empty text]"
+    ),
+    click.option(
+        "--negative-prompt",
+        cls=Chosen,
+        metavar="TEXT",
+        help="The text that guidance leads away from.  [default: the empty text]",
+    ),
+    click.option(
+        "--guidance",
+        cls=Chosen,
+        type=float,
+        metavar="W",
+        help="Classifier-free guidance: ε = ε_none + W·(ε_condition - ε_none). Values other than 1 evaluate each image "
+        "twice.  [default: 1]",
+    ),
+    click.option(
+        "--guidance-interval",
+        "interval",
+        cls=Chosen,
+        type=Interval(),
+        metavar="LOW,HIGH",
+        help="The noise levels σ between which --guidance is applied.  [default: all]",
+    ),
+    click.option(
+        "--distilled-guidance",
+        cls=Chosen,
+        type=float,
+        metavar="W",
+        help="The guidance that a network distilled from it takes as an input (Flux.1 dev): no second evaluation.  "
+        "[default: 1]",
+    ),
+)
+"""The options of a condition, each an argument of `VectorField.conditioned`."""
