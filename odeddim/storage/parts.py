@@ -10,11 +10,12 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
+import numpy as np
 
 from odeddim.storage.hdf5 import CHUNK, add_rows, escaped, nothing, opened, text, words, writing
 from odeddim.storage.row_files import Columns, check_part, checksums, columns_of, look_at, read_rows
@@ -29,6 +30,53 @@ TOGETHER = 16
 
 _PART = re.compile(r"(\d{9,})-(\d{9,})\.h5")
 _LARGEST = 1 << 30  # bytes of parts that still become one
+_LARGEST_HELD = 1 << 26  # bytes of batches that are written as one part
+
+
+class Rows(NamedTuple):
+    """The rows start, ..., stop-1 of a run, before they are written.
+
+    Attributes:
+        start: The first row.
+        stop: The row after the last.
+        columns: The rows.
+        notes: What is true of all rows, the same in every part.
+    """
+
+    start: int
+    stop: int
+    columns: Columns
+    notes: Mapping[str, Any]
+
+    @property
+    def size(self) -> int:
+        """The bytes of the rows."""
+        return sum(values.nbytes for values in self.columns.values())
+
+    def precedes(self, other: Rows) -> bool:
+        """Whether other rows of the same kind follow these."""
+        kinds = [{name: (v.dtype, v.shape[1:]) for name, v in rows.columns.items()} for rows in (self, other)]
+        return self.stop == other.start and kinds[0] == kinds[1] and self.notes == other.notes
+
+
+def neighbours(batches: Iterable[Rows]) -> Iterator[list[Rows]]:
+    """Batches of rows, those together that follow each other and become one part."""
+    group: list[Rows] = []
+    for rows in batches:
+        if group and not (group[-1].precedes(rows) and sum(it.size for it in group) + rows.size <= _LARGEST_HELD):
+            yield group
+            group = []
+        group.append(rows)
+    if group:
+        yield group
+
+
+def as_one(group: Sequence[Rows]) -> Rows:
+    """Rows that follow each other as one batch."""
+    if len(group) == 1:
+        return group[0]
+    columns = {name: np.concatenate([rows.columns[name] for rows in group]) for name in group[0].columns}
+    return Rows(group[0].start, group[-1].stop, columns, group[0].notes)
 
 
 class Part(NamedTuple):
@@ -69,24 +117,23 @@ def parts_in(folder: Path, total: int) -> list[Part]:
     return shown
 
 
-def write_part(part: Part, temporary: Path, run: str, columns: Columns, notes: Mapping[str, Any]) -> None:
-    """Write the rows of a batch as a part.
+def write_part(part: Part, temporary: Path, run: str, rows: Rows) -> None:
+    """Write rows as a part.
 
     Args:
         part: The part.
         temporary: Where its file lies until it is whole.
         run: The hash of the run's settings (`row_files.run_of`).
-        columns: The rows.
-        notes: What is true of all rows, the same in every part.
+        rows: The rows.
 
     Raises:
         InputError: The disk does not take the file.
     """
     with writing(part.path, temporary) as file:
         # Parts that were mixed up would fit their checksums, so each records its run and its rows.
-        for key, value in {**notes, "run": run, "rows": part.path.stem}.items():
+        for key, value in {**rows.notes, "run": run, "rows": part.path.stem}.items():
             file.attrs[key] = text(value) if isinstance(value, str) else value
-        for key, values in {**columns, "crc32": checksums(columns)}.items():
+        for key, values in {**rows.columns, "crc32": checksums(rows.columns)}.items():
             add_rows(file, key, part.stop - part.start, values)[:] = values
         file.commit()
 

@@ -35,9 +35,12 @@ from odeddim.storage.parts import (
     REPLACES,
     TOGETHER,
     Part,
+    Rows,
+    as_one,
     check_finished,
     check_rows,
     is_of_a_run,
+    neighbours,
     notes_of,
     part_of,
     parts_in,
@@ -48,8 +51,9 @@ from odeddim.storage.parts import (
 )
 from odeddim.storage.row_files import (
     OF_CERTIFICATES,
+    Column,
     Columns,
-    check_part,
+    check_opened,
     check_same,
     columns_of,
     comparable,
@@ -117,6 +121,7 @@ class Run(SharedRun):
             )
         self._head, self._index, self._finish = head, index, finish or Run.make_one
         self._next_index, self._committed, self._whole, self._own = 0.0, 0, False, own
+        self._held: list[Rows] = []
         self._finished: Part | None = None  # the output, where it holds the first rows of this run
         if together:
             begin_together(lambda: self._make_room(overwrite))
@@ -243,7 +248,7 @@ class Run(SharedRun):
             if self._finished is not None:
                 check_finished(self._finished)
             for part in self._made():
-                check_rows(part, run_of(self.settings), self.output)
+                check_rows(part, self._run, self.output)
 
     # The rows.
 
@@ -263,6 +268,8 @@ class Run(SharedRun):
     def commit(self, start: int, stop: int, columns: Columns, **notes: Any) -> None:
         """Write a batch; when this returns its rows are done, whatever happens to the process.
 
+        Within `together` they are done when that ends, and batches that follow each other become one part.
+
         Args:
             start: The first row.
             stop: The row after the last.
@@ -272,16 +279,24 @@ class Run(SharedRun):
         Raises:
             InputError: The disk does not take the part; the rows done before are safe.
         """
-        part = part_of(self.folder, start, stop)
-        try:
-            write_part(part, self.temporary(part.path.stem), run_of(self.settings), columns, notes)
-        except InputError as error:
-            raise InputError(f"{error}; {self.done} of {self.total} rows are done and safe: {GO_ON}") from error
-        self.leave(start, stop)
-        self._committed += 1
-        if self._committed % TOGETHER == 0 and self._first:
-            self._gather()
-        if self._index and time.monotonic() >= self._next_index:
+        with self.together():
+            self._held.append(Rows(start, stop, columns, notes))
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, []
+        for group in neighbours(held):
+            rows = as_one(group)
+            part = part_of(self.folder, rows.start, rows.stop)
+            try:
+                write_part(part, self.temporary(part.path.stem), self._run, rows)
+            except InputError as error:
+                raise InputError(f"{error}; {self.done} of {self.total} rows are done and safe: {GO_ON}") from error
+            for batch in group:
+                self.leave(batch.start, batch.stop)
+            self._committed += 1
+            if self._committed % TOGETHER == 0 and self._first:
+                self._gather()
+        if held and self._index and time.monotonic() >= self._next_index:
             self._show()
 
     def _gather(self) -> None:
@@ -300,7 +315,7 @@ class Run(SharedRun):
                     path.unlink(missing_ok=True)
         except InputError:
             for part in group:
-                check_rows(part, run_of(self.settings), self.output)
+                check_rows(part, self._run, self.output)
             # All of them are good, so the disk is full, say: the run continues with the parts as they are.
         finally:
             self._claims.leave(OUTPUT, OUTPUT + 1)
@@ -351,8 +366,6 @@ class Run(SharedRun):
             raise InputError(f"{self.output} has been changed while rows were added to it: {GO_ON}")
         made, paths = self._made(), [part.path for part in self.parts()]
         try:
-            for part in made:
-                check_part(part.path, run_of(self.settings))
             with opened(made[0].path, "a part") as first:
                 notes = notes_of(first)
             make_real(
@@ -361,6 +374,7 @@ class Run(SharedRun):
                 self.settings,
                 temporary=self.temporary("whole"),
                 head=lambda _, target: self._head(target, notes),
+                check=self._check_own,
             )
         except InputError as error:
             if self._index:
@@ -370,6 +384,10 @@ class Run(SharedRun):
                 f"{error}; the parts of all {self.total} rows are in {self.folder}: with room on the disk, and those "
                 f"that are damaged deleted, {GO_ON}"
             ) from error
+
+    def _check_own(self, file: h5py.File, path: Path, columns: Mapping[str, Column]) -> None:
+        if path != self.place:  # the finished file that this run continues
+            check_opened(file, path, self._run, columns)
 
     def temporary(self, name: str) -> Path:
         """A place for a file that is not whole yet. On disks without locks two processes may write the same file."""
