@@ -22,7 +22,8 @@ from odeddim.jobs.work import How, Outcome, Progress, shown
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.storage.atomic import check_place
-from odeddim.storage.outputs import Pictures, open_output
+from odeddim.storage.image_runs import Images as ImageRun
+from odeddim.storage.outputs import Folder, Pictures, open_output
 from odeddim.storage.prefetch import ahead
 from odeddim.storage.preparation import Preparation
 from odeddim.storage.sheets import Captions, title_of
@@ -123,34 +124,25 @@ def bridge(
         of = {"images": given.identity(where, total)}
         return asdict(provenance_of(other, over.target_plan, "bridge", **details, **of))
 
-    began, here, largest, known = time.perf_counter(), 0, 0.0, list[tuple[str, float]]()
     captions, work = _captions(names, other.name, cycle), _Crossing(over, place.state, cycle, is_sheet)
+    began = time.perf_counter()
     with (
         open_output(to, names, of_first(len(names)), overwrite=overwrite, captions=captions, of_first=of_first) as out,
         shown(progress, len(names), "bridging", out.done) as advance,
         closing(ahead(lambda start, stop: given[start:stop], out.batches(size))) as batches,
         closing(place.over(work, batches)) as found,
     ):
-
-        def keep(result: tuple[tuple[int, int], _Made]) -> None:
-            nonlocal largest
-            (start, stop), made = result
-            if is_sheet and made.errors:  # which keeps none
-                known.extend(zip(names[start:stop], made.errors[ERROR].tolist(), strict=True))
-            out.write(start, stop, made.pixels, made.errors)
-            largest = max(largest, made.largest)
-
+        keep = _Keeping(out, names, is_sheet)
         for (start, stop), _ in behind(keep, found, out.together):
-            here += stop - start
             advance(stop - start)
-    warn_of_range(largest)
+    warn_of_range(keep.largest)
     done, total = out.done, len(names)
     words = (
-        f"{so_far(done, total)} images in {output}{of_all(done, total, here)}: {source.name} to {other.name} at "
-        f"σ = {over.sigma:.6g}, {over.solver.name}, {evaluated(here, work.model)}, "
+        f"{so_far(done, total)} images in {output}{of_all(done, total, keep.here)}: {source.name} to {other.name} at "
+        f"σ = {over.sigma:.6g}, {over.solver.name}, {evaluated(keep.here, work.model)}, "
         f"{time.perf_counter() - began:.1f} s{tell_skipped(given)}"
     )
-    errors = (known or out.figures(ERROR)) if cycle else []
+    errors = (keep.known or out.figures(ERROR)) if cycle else []
     return Crossed(output, done, total, words, tuple(errors))
 
 
@@ -201,3 +193,26 @@ class _Crossing:
         if self.side_by_side:
             row = [x_0.to(found.images), found.images, *([] if found.again is None else [found.again])]
         return _Made(torch.cat(row, dim=3).cpu(), errors, float(found.images.abs().max()))
+
+
+class _Keeping:
+    """Writes what becomes of each batch, and adds up.
+
+    Attributes:
+        here: The images of the batches.
+        largest: The largest magnitude of the target's images.
+        known: The names and cycle errors, for a sheet, which keeps none.
+    """
+
+    def __init__(self, out: Folder | ImageRun, names: Sequence[str], is_sheet: bool) -> None:
+        self._out, self._names, self._is_sheet = out, names, is_sheet
+        self.here, self.largest = 0, 0.0
+        self.known: list[tuple[str, float]] = []
+
+    def __call__(self, result: tuple[tuple[int, int], _Made]) -> None:
+        """Write the result of the images start, ..., stop-1."""
+        (start, stop), made = result
+        if self._is_sheet and made.errors:
+            self.known += zip(self._names[start:stop], made.errors[ERROR].tolist(), strict=True)
+        self._out.write(start, stop, made.pixels, made.errors)
+        self.here, self.largest = self.here + stop - start, max(self.largest, made.largest)

@@ -250,8 +250,9 @@ class Folder(SharedRun):
             for future in saving:
                 future.cancel()
             wait(saving)
-            for place in {self.folder / os.path.dirname(self._files[i]) for start, stop, _ in held for i in range(start, stop)}:
-                sync_folder(place)
+            files = [file for start, stop, _ in held for file in self._files[start:stop]]
+            for above in {os.path.dirname(file) for file in files}:
+                sync_folder(self.folder / above)
         for start, stop, _ in held:
             self.leave(start, stop)
 

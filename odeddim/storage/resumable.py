@@ -62,7 +62,6 @@ from odeddim.storage.row_files import (
     make_real,
     note_settings,
     read_rows,
-    run_of,
     settings_of,
 )
 from odeddim.storage.workers import GO_ON, MEMBER, OUTPUT, Claims, OfFirst, SharedRun, begin_together, cut, end_together

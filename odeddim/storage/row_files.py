@@ -48,6 +48,18 @@ _CALLED = {"total": "number of images", "made_by": "command", "certified": "cert
 """The names of settings that users know, where they differ."""
 
 
+class Column(NamedTuple):
+    """The shape (N, *) and the type of a column, and whether its rows lie in parts."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    virtual: bool
+
+
+Check = Callable[[h5py.File, Path, Mapping[str, Column]], Any]
+"""check(file, path, columns) raises an InputError for a file that does not belong where its rows are to go."""
+
+
 def make_real(
     sources: Sequence[Path],
     place: Path,
@@ -56,7 +68,7 @@ def make_real(
     temporary: Path | None = None,
     head: Callable[[h5py.File, h5py.File], None] | None = None,
     advance: Callable[[int], Any] = lambda count: None,
-    check: Callable[[h5py.File, Path, Mapping[str, Column]], Any] = lambda file, path, columns: None,
+    check: Check = lambda file, path, columns: None,
 ) -> None:
     """Copy the rows of files, one after the other, into one real file, and compare each row with its checksum.
 
@@ -69,42 +81,48 @@ def make_real(
         temporary: Where the file lies until it is whole; see `odeddim.storage.atomic.replacing`.
         head: head(source, target) writes everything but rows and settings; without it as the first source has it.
         advance: Called with the number of rows after each copy.
-        check: check(source, path, columns) raises an InputError for a source that does not belong here.
+        check: Called for each source.
 
     Raises:
         InputError: A source is damaged, the rows of the sources are not of one kind, or the disk has no room.
     """
-    kinds, counts, columns = [], [], []
-    for path in sources:
-        with opened(path, "a file that odeddim wrote") as file:
-            columns.append(look_at(file, path))
-            kinds.append(_kind(file, columns[-1], attributes=head is None))
-            counts.append(columns[-1]["crc32"].shape[0])
-            check(file, path, columns[-1])
-            if any(column.virtual for column in columns[-1].values()):
-                check_parts(file, path, settings_of(file, path))
-        if kinds[-1] != kinds[0]:
-            raise InputError(f"{path} holds rows of another kind than {sources[0]}: make one file of each kind")
-    names = list(columns[0])
+    columns = _alike(sources, check, attributes=head is None)
+    counts = [its["crc32"].shape[0] for its in columns]
     with writing(place, temporary) as target:
         if settings is not None:
             note_settings(target, settings)
-        into, at = {}, 0
-        for name in names:
-            dtype = max((column[name].dtype for column in columns), key=lambda dtype: dtype.itemsize)
-            into[name] = add_rows(target, name, sum(counts), np.empty((0, *columns[0][name].shape[1:]), dtype))
-        size = CHUNK * max(1, _READ // (CHUNK * sum(data.dtype.itemsize * math.prod(data.shape[1:]) for data in into.values())))
+        into, at, row = {}, 0, 0
+        for name, (shape, *_) in columns[0].items():
+            dtype = max((its[name].dtype for its in columns), key=lambda dtype: dtype.itemsize)
+            into[name] = add_rows(target, name, sum(counts), np.empty((0, *shape[1:]), dtype))
+            row += dtype.itemsize * math.prod(shape[1:])
+        size = CHUNK * max(1, _READ // (CHUNK * row))
         for path, count in zip(sources, counts, strict=True):
             with opened(path, "a file that odeddim wrote") as file:
                 if path is sources[0]:
                     (head or copy_head)(file, target)
                 for start in range(0, count, size):
                     stop = min(start + size, count)
-                    for name, values in read_rows(file, names, start, stop, path).items():
+                    for name, values in read_rows(file, into, start, stop, path).items():
                         into[name][at : at + stop - start] = values
                     target.commit()
                     at += stop - start
                     advance(stop - start)
+
+
+def _alike(sources: Sequence[Path], check: Check, *, attributes: bool) -> list[dict[str, Column]]:
+    """The columns of each source; an InputError unless the rows of all are of one kind and belong here."""
+    kinds, columns = [], []
+    for path in sources:
+        with opened(path, "a file that odeddim wrote") as file:
+            columns.append(look_at(file, path))
+            kinds.append(_kind(file, columns[-1], attributes))
+            check(file, path, columns[-1])
+            if any(column.virtual for column in columns[-1].values()):
+                check_parts(file, path, settings_of(file, path))
+        if kinds[-1] != kinds[0]:
+            raise InputError(f"{path} holds rows of another kind than {sources[0]}: make one file of each kind")
+    return columns
 
 
 def joined(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]], total: int) -> dict[str, Any]:
@@ -126,14 +144,6 @@ def joined(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]], total: 
     for path, other in zip(paths, shared, strict=True):
         check_same(shared[0], other, f"{path} cannot follow {paths[0]}, which was made", advice="")
     return {**shared[0], "details": {**shared[0]["details"], "merged": [str(path) for path in paths]}}
-
-
-class Column(NamedTuple):
-    """The shape (N, *) and the type of a column, and whether its rows lie in parts."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    virtual: bool
 
 
 def look_at(file: h5py.File, path: Path) -> dict[str, Column]:

@@ -201,10 +201,15 @@ def test_a_disk_that_is_full_while_batches_are_written_together(
         return writing(path, *more)
 
     monkeypatch.setattr("odeddim.storage.parts.writing", full)
-    with Run(tmp_path / "x.h5", 9, {}) as run:
-        with pytest.raises(InputError, match=r"No space .*; 2 of 9 rows are done and safe: the same"), run.together():
+
+    def write(run: Run) -> None:
+        with run.together():
             for start, stop in ((0, 1), (1, 2), (4, 5), (6, 7)):
                 run.commit(start, stop, {"rows": np.zeros((stop - start, 2), np.float32)})
+
+    with Run(tmp_path / "x.h5", 9, {}) as run:
+        with pytest.raises(InputError, match=r"No space .*; 2 of 9 rows are done and safe: the same"):
+            write(run)
         assert run.spans() == [(0, 2)]
 
 
