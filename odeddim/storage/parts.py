@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from odeddim.storage.hdf5 import CHUNK, add_rows, escaped, nothing, opened, text, words, writing
-from odeddim.storage.row_files import Columns, check_part, checksums, columns_of, look_at, read_rows
+from odeddim.storage.row_files import Columns, check_part, checksums, columns_of, copy_head, look_at, read_rows
 from odeddim.storage.workers import cut
 from odeddim.types import InputError
 
@@ -138,6 +138,16 @@ def write_part(part: Part, temporary: Path, run: str, rows: Rows) -> None:
         file.commit()
 
 
+def head_of_part(name: str) -> Callable[[h5py.File, h5py.File], None]:
+    """What a part of this name holds besides rows, as the other parts of its run hold it."""
+
+    def head(source: h5py.File, target: h5py.File) -> None:
+        copy_head(source, target)
+        target.attrs["rows"] = text(name)
+
+    return head
+
+
 def notes_of(part: h5py.File) -> dict[str, Any]:
     """What `write_part` has noted in a part."""
     return {key: words(value) if isinstance(value, bytes) else value for key, value in part.attrs.items()}
@@ -178,6 +188,16 @@ def _read_through(part: Part) -> None:
             raise InputError(f"{part.path} does not hold {part.stop - part.start} rows")
         for start, stop in cut([(0, part.stop - part.start)], CHUNK):
             read_rows(file, columns, start, stop, part.path)
+
+
+def pieces_of(parts: Sequence[Part], *, backwards: bool = False) -> Iterator[Columns]:
+    """All rows of parts, some at a time, each compared with its checksum. backwards: the last pieces first."""
+    for part in reversed(parts) if backwards else parts:
+        with opened(part.path, "a part") as file:
+            names = columns_of(file)
+            spans = list(cut([(0, part.stop - part.start)], CHUNK))
+            for start, stop in reversed(spans) if backwards else spans:
+                yield read_rows(file, names, start, stop, part.path)
 
 
 def show(file: h5py.File, parts: Sequence[Part], first: h5py.File) -> None:

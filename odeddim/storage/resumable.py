@@ -28,7 +28,7 @@ from typing import Any
 import h5py
 
 from odeddim.storage.atomic import check_own, check_place, plain_text, sync_folder
-from odeddim.storage.hdf5 import CHUNK, opened, parts_beside, text, writing
+from odeddim.storage.hdf5 import opened, parts_beside, writing
 from odeddim.storage.parts import (
     LOCK,
     NOTE,
@@ -39,11 +39,13 @@ from odeddim.storage.parts import (
     as_one,
     check_finished,
     check_rows,
+    head_of_part,
     is_of_a_run,
     neighbours,
     notes_of,
     part_of,
     parts_in,
+    pieces_of,
     remove,
     show,
     side_by_side,
@@ -55,16 +57,14 @@ from odeddim.storage.row_files import (
     Columns,
     check_opened,
     check_same,
-    columns_of,
     comparable,
     copy_head,
     is_index,
     make_real,
     note_settings,
-    read_rows,
     settings_of,
 )
-from odeddim.storage.workers import GO_ON, MEMBER, OUTPUT, Claims, OfFirst, SharedRun, begin_together, cut, end_together
+from odeddim.storage.workers import GO_ON, MEMBER, OUTPUT, Claims, OfFirst, SharedRun, begin_together, end_together
 from odeddim.types import InputError
 
 Head = Callable[[h5py.File, Mapping[str, Any]], None]
@@ -307,7 +307,7 @@ class Run(SharedRun):
             while self._note.exists() and (group := side_by_side(self._made())):
                 one = part_of(self.folder, group[0].start, group[-1].stop)
                 paths, name = [part.path for part in group], one.path.stem
-                make_real(paths, one.path, None, temporary=self.temporary(name), head=_head_of_part(name))
+                make_real(paths, one.path, None, temporary=self.temporary(name), head=head_of_part(name))
                 if self._index:
                     self.write_index()  # before the parts that the present index shows are gone
                 for path in paths:
@@ -321,13 +321,7 @@ class Run(SharedRun):
 
     def pieces(self, *, backwards: bool = False) -> Iterator[Columns]:
         """All rows, some at a time, each compared with its checksum. backwards: the last pieces first."""
-        parts = self.parts()
-        for part in reversed(parts) if backwards else parts:
-            with opened(part.path, "a part") as file:
-                names = columns_of(file)
-                spans = list(cut([(0, part.stop - part.start)], CHUNK))
-                for start, stop in reversed(spans) if backwards else spans:
-                    yield read_rows(file, names, start, stop, part.path)
+        return pieces_of(self.parts(), backwards=backwards)
 
     # The output.
 
@@ -443,16 +437,6 @@ class Run(SharedRun):
                 raise InputError(f"{self.folder} has been removed while {self.output} was being made: begin again")
             self._whole = True
         return self._whole
-
-
-def _head_of_part(name: str) -> Callable[[h5py.File, h5py.File], None]:
-    """What a part of this name holds besides rows, as the other parts of its run hold it."""
-
-    def head(source: h5py.File, target: h5py.File) -> None:
-        copy_head(source, target)
-        target.attrs["rows"] = text(name)
-
-    return head
 
 
 def finish(path: Path) -> int:
