@@ -53,8 +53,9 @@ def test_the_next_is_made_while_one_is_written_and_few_wait(monkeypatch: pytest.
     assert list(behind(write, results())) == kept == list(range(20))
 
 
-def test_results_that_come_fast_are_written_together() -> None:
+def test_results_that_come_fast_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first at once, and those that come while the thread rests in one go."""
+    monkeypatch.setattr(write_behind, "REST", 0.5)
     groups: list[list[int]] = []
     arrived = threading.Event()
 
@@ -66,7 +67,9 @@ def test_results_that_come_fast_are_written_together() -> None:
     def results() -> Iterator[int]:
         yield 0
         assert arrived.wait(10)
-        yield from range(1, 40)
+        for i in range(1, 40):
+            time.sleep(0.002)
+            yield i
 
     def write(i: int) -> None:
         groups[-1].append(i)
