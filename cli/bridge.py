@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, pictures, preparation
+from odeddim.cli import options, pictures, preparation, sharing
 from odeddim.cli.kinds import Interval, ModelName
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ target = options.gathered(
 @options.model
 @preparation.prepare
 @options.run(defaults.BRIDGE, options.end)
-@options.machine
+@sharing.machine
 @options.overwrite
 def command(
     images: Path | None,

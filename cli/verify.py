@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odeddim.cli import options, pictures
+from odeddim.cli import options, pictures, sharing
 from odeddim.cli.telling import telling
 from odeddim.storage.atomic import printable
 
@@ -65,7 +65,7 @@ sought = options.gathered(
 @pictures.sheet("Draw the worst latents on a sheet, worst.png.")
 @options.form
 @options.its_model
-@options.machine
+@sharing.machine
 @options.wait
 @options.replace
 def command(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,11 +22,13 @@ from odeddim.jobs.work import How, Outcome, Progress, shown
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.storage.atomic import check_place
-from odeddim.storage.images import ImageSource
-from odeddim.storage.outputs import Pictures, open_output
+from odeddim.storage.image_runs import Images as ImageRun
+from odeddim.storage.outputs import Folder, Pictures, open_output
+from odeddim.storage.prefetch import ahead
 from odeddim.storage.preparation import Preparation
 from odeddim.storage.sheets import Captions, title_of
 from odeddim.storage.sources import Images, place_of
+from odeddim.storage.write_behind import behind
 
 ERROR = "cycle_error"  # the name of the figure in the files
 
@@ -103,7 +106,7 @@ def bridge(
     output, is_sheet = to.path, to.is_sheet
     if not output.is_dir():
         check_place(output, where)
-    place = (machine or Machine()).at(model=model)
+    place = (machine or Machine()).at(model=model, shared=True)
     source, other = subject_on(place, model), subject_on(place, target)
     over = between(
         source, other, said.solver or defaults.BRIDGE, steps=said.steps, grid=said.grid, end=said.end or "zero",
@@ -121,27 +124,26 @@ def bridge(
         of = {"images": given.identity(where, total)}
         return asdict(provenance_of(other, over.target_plan, "bridge", **details, **of))
 
-    began, work = time.perf_counter(), _Crossing(over, given, place.state, cycle, is_sheet)
-    captions = _captions(names, other.name, cycle)
+    captions, work = _captions(names, other.name, cycle), _Crossing(over, place.state, cycle, is_sheet)
+    began = time.perf_counter()
     with (
         open_output(to, names, of_first(len(names)), overwrite=overwrite, captions=captions, of_first=of_first) as out,
         shown(progress, len(names), "bridging", out.done) as advance,
+        closing(ahead(lambda start, stop: given[start:stop], out.batches(size))) as batches,
+        closing(place.over(work, batches)) as found,
     ):
-        for start, stop in out.batches(size):
-            pixels, errors = work.batch(start, stop)
-            if is_sheet and errors:  # which keeps none
-                work.known += zip(names[start:stop], errors[ERROR].tolist(), strict=True)
-            out.write(start, stop, pixels, errors)
+        keep = _Keeping(out, names, is_sheet)
+        for (start, stop), _ in behind(keep, found, out.together):
             advance(stop - start)
-    warn_of_range(work.largest)
+    warn_of_range(keep.largest)
     done, total = out.done, len(names)
     words = (
-        f"{so_far(done, total)} images in {output}{of_all(done, total, work.here)}: {source.name} to {other.name} at "
-        f"σ = {over.sigma:.6g}, {over.solver.name}, {evaluated(work.here, source, other)}, "
+        f"{so_far(done, total)} images in {output}{of_all(done, total, keep.here)}: {source.name} to {other.name} at "
+        f"σ = {over.sigma:.6g}, {over.solver.name}, {evaluated(keep.here, work.model)}, "
         f"{time.perf_counter() - began:.1f} s{tell_skipped(given)}"
     )
-    found = (work.known or out.figures(ERROR)) if cycle else []
-    return Crossed(output, done, total, words, tuple(found))
+    errors = (keep.known or out.figures(ERROR)) if cycle else []
+    return Crossed(output, done, total, words, tuple(errors))
 
 
 def _captions(names: Sequence[str], other: str, cycle: bool) -> Captions:
@@ -154,21 +156,63 @@ def _captions(names: Sequence[str], other: str, cycle: bool) -> Captions:
     return Captions(under, lines=1 + cycle, heads=heads, panes=len(heads))
 
 
-class _Crossing:
-    """The work on each batch of images, and its totals."""
+class _Made(NamedTuple):
+    """What a batch of images has become.
 
-    def __init__(self, over: Bridge, images: ImageSource, dtype: torch.dtype, cycle: bool, side_by_side: bool) -> None:
-        self.over, self.images, self.dtype, self.cycle, self.side_by_side = over, images, dtype, cycle, side_by_side
-        self.largest, self.here = 0.0, 0
+    Attributes:
+        pixels: What to write, (B, C, H, W).
+        errors: The cycle errors, (B,) by name.
+        largest: The largest magnitude of the target's images.
+    """
+
+    pixels: torch.Tensor
+    errors: dict[str, torch.Tensor]
+    largest: float
+
+
+class _Crossing:
+    """The work on each batch of images.
+
+    Attributes:
+        model: The source, which counts the evaluations of both models.
+    """
+
+    def __init__(self, over: Bridge, dtype: torch.dtype, cycle: bool, side_by_side: bool) -> None:
+        self.over, self.dtype, self.cycle, self.side_by_side = over, dtype, cycle, side_by_side
+        self.model = over.source
+
+    def __call__(self, start: int, stop: int, images: torch.Tensor) -> _Made:
+        """What the images start, ..., stop-1 become."""
+        x_0 = images.to(self.dtype)
+        found = self.over.cross(x_0, cycle=self.cycle)
+        if self.over.target is not self.model:
+            self.model.count(self.over.target)
+            self.over.target.reset()
+        errors = {} if found.error is None else {ERROR: found.error}
+        row = [found.images]
+        if self.side_by_side:
+            row = [x_0.to(found.images), found.images, *([] if found.again is None else [found.again])]
+        return _Made(torch.cat(row, dim=3).cpu(), errors, float(found.images.abs().max()))
+
+
+class _Keeping:
+    """Writes what becomes of each batch, and adds up.
+
+    Attributes:
+        here: The images of the batches.
+        largest: The largest magnitude of the target's images.
+        known: The names and cycle errors, for a sheet, which keeps none.
+    """
+
+    def __init__(self, out: Folder | ImageRun, names: Sequence[str], is_sheet: bool) -> None:
+        self._out, self._names, self._is_sheet = out, names, is_sheet
+        self.here, self.largest = 0, 0.0
         self.known: list[tuple[str, float]] = []
 
-    def batch(self, start: int, stop: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """What to write for images start, ..., stop-1, and their cycle errors."""
-        x_0 = self.images[start:stop].to(self.dtype)
-        found = self.over.cross(x_0, cycle=self.cycle)
-        errors = {} if found.error is None else {ERROR: found.error}
-        self.largest, self.here = max(self.largest, float(found.images.abs().max())), self.here + stop - start
-        if not self.side_by_side:
-            return found.images, errors
-        row = [x_0.to(found.images), found.images, *([] if found.again is None else [found.again])]
-        return torch.cat(row, dim=3), errors
+    def __call__(self, result: tuple[tuple[int, int], _Made]) -> None:
+        """Write the result of the images start, ..., stop-1."""
+        (start, stop), made = result
+        if self._is_sheet and made.errors:
+            self.known += zip(self._names[start:stop], made.errors[ERROR].tolist(), strict=True)
+        self._out.write(start, stop, made.pixels, made.errors)
+        self.here, self.largest = self.here + stop - start, max(self.largest, made.largest)

@@ -135,7 +135,7 @@ def decode(
                 certain.add(made.figures or {}, file.names[start:stop])
                 largest = max(largest, float(made.images.abs().max()))
 
-            for (start, stop), _ in behind(keep, found):
+            for (start, stop), _ in behind(keep, found, both.together):
                 here += stop - start
                 advance(stop - start)
     warn_of_range(largest)

@@ -136,7 +136,7 @@ def density(
         closing(ahead(lambda start, stop: source[start:stop], file.batches(size))) as batches,
         closing(place.over(_Measuring(made, place.state), batches)) as found,
     ):
-        for (start, stop), _ in behind(lambda result: file.write(*result[0], result[1]), found):
+        for (start, stop), _ in behind(lambda result: file.write(*result[0], result[1]), found, file.together):
             here += stop - start
             advance(stop - start)
     figures = _read(output) if run.done == len(names) else {}

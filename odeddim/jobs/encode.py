@@ -168,7 +168,7 @@ def encode(
             if file.holds(begin, stop):
                 file.write(begin, stop, made.state, made.figures)
 
-        for (begin, stop), _ in behind(keep, found):
+        for (begin, stop), _ in behind(keep, found, both.together):
             advance(stop - begin)
     words = run.words(output, file.done, len(names), time.perf_counter() - began) + tell_skipped(source)
     words += points.words if points else ""

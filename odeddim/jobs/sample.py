@@ -126,7 +126,7 @@ def sample(
             certain.add(figures or {}, names[start:stop])
             largest = max(largest, float(images.abs().max()))
 
-        for (start, stop), _ in behind(keep, found):
+        for (start, stop), _ in behind(keep, found, out.together):
             here += stop - start
             advance(stop - start)
     warn_of_range(largest)

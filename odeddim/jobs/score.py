@@ -6,7 +6,7 @@ import csv
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -218,12 +218,13 @@ class _Paths:
         total = len(source)
         spans: Iterator[tuple[int, int]] = run.batches(self.size) if run else cut([(0, total)], self.size)
         work = _Measuring(self.field, self.plan, self.place.state, more)
+        together = run.together if run else nullcontext
         with (
             shown(self.progress, total, unit, run.done if run else 0) as advance,
             closing(ahead(lambda start, stop: source[start:stop], spans)) as batches,
             closing(self.place.over(work, batches)) as found,
         ):
-            for (start, stop), _ in behind(lambda result: keep(*result[0], *result[1]), found):
+            for (start, stop), _ in behind(lambda result: keep(*result[0], *result[1]), found, together):
                 advance(stop - start)
 
 

@@ -15,8 +15,8 @@ from odeddim.checks.certificate import BADNESS, CERTIFICATE, certificate, certif
 from odeddim.jobs.combining import sheet_at
 from odeddim.jobs.comparing import FIGURES as APART
 from odeddim.jobs.comparing import Comparison, compare
-from odeddim.jobs.decoding import decoding_of
-from odeddim.jobs.each import for_batch, kept_for
+from odeddim.jobs.decoding import Decoding, decoding_of
+from odeddim.jobs.each import Each, for_batch, kept_for
 from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.subject import Subject, images_for, subject_of
 from odeddim.jobs.waiting import wait_for
@@ -33,7 +33,8 @@ from odeddim.storage.preparation import Preparation
 from odeddim.storage.resumable import finish
 from odeddim.storage.sheets import Captions, Layout, save_sheet, title_of
 from odeddim.storage.sources import SAVED, Images, place_of
-from odeddim.types import InputError, pick
+from odeddim.storage.write_behind import behind
+from odeddim.types import InputError, State, pick
 
 ENLARGED = 10  # the factor of the difference on the sheet
 FIGURES = {"round_trip": "round trip", "latent_error": "latent error"}  # those on the sheet, and what they are called
@@ -167,7 +168,7 @@ def _against(latents: Path, other: Path, by: str, wait: bool, progress: Progress
 
 
 def _set_up(file: LatentFile, model: Model | Subject | None, machine: Machine | None) -> tuple[Place, VectorField]:
-    place = (machine or Machine()).at(file, model)
+    place = (machine or Machine()).at(file, model, shared=True)
     field = subject_of(file, place, model)
     row = decoding_of(file, field).plan.solver
     place.fit(field, row)
@@ -220,20 +221,44 @@ def _certify(file: LatentFile, source: ImageSource, field: VectorField, place: P
     size = place.at_once(field, how.plan.solver, queued=bool(how.rungs))
     details = {**file.provenance.details, "certified": True, "fingerprint": file.fingerprint}
     made = replace(file.provenance, details=details)
+    work = _Certifying(field, how, each, place.state)
     with (
         LatentRun(file.path, file.names, made, file.nodes, replace=True) as run,
         shown(progress, len(file), "certifying", run.done) as advance,
         closing(ahead(lambda start, stop: (file.read(start, stop), source[start:stop]), run.batches(size))) as batches,
+        closing(place.over(work, batches)) as found,
     ):
-        for (start, stop), (kept, x_0) in batches:
-            state, x_0 = place.cast(kept), to_data(field, x_0.to(place.state))
-            if how.rungs:
-                figures = certificate_of_rungs(x_0, state, how.rungs, field)
-            else:
-                counts = kept.report.get("evaluations", torch.full((stop - start,), how.plan.evaluations))
-                figures = certificate(x_0, state, how.plan, for_batch(each, field, state), counts)
-            run.write(start, stop, kept, figures)
+        for (start, stop), _ in behind(lambda result: run.write(*result[0], *result[1]), found, run.together):
             advance(stop - start)
+
+
+@dataclass
+class _Certifying:
+    """The work on each batch of latents.
+
+    Attributes:
+        model: The model.
+        how: What decodes them.
+        each: The condition of each image, if they have their own.
+        dtype: The dtype of states.
+    """
+
+    model: VectorField
+    how: Decoding
+    each: Each | None
+    dtype: torch.dtype
+
+    def __call__(
+        self, start: int, stop: int, given: tuple[State, torch.Tensor]
+    ) -> tuple[State, dict[str, torch.Tensor]]:
+        """The latents start, ..., stop-1, given with their images, and their certificates."""
+        kept, images = given
+        state, x_0 = kept.to(dtype=self.dtype), to_data(self.model, images.to(self.dtype))
+        if self.how.rungs:
+            return kept, certificate_of_rungs(x_0, state, self.how.rungs, self.model)
+        plan = self.how.plan
+        counts = kept.report.get("evaluations", torch.full((stop - start,), plan.evaluations))
+        return kept, certificate(x_0, state, plan, for_batch(self.each, self.model, state), counts)
 
 
 def _draw(

@@ -20,7 +20,7 @@ import contextlib
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,7 @@ from odeddim.types import InputError, State
 FORMAT, VERSION = "odeddim latents", 1
 UNIT = "xbar = x/sqrt(alpha), alpha cumulative as in DDIM; x_T = xbar/sqrt(1+sigma^2) has unit variance"
 MOST_ROW = 1 << 30  # the most bytes of one latent
+NAMES = 4096  # names that are read together
 
 
 class LatentRun(Run):
@@ -137,6 +138,10 @@ class Names(Sequence[str]):
     def __repr__(self) -> str:
         shown = ", ".join(map(repr, self[:3]))
         return f"[{shown}, ...]" if len(self) > 3 else f"[{shown}]"
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), NAMES):
+            yield from self[start : start + NAMES]
 
     @overload
     def __getitem__(self, i: int) -> str: ...

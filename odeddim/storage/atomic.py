@@ -156,11 +156,39 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
         os.replace(temporary, place)
         sync_folder(place.parent)
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path} cannot be written ({reason}); what was there is untouched") from error
+        raise _unwritten(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def replace_by(path: Path, content: bytes) -> None:
+    """Replace a file as `replacing` does, but leave its folder to be synced by the caller, once for many files.
+
+    Args:
+        path: The file, in a folder that is there.
+        content: What it will hold.
+
+    Raises:
+        InputError: The disk does not take the file; what was at `path` is untouched.
+    """
+    place = Path(os.path.realpath(path))
+    temporary = temporary_beside(place)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, place)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        check_place(path)  # which may say more
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path} cannot be written ({error.strerror or error}); what was there is untouched")
 
 
 def temporary_beside(path: Path) -> Path:

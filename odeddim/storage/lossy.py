@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor
 
-from odeddim.storage.atomic import replacing
 from odeddim.storage.png import picture
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -28,20 +27,17 @@ _DESCRIPTION = 0x010E  # of EXIF
 _SEAL, _OPEN = b'"crc32": "', b"00000000"
 
 
-def save_image(
-    image: Tensor, path: Path, notes: Mapping[str, str], temporary: Path | None = None, *, format: str
-) -> None:
-    """Write an image as a JPEG or a WebP; its values are not kept exactly.
+def encoded(image: Tensor, path: Path, notes: Mapping[str, str], *, format: str) -> bytes:
+    """An image as the content of a JPEG or a WebP; its values are not kept exactly.
 
     Args:
         image: (C, H, W) in [-1, 1], with C = 1 or 3.
-        path: The file.
+        path: The file that it goes to, for the message.
         notes: What is known of the image, in ASCII; `notes_of` reads it.
-        temporary: Where the file lies until it is whole; see `odeddim.storage.atomic.replacing`.
         format: "jpeg" or "webp".
 
     Raises:
-        InputError: The image cannot be written, or the disk does not take it.
+        InputError: The image cannot be written as a picture.
     """
     import PIL.Image
 
@@ -53,8 +49,7 @@ def save_image(
     content = bytearray(written.getvalue())
     at = content.index(_SEAL) + len(_SEAL)
     content[at : at + len(_OPEN)] = b"%08x" % zlib.crc32(content)
-    with replacing(path, temporary) as place:
-        place.write_bytes(content)
+    return bytes(content)
 
 
 def is_whole(path: Path, mark: str) -> bool:
@@ -72,7 +67,7 @@ def is_whole(path: Path, mark: str) -> bool:
 
 
 def notes_of(path: Path) -> dict[str, str]:
-    """The notes that `save_image` wrote into a JPEG or a WebP; none if the file is missing or is neither."""
+    """The notes that `encoded` wrote into a JPEG or a WebP; none if the file is missing or is neither."""
     import PIL.Image
 
     try:

@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from odeddim.storage import lossy, png
 from odeddim.storage.animations import Animation
-from odeddim.storage.atomic import mark_of, sweep, temporary_beside
+from odeddim.storage.atomic import mark_of, replace_by, sweep, sync_folder
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.image_runs import Frames, Images, Npz, Sheet
 from odeddim.storage.names import LOCK, NOTE, Names, file_names
@@ -32,7 +32,7 @@ from odeddim.storage.sheets import Captions, titles
 from odeddim.storage.workers import GO_ON, MEMBER, Claims, OfFirst, SharedRun, Together, begin_together, end_together
 from odeddim.types import InputError, pick
 
-AT_ONCE = 8
+AT_ONCE = 16
 """So many files of a folder are written at once."""
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 """The formats of image files, and the suffixes of their names."""
@@ -122,7 +122,9 @@ class Folder(SharedRun):
     ) -> None:
         self.folder, self._suffix = folder, FORMATS[format]
         self._kind = png if format == "png" else lossy
-        self._save = png.save_image if format == "png" else partial(lossy.save_image, format=format)
+        self._encoded = png.encoded if format == "png" else partial(lossy.encoded, format=format)
+        self._threads = ThreadPoolExecutor(AT_ONCE, "files")  # a file waits for the disk, and several wait together
+        self._held: list[tuple[int, int, list[Future[None]]]] = []
         self._names, self._files = names, Names.packed(file_names(names, self._suffix))
         self._places = sorted({folder, *(folder / above for name in self._files if (above := os.path.dirname(name)))})
         _make(folder)
@@ -230,17 +232,29 @@ class Folder(SharedRun):
         def save(i: int) -> None:
             path = self.folder / self._files[start + i]
             known = {key: repr(float(values[i])) for key, values in (figures or {}).items()}
-            self._save(pixels[i], path, {MARK: self._mark_of(start + i), **known}, temporary_beside(path))
+            replace_by(path, self._encoded(pixels[i], path, {MARK: self._mark_of(start + i), **known}))
 
-        with ThreadPoolExecutor(AT_ONCE, "files") as threads:  # a file waits for the disk, and several wait together
-            saved = [threads.submit(save, i) for i in range(stop - start)]
-            try:
+        with self.together():
+            self._held.append((start, stop, [self._threads.submit(save, i) for i in range(stop - start)]))
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, []
+        try:
+            for _, _, saved in held:
                 for future in saved:
                     future.result()
-            except InputError as error:
-                threads.shutdown(cancel_futures=True)
-                raise InputError(f"{error}; the images written before stay, and {GO_ON}") from error
-        self.leave(start, stop)
+        except InputError as error:
+            raise InputError(f"{error}; the images written before stay, and {GO_ON}") from error
+        finally:
+            saving = [future for _, _, saved in held for future in saved]
+            for future in saving:
+                future.cancel()
+            wait(saving)
+            files = [file for start, stop, _ in held for file in self._files[start:stop]]
+            for above in {os.path.dirname(file) for file in files}:
+                sync_folder(self.folder / above)
+        for start, stop, _ in held:
+            self.leave(start, stop)
 
     def figures(self, name: str) -> list[tuple[str, float]]:
         """The file and the figure of each image that is done and has a figure of this name."""
@@ -256,6 +270,7 @@ class Folder(SharedRun):
                     sweep(place)  # for another process may have been killed since this one began
                 (self.folder / LOCK).unlink(missing_ok=True)
         finally:
+            self._threads.shutdown()
             super().__exit__(kind, *more)
 
 

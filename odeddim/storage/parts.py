@@ -10,14 +10,15 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
+import numpy as np
 
 from odeddim.storage.hdf5 import CHUNK, add_rows, escaped, nothing, opened, text, words, writing
-from odeddim.storage.row_files import Columns, check_part, checksums, columns_of, look_at, read_rows
+from odeddim.storage.row_files import Columns, check_part, checksums, columns_of, copy_head, look_at, read_rows
 from odeddim.storage.workers import cut
 from odeddim.types import InputError
 
@@ -29,6 +30,53 @@ TOGETHER = 16
 
 _PART = re.compile(r"(\d{9,})-(\d{9,})\.h5")
 _LARGEST = 1 << 30  # bytes of parts that still become one
+_LARGEST_HELD = 1 << 26  # bytes of batches that are written as one part
+
+
+class Rows(NamedTuple):
+    """The rows start, ..., stop-1 of a run, before they are written.
+
+    Attributes:
+        start: The first row.
+        stop: The row after the last.
+        columns: The rows.
+        notes: What is true of all rows, the same in every part.
+    """
+
+    start: int
+    stop: int
+    columns: Columns
+    notes: Mapping[str, Any]
+
+    @property
+    def size(self) -> int:
+        """The bytes of the rows."""
+        return sum(values.nbytes for values in self.columns.values())
+
+    def precedes(self, other: Rows) -> bool:
+        """Whether other rows of the same kind follow these."""
+        kinds = [{name: (v.dtype, v.shape[1:]) for name, v in rows.columns.items()} for rows in (self, other)]
+        return self.stop == other.start and kinds[0] == kinds[1] and self.notes == other.notes
+
+
+def neighbours(batches: Iterable[Rows]) -> Iterator[list[Rows]]:
+    """Batches of rows, those together that follow each other and become one part."""
+    group: list[Rows] = []
+    for rows in batches:
+        if group and not (group[-1].precedes(rows) and sum(it.size for it in group) + rows.size <= _LARGEST_HELD):
+            yield group
+            group = []
+        group.append(rows)
+    if group:
+        yield group
+
+
+def as_one(group: Sequence[Rows]) -> Rows:
+    """Rows that follow each other as one batch."""
+    if len(group) == 1:
+        return group[0]
+    columns = {name: np.concatenate([rows.columns[name] for rows in group]) for name in group[0].columns}
+    return Rows(group[0].start, group[-1].stop, columns, group[0].notes)
 
 
 class Part(NamedTuple):
@@ -69,26 +117,35 @@ def parts_in(folder: Path, total: int) -> list[Part]:
     return shown
 
 
-def write_part(part: Part, temporary: Path, run: str, columns: Columns, notes: Mapping[str, Any]) -> None:
-    """Write the rows of a batch as a part.
+def write_part(part: Part, temporary: Path, run: str, rows: Rows) -> None:
+    """Write rows as a part.
 
     Args:
         part: The part.
         temporary: Where its file lies until it is whole.
         run: The hash of the run's settings (`row_files.run_of`).
-        columns: The rows.
-        notes: What is true of all rows, the same in every part.
+        rows: The rows.
 
     Raises:
         InputError: The disk does not take the file.
     """
     with writing(part.path, temporary) as file:
         # Parts that were mixed up would fit their checksums, so each records its run and its rows.
-        for key, value in {**notes, "run": run, "rows": part.path.stem}.items():
+        for key, value in {**rows.notes, "run": run, "rows": part.path.stem}.items():
             file.attrs[key] = text(value) if isinstance(value, str) else value
-        for key, values in {**columns, "crc32": checksums(columns)}.items():
+        for key, values in {**rows.columns, "crc32": checksums(rows.columns)}.items():
             add_rows(file, key, part.stop - part.start, values)[:] = values
         file.commit()
+
+
+def head_of_part(name: str) -> Callable[[h5py.File, h5py.File], None]:
+    """What a part of this name holds besides rows, as the other parts of its run hold it."""
+
+    def head(source: h5py.File, target: h5py.File) -> None:
+        copy_head(source, target)
+        target.attrs["rows"] = text(name)
+
+    return head
 
 
 def notes_of(part: h5py.File) -> dict[str, Any]:
@@ -131,6 +188,16 @@ def _read_through(part: Part) -> None:
             raise InputError(f"{part.path} does not hold {part.stop - part.start} rows")
         for start, stop in cut([(0, part.stop - part.start)], CHUNK):
             read_rows(file, columns, start, stop, part.path)
+
+
+def pieces_of(parts: Sequence[Part], *, backwards: bool = False) -> Iterator[Columns]:
+    """All rows of parts, some at a time, each compared with its checksum. backwards: the last pieces first."""
+    for part in reversed(parts) if backwards else parts:
+        with opened(part.path, "a part") as file:
+            names = columns_of(file)
+            spans = list(cut([(0, part.stop - part.start)], CHUNK))
+            for start, stop in reversed(spans) if backwards else spans:
+                yield read_rows(file, names, start, stop, part.path)
 
 
 def show(file: h5py.File, parts: Sequence[Part], first: h5py.File) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from odeddim.storage.atomic import replacing
 from odeddim.types import InputError
 
 if TYPE_CHECKING:
@@ -43,23 +43,20 @@ def to_bytes(images: Tensor) -> Tensor:
     return images.detach().cpu().to(torch.float64).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def save_image(
-    image: Tensor, path: str | Path, notes: Mapping[str, str] | None = None, temporary: Path | None = None
-) -> None:
-    """Write an image as a PNG. What was at `path` is replaced only by the whole file.
+def encoded(image: Tensor, path: Path, notes: Mapping[str, str] | None = None) -> bytes:
+    """An image as the content of a PNG.
 
     Args:
         image: (C, H, W) in [-1, 1], with C = 1 or 3.
-        path: The file.
+        path: The file that it goes to, for the message.
         notes: What is known of the image, in ASCII; `notes_of` reads it.
-        temporary: Where the file lies until it is whole; see `odeddim.storage.atomic.replacing`.
 
     Raises:
-        InputError: The image cannot be written as a PNG, or the disk does not take it.
+        InputError: The image cannot be written as a PNG.
     """
-    drawn = picture(image, path)
-    with replacing(Path(path), temporary) as place:
-        drawn.save(place, format="PNG", pnginfo=png_notes(notes))
+    written = io.BytesIO()
+    picture(image, path).save(written, format="PNG", pnginfo=png_notes(notes))
+    return written.getvalue()
 
 
 def picture(image: Tensor, path: str | Path) -> Image:
@@ -114,7 +111,7 @@ def is_whole(path: Path, mark: str) -> bool:
 
 
 def notes_of(path: Path) -> dict[str, str]:
-    """The notes that `save_image` wrote into a PNG; none if the file is missing or is not a PNG."""
+    """The notes that `encoded` wrote into a PNG; none if the file is missing or is not a PNG."""
     import PIL.Image
 
     try:

@@ -28,19 +28,24 @@ from typing import Any
 import h5py
 
 from odeddim.storage.atomic import check_own, check_place, plain_text, sync_folder
-from odeddim.storage.hdf5 import CHUNK, opened, parts_beside, text, writing
+from odeddim.storage.hdf5 import opened, parts_beside, writing
 from odeddim.storage.parts import (
     LOCK,
     NOTE,
     REPLACES,
     TOGETHER,
     Part,
+    Rows,
+    as_one,
     check_finished,
     check_rows,
+    head_of_part,
     is_of_a_run,
+    neighbours,
     notes_of,
     part_of,
     parts_in,
+    pieces_of,
     remove,
     show,
     side_by_side,
@@ -48,20 +53,18 @@ from odeddim.storage.parts import (
 )
 from odeddim.storage.row_files import (
     OF_CERTIFICATES,
+    Column,
     Columns,
-    check_part,
+    check_opened,
     check_same,
-    columns_of,
     comparable,
     copy_head,
     is_index,
     make_real,
     note_settings,
-    read_rows,
-    run_of,
     settings_of,
 )
-from odeddim.storage.workers import GO_ON, MEMBER, OUTPUT, Claims, OfFirst, SharedRun, begin_together, cut, end_together
+from odeddim.storage.workers import GO_ON, MEMBER, OUTPUT, Claims, OfFirst, SharedRun, begin_together, end_together
 from odeddim.types import InputError
 
 Head = Callable[[h5py.File, Mapping[str, Any]], None]
@@ -117,6 +120,7 @@ class Run(SharedRun):
             )
         self._head, self._index, self._finish = head, index, finish or Run.make_one
         self._next_index, self._committed, self._whole, self._own = 0.0, 0, False, own
+        self._held: list[Rows] = []
         self._finished: Part | None = None  # the output, where it holds the first rows of this run
         if together:
             begin_together(lambda: self._make_room(overwrite))
@@ -243,7 +247,7 @@ class Run(SharedRun):
             if self._finished is not None:
                 check_finished(self._finished)
             for part in self._made():
-                check_rows(part, run_of(self.settings), self.output)
+                check_rows(part, self._run, self.output)
 
     # The rows.
 
@@ -263,6 +267,8 @@ class Run(SharedRun):
     def commit(self, start: int, stop: int, columns: Columns, **notes: Any) -> None:
         """Write a batch; when this returns its rows are done, whatever happens to the process.
 
+        Within `together` they are done when that ends, and batches that follow each other become one part.
+
         Args:
             start: The first row.
             stop: The row after the last.
@@ -272,16 +278,24 @@ class Run(SharedRun):
         Raises:
             InputError: The disk does not take the part; the rows done before are safe.
         """
-        part = part_of(self.folder, start, stop)
-        try:
-            write_part(part, self.temporary(part.path.stem), run_of(self.settings), columns, notes)
-        except InputError as error:
-            raise InputError(f"{error}; {self.done} of {self.total} rows are done and safe: {GO_ON}") from error
-        self.leave(start, stop)
-        self._committed += 1
-        if self._committed % TOGETHER == 0 and self._first:
-            self._gather()
-        if self._index and time.monotonic() >= self._next_index:
+        with self.together():
+            self._held.append(Rows(start, stop, columns, notes))
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, []
+        for group in neighbours(held):
+            rows = as_one(group)
+            part = part_of(self.folder, rows.start, rows.stop)
+            try:
+                write_part(part, self.temporary(part.path.stem), self._run, rows)
+            except InputError as error:
+                raise InputError(f"{error}; {self.done} of {self.total} rows are done and safe: {GO_ON}") from error
+            for batch in group:
+                self.leave(batch.start, batch.stop)
+            self._committed += 1
+            if self._committed % TOGETHER == 0 and self._first:
+                self._gather()
+        if held and self._index and time.monotonic() >= self._next_index:
             self._show()
 
     def _gather(self) -> None:
@@ -293,27 +307,21 @@ class Run(SharedRun):
             while self._note.exists() and (group := side_by_side(self._made())):
                 one = part_of(self.folder, group[0].start, group[-1].stop)
                 paths, name = [part.path for part in group], one.path.stem
-                make_real(paths, one.path, None, temporary=self.temporary(name), head=_head_of_part(name))
+                make_real(paths, one.path, None, temporary=self.temporary(name), head=head_of_part(name))
                 if self._index:
                     self.write_index()  # before the parts that the present index shows are gone
                 for path in paths:
                     path.unlink(missing_ok=True)
         except InputError:
             for part in group:
-                check_rows(part, run_of(self.settings), self.output)
+                check_rows(part, self._run, self.output)
             # All of them are good, so the disk is full, say: the run continues with the parts as they are.
         finally:
             self._claims.leave(OUTPUT, OUTPUT + 1)
 
     def pieces(self, *, backwards: bool = False) -> Iterator[Columns]:
         """All rows, some at a time, each compared with its checksum. backwards: the last pieces first."""
-        parts = self.parts()
-        for part in reversed(parts) if backwards else parts:
-            with opened(part.path, "a part") as file:
-                names = columns_of(file)
-                spans = list(cut([(0, part.stop - part.start)], CHUNK))
-                for start, stop in reversed(spans) if backwards else spans:
-                    yield read_rows(file, names, start, stop, part.path)
+        return pieces_of(self.parts(), backwards=backwards)
 
     # The output.
 
@@ -351,8 +359,6 @@ class Run(SharedRun):
             raise InputError(f"{self.output} has been changed while rows were added to it: {GO_ON}")
         made, paths = self._made(), [part.path for part in self.parts()]
         try:
-            for part in made:
-                check_part(part.path, run_of(self.settings))
             with opened(made[0].path, "a part") as first:
                 notes = notes_of(first)
             make_real(
@@ -361,6 +367,7 @@ class Run(SharedRun):
                 self.settings,
                 temporary=self.temporary("whole"),
                 head=lambda _, target: self._head(target, notes),
+                check=self._check_own,
             )
         except InputError as error:
             if self._index:
@@ -370,6 +377,10 @@ class Run(SharedRun):
                 f"{error}; the parts of all {self.total} rows are in {self.folder}: with room on the disk, and those "
                 f"that are damaged deleted, {GO_ON}"
             ) from error
+
+    def _check_own(self, file: h5py.File, path: Path, columns: Mapping[str, Column]) -> None:
+        if path != self.place:  # the finished file that this run continues
+            check_opened(file, path, self._run, columns)
 
     def temporary(self, name: str) -> Path:
         """A place for a file that is not whole yet. On disks without locks two processes may write the same file."""
@@ -426,16 +437,6 @@ class Run(SharedRun):
                 raise InputError(f"{self.folder} has been removed while {self.output} was being made: begin again")
             self._whole = True
         return self._whole
-
-
-def _head_of_part(name: str) -> Callable[[h5py.File, h5py.File], None]:
-    """What a part of this name holds besides rows, as the other parts of its run hold it."""
-
-    def head(source: h5py.File, target: h5py.File) -> None:
-        copy_head(source, target)
-        target.attrs["rows"] = text(name)
-
-    return head
 
 
 def finish(path: Path) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ Columns = Mapping[str, "np.ndarray[Any, Any]"]
 
 _HEAD = ("provenance", "nodes")  # the datasets that have no row for each image
 OF_CERTIFICATES = ("certified", "fingerprint")  # details that describe certificates, and not the rows
+_READ = 1 << 23  # bytes of rows that are copied together
 _MOST_SETTINGS = 4_000_000  # bytes; a schedule of 10,000 levels takes 0.2 MB
 _SHOWN = 5  # differences named in a message
 _OTHERS = {
@@ -46,6 +48,18 @@ _CALLED = {"total": "number of images", "made_by": "command", "certified": "cert
 """The names of settings that users know, where they differ."""
 
 
+class Column(NamedTuple):
+    """The shape (N, *) and the type of a column, and whether its rows lie in parts."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    virtual: bool
+
+
+Check = Callable[[h5py.File, Path, Mapping[str, Column]], Any]
+"""check(file, path, columns) raises an InputError for a file that does not belong where its rows are to go."""
+
+
 def make_real(
     sources: Sequence[Path],
     place: Path,
@@ -54,6 +68,7 @@ def make_real(
     temporary: Path | None = None,
     head: Callable[[h5py.File, h5py.File], None] | None = None,
     advance: Callable[[int], Any] = lambda count: None,
+    check: Check = lambda file, path, columns: None,
 ) -> None:
     """Copy the rows of files, one after the other, into one real file, and compare each row with its checksum.
 
@@ -66,39 +81,48 @@ def make_real(
         temporary: Where the file lies until it is whole; see `odeddim.storage.atomic.replacing`.
         head: head(source, target) writes everything but rows and settings; without it as the first source has it.
         advance: Called with the number of rows after each copy.
+        check: Called for each source.
 
     Raises:
         InputError: A source is damaged, the rows of the sources are not of one kind, or the disk has no room.
     """
-    kinds, counts, columns = [], [], []
-    for path in sources:
-        with opened(path, "a file that odeddim wrote") as file:
-            kinds.append(_kind(file, attributes=head is None))
-            columns.append(look_at(file, path))
-            counts.append(columns[-1]["crc32"].shape[0])
-            if is_index(file):
-                check_parts(file, path, settings_of(file, path))
-        if kinds[-1] != kinds[0]:
-            raise InputError(f"{path} holds rows of another kind than {sources[0]}: make one file of each kind")
-    names = list(columns[0])
+    columns = _alike(sources, check, attributes=head is None)
+    counts = [its["crc32"].shape[0] for its in columns]
     with writing(place, temporary) as target:
         if settings is not None:
             note_settings(target, settings)
-        for name in names:
-            dtype = max((column[name].dtype for column in columns), key=lambda dtype: dtype.itemsize)
-            add_rows(target, name, sum(counts), np.empty((0, *columns[0][name].shape[1:]), dtype))
-        with opened(sources[0], "a file that odeddim wrote") as file:
-            (head or copy_head)(file, target)
-        at = 0
+        into, at, row = {}, 0, 0
+        for name, (shape, *_) in columns[0].items():
+            dtype = max((its[name].dtype for its in columns), key=lambda dtype: dtype.itemsize)
+            into[name] = add_rows(target, name, sum(counts), np.empty((0, *shape[1:]), dtype))
+            row += dtype.itemsize * math.prod(shape[1:])
+        size = CHUNK * max(1, _READ // (CHUNK * row))
         for path, count in zip(sources, counts, strict=True):
             with opened(path, "a file that odeddim wrote") as file:
-                for start in range(0, count, CHUNK):
-                    stop = min(start + CHUNK, count)
-                    for name, values in read_rows(file, names, start, stop, path).items():
-                        target[name][at : at + stop - start] = values
+                if path is sources[0]:
+                    (head or copy_head)(file, target)
+                for start in range(0, count, size):
+                    stop = min(start + size, count)
+                    for name, values in read_rows(file, into, start, stop, path).items():
+                        into[name][at : at + stop - start] = values
                     target.commit()
                     at += stop - start
                     advance(stop - start)
+
+
+def _alike(sources: Sequence[Path], check: Check, *, attributes: bool) -> list[dict[str, Column]]:
+    """The columns of each source; an InputError unless the rows of all are of one kind and belong here."""
+    kinds, columns = [], []
+    for path in sources:
+        with opened(path, "a file that odeddim wrote") as file:
+            columns.append(look_at(file, path))
+            kinds.append(_kind(file, columns[-1], attributes))
+            check(file, path, columns[-1])
+            if any(column.virtual for column in columns[-1].values()):
+                check_parts(file, path, settings_of(file, path))
+        if kinds[-1] != kinds[0]:
+            raise InputError(f"{path} holds rows of another kind than {sources[0]}: make one file of each kind")
+    return columns
 
 
 def joined(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]], total: int) -> dict[str, Any]:
@@ -122,17 +146,10 @@ def joined(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]], total: 
     return {**shared[0], "details": {**shared[0]["details"], "merged": [str(path) for path in paths]}}
 
 
-class Column(NamedTuple):
-    """The shape (N, *) and the type of a column."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-
 def look_at(file: h5py.File, path: Path) -> dict[str, Column]:
     """The columns of a file; raises an InputError if one cannot be read."""
     found = {name: dataset(file, name, path) for name in columns_of(file)}
-    return {name: Column(data.shape, data.dtype) for name, data in found.items()}
+    return {name: Column(data.shape, data.dtype, data.is_virtual) for name, data in found.items()}
 
 
 def read_rows(
@@ -252,11 +269,15 @@ def check_part(path: Path, run: str) -> None:
         run: The hash of the run's settings (`run_of`).
     """
     with opened(path, "the part of that name, or overwrite=True to start anew") as part:
-        if [words(part.attrs.get(key, "")) for key in ("run", "rows")] != [run, path.stem]:
-            raise InputError(f"{path} is of another run or other rows than its name says: delete it, and go on")
-        look_at(part, path)
-        if is_index(part):
-            raise InputError(f"{path} holds no rows of its own: delete it, and go on")
+        check_opened(part, path, run, look_at(part, path))
+
+
+def check_opened(part: h5py.File, path: Path, run: str, columns: Mapping[str, Column]) -> None:
+    """`check_part` of a file that is open, with these columns."""
+    if [words(part.attrs.get(key, "")) for key in ("run", "rows")] != [run, path.stem]:
+        raise InputError(f"{path} is of another run or other rows than its name says: delete it, and go on")
+    if any(column.virtual for column in columns.values()):
+        raise InputError(f"{path} holds no rows of its own: delete it, and go on")
 
 
 def comparable(total: int, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,16 +331,15 @@ def _brief(value: Any) -> str:
     return words if len(words) <= 40 else f"{words[:12]}..."
 
 
-def _kind(file: h5py.File, attributes: bool) -> dict[str, Any]:
+def _kind(file: h5py.File, columns: Mapping[str, Column], attributes: bool) -> dict[str, Any]:
     """What files must have in common if their rows are put together: columns, shapes and types, and attributes."""
-    kind: dict[str, Any] = {}
+    kind: dict[str, Any] = {
+        name: (column.shape[1:], "text" if column.dtype.kind == "S" else column.dtype.str)
+        for name, column in columns.items()
+    }
     if attributes:
         kind["/"] = {key: value for key, value in _attributes(file).items() if key != "rows"}
-    for name, item in items(file, depth=2):
-        if name not in _HEAD:
-            data = isinstance(item, h5py.Dataset)
-            like = (item.shape[1:], "text" if item.dtype.kind == "S" else item.dtype.str) if data else None
-            kind[name] = (_attributes(item) if attributes else None, like)
+        kind["attributes"] = {name: _attributes(item) for name, item in items(file, depth=2) if name not in _HEAD}
     return kind
 
 

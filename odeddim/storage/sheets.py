@@ -172,8 +172,8 @@ def save_sheet(
         path: The file.
         layout: Where everything is.
         captions: What is said of the images.
-        notes: As for `odeddim.storage.png.save_image`.
-        temporary: As for `odeddim.storage.png.save_image`.
+        notes: As for `odeddim.storage.png.encoded`.
+        temporary: Where the file lies until it is whole; see `odeddim.storage.atomic.replacing`.
 
     Raises:
         InputError: An image cannot be drawn, or the disk does not take the sheet.

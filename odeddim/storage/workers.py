@@ -155,7 +155,8 @@ class SharedRun:
         self.total = total
         self.settings = comparable(total, settings)
         self._of_first = of_first
-        self.mark = mark_of(run_of(self.settings))
+        self._run = run_of(self.settings)
+        self.mark = mark_of(self._run)
         self._rank, self._ranks = rank()
         self._note = note
         self._claims = Claims(lock)
@@ -164,6 +165,7 @@ class SharedRun:
         """Whether this process may do what one process at a time does."""
         # Batches handed out and not done: the system does not tell a process about its own claims.
         self._taken: set[tuple[int, int]] = set()
+        self._within = 0  # contexts of `together`
 
         def begin() -> None:
             with self._claims.waiting_for(SETUP):
@@ -260,6 +262,21 @@ class SharedRun:
         self._taken.discard((start, stop))
         self._claims.leave(start, stop)
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """A context: batches that are written in it are done when it ends, and share files or syncs."""
+        self._within += 1
+        try:
+            yield
+        finally:
+            self._within -= 1
+            if not self._within:
+                self._write_held()
+
+    def _write_held(self) -> None:
+        """Write the batches that were held back by `together`, and sync them."""
+        raise NotImplementedError
+
     def __enter__(self: S) -> S:
         return self
 
@@ -305,6 +322,14 @@ class Together:
                     if other is not run:
                         other.claim(start, stop)
                 yield start, stop
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """The context of `SharedRun.together` for all of them."""
+        with contextlib.ExitStack() as stack:
+            for run in self._all:
+                stack.enter_context(run.together())
+            yield
 
 
 def gaps(spans: Sequence[tuple[int, int]], total: int) -> Iterator[tuple[int, int]]:

@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from odeddim.storage.atomic import replace_by
 from odeddim.storage.images import ImageSource, check_shape, open_images
 from odeddim.storage.outputs import open_output
-from odeddim.storage.png import save_image, to_bytes
+from odeddim.storage.png import encoded, to_bytes
 from odeddim.types import InputError
 
 GRAY = np.random.default_rng(0).integers(0, 256, (5, 6, 4), np.uint8)  # (N, H, W)
@@ -542,7 +543,7 @@ def test_every_byte_survives(tmp_path: Path) -> None:
     every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     (tmp_path / "in.npy").write_bytes(npy(every.reshape(1, 1, 16, 16)))
     images = open_images(tmp_path / "in.npy").read()
-    save_image(images[0], tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(encoded(images[0], tmp_path / "a.png"))
     assert np.array_equal(np.array(PIL.Image.open(tmp_path / "a.png")), every[0])
 
 
@@ -554,20 +555,25 @@ def test_rounding() -> None:
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_image(torch.zeros(1, 2, 2), tmp_path / "x.png")
-    before = (tmp_path / "x.png").read_bytes()
+    replace_by(tmp_path / "x.png", b"before")
 
-    def full(self: PIL.Image.Image, path: Path, **options: Any) -> None:
-        path.write_bytes(b"half")
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(PIL.Image.Image, "save", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"x\.png cannot be written \(No space left"):
-        save_image(torch.ones(1, 2, 2), tmp_path / "x.png")
-    assert (tmp_path / "x.png").read_bytes() == before
+        replace_by(tmp_path / "x.png", b"after")
+    assert (tmp_path / "x.png").read_bytes() == b"before"
+    assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(InputError, match=r"x\.png is a folder"):
+        replace_by(tmp_path / "x.png", b"content")
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
 
 
 def test_what_no_png_can_hold(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 or 3 channels"):
-        save_image(torch.zeros(2, 4, 4), tmp_path / "x.png")
+        encoded(torch.zeros(2, 4, 4), tmp_path / "x.png")

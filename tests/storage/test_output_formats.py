@@ -120,7 +120,7 @@ def animated(to: Animation, images: torch.Tensor, **how: bool) -> list[np.ndarra
 @pytest.mark.parametrize("suffix", ["gif", "webp", pytest.param("mp4", marks=needs_av)])
 def test_animations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, channels: int) -> None:
     """Every image, in order, and back without repeating the ends; the same bytes each time."""
-    monkeypatch.setattr("odeddim.storage.resumable.CHUNK", 2)  # which cuts the parts, too
+    monkeypatch.setattr("odeddim.storage.parts.CHUNK", 2)  # which cuts the parts, too
     images = pictures(5, channels, 7, 9)
     bare = [to_bytes(image).expand(3, -1, -1).movedim(0, -1).numpy().repeat(3, 0).repeat(3, 1) for image in images]
     for back, order in ((False, [0, 1, 2, 3, 4]), (True, [0, 1, 2, 3, 4, 3, 2, 1])):

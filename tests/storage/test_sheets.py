@@ -110,7 +110,7 @@ def test_a_sheet_goes_on_and_says_what_is_known(tmp_path: Path, monkeypatch: pyt
         return [str(i)]
 
     images, to = noise(7, 1, 6, 4), Pictures(tmp_path / "s.png", scale=1, labels=True)
-    monkeypatch.setattr("odeddim.storage.resumable.CHUNK", 2)
+    monkeypatch.setattr("odeddim.storage.parts.CHUNK", 2)
     for stop in (True, False):
         with open_output(to, list("abcdefg"), {}, captions=Captions(under)) as out:
             for start, end in out.batches(3):
