@@ -14,42 +14,27 @@ real-valued labels. The scheduler's file states the schedule, the prediction and
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from odeddim.models import json_files, schedulers
-from odeddim.models.components import (
-    CONFIG,
-    changed_settings,
-    check_sides,
-    config_of,
-    halvings,
-    library,
-    made,
-    settings_of,
-    size,
-)
+from odeddim.models.components import CONFIG, changed_settings, config_of, library, made, settings_of, size
 from odeddim.models.guarded import Loaded
-from odeddim.models.networks import autoencoder, text_encoders
-from odeddim.models.networks.text_encoders import TextEncoder, has
+from odeddim.models.networks import autoencoder
+from odeddim.models.networks.text_encoders import has
+from odeddim.models.pipelines.table import NETWORKS
+from odeddim.models.pipelines.told import Call, Pipeline
 from odeddim.models.weights import hash_of_networks
-from odeddim.ode.conditions import Classes, Conditions, Prompts, words_of
+from odeddim.ode.conditions import words_of
 from odeddim.ode.field import VectorField
-from odeddim.ode.sizes import Sizes
 from odeddim.types import InputError
 
 INDEX = "model_index.json"
 CODECS = ("vae", "vqvae")
 _OF_TEXTS = ("tokenizer", "text_encoder")
-
-_OF_OTHERS = ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds", "time_cond_proj_dim")
-"""Settings of text-conditioned networks that take more inputs than a text."""
 
 
 def matches(path: Path) -> bool:
@@ -149,55 +134,6 @@ def _shape(config: Mapping[str, Any], where: Path) -> tuple[int, int, int]:
     return channels, height, width
 
 
-@dataclass(frozen=True)
-class Pipeline:
-    """A pipeline's folder and its settings.
-
-    Attributes:
-        folder: The folder.
-        index: The content of model_index.json.
-        config: The config of the network.
-        where: The folder of the network.
-        shape: The shape (c, h, w) of the network's own data.
-        image_shape: The shape (C, H, W) of the images of these data.
-    """
-
-    folder: Path
-    index: Mapping[str, Any]
-    config: Mapping[str, Any]
-    where: Path
-    shape: tuple[int, ...]
-    image_shape: tuple[int, ...]
-
-    def refuse(self, why: str) -> InputError:
-        """Return an error about the network's config."""
-        return InputError(f"{self.where / CONFIG}: {why}")
-
-
-Call = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Told:
-    """How a network is called, and under which conditions.
-
-    Attributes:
-        call: The function (network, x, t, *given) -> the network's output, an object of diffusers.
-        sizes: The sizes of data that the network takes.
-        conditions: The conditions that the network takes; None for an unconditional network.
-        encoders: The encoders of texts, whose weights are part of the model's hash.
-        assumed: The values that the folder does not state, in words.
-        made_by: The class that builds the network, if it is not the class that the config names.
-    """
-
-    call: Call
-    sizes: Sizes
-    conditions: Conditions | None = None
-    encoders: Sequence[TextEncoder] = ()
-    assumed: Sequence[str] = ()
-    made_by: str | None = None
-
-
 class _Called(nn.Module):
     """A network of diffusers as a function of (x, t, *given). Of its output, learned variances are dropped."""
 
@@ -208,110 +144,3 @@ class _Called(nn.Module):
     def forward(self, x: Tensor, t: Tensor, *given: Tensor) -> Tensor:
         answer: Tensor = self._call(self.network, x, t, *given).sample
         return answer[:, : self._channels]
-
-
-def _with_text(of: Pipeline) -> Told:
-    """Return how the networks of Stable Diffusion 1 and 2 and SDXL are called."""
-    for key in _OF_OTHERS:
-        if of.config.get(key) is not None:
-            raise of.refuse(f"the network takes more inputs than a prompt ({key}), which odeddim does not support")
-    summary = of.config.get("addition_embed_type")
-    if summary not in (None, "text_time"):
-        raise of.refuse(
-            f"the network takes more inputs than a prompt (addition_embed_type {summary!r}), which odeddim does not "
-            "support"
-        )
-    assumed: list[str] = []
-    call: Call = _called_with_text
-    if summary is None:
-        embed, encoders = text_encoders.one(of.folder, of.index)
-    else:
-        call = partial(_called_sdxl, factor=of.image_shape[1] // of.shape[1])
-        embed, encoders = text_encoders.two(of.folder, of.index)
-        assumed.append("SDXL's size conditions: an original image of the size of the run, not cropped")
-        told = 6 * of.config.get("addition_time_embed_dim", 0) + embed("")[1].shape[1]
-        if told != of.config.get("projection_class_embeddings_input_dim"):
-            raise of.refuse(
-                "the network does not take a summary and six sizes as SDXL does (SDXL's refiner takes others), which "
-                "odeddim does not support"
-            )
-    _check_width(of, "cross_attention_dim", sum(encoder.width for encoder in encoders))
-    zeros = summary is not None and bool(of.index.get("force_zeros_for_empty_prompt", True))
-    return Told(call, _halved(of), Prompts(embed, zeros=zeros), encoders, assumed)
-
-
-def _halved(of: Pipeline) -> Sizes:
-    """The sizes of a U-Net, which is convolutional: those that it can halve between its levels."""
-    return Sizes(of.shape, 2 ** halvings(of.config))
-
-
-def _check_width(of: Pipeline, key: str, width: int) -> None:
-    if of.config.get(key) != width:
-        raise of.refuse(f"the network has {key} {of.config.get(key)}, but its text encoders return width {width}")
-
-
-def _plain(of: Pipeline) -> Told:
-    """Return how the U-Net of latent diffusion without texts is called, with or without classes."""
-    if of.config.get("class_embed_type") is not None:
-        raise of.refuse(f"odeddim does not support class_embed_type {of.config['class_embed_type']!r}")
-    check_sides(of.config, of.shape, of.where)
-    count = of.config.get("num_class_embeds")
-    return Told(_called_plain, _halved(of), None if count is None else Classes(count))
-
-
-def _dit(of: Pipeline) -> Told:
-    """Return how DiT is called. The label after the last class means no class. Its answers are square."""
-    count = of.config.get("num_embeds_ada_norm")
-    if of.config.get("norm_type") != "ada_norm_zero" or type(count) is not int:
-        raise of.refuse(
-            "the transformer is not a DiT, which has norm_type 'ada_norm_zero' and num_embeds_ada_norm, and odeddim "
-            "supports no others"
-        )
-    return Told(_called_dit, Sizes(of.shape), Classes(count, null=count), made_by="DiTTransformer2DModel")
-
-
-def _sd3(of: Pipeline) -> Told:
-    """Return how the network of Stable Diffusion 3 is called. Its table of positions is cropped to smaller data."""
-    embed, encoders = text_encoders.three(of.folder, of.index, of.config.get("joint_attention_dim", 0))
-    _check_width(of, "pooled_projection_dim", embed("")[1].shape[1])
-    patch, positions = of.config.get("patch_size", 2), of.config.get("pos_embed_max_size", 96)
-    cropped = all(type(each) is int and each > 0 for each in (patch, positions))
-    sizes = Sizes(of.shape, patch, patch * positions) if cropped else Sizes(of.shape)
-    return Told(_called_sd3, sizes, Prompts(embed), encoders)
-
-
-# Calls of each kind of network. These are named functions because a field that holds one must be picklable.
-
-
-def _called_with_text(network: nn.Module, x: Tensor, t: Tensor, text: Tensor) -> Any:
-    return network(x, t, encoder_hidden_states=text)
-
-
-def _called_sdxl(network: nn.Module, x: Tensor, t: Tensor, text: Tensor, summary: Tensor, *, factor: int) -> Any:
-    """Call SDXL's network. Its six size conditions are in pixels, `factor` times the sides of the data: the height and
-    width of the image before it was cropped, the top and left of the crop, and the height and width after it."""
-    height, width = (factor * side for side in x.shape[2:])
-    six = torch.tensor([[height, width, 0, 0, height, width]], device=x.device).expand(len(x), -1)
-    return network(x, t, encoder_hidden_states=text, added_cond_kwargs={"text_embeds": summary, "time_ids": six})
-
-
-def _called_plain(network: nn.Module, x: Tensor, t: Tensor, label: Tensor | None = None) -> Any:
-    return network(x, t, class_labels=label)
-
-
-def _called_dit(network: nn.Module, x: Tensor, t: Tensor, label: Tensor) -> Any:
-    return network(x, timestep=t, class_labels=label)
-
-
-def _called_sd3(network: nn.Module, x: Tensor, t: Tensor, text: Tensor, summary: Tensor) -> Any:
-    return network(x, encoder_hidden_states=text, pooled_projections=summary, timestep=t)
-
-
-NETWORKS: dict[str, Callable[[Pipeline], Told]] = {
-    "UNet2DConditionModel": _with_text,
-    "UNet2DModel": _plain,
-    "DiTTransformer2DModel": _dit,
-    "Transformer2DModel": _dit,  # as DiT's files call it
-    "SD3Transformer2DModel": _sd3,
-}
-"""The supported classes of networks, each with the function that returns how its network is called."""

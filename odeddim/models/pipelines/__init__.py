@@ -1,0 +1,1 @@
+"""How the networks in diffusers' pipelines are called: one module for each family of pipelines, `table` for all."""
