@@ -205,9 +205,12 @@ def check_amount(output: Path, count: int, size: int, what: str) -> None:
 
 
 def check_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape, if it is (C, H, W) of an image that can be made; otherwise an InputError."""
-    if len(shape) != 3 or min(shape) < 1 or 4 * math.prod(shape) > MOST_ROW:
-        raise InputError(f"an image of shape {shape} has more than {MOST_ROW // 4:,} values, or none: give (C, H, W)")
+    """The shape, if it is that of an image or a video that can be made; otherwise an InputError."""
+    if len(shape) not in (3, 4) or min(shape) < 1 or 4 * math.prod(shape) > MOST_ROW:
+        raise InputError(
+            f"an image of shape {shape} has more than {MOST_ROW // 4:,} values, or none: give (C, H, W), or "
+            "(C, F, H, W) of a video"
+        )
     return shape
 
 

@@ -23,6 +23,7 @@ from odeddim.ode.pickling import check_pickles
 from odeddim.ode.predictions import HELD, PREDICTIONS
 from odeddim.ode.schedule import TIMES, Schedule, Time
 from odeddim.ode.sizes import Sizes, check_batch, counterpart
+from odeddim.storage.errors import axes_of
 from odeddim.types import InputError, pick
 
 
@@ -243,7 +244,7 @@ class VectorField:
         if sizes is not None and shape not in sizes:
             has = "×".join(map(str, shape))
             raise InputError(
-                f"the model {self.name!r} makes images of {sizes.words(shape)}, not {has} (channels×height×width): "
+                f"the model {self.name!r} makes images of {sizes.words(shape)}, not {has} ({axes_of(shape)}): "
                 "give another shape=..., or leave it out"
             )
         return shape if self.codec is None or own is None or self.shape is None else counterpart(shape, own, self.shape)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from odeddim.storage.array_formats import open_array
 from odeddim.storage.arrays import Array
-from odeddim.storage.errors import read_errors
+from odeddim.storage.errors import axes_of, read_errors
 from odeddim.storage.image_files import SUFFIXES, files_below, files_listed
 from odeddim.storage.names import Names
 from odeddim.storage.opened_files import OpenedFiles, as_bytes, content_hash
@@ -205,8 +205,8 @@ def other_shape(source: ImageSource, wants: str, where: str | Path) -> InputErro
     """
     has = "×".join(map(str, source.shape))
     return InputError(
-        f"the images of {where} are {has} (channels×height×width), but the model takes {wants}: resize=... scales and "
-        "crops them as they are read"
+        f"the images of {where} are {has} ({axes_of(source.shape)}), but the model takes {wants}: resize=... scales "
+        "and crops them as they are read"
     )
 
 

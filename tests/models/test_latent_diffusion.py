@@ -467,7 +467,7 @@ def test_shift_scale_and_means_of_each_channel(tmp_path: Path) -> None:
         ({"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 1.0}, "or neither of the two"),
         (
             {"_class_name": "AutoencoderTiny"},
-            "describes a AutoencoderTiny, but odeddim supports only AutoencoderKL and VQModel",
+            "describes a AutoencoderTiny, but odeddim supports only AutoencoderKL, VQModel, ",
         ),
         ({"block_out_channels": "many"}, "no network can be built"),
     ],

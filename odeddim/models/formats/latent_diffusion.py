@@ -4,6 +4,7 @@
                   UNet2DModel: latent diffusion, unconditional or with classes
     transformer/  DiTTransformer2DModel: DiT (2212.09748), with classes, a last label for no class, learned variances
                   SD3Transformer2DModel: Stable Diffusion 3 (2403.03206), with prompts
+                  WanTransformer3DModel, CogVideoXTransformer3DModel: videos, see `odeddim.models.pipelines.videos`
 
 The field acts on the data that the autoencoder makes of images; its `codec` converts between the two. Networks take
 real-valued labels. The scheduler's file states the schedule, the prediction and the labels of the network
@@ -27,6 +28,7 @@ from odeddim.models.networks import autoencoder
 from odeddim.models.networks.text_encoders import has
 from odeddim.models.pipelines.table import NETWORKS
 from odeddim.models.pipelines.told import Call, Pipeline
+from odeddim.models.pipelines.videos import SIDES
 from odeddim.models.weights import hash_of_networks
 from odeddim.ode.conditions import words_of
 from odeddim.ode.field import VectorField
@@ -71,11 +73,11 @@ def read(path: Path) -> VectorField:
     config = config_of(where)
     if config.get("_class_name") != kind:
         raise InputError(f"{where / CONFIG} describes a {config.get('_class_name')}, but {INDEX} names a {kind}")
-    shape = _shape(config, where)
-    posed = schedulers.read(folder / "scheduler" / schedulers.NAME)
-    # The smaller components first, so that an error in one of them does not wait for gigabytes of weights.
     codecs = [part for part in CODECS if has(index, part)]
     codecs += [part for part in CODECS if part in index or (folder / part).is_dir()]
+    shape = _shape(config, where, SIDES[kind](config, folder / CODECS[0]) if kind in SIDES else None)
+    posed = schedulers.read(folder / "scheduler" / schedulers.NAME)
+    # The smaller components first, so that an error in one of them does not wait for gigabytes of weights.
     codec, its_kind, assumed = autoencoder.read(folder / codecs[0], shape) if codecs else (None, "", [])
     told = NETWORKS[kind](Pipeline(folder, index, config, where, shape, codec.image_shape if codec else shape))
     make = getattr(library("diffusers"), told.made_by or kind).from_config
@@ -118,20 +120,27 @@ def _network(folder: Path, index: Mapping[str, Any]) -> tuple[Path, str]:
     return where, kind
 
 
-def _shape(config: Mapping[str, Any], where: Path) -> tuple[int, int, int]:
-    """Return the shape (c, h, w) of the data."""
-    sides = config.get("sample_size")
+def _shape(config: Mapping[str, Any], where: Path, of_video: list[Any] | None) -> tuple[int, ...]:
+    """Return the shape (c, h, w) of the data, or (c, f, h, w) of those of videos, whose f, h and w are given."""
+    sides = of_video or config.get("sample_size")
     shape: list[Any] = [config.get("in_channels"), *(sides if isinstance(sides, list) else [sides, sides])]
-    if len(shape) != 3 or not all(type(each) is int and 0 < each < 1 << 16 for each in shape):
-        raise InputError(f"{where / CONFIG} must give in_channels and sample_size as whole numbers: write them into it")
-    channels, height, width = shape
+    if len(shape) != (4 if of_video else 3) or not all(type(each) is int and 0 < each < 1 << 16 for each in shape):
+        raise InputError(
+            f"{where / CONFIG} must give in_channels and {_named(of_video)} as whole numbers: write them into it"
+        )
+    channels = shape[0]
     answer = config.get("out_channels") or channels
     if answer not in (channels, 2 * channels):  # twice as many: it predicts variances too
         raise InputError(
             f"{where / CONFIG}: the network takes {channels} channels and returns {answer}, so it also needs an image "
             "or a mask as its input, which odeddim does not support"
         )
-    return channels, height, width
+    return tuple(shape)
+
+
+def _named(of_video: list[Any] | None) -> str:
+    """The settings that give the sizes of the data."""
+    return "sample_frames, sample_height and sample_width" if of_video else "sample_size"
 
 
 class _Called(nn.Module):

@@ -32,6 +32,7 @@ ENCODERS = {
     "CLIPTextModel": "CLIPTextConfig",
     "CLIPTextModelWithProjection": "CLIPTextConfig",
     "T5EncoderModel": "T5Config",
+    "UMT5EncoderModel": "UMT5Config",
 }
 """The class of each text encoder -> the class of its settings."""
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
@@ -51,35 +52,39 @@ class TextEncoder:
         summarizes: Whether the encoder returns a projected summary.
     """
 
-    def __init__(self, folder: Path, index: Mapping[str, Any], number: str = "") -> None:
+    def __init__(
+        self, folder: Path, index: Mapping[str, Any], number: str = "", *, tokens: int = T5_TOKENS, masked: bool = False
+    ) -> None:
         """Read a tokenizer and its text encoder.
 
         Args:
             folder: The folder of the pipeline.
             index: The content of model_index.json.
             number: The suffix of the two components' names: "", "_2" or "_3".
+            tokens: The most tokens of a text, of an encoder that takes any number.
+            masked: Whether the encoder is told which tokens only fill up a text; its config may say so too.
 
         Raises:
             InputError: If a component is missing, damaged or unknown, or if the two do not belong together.
         """
         self._tokenizer = _tokenizer(folder, index, f"tokenizer{number}")
-        tokens = len(self._tokenizer)
+        words = len(self._tokenizer)
         where = folder / f"text_encoder{number}"
         kind = _named(folder, index, where.name, tuple(ENCODERS))
         transformers, config = library("transformers"), config_of(where)
         settings = getattr(transformers, ENCODERS[kind])
         self._encoder = made(lambda: getattr(transformers, kind)(settings.from_dict(config)), where)
         its: Any = self._encoder.config
-        if tokens > its.vocab_size:
+        if words > its.vocab_size:
             raise InputError(
-                f"{folder / f'tokenizer{number}'} has {tokens} tokens, but {where} has only {its.vocab_size}: "
+                f"{folder / f'tokenizer{number}'} has {words} tokens, but {where} has only {its.vocab_size}: "
                 "copy both from one pipeline"
             )
         self.width: int = its.hidden_size
         self.summarizes = kind == "CLIPTextModelWithProjection"
-        positions = getattr(its, "max_position_embeddings", T5_TOKENS)
+        positions = getattr(its, "max_position_embeddings", tokens)
         self._longest = min(self._tokenizer.model_max_length, positions)
-        self._masked = bool(config.get("use_attention_mask"))
+        self._masked = masked or bool(config.get("use_attention_mask"))
 
     @property
     def network(self) -> nn.Module:
@@ -117,6 +122,10 @@ class TextEncoder:
         tokens = self._tokenizer(text, padding="max_length", max_length=self._longest, return_tensors="pt")
         return tokens.input_ids, tokens.attention_mask
 
+    def count(self, text: str) -> int:
+        """The number of tokens of a text, with those for start and end."""
+        return int(self._tokenizer(text, return_tensors="pt").input_ids.shape[1])
+
     def __call__(self, text: str) -> tuple[Tensor, Tensor, Tensor | None]:
         """Encode a text.
 
@@ -130,10 +139,9 @@ class TextEncoder:
         Raises:
             InputError: If the text is too long.
         """
-        tokens = self._tokenizer(text, return_tensors="pt")
-        if tokens.input_ids.shape[1] > self._longest:
+        if (count := self.count(text)) > self._longest:
             raise InputError(
-                f"the prompt {text[:40] + '...'!r} has {tokens.input_ids.shape[1]} tokens, with those for start and "
+                f"the prompt {text[:40] + '...'!r} has {count} tokens, with those for start and "
                 f"end, but this model takes at most {self._longest}: shorten it"
             )
         ids, mask = (part.to(next(self._encoder.parameters()).device) for part in self._padded(text))
