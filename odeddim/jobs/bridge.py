@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -122,9 +123,9 @@ def bridge(
         return asdict(provenance_of(other, over.target_plan, "bridge", **details, **of))
 
     began, work = time.perf_counter(), _Crossing(over, given, place.state, cycle, is_sheet)
-    captions = _captions(names, other.name, cycle)
+    opening = partial(open_output, to, names, shape=given.shape, captions=_captions(names, other.name, cycle))
     with (
-        open_output(to, names, of_first(len(names)), overwrite=overwrite, captions=captions, of_first=of_first) as out,
+        opening(settings=of_first(len(names)), overwrite=overwrite, of_first=of_first) as out,
         shown(progress, len(names), "bridging", out.done) as advance,
     ):
         for start, stop in out.batches(size):

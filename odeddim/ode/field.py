@@ -23,7 +23,7 @@ from odeddim.ode.pickling import check_pickles
 from odeddim.ode.predictions import HELD, PREDICTIONS
 from odeddim.ode.schedule import TIMES, Schedule, Time
 from odeddim.ode.sizes import Sizes, check_batch, counterpart
-from odeddim.storage.errors import axes_of
+from odeddim.storage.errors import axes_of, called
 from odeddim.types import InputError, pick
 
 
@@ -244,8 +244,8 @@ class VectorField:
         if sizes is not None and shape not in sizes:
             has = "×".join(map(str, shape))
             raise InputError(
-                f"the model {self.name!r} makes images of {sizes.words(shape)}, not {has} ({axes_of(shape)}): "
-                "give another shape=..., or leave it out"
+                f"the model {self.name!r} makes {called(sizes.own)} of {sizes.words(shape)}, not {has} "
+                f"({axes_of(shape)}): give another shape=..., or leave it out"
             )
         return shape if self.codec is None or own is None or self.shape is None else counterpart(shape, own, self.shape)
 
@@ -494,7 +494,7 @@ class VectorField:
             InputError: If the batch is empty, of another shape, or not finite.
         """
         sizes = sizes or self.sizes
-        what = "latents" if self.codec is not None and sizes == self.sizes else "images"
+        what = "latents" if self.codec is not None and sizes == self.sizes else called(self.image_shape or ())
         check_batch(x, sizes, f"the model {self.name!r} takes {what}")
 
     def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:

@@ -52,6 +52,11 @@ def short(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def called(shape: Sequence[int]) -> str:
+    """What things of a shape (C, H, W) or (C, F, H, W) are called: "images" or "videos"."""
+    return "videos" if len(shape) == 4 else "images"
+
+
 def axes_of(shape: Sequence[int]) -> str:
     """The axes of an image (C, H, W) or of a video (C, F, H, W), in words."""
     return "channels×frames×height×width" if len(shape) == 4 else "channels×height×width"

@@ -6,10 +6,14 @@ The pipelines are tiny, with random weights everywhere, and saved by diffusers.
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from torch import Tensor
@@ -17,9 +21,12 @@ from torch import Tensor
 import odeddim
 from odeddim import InputError, State, VectorField
 from odeddim.api import to_data, to_images
+from odeddim.latents.latent_file import LatentFile
 from odeddim.ode.sizes import Sizes, counterpart
 from odeddim.plans import Plan, integrate
 from odeddim.solvers import get
+from odeddim.storage.images import open_images
+from odeddim.storage.png import to_bytes
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is installed by the test extra")
 transformers = pytest.importorskip("transformers", reason="transformers is installed by the test extra")
@@ -29,6 +36,7 @@ import test_latent_diffusion as latents  # noqa: E402
 from test_latent_diffusion import edited, off, saved, stirred  # noqa: E402
 
 STEPS = 20
+Run = Callable[..., tuple[int, str, str]]
 DATA = (4, 3, 4, 8)  # frames and sides of the data of videos of 9 frames of 16×32
 
 
@@ -47,13 +55,13 @@ def wan_codec(**more: Any) -> Any:
     return stirred(diffusers.AutoencoderKLWan(**{**config, **more}), 2)
 
 
-def wan(folder: Path, scheduler: Any) -> Any:
+def wan(folder: Path, scheduler: Any, *, vae: Any = None, **more: Any) -> Any:
     network = diffusers.WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=24, freq_dim=16,
         ffn_dim=24, num_layers=1,
     )  # fmt: skip
-    parts = {"vae": wan_codec(), "transformer": stirred(network, 3), "scheduler": scheduler, **texts("UMT5", folder)}
-    return saved(diffusers.WanPipeline(**parts), folder)
+    parts = {"vae": vae or wan_codec(), "transformer": stirred(network, 3), "scheduler": scheduler}
+    return saved(diffusers.WanPipeline(**parts, **texts("UMT5", folder), **more), folder)
 
 
 def cogvideox_codec(**more: Any) -> Any:
@@ -117,15 +125,12 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, VectorFie
     return folder / "model", pipeline, odeddim.load(folder / "model")
 
 
-@pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_wans_run_is_the_pipelines(flow: tuple[Path, Any, VectorField], guidance: float) -> None:
+def run_of_wan(pipeline: Any, whole: VectorField, guidance: float, shape: tuple[int, ...] = DATA) -> None:
     """From t = 1, where σ is infinite, their first step leads to the top of ours; from there on the runs are one."""
-    _, pipeline, whole = flow
     field, arguments = told(whole, guidance)
-    assert (field.predicts, field.time, field.schedule.kind) == ("flow", "index", "flow")
     kept = Kept()
     theirs = pipeline(
-        num_inference_steps=STEPS + 1, latents=noise(), output_type="pt", callback_on_step_end=kept, **arguments
+        num_inference_steps=STEPS + 1, latents=noise(shape), output_type="pt", callback_on_step_end=kept, **arguments
     ).frames
     t = pipeline.scheduler.sigmas.double()[1:]
     nodes = (t / (1 - t)).flip(0)
@@ -138,6 +143,14 @@ def test_wans_run_is_the_pipelines(flow: tuple[Path, Any, VectorField], guidance
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_wans_run_is_the_pipelines(flow: tuple[Path, Any, VectorField], guidance: float) -> None:
+    _, pipeline, field = flow
+    assert (field.predicts, field.time, field.schedule.kind) == ("flow", "index", "flow")
+    assert (field.shape, field.image_shape) == ((4, 21, 120, 208), (3, 81, 480, 832))
+    run_of_wan(pipeline, field, guidance)
+
+
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 5.0])
 def test_wans_run_by_unipc_is_the_pipelines(
     flow: tuple[Path, Any, VectorField], guidance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,7 +358,9 @@ def test_what_is_refused(flow: tuple[Path, Any, VectorField], shifted: tuple[Pat
         odeddim.encode(videos(frames=8), model=field)
     with pytest.raises(InputError, match=r"F 1 more than a multiple of 8, .* not 3×13×16×32 \(channels×frames×height"):
         odeddim.sample(1, model=shifted[2], shape=(3, 13, 16, 32))
-    with pytest.raises(InputError, match=r"takes images of 3×F×H×W .* not 3×16×32 \(channels×height×width"):
+    with pytest.raises(InputError, match="convolves videos, for which there is no such form"):
+        odeddim.load(flow[1]).to("cpu", channels_last=True)
+    with pytest.raises(InputError, match=r"takes videos of 3×F×H×W .* not 3×16×32 \(channels×height×width"):
         odeddim.encode(videos()[:, :, 0], model=field)
 
 
@@ -378,3 +393,74 @@ def test_pipelines_that_it_does_not_take(
         odeddim.load(copy)
     assert str(copy) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_wan_with_patches_of_pixels_and_a_label_for_each_of_its_own(tmp_path: Path) -> None:
+    """As Wan 2.2's 5B: its autoencoder takes squares of 2×2 pixels as channels, and from text all labels are one."""
+    codec = wan_codec(
+        is_residual=True, patch_size=2, in_channels=12, out_channels=12, scale_factor_spatial=8, dim_mult=[1, 1, 1]
+    )
+    pipeline = wan(tmp_path, diffusers.FlowMatchEulerDiscreteScheduler(), vae=codec, expand_timesteps=True)
+    whole = odeddim.load(pipeline)
+    assert (whole.shape, whole.image_shape) == ((4, 21, 60, 104), (3, 81, 480, 832))
+    run_of_wan(pipeline, whole, 5.0, (4, 3, 2, 4))
+    with torch.no_grad():
+        z = codec.encode(videos()).latent_dist.mean
+    mean, spread = (torch.tensor(codec.config[f"latents_{name}"])[:, None, None, None] for name in ("mean", "std"))
+    assert off(to_data(whole, videos()), (z - mean) / spread) < 1e-5
+
+
+# On the command line.
+
+
+@pytest.mark.parametrize("kind", ["flow", "shifted"])
+def test_clips_to_latents_and_back(kind: str, here: Path, run: Run, request: pytest.FixtureRequest) -> None:
+    folder, _, field = request.getfixturevalue(kind)
+    clips = here / "clips"
+    for name, video in zip(("cat/walk", "dog"), to_bytes(videos()).permute(0, 2, 3, 4, 1), strict=True):
+        (clips / name).mkdir(parents=True)
+        for number, frame in enumerate(video.numpy()):
+            PIL.Image.fromarray(np.ascontiguousarray(frame)).save(clips / name / f"{number}.png")
+    how = ("--model", folder, "--prompt", "cat", "--steps", 4)
+    code, out, err = run("encode", clips, "-o", "z.h5", *how)
+    assert code == 0, err
+    x_0 = open_images(clips, prepare=odeddim.Preparation(frames="video")).read()
+    with LatentFile(Path("z.h5")) as file:
+        assert (file.shape, list(file.names)) == (DATA, ["cat/walk", "dog"])
+        assert file.provenance.details["network_batch"] == 1
+        told = field.conditioned(prompt="cat")
+        assert off(file.read(0, 2).xbar, odeddim.encode(x_0, "belm", model=told, steps=4).xbar) < 1e-4
+    code, out, err = run("decode", "z.h5", "-o", "out", "--format", "png")
+    assert code == 0, err
+    assert "2 videos in out" in out
+    again = open_images(Path("out"), prepare=odeddim.Preparation(frames="video"))
+    assert list(again.names) == ["cat/walk", "dog"]
+    assert torch.equal(to_bytes(again.read()), to_bytes(field.codec.decode(field.codec.encode(x_0))))
+    assert re.search("a folder of videos\n *videos *2\n", run("inspect", "out")[1])
+    code, out, err = run("decode", "z.h5", "-o", "out.h5")
+    assert code == 0, err
+    assert torch.equal(to_bytes(open_images(Path("out.h5")).read()), to_bytes(again.read()))
+    if kind == "flow":
+        assert run("verify", "z.h5")[0] == 0
+        with LatentFile(Path("z.h5")) as file:  # certified in place
+            assert float(file.figures()["round_trip"].max()) < 1e-4
+    for arguments, says in (
+        (
+            ("encode", clips, "-o", "y.h5", *how, "--frames", 4),
+            "are 3×4×16×32 .*: --frames N takes the first N",
+        ),
+        (("encode", clips, "-o", "y.h5", *how, "--frames", 10), "has 9 frames, fewer than --frames 10"),
+        (("decode", "z.h5", "-o", "s.png"), r"s\.png would show images, and these are videos"),
+        (("decode", "z.h5", "-o", "o", "--format", "jpeg"), "format of videos 'jpeg'"),
+        (
+            ("interpolate", "z.h5", "--pair", 0, 1, "-n", 3, "--sheet", "p.png"),
+            "would show images, and these are videos",
+        ),
+        (("sample", "-n", 1, "-o", "s", *how, "--size", "3,10,16,32"), "makes videos of 3×F×H×W .*not 3×10×16×32"),
+    ):
+        code, out, err = run(*arguments)
+        assert code == 2, out
+        assert re.search(says, err), err
+    code, out, err = run("sample", "-n", 1, "-o", "s", *how, "--size", "3,5,16,16" if kind == "flow" else "3,9,16,16")
+    assert code == 0, err
+    assert open_images(Path("s"), prepare=odeddim.Preparation(frames="video")).shape[2:] == (16, 16)
