@@ -30,7 +30,7 @@ import test_k_diffusion
 import test_latent_diffusion
 import test_onnx
 import test_score_sde
-import test_videos
+import test_video_models
 
 import odeddim
 from odeddim.models.formats import native
@@ -66,8 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     test_latent_diffusion.stable_diffusion(here / "sd", diffusers.DDIMScheduler(**test_latent_diffusion.AS_SD))
     (here / "sd" / "model").rename(here / "stable-diffusion")
-    scheduler = diffusers.CogVideoXDDIMScheduler(**test_videos.PUBLISHED)
-    test_videos.cogvideox(here / "video", scheduler)
+    scheduler = diffusers.CogVideoXDDIMScheduler(**test_video_models.PUBLISHED)
+    test_video_models.cogvideox(here / "video", scheduler)
     (here / "video" / "model").rename(here / "cogvideox")
     test_guided.saved(here, test_guided.network("guided"), "64x64_mine.pt")
     (here / "code").mkdir()
