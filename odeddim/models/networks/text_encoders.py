@@ -53,7 +53,13 @@ class TextEncoder:
     """
 
     def __init__(
-        self, folder: Path, index: Mapping[str, Any], number: str = "", *, tokens: int = T5_TOKENS, masked: bool = False
+        self,
+        folder: Path,
+        index: Mapping[str, Any],
+        number: str = "",
+        *,
+        longest: int = T5_TOKENS,
+        masked: bool = False,
     ) -> None:
         """Read a tokenizer and its text encoder.
 
@@ -61,7 +67,7 @@ class TextEncoder:
             folder: The folder of the pipeline.
             index: The content of model_index.json.
             number: The suffix of the two components' names: "", "_2" or "_3".
-            tokens: The most tokens of a text, of an encoder that takes any number.
+            longest: The tokens of the longest text, of an encoder that takes any number.
             masked: Whether the encoder is told which tokens only fill up a text; its config may say so too.
 
         Raises:
@@ -82,7 +88,7 @@ class TextEncoder:
             )
         self.width: int = its.hidden_size
         self.summarizes = kind == "CLIPTextModelWithProjection"
-        positions = getattr(its, "max_position_embeddings", tokens)
+        positions = getattr(its, "max_position_embeddings", longest)
         self._longest = min(self._tokenizer.model_max_length, positions)
         self._masked = masked or bool(config.get("use_attention_mask"))
 

@@ -61,7 +61,7 @@ def wan(of: Pipeline) -> Told:
         raise of.refuse("the network takes an image too, which odeddim does not support")
     if has(of.index, "transformer_2"):
         raise of.refuse("the pipeline has a second network for its lower noise levels, which odeddim does not support")
-    encoder = TextEncoder(of.folder, of.index, tokens=WAN_TOKENS, masked=True)
+    encoder = TextEncoder(of.folder, of.index, longest=WAN_TOKENS, masked=True)
     of.check_width("text_dim", encoder.width)
     patch = of.config.get("patch_size", (1, 2, 2))
     if not isinstance(patch, (list, tuple)) or len(patch) != 3 or patch[0] != 1 or patch[1] != patch[2]:
@@ -78,7 +78,7 @@ def cogvideox(of: Pipeline) -> Told:
     if of.config.get("ofs_embed_dim"):
         raise of.refuse("the network takes an image too, which odeddim does not support")
     tokens = of.config.get("max_text_seq_length", 226)
-    encoder = TextEncoder(of.folder, of.index, tokens=tokens)
+    encoder = TextEncoder(of.folder, of.index, longest=tokens)
     of.check_width("text_embed_dim", encoder.width)
     patch = of.config.get("patch_size", 2)
     if of.config.get("use_learned_positional_embeddings"):
