@@ -34,7 +34,7 @@ def _noise(function: options.F) -> options.F:
 
 @click.command("decode")
 @click.argument("latents", type=click.Path(path_type=Path))
-@pictures.output("Where images go: a folder for PNGs, a sheet.png, a file.h5 or a file.npz.")
+@pictures.output("Where images go: a folder for PNGs (MP4s of videos), a sheet.png, a file.h5 or a file.npz.")
 @options.its_model
 @options.run("the one that encoded", _noise, tops.top, options.plan, parallel.option, portable.as_encoded)
 @sharing.machine
@@ -64,6 +64,8 @@ def command(
     goes on with the same command, which names each file that is damaged or that it did not write. The same command
     also adds the images of latents by which LATENTS was extended since, except to a sheet. Files that the same
     command did not write are replaced only with --overwrite.
+
+    Videos become NAME.mp4, --format webp or png keeps every value of 8 bits: png is a folder of frames for each.
 
     Latents that were encoded with --tol are decoded with the steps that each of them took. --tol of this command
     doubles the steps for each image until its distance (rms) to the image of a more accurate run, with twice the

@@ -161,7 +161,7 @@ class Assignment(Kind[tuple[str, Any]]):
 
 
 class Shape(Kind[tuple[int, ...]]):
-    """C,H,W: the shape of an image."""
+    """C,H,W: the shape of an image; C,F,H,W: that of a video."""
 
     name = "shape"
 
@@ -169,8 +169,13 @@ class Shape(Kind[tuple[int, ...]]):
         if isinstance(value, tuple):
             return value
         parts = [part.strip() for part in str(value).replace("x", ",").split(",")]
-        if len(parts) != 3 or not all(part.isdecimal() and part.strip("0") for part in parts):
-            self.fail(f"{str(value)!r:.80}: give channels, height and width, as in 3,32,32", param, ctx)
+        if len(parts) not in (3, 4) or not all(part.isdecimal() and part.strip("0") for part in parts):
+            self.fail(
+                f"{str(value)!r:.80}: give channels, height and width, as in 3,32,32, "
+                "or of videos channels, frames, height and width",
+                param,
+                ctx,
+            )
         if any(len(part) > 9 for part in parts):
             self.fail(f"{str(value)!r:.80}: an image has fewer values than that: give less", param, ctx)
         return tuple(map(int, parts))
@@ -204,6 +209,19 @@ class Size(Kind[Any]):
             self.fail(f"{value!r:.80}: give a number of pixels, height and width as in 64,96, or model", param, ctx)
         sides = tuple(map(int, parts))
         return sides if len(sides) == 2 else sides[0]
+
+
+class Frames(Kind["int | str"]):
+    """Which frames are taken: first, all, video or a number of them."""
+
+    name = "frames"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if not isinstance(value, str) or value in ("first", "all", "video"):
+            return int(value) if isinstance(value, int) else str(value)
+        if not value.isdecimal() or not value.strip("0") or len(value) > 9:
+            self.fail(f"{value!r:.80}: give first, all, video, or a number of frames", param, ctx)
+        return int(value)
 
 
 class Indices(Kind[Any]):

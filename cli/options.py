@@ -330,7 +330,7 @@ size = click.option(
     "--size",
     type=Shape(),
     default=None,
-    metavar="C,H,W",
+    metavar="C,[F,]H,W",
     help="The shape of the images, for models that take several sizes or any.  [default: the model's own]",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")

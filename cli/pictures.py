@@ -35,7 +35,7 @@ def _pictures(own: dict[str, Any]) -> Pictures:
     """Where images go, and how they are drawn or written there."""
     from odeddim.jobs import Pictures
 
-    return Pictures(own["output"], own["format"], own["scale"], own["labels"])
+    return Pictures(own["output"], own["format"], own["scale"], own["labels"], own["fps"])
 
 
 def output(places: str) -> Callable[[options.F], options.F]:
@@ -46,10 +46,18 @@ def output(places: str) -> Callable[[options.F], options.F]:
             click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=places),
             click.option(
                 "--format",
-                type=click.Choice(["png", "jpeg", "webp"]),
-                default="png",
+                type=click.Choice(["png", "jpeg", "webp", "mp4"]),
+                default=None,
+                help="The files of a folder. Of images, png, jpeg or webp; the last two take less room, but do not "
+                "keep the pixels exactly. Of videos, mp4 (`pip install 'odeddim[video]'`, not exact), webp, or png for "
+                "a folder of PNGs each.  [default: png; of videos mp4]",
+            ),
+            click.option(
+                "--fps",
+                type=click.IntRange(1, 50),
+                default=16,
                 show_default=True,
-                help="The files of a folder. JPEG and WebP take less room, but do not keep the pixels exactly.",
+                help="Frames a second of videos that are files.",
             ),
             _how_drawn,
         ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim.cli import options
-from odeddim.cli.kinds import Size
+from odeddim.cli.kinds import Frames, Size
 
 if TYPE_CHECKING:
     from odeddim.storage.preparation import Preparation
@@ -53,9 +53,11 @@ prepare = options.gathered(
         ),
         click.option(
             "--frames",
-            type=click.Choice(["first", "all"]),
+            type=Frames(),
             default=None,
-            help="Which pictures of an animation to take; each of all is an image, NAME#0003.  [default: first]",
+            metavar="first|all|video|N",
+            help="Which pictures of an animation to take; each of all is an image, NAME#0003. video: all of them as "
+            "one video, or N, the first N of each video.  [default: first; video for models of videos]",
         ),
         click.option(
             "--skip-bad",

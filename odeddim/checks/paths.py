@@ -109,7 +109,7 @@ def _powers(image: Array) -> tuple[float, ...]:
 
 def _roughness(image: Array) -> tuple[float, ...]:
     """The mean square of the differences of direct neighbours, of images (C, H, W) below and beside each other."""
-    axes = (-1, -2) if image.ndim == 3 else (-1,)
+    axes = range(-1, -image.ndim, -1) if image.ndim >= 3 else (-1,)
     apart = [np.diff(image, axis=axis) for axis in axes]
     count = sum(each.size for each in apart)
     return (sum(float(np.square(each).sum()) for each in apart) / max(count, 1),)

@@ -29,7 +29,7 @@ def statistics(x_T: Tensor) -> dict[str, Tensor]:
     The expected norm, kurtosis and autocorrelation are lower by 1/(4D), 6/(D+1) and 1/(D-1).
 
     autocorrelation is Moran's I, the correlation of direct neighbours: its sum is over the P pairs of them, below and
-    beside each other in latents (C, H, W), along the last axis in others.
+    beside each other in latents (C, H, W), behind each other too in (C, F, H, W), along the last axis in others.
 
     normality is the test of Kolmogorov and Smirnov: the limiting law at √D + 0.12 + 0.11/√D times the largest distance
     between the two distribution functions. From D = 4 the p-value is within 0.03 of the exact one, and within 0.003 of
@@ -56,6 +56,11 @@ def _double(row: Tensor) -> NDArray[np.float64]:
     return np.ascontiguousarray(row.detach().to("cpu", torch.float64).numpy())
 
 
+def _without(d: NDArray[np.float64], axis: int, end: int) -> NDArray[np.float64]:
+    """An array without its first (0) or its last (-1) along an axis."""
+    return d[(slice(None),) * axis + (slice(1, None) if end == 0 else slice(end),)]
+
+
 @np.errstate(divide="ignore", invalid="ignore")
 def _figures(x: NDArray[np.float64]) -> tuple[float, ...]:
     size = x.size
@@ -63,9 +68,8 @@ def _figures(x: NDArray[np.float64]) -> tuple[float, ...]:
     offset = (x - first).mean()
     d = x - first - offset  # exactly 0 for a constant latent, where x - x.mean() would leave rounding errors
     squares = (d**2).sum()
-    pairs = [d[..., 1:] * d[..., :-1]]
-    if x.ndim == 3:
-        pairs.append(d[:, 1:] * d[:, :-1])
+    axes = range(x.ndim - 1, 0, -1) if x.ndim >= 3 else (x.ndim - 1,)  # all but the channels
+    pairs = [_without(d, axis, 0) * _without(d, axis, -1) for axis in axes]
     count = np.float64(sum(products.size for products in pairs))
     steps = np.arange(size + 1) / size
     below = ndtr(np.sort(x, axis=None))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -124,10 +125,11 @@ def bridge(
         of = {"images": given.identity(where, total)}
         return asdict(provenance_of(other, over.target_plan, "bridge", **details, **of))
 
-    captions, work = _captions(names, other.name, cycle), _Crossing(over, place.state, cycle, is_sheet)
+    work = _Crossing(over, place.state, cycle, is_sheet)
+    opening = partial(open_output, to, names, shape=given.shape, captions=_captions(names, other.name, cycle))
     began = time.perf_counter()
     with (
-        open_output(to, names, of_first(len(names)), overwrite=overwrite, captions=captions, of_first=of_first) as out,
+        opening(settings=of_first(len(names)), overwrite=overwrite, of_first=of_first) as out,
         shown(progress, len(names), "bridging", out.done) as advance,
         closing(ahead(lambda start, stop: given[start:stop], out.batches(size))) as batches,
         closing(place.over(work, batches)) as found,

@@ -23,7 +23,7 @@ from odeddim.storage.animations import Animation
 from odeddim.storage.atomic import check_place
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.outputs import Pictures, Several, open_animation, open_output
-from odeddim.storage.sheets import Captions
+from odeddim.storage.sheets import Captions, check_images
 from odeddim.types import InputError
 
 
@@ -117,6 +117,7 @@ class Drawn:
             self.place.fit(self.field, row)
             drawn = self.place.details(self.field, row, self.place.at_once(self.field, row))
             to, settings = self.drawing, {**asdict(made), "drawn": drawn}
+            check_images(self.field.shape_of_images(self.file.shape), "a sheet or an animation")
             # The outputs are opened first, so that a file in their place is found before anything is written.
             with contextlib.ExitStack() as stack:
                 outs = []

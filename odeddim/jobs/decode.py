@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
 from odeddim.runs.parallel import Parallel
 from odeddim.storage.atomic import check_place
+from odeddim.storage.errors import called
 from odeddim.storage.outputs import Pictures, open_output
 from odeddim.storage.prefetch import ahead
 from odeddim.storage.write_behind import behind
@@ -113,11 +115,11 @@ def decode(
         began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
         each, certain = kept_for(file, ode), Margins(plan.portable)
         work = _Decoding(field, ode, decoding, place.state, tol, Walk.of(recording), each)
+        image_shape = field.shape_of_images(file.shape)
+        opening = partial(open_output, to, file.names, asdict(of_first(total)), shape=image_shape, overwrite=overwrite)
         with (
             opened(recording, file.names, of_first, plan, up=False, overwrite=overwrite) as points,
-            open_output(
-                to, file.names, asdict(of_first(total)), overwrite=overwrite, of_first=lambda n: asdict(of_first(n))
-            ) as out,
+            opening(of_first=lambda n: asdict(of_first(n))) as out,
             shown(progress, total, "decoding", (both := together(out, points)).done) as advance,
             closing(ahead(file.read, both.batches(size))) as batches,
             closing(place.over(work, batches)) as found,
@@ -141,9 +143,10 @@ def decode(
     warn_of_range(largest)
     taken_steps = tally.tell() if tol is not None and here else decoding.steps
     words = (
-        f"{so_far(out.done, total)} images in {output}{of_all(out.done, total, here)}: {row.name}, {taken_steps}, "
-        f"{evaluated(here, ode)}, {time.perf_counter() - began:.1f} s{points.words if points else ''}{certain.words()}"
+        f"{so_far(out.done, total)} {called(image_shape)} in {output}{of_all(out.done, total, here)}: {row.name}, "
+        f"{taken_steps}, {evaluated(here, ode)}, {time.perf_counter() - began:.1f} s"
     )
+    words += (points.words if points else "") + certain.words()
     return Outcome(output, out.done, total, words)
 
 
@@ -151,7 +154,7 @@ class _Decoded(NamedTuple):
     """What a batch of latents has become.
 
     Attributes:
-        images: The images, (B, C, H, W).
+        images: The images, (B, C, H, W), or videos (B, C, F, H, W).
         passed: The points of their run, as of `Walk.passed`.
         taken: The steps that a tolerance chose, (B,).
         change: The error by which it chose them, (B,).

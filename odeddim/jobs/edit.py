@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -179,9 +180,9 @@ def edit(
         return asdict(provenance_of(over.after, over.down, "edit", **details, **of))
 
     began, work = time.perf_counter(), _Editing(over, given, place.state, is_sheet)
-    captions = _captions(names)
+    opening = partial(open_output, to, names, shape=given.shape, captions=_captions(names))
     with (
-        open_output(to, names, of_first(len(names)), overwrite=overwrite, captions=captions, of_first=of_first) as out,
+        opening(settings=of_first(len(names)), overwrite=overwrite, of_first=of_first) as out,
         shown(progress, len(names), "editing", out.done) as advance,
     ):
         for start, stop in out.batches(size):

@@ -23,7 +23,7 @@ from odeddim.latents.trajectory_file import TrajectoryFile
 from odeddim.models import BUILT_IN, SUFFIXES, format_of, hub, load, summary
 from odeddim.plans import FORMAT as PLAN
 from odeddim.plans import Plan
-from odeddim.storage import image_runs
+from odeddim.storage import clips, image_runs
 from odeddim.storage.atomic import found_mark
 from odeddim.storage.hdf5 import PARTS, is_hdf5, opened, parts_beside, words
 from odeddim.storage.hdf5 import SUFFIXES as HDF5
@@ -105,9 +105,11 @@ def _folder(path: Path) -> Facts | None:
     if path.name.endswith(PARTS) and all(is_of_a_run(name) for name in os.listdir(path)):
         return _unfinished(path.with_name(path.name.removesuffix(PARTS)))
     if (settings := note_of(path, NOTE)) != {}:
-        suffix = FORMATS.get(settings.get("format", "png"), ".png")
-        there = sum(1 for _ in path.rglob(f"*{suffix}"))
-        return {"kind": "a folder of images", "images": _amount(there, settings["total"]), **_told(settings)}
+        named = str(settings.get("format"))  # which images in PNGs do not have
+        files = path.rglob(f"*{(FORMATS | clips.SUFFIXES).get(named, '.png')}")
+        there = len({file.parent if named == "png" else file for file in files})
+        what = "videos" if named == "png" or "fps" in settings else "images"
+        return {"kind": f"a folder of {what}", what: _amount(there, settings["total"]), **_told(settings)}
     if (path / CHECKPOINT).is_file():
         return _training(path)
     found = {table.stem: _title(table) for table in sorted(path.glob("*.h5")) if _title(table)}

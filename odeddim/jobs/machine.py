@@ -44,7 +44,7 @@ class Machine:
             "autocast-float16". The state is float64 with a float64 network, otherwise float32.
         batch_size: The number of images in work at once. It changes memory and speed, not the result.
         network_batch: The number of images in each evaluation of the network, the last batch being filled up; by
-            default 8 on a CPU, 64 on a GPU. The last digits of a result depend on it.
+            default 8 on a CPU, 64 on a GPU, and of videos 1. The last digits of a result depend on it.
         threads: The number of threads on a CPU; by default 1. The last digits of a result depend on it.
         channels_last: Whether images lie in memory with their channels side by side, see `VectorField.to`; by default
             not. The last digits of a result depend on it.
@@ -221,7 +221,7 @@ class Place:
             torch.set_num_threads(self.machine.threads or _positive(kept.get("threads")) or 1)
         if network_batch is None and row.one_by_one:
             network_batch = 1
-        field.network_batch = network_batch or self.usual_network_batch
+        field.network_batch = network_batch or (1 if _of_videos(field) else self.usual_network_batch)
         threads = f", threads {torch.get_num_threads()}" if self.device.type == "cpu" else ""
         log.debug("device %s, dtype %s, network batch %d%s", self.device, self.dtype_name, field.network_batch, threads)
         if inexact := self.inexact(field, row):
@@ -248,7 +248,10 @@ class Place:
         if size is None and self.encoded is not None and row.shares_steps:
             size = _positive(self.encoded.provenance.details.get("batch_size"))
         window = 1 if parallel is None else parallel.window
-        size = (size or max(1, in_work(field.network_batch or 1) // window)) * (QUEUE if queued or row.queued else 1)
+        batch = field.network_batch or 1
+        if _of_videos(field):
+            return size or batch
+        size = (size or max(1, in_work(batch) // window)) * (QUEUE if queued or row.queued else 1)
         log.debug("%d images in work at once", size)
         return size
 
@@ -339,6 +342,11 @@ def _off(row: Solver, nodes: torch.Tensor, *dtypes: str) -> str:
     unit = max(2**-10 if name == "tf32" else torch.finfo(DTYPES[name]).eps for name in known)
     off = row.growth(levels, True).image * unit / torch.finfo(torch.float32).eps
     return f": expect images to be {off:.0e} off (rms, in [-1, 1]), and single pixels ten times that"
+
+
+def _of_videos(field: VectorField) -> bool:
+    """Whether a model is one of videos (C, F, H, W), each of which takes as much memory as many images."""
+    return len(field.shape or ()) == 4
 
 
 def _positive(value: Any) -> int | None:

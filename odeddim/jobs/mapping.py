@@ -18,7 +18,8 @@ from odeddim.jobs.work import How, the_plan
 from odeddim.models import DEFAULT
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan, check_encodes
-from odeddim.storage.images import from_bytes, with_channels
+from odeddim.storage.images import from_bytes, prepared_array
+from odeddim.storage.preparation import AS_IT_IS
 from odeddim.types import InputError, State
 
 Column = NDArray[Any] | Tensor
@@ -190,6 +191,6 @@ def _pixels(images: Any, channels: int | None) -> Tensor:
         raise InputError(f"the images of a batch are bytes or floats in [-1, 1], not {x.dtype}".replace("torch.", ""))
     if x.ndim == 3:
         x = x[:, None]
-    elif x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+    elif x.ndim in (4, 5) and x.shape[1] not in (1, 3) and x.shape[-1] in (1, 3):
         x = x.movedim(-1, 1)
-    return with_channels(from_bytes(x), channels).contiguous()
+    return prepared_array(from_bytes(x), channels, AS_IT_IS)

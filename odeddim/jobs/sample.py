@@ -30,6 +30,7 @@ from odeddim.ode.portable import MARGIN
 from odeddim.plans import Plan
 from odeddim.runs.parallel import Parallel
 from odeddim.storage.atomic import nearest_above
+from odeddim.storage.errors import called
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.outputs import Pictures, open_output
 from odeddim.storage.sheets import Captions
@@ -114,7 +115,9 @@ def sample(
     captions, certain = Captions(_number), Margins(plan.portable)
     work = _Sampling(field, plan, seed, eta, shape, of_noise, together, measured)
     with (
-        open_output(to, names, made, overwrite=overwrite, captions=captions, of_first=lambda _: made) as out,
+        open_output(
+            to, names, made, shape=shape, overwrite=overwrite, captions=captions, of_first=lambda _: made
+        ) as out,
         shown(progress, count, "sampling", out.done) as advance,
         closing(place.over(work, ((span, None) for span in out.batches(size)))) as found,
     ):
@@ -131,8 +134,8 @@ def sample(
             advance(stop - start)
     warn_of_range(largest)
     words = (
-        f"{so_far(out.done, count)} images in {output}{of_all(out.done, count, here)}: {row.name}, seed {seed}, "
-        f"{evaluated(here, work.model)}, {time.perf_counter() - began:.1f} s"
+        f"{so_far(out.done, count)} {called(shape)} in {output}{of_all(out.done, count, here)}: {row.name}, "
+        f"seed {seed}, {evaluated(here, work.model)}, {time.perf_counter() - began:.1f} s"
     )
     words += certain.words()
     return Outcome(output, out.done, count, words)
@@ -205,9 +208,12 @@ def check_amount(output: Path, count: int, size: int, what: str) -> None:
 
 
 def check_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape, if it is (C, H, W) of an image that can be made; otherwise an InputError."""
-    if len(shape) != 3 or min(shape) < 1 or 4 * math.prod(shape) > MOST_ROW:
-        raise InputError(f"an image of shape {shape} has more than {MOST_ROW // 4:,} values, or none: give (C, H, W)")
+    """The shape, if it is that of an image or a video that can be made; otherwise an InputError."""
+    if len(shape) not in (3, 4) or min(shape) < 1 or 4 * math.prod(shape) > MOST_ROW:
+        raise InputError(
+            f"an image of shape {shape} has more than {MOST_ROW // 4:,} values, or none: give (C, H, W), or "
+            "(C, F, H, W) of a video"
+        )
     return shape
 
 

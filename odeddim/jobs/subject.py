@@ -24,7 +24,7 @@ from odeddim.ode.field import VectorField
 from odeddim.ode.sizes import Sizes
 from odeddim.plans import Plan
 from odeddim.storage.images import SAMPLE, ImageSource, open_images, other_shape
-from odeddim.storage.preparation import Preparation
+from odeddim.storage.preparation import AS_IT_IS, Preparation
 from odeddim.storage.sources import Images, place_of, source_of
 from odeddim.storage.workers import rank
 from odeddim.types import InputError, pick
@@ -128,6 +128,8 @@ def images_for(
     """
     sizes = sizes or field.image_sizes
     shape = sizes.own if sizes else None
+    if shape is not None and len(shape) == 4:
+        prepare = (prepare or AS_IT_IS).for_videos()
     channels, prepare = shape[0] if shape else None, prepare.for_model(shape) if prepare else None
     if images is not None:
         source = source_of(images, channels=channels, prepare=prepare)

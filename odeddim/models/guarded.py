@@ -13,6 +13,7 @@ from torch import Tensor
 
 from odeddim.ode.conditions import Given
 from odeddim.ode.field import VectorField
+from odeddim.storage.errors import axes_of
 from odeddim.types import InputError, lacks_memory
 
 
@@ -47,5 +48,5 @@ def failures_of(path: str | Path, x: Tensor) -> Iterator[None]:
         size = "×".join(map(str, x.shape))
         words = " ".join(str(error).split())[-200:]  # PyTorch gives the reason at the end
         raise InputError(
-            f"the network of {path} fails on {size} (images×channels×height×width): {type(error).__name__}: {words}"
+            f"the network of {path} fails on {size} (images×{axes_of(x.shape[1:])}): {type(error).__name__}: {words}"
         ) from error

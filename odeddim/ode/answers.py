@@ -1,4 +1,4 @@
-"""What a network must answer: as many numbers as it was given, and finite ones."""
+"""What a network must answer, as many numbers as it was given, and finite ones; and numbers of each image beside it."""
 
 from __future__ import annotations
 
@@ -33,3 +33,11 @@ def not_finite(name: str, sigma: float, t: float, evaluation: int, xbar: Tensor)
         f"the model {name!r} returned NaN or infinite values at σ = {sigma:.6g} (t = {t:.6g}), evaluation "
         f"{evaluation}; {cause}: try more steps, another solver, or dtype='float32'"
     )
+
+
+def like_images(per_image: Tensor, xbar: Tensor) -> Tensor:
+    """() or (B,) as (B, 1, ...) on xbar's device and in its dtype."""
+    shape = len(xbar), *[1] * (xbar.ndim - 1)
+    if per_image.ndim == 0:
+        return torch.full(shape, float(per_image), dtype=xbar.dtype, device=xbar.device)
+    return per_image.to(xbar.device, xbar.dtype, non_blocking=True).reshape(shape)

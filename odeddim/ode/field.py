@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from odeddim.ode.adapted import Adapted
-from odeddim.ode.answers import check_answer, not_finite
+from odeddim.ode.answers import check_answer, like_images, not_finite
 from odeddim.ode.codec import Codec
 from odeddim.ode.conditions import Condition, Conditions, Given, Placed, check_each, classes_of, given_to_each, together
 from odeddim.ode.devices import Numbers, device_of, dtype_of, products
@@ -23,6 +23,7 @@ from odeddim.ode.pickling import check_pickles
 from odeddim.ode.predictions import HELD, PREDICTIONS
 from odeddim.ode.schedule import TIMES, Schedule, Time
 from odeddim.ode.sizes import Sizes, check_batch, counterpart
+from odeddim.storage.errors import axes_of, called
 from odeddim.types import InputError, pick
 
 
@@ -243,8 +244,8 @@ class VectorField:
         if sizes is not None and shape not in sizes:
             has = "×".join(map(str, shape))
             raise InputError(
-                f"the model {self.name!r} makes images of {sizes.words(shape)}, not {has} (channels×height×width): "
-                "give another shape=..., or leave it out"
+                f"the model {self.name!r} makes {called(sizes.own)} of {sizes.words(shape)}, not {has} "
+                f"({axes_of(shape)}): give another shape=..., or leave it out"
             )
         return shape if self.codec is None or own is None or self.shape is None else counterpart(shape, own, self.shape)
 
@@ -496,7 +497,7 @@ class VectorField:
             InputError: If the batch is empty, of another shape, or not finite.
         """
         sizes = sizes or self.sizes
-        what = "latents" if self.codec is not None and sizes == self.sizes else "images"
+        what = "latents" if self.codec is not None and sizes == self.sizes else called(self.image_shape or ())
         check_batch(x, sizes, f"the model {self.name!r} takes {what}")
 
     def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
@@ -523,7 +524,7 @@ class VectorField:
             x = (xbar * scale).to(dtype)
             labels = torch.full((batch,), label, dtype=t_dtype, device=xbar.device)
         else:
-            x = (xbar * _like_images(self.schedule.scale(sigma), xbar)).to(dtype)
+            x = (xbar * like_images(self.schedule.scale(sigma), xbar)).to(dtype)
             labels = self.schedule.label(sigma, self.time).to(xbar.device, t_dtype, non_blocking=True)
         with products(xbar.device, tf32=self.tf32):
             out = self._under_condition(x, labels, sigma).to(xbar.dtype)
@@ -535,8 +536,8 @@ class VectorField:
             # Below σ_1 the network is evaluated at σ_1, so σ_1 is used here too: (x̄ - x0)/σ has no value at σ = 0.
             held = sigma.clamp(min=self.schedule.sigma_min) if self.predicts in HELD else sigma
             if self.predicts == "score":
-                out = out * _like_images(self.schedule.scale(held), xbar)
-            out = PREDICTIONS[self.predicts](out, xbar, _like_images(held, xbar))
+                out = out * like_images(self.schedule.scale(held), xbar)
+            out = PREDICTIONS[self.predicts](out, xbar, like_images(held, xbar))
         if self.notes is not None:
             self.notes.append(torch.isfinite(out.detach().sum()))
         elif not bool(torch.isfinite(out.sum())) and not bool(torch.isfinite(out).all()):
@@ -581,11 +582,3 @@ class VectorField:
         if not guided or null is None:
             return conditioned_answer(network, x, labels, given)
         return guided_answer(network, x, labels, given, null, self.condition.guidance, length_of(self.conditions))
-
-
-def _like_images(per_image: Tensor, xbar: Tensor) -> Tensor:
-    """() or (B,) as (B, 1, ...) on xbar's device and in its dtype."""
-    shape = len(xbar), *[1] * (xbar.ndim - 1)
-    if per_image.ndim == 0:
-        return torch.full(shape, float(per_image), dtype=xbar.dtype, device=xbar.device)
-    return per_image.to(xbar.device, xbar.dtype, non_blocking=True).reshape(shape)

@@ -53,6 +53,11 @@ class Form:
                     f"the network of {name!r} is no module of torch whose form can be changed: leave out "
                     f"{argument}=True"
                 )
+        if channels_last and any(part.ndim == 5 for part in network.parameters()):
+            raise InputError(
+                f"the network of {name!r} convolves videos, for which there is no such form: leave out "
+                "channels_last=True"
+            )
         if channels_last is not None and channels_last != self.channels_last:
             network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
             self.channels_last = channels_last

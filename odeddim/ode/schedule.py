@@ -343,6 +343,8 @@ class Schedule:
     def of_settings(cls, said: Said) -> Schedule:
         """The schedule that the settings of a scheduler describe; see `from_diffusers`."""
         made = cls.from_dict(said.description)
+        if said.shift != 1:
+            made = cls.from_alphas(1 / (1 + said.shift * made.levels**2))
         if not said.rescaled:
             return made
         # √α shifted to end at 0 and scaled to begin as before (arXiv 2305.08891, algorithm 1), without that end.

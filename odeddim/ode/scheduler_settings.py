@@ -46,9 +46,12 @@ _DDPM = {
 }
 _LATENT = _DDPM | {"beta_start": 0.00085, "beta_end": 0.012}
 _COSINE = {"prediction_type": "epsilon", "num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"}
+_VIDEO = _LATENT | {"beta_schedule": "scaled_linear", "snr_shift_scale": 3.0}
 _STRAIGHT = {"num_train_timesteps": 1000}
 
 DISCRETE: dict[str, Mapping[str, Any]] = {
+    "CogVideoXDDIMScheduler": _VIDEO,
+    "CogVideoXDPMScheduler": _VIDEO,
     "DDIMInverseScheduler": _DDPM,
     "DDIMParallelScheduler": _DDPM,
     "DDIMScheduler": _DDPM,
@@ -85,13 +88,14 @@ class Said:
     """What the settings of a scheduler say of its network.
 
     Attributes:
-        description: The schedule, before the rescaling.
+        description: The schedule, before the shift and the rescaling.
         rescaled: Whether β is rescaled to zero terminal SNR, and the last level left out.
         predicts: The prediction type, a name in `odeddim.ode.predictions`.
         time: The kind of label, a name in `odeddim.ode.schedule.TIMES`.
         found: The scheduler, in words.
         assumed: The values that the settings do not state, in words.
         variances: Whether the network also predicts variances; None if the settings do not say.
+        shift: What the signal-to-noise ratio α/(1-α) of all levels is divided by: CogVideoX's (arXiv 2408.06072).
     """
 
     description: Description
@@ -101,6 +105,7 @@ class Said:
     found: str
     assumed: list[str] = field(default_factory=list)
     variances: bool | None = None
+    shift: float = 1.0
 
 
 def said_by(scheduler: Any) -> Said:
@@ -145,6 +150,7 @@ def said_by(scheduler: Any) -> Said:
         found=name + _left_out(config),
         assumed=take.assumed,
         variances=None if variance is None else str(variance).startswith("learned"),
+        shift=take.positive("snr_shift_scale") if "snr_shift_scale" in take.defaults else 1.0,
     )
 
 
@@ -194,6 +200,12 @@ class _Settings:
         value = self(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
             raise InputError(f"{key} must be a number between 0 and 1, not {value!r:.50}")
+        return float(value)
+
+    def positive(self, key: str) -> float:
+        value = self(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise InputError(f"{key} must be a number above 0, not {value!r:.50}")
         return float(value)
 
     def levels(self) -> int:

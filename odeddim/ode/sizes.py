@@ -1,4 +1,4 @@
-"""Sizes: which heights and widths a model takes.
+"""Sizes: which heights, widths and numbers of frames a model takes.
 
 A convolutional network takes any size that it can halve as often as it does, and a latent model any such size times
 its autoencoder's factor; what is learned or computed for each position bounds a network. The size of a run is nowhere
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from odeddim.storage.errors import axes_of
 from odeddim.types import InputError
 
 
@@ -22,9 +23,10 @@ class Sizes:
     """The sizes of images, or of a latent model's data, that a model takes: its own, and others around it.
 
     Attributes:
-        own: The shape (C, H, W) that the model was trained on.
-        multiple: H and W may be any multiples of it; None for a model that takes its own only.
+        own: The shape (C, H, W) that the model was trained on; (C, F, H, W) of videos of F frames.
+        multiple: H and W may be any multiples of it; None for a model that takes its own shape only.
         largest: H and W may be this large at most; None for no bound.
+        frames: F may be 1, and 1 more than any multiple of it; None for a model that takes its own number only.
 
     Example:
         >>> from odeddim.ode.sizes import Sizes
@@ -38,19 +40,25 @@ class Sizes:
     own: tuple[int, ...]
     multiple: int | None = None
     largest: int | None = None
+    frames: int | None = None
 
     def __contains__(self, shape: Sequence[int]) -> bool:
         if tuple(shape) == self.own:
             return True
-        if self.multiple is None or len(shape) != 3 or shape[0] != self.own[0]:
+        if self.multiple is None or len(shape) != len(self.own) or shape[0] != self.own[0]:
             return False
-        return all(0 < side <= (self.largest or side) and side % self.multiple == 0 for side in shape[1:])
+        counts, sides = shape[1:-2], shape[-2:]
+        whole = all(0 < side <= (self.largest or side) and side % self.multiple == 0 for side in sides)
+        return whole and all(
+            count in self._counts(count, own) for count, own in zip(counts, self.own[1:-2], strict=True)
+        )
 
     def __str__(self) -> str:
         own = "×".join(map(str, self.own[1:]))
         if self.multiple is None:
             return f"{own} only"
-        return f"multiples of {self.multiple}{self._bound}, its own {own}"
+        frames = f"frames 1 more than multiples of {self.frames}, " if (self.frames or 1) > 1 else ""
+        return f"{frames}multiples of {self.multiple}{self._bound}, its own {own}"
 
     def words(self, shape: Sequence[int]) -> str:
         """The shapes that are taken, in words, for a message that refuses a shape.
@@ -60,16 +68,27 @@ class Sizes:
         """
         if self.multiple is None:
             return "×".join(map(str, self.own))
-        rule = f"{self.own[0]}×H×W with H and W multiples of {self.multiple}{self._bound}"
-        if len(shape) != 3:
+        counts = ["F"] if self.frames else self.own[1:-2]
+        frames = f"F 1 more than a multiple of {self.frames}, and " if (self.frames or 1) > 1 else ""
+        axes = "×".join(map(str, [self.own[0], *counts, "H", "W"]))
+        rule = f"{axes} with {frames}H and W multiples of {self.multiple}{self._bound}"
+        if len(shape) != len(self.own):
             return rule
-        sides = [self._nearest(side, self.multiple) for side in shape[1:]]
+        sides = [self._counts(count, own) for count, own in zip(shape[1:-2], self.own[1:-2], strict=True)]
+        sides += [self._nearest(side, self.multiple) for side in shape[-2:]]
         below, above = ("×".join(map(str, each)) for each in zip(*sides, strict=True))
         return f"{rule}, the nearest {below}" + (f" and {above}" if above != below else "")
 
     @property
     def _bound(self) -> str:
         return f" up to {self.largest}" if self.largest else ""
+
+    def _counts(self, count: int, own: int) -> tuple[int, int]:
+        """The numbers of frames at and below one, and at and above it, that are taken."""
+        if not self.frames:
+            return own, own
+        below = max(count - 1, 0) // self.frames
+        return 1 + below * self.frames, 1 + -(-max(count - 1, 0) // self.frames) * self.frames
 
     def _nearest(self, side: int, multiple: int) -> tuple[int, int]:
         """The sides at and below one, and at and above it, that are taken."""
@@ -85,8 +104,9 @@ class Sizes:
         """
         if self.multiple is None:
             return Sizes(own)
-        factor = own[1] // self.own[1]
-        return Sizes(own, factor * self.multiple, self.largest and factor * self.largest)
+        factor = own[-2] // self.own[-2]
+        frames = self.frames and self.frames * (own[1] - 1) // (self.own[1] - 1)
+        return Sizes(own, factor * self.multiple, self.largest and factor * self.largest, frames)
 
     def common(self, other: Sizes) -> Sizes | None:
         """The sizes that are these and others; None if there are none that are one of the two models' own."""
@@ -102,14 +122,18 @@ class Sizes:
 def counterpart(shape: Sequence[int], ours: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of images of data, or of data of images, in the proportion of two shapes that belong together.
 
+    Of videos, the first frame stands for itself, and those after it are in proportion.
+
     Args:
-        shape: The shape (C, H, W).
+        shape: The shape (C, H, W), or (C, F, H, W).
         ours: A shape on the same side.
         theirs: The shape that belongs to it on the other side.
     """
     if tuple(shape) == ours:
         return theirs
-    return (theirs[0], *(side * its // own for side, own, its in zip(shape[1:], ours[1:], theirs[1:], strict=True)))
+    sizes = list(zip(shape, ours, theirs, strict=True))
+    frames = (1 + (count - 1) * (its - 1) // max(own - 1, 1) for count, own, its in sizes[1:-2])
+    return (theirs[0], *frames, *(side * its // own for side, own, its in sizes[-2:]))
 
 
 def check_batch(x: Tensor, sizes: Sizes | None, takes: str) -> None:
@@ -128,7 +152,7 @@ def check_batch(x: Tensor, sizes: Sizes | None, takes: str) -> None:
         raise InputError(f"the batch must be (B, *) with at least one image or latent, not {tuple(x.shape)}")
     if sizes is not None and unlike:
         has, wants = "×".join(map(str, x.shape[1:])), sizes.words(x.shape[1:])
-        raise InputError(f"{takes} of {wants}, not {has} (channels×height×width)")
+        raise InputError(f"{takes} of {wants}, not {has} ({axes_of(x.shape[1:])})")
     finite = torch.isfinite(x).flatten(1).all(dim=1)
     if not bool(finite.all()):
         raise InputError(f"image {int((~finite).nonzero()[0])} of the batch holds NaN or infinite values: leave it out")

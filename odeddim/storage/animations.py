@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -59,11 +59,8 @@ class Animation:
     def check(self, *inputs: Path | None) -> None:
         """Raise an InputError if the animation cannot be written to its place, or its encoder is missing."""
         check_place(self.path, *inputs, suffixes=SUFFIXES)
-        if self.path.suffix.lower() == ".mp4" and importlib.util.find_spec("av") is None:
-            raise InputError(
-                f"{self.path}: an MP4 needs the package av: `pip install 'odeddim[video]'`, or name the file "
-                "NAME.gif or NAME.webp"
-            )
+        if self.path.suffix.lower() == ".mp4":
+            check_encoder(self.path, "name the file NAME.gif or NAME.webp")
 
     def save(self, images: Iterable[Tensor], mark: str, temporary: Path | None = None) -> None:
         """Write images as the animation, one frame each. It repeats for ever, where the format can say so.
@@ -77,9 +74,8 @@ class Animation:
             InputError: An image cannot be drawn, or the disk does not take the file.
         """
         frames = self._frames(images)
-        write = {".gif": _write_gif, ".webp": _write_webp, ".mp4": _write_mp4}[self.path.suffix.lower()]
         with replacing(self.path, temporary) as place:
-            write(place, frames, self.fps, mark)
+            WRITERS[self.path.suffix.lower()](place, frames, self.fps, mark)
 
     def _frames(self, images: Iterable[Tensor]) -> Iterator[Image]:
         import PIL.Image
@@ -88,6 +84,12 @@ class Animation:
             frame = picture(image, self.path)
             scale = self.scale or math.ceil(_SIDE / min(frame.size))
             yield frame.resize((frame.width * scale, frame.height * scale), PIL.Image.Resampling.NEAREST)
+
+
+def check_encoder(path: Path, instead: str) -> None:
+    """Raise an InputError if there is no encoder of MP4. instead: what to do without one."""
+    if importlib.util.find_spec("av") is None:
+        raise InputError(f"{path}: an MP4 needs the package av: `pip install 'odeddim[video]'`, or {instead}")
 
 
 def _write_gif(place: Path, frames: Iterator[Image], fps: int, mark: str) -> None:
@@ -126,3 +128,11 @@ def _write_mp4(place: Path, frames: Iterator[Image], fps: int, mark: str) -> Non
                 page.paste(frame, corner)  # an odd side gets its last pixels twice
             container.mux(stream.encode(av.VideoFrame.from_image(page)))  # type: ignore[no-untyped-call,unused-ignore]
         container.mux(stream.encode())
+
+
+WRITERS: dict[str, Callable[[Path, Iterator[Image], int, str], None]] = {
+    ".gif": _write_gif,
+    ".webp": _write_webp,
+    ".mp4": _write_mp4,
+}
+"""By suffix, what writes frames of one size to a place: write(place, frames, fps, words within the file)."""

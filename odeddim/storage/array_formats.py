@@ -34,7 +34,7 @@ def open_array(path: Path) -> Array | None:
         path: The file.
 
     Returns:
-        In npz and HDF5 the array `images`, or the only one with three or four axes; None for a file of another format.
+        In npz and HDF5 the array `images`, or the only one with three to five axes; None for a file of another format.
 
     Raises:
         InputError: The file cannot be read, or does not hold what its header says.

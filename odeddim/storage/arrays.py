@@ -42,22 +42,22 @@ class Array:
 
 
 def pick(path: Path, axes: Mapping[str, int]) -> str:
-    """The name of the array with the images: `images`, or the only one with three or four axes.
+    """The name of the array with the images: `images`, or the only one with three to five axes.
 
     Args:
         path: The file.
         axes: How many axes each array in the file has.
 
     Raises:
-        InputError: No array is `images`, and not exactly one has three or four axes.
+        InputError: No array is `images`, and not exactly one has three to five axes.
     """
     if "images" in axes:
         return "images"
-    candidates = [name for name, ndim in axes.items() if ndim in (3, 4)]
+    candidates = [name for name, ndim in axes.items() if ndim in (3, 4, 5)]
     if len(candidates) != 1:
         has = ", ".join(sorted(axes)) or "nothing"
         raise InputError(
-            f"{path} has no array `images` and not exactly one with 3 or 4 axes (it has: {has}): name it so"
+            f"{path} has no array `images` and not exactly one with 3 to 5 axes (it has: {has}): name it so"
         )
     return candidates[0]
 

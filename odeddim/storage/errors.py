@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from odeddim.types import InputError
@@ -50,3 +50,13 @@ def is_ours(error: Exception) -> bool:
 def short(error: Exception) -> str:
     """What a library said, in one line."""
     return " ".join(str(error).split())[:200]
+
+
+def called(shape: Sequence[int]) -> str:
+    """What things of a shape (C, H, W) or (C, F, H, W) are called: "images" or "videos"."""
+    return "videos" if len(shape) == 4 else "images"
+
+
+def axes_of(shape: Sequence[int]) -> str:
+    """The axes of an image (C, H, W) or of a video (C, F, H, W), in words."""
+    return "channels×frames×height×width" if len(shape) == 4 else "channels×height×width"

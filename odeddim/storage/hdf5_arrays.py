@@ -24,7 +24,7 @@ from odeddim.storage.names import Names
 from odeddim.types import InputError
 
 _KEPT = 2  # HDF5 chunks kept unpacked, so that a batch smaller than a chunk does not unpack it again
-_MOST_CHUNK = 1 << 28  # bytes of an HDF5 chunk, which is unpacked as a whole
+_MOST_CHUNK = 1 << 30  # bytes of an HDF5 chunk, which is unpacked as a whole: those of one video
 _MOST_NAME = 1 << 14  # bytes
 _NAMES = 4096  # names read together
 

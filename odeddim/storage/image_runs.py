@@ -24,7 +24,7 @@ from odeddim.storage.npz_files import Blocks, save_npz
 from odeddim.storage.png import MARK
 from odeddim.storage.resumable import Run
 from odeddim.storage.row_files import Columns, columns_of, read_rows, text_column, width_of
-from odeddim.storage.sheets import Captions, Layout, save_sheet
+from odeddim.storage.sheets import Captions, Layout, check_images, save_sheet
 from odeddim.storage.workers import OfFirst
 from odeddim.types import InputError
 
@@ -148,6 +148,7 @@ class Frames:
     def check(self, path: Path, count: int, shape: Sequence[int] | None) -> None:
         if count > MOST_FRAMES:
             raise InputError(f"{count} images are too many for one animation, which holds {MOST_FRAMES}: give fewer")
+        check_images(shape or (), path)
 
     def make(self, run: Images) -> None:
         def frames() -> Iterator[Tensor]:

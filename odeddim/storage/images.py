@@ -1,5 +1,7 @@
 """Images read from files: folders, lists, npz, npy, IDX and HDF5 become tensors (N, C, H, W) in [-1, 1].
 
+Videos become tensors (N, C, F, H, W): see `odeddim.storage.videos`, and arrays of five axes.
+
 - 8-bit values u become u/127.5 - 1, which `odeddim.storage.png.to_bytes` turns back into u exactly.
 - Floating-point images lie in [-1, 1], or in [0, 1] and are stretched: an array without a negative value counts as
   [0, 1]. Other ranges are refused, because they could be 0..255 or standardised by some mean. Files that odeddim wrote
@@ -24,12 +26,13 @@ from torch import Tensor
 
 from odeddim.storage.array_formats import open_array
 from odeddim.storage.arrays import Array
-from odeddim.storage.errors import read_errors
+from odeddim.storage.errors import axes_of, called, read_errors
 from odeddim.storage.image_files import SUFFIXES, files_below, files_listed
 from odeddim.storage.names import Names
 from odeddim.storage.opened_files import OpenedFiles, as_bytes, content_hash
 from odeddim.storage.pictures import LUMA
 from odeddim.storage.preparation import AS_IT_IS, Preparation
+from odeddim.storage.videos import ALONE, HERE, OpenedVideos, videos_below
 from odeddim.types import InputError
 
 SAMPLE = "the package's sample"
@@ -42,7 +45,7 @@ class ImageSource:
     """N images of one shape, read when they are asked for: `source[i:j]` is (j-i, C, H, W) float32 in [-1, 1].
 
     Args:
-        shape: (C, H, W).
+        shape: (C, H, W), or (C, F, H, W) of videos.
         names: One for each image. Files are named by their path below the folder, or as the list names them.
         read: read(rows) is (n, C, H, W) float32, for n >= 1 rows.
         marks: marks(count) tells the first `count` images from others; without it their names do.
@@ -52,7 +55,7 @@ class ImageSource:
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         names: Sequence[str],
         read: Callable[[Sequence[int]], Tensor],
         marks: Callable[[int], Iterable[bytes]] | None = None,
@@ -118,7 +121,11 @@ def open_images(
 ) -> ImageSource:
     """Open the images of a folder and the folders in it, of one image file, or of an npz, npy, IDX or HDF5 file.
 
-    In npz and HDF5 files the images are the array `images`, or the only one with three or four axes. The axes of an
+    With `Preparation(frames="video")`, or a number of frames, files and folders hold videos: MP4, WebM and others by
+    the package av, GIF, and folders of images, each of which are the frames of one video, in the order of the numbers
+    in their names. Arrays of five axes are videos, (N, C, F, H, W) or (N, F, H, W, C).
+
+    In npz and HDF5 files the images are the array `images`, or the only one with three to five axes. The axes of an
     array are (N, H, W), (N, H, W, C) or (N, C, H, W), with C = 1 or 3. Transparent pixels are laid on white, and a file
     of several pictures gives the first; a warning says so. Photos are turned as their EXIF orientation says. Gray
     images of 16 bits keep them, and those of floats follow the rule for arrays, all of them together. Hidden files and
@@ -156,14 +163,20 @@ def open_images(
             f"images have 1 or 3 channels, and cannot be read with {channels}: give channels=1 or channels=3"
         )
     if path == Path("-"):
-        names = Names.packed(files_listed(sys.stdin.buffer, checked=not prepare.skip_bad) if sys.stdin else ())
+        checked = not (prepare.skip_bad or prepare.of_videos)
+        names = Names.packed(files_listed(sys.stdin.buffer, checked=checked) if sys.stdin else ())
         if not names:
             raise InputError("the list of images on standard input is empty: give one path a line")
         return file_source(Path(), names, channels, prepare)
     if os.path.isdir(path):
-        names = Names.packed(files_below(path))
+        names = Names.packed((videos_below if prepare.of_videos else files_below)(path))
+        if not names and prepare.of_videos:
+            raise InputError(f"the folder {path} holds no videos ({', '.join(ALONE)}, or folders of images)")
         if not names:
             raise InputError(f"the folder {path} holds no images ({', '.join(SUFFIXES)})")
+        if list(names) == [HERE]:
+            path = path.resolve()
+            return file_source(path.parent, [path.name], channels, prepare)
         return file_source(path, names, channels, prepare)
     try:
         array = open_array(path)
@@ -177,8 +190,9 @@ def open_images(
 
 
 def file_source(folder: Path, names: Sequence[str], channels: int | None, prepare: Preparation) -> ImageSource:
-    """The source of the images in these files below a folder; arguments as of `open_images`."""
-    found = OpenedFiles(folder, names, channels, prepare)
+    """The source of the images, or videos, in these files below a folder; arguments as of `open_images`."""
+    kind = OpenedVideos if prepare.of_videos else OpenedFiles
+    found = kind(folder, names, channels, prepare)
     prepared = prepare.to_dict(len(found.skipped))
     return ImageSource(found.shape, found.names, found.read, found.marks, prepared, found.skipped)
 
@@ -204,9 +218,10 @@ def other_shape(source: ImageSource, wants: str, where: str | Path) -> InputErro
         where: Where the images came from.
     """
     has = "×".join(map(str, source.shape))
+    frames = "frames=N takes the first N frames of each, and " if len(source.shape) == 4 else ""
     return InputError(
-        f"the images of {where} are {has} (channels×height×width), but the model takes {wants}: resize=... scales and "
-        "crops them as they are read"
+        f"the {called(source.shape)} of {where} are {has} ({axes_of(source.shape)}), but the model takes {wants}: "
+        f"{frames}resize=... scales and crops them as they are read"
     )
 
 
@@ -218,21 +233,25 @@ def from_bytes(content: Tensor) -> Tensor:
 
 
 def array_source(path: Path, array: Array, channels: int | None, prepare: Preparation) -> ImageSource:
-    """The source of the images in an array (N, H, W), (N, H, W, C) or (N, C, H, W)."""
+    """The source of the images in an array (N, H, W), (N, H, W, C) or (N, C, H, W), or of videos, with F before H."""
     axes = array.axes or _layout(path, array.shape)
     n, *sizes = array.shape
     if not n or 0 in sizes:
         raise InputError(f"{path} holds no images, its shape is {array.shape}: give another file")
-    h, w, has = {"NHW": (*sizes, 1), "NHWC": tuple(sizes), "NCHW": (*sizes[1:], sizes[0])}[axes]
+    *counts, h, w, has = [*sizes, 1] if axes == "NHW" else sizes if axes.endswith("C") else [*sizes[1:], sizes[0]]
 
     def fetch(rows: Sequence[int]) -> Tensor:
         with read_errors(path, "images"):
             content = torch.from_numpy(array.rows(rows))
-        return content[:, None] if axes == "NHW" else content.movedim(-1, 1) if axes == "NHWC" else content
+        content = content[:, None] if axes == "NHW" else content.movedim(-1, 1) if axes.endswith("C") else content
+        return content[:, :, : prepare.most_frames] if counts else content
 
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise InputError(f"{path} holds {array.dtype} values: save the images as uint8 (0..255) or float in [-1, 1]")
-    block = max(1, _BLOCK // (array.dtype.itemsize * h * w * has))
+    if counts and (prepare.most_frames or 1) > counts[0]:
+        raise InputError(f"{path} has videos of {counts[0]} frames, fewer than frames={prepare.frames}: give fewer")
+    counts = [prepare.most_frames or count for count in counts]
+    block = max(1, _BLOCK // (array.dtype.itemsize * math.prod(sizes)))
     stretch = array.dtype.kind == "f" and check_floats(path, fetch, n, block, array.declared)
 
     def read(rows: Sequence[int]) -> Tensor:
@@ -241,25 +260,26 @@ def array_source(path: Path, array: Array, channels: int | None, prepare: Prepar
             x = from_bytes(x)
         elif stretch:
             x = x * 2 - 1
-        return prepare.apply_to_array(with_channels(x.to(torch.float32), channels).contiguous())
+        return prepared_array(x.to(torch.float32), channels, prepare)
 
     def marks(_: int) -> Iterator[bytes]:
         yield repr((array.shape, str(array.dtype))).encode()
         with read_errors(path, "images"):
             yield content_hash(path)
 
-    shape = (channels or has, *(prepare.size or (h, w)))
+    shape = (channels or has, *counts, *(prepare.size or (h, w)))
     return ImageSource(shape, array.names or Names.numbers(n), read, marks, prepare.to_dict())
 
 
 def _layout(path: Path, shape: tuple[int, ...]) -> str:
     """Which axis holds the channels; raises an InputError where the shape does not determine it."""
-    if len(shape) == 4:
-        first, last = shape[1] in (1, 3), shape[3] in (1, 3)
+    if len(shape) in (4, 5):
+        frames, its = ("F", "F, ") if len(shape) == 5 else ("", "")
+        first, last = shape[1] in (1, 3), shape[-1] in (1, 3)
         if first != last:
-            return "NCHW" if first else "NHWC"
+            return f"NC{frames}HW" if first else f"N{frames}HWC"
         problem = "either axis could be the channels" if first else "neither axis has 1 or 3 channels"
-        raise InputError(f"{path} has shape {shape}, and {problem}: save it as (N, C, H, W) or (N, H, W, C)")
+        raise InputError(f"{path} has shape {shape}, and {problem}: save it as (N, C, {its}H, W) or (N, {its}H, W, C)")
     if len(shape) != 3:
         raise InputError(f"{path} has shape {shape}: save images as (N, H, W), (N, H, W, C) or (N, C, H, W)")
     if shape[0] == 3 or shape[2] in (1, 3):
@@ -291,6 +311,14 @@ def check_floats(path: Path, fetch: Callable[[Sequence[int]], Tensor], n: int, b
             f"{path} holds floats from {low:.6g} to {high:.6g}: scale them to [-1, 1] or [0, 1], or save them as uint8"
         )
     return low >= 0
+
+
+def prepared_array(x: Tensor, channels: int | None, prepare: Preparation) -> Tensor:
+    """Images (n, C, H, W) float32, or videos (n, C, F, H, W), prepared and in as many channels as were asked for."""
+    if x.ndim == 5:
+        frames = prepared_array(x.movedim(2, 1).flatten(0, 1), channels, prepare)
+        return frames.reshape(len(x), x.shape[2], *frames.shape[1:]).movedim(1, 2).contiguous()
+    return prepare.apply_to_array(with_channels(x, channels).contiguous())
 
 
 def with_channels(x: Tensor, channels: int | None) -> Tensor:

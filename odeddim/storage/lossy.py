@@ -1,7 +1,7 @@
 """Images written as JPEG or WebP files, each with notes that say which run it belongs to and a checksum of its own.
 
 Neither format has checksums, so the notes hold one of the whole file, in which its own digits count as zeros. Notes are
-JSON in the EXIF description.
+JSON in the EXIF description; those of videos (`odeddim.storage.clips`) lie where their format has room for words.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 
 _DESCRIPTION = 0x010E  # of EXIF
 _SEAL, _OPEN = b'"crc32": "', b"00000000"
+UNSEALED: Mapping[str, str] = {"crc32": _OPEN.decode()}
+"""What notes end with before the checksum of the file is in them."""
 
 
 def encoded(image: Tensor, path: Path, notes: Mapping[str, str], *, format: str) -> bytes:
@@ -43,13 +45,16 @@ def encoded(image: Tensor, path: Path, notes: Mapping[str, str], *, format: str)
 
     drawn = picture(image, path)
     exif = PIL.Image.Exif()
-    exif[_DESCRIPTION] = json.dumps({**notes, "crc32": _OPEN.decode()})
+    exif[_DESCRIPTION] = json.dumps({**notes, **UNSEALED})
     written = io.BytesIO()
     drawn.save(written, exif=exif.tobytes(), **OPTIONS[format])
-    content = bytearray(written.getvalue())
+    return sealed(written.getvalue())
+
+
+def sealed(content: bytes) -> bytes:
+    """A file whose notes end with UNSEALED, with its checksum in them."""
     at = content.index(_SEAL) + len(_SEAL)
-    content[at : at + len(_OPEN)] = b"%08x" % zlib.crc32(content)
-    return bytes(content)
+    return content[:at] + b"%08x" % zlib.crc32(content) + content[at + len(_OPEN) :]
 
 
 def is_whole(path: Path, mark: str) -> bool:
@@ -67,12 +72,11 @@ def is_whole(path: Path, mark: str) -> bool:
 
 
 def notes_of(path: Path) -> dict[str, str]:
-    """The notes that `encoded` wrote into a JPEG or a WebP; none if the file is missing or is neither."""
-    import PIL.Image
-
+    """The notes in a file that is sealed, JSON without inner objects; none if the file is missing or has none."""
     try:
-        with PIL.Image.open(path, formats=[str(options["format"]) for options in OPTIONS.values()]) as image:
-            notes = json.loads(image.getexif().get(_DESCRIPTION, "{}"))
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        content = path.read_bytes()
+        at = content.index(_SEAL)
+        notes = json.loads(content[content.rindex(b"{", 0, at) : content.index(b"}", at) + 1])
+    except (OSError, ValueError):
         return {}
     return {str(key): note for key, note in notes.items() if isinstance(note, str)} if isinstance(notes, dict) else {}

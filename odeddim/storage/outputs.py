@@ -10,25 +10,27 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from odeddim.storage import lossy, png
-from odeddim.storage.animations import Animation
+from odeddim.storage import clips, lossy, png
+from odeddim.storage.animations import MOST_FPS, Animation, check_encoder
 from odeddim.storage.atomic import mark_of, replace_by, sweep, sync_folder
+from odeddim.storage.clips import FPS
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.image_runs import Frames, Images, Npz, Sheet
 from odeddim.storage.names import LOCK, NOTE, Names, file_names
 from odeddim.storage.png import MARK
 from odeddim.storage.row_files import check_same, comparable, run_of
-from odeddim.storage.sheets import Captions, titles
+from odeddim.storage.sheets import Captions, check_images, titles
 from odeddim.storage.workers import GO_ON, MEMBER, Claims, OfFirst, SharedRun, Together, begin_together, end_together
 from odeddim.types import InputError, pick
 
@@ -36,6 +38,46 @@ AT_ONCE = 16
 """So many files of a folder are written at once."""
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 """The formats of image files, and the suffixes of their names."""
+OF_VIDEOS = ("mp4", "webp", "png")
+"""The formats of videos in a folder, the usual one first: files, or a folder of PNGs for each."""
+
+
+class Save(Protocol):
+    """What writes an image or a video as a file."""
+
+    def __call__(self, image: Tensor, path: Path, notes: Mapping[str, str], /) -> None:
+        """Write it, with what is known of it; whoever calls it syncs the folder."""
+
+
+def _encoded_by(encoded: Callable[[Tensor, Path, Mapping[str, str]], bytes]) -> Save:
+    """What writes the content that an encoder makes."""
+
+    def save(image: Tensor, path: Path, notes: Mapping[str, str]) -> None:
+        replace_by(path, encoded(image, path, notes))
+
+    return save
+
+
+class FileKind(NamedTuple):
+    """A kind of file that images or videos become.
+
+    Attributes:
+        name: The name of its format.
+        suffix: What follows the stem of an image's name.
+        save: What writes a file.
+        is_whole: Whether a file has a mark and fits its checksums.
+        notes_of: The notes in a file.
+        parts: The files that are there of a video, given the path of the one that stands for it; None of one file.
+        said: What the settings of a run say of it.
+    """
+
+    name: str
+    suffix: str
+    save: Save
+    is_whole: Callable[[Path, str], bool]
+    notes_of: Callable[[Path], Mapping[str, str]]
+    parts: Callable[[Path], list[Path]] | None = None
+    said: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -45,10 +87,13 @@ class Pictures:
     Attributes:
         path: NAME.png is a sheet of all images, NAME.h5 and NAME.npz are files of arrays, and a name without a suffix
             is a folder of image files.
-        format: The format of files in a folder: "png", "jpeg" or "webp". Only PNGs keep every value of 8 bits.
+        format: The format of files in a folder. Of images: "png", the default, "jpeg" or "webp"; only PNGs keep every
+            value of 8 bits. Of videos: "mp4", the default, "webp", or "png" for a folder of PNGs each; WebPs of videos
+            and PNGs keep every value of 8 bits.
         scale: How many times a sheet enlarges each image; None for the least with which the shorter side of an image
             has 112 pixels.
         labels: Whether a sheet has text; None for text if images are at least 64 pixels wide on it.
+        fps: Frames a second of videos that are files.
 
     Raises:
         InputError: A value is not one of these.
@@ -60,16 +105,20 @@ class Pictures:
     """
 
     path: Path
-    format: str = "png"
+    format: str | None = None
     scale: int | None = None
     labels: bool | None = None
+    fps: int = FPS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
-        pick(self.format, FORMATS, "format")
+        if self.format is not None:
+            pick(self.format, (*FORMATS, *OF_VIDEOS[:1]), "format")
+        if not 1 <= self.fps <= MOST_FPS:
+            raise InputError(f"fps={self.fps}: give 1 to {MOST_FPS} frames a second")
         if self.scale is not None and self.scale < 1:
             raise InputError(f"scale={self.scale}: give a whole number, 1 or more")
-        if self.format != "png" and not self.is_folder:
+        if self.format not in (None, "png") and not self.is_folder:
             raise InputError(f"format={self.format} is for files of a folder, and {self.path} is none: leave it out")
         for name in ("scale", "labels"):
             if getattr(self, name) is not None and not self.is_sheet:
@@ -82,6 +131,31 @@ class Pictures:
     def of(cls, place: str | Path | Pictures) -> Pictures:
         """Pictures as they are drawn by default, if nothing is said but their path."""
         return place if isinstance(place, Pictures) else cls(Path(place))
+
+    def kind(self, shape: Sequence[int]) -> FileKind:
+        """The kind of file that each image or video of a folder becomes.
+
+        Args:
+            shape: (C, H, W) of an image, or (C, F, H, W) of a video.
+
+        Raises:
+            InputError: It is none of the formats of images, or of videos; or its encoder is missing.
+        """
+        if len(shape) != 4:
+            name = pick(self.format or "png", FORMATS, "format of images")
+            if name == "png":
+                return FileKind(name, ".png", _encoded_by(png.encoded), png.is_whole, png.notes_of)
+            save = _encoded_by(partial(lossy.encoded, format=name))
+            return FileKind(name, FORMATS[name], save, lossy.is_whole, lossy.notes_of, said={"format": name})
+        name = pick(self.format or OF_VIDEOS[0], OF_VIDEOS, "format of videos")
+        said = {"format": name, **({} if name == "png" else {"fps": self.fps})}
+        if name == "png":
+            last = f"/{clips.last_of(shape[1])}"
+            return FileKind(name, last, clips.save_frames, clips.are_whole, png.notes_of, clips.frames_at, said)
+        if name == "mp4":
+            check_encoder(self.path, "give format=webp for files without loss, or format=png for folders of frames")
+        save = partial(clips.save_clip, format=name, fps=self.fps)
+        return FileKind(name, clips.SUFFIXES[name], save, lossy.is_whole, lossy.notes_of, said=said)
 
     @property
     def is_folder(self) -> bool:
@@ -102,7 +176,7 @@ class Folder(SharedRun):
         names: The names of all images.
         settings: What the run is, as JSON can hold it.
         overwrite: Begin anew, and replace files of these names.
-        format: One of `FORMATS`.
+        kind: The kind of its files.
         of_first: The settings that a run of only the first images has. With it, the run continues such a one.
 
     Raises:
@@ -117,12 +191,12 @@ class Folder(SharedRun):
         settings: Mapping[str, Any],
         *,
         overwrite: bool = False,
-        format: str = "png",
+        kind: FileKind | None = None,
         of_first: OfFirst | None = None,
     ) -> None:
-        self.folder, self._suffix = folder, FORMATS[format]
-        self._kind = png if format == "png" else lossy
-        self._encoded = png.encoded if format == "png" else partial(lossy.encoded, format=format)
+        self.folder = folder
+        self._kind = kind = kind or Pictures(folder).kind(())
+        self._suffix = kind.suffix
         self._threads = ThreadPoolExecutor(AT_ONCE, "files")  # a file waits for the disk, and several wait together
         self._held: list[tuple[int, int, list[Future[None]]]] = []
         self._names, self._files = names, Names.packed(file_names(names, self._suffix))
@@ -131,9 +205,8 @@ class Folder(SharedRun):
         begin_together(self._begin_anew if overwrite else self._refuse_others)
         for place in self._places:
             _make(place)
-        said = {} if format == "png" else {"format": format}
-        of_these = of_first and (lambda count: {**of_first(count), **said})
-        super().__init__(folder, len(names), {**settings, **said}, folder / NOTE, folder / LOCK, of_these)
+        of_these = of_first and (lambda count: {**of_first(count), **kind.said})
+        super().__init__(folder, len(names), {**settings, **kind.said}, folder / NOTE, folder / LOCK, of_these)
 
     def _refuse_others(self) -> None:
         """Refuse files of these names that no run has written here.
@@ -141,20 +214,22 @@ class Folder(SharedRun):
         The files are listed before the note is looked for: a process that begins the run at the same time writes the
         note before its first image.
         """
-        there = self.spans()
-        if there and not (self.folder / NOTE).exists():
-            raise InputError(
-                f"{self.folder / self._files[there[0][0]]} is there already: give another folder, or overwrite=True to "
-                "replace it"
-            )
+        there = next(self._there(), None)
+        if there is not None and not (self.folder / NOTE).exists():
+            raise InputError(f"{there} is there already: give another folder, or overwrite=True to replace it")
+
+    def _there(self) -> Iterator[Path]:
+        """The files of these names that are there."""
+        for start, stop in [(0, len(self._files))] if self._kind.parts else self.spans():
+            for path in (self.folder / name for name in self._files[start:stop]):
+                yield from self._kind.parts(path) if self._kind.parts else [path]
 
     def _begin_anew(self) -> None:
         with closing(Claims(self.folder / LOCK)) as claims:
             if not claims.take_all():
                 raise InputError(f"another process is writing to {self.folder}: stop it before you begin anew")
-            for start, stop in self.spans():
-                for name in self._files[start:stop]:
-                    (self.folder / name).unlink()
+            for path in self._there():
+                path.unlink()
             (self.folder / NOTE).unlink(missing_ok=True)
 
     def _settle(self, where: Path) -> None:
@@ -189,6 +264,7 @@ class Folder(SharedRun):
             for i in range(start, stop):
                 path = self.folder / self._files[i]
                 if not self._kind.is_whole(path, self._mark_of(i)) and path.exists():
+                    path = path.parent if self._kind.parts else path
                     raise InputError(
                         f"{path} is damaged, or another file than this run has written there: move it away, and the "
                         "same command makes it again; or give overwrite=True to begin anew"
@@ -221,7 +297,7 @@ class Folder(SharedRun):
         Args:
             start: The first image.
             stop: The image after the last.
-            images: (B, C, H, W) in [-1, 1].
+            images: (B, C, H, W) in [-1, 1], or videos (B, C, F, H, W).
             figures: Figures of each image, (B,), by name.
 
         Raises:
@@ -232,7 +308,7 @@ class Folder(SharedRun):
         def save(i: int) -> None:
             path = self.folder / self._files[start + i]
             known = {key: repr(float(values[i])) for key, values in (figures or {}).items()}
-            replace_by(path, self._encoded(pixels[i], path, {MARK: self._mark_of(start + i), **known}))
+            self._kind.save(pixels[i], path, {MARK: self._mark_of(start + i), **known})
 
         with self.together():
             self._held.append((start, stop, [self._threads.submit(save, i) for i in range(stop - start)]))
@@ -297,6 +373,7 @@ def open_output(
     names: Sequence[str],
     settings: Mapping[str, Any],
     *,
+    shape: Sequence[int] = (),
     overwrite: bool = False,
     captions: Captions | None = None,
     of_first: OfFirst | None = None,
@@ -307,6 +384,7 @@ def open_output(
         to: The name, or how images are drawn or written there too.
         names: The names of all images.
         settings: How the images are made, as JSON can hold it; every output but a sheet records it.
+        shape: (C, H, W) of each image, or (C, F, H, W) of each video; not needed for images.
         overwrite: Begin anew, and replace what is there.
         captions: What a sheet says of the images; None for their names.
         of_first: The settings that a run of only the first images has: an HDF5 file or a folder of these is continued.
@@ -316,8 +394,9 @@ def open_output(
     """
     to = Pictures.of(to)
     if to.is_folder:
-        return Folder(to.path, names, settings, overwrite=overwrite, format=to.format, of_first=of_first)
+        return Folder(to.path, names, settings, overwrite=overwrite, kind=to.kind(shape), of_first=of_first)
     if to.is_sheet:
+        check_images(shape, to.path)
         said = {"scale": to.scale, "labels": to.labels}
         sheet = Sheet(captions or titles(names), to.scale, to.labels)
         return Images(to.path, names, {**settings, "sheet": said}, sheet, overwrite=overwrite)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MODEL = "model"
 """The model's own size."""
 
+VIDEO = "video"
+"""All frames of a video."""
+
 RESAMPLING = "lanczos"
 _MOST = 1 << 15  # pixels of a side
 _WHITE = "#ffffff"
@@ -44,7 +47,8 @@ class Preparation:
         background: A colour's name or #rrggbb, on which transparent images are laid, and with which images are padded.
         frames: Of animations and files of several pictures: "first", or "all", each as an image of its own, which are
             called NAME#0000, NAME#0001, ... with the file's suffix. Of a photograph in several views, the first is
-            taken.
+            taken. "video": all of them as one video, or for a whole number N the first N of them; then files are videos
+            too, and so is a folder of frames. For models of videos that is the default.
         skip_bad: Whether to leave out files that cannot be read. Every file is decoded when the source is opened, so
             that none stops a run later. `ImageSource.skipped` lists them.
 
@@ -61,13 +65,16 @@ class Preparation:
     crop: str | None = None
     pad: bool = False
     background: str = "white"
-    frames: str = "first"
+    frames: str | int = "first"
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
         if self.crop is not None:
             pick(self.crop, ("center", "none"), "crop")
-        pick(self.frames, ("first", "all"), "choice of frames")
+        if isinstance(self.frames, str):
+            pick(self.frames, ("first", "all", VIDEO), "choice of frames")
+        elif isinstance(self.frames, bool) or self.frames < 1:
+            raise InputError(f"frames={self.frames!r}: give a whole number, 1 or more, 'first', 'all' or 'video'")
         if self.pad and self.crop == "center":
             raise InputError("pad=True fills up where crop=center cuts off: give one of the two")
         colour_of(self.background)
@@ -92,7 +99,7 @@ class Preparation:
         """This preparation, with the size of a model where it says "model".
 
         Args:
-            shape: (C, H, W) of the model's own images; None if it takes any.
+            shape: (C, H, W) of the model's own images, or (C, F, H, W); None if it takes any.
 
         Raises:
             InputError: The model takes any size, and none is given.
@@ -101,7 +108,21 @@ class Preparation:
             return self
         if shape is None:
             raise InputError("the model takes images of any size: say which one with resize=SIZE")
-        return replace(self, resize=(shape[1], shape[2]))
+        return replace(self, resize=(shape[-2], shape[-1]))
+
+    @property
+    def of_videos(self) -> bool:
+        """Whether several pictures are one video."""
+        return self.frames not in ("first", "all")
+
+    @property
+    def most_frames(self) -> int | None:
+        """How many frames of each video are taken; None for all."""
+        return self.frames if isinstance(self.frames, int) else None
+
+    def for_videos(self) -> Preparation:
+        """This preparation, with videos whose frames are all taken unless it says how many."""
+        return self if self.of_videos else replace(self, frames=VIDEO)
 
     def to_dict(self, skipped: int = 0) -> dict[str, Any]:
         """What changes the images, as JSON can hold it; the rest is as usual.

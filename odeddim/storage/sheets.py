@@ -54,6 +54,12 @@ class Captions:
     columns: int | None = None
 
 
+def check_images(shape: Sequence[int], where: str | Path) -> None:
+    """Raise an InputError if things of a shape (C, F, H, W), which are videos, are to be drawn somewhere."""
+    if len(shape) == 4:
+        raise InputError(f"{where} would show images, and these are videos: give a folder, a file.h5 or a file.npz")
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where everything is on a sheet, in pixels.
@@ -93,8 +99,9 @@ class Layout:
             labels: Whether there is text; None for text if images are at least 64 pixels wide on the sheet.
 
         Raises:
-            InputError: There are no images, or the sheet has too many pixels.
+            InputError: There are no images, the sheet has too many pixels, or what is to be drawn are videos.
         """
+        check_images(shape, "a sheet")
         if count == 0:
             raise InputError("there are no images for a sheet: give at least one")
         if scale is not None and (not isinstance(scale, int) or scale < 1):

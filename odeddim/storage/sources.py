@@ -5,7 +5,8 @@ What may be given, wherever a job takes images:
 - a path, as of `open_images`: a folder with the folders in it, an image, npz, npy, IDX, HDF5, or "-";
 - hf:PATH, a dataset of Hugging Face that `save_to_disk` wrote on this machine; nothing is downloaded;
 - a list of paths of image files;
-- a numpy array, a tensor or an HDF5 dataset: (N, H, W), (N, H, W, C) or (N, C, H, W);
+- a numpy array, a tensor or an HDF5 dataset: (N, H, W), (N, H, W, C) or (N, C, H, W), of videos (N, C, F, H, W) or
+  (N, F, H, W, C);
 - a `datasets.Dataset`: its column `image`, or its only column of images;
 - any object with a length and items, such as torch's map-style datasets. An item is an image, or a tuple that begins
   with one: an image of Pillow, or an array or tensor (H, W), (H, W, C) or (C, H, W);
@@ -39,7 +40,7 @@ from odeddim.storage.images import (
     file_source,
     from_bytes,
     open_images,
-    with_channels,
+    prepared_array,
 )
 from odeddim.storage.names import Names
 from odeddim.storage.pictures import shape_of
@@ -126,10 +127,10 @@ def _prepared(source: ImageSource, prepare: Preparation) -> ImageSource:
         return source
     if source.prepared:
         raise InputError("the images have been prepared otherwise already: leave out prepare=..., or open them with it")
-    shape = (source.shape[0], *(prepare.size or source.shape[1:]))
+    shape = (source.shape[0], *source.shape[1:-2], *(prepare.size or source.shape[-2:]))
 
     def read(rows: Sequence[int]) -> Tensor:
-        return prepare.apply_to_array(source.read(rows))
+        return prepared_array(source.read(rows), None, prepare)
 
     return ImageSource(shape, source.names, read, source.marks, said)
 
@@ -217,15 +218,15 @@ class _Items:
             if self._pictures:
                 return x
             x = from_bytes(x) if x.dtype == torch.uint8 else x * 2 - 1 if stretch else x
-            return self._prepare.apply_to_array(with_channels(x, self._channels).contiguous())
+            return prepared_array(x, self._channels, self._prepare)
 
         def marks(count: int) -> Iterator[bytes]:
             for i in range(count):
                 x = self._one(i)
                 yield str(x.dtype).encode() + hashlib.sha256(x.contiguous().numpy().data).digest()
 
-        height, width = self._prepare.size or first.shape[1:]
-        shape = (self._channels or first.shape[0], height, width)
+        sides = self._prepare.size or first.shape[-2:]
+        shape = (self._channels or first.shape[0], *first.shape[1:-2], *sides)
         return ImageSource(shape, names or Names.numbers(count), read, marks, self._prepare.to_dict())
 
     def _raw(self, rows: Sequence[int]) -> Tensor:
@@ -271,19 +272,21 @@ class _Items:
         if x.dtype != torch.uint8 and not x.is_floating_point():
             kind = str(x.dtype).removeprefix("torch.")
             raise InputError(f"{which} holds {kind} values: give uint8 (0..255) or floats in [-1, 1]")
-        return _channels_first(x if x.dtype == torch.uint8 else x.to(torch.float32), which)
+        x = _channels_first(x if x.dtype == torch.uint8 else x.to(torch.float32), which)
+        return x[:, : self._prepare.most_frames] if x.ndim == 4 else x
 
 
 def _channels_first(x: Tensor, which: Path) -> Tensor:
-    """(C, H, W) of an image (H, W), (C, H, W) or (H, W, C)."""
+    """(C, H, W) of an image (H, W), (C, H, W) or (H, W, C); (C, F, H, W) of a video that, or (F, H, W, C)."""
     if x.ndim == 2 and x.numel():
         return x[None]
-    if x.ndim == 3 and x.numel():
-        first, last = x.shape[0] in (1, 3), x.shape[2] in (1, 3)
+    if x.ndim in (3, 4) and x.numel():
+        first, last = x.shape[0] in (1, 3), x.shape[-1] in (1, 3)
         if first != last:
             return x if first else x.movedim(-1, 0)
     raise InputError(
-        f"{which} has shape {tuple(x.shape)}: give (H, W), (C, H, W) or (H, W, C), with C = 1 or 3 at one place"
+        f"{which} has shape {tuple(x.shape)}: give (H, W), (C, H, W) or (H, W, C), of videos (C, F, H, W) or "
+        "(F, H, W, C), with C = 1 or 3 at one place"
     )
 
 

@@ -54,12 +54,11 @@ def save_animation(points: Sequence[PathPoint], film: Animation, model: Model | 
 
 def _pictured(point: PathPoint, model: Model | None) -> tuple[Tensor, Tensor]:
     """x and x̂₀ as images, (B, C, H, W) each."""
-    if model is None:
-        if point.x.ndim != 4:
-            raise InputError(f"points of shape {tuple(point.x.shape)} are no images (B, C, H, W), so none can be drawn")
-        return point.x.clamp(-1, 1), point.x0.clamp(-1, 1)
-    latent = load(model)
-    return to_images(latent, point.x).clamp(-1, 1), to_images(latent, point.x0).clamp(-1, 1)
+    latent = None if model is None else load(model)
+    pair = [part if latent is None else to_images(latent, part) for part in (point.x, point.x0)]
+    if pair[0].ndim != 4:
+        raise InputError(f"points of shape {tuple(pair[0].shape)} are no images (B, C, H, W), so none can be drawn")
+    return pair[0].clamp(-1, 1), pair[1].clamp(-1, 1)
 
 
 def _mark(kind: str, points: Sequence[PathPoint], *how: object) -> str:

@@ -30,6 +30,7 @@ import test_k_diffusion
 import test_latent_diffusion
 import test_onnx
 import test_score_sde
+import test_video_models
 
 import odeddim
 from odeddim.models.formats import native
@@ -65,6 +66,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     test_latent_diffusion.stable_diffusion(here / "sd", diffusers.DDIMScheduler(**test_latent_diffusion.AS_SD))
     (here / "sd" / "model").rename(here / "stable-diffusion")
+    scheduler = diffusers.CogVideoXDDIMScheduler(**test_video_models.PUBLISHED)
+    test_video_models.cogvideox(here / "video", scheduler)
+    (here / "video" / "model").rename(here / "cogvideox")
     test_guided.saved(here, test_guided.network("guided"), "64x64_mine.pt")
     (here / "code").mkdir()
     (here / "code" / "torch_utils_of_test.py").write_text(textwrap.dedent(test_edm.CODE))
@@ -85,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_table_is_there() -> None:
-    assert len(LINES) == 19
+    assert len(LINES) == 20
     assert SECTION.count("\n| ") == len(LINES) + 1  # and its head
 
 

@@ -1,7 +1,8 @@
 """diffusers' pipelines of latent models: folders with model_index.json, an autoencoder, a network and a scheduler.
 
     unet/         UNet2DConditionModel, UNet2DModel: Stable Diffusion 1 and 2, SDXL, latent diffusion
-    transformer/  DiT, Stable Diffusion 3, Flux, PixArt, Sana, Lumina-Image 2, Qwen-Image, Hunyuan-DiT
+    transformer/  DiT, Stable Diffusion 3, Flux, PixArt, Sana, Lumina-Image 2, Qwen-Image, Hunyuan-DiT; and of videos
+                  Wan, CogVideoX
 
 `odeddim.models.pipelines` says of each network how it is called and what its prompts are to it.
 
@@ -77,11 +78,11 @@ def read(path: Path) -> VectorField:
     config = config_of(where)
     if config.get("_class_name") != kind:
         raise InputError(f"{where / CONFIG} describes a {config.get('_class_name')}, but {INDEX} names a {kind}")
-    shape = shape_of(kind, config, where)
-    posed = schedulers.read(folder / "scheduler" / schedulers.NAME)
-    # The smaller components first, so that an error in one of them does not wait for gigabytes of weights.
     codecs = [part for part in CODECS if has(index, part)]
     codecs += [part for part in CODECS if part in index or (folder / part).is_dir()]
+    shape = shape_of(kind, config, where, folder / CODECS[0])
+    posed = schedulers.read(folder / "scheduler" / schedulers.NAME)
+    # The smaller components first, so that an error in one of them does not wait for gigabytes of weights.
     codec, its_kind, assumed = autoencoder.read(folder / codecs[0], shape) if codecs else (None, "", [])
     told = NETWORKS[kind](Pipeline(folder, index, config, where, shape, codec.image_shape if codec else shape))
     if told.predicts and posed.predicts != "flow":

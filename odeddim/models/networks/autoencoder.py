@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from odeddim.models.components import CONFIG, changed_settings, class_of, config_of, made
+from odeddim.models.networks import video_autoencoders
+from odeddim.models.networks.video_autoencoders import About
 from odeddim.models.weights import hash_of_networks
 from odeddim.types import InputError
 
@@ -52,18 +54,20 @@ KINDS = {
         channels=("z_dim",), images="input_channels", levels="temperal_downsample", between=True, scale=1.0
     ),
 }
-"""The supported classes. Qwen-Image's is one of videos, for which an image is a video of one frame."""
+"""The classes for images. Qwen-Image's is one of videos, for which an image is a video of one frame."""
+CLASSES = (*KINDS, *video_autoencoders.SCALES)
+"""The supported classes."""
 
 
 class Autoencoder:
-    """An autoencoder of diffusers, of one of the `KINDS`, as the codec of a VectorField.
+    """An autoencoder of diffusers, of one of the `CLASSES`, as the codec of a VectorField.
 
     The autoencoder runs in float32, because some autoencoders overflow in 16 bits. The result has the dtype of the
     input. Each image is a batch of its own, so that it does not depend on the other images.
 
     Attributes:
         network: The module.
-        image_shape: The shape (C, H, W) of the images.
+        image_shape: The shape (C, H, W) of the images, or (C, F, H, W) of videos.
         sha256: The hash of the weights, the scale, the shift and the spread.
     """
 
@@ -75,24 +79,28 @@ class Autoencoder:
         scale: float,
         shift: Sequence[float] = (0.0,),
         spread: Sequence[float] = (1.0,),
+        leading: int = 0,
         sha256: str = "",
     ) -> None:
         """Make a codec with data = (z - shift)·scale/spread.
 
         Args:
             network: The module.
-            image_shape: The shape (C, H, W) of the images.
+            image_shape: The shape (C, H, W) of the images, or (C, F, H, W) of videos.
             scale: The scale.
             shift: One number, or one for each channel of z.
             spread: One number, or one for each channel of z.
+            leading: How many copies of the first frame the data of a video begin with, which `decode` leaves out.
             sha256: The hash of the weights.
         """
         self.network = network.float().eval().requires_grad_(False)
         self.image_shape = image_shape
         self.sha256 = hashlib.sha256(repr((sha256, scale, *shift, *spread)).encode()).hexdigest()
-        self._shift = torch.tensor(shift, dtype=torch.float32).reshape(-1, 1, 1)
+        ones = [1] * (len(image_shape) - 1)
+        self._shift = torch.tensor(shift, dtype=torch.float32).reshape(-1, *ones)
+        self._scale = scale / torch.tensor(spread, dtype=torch.float32).reshape(-1, *ones)
         self._of_frames = type(network).__name__ == "AutoencoderKLQwenImage"
-        self._scale = scale / torch.tensor(spread, dtype=torch.float32).reshape(-1, 1, 1)
+        self._leading = leading
 
     @property
     def words(self) -> str:
@@ -119,9 +127,11 @@ class Autoencoder:
     def _latent(self, image: Tensor) -> Tensor:
         found = self.network.encode(image[:, :, None] if self._of_frames else image)
         z: Tensor = found.latent_dist.mean if hasattr(found, "latent_dist") else found[0]
+        z = torch.cat([z[:, :, :1]] * self._leading + [z], dim=2) if self._leading else z
         return z[:, :, 0] if self._of_frames else z
 
     def _image(self, z: Tensor) -> Tensor:
+        z = z[:, :, self._leading :] if self._leading else z
         image: Tensor = self.network.decode(z[:, :, None] if self._of_frames else z).sample
         return image[:, :, 0] if self._of_frames else image
 
@@ -135,7 +145,7 @@ def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, l
 
     Args:
         folder: The folder of the autoencoder.
-        data_shape: The shape (c, h, w) of the network's data.
+        data_shape: The shape (c, h, w) of the network's data, or (c, f, h, w) of those of videos.
 
     Returns:
         The codec, its description in words, and the assumed values in words.
@@ -146,36 +156,45 @@ def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, l
     """
     where, config = folder / CONFIG, config_of(folder)
     kind = str(config.get("_class_name"))
-    if kind not in KINDS:
-        raise InputError(f"{where} describes a {kind}, but odeddim supports only {', '.join(KINDS)}")
+    if kind not in CLASSES:
+        raise InputError(f"{where} describes a {kind}, but odeddim supports only {', '.join(CLASSES)}")
     make = class_of("diffusers", kind).from_config
     network: Any = made(lambda: make(config), folder)
-    its, names = network.config, KINDS[kind]
-    channels = next(its[name] for name in names.channels if its.get(name))
+    its = network.config
+    about = _about(KINDS[kind], its, data_shape) if kind in KINDS else video_autoencoders.about(its, data_shape)
+    channels = about.channels
     if channels != data_shape[0]:
         raise InputError(
             f"{folder} has latents of {channels} channels, but the network takes {data_shape[0]}: copy both from one "
             "pipeline"
         )
     scale, shift = config.get("scaling_factor"), config.get("shift_factor")
-    mean, spread = config.get("latents_mean"), config.get("latents_std")
+    both = ("latents_mean", "latents_std")
+    mean, spread = ((config if any(name in config for name in both) else its).get(name) for name in both)
     if (mean is None) != (spread is None) or (mean is not None and shift):
         raise InputError(
             f"{where} must hold both latents_mean and latents_std and no shift_factor, or neither of the two: correct "
             "the file"
         )
-    factor = 2 ** (len(its[names.levels]) - (not names.between))
     codec = Autoencoder(
         network,
-        (its[names.images], factor * data_shape[1], factor * data_shape[2]),
-        scale=_numbers(names.scale if scale is None else scale, 1, 0.0, where)[0],
+        about.image_shape,
+        scale=_numbers(about.scale if scale is None else scale, 1, 0.0, where)[0],
         shift=_numbers(shift or 0.0 if mean is None else mean, channels, -math.inf, where),
         spread=_numbers(1.0 if spread is None else spread, channels, 0.0, where),
+        leading=about.leading,
         sha256=hash_of_networks(network, settings=changed_settings(network)),
     )
-    said = scale is not None or names.scale == 1
-    assumed = [] if said else [f"the autoencoder's scaling factor {names.scale}, which its config does not give"]
+    known = scale is not None or about.scale == 1
+    assumed = [] if known else [f"the autoencoder's scaling factor {about.scale}, which its config does not give"]
     return codec, f"{kind} with data {codec.words}", assumed
+
+
+def _about(names: _Kind, config: Mapping[str, Any], data_shape: tuple[int, ...]) -> About:
+    """What an autoencoder of images is, by its config."""
+    factor = 2 ** (len(config[names.levels]) - (not names.between))
+    shape = (config[names.images], *(factor * side for side in data_shape[1:]))
+    return About(next(config[name] for name in names.channels if config.get(name)), shape, names.scale)
 
 
 def _numbers(value: Any, count: int, above: float, where: Path) -> list[float]:

@@ -33,6 +33,7 @@ Embed = Callable[[str], Given]
 
 CLIPS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 T5 = ("T5EncoderModel",)
+UMT5 = ("UMT5EncoderModel",)
 BERT = ("BertModel",)
 GEMMA = ("Gemma2Model",)
 QWEN = ("Qwen2_5_VLForConditionalGeneration",)
@@ -107,16 +108,16 @@ class TextEncoder:
         if self._tokenizer.padding_side != "right":  # as Gemma's; an object in memory stays as it is
             self._tokenizer = copy.deepcopy(self._tokenizer)
             self._tokenizer.padding_side = "right"
-        tokens = len(self._tokenizer)
+        words = len(self._tokenizer)
         where = folder / f"text_encoder{number}"
         kind = _named(folder, index, where.name, kinds)
         make, config = class_of("transformers", kind), config_of(where)
         self._encoder = made(lambda: make(make.config_class.from_dict(config)), where)
         its: Any = self._encoder.config
         its = its.get_text_config() if kind in QWEN else its
-        if tokens > its.vocab_size:
+        if words > its.vocab_size:
             raise InputError(
-                f"{folder / f'tokenizer{number}'} has {tokens} tokens, but {where} has only {its.vocab_size}: "
+                f"{folder / f'tokenizer{number}'} has {words} tokens, but {where} has only {its.vocab_size}: "
                 "copy both from one pipeline"
             )
         self.width: int = its.hidden_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from odeddim.models.pipelines import flux, hunyuan, lumina, pixart, qwen_image, sana, transformers, unets
+from odeddim.models.pipelines import flux, hunyuan, lumina, pixart, qwen_image, sana, transformers, unets, videos
 from odeddim.models.pipelines.told import Pipeline, Told
 
 
@@ -24,5 +24,7 @@ NETWORKS: dict[str, Callable[[Pipeline], Told]] = {
     "Lumina2Transformer2DModel": lumina.lumina2,
     "QwenImageTransformer2DModel": qwen_image.qwen_image,
     "HunyuanDiT2DModel": hunyuan.hunyuan_dit,
+    "WanTransformer3DModel": videos.wan,
+    "CogVideoXTransformer3DModel": videos.cogvideox,
 }
 """The supported classes of networks, each with the function that returns how its network is called."""
