@@ -136,6 +136,18 @@ RESULTS = {
         "evaluations](few-evaluations.md) explains it, and `python benchmarks/gaussian.py measure` measures it.",
         ("python benchmarks/gaussian.py show",),
     ),
+    "few": Result(
+        "Few evaluations: the quality of samples",
+        "2,000 samples of the diffusion model at 5 and at 10 evaluations. `fitted-N.json` is what `odeddim fit --steps "
+        "N -o fitted-N.json` finds, `gaussian-5.json` what `odeddim.plan(solver='unipc-2', steps=5, grid='karras', "
+        "top='gaussian')` saves; at 10 evaluations the Gaussian is not used above, as the curves of its error say. "
+        "`dpmpp-3m` takes one evaluation more.",
+        tuple(
+            "odeddim bench quality -n 2000 --solvers euler@linear,unipc-2,ipndm,dpmpp-3m," + plans + f" --steps {steps}"
+            f" --compile -o q{steps}"
+            for steps, plans in ((5, "fitted-5.json,gaussian-5.json"), (10, "fitted-10.json"))
+        ),
+    ),
     "certified": Result(
         "Certified latents",
         "`trip` is the round trip, `error` the estimated distance to the ODE's latent; the other columns say how much"

@@ -12,6 +12,7 @@ slope that the step before it extrapolates.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ FARTHEST = 0.4
 """How far a round may move a node in log σ."""
 DAMPINGS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """The dampings of Levenberg and Marquardt that a round tries, as shares of the diagonal; each try costs one run."""
+SHARES = (1.0, 0.3, 0.1)
+"""What part of the step is made; less where none of the dampings lowers the objective, for then its effects bend."""
 GAIN = 0.01
 """A round that lowers the objective by less is the last."""
 
@@ -89,9 +92,11 @@ def round_of(tasks: Sequence[Task], point: Point, advance: Callable[[int], Any])
         vector[places] += pull
         offset += system.size
     best: Point | None = None
-    for damping in DAMPINGS:
+    for share, damping in itertools.product(SHARES, DAMPINGS):
+        if best is not None and damping == DAMPINGS[0]:  # a whole step did it
+            break
         damped = matrix + torch.diag(damping * matrix.diagonal() + 1e-12 * matrix.diagonal().mean())
-        found = _stepped(tasks, systems, point, free, -torch.linalg.solve(damped, vector))
+        found = _stepped(tasks, systems, point, free, -share * torch.linalg.solve(damped, vector))
         if found is None or found.objective >= (best or point).objective:
             if best is not None:  # with still less damping it only gets worse
                 break
@@ -188,14 +193,21 @@ class _System:
         return matrix, vector
 
     def _find_combinations(self) -> None:
-        """For each step the orthonormal combinations of its terms, (K, K), and how far x̄ is changed along them."""
+        """For each step the orthonormal combinations of its terms, (K, K), and how far x̄ is changed along them.
+
+        A correction counts twice: by what it changes in its own step, and in the next one.
+        """
         sums = [torch.zeros(size, size, dtype=torch.float64) for size in self.sizes]
         numbers, ends = 0, 0.0
         for images in self.task.batches():
             course = Course.begun(self.task, self.rule, images)
             course.go(self.weights)
-            for step in range(len(sums)):
+            for step, row in enumerate(self.weights):
                 sums[step] += gram(course.terms_of(step))
+                if course.parts[step] and step + 1 < len(sums):  # a corrected slope is used by the next step, too
+                    sums[step][len(row) :, len(row) :] += (self.weights[step + 1][2] / row[1]) ** 2 * gram(
+                        course.parts[step]
+                    )
             ends += float(course.xbars[-1].double().square().sum())
             numbers += course.xbars[0].numel()
         for products in sums:

@@ -274,7 +274,7 @@ def test_latents_and_trajectories_cannot_share_a_file(here: Path, name: str) -> 
     assert not [*here.glob("z.h5*")]
 
 
-def test_a_latent_model_draws_its_data_through_its_autoencoder() -> None:
+def test_a_latent_model_draws_its_data_through_its_autoencoder(here: Path) -> None:
     model = odeddim.load("exact-mixture")
     path = odeddim.trajectory(odeddim.noise(1, (4, 4, 4)), "ab2", model=model, steps=2)
     with pytest.raises(InputError, match="1 or 3 channels"):
