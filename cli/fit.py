@@ -91,9 +91,9 @@ def command(
     """Fit a solver to a model: the noise levels and the weights with which it errs least, for a number of steps.
 
     The solver is a linear multistep rule, `fitted` in `odeddim solvers`: each step uses the state and the last three
-    answers of the network, at one evaluation a step. Its weights are found from the model's own fine solutions of
-    noises, or of IMAGES, by least squares; no network is trained. The command prints its errors on 64 others, and those
-    of the best solver with named nodes.
+    answers of the network, at one evaluation a step. Where the Gaussian of the model's data is known, it corrects these
+    answers. All is found from the model's own fine solutions of noises, or of IMAGES, by least squares; no network is
+    trained. The command prints the errors on 64 others, and those of the best solver with named nodes.
 
     The plan is a JSON file. --plan plan.json of encode, decode, sample and explain runs it. It belongs to the model and
     to its direction: a solver fitted to decode does not encode.

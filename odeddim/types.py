@@ -337,6 +337,7 @@ class OdeSettings(TypedDict, total=False):
     p: float | None
     coupling: float | None
     weights: tuple[Any, ...] | None
+    corrections: tuple[Any, ...] | None
 
 
 class Settings(OdeSettings, total=False):
@@ -420,6 +421,7 @@ class Solver:
         limits: The settings that only decide when a run gives up: they do not change a result that is reached.
         chosen: The settings that `with_settings` has fixed, name -> value.
         instructions: The arithmetic of the run, for rows that know it beforehand; `odeddim explain` prints it.
+        slope: slope(field, sigmas, **settings) -> the field whose slopes the run uses, for rows that correct ε.
         growth: growth(nodes, single) -> `Growth`, for rows whose coefficients are known; `single` says whether the
             state is float32.
         observable: The run takes a further keyword, observe=, an `Observe` or None: see `walk`.
@@ -463,6 +465,7 @@ class Solver:
     limits: tuple[str, ...] = ()
     chosen: Mapping[str, Any] = field(default_factory=dict)
     instructions: Instructions | None = None
+    slope: Callable[..., Field] | None = None
     growth: Callable[..., Growth] | None = None
     observable: bool = False
     encodes_whole: bool = False
@@ -517,6 +520,7 @@ class Solver:
             The state at sigmas[-1], the same bits with and without an observer.
         """
         more: dict[str, Any] = {}
+        field = field if self.slope is None else self.slope(field, sigmas)
         if observe is not None and self.observable:
             more["observe"] = observe
         if gradients is not None and self.rebuilds:
@@ -530,8 +534,8 @@ class Solver:
             **settings: Values by name, such as rtol=1e-6. A value of None leaves that setting as it is.
 
         Returns:
-            A row whose `run`, `instructions`, `growth` and `transition` use these values. Its `chosen` names them,
-            beside those fixed before; a value fixed again replaces the one before.
+            A row whose `run`, `instructions`, `slope`, `growth` and `transition` use these values. Its `chosen` names
+            them, beside those fixed before; a value fixed again replaces the one before.
 
         Raises:
             InputError: For a setting that the row does not have, and for a value of another type than its default.
@@ -555,14 +559,11 @@ class Solver:
                 raise InputError(f"{key} of solver {self.name!r} must be {KINDS[kind]}, not {value!r}")
         if not given:
             return self
-        return replace(
-            self,
-            run=functools.partial(self.run, **given),
-            instructions=None if self.instructions is None else functools.partial(self.instructions, **given),
-            growth=None if self.growth is None else functools.partial(self.growth, **given),
-            transition=None if self.transition is None else functools.partial(self.transition, **given),
-            chosen={**self.chosen, **given},
-        )
+        functions = {name: getattr(self, name) for name in ("run", "instructions", "slope", "growth", "transition")}
+        bound: dict[str, Any] = {
+            name: functools.partial(it, **given) for name, it in functions.items() if it is not None
+        }
+        return replace(self, chosen={**self.chosen, **given}, **bound)
 
 
 def _table(key: str, solver: str, value: Any) -> tuple[Any, ...]:

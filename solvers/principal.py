@@ -77,7 +77,7 @@ def run(
         InputError: If the field has no moments, or for an unknown warmup.
     """
     pick(warmup, STARTS, "warmup")
-    moments, levels = _moments_of(field), sigmas.tolist()
+    moments, levels = moments_of(field), sigmas.tolist()
     centre = moments.centre(state.xbar)
     path = _Path(field, moments, state.xbar.to(centre) - centre, centre, state.xbar)
     known: list[tuple[float, Tensor]] = []  # the newest first
@@ -127,7 +127,7 @@ def _factor(j: int, levels: Sequence[float], here: float, there: float, variance
     return (variances + there**2).sqrt() * weights(variances, levels, here, there)[j]
 
 
-def _moments_of(field: Field) -> Moments:
+def moments_of(field: Field) -> Moments:
     found: Moments | None = getattr(field, "moments", None)
     if found is None:
         raise InputError(

@@ -39,7 +39,10 @@ SIBLINGS = {
     "scipy-dop853", "scipy-lsoda", "scipy-bdf",
 }  # fmt: skip
 """Rows that run through the code of another row of the table, with other coefficients."""
-ENOUGH = {("test_order", "encode"), ("test_a_portable_run_is_the_run", None)}
+ENOUGH = {
+    ("test_order", "encode"), ("test_a_portable_run_is_the_run", None),
+    ("test_every_row_runs_on_one_device_and_gives_the_same_bits", None),
+}  # fmt: skip
 """Tests, and a direction, that siblings are left out of but for slow runs: the order of one direction shows that the
 coefficients arrive."""
 
@@ -59,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder == "system":
             item.add_marker("system")
         given = getattr(item, "callspec", None)
-        if folder in ("core", "solvers") and given is not None:
+        if folder in ("core", "solvers", "system") and given is not None:
             names = {
                 getattr(value, "name", value) for value in given.params.values() if isinstance(value, (str, Solver))
             }

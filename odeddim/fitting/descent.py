@@ -1,12 +1,13 @@
-"""Gauss-Newton on a whole rule: all weights of all directions and the nodes between, together.
+"""Gauss-Newton on a whole rule: all weights and corrections of all directions and the nodes between, together.
 
 What falls is the mean over images of the logarithm of the mean square error at the end, summed over the directions, so
 that no hard image rules the result. A logarithm lies below its tangent: least squares in which each image weighs one
 over its present error bound it from above. The effect of a weight and of a node on the end is found by runs from there
 on with a small change, so that no gradients of the model are needed.
 
-Two changes of variables make the problem round. The weights of a step move along combinations of its terms that are
-orthonormal over the images. A node that moves takes x̄ with it, along the slope that the step before it extrapolates.
+Two changes of variables make the problem round. The weights of a step, and the corrections of the slope at its start,
+move along combinations of its terms that are orthonormal over the images. A node that moves takes x̄ with it, along the
+slope that the step before it extrapolates.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeddim.fitting.rules import Course, Rule, Task, Weights, gram, squares, weighted
+from odeddim.fitting.rules import Course, Rule, Task, gram, squares, weighted
 from odeddim.solvers._points import lagrange_values
 from odeddim.types import InputError
 
@@ -58,9 +59,9 @@ def measured(tasks: Sequence[Task], rule: Rule) -> Point:
     return Point(rule, {task.direction: squares(task, rule) for task in tasks})
 
 
-def evaluations(steps: int, images: int, directions: int = 1) -> int:
-    """About how many images a round evaluates, for a progress bar."""
-    return directions * images * (2 + 2 * steps * steps + steps)
+def evaluations(steps: int, images: int, directions: int = 1, *, corrected: bool = False) -> int:
+    """About how many images a round evaluates, for a progress bar. corrected: whether a Gaussian corrects slopes."""
+    return directions * images * (2 + (3 if corrected else 2) * steps * steps + steps)
 
 
 def round_of(tasks: Sequence[Task], point: Point, advance: Callable[[int], Any]) -> Point | None:
@@ -101,7 +102,7 @@ def round_of(tasks: Sequence[Task], point: Point, advance: Callable[[int], Any])
 
 def free_nodes(tasks: Sequence[Task], rule: Rule) -> list[int]:
     """The places of the nodes that may move: those between, and the last one where a Gaussian carries from there on."""
-    return list(range(1, len(rule.nodes) if tasks[0].carrier is not None else len(rule.nodes) - 1))
+    return list(range(1, len(rule.nodes) if tasks[0].moments is not None else len(rule.nodes) - 1))
 
 
 def _stepped(
@@ -111,11 +112,10 @@ def _stepped(
     moves = step[len(step) - len(free) :].tolist()
     if max(map(abs, moves), default=0.0) > FARTHEST:
         return None
-    rule, offset, weights = point.rule, 0, dict(point.rule.weights)
+    rule, offset = point.rule, 0
     for system in systems:
-        weights[system.task.direction] = system.changed(step[offset : offset + system.size])
+        rule = system.changed(rule, step[offset : offset + system.size])
         offset += system.size
-    rule = replace(rule, weights=weights)
     for place, move in zip(free, moves, strict=True):
         rule = with_node(rule, place, point.rule.nodes[place] * math.exp(move))
     rising = all(a < b for a, b in zip(rule.nodes, rule.nodes[1:], strict=False))
@@ -150,23 +150,27 @@ def with_node(rule: Rule, place: int, sigma: float) -> Rule:
         if here < rule.steps:
             rows[here][1] -= by * rows[here][0]
         found[direction] = tuple(map(tuple, rows))
-    nodes = (*rule.nodes[:place], sigma, *rule.nodes[place + 1 :])
-    return Rule(nodes, found)
+    return replace(rule, nodes=(*rule.nodes[:place], sigma, *rule.nodes[place + 1 :]), weights=found)
 
 
 class _System:
-    """The linear least squares of one direction, in the changes of its weights and of the free nodes."""
+    """The linear least squares of one direction, in the changes of its weights, its corrections and the free nodes."""
 
     def __init__(self, task: Task, point: Point, advance: Callable[[int], Any]) -> None:
         self.task, self.rule, self.advance = task, point.rule, advance
         self.weights = point.rule.weights[task.direction]
         self.squares = point.squares[task.direction]
-        self.size = sum(map(len, self.weights))
+        corrected = task.moments is not None
+        self.sizes = [
+            len(row) + 2 * (corrected and sigma > 0)
+            for row, sigma in zip(self.weights, point.rule.walked(task.direction), strict=False)
+        ]
+        self.size = sum(self.sizes)
         self.combinations: list[Tensor] = []
         self.changes: list[float] = []
 
     def normal_equations(self, free: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The matrix (P, P) and the vector (P,): first the weights, then the nodes."""
+        """The matrix (P, P) and the vector (P,): first weights and corrections, step by step, then the nodes."""
         self._find_combinations()
         size = self.size + len(free)
         matrix, vector = (torch.zeros(shape, dtype=torch.float64) for shape in ((size, size), (size,)))
@@ -185,7 +189,7 @@ class _System:
 
     def _find_combinations(self) -> None:
         """For each step the orthonormal combinations of its terms, (K, K), and how far x̄ is changed along them."""
-        sums = [torch.zeros(len(row), len(row), dtype=torch.float64) for row in self.weights]
+        sums = [torch.zeros(size, size, dtype=torch.float64) for size in self.sizes]
         numbers, ends = 0, 0.0
         for images in self.task.batches():
             course = Course.begun(self.task, self.rule, images)
@@ -208,7 +212,10 @@ class _System:
             terms = course.terms_of(step)
             for combination in combinations.tolist():
                 moved = course.xbars[step + 1] + change * weighted(combination, terms)
-                end = course.from_step(step + 1, moved).go(self.weights)
+                twin = course.from_step(step + 1, moved)
+                row = self.weights[step]
+                twin.correct(step, [change * by / row[1] for by in combination[len(row) :]])
+                end = twin.go(self.weights)
                 found.append((self.task.misses(end.cpu(), images) - misses) / change)
         return found
 
@@ -225,11 +232,21 @@ class _System:
             found.append((self.task.misses(moved.go(weights).cpu(), images) - misses) / CHANGE)
         return found
 
-    def changed(self, step: Tensor) -> Weights:
-        """The weights after a step along the combinations."""
-        found, offset = [], 0
-        for row, combinations in zip(self.weights, self.combinations, strict=True):
-            moves = step[offset : offset + len(row)]
-            found.append(tuple((torch.tensor(row, dtype=torch.float64) + moves @ combinations).tolist()))
-            offset += len(row)
-        return tuple(found)
+    def changed(self, rule: Rule, step: Tensor) -> Rule:
+        """The rule after a step along the combinations."""
+        way, offset = self.task.direction, 0
+        weights, corrections = list[tuple[float, ...]](), list[tuple[float, float]]()
+        for row, size, combinations, (alpha, beta) in zip(
+            self.weights, self.sizes, self.combinations, self._corrections, strict=True
+        ):
+            moves = (step[offset : offset + size] @ combinations).tolist()
+            weights.append(tuple(value + by for value, by in zip(row, moves, strict=False)))
+            by = [move / row[1] for move in moves[len(row) :]] or [0.0, 0.0]
+            corrections.append((alpha + by[0], beta + by[1]))
+            offset += size
+        found = {**rule.corrections, way: tuple(corrections)} if self.task.moments is not None else rule.corrections
+        return replace(rule, weights={**rule.weights, way: tuple(weights)}, corrections=found)
+
+    @property
+    def _corrections(self) -> Sequence[tuple[float, float]]:
+        return self.rule.corrections.get(self.task.direction, [(0.0, 0.0)] * len(self.weights))

@@ -27,7 +27,7 @@ from odeddim.api import Model, state_dtype, to_data
 from odeddim.fitting.checkpoint import Checkpoint
 from odeddim.fitting.descent import GAIN, Point, evaluations, measured, round_of
 from odeddim.fitting.pairs import Pairs, reference, solved
-from odeddim.fitting.rules import Carrier, Rule, Task, least_squares
+from odeddim.fitting.rules import Rule, Task, least_squares
 from odeddim.fitting.shapes import Shape
 from odeddim.models import DEFAULT, load
 from odeddim.ode import grids
@@ -110,8 +110,8 @@ class Aim:
         end: Where images lie: "zero" or "sigma_min".
         count: The number of solutions that are fitted to; a quarter of them says when to stop.
         seed: The seed of the noises.
-        top: "gaussian" for the Gaussian of the data between the last node and σ_T, "model" for none; None to use it
-            where the model has one.
+        top: "gaussian" for the Gaussian of the data between the last node and σ_T and in the slopes, "model" for none;
+            None to use it where the model has one.
         shape: The (C, H, W) of the images of noises, for models that take several sizes or any.
     """
 
@@ -155,7 +155,8 @@ def fit(
 ) -> Fitted:
     """Find the nodes and the weights with which a linear multistep rule errs least on a model.
 
-    A step of the rule uses the state and the last three slopes ε. It is found from the model's own fine solutions, by
+    A step of the rule uses the state and the last three slopes ε, which the Gaussian of the model's data corrects where
+    the model has one (`odeddim.solvers.fitted`). It is found from the model's own fine solutions, by
     least squares step by step and then by Gauss-Newton on the whole. For 10 steps it takes about as many evaluations as
     3,000 images in 20 steps.
 
@@ -219,8 +220,8 @@ class Fit:
         self.field = copy.copy(field.on_data())
         self.images = images
         self.plan = reference(self.field, aim.end)
-        self.carrier: Carrier | None = None if aim.top == MODEL else field.moments
-        if aim.top == GAUSSIAN and self.carrier is None:
+        self.moments = None if aim.top == MODEL else field.moments
+        if aim.top == GAUSSIAN and self.moments is None:
             raise InputError(LACKS.format(repr(field.name)))
         self.held = HELD_OUT
         if images is not None:
@@ -242,7 +243,8 @@ class Fit:
         runs = sum(1 if way == self._way else 2 for way in self.aim.directions)
         fine = runs * (self.count + self.held) * len(self.plan.nodes)
         searched = ways * MOST_KEPT * steps * 80
-        rounds = 3 * (evaluations(steps, self.count - self.stopping, ways) + 2 * ways * self.count * steps)
+        round_ = evaluations(steps, self.count - self.stopping, ways, corrected=self.moments is not None)
+        rounds = 3 * (round_ + 2 * ways * self.count * steps)
         return fine + searched + rounds + ways * self.held * steps * (len(PLAIN) * len(PLAIN_GRIDS) + 1)
 
     @torch.no_grad()
@@ -323,7 +325,7 @@ class Fit:
         return self.field.device or torch.device("cpu")
 
     def _task(self, direction: str, pairs: Pairs) -> Task:
-        return Task(direction, self.field, pairs, self.plan.top, self.carrier, self.batch, self._device)
+        return Task(direction, self.field, pairs, self.plan.top, self.moments, self.batch, self._device)
 
     # Nodes.
 
@@ -334,7 +336,7 @@ class Fit:
             Up to `STARTS` rules with different last nodes, the best one first.
         """
         known = [task.over(task.pairs.known) for task in tasks]
-        tops = TOPS if self.carrier is not None else (self.plan.top,)
+        tops = TOPS if self.moments is not None else (self.plan.top,)
         found = []
         for top in tops:
             shapes = [Shape(top, *numbers) for numbers in itertools.product(LOWS, BENDS)]
@@ -350,12 +352,12 @@ class Fit:
         for _, shape in sorted(found, key=lambda pair: pair[0])[:STARTS]:
             nodes = self._nodes(shape)
             assert nodes is not None
-            rules.append(Rule(nodes, {task.direction: least_squares(task, nodes)[0] for task in known}))
+            rules.append(_together([least_squares(task, nodes)[0] for task in known]))
         return rules
 
     def _walked(self, known: Sequence[Task], best: Shape, level: float) -> tuple[float, Shape]:
         """The level and the shape that walks from a shape end at."""
-        for others in best.neighbours(movable=self.carrier is not None):
+        for others in best.neighbours(movable=self.moments is not None):
             for shape in others(best):
                 found = self._tried(known, shape)
                 if not found < level - GAIN:
@@ -428,7 +430,7 @@ class Fit:
 
     def _plan_of(self, rule: Rule) -> Plan:
         nodes = torch.tensor(rule.nodes, dtype=torch.float64)
-        plan = Plan(get("fitted").with_settings(weights=rule.tables()), nodes, "fitted", self.plan.end)
+        plan = Plan(get("fitted").with_settings(**rule.settings()), nodes, "fitted", self.plan.end)
         return plan if rule.nodes[-1] == self.plan.top else plan.below_gaussian(self.field.schedule)
 
     def _errors(self, direction: str, plan: Plan, pairs: Pairs, words: str) -> Errors:
@@ -465,10 +467,19 @@ def _part(pairs: Pairs, start: int, stop: int | None) -> Pairs:
     return replace(pairs, low=pairs.low[start:stop], high=pairs.high[start:stop], path=path)
 
 
+def _together(rules: Sequence[Rule]) -> Rule:
+    """One rule of rules on the same nodes, each of a direction of its own."""
+    weights = {way: table for rule in rules for way, table in rule.weights.items()}
+    corrections = {way: table for rule in rules for way, table in rule.corrections.items()}
+    return Rule(rules[0].nodes, weights, corrections)
+
+
 def _to_json(rule: Rule) -> dict[str, Any]:
-    return {"nodes": list(rule.nodes), "weights": {way: [list(row) for row in it] for way, it in rule.weights.items()}}
+    return {"nodes": rule.nodes, "weights": rule.weights, "corrections": rule.corrections}
 
 
 def _from_json(content: Mapping[str, Any]) -> Rule:
-    weights = {way: tuple(map(tuple, table)) for way, table in content["weights"].items()}
-    return Rule(tuple(content["nodes"]), weights)
+    weights, corrections = (
+        {way: tuple(map(tuple, table)) for way, table in content[name].items()} for name in ("weights", "corrections")
+    )
+    return Rule(tuple(content["nodes"]), weights, corrections)

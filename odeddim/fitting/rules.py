@@ -1,20 +1,22 @@
 """A linear multistep rule under construction: its nodes, its weights, its runs, and the weights by least squares.
 
-A task is one direction. A rule has a table of weights for each of its tasks, over the same nodes. Between the last node
-and σ_T the Gaussian of the data carries the state, where the model has one.
+A task is one direction. A rule has a table of weights for each of its tasks, over the same nodes. Where the model has
+the Gaussian of its data, that carries the state between the last node and σ_T, and corrects the slopes below
+(`odeddim.solvers.fitted`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from odeddim.fitting.pairs import Pairs
-from odeddim.solvers.fitted import DIRECTIONS, SLOPES, adams_table
+from odeddim.ode.gaussian import Gaussian
+from odeddim.solvers.fitted import DIRECTIONS, SLOPES, adams_table, correction
 from odeddim.types import Field
 
 RIDGE = 1e-6
@@ -24,24 +26,23 @@ Weights = tuple[tuple[float, ...], ...]
 """For each step the weight of the state and those of the slopes, the newest first."""
 
 
-class Carrier(Protocol):
-    """What moves a state between two high noise levels at no evaluation: `odeddim.ode.gaussian.Gaussian`."""
-
-    def carry(self, xbar: Tensor, sigma: float, to: float) -> Tensor:
-        """x̄ (B, *) at `sigma`, moved to the level `to`."""
+Corrections = tuple[tuple[float, float], ...]
+"""For each step α and β of the slope at its start; empty without a Gaussian."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Nodes and weights.
+    """Nodes, weights and corrections.
 
     Attributes:
         nodes: The noise levels, rising; the first is where images lie, the last where the solver's own steps end.
         weights: direction -> the weights, in the order in which that direction walks the nodes.
+        corrections: direction -> those of its slopes, in the same order.
     """
 
     nodes: tuple[float, ...]
     weights: Mapping[str, Weights]
+    corrections: Mapping[str, Corrections] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -52,13 +53,18 @@ class Rule:
         """The nodes in the order of a direction."""
         return self.nodes if direction == "encode" else self.nodes[::-1]
 
-    def tables(self) -> tuple[Any, ...]:
-        """The setting `weights` of the row `fitted`."""
-        found = []
-        for direction in DIRECTIONS:
-            rows = zip(self.walked(direction), self.weights.get(direction, ()), strict=False)
-            found.append(tuple((sigma, *weights) for sigma, weights in rows))
-        return tuple(found)
+    def settings(self) -> dict[str, Any]:
+        """The settings of the row `fitted`."""
+        found = {"weights": self._tables(self.weights)}
+        corrections = self._tables(self.corrections)
+        return found | ({"corrections": corrections} if any(corrections) else {})
+
+    def _tables(self, of: Mapping[str, Sequence[Sequence[float]]]) -> tuple[Any, ...]:
+        """Two tables, that of encoding and that of decoding, whose rows begin with the noise level of the step."""
+        return tuple(
+            tuple((sigma, *row) for sigma, row in zip(self.walked(direction), of.get(direction, ()), strict=False))
+            for direction in DIRECTIONS
+        )
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Task:
         field: ε(σ, x̄).
         pairs: The solutions.
         top: σ_T.
-        carrier: The Gaussian of the data; None to end all steps at σ_T.
+        moments: The Gaussian of the data; None to end all steps at σ_T, and to correct no slope.
         batch: The number of images in work at once.
         device: Where the state is.
     """
@@ -79,7 +85,7 @@ class Task:
     field: Field
     pairs: Pairs
     top: float
-    carrier: Carrier | None
+    moments: Gaussian | None
     batch: int
     device: torch.device = torch.device("cpu")  # noqa: RUF009
 
@@ -113,38 +119,59 @@ class Task:
         return (end.double() - goal[images].double()).flatten(1) / (self.top if self.rises else 1.0)
 
     def _carried(self, xbar: Tensor, sigma: float, to: float) -> Tensor:
-        if self.carrier is None or sigma == to:
+        if self.moments is None or sigma == to:
             return xbar
-        return self.carrier.carry(xbar, sigma, to)
+        return self.moments.carry(xbar, sigma, to)
 
     def slope(self, sigma: float, xbar: Tensor) -> Tensor:
         """ε at a noise level."""
         level = torch.tensor(sigma, dtype=torch.float64)
         return torch.cat([self.field(level, part).to(part) for part in torch.split(xbar, self.batch)])
 
+    def parts(self, sigma: float, xbar: Tensor, slope: Tensor) -> list[Tensor]:
+        """What corrects a slope: the multiples of α and of β; none without a Gaussian, and none at σ = 0."""
+        if self.moments is None or sigma == 0:
+            return []
+        return [correction(self.moments, sigma, xbar, slope, *it).to(slope) for it in ((1.0, 0.0), (0.0, 1.0))]
+
 
 class Course:
-    """A run of a rule over some images: x̄ at each node that it has reached, and ε at those that it has left."""
+    """A run of a rule over some images: x̄ at each node that it has reached, and the slopes at those that it has left.
 
-    def __init__(self, task: Task, sigmas: Sequence[float], start: Tensor) -> None:
-        self.task, self.sigmas = task, sigmas
-        self.xbars, self.slopes = [start], list[Tensor]()
+    Attributes:
+        xbars: x̄ at each node, (B, *).
+        slopes: ε', the corrected slopes, (B, *).
+        parts: What corrects each of them, of ε itself (`Task.parts`).
+    """
+
+    def __init__(self, task: Task, sigmas: Sequence[float], corrections: Corrections, start: Tensor) -> None:
+        self.task, self.sigmas, self.corrections = task, sigmas, corrections
+        self.xbars, self.slopes, self.parts = [start], list[Tensor](), list[list[Tensor]]()
 
     @classmethod
     def begun(cls, task: Task, rule: Rule, images: slice) -> Course:
         """The run at its first node."""
-        return cls(task, rule.walked(task.direction), task.start(rule.nodes[-1], images))
+        corrections = rule.corrections.get(task.direction, ())
+        return cls(task, rule.walked(task.direction), corrections, task.start(rule.nodes[-1], images))
 
     def terms(self) -> list[Tensor]:
-        """What the next step is a weighted sum of: x̄, and the last slopes, the newest first."""
+        """What the next step may be a weighted sum of, see `terms_of`."""
         here = len(self.xbars) - 1
         if len(self.slopes) == here:
-            self.slopes.append(self.task.slope(self.sigmas[here], self.xbars[here]))
-        return [self.xbars[here], *self.slopes[: -SLOPES - 1 : -1]]
+            sigma, xbar = self.sigmas[here], self.xbars[here]
+            slope = self.task.slope(sigma, xbar)
+            self.parts.append(self.task.parts(sigma, xbar, slope))
+            by = self.corrections[here] if self.corrections else ()
+            self.slopes.append(weighted((1.0, *by), [slope, *self.parts[here]]))
+        return self.terms_of(here)
 
     def terms_of(self, step: int) -> list[Tensor]:
-        """The terms of a step that was made."""
-        return [self.xbars[step], *self.slopes[step::-1][:SLOPES]]
+        """x̄, the last slopes, the newest first, and what corrects the newest."""
+        return [self.xbars[step], *self.slopes[step::-1][:SLOPES], *self.parts[step]]
+
+    def correct(self, step: int, by: Sequence[float]) -> None:
+        """Correct the slope at the start of a step by more."""
+        self.slopes[step] = weighted((1.0, *by), [self.slopes[step], *self.parts[step]])
 
     def go(self, weights: Weights) -> Tensor:
         """Make the steps that are left. Returns x̄ at the end of the task."""
@@ -154,8 +181,8 @@ class Course:
 
     def from_step(self, step: int, xbar: Tensor, sigmas: Sequence[float] | None = None) -> Course:
         """The run as far as a node, with another x̄ there."""
-        twin = Course(self.task, sigmas or self.sigmas, xbar)
-        twin.xbars, twin.slopes = [*self.xbars[:step], xbar], self.slopes[:step]
+        twin = Course(self.task, sigmas or self.sigmas, self.corrections, xbar)
+        twin.xbars, twin.slopes, twin.parts = [*self.xbars[:step], xbar], self.slopes[:step], self.parts[:step]
         return twin
 
 
@@ -191,28 +218,34 @@ def adams(nodes: Sequence[float], direction: str) -> Weights:
     return tuple(found)
 
 
-def least_squares(task: Task, nodes: tuple[float, ...]) -> tuple[Weights, Tensor]:
-    """Weights by least squares, step by step: what leads from the x̄ that the rule itself has reached to the true one.
+def least_squares(task: Task, nodes: tuple[float, ...]) -> tuple[Rule, Tensor]:
+    """A rule by least squares, step by step: what leads from the x̄ that the rule itself has reached to the true one.
 
     Args:
         task: The task; its solutions must be known between the ends too.
         nodes: The noise levels of the rule, rising.
 
     Returns:
-        The weights, and the mean square error of each image at the end, (B,) float64.
+        The rule of this direction, and the mean square error of each image at the end, (B,) float64.
     """
     usual = adams(nodes, task.direction)
     images = slice(0, len(task.pairs))
-    course = Course.begun(task, Rule(nodes, {}), images)
-    found: list[tuple[float, ...]] = []
+    none = tuple((0.0, 0.0) for _ in usual) if task.moments is not None else ()
+    course = Course.begun(task, Rule(nodes, {}, {task.direction: none}), images)
+    weights, corrections = list[tuple[float, ...]](), list[tuple[float, float]]()
     for step, sigma in enumerate(course.sigmas[1:]):
         terms = course.terms()
         missing = task.pairs.at(sigma).to(terms[0]) - weighted(usual[step], terms)
         products = gram([*terms, missing])
         scale = products.diagonal()[:-1].clamp(min=1e-300).sqrt()
         matrix = products[:-1, :-1] / scale[:, None] / scale + RIDGE * torch.eye(len(scale), dtype=torch.float64)
-        more = torch.linalg.solve(matrix, products[:-1, -1] / scale) / scale
-        found.append(tuple((torch.tensor(usual[step], dtype=torch.float64) + more).tolist()))
-        course.xbars.append(weighted(found[-1], terms))
+        more = (torch.linalg.solve(matrix, products[:-1, -1] / scale) / scale).tolist()
+        row = tuple(own + by for own, by in zip(usual[step], more, strict=False))
+        course.xbars.append(weighted((*row, *more[len(row) :]), terms))
+        weights.append(row)
+        by = [each / row[1] for each in more[len(row) :]] or [0.0, 0.0]
+        corrections.append((by[0], by[1]))
+        course.correct(step, by)
     end = task.finish(course.xbars[-1], nodes[-1])
-    return tuple(found), task.misses(end.cpu(), images).square().mean(dim=1)
+    rule = Rule(nodes, {task.direction: tuple(weights)}, {task.direction: tuple(corrections)} if none else {})
+    return rule, task.misses(end.cpu(), images).square().mean(dim=1)

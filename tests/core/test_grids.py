@@ -25,7 +25,8 @@ OVER_LEVELS = ("linear", "quadratic", "trailing", "leading", "linspace")
 @pytest.mark.parametrize("name", [*grids.NAMES, "karras:5", "ays:sdxl", "ays:deepfloyd-if"])
 def test_S_steps_are_S_steps_for_every_S(name: str, end: str) -> None:
     most = 1000 if end == "zero" or name not in OVER_LEVELS else 999
-    for steps in (*range(1, 41), *range(41, most, 29), most):
+    few = (1, 2, 3, 7, 12, 30, most)  # an optimisation for each number
+    for steps in few if name == "xue" else (*range(1, 41), *range(41, most, 29), most):
         nodes = grids.grid(name, LINEAR, steps, end=end)
         assert nodes.shape == (steps + 1,)
         assert nodes.dtype == torch.float64

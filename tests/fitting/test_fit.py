@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from odeddim.fitting.fit import Aim, Fit
 from odeddim.fitting.pairs import Pairs, reference, solved
 from odeddim.fitting.rules import Rule, Task, adams, least_squares, squares
 from odeddim.ode.analytic import Gaussian, GaussianMixture
+from odeddim.ode.gaussian import Gaussian as Moments
 from odeddim.plans import Plan, integrate
 from odeddim.types import InputError, State
 
@@ -56,6 +58,20 @@ def mixture_pairs(count: int, seed: int = 0) -> Pairs:
 
 def task(direction: str, pairs: Pairs, field: Callable[[Tensor, Tensor], Tensor] = MIXTURE, top: float = TOP) -> Task:
     return Task(direction, field, pairs, top, None, 4)
+
+
+def corrected_task(direction: str, pairs: Pairs) -> Task:
+    """One whose slopes a Gaussian corrects, which is not that of the data."""
+    basis = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(5)))[0].T
+    moments = Moments(torch.full(SHAPE, 0.1), basis, torch.tensor([0.9, 0.3, 0.1]), 0.02)
+    return replace(task(direction, pairs), moments=moments)
+
+
+def covariance_of(moments: Moments) -> Tensor:
+    """Σ as a matrix, (D, D)."""
+    basis = moments.basis.double()
+    excess = basis.T @ (moments.variances - moments.rest).diag() @ basis
+    return moments.rest * torch.eye(basis.shape[1]).double() + excess
 
 
 def even(low: float, top: float, steps: int) -> tuple[float, ...]:
@@ -116,6 +132,76 @@ def test_a_table_holds_numbers_only(weights: Any) -> None:
         solvers.get("fitted", weights=weights)
 
 
+# Slopes that a Gaussian corrects.
+
+CORRECTED = {
+    "weights": (((1.0, 1.0, 1.0), (2.0, 1.0, 1.5, -0.5)), ((4.0, 0.9, -1.0), (2.0, 1.1, -1.5, 0.5))),
+    "corrections": (((1.0, 0.2, -0.3), (2.0, 0.1, 0.4)), ((4.0, -0.2, 0.5), (2.0, 0.3, -0.1))),
+}
+
+
+class Known:
+    """A field with the Gaussian of its data."""
+
+    moments = corrected_task("decode", exact_pairs()).moments
+
+    def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
+        return MIXTURE(sigma, xbar)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("place", [0, 1], ids=["encode", "decode"])
+def test_a_run_with_corrections_is_what_its_formula_says(place: int, dtype: torch.dtype) -> None:
+    """The formula of the row with Σ as a matrix."""
+    weights, corrections = (CORRECTED[name][place] for name in ("weights", "corrections"))
+    nodes = [1.0, 2.0, 4.0][:: 1 - 2 * place]
+    start = torch.randn(3, *SHAPE, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    row = solvers.get("fitted", **CORRECTED)
+    found = row.walk(Known(), State(start, nodes[0]), torch.tensor(nodes, dtype=torch.float64)).xbar
+
+    assert Known.moments is not None
+    covariance, mean = covariance_of(Known.moments), Known.moments.mean.flatten()
+    x, slopes = start.double().flatten(1), list[Tensor]()
+    for (sigma, state, *own), (_, alpha, beta) in zip(weights, corrections, strict=True):
+        eps = MIXTURE(torch.tensor(sigma).double(), x.view(-1, *SHAPE).to(dtype)).double().flatten(1)
+        inverse = torch.linalg.inv(covariance + sigma**2 * torch.eye(16).double())
+        slopes.insert(0, eps + alpha * sigma * (x - mean) @ inverse + beta * eps @ covariance @ inverse)
+        x = state * x + sum((w * slope for w, slope in zip(own, slopes, strict=True)), torch.zeros_like(x))
+    assert torch.allclose(found.double().flatten(1), x, atol=1e-11 if dtype == torch.float64 else 1e-5)
+    alone = row.walk(Known(), State(start[1:2], nodes[0]), torch.tensor(nodes, dtype=torch.float64)).xbar
+    assert torch.equal(alone, found[1:2])
+
+
+def test_a_run_with_corrections_in_parallel_is_the_run() -> None:
+    usual = replace(odeddim.plan(MIXTURE, "ab2", steps=2), nodes=torch.tensor([1.0, 2.0, 4.0]).double())
+    plan = usual.with_solver(solvers.get("fitted", **CORRECTED))
+    start = State(torch.randn(2, *SHAPE, dtype=torch.float64), 4.0)
+    found = integrate(Known(), start, odeddim.Parallel(2, tolerance=1e-9).on(plan)).xbar
+    assert torch.allclose(found, integrate(Known(), start, plan).xbar, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("corrections", "words"),
+    [
+        ([[[1.0, 0.1, 0.1]], []], "corrections to encode for 1 steps, and the run has 2"),
+        ([[[1.5, 0.1, 0.1], [2.0, 0.1, 0.1]], []], "starts at 1.5|from σ = 1.5"),
+        ([[[1.0, 0.1, 0.1, 0.1], [2.0, 0.1, 0.1]], []], "three numbers"),
+        ([[1.0]], "two tables"),
+    ],
+)
+def test_corrections_that_do_not_fit_are_refused(corrections: Any, words: str) -> None:
+    row = solvers.get("fitted", weights=CORRECTED["weights"], corrections=corrections)
+    nodes = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    with pytest.raises(InputError, match=words):
+        row.walk(Known(), State(torch.zeros(1, *SHAPE), 1.0), nodes)
+
+
+def test_corrections_need_the_gaussian_of_the_data() -> None:
+    row, nodes = solvers.get("fitted", **CORRECTED), torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    with pytest.raises(InputError, match="odeddim moments"):
+        row.walk(gaussian_field, State(torch.zeros(1, *SHAPE), 1.0), nodes)
+
+
 # Solutions.
 
 
@@ -145,11 +231,11 @@ def test_solutions_of_the_model_are_those_of_a_closed_form(direction: str) -> No
 def test_least_squares_solve_a_linear_field_exactly(direction: str) -> None:
     """There ε is a multiple of x̄, so a step is a number times x̄: its closed form is the ratio of the exact solution."""
     pairs, nodes = exact_pairs(), even(0.1, 50.0, 4)
-    weights, means = least_squares(task(direction, pairs, gaussian_field, 50.0), nodes)
+    rule, means = least_squares(task(direction, pairs, gaussian_field, 50.0), nodes)
     assert float(means.sqrt().max()) < 1e-3
     walked = nodes if direction == "encode" else nodes[::-1]
     factors, scale = [], 1.0  # of the slopes so far, in units of the x̄ at the start; and x̄'s own
-    for (here, there), (state, *slopes) in zip(pairwise(walked), weights, strict=True):
+    for (here, there), (state, *slopes) in zip(pairwise(walked), rule.weights[direction], strict=True):
         factors.insert(0, scale * here / (SPREAD**2 + here**2))
         grown = state * scale + sum(w * factor for w, factor in zip(slopes, factors, strict=False))
         assert grown / scale == pytest.approx(stretched(here, there), rel=1e-3)
@@ -168,31 +254,45 @@ def test_least_squares_are_no_worse_than_adams_on_the_same_nodes(direction: str)
 # The descent.
 
 
-def test_the_effects_of_weights_and_nodes_are_those_of_autograd() -> None:
+@pytest.mark.parametrize("made", [task, corrected_task])
+def test_the_effects_of_weights_and_corrections_are_those_of_autograd(
+    made: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """∂/∂parameter of the mean logarithm, by backpropagation through a run that is written here."""
-    pairs = mixture_pairs(6)
-    one, nodes = task("decode", pairs), even(0.2, TOP, 3)
-    rule = Rule(nodes, {"decode": least_squares(one, nodes)[0]})
+    monkeypatch.setattr(descent, "CHANGE", 1e-6)  # the larger one of float32 sees how the effect bends
+    pairs, nodes = mixture_pairs(6), even(0.2, TOP, 3)
+    one = made("decode", pairs)
+    rule, _ = least_squares(one, nodes)
     point = descent.measured([one], rule)
     system = descent._System(one, point, lambda images: None)
     _, pull = system.normal_equations([1, 2])
 
     walked = torch.tensor(nodes[::-1], dtype=torch.float64)
     table = [torch.tensor(row, dtype=torch.float64, requires_grad=True) for row in rule.weights["decode"]]
+    numbers = rule.corrections.get("decode", ())
+    corrections = [torch.tensor(it, dtype=torch.float64, requires_grad=True) for it in numbers]
     x, slopes = pairs.high, list[Tensor]()
     mixture = MIXTURE.eps.field if hasattr(MIXTURE.eps, "field") else None
     assert isinstance(mixture, GaussianMixture)
     for step, sigma in enumerate(walked[:-1]):
-        slopes.insert(0, mixture(sigma, x))
+        eps = mixture(sigma, x)
+        if one.moments is not None:
+            (alpha, beta), covariance = corrections[step], covariance_of(one.moments)
+            inverse = torch.linalg.inv(covariance + sigma**2 * torch.eye(16).double())
+            own = sigma * (x - one.moments.mean).flatten(1) @ inverse
+            eps = eps + (alpha * own + beta * eps.flatten(1) @ inverse @ covariance).view_as(x)
+        slopes.insert(0, eps)
         x = sum((w * term for w, term in zip(table[step], (x, *slopes), strict=False)), torch.zeros_like(x))
     error = (x - pairs.low).square().flatten(1).mean(1)
     error.log().mean().backward()
     found, offset = [], 0
-    for row, combinations in zip(table, system.combinations, strict=True):
-        found.append(combinations @ row.grad)
-        offset += len(row)
+    for step, (row, combinations) in enumerate(zip(table, system.combinations, strict=True)):
+        gradient = [row.grad, *(corrections[step].grad / row[1].item() for _ in corrections[:1])]
+        found.append(combinations @ torch.cat(gradient))
+        offset += len(found[-1])
+    assert all(alpha and beta for alpha, beta in numbers)
     theirs = torch.cat(found)
-    assert torch.allclose(2 * pull[:offset] / len(pairs), theirs, rtol=0.03, atol=0.01 * float(theirs.abs().max()))
+    assert torch.allclose(2 * pull[:offset] / len(pairs), theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max()))
 
 
 @pytest.mark.parametrize("direction", ["encode", "decode"])
@@ -208,7 +308,7 @@ def test_a_node_that_moves_takes_the_state_with_it(place: int, direction: str) -
 
     def end(rule: Rule) -> Tensor:
         walked = rule.walked(direction)
-        row = solvers.get("fitted", weights=rule.tables())
+        row = solvers.get("fitted", **rule.settings())
         start = slope * walked[0]
         return row.run(field, State(start, walked[0]), torch.tensor(walked, dtype=torch.float64)).xbar
 

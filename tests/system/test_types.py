@@ -256,6 +256,7 @@ def test_public_names_are_found() -> None:
     assert not {name for name in public() if name.startswith("jobs._")}
 
 
+@pytest.mark.slow  # .ci/run runs it, with the examples of the manual
 @pytest.mark.parametrize("name", public())
 def test_examples_run(name: str) -> None:
     value = public()[name]
