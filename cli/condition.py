@@ -63,6 +63,14 @@ OPTIONS = (
         help="The noise levels σ between which --guidance is applied.  [default: all]",
     ),
     click.option(
+        "--guidance-rescale",
+        cls=Chosen,
+        type=click.FloatRange(0, 1),
+        metavar="PHI",
+        help="How far the guided answer of the network is scaled to the standard deviation of its answer under the "
+        "condition, 0 to 1.  [default: 0]",
+    ),
+    click.option(
         "--distilled-guidance",
         cls=Chosen,
         type=float,

@@ -27,6 +27,7 @@ def _descriptions(own: dict[str, Any]) -> tuple[Description, Description]:
             own["guidance"],
             own["guidance_interval"],
             own["distilled_guidance"],
+            own["guidance_rescale"],
         ),
     )
 
@@ -75,6 +76,14 @@ descriptions = options.gathered(
             metavar="LOW,HIGH",
             default=None,
             help="The noise levels σ between which --guidance is applied.  [default: all]",
+        ),
+        click.option(
+            "--guidance-rescale",
+            type=click.FloatRange(0, 1),
+            metavar="PHI",
+            default=0.0,
+            help="How far the guided answer of the network is scaled to the standard deviation of its answer under "
+            "--to, 0 to 1.  [default: 0]",
         ),
         click.option(
             "--distilled-guidance",

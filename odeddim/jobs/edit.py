@@ -40,7 +40,7 @@ class Description:
 
     Attributes:
         shows: The text, or the class as a number or its digits; None for the empty text or no class.
-        negative_prompt, guidance, interval, distilled_guidance: As of `VectorField.conditioned`.
+        negative_prompt, guidance, interval, distilled_guidance, guidance_rescale: As of `VectorField.conditioned`.
 
     Example:
         >>> import odeddim
@@ -53,6 +53,7 @@ class Description:
     guidance: float = 1.0
     interval: tuple[float, float] | None = None
     distilled_guidance: float = 1.0
+    guidance_rescale: float = 0.0
 
     def of(self, field: VectorField) -> VectorField:
         """A model under this condition.
@@ -63,7 +64,8 @@ class Description:
         Raises:
             InputError: If the model does not take it.
         """
-        more: dict[str, Any] = {name: getattr(self, name) for name in ("guidance", "interval", "distilled_guidance")}
+        how = ("guidance", "interval", "distilled_guidance", "guidance_rescale")
+        more: dict[str, Any] = {name: getattr(self, name) for name in how}
         if self.negative_prompt is not None:
             more["negative_prompt"] = self.negative_prompt
         if isinstance(field.conditions, Classes) and isinstance(self.shows, str):

@@ -417,6 +417,7 @@ class VectorField:
         guidance: float = 1.0,
         interval: tuple[float, float] | None = None,
         distilled_guidance: float = 1.0,
+        guidance_rescale: float = 0.0,
     ) -> VectorField:
         """This field under a condition. Both fields share the network.
 
@@ -428,6 +429,8 @@ class VectorField:
             interval: The noise levels (low, high) between which guidance holds; by default all of them.
             distilled_guidance: The weight that a guidance-distilled network, such as Flux's, takes as an input; 1 is
                 the condition alone.
+            guidance_rescale: How far the guided answer is scaled to the standard deviation of the answer under the
+                condition, image by image: φ of arXiv 2305.08891, eq. 15 and 16, from 0 (not at all) to 1.
 
         Returns:
             A field with counters of its own.
@@ -435,7 +438,7 @@ class VectorField:
         Raises:
             InputError: If the network does not take this condition.
         """
-        condition = Condition(label, prompt, negative_prompt, guidance, interval, distilled_guidance)
+        condition = Condition(label, prompt, negative_prompt, guidance, interval, distilled_guidance, guidance_rescale)
         twin = copy.copy(self)
         twin.watch = twin._each = None
         twin.reset()
@@ -580,7 +583,8 @@ class VectorField:
             given, null = each[: len(given)], each[len(given) :] or None
         if not guided or null is None:
             return conditioned_answer(network, x, labels, given)
-        return guided_answer(network, x, labels, given, null, self.condition.guidance, length_of(self.conditions))
+        weight, rescale = self.condition.guidance, self.condition.guidance_rescale
+        return guided_answer(network, x, labels, given, null, weight, length_of(self.conditions), rescale)
 
 
 def _like_images(per_image: Tensor, xbar: Tensor) -> Tensor:
