@@ -51,9 +51,10 @@ def test_it_is_the_papers_formula(phi: float, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 3, 3), (4, 7, 5), (13,), (2, 3, 4, 5), (4, 96, 96)])
-def test_an_image_has_its_own_bits(size: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_image_has_its_own_bits(size: tuple[int, ...], dtype: torch.dtype) -> None:
     """In any batch, at any place in it, with any number of threads, in any memory format."""
-    told, guided = draw(4, 7, *size), 3 * draw(5, 7, *size)
+    told, guided = draw(4, 7, *size).to(dtype), 3 * draw(5, 7, *size).to(dtype)
     together = rescaled(guided, told, 0.7)
     for i in range(7):
         assert torch.equal(rescaled(guided[i : i + 1], told[i : i + 1], 0.7), together[i : i + 1])
