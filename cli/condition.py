@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
 from odeddim.cli.kinds import Interval
 
 MODEL_OPTIONS = "odeddim.model"
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Chosen(click.Option):
@@ -35,6 +36,29 @@ allow_pickle = click.option(
     is_flag=True,
     help="Read models whose file holds code, and run it (EDM's .pkl): only if you trust where the file comes from.",
 )
+
+
+def each(folders: str, numbers: str = "") -> tuple[Callable[[F], F], ...]:
+    """The options of conditions that each image has of its own.
+
+    Args:
+        folders: What else than columns and lines the conditions may come from, in words; "" for nothing else.
+        numbers: How labels are found there.
+    """
+    metavar = f"FILE.csv:COLUMN|FILE.txt{'|folder' if folders else ''}"
+    whence = f"a column of a CSV, or the lines of a text{folders}"
+    return (
+        click.option(
+            "--labels-from", metavar=metavar,
+            help=f"A class for each image, in place of --label for all: {whence}{numbers}.",
+        ),
+        click.option(
+            "--prompts-from", metavar=metavar,
+            help=f"A text for each image, in place of --prompt for all: {whence}.",
+        ),
+    )  # fmt: skip
+
+
 OPTIONS = (
     click.option("--label", cls=Chosen, type=click.IntRange(0), help="The class, for models of classes."),
     click.option(

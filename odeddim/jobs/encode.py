@@ -96,8 +96,9 @@ def encode(
         parallel: As of `odeddim.encode`: the nodes of each image are found together, without tol, certify, density and
             trajectory. The file says so. Without a batch size of the machine, fewer images are in work at once.
         labels_from, prompts_from: A class, or a text, for each image in place of one for all: a list, or
-            "file.csv:column", or "folder" for the names of the images' folders. The file keeps them, and `decode` takes
-            them. A column "file" of the CSV names the images; without one, its rows have their order.
+            "file.csv:column", or "file.txt" with a line for each, or "folder" for the names of the images' folders. The
+            file keeps them, and `decode` takes them. A column "file" of the CSV names the images; without one, its rows
+            have their order.
         portable: As of `odeddim.encode`, without tol, density, trajectory and parallel: the latents are the same bits
             on any machine, and the report of each has its "margin". The network is in float64.
         prepare: What is done to the images, as of `odeddim.Preparation`; nothing if the model takes their size.
@@ -143,13 +144,15 @@ def encode(
     names = first_names(source, count, given)
     each = Each.of(labels_from, prompts_from, source.names)
     if each is not None:
-        check_together(plan.solver, tol=tol, density=density, trajectory=trajectory, parallel=parallel)
-        field = each.on(field, each.which[:0])
+        others = {"tol": tol, "density": density, "trajectory": trajectory, "parallel": parallel}
+        check_together(plan.solver, **others, portable=plan.portable)
+        field, each = each.under(field), each.first(len(names))
     size = place.at_once(field, plan.solver, queued=tol is not None, parallel=together_by)
     run = _Encoding(field, plan, rungs, place, tol, certify, measured, together_by, recording, each)
 
     def of_first(total: int) -> Provenance:
-        return run.provenance({"images": source.identity(given, total), **recorded(source)}, size)
+        its = {} if each is None else each.first(total).details
+        return run.provenance({"images": source.identity(given, total), **recorded(source), **its}, size)
 
     began = time.perf_counter()
     with (
@@ -261,7 +264,6 @@ class _Encoding:
             **({} if self.tol is None else {"tol": self.tol, "ladder": list(self.rungs)}),
             **({"certified": True} if self.certified else {}),
             **({"density": True} if self.density is not None else {}),
-            **({} if self.each is None else self.each.details),
             **self.place.details(self.field, self.plan.solver, size, self.parallel),
         )
 

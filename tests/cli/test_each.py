@@ -153,7 +153,7 @@ def test_verify_computes_what_certify_does_and_others_refuse(encode: Callable[..
         (("--labels-from", "labels.csv:text"), "must be a whole number"),
         (("--labels-from", "few.csv:class"), "no row for the image"),
         (("--labels-from", "short.csv:class"), "1 rows for 5 images"),
-        (("--labels-from", "labels.csv"), "must be file.csv:column, or 'folder'"),
+        (("--labels-from", "labels.csv"), "must be file.csv:column, file.txt, or 'folder'"),
         (("--labels-from", "labels.csv:class", "--label", 1), "leave out one of the two"),
         (("--labels-from", "labels.csv:class", "--prompts-from", "folder"), "not both"),
         (("--prompts-from", "folder"), "no prompts"),
