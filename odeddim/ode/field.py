@@ -440,8 +440,7 @@ class VectorField:
         """
         condition = Condition(label, prompt, negative_prompt, guidance, interval, distilled_guidance, guidance_rescale)
         twin = copy.copy(self)
-        twin.watch = twin._each = None
-        twin.reset()
+        twin.watch, twin._each, twin.counts = None, None, (0, 0, 0)
         if self.conditions is None:
             if condition != Condition():
                 raise InputError(f"the model {self.name!r} has no conditions: leave out {condition.words}")
@@ -583,8 +582,7 @@ class VectorField:
             given, null = each[: len(given)], each[len(given) :] or None
         if not guided or null is None:
             return conditioned_answer(network, x, labels, given)
-        weight, rescale = self.condition.guidance, self.condition.guidance_rescale
-        return guided_answer(network, x, labels, given, null, weight, length_of(self.conditions), rescale)
+        return guided_answer(network, x, labels, given, null, self.condition, length_of(self.conditions))
 
 
 def _like_images(per_image: Tensor, xbar: Tensor) -> Tensor:

@@ -51,9 +51,8 @@ def guided_answer(
     labels: Tensor,
     given: Given,
     null: Given,
-    weight: float,
+    condition: Condition,
     length: Callable[[Tensor], Tensor] | None = None,
-    rescale: float = 0.0,
 ) -> Tensor:
     """The guided answer ε(none) + w·(ε(condition) - ε(none)). Both terms come from one batch of twice the images.
 
@@ -63,9 +62,8 @@ def guided_answer(
         labels: The labels t, (B,).
         given: The tensors (1, *) for the condition.
         null: The tensors (1, *) for no condition.
-        weight: The guidance w.
+        condition: The condition, with its guidance w and φ of `rescaled`.
         length: A length of answers that guidance keeps, as of `odeddim.ode.conditions.Prompts`; None for none.
-        rescale: φ of `rescaled`; 0 for the guided answer as it is.
 
     Returns:
         The answer, (B, *), float32 at least.
@@ -78,9 +76,9 @@ def guided_answer(
     # In the state's precision at least: the difference is small and the guidance may be large.
     exact = torch.promote_types(told.dtype, torch.float32)
     told, untold = told.to(exact), untold.to(exact)
-    guided = untold + weight * (told - untold)
+    guided = untold + condition.guidance * (told - untold)
     guided = guided if length is None else guided * (length(told) / length(guided))
-    return rescaled(guided, told, rescale) if rescale else guided
+    return rescaled(guided, told, condition.guidance_rescale) if condition.guidance_rescale else guided
 
 
 def rescaled(guided: Tensor, told: Tensor, rescale: float) -> Tensor:
