@@ -37,6 +37,8 @@ allow_pickle = click.option(
     help="Read models whose file holds code, and run it (EDM's .pkl): only if you trust where the file comes from.",
 )
 
+EACH = "FILE.csv:COLUMN|FILE.txt|folder"
+
 
 def each(folders: str, numbers: str = "") -> tuple[Callable[[F], F], ...]:
     """The options of conditions that each image has of its own.
@@ -45,7 +47,7 @@ def each(folders: str, numbers: str = "") -> tuple[Callable[[F], F], ...]:
         folders: What else than columns and lines the conditions may come from, in words; "" for nothing else.
         numbers: How labels are found there.
     """
-    metavar = f"FILE.csv:COLUMN|FILE.txt{'|folder' if folders else ''}"
+    metavar = EACH if folders else EACH.removesuffix("|folder")
     whence = f"a column of a CSV, or the lines of a text{folders}"
     return (
         click.option(

@@ -44,7 +44,7 @@ class Each:
     which: Tensor
 
     @classmethod
-    def of(cls, labels: Labels, prompts: Prompts, names: Sequence[str] | None) -> Each | None:
+    def of(cls, labels: Labels, prompts: Prompts, names: Sequence[str] | None, what: str = "") -> Each | None:
         """The conditions that a user gives; None for none.
 
         Args:
@@ -53,6 +53,7 @@ class Each:
                 alphabet.
             prompts: A list of a text for each image, "file.csv:column", "file.txt", or "folder".
             names: The names of the images; None for new images, one for each row.
+            what: The argument of the job that they come from, if it is not that of `odeddim.jobs.encode`.
 
         Raises:
             InputError: If both are given, or an image has none.
@@ -62,10 +63,10 @@ class Each:
         if labels is not None and prompts is not None:
             raise InputError("a model takes labels or prompts, not both: give labels_from=... or prompts_from=...")
         if prompts is not None:
-            rows = [{"prompt": text} for text in _column(prompts, names, "prompts_from")]
+            rows = [{"prompt": text} for text in _column(prompts, names, what or "prompts_from")]
         else:
             assert labels is not None
-            found = _column(labels, names, "labels_from")
+            found = _column(labels, names, what or "labels_from")
             rows = [{"label": label} for label in _numbers(found, names, numbered=str(labels) == FOLDER)]
         places: dict[tuple[tuple[str, Any], ...], int] = {}
         which = [places.setdefault(tuple(row.items()), len(places)) for row in rows]
@@ -86,19 +87,20 @@ class Each:
         """How many there are, for the last line of a job."""
         return f", {len(self.distinct)} condition{'s' if len(self.distinct) > 1 else ''}"
 
-    def under(self, field: VectorField) -> VectorField:
+    def under(self, field: VectorField, shared: Condition | None = None) -> VectorField:
         """A field that is to run under these conditions, before it is known which images come first.
 
         Args:
-            field: The model; its guidance holds for all of them.
+            field: The model.
+            shared: What holds for all of them, such as guidance; None for that of the field.
 
         Raises:
             InputError: If the model does not take one of the labels, or no prompts.
         """
-        shared = replace(field.condition, label=None, prompt=None)
+        shared = replace(field.condition if shared is None else shared, label=None, prompt=None)
         all_of_them = [replace(shared, **it) for it in self.distinct]
-        field.conditioned_each(all_of_them if isinstance(field.conditions, Classes) else all_of_them[:1])
-        return self.on(field, self.which[:0])
+        tried = all_of_them if isinstance(field.conditions, Classes) else all_of_them[:1]
+        return field.conditioned_each(tried).conditioned_each([])
 
     def on(self, field: VectorField, which: Tensor) -> VectorField:
         """A field under the conditions of some images, whatever label or prompt it has.
