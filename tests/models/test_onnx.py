@@ -83,7 +83,7 @@ class Network:
         return torch.tanh(h if y is None else h + self.rows.to(x.dtype)[y][:, :, None, None])
 
     def file(self, sides: Sequence[int | str] = ("B", 3, 8, 8), order: str = "xty", **odd: Any) -> bytes:
-        """The file; odd: `elsewhere`, where the weights are, with `entries`; `first`, a node; `extra`, another input."""
+        """The file; odd: `elsewhere`, where the weights are, and `entries`; `first`, a node; `extra`, another input."""
         batch, kind = sides[0], torch.float32
         cast = "t" if self.label == kind else "cast"
         nodes = [
