@@ -181,7 +181,7 @@ def command(
       odeddim edit photos/ --from 207 --to 281 --model M -o edited/ --steps 20
       odeddim edit photos/ --from 207 --to 281 --model M -o sheet.png --sigma 5 --steps 20
       odeddim edit photos/ --from 207 --model M -o guided.h5 --guidance 5
-      odeddim edit photos/ --from 207 --to-each labels.csv:class --model M -o edited/
+      odeddim edit photos/ --from 207 --to-each labels.csv:class --model M -o each/ --steps 20
       odeddim edit photos/ --from 207 --to 281 --model M -o edited.h5 --solver unipc-2 --end sigma_min
     """
     from odeddim import jobs

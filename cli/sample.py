@@ -89,7 +89,7 @@ def command(
       odeddim sample -o half.png --eta 0.5
       odeddim sample -n 1 -o one.png --parallel 50:1e-3
       odeddim sample -o planned.png --plan plan.json
-      odeddim sample -o out/ --model MODEL --prompts-from prompts.txt
+      odeddim sample -o classes/ --model M --labels-from labels.csv:class
     """
     from odeddim import jobs
     from odeddim.cli.progress import bar
