@@ -125,6 +125,11 @@ def encode(
         raise InputError("several processes cannot share a list on standard input: give a folder or a file of images")
     place = (machine or Machine()).portable(portable, plan).at(model=model, shared=True)
     field = subject_on(place, told_first(model, labels_from, prompts_from))
+    source = images_for(field, images, prepare)
+    names = first_names(source, count, given)
+    each = Each.of(labels_from, prompts_from, source.names)
+    if each is not None:  # before a plan takes the Gaussian of the field's condition
+        field, each = each.under(field), each.first(len(names))
     together_by = in_order(
         parallel, tol=tol is not None, certify=certify, density=density, trajectory=trajectory is not None
     )
@@ -135,18 +140,14 @@ def encode(
     plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field, defaults.ENCODE, start, portable=portable)
     warn_of_plan(plan, field)
     check_encodes(plan.solver)
+    if each is not None:
+        others = {"tol": tol, "density": density, "trajectory": trajectory, "parallel": parallel}
+        check_together(plan.solver, **others, portable=plan.portable)
     in_parallel(plan, together_by)  # or a sentence
     _check_start(plan.start or start, tol=tol, certify=certify, density=density, trajectory=trajectory)
     measured = _density(field, plan, rungs, density)
     place.fit(field, plan.solver)
     recording = Recording.of(trajectory, _unfit(tol, certify, density), plan, (given, output), up=True)
-    source = images_for(field, images, prepare)
-    names = first_names(source, count, given)
-    each = Each.of(labels_from, prompts_from, source.names)
-    if each is not None:
-        others = {"tol": tol, "density": density, "trajectory": trajectory, "parallel": parallel}
-        check_together(plan.solver, **others, portable=plan.portable)
-        field, each = each.under(field), each.first(len(names))
     size = place.at_once(field, plan.solver, queued=tol is not None, parallel=together_by)
     run = _Encoding(field, plan, rungs, place, tol, certify, measured, together_by, recording, each)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,6 +20,7 @@ from odeddim.jobs.each import Each
 from odeddim.latents.latent_file import LatentFile
 from odeddim.ode.conditions import Condition, Prompts
 from odeddim.ode.field import VectorField
+from odeddim.ode.gaussian import Gaussian
 from odeddim.types import InputError
 
 LABELS = [2, 0, 0, 1, 2]
@@ -268,6 +270,19 @@ def test_portable_runs_have_one_condition_for_all(here: Path) -> None:
     ):
         with pytest.raises(InputError, match="unlike portable="):
             job()
+
+
+def test_the_gaussian_of_one_condition_is_not_that_of_all(here: Path) -> None:
+    field = model()
+    field.moments = Gaussian(
+        torch.zeros(1, 4, 4), torch.empty(0, 16), torch.empty(0), 0.04, notes={"condition": "class 0"}
+    )
+    assert field.conditioned(0).moments is not None
+    given: dict[str, Any] = {"model": field.conditioned(0), "steps": 4, "top": "gaussian", "labels_from": LABELS}
+    with pytest.raises(InputError, match="no Gaussian of its data that holds under its condition"):
+        odeddim.jobs.encode(torch.zeros(5, 1, 4, 4), "z.h5", **given)
+    with pytest.raises(InputError, match="no Gaussian of its data that holds under its condition"):
+        odeddim.jobs.sample(None, "s.h5", shape=(1, 4, 4), **given)
 
 
 def test_samples_of_prompts_are_called_after_them(here: Path) -> None:
