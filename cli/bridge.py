@@ -26,6 +26,7 @@ def _target(own: dict[str, Any]) -> Subject:
         "guidance": own["to_guidance"],
         "interval": own["to_guidance_interval"],
         "distilled_guidance": own["to_distilled_guidance"],
+        "guidance_rescale": own["to_guidance_rescale"],
     }
     return Subject(own["to"], condition, options.of_model().get("allow_pickle", False))
 
@@ -52,6 +53,14 @@ target = options.gathered(
             metavar="LOW,HIGH",
             default=None,
             help="The noise levels σ between which --to-guidance is applied.  [default: all]",
+        ),
+        click.option(
+            "--to-guidance-rescale",
+            type=click.FloatRange(0, 1),
+            metavar="PHI",
+            default=0.0,
+            help="How far the guided answer of --to is scaled to the standard deviation of its answer under the "
+            "condition, 0 to 1.  [default: 0]",
         ),
         click.option(
             "--to-distilled-guidance",

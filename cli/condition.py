@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
 from odeddim.cli.kinds import Interval
 
 MODEL_OPTIONS = "odeddim.model"
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Chosen(click.Option):
@@ -35,6 +36,31 @@ allow_pickle = click.option(
     is_flag=True,
     help="Read models whose file holds code, and run it (EDM's .pkl): only if you trust where the file comes from.",
 )
+
+EACH = "FILE.csv:COLUMN|FILE.txt|folder"
+
+
+def each(folders: str, numbers: str = "") -> tuple[Callable[[F], F], ...]:
+    """The options of conditions that each image has of its own.
+
+    Args:
+        folders: What else than columns and lines the conditions may come from, in words; "" for nothing else.
+        numbers: How labels are found there.
+    """
+    metavar = EACH if folders else EACH.removesuffix("|folder")
+    whence = f"a column of a CSV, or the lines of a text{folders}"
+    return (
+        click.option(
+            "--labels-from", metavar=metavar,
+            help=f"A class for each image, in place of --label for all: {whence}{numbers}.",
+        ),
+        click.option(
+            "--prompts-from", metavar=metavar,
+            help=f"A text for each image, in place of --prompt for all: {whence}.",
+        ),
+    )  # fmt: skip
+
+
 OPTIONS = (
     click.option("--label", cls=Chosen, type=click.IntRange(0), help="The class, for models of classes."),
     click.option(
@@ -61,6 +87,14 @@ OPTIONS = (
         type=Interval(),
         metavar="LOW,HIGH",
         help="The noise levels σ between which --guidance is applied.  [default: all]",
+    ),
+    click.option(
+        "--guidance-rescale",
+        cls=Chosen,
+        type=click.FloatRange(0, 1),
+        metavar="PHI",
+        help="How far the guided answer of the network is scaled to the standard deviation of its answer under the "
+        "condition, 0 to 1.  [default: 0]",
     ),
     click.option(
         "--distilled-guidance",

@@ -8,27 +8,34 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, pictures, preparation
+from odeddim.cli import condition, options, pictures, preparation
 from odeddim.cli.kinds import Interval, ModelName
 
 if TYPE_CHECKING:
-    from odeddim.jobs import Description, Pictures, Subject
+    from odeddim.jobs import Pictures, Subject
 
 
-def _descriptions(own: dict[str, Any]) -> tuple[Description, Description]:
+def _descriptions(own: dict[str, Any]) -> dict[str, Any]:
     """What the images show, and what they are to show."""
     from odeddim.jobs import Description
 
-    return (
-        Description(own["before"], guidance=own["from_guidance"], distilled_guidance=own["from_distilled_guidance"]),
-        Description(
+    if own["before"] is None and own["from_each"] is None:
+        raise click.UsageError("Missing option '--from', or '--from-each'.")
+    return {
+        "before": Description(
+            own["before"], guidance=own["from_guidance"], distilled_guidance=own["from_distilled_guidance"]
+        ),
+        "after": Description(
             own["after"],
             own["negative_prompt"],
             own["guidance"],
             own["guidance_interval"],
             own["distilled_guidance"],
+            own["guidance_rescale"],
         ),
-    )
+        "from_each": own["from_each"],
+        "to_each": own["to_each"],
+    }
 
 
 def _subject(own: dict[str, Any]) -> Subject:
@@ -42,10 +49,20 @@ descriptions = options.gathered(
     "descriptions",
     options.together(
         click.option(
-            "--from", "before", required=True, metavar="TEXT|CLASS", help="What the images show, to encode them."
+            "--from", "before", metavar="TEXT|CLASS", default=None, help="What the images show, to encode them."
         ),
         click.option(
             "--to", "after", metavar="TEXT|CLASS", default=None, help="What they are to show.  [default: as --from]"
+        ),
+        click.option(
+            "--from-each",
+            metavar=condition.EACH,
+            default=None,
+            help="A text or a class for each image in place of --from for all: a column of a CSV, the lines of a text, "
+            "or the names of the images' folders.",
+        ),
+        click.option(
+            "--to-each", metavar=condition.EACH, default=None, help="What each is to show, likewise, in place of --to."
         ),
         click.option(
             "--guidance",
@@ -75,6 +92,14 @@ descriptions = options.gathered(
             metavar="LOW,HIGH",
             default=None,
             help="The noise levels σ between which --guidance is applied.  [default: all]",
+        ),
+        click.option(
+            "--guidance-rescale",
+            type=click.FloatRange(0, 1),
+            metavar="PHI",
+            default=0.0,
+            help="How far the guided answer of the network is scaled to the standard deviation of its answer under "
+            "--to, 0 to 1.  [default: 0]",
         ),
         click.option(
             "--distilled-guidance",
@@ -131,7 +156,7 @@ model = options.gathered(
 def command(
     images: Path | None,
     output: Pictures,
-    descriptions: tuple[Description, Description],
+    descriptions: dict[str, Any],
     how: dict[str, Any],
     **given: Any,
 ) -> None:
@@ -144,6 +169,9 @@ def command(
     with another one. Image files, a file.h5 and a file.npz store reconstruction_error and change, the rms over pixels
     in [-1, 1] of the reconstruction and of the edit, each minus the image.
 
+    --from-each and --to-each say what each image shows and is to show, as --labels-from and --prompts-from of `odeddim
+    encode`. A file.h5 and a file.npz store the place of each image's condition among them (from_condition, condition).
+
     A reversible solver, as the default, reconstructs what the autoencoder leaves of an image exactly. The edit starts
     from the state alone, by unipc-2 then. IMAGES, and how a stopped run goes on or a finished one is extended, are as
     in `odeddim encode`.
@@ -153,13 +181,13 @@ def command(
       odeddim edit photos/ --from 207 --to 281 --model M -o edited/ --steps 20
       odeddim edit photos/ --from 207 --to 281 --model M -o sheet.png --sigma 5 --steps 20
       odeddim edit photos/ --from 207 --model M -o guided.h5 --guidance 5
+      odeddim edit photos/ --from 207 --to-each labels.csv:class --model M -o each/ --steps 20
       odeddim edit photos/ --from 207 --to 281 --model M -o edited.h5 --solver unipc-2 --end sigma_min
     """
     from odeddim import jobs
     from odeddim.cli.progress import bar
 
-    before, after = descriptions
-    made = jobs.edit(images, output, before, after, progress=bar, **given, **how)
+    made = jobs.edit(images, output, progress=bar, **descriptions, **given, **how)
     options.tell(made)
     if made.error_words:
         for line in made.error_words.splitlines():

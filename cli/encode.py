@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, parallel, portable, preparation, recording, sharing, tops
+from odeddim.cli import condition, options, parallel, portable, preparation, recording, sharing, tops
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Subject
@@ -28,19 +28,9 @@ found = options.gathered(
             "evaluations, and two products with the Jacobian at each node.",
         ),
         recording.options,
-        click.option(
-            "--labels-from",
-            default=None,
-            metavar="FILE.csv:COLUMN|folder",
-            help="A class for each image, in place of --label for all: a column of a CSV, or the names of the images' "
-            "folders, which are numbers or are numbered in the order of the alphabet.",
-        ),
-        click.option(
-            "--prompts-from",
-            default=None,
-            metavar="FILE.csv:COLUMN|folder",
-            help="A text for each image, in place of --prompt for all: a column of a CSV, or the names of the images' "
-            "folders.",
+        *condition.each(
+            ", or 'folder': the names of the images' folders",
+            ", which are numbers or are numbered in the order of the alphabet",
         ),
     ),
     lambda own: {

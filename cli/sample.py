@@ -7,10 +7,26 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import options, parallel, pictures, portable, sharing, tops
+from odeddim.cli import condition, options, parallel, pictures, portable, sharing, tops
 
 if TYPE_CHECKING:
     from odeddim.jobs import Machine, Pictures, Subject
+
+
+found = options.gathered(
+    "found",
+    options.together(
+        click.option(
+            "--density",
+            is_flag=True,
+            help="Store the log density of each image in bits per dimension, in HDF5, NPZ or the PNGs: see `odeddim "
+            "density`. The default of --end is then sigma_min.",
+        ),
+        *condition.each(""),
+    ),
+    dict,
+)
+"""What each image is told, and what else is found out of it."""
 
 
 @click.command("sample")
@@ -18,9 +34,8 @@ if TYPE_CHECKING:
     "-n",
     "--count",
     type=click.IntRange(1, defaults.MOST_NEW),
-    default=64,
-    show_default=True,
-    help="How many images to make.",
+    default=None,
+    help=f"How many images to make.  [default: {defaults.NEW}, or the rows of --labels-from or --prompts-from]",
 )
 @pictures.output("Where images go: a sheet.png, a file.h5, a file.npz or a folder for PNGs.")
 @options.seed
@@ -42,15 +57,10 @@ if TYPE_CHECKING:
     portable.option,
 )
 @sharing.machine
-@click.option(
-    "--density",
-    is_flag=True,
-    help="Store the log density of each image in bits per dimension, in HDF5, NPZ or the PNGs: see `odeddim density`. "
-    "The default of --end is then sigma_min.",
-)
+@found
 @options.overwrite
 def command(
-    count: int,
+    count: int | None,
     output: Pictures,
     seed: int,
     eta: float | None,
@@ -58,7 +68,7 @@ def command(
     model: Subject,
     how: dict[str, Any],
     machine: Machine,
-    density: bool,
+    found: dict[str, Any],
     overwrite: bool,
 ) -> None:
     """Sample images from noise.
@@ -66,6 +76,10 @@ def command(
     Image i depends on the seed and on i only, not on the count or the batch size. A run that was stopped goes on with
     the same command. A larger -n extends a file or a folder of images. --plan runs a plan file in place of --solver,
     --grid, --steps, --end and settings.
+
+    --labels-from and --prompts-from give each image a class or a text of its own, in the order of the rows or lines.
+    The names of image files tell it. In a file.h5 or a file.npz, condition is the place of each image's own in the
+    list of conditions of the provenance.
 
     \b
     Examples:
@@ -75,12 +89,13 @@ def command(
       odeddim sample -o half.png --eta 0.5
       odeddim sample -n 1 -o one.png --parallel 50:1e-3
       odeddim sample -o planned.png --plan plan.json
+      odeddim sample -o classes/ --model M --labels-from labels.csv:class
     """
     from odeddim import jobs
     from odeddim.cli.progress import bar
 
     made = jobs.sample(
-        count, output, seed=seed, eta=eta, shape=size, model=model, density=density, machine=machine,
-        overwrite=overwrite, progress=bar, **how,
+        count, output, seed=seed, eta=eta, shape=size, model=model, machine=machine, overwrite=overwrite, progress=bar,
+        **found, **how,
     )  # fmt: skip
     options.tell(made)

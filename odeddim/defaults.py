@@ -53,6 +53,7 @@ third larger than that on these."""
 
 # Beyond these no run ends: they are a slip of the hand, and better reported at once than after hours.
 MOST_STEPS = 1_000_000
+NEW = 64  # images of `odeddim sample`
 MOST_NEW = 10_000_000  # images or latents of a run
 
 

@@ -1,4 +1,4 @@
-"""A condition for each image of a run: labels and prompts from a list, a column of a CSV, or the names of folders."""
+"""A condition for each image of a run: labels and prompts from a list, a CSV, a text, or the names of folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from odeddim.api import Model
 from odeddim.jobs.naming import Subject
 from odeddim.latents.latent_file import LatentFile
-from odeddim.ode.conditions import Condition
+from odeddim.latents.provenance import CONDITIONS, WHICH, sha256_of
+from odeddim.ode.conditions import Classes, Condition
 from odeddim.ode.field import VectorField
 from odeddim.types import InputError, Solver, State, pick
 
@@ -23,7 +24,7 @@ FOLDER = "folder"
 """Where a label or prompt is the name of the image's folder."""
 NAMES = ("file", "name", "filename", "image", "path")
 """Columns of a CSV that may name the images, the first one that is there."""
-DETAIL, COLUMN = "conditions", "condition"  # of the provenance, and of the report
+COLUMN = "condition"  # of the report, and of the figures of images
 OWN = ("label", "prompt")
 
 Labels = str | Path | Sequence[int] | None
@@ -43,14 +44,16 @@ class Each:
     which: Tensor
 
     @classmethod
-    def of(cls, labels: Labels, prompts: Prompts, names: Sequence[str]) -> Each | None:
+    def of(cls, labels: Labels, prompts: Prompts, names: Sequence[str] | None, what: str = "") -> Each | None:
         """The conditions that a user gives; None for none.
 
         Args:
-            labels: A list of a class for each image, "file.csv:column", or "folder": the names of the images' folders,
-                which are numbers, or are numbered from 0 in the order of the alphabet.
-            prompts: A list of a text for each image, "file.csv:column", or "folder".
-            names: The names of the images.
+            labels: A list of a class for each image, "file.csv:column", "file.txt" with a line for each, or "folder":
+                the names of the images' folders, which are numbers, or are numbered from 0 in the order of the
+                alphabet.
+            prompts: A list of a text for each image, "file.csv:column", "file.txt", or "folder".
+            names: The names of the images; None for new images, one for each row.
+            what: The argument of the job that they come from, if it is not that of `odeddim.jobs.encode`.
 
         Raises:
             InputError: If both are given, or an image has none.
@@ -60,24 +63,44 @@ class Each:
         if labels is not None and prompts is not None:
             raise InputError("a model takes labels or prompts, not both: give labels_from=... or prompts_from=...")
         if prompts is not None:
-            rows = [{"prompt": text} for text in _column(prompts, names, "prompts_from")]
+            rows = [{"prompt": text} for text in _column(prompts, names, what or "prompts_from")]
         else:
             assert labels is not None
-            found = _column(labels, names, "labels_from")
+            found = _column(labels, names, what or "labels_from")
             rows = [{"label": label} for label in _numbers(found, names, numbered=str(labels) == FOLDER)]
         places: dict[tuple[tuple[str, Any], ...], int] = {}
         which = [places.setdefault(tuple(row.items()), len(places)) for row in rows]
         return cls(tuple(dict(key) for key in places), torch.tensor(which, dtype=torch.int64))
 
+    def first(self, count: int) -> Each:
+        """The conditions of the first images."""
+        which = self.which[:count]
+        return Each(self.distinct[: int(which.max()) + 1 if count else 0], which)
+
     @property
     def details(self) -> dict[str, Any]:
-        """What the provenance says of them."""
-        return {DETAIL: [dict(it) for it in self.distinct]}
+        """What the provenance says of them: what they are, and a hash of which image has which."""
+        return {CONDITIONS: [dict(it) for it in self.distinct], WHICH: sha256_of(str(self.which.tolist()))}
 
     @property
     def words(self) -> str:
         """How many there are, for the last line of a job."""
         return f", {len(self.distinct)} condition{'s' if len(self.distinct) > 1 else ''}"
+
+    def under(self, field: VectorField, shared: Condition | None = None) -> VectorField:
+        """A field that is to run under these conditions, before it is known which images come first.
+
+        Args:
+            field: The model.
+            shared: What holds for all of them, such as guidance; None for that of the field.
+
+        Raises:
+            InputError: If the model does not take one of the labels, or no prompts.
+        """
+        shared = replace(field.condition if shared is None else shared, label=None, prompt=None)
+        all_of_them = [replace(shared, **it) for it in self.distinct]
+        tried = all_of_them if isinstance(field.conditions, Classes) else all_of_them[:1]
+        return field.conditioned_each(tried).conditioned_each([])
 
     def on(self, field: VectorField, which: Tensor) -> VectorField:
         """A field under the conditions of some images, whatever label or prompt it has.
@@ -129,7 +152,7 @@ def check_together(row: Solver, **others: Any) -> None:
 
 def kept_in(file: LatentFile) -> Each | None:
     """The conditions that a latent file keeps; None if all its latents have one."""
-    kept = file.provenance.details.get(DETAIL)
+    kept = file.provenance.details.get(CONDITIONS)
     if not isinstance(kept, list) or not kept:
         return None
     known = {it.name for it in fields(Condition)}
@@ -164,24 +187,44 @@ def for_batch(each: Each | None, field: VectorField, state: State) -> VectorFiel
     return each.on(field, which)
 
 
-def _column(source: str | Path | Sequence[Any], names: Sequence[str], what: str) -> list[Any]:
-    """A value for each image."""
+def _column(source: str | Path | Sequence[Any], names: Sequence[str] | None, what: str) -> list[Any]:
+    """A value for each image; names: None for as many as there are values."""
     if not isinstance(source, (str, Path)):
-        if len(source) != len(names):
-            raise InputError(f"{what}=... has {len(source)} values for {len(names)} images: give one for each")
+        _check_count(len(source), names, f"{what}=... has {{}} values", "give one for each")
         return list(source)
     if str(source) == FOLDER:
+        if names is None:
+            raise InputError(f"{what}='folder' is for images that lie in folders: give file.csv:column or file.txt")
         found = [PurePosixPath(str(name).replace(os.sep, "/")).parent.name for name in names]
         if missing := [name for name, it in zip(names, found, strict=True) if not it]:
             raise InputError(f"{what}='folder' takes the name of each image's folder, and {missing[0]!r} lies in none")
         return found
+    if str(source).lower().endswith(".txt"):
+        return _of_lines(Path(source), names)
     path, _, column = str(source).rpartition(":")
     if not path or not column:
-        raise InputError(f"{what}={str(source)!r} must be file.csv:column, or 'folder'")
+        raise InputError(f"{what}={str(source)!r} must be file.csv:column, file.txt, or 'folder'")
     return _of_csv(Path(path), column, names, what)
 
 
-def _of_csv(path: Path, column: str, names: Sequence[str], what: str) -> list[str]:
+def _of_lines(path: Path, names: Sequence[str] | None) -> list[str]:
+    """The lines of a text, without empty ones at its end."""
+    try:
+        found = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text: {error}") from error
+    found = [] if found == [""] else found
+    _check_count(len(found), names, f"{path} has {{}} lines", "give a line for each, in their order")
+    return found
+
+
+def _check_count(count: int, names: Sequence[str] | None, found: str, remedy: str) -> None:
+    """Raise an InputError unless there are as many values as images."""
+    if names is not None and count != len(names):
+        raise InputError(f"{found.format(count)} for {len(names)} images: {remedy}")
+
+
+def _of_csv(path: Path, column: str, names: Sequence[str] | None, what: str) -> list[str]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
@@ -190,12 +233,11 @@ def _of_csv(path: Path, column: str, names: Sequence[str], what: str) -> list[st
         raise InputError(f"{path} cannot be read as CSV: {error}") from error
     pick(column, head, f"column of {path}")
     by = next((name for name in NAMES if name in head and name != column), None)
-    if by is None:
-        if len(rows) != len(names):
-            raise InputError(
-                f"{path} has {len(rows)} rows for {len(names)} images, and no column that names them "
-                f"({', '.join(NAMES)}): add one, or a row for each image in their order"
-            )
+    if by is None or names is None:
+        _check_count(
+            len(rows), names, f"{path} has {{}} rows",
+            f"add a column that names them ({', '.join(NAMES)}), or give a row for each, in their order",
+        )  # fmt: skip
         found = [row[column] for row in rows]
     else:
         known = {row[by]: row[column] for row in rows}
@@ -207,12 +249,13 @@ def _of_csv(path: Path, column: str, names: Sequence[str], what: str) -> list[st
     return found
 
 
-def _numbers(found: Sequence[Any], names: Sequence[str], *, numbered: bool) -> list[int]:
+def _numbers(found: Sequence[Any], names: Sequence[str] | None, *, numbered: bool) -> list[int]:
     """Classes. numbered: words are numbered in the order of the alphabet, as torchvision's ImageFolder does."""
     if numbered and not all(str(it).isdecimal() for it in found):
         order = {word: i for i, word in enumerate(sorted(set(found)))}
         return [order[word] for word in found]
-    for name, it in zip(names, found, strict=True):
+    for i, it in enumerate(found):
         if isinstance(it, bool) or not str(it).strip().isdecimal():
-            raise InputError(f"the label of the image {name!r} must be a whole number, not {it!r:.50}")
+            where = f"row {i + 1}" if names is None else f"the image {names[i]!r}"
+            raise InputError(f"the label of {where} must be a whole number, not {it!r:.50}")
     return [int(it) for it in found]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -15,13 +15,14 @@ import torch
 from odeddim import defaults
 from odeddim.api import Model
 from odeddim.bridges import Edit, editing
+from odeddim.jobs.each import COLUMN, Each, Labels, Prompts, check_together
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, first_names, images_for, recorded, subject_on, tell_skipped
 from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Outcome, Progress, shown
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
-from odeddim.ode.conditions import Classes
+from odeddim.ode.conditions import Classes, Condition
 from odeddim.ode.field import VectorField
 from odeddim.storage.atomic import check_place
 from odeddim.storage.images import ImageSource
@@ -41,7 +42,7 @@ class Description:
 
     Attributes:
         shows: The text, or the class as a number or its digits; None for the empty text or no class.
-        negative_prompt, guidance, interval, distilled_guidance: As of `VectorField.conditioned`.
+        negative_prompt, guidance, interval, distilled_guidance, guidance_rescale: As of `VectorField.conditioned`.
 
     Example:
         >>> import odeddim
@@ -54,19 +55,21 @@ class Description:
     guidance: float = 1.0
     interval: tuple[float, float] | None = None
     distilled_guidance: float = 1.0
+    guidance_rescale: float = 0.0
 
-    def of(self, field: VectorField) -> VectorField:
+    def of(self, field: VectorField, each: Each | None = None) -> VectorField:
         """A model under this condition.
 
         Args:
             field: The model.
+            each: What each image shows, if they differ.
 
         Raises:
             InputError: If the model does not take it.
         """
-        more: dict[str, Any] = {name: getattr(self, name) for name in ("guidance", "interval", "distilled_guidance")}
-        if self.negative_prompt is not None:
-            more["negative_prompt"] = self.negative_prompt
+        more = {it.name: getattr(self, it.name) for it in fields(self) if it.name != "shows"}
+        if each is not None:
+            return each.under(field, Condition(**more))
         if isinstance(field.conditions, Classes) and isinstance(self.shows, str):
             if not self.shows.strip().isdecimal():
                 raise InputError(
@@ -109,10 +112,12 @@ def _spread(what: str, values: Sequence[tuple[str, float]]) -> str:
 def edit(
     images: Images,
     output: str | Path | Pictures,
-    before: str | int | Description,
+    before: str | int | Description | None,
     after: str | int | Description | None = None,
     *,
     model: Model | Subject = DEFAULT,
+    from_each: Labels | Prompts = None,
+    to_each: Labels | Prompts = None,
     sigma: float | None = None,
     count: int | None = None,
     prepare: Preparation | None = None,
@@ -131,6 +136,9 @@ def edit(
         before: What the images show: a text, a class, or a Description.
         after: What they are to show; None for the same. With a guidance of its own it shows what guidance changes.
         model: A name, a path, a VectorField, or a pipeline of diffusers.
+        from_each: What each image shows, in place of one text or class for all: a list, "file.csv:column", "file.txt"
+            or "folder", as `labels_from` and `prompts_from` of `odeddim.jobs.encode`.
+        to_each: What each is to show, likewise; without `after` and `to_each`, the same.
         sigma: The noise level up to which images are encoded, as of `odeddim.edit`; None for σ_T.
         count: The number of images to take, the first ones; by default all.
         prepare: What is done to the images, as of `odeddim.Preparation`; nothing if the model takes their size.
@@ -162,24 +170,33 @@ def edit(
     field = subject_on(place, model)
     told = before if isinstance(before, Description) else Description(before)
     then = after if isinstance(after, Description) else Description(after)
-    both = [it.of(field) for it in (told, then if then.shows is not None else replace(then, shows=told.shows))]
+    given = images_for(field, images, prepare)
+    names = first_names(given, count, where)
+    eaches = [
+        None if it is None else it.first(len(names))
+        for it in _for_each(field, given.names, (told, from_each), (then, to_each))
+    ]
+    if then.shows is None and to_each is None:
+        then, eaches = replace(then, shows=told.shows), eaches[:1] * 2
+    both = [it.of(field, each) for it, each in zip((told, then), eaches, strict=True)]
     over = editing(
         both[0], both[1], said.solver or defaults.ENCODE,
         sigma=sigma, steps=said.steps, grid=said.grid, end=said.end or "zero", **said.settings,
     )  # fmt: skip
-    for one in both:
+    for one, way, each in zip(both, (over.plan, over.down), eaches, strict=True):
         place.fit(one, over.plan.solver)
-    given = images_for(field, images, prepare)
-    names = first_names(given, count, where)
+        if each is not None:
+            check_together(way.solver)
     size = place.at_once(over.after, over.plan.solver)
     details = place.details(over.after, over.plan.solver, size) | recorded(given)
-    details["source"] = asdict(provenance_of(over.before, over.plan, "edit"))
 
     def of_first(total: int) -> dict[str, Any]:
-        of = {"images": given.identity(where, total)}
-        return asdict(provenance_of(over.after, over.down, "edit", **details, **of))
+        its = [{} if each is None else each.first(total).details for each in eaches]
+        source = asdict(provenance_of(over.before, over.plan, "edit", **its[0]))
+        of = {"images": given.identity(where, total), "source": source}
+        return asdict(provenance_of(over.after, over.down, "edit", **details, **of, **its[1]))
 
-    began, work = time.perf_counter(), _Editing(over, given, place.state, is_sheet)
+    began, work = time.perf_counter(), _Editing(over, eaches, given, place.state, is_sheet)
     opening = partial(open_output, to, names, shape=given.shape, captions=_captions(names))
     with (
         opening(settings=of_first(len(names)), overwrite=overwrite, of_first=of_first) as out,
@@ -195,7 +212,7 @@ def edit(
     warn_of_range(work.largest)
     words = (
         f"{so_far(out.done, len(names))} images in {output}{of_all(out.done, len(names), work.here)}: "
-        f"{over.before.condition.words or 'no condition'} to {over.after.condition.words or 'no condition'} at σ = "
+        f"{_words(over.before, eaches[0])} to {_words(over.after, eaches[1])} at σ = "
         f"{over.plan.top:.6g}, up by {over.plan.solver.name}, down by {over.down.solver.name}, "
         f"{evaluated(work.here, *both)}, {time.perf_counter() - began:.1f} s{tell_skipped(given)}"
     )
@@ -203,11 +220,29 @@ def edit(
     return Redone(output, out.done, len(names), words, *found)
 
 
+def _for_each(field: VectorField, names: Sequence[str], *said: tuple[Description, Any]) -> list[Each | None]:
+    """What each image shows and is to show; None where it is the same for all."""
+    found: list[Each | None] = []
+    for (description, source), what in zip(said, ("from_each", "to_each"), strict=True):
+        if source is not None and description.shows is not None:
+            raise InputError(f"{what}=... is for images that differ in what they show: leave out what all of them show")
+        labels, prompts = (source, None) if isinstance(field.conditions, Classes) else (None, source)
+        found.append(Each.of(labels, prompts, names, what))
+    return found
+
+
+def _words(field: VectorField, each: Each | None) -> str:
+    """A condition, or how many there are."""
+    words = ["" if each is None else each.words.removeprefix(", "), field.condition.words]
+    return ", ".join(filter(None, words)) or "no condition"
+
+
 def _captions(names: Sequence[str]) -> Captions:
     """What a sheet says of the images."""
 
     def under(i: int, known: Mapping[str, float]) -> list[str]:
-        return [title_of(names[i]), *(f"{name.replace('_', ' ')} {value:#.2g}" for name, value in known.items())]
+        figures = (f"{name.replace('_', ' ')} {known[name]:#.2g}" for name in (ERROR, CHANGE) if name in known)
+        return [title_of(names[i]), *figures]
 
     return Captions(under, lines=3, heads=_HEADS, panes=len(_HEADS))
 
@@ -215,17 +250,28 @@ def _captions(names: Sequence[str]) -> Captions:
 class _Editing:
     """The work on each batch of images, and its totals."""
 
-    def __init__(self, over: Edit, images: ImageSource, dtype: torch.dtype, side_by_side: bool) -> None:
-        self.over, self.images, self.dtype, self.side_by_side = over, images, dtype, side_by_side
+    def __init__(
+        self, over: Edit, eaches: Sequence[Each | None], images: ImageSource, dtype: torch.dtype, side_by_side: bool
+    ) -> None:
+        self.over, self.eaches, self.images, self.dtype, self.side_by_side = over, eaches, images, dtype, side_by_side
         self.largest, self.here = 0.0, 0
         self.known: dict[str, list[tuple[str, float]]] = {ERROR: [], CHANGE: []}
 
     def batch(self, start: int, stop: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """What to write for images start, ..., stop-1, and their figures."""
         x_0 = self.images[start:stop].to(self.dtype)
-        found = self.over.apply(x_0.to(self.over.before.device or x_0.device))
+        pairs = list(zip((self.over.before, self.over.after), self.eaches, strict=True))
+        here = [field if each is None else each.on(field, each.which[start:stop]) for field, each in pairs]
+        over = replace(self.over, before=here[0], after=here[1])
+        found = over.apply(x_0.to(self.over.before.device or x_0.device))
+        for (field, each), its in zip(pairs, here, strict=True):
+            if each is not None:
+                field.count(its)
         self.largest, self.here = max(self.largest, float(found.images.abs().max())), self.here + stop - start
         figures = {ERROR: found.error, CHANGE: found.change}
+        for column, each in zip((f"from_{COLUMN}", COLUMN), self.eaches, strict=True):
+            if each is not None:
+                figures[column] = each.which[start:stop]
         if not self.side_by_side:
             return found.images, figures
         return torch.cat([x_0.to(found.images), found.images, found.again], dim=3), figures

@@ -96,8 +96,9 @@ def encode(
         parallel: As of `odeddim.encode`: the nodes of each image are found together, without tol, certify, density and
             trajectory. The file says so. Without a batch size of the machine, fewer images are in work at once.
         labels_from, prompts_from: A class, or a text, for each image in place of one for all: a list, or
-            "file.csv:column", or "folder" for the names of the images' folders. The file keeps them, and `decode` takes
-            them. A column "file" of the CSV names the images; without one, its rows have their order.
+            "file.csv:column", or "file.txt" with a line for each, or "folder" for the names of the images' folders. The
+            file keeps them, and `decode` takes them. A column "file" of the CSV names the images; without one, its rows
+            have their order.
         portable: As of `odeddim.encode`, without tol, density, trajectory and parallel: the latents are the same bits
             on any machine, and the report of each has its "margin". The network is in float64.
         prepare: What is done to the images, as of `odeddim.Preparation`; nothing if the model takes their size.
@@ -124,6 +125,11 @@ def encode(
         raise InputError("several processes cannot share a list on standard input: give a folder or a file of images")
     place = (machine or Machine()).portable(portable, plan).at(model=model, shared=True)
     field = subject_on(place, told_first(model, labels_from, prompts_from))
+    source = images_for(field, images, prepare)
+    names = first_names(source, count, given)
+    each = Each.of(labels_from, prompts_from, source.names)
+    if each is not None:  # before a plan takes the Gaussian of the field's condition
+        field, each = each.under(field), each.first(len(names))
     together_by = in_order(
         parallel, tol=tol is not None, certify=certify, density=density, trajectory=trajectory is not None
     )
@@ -134,22 +140,20 @@ def encode(
     plan = rungs[max(rungs)] if rungs else the_plan(plan, said, field, defaults.ENCODE, start, portable=portable)
     warn_of_plan(plan, field)
     check_encodes(plan.solver)
+    if each is not None:
+        others = {"tol": tol, "density": density, "trajectory": trajectory, "parallel": parallel}
+        check_together(plan.solver, **others, portable=plan.portable)
     in_parallel(plan, together_by)  # or a sentence
     _check_start(plan.start or start, tol=tol, certify=certify, density=density, trajectory=trajectory)
     measured = _density(field, plan, rungs, density)
     place.fit(field, plan.solver)
     recording = Recording.of(trajectory, _unfit(tol, certify, density), plan, (given, output), up=True)
-    source = images_for(field, images, prepare)
-    names = first_names(source, count, given)
-    each = Each.of(labels_from, prompts_from, source.names)
-    if each is not None:
-        check_together(plan.solver, tol=tol, density=density, trajectory=trajectory, parallel=parallel)
-        field = each.on(field, each.which[:0])
     size = place.at_once(field, plan.solver, queued=tol is not None, parallel=together_by)
     run = _Encoding(field, plan, rungs, place, tol, certify, measured, together_by, recording, each)
 
     def of_first(total: int) -> Provenance:
-        return run.provenance({"images": source.identity(given, total), **recorded(source)}, size)
+        its = {} if each is None else each.first(total).details
+        return run.provenance({"images": source.identity(given, total), **recorded(source), **its}, size)
 
     began = time.perf_counter()
     with (
@@ -261,7 +265,6 @@ class _Encoding:
             **({} if self.tol is None else {"tol": self.tol, "ladder": list(self.rungs)}),
             **({"certified": True} if self.certified else {}),
             **({"density": True} if self.density is not None else {}),
-            **({} if self.each is None else self.each.details),
             **self.place.details(self.field, self.plan.solver, size, self.parallel),
         )
 

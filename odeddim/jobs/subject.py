@@ -19,7 +19,7 @@ from odeddim.jobs.work import log, warn
 from odeddim.latents.arithmetic import rms
 from odeddim.latents.latent_file import LatentFile
 from odeddim.models import BUILT_IN, hub, load
-from odeddim.ode.conditions import Condition
+from odeddim.ode.conditions import HOW_GUIDED, Condition
 from odeddim.ode.field import VectorField
 from odeddim.ode.sizes import Sizes
 from odeddim.plans import Plan
@@ -57,8 +57,8 @@ def subject_on(place: Place, model: Model | Subject, made_under: Mapping[str, An
         pick(argument, (part.name for part in fields(Condition)), "condition")
     before = Condition(**(made_under or {}))
     told = {**before.to_dict(), **field.condition.to_dict(), **said.condition}
-    if told.get("guidance", 1) == 1 and "interval" not in said.condition:
-        told.pop("interval", None)  # the interval of the latents has no meaning without their guidance
+    if told.get("guidance", 1) == 1:  # what says how the latents were guided has no meaning without their guidance
+        told = {name: its for name, its in told.items() if name not in HOW_GUIDED or name in said.condition}
     field = field.conditioned(**told)
     if made_under is not None and field.condition != before:
         words = [it.words or "no condition" for it in (field.condition, before)]

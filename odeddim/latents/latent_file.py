@@ -33,7 +33,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from odeddim import solvers
-from odeddim.latents.provenance import MADE_OF_OTHERS, Provenance, digest, sha256_of
+from odeddim.latents.provenance import CONDITIONS, MADE_OF_OTHERS, WHICH, Provenance, digest, sha256_of
 from odeddim.ode.conditions import Condition
 from odeddim.ode.portable import MARGIN, uncertain
 from odeddim.ode.schedule import Schedule
@@ -384,8 +384,9 @@ class LatentFile:
         x = self.read(0, min(len(self), 256)).x.double()
         made = asdict(self.provenance)
         schedule = made.pop("schedule")
-        if isinstance(each := made["details"].get("conditions"), list):
-            made["details"]["conditions"] = f"{len(each)}, one for each latent (report/condition)"
+        if isinstance(each := made["details"].get(CONDITIONS), list):
+            made["details"].pop(WHICH, None)
+            made["details"][CONDITIONS] = f"{len(each)}, one for each latent (report/condition)"
         return {
             "latents": len(self) if len(self) == self.total else f"{len(self)} of {self.total} so far",
             "shape": list(self.shape),

@@ -20,6 +20,9 @@ MACHINE = "made_on"
 OF_THE_MACHINE = ("device", "network_batch", "threads", "cpu", "onednn", "gpu", "cudnn")
 """The details on which the digits of the latents depend, unless they are portable: then they are kept apart."""
 
+CONDITIONS, WHICH = "conditions", "condition_of_each"
+"""The details of images that have a condition each: what these are, and a hash of which image has which."""
+
 
 @dataclass(frozen=True)
 class Provenance:

@@ -1,19 +1,22 @@
 """Networks as ONNX programs, which onnxruntime runs.
 
 An ONNX file is a graph of named operations and holds no code. onnxruntime knows the standard operations, and loads
-libraries of others only where a program asks it to, which this one does not. Weights in further files are refused: the
-paths in the file could lead anywhere. So are operations that draw random numbers.
+libraries of others only where a program asks it to, which this one does not. Weights in further files are read here and
+handed over, from the program's folder only: onnxruntime itself opens no file. Operations that draw random numbers are
+refused.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from odeddim.models.onnx_files import beside, look_into
 from odeddim.models.programs import Program
 from odeddim.types import InputError
 
@@ -27,17 +30,15 @@ _TYPES = {
     "tensor(int32)": torch.int32,
     "tensor(int64)": torch.int64,
 }
-# Fields of the file's format: the key of an entry, after its length; the type of an operation.
-_ELSEWHERE = re.compile(rb"\x0a\x08location\x12")
-_DRAWS = re.compile(rb"\x22[\x09-\x11](RandomNormal|RandomUniform|Bernoulli|Multinomial)")
+_DRAWS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def load_onnx(blob: bytes, device: torch.device, inputs: Mapping[str, str], output: str | None) -> Program:
-    """Load the program in the bytes of an ONNX file.
+def load_onnx(path: Path, device: torch.device, inputs: Mapping[str, str], output: str | None) -> Program:
+    """Load the program in an ONNX file.
 
     Args:
-        blob: The content of the file.
+        path: The file.
         device: The device that it runs on.
         inputs: The names of its inputs by our names (`INPUTS`); {} if they come in this order.
         output: The name of its output; None for the first.
@@ -50,11 +51,11 @@ def load_onnx(blob: bytes, device: torch.device, inputs: Mapping[str, str], outp
             message continues the file's name.
         Exception: onnxruntime may raise any other exception on a damaged file.
     """
-    if _ELSEWHERE.search(blob):
-        raise InputError("keeps its weights in further files: export it as one file, which may have up to 2 GB")
-    if found := _DRAWS.search(blob):
-        raise InputError(f"draws random numbers ({found[1].decode()}): export the network after network.eval()")
-    session = _session(blob, device)
+    blob = path.read_bytes()
+    kinds, places = look_into(blob)
+    if found := sorted(kinds & _DRAWS):
+        raise InputError(f"draws random numbers ({found[0]}): export the network after network.eval()")
+    session = _session(blob, device, beside(path, places))
     taken = {one.name: one for one in session.get_inputs()}
     names = _named(list(taken), inputs)
     ranks = [4, 1, 1]
@@ -94,7 +95,7 @@ class _Runner:
         return torch.from_numpy(out).to(given[0].device)
 
 
-def _session(blob: bytes, device: torch.device) -> Any:
+def _session(blob: bytes, device: torch.device, further: Mapping[str, Path]) -> Any:
     """Load a program by onnxruntime, which says nothing and computes the same digits in each run."""
     try:
         import onnxruntime
@@ -107,6 +108,13 @@ def _session(blob: bytes, device: torch.device) -> Any:
     options.log_severity_level = 4  # errors are raised
     options.use_deterministic_compute = True
     options.intra_op_num_threads = torch.get_num_threads()
+    if further:
+        if not hasattr(options, "add_external_initializers_from_files_in_memory"):
+            raise InputError(
+                "keeps weights in further files, which needs a newer onnxruntime: pip install -U onnxruntime"
+            )
+        held = [np.memmap(file, mode="r") for file in further.values()]  # until the session is there
+        options.add_external_initializers_from_files_in_memory(list(further), held, [len(its) for its in held])
     return onnxruntime.InferenceSession(blob, options, providers=[provider])
 
 

@@ -4,6 +4,7 @@
 
 Both terms come from one batch of twice the images. w may hold on an interval of noise levels only (arXiv 2404.07724);
 outside the interval the network is evaluated under the condition alone, which costs one evaluation and not two.
+The guided answer may be scaled towards the standard deviation of the answer under the condition (arXiv 2305.08891).
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def _beside(x: Tensor, given: Given) -> Given:
 
 
 _WEIGHTS = ("guidance", "distilled_guidance")
+HOW_GUIDED = ("interval", "guidance_rescale")
+"""What a condition says of its guidance, and only with a guidance other than 1."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Condition:
         interval: The noise levels (low, high) between which guidance holds; None for all of them.
         distilled_guidance: The weight that a guidance-distilled network takes as an input (arXiv 2210.03142); 1 is the
             condition alone.
+        guidance_rescale: How far the guided answer is scaled to the standard deviation of the answer under the
+            condition: φ of `odeddim.ode.guidance.rescaled`, 0 (not at all) to 1.
 
     Raises:
         InputError: If a value is of the wrong type or outside its range.
@@ -84,6 +89,7 @@ class Condition:
     guidance: float = 1.0
     interval: tuple[float, float] | None = None
     distilled_guidance: float = 1.0
+    guidance_rescale: float = 0.0
 
     def __post_init__(self) -> None:
         if self.label is not None and not _is_whole(self.label):
@@ -101,6 +107,10 @@ class Condition:
             if self.guidance == 1:
                 raise InputError("interval says where guidance holds: give it with a guidance other than 1")
             object.__setattr__(self, "interval", (float(self.interval[0]), float(self.interval[1])))
+        if not _is_number(self.guidance_rescale) or not 0 <= self.guidance_rescale <= 1:
+            raise InputError(f"guidance_rescale must be a number from 0 to 1, not {self.guidance_rescale!r:.50}")
+        if self.guidance_rescale and self.guidance == 1:
+            raise InputError("guidance_rescale scales what is guided: give it with a guidance other than 1")
 
     @property
     def words(self) -> str:
@@ -109,7 +119,8 @@ class Condition:
         words += [] if self.prompt is None else [f"prompt {self.prompt!r}"]
         words += [f"negative prompt {self.negative_prompt!r}"] if self.negative_prompt else []
         where = "" if self.interval is None else " for σ in {:g} to {:g}".format(*self.interval)
-        words += [f"guidance {self.guidance:g}{where}"] if self.guidance != 1 else []
+        scaled = f" rescaled by {self.guidance_rescale:g}" if self.guidance_rescale else ""
+        words += [f"guidance {self.guidance:g}{scaled}{where}"] if self.guidance != 1 else []
         words += [f"distilled guidance {self.distilled_guidance:g}"] if self.distilled_guidance != 1 else []
         return ", ".join(words)
 
@@ -119,6 +130,7 @@ class Condition:
         found = {name: value for name, value in found.items() if value is not None}
         if "interval" in found:
             found["interval"] = list(found["interval"])
+        found |= {"guidance_rescale": self.guidance_rescale} if self.guidance_rescale else {}
         return found | {name: getattr(self, name) for name in _WEIGHTS if getattr(self, name) != 1}
 
     def check_undistilled(self) -> None:

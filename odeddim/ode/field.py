@@ -418,6 +418,7 @@ class VectorField:
         guidance: float = 1.0,
         interval: tuple[float, float] | None = None,
         distilled_guidance: float = 1.0,
+        guidance_rescale: float = 0.0,
     ) -> VectorField:
         """This field under a condition. Both fields share the network.
 
@@ -429,6 +430,8 @@ class VectorField:
             interval: The noise levels (low, high) between which guidance holds; by default all of them.
             distilled_guidance: The weight that a guidance-distilled network, such as Flux's, takes as an input; 1 is
                 the condition alone.
+            guidance_rescale: How far the guided answer is scaled to the standard deviation of the answer under the
+                condition, image by image: φ of arXiv 2305.08891, eq. 15 and 16, from 0 (not at all) to 1.
 
         Returns:
             A field with counters of its own.
@@ -436,10 +439,9 @@ class VectorField:
         Raises:
             InputError: If the network does not take this condition.
         """
-        condition = Condition(label, prompt, negative_prompt, guidance, interval, distilled_guidance)
+        condition = Condition(label, prompt, negative_prompt, guidance, interval, distilled_guidance, guidance_rescale)
         twin = copy.copy(self)
-        twin.watch = twin._each = None
-        twin.reset()
+        twin.watch, twin._each, twin.counts = None, None, (0, 0, 0)
         if self.conditions is None:
             if condition != Condition():
                 raise InputError(f"the model {self.name!r} has no conditions: leave out {condition.words}")
@@ -581,4 +583,4 @@ class VectorField:
             given, null = each[: len(given)], each[len(given) :] or None
         if not guided or null is None:
             return conditioned_answer(network, x, labels, given)
-        return guided_answer(network, x, labels, given, null, self.condition.guidance, length_of(self.conditions))
+        return guided_answer(network, x, labels, given, null, self.condition, length_of(self.conditions))

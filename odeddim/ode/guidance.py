@@ -51,7 +51,7 @@ def guided_answer(
     labels: Tensor,
     given: Given,
     null: Given,
-    weight: float,
+    condition: Condition,
     length: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The guided answer ε(none) + w·(ε(condition) - ε(none)). Both terms come from one batch of twice the images.
@@ -62,7 +62,7 @@ def guided_answer(
         labels: The labels t, (B,).
         given: The tensors (1, *) for the condition.
         null: The tensors (1, *) for no condition.
-        weight: The guidance w.
+        condition: The condition, with its guidance w and φ of `rescaled`.
         length: A length of answers that guidance keeps, as of `odeddim.ode.conditions.Prompts`; None for none.
 
     Returns:
@@ -76,8 +76,50 @@ def guided_answer(
     # In the state's precision at least: the difference is small and the guidance may be large.
     exact = torch.promote_types(told.dtype, torch.float32)
     told, untold = told.to(exact), untold.to(exact)
-    guided = untold + weight * (told - untold)
-    return guided if length is None else guided * (length(told) / length(guided))
+    guided = untold + condition.guidance * (told - untold)
+    guided = guided if length is None else guided * (length(told) / length(guided))
+    return rescaled(guided, told, condition.guidance_rescale) if condition.guidance_rescale else guided
+
+
+def rescaled(guided: Tensor, told: Tensor, rescale: float) -> Tensor:
+    """A guided answer scaled so that its standard deviation is φ·std(told) + (1-φ)·std(guided), for each image.
+
+    An answer whose values are all the same stays as it is.
+
+    Args:
+        guided: The guided answer, (B, *).
+        told: The answer under the condition, (B, *).
+        rescale: φ, 0 to 1.
+
+    Returns:
+        The scaled answer, (B, *). That of an image has the same bits in any batch.
+
+    Source:
+        Lin et al. 2024, arXiv 2305.08891, eq. 15 and 16.
+
+    Example:
+        >>> from odeddim.ode.guidance import rescaled
+        >>> rescaled(torch.tensor([[-4.0, 0.0, 4.0]]), torch.tensor([[-1.0, 0.0, 1.0]]), 0.5)
+        tensor([[-2.5000,  0.0000,  2.5000]])
+    """
+    own, wanted = _deviations(guided), _deviations(told)
+    ratio = torch.where(own > 0, wanted / own, 1.0)
+    return guided * (rescale * ratio + (1 - rescale)).reshape(-1, *[1] * (guided.ndim - 1))
+
+
+def _deviations(answer: Tensor) -> Tensor:
+    """The standard deviation of each image, (B, *) -> (B, 1)."""
+    flat = answer.flatten(1)
+    return _means((flat - _means(flat)).square()).sqrt()
+
+
+def _means(rows: Tensor) -> Tensor:
+    """The mean of each row, (B, N) -> (B, 1). The order of torch's own sums depends on the batch and the threads."""
+    total = rows
+    while (width := total.shape[1]) > 1:
+        half = width // 2
+        total = torch.cat([total[:, :half] + total[:, half : 2 * half], total[:, 2 * half :]], dim=1)
+    return total / rows.shape[1]
 
 
 def length_of(conditions: Conditions | None) -> Callable[[Tensor], Tensor] | None:

@@ -42,6 +42,8 @@ _OTHERS = {
     "source": "another model or other noise levels to encode",
     "of": "made of other latents",
     "ladder": "other steps for tol=... to try",
+    "conditions": "other conditions of the images",
+    "condition_of_each": "other conditions of the images",
 }
 """What a message says of settings whose values mean nothing to a user."""
 _CALLED = {"total": "number of images", "made_by": "command", "certified": "certify"}
@@ -136,7 +138,8 @@ def joined(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]], total: 
     Raises:
         InputError: The files differ in more than what they were made of.
     """
-    of_their_own = ("images", "latents", "fingerprint", "merged", "made_on")  # in the details
+    # In the details:
+    of_their_own = ("images", "latents", "fingerprint", "merged", "made_on", "condition_of_each")
     shared = []
     for one in settings:
         details = {key: value for key, value in one.get("details", {}).items() if key not in of_their_own}
@@ -300,7 +303,7 @@ def check_same(
         what: How the message begins, such as "z.h5 was begun".
         advice: How it ends.
     """
-    differences = list(_differences(before, now))
+    differences = list(dict.fromkeys(_differences(before, now)))
     # Other noise levels follow from any other difference.
     differences = [words for words in differences if words != _OTHERS["nodes"]] or differences
     if differences:

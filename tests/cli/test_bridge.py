@@ -73,10 +73,10 @@ def test_two_classes_of_one_model(tmp_path: Path) -> None:
     beside = {"schedule": {"name": "linear"}, "predicts": "eps", "time": "index", "classes": 3, "null": 3}
     model.with_suffix(".json").write_text(json.dumps(beside))
     to = ("--model", str(model), "--label", "0", "--to", str(model), "--to-label", "2")
-    guided = ("--to-guidance", "2", "--to-guidance-interval", "0.5,5")
+    guided = ("--to-guidance", "2", "--to-guidance-interval", "0.5,5", "--to-guidance-rescale", "0.5")
     said = run("-n", "2", "-o", str(tmp_path / "out"), *to, *guided, "--steps", "4")
     assert "under class 0" in said
-    assert "under class 2, guidance 2 for σ in 0.5 to 5" in said
+    assert "under class 2, guidance 2 rescaled by 0.5 for σ in 0.5 to 5" in said
 
 
 @pytest.mark.parametrize(

@@ -32,14 +32,15 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_condition_is_kept_and_taken_from_the_file(here: Path, tmp_path: Path) -> None:
     z, model = tmp_path / "z.h5", here / "told.pt2"
-    told = ("--label", "2", "--guidance", "1.5", "--guidance-interval", "0.1,20")
+    told = ("--label", "2", "--guidance", "1.5", "--guidance-interval", "0.1,20", "--guidance-rescale", "0.5")
     said = run("encode", here / "images", "-o", z, "--model", model, "--steps", "10", *told)
-    assert "class 2, guidance 1.5 for σ in 0.1 to 20" in said
+    assert "class 2, guidance 1.5 rescaled by 0.5 for σ in 0.1 to 20" in said
     with LatentFile(z) as file:
-        assert file.provenance.condition == {"label": 2, "guidance": 1.5, "interval": [0.1, 20.0]}
+        kept = {"label": 2, "guidance": 1.5, "interval": [0.1, 20.0], "guidance_rescale": 0.5}
+        assert file.provenance.condition == kept
         assert file.provenance.time == "index"
         latents = file.read(0, 4).xbar
-    field = odeddim.load(model).conditioned(2, guidance=1.5, interval=(0.1, 20))
+    field = odeddim.load(model).conditioned(2, guidance=1.5, interval=(0.1, 20), guidance_rescale=0.5)
     field.network_batch = 8
     from odeddim.storage.images import open_images
 
@@ -47,6 +48,8 @@ def test_the_condition_is_kept_and_taken_from_the_file(here: Path, tmp_path: Pat
     assert torch.equal(odeddim.encode(images, "belm", model=field, steps=10).xbar, latents)
     run("decode", z, "-o", tmp_path / "back.h5")  # by belm, under the file's condition: the very images
     assert torch.equal(open_images(tmp_path / "back.h5").read(), images)
+    said = run("decode", z, "-o", tmp_path / "plain.h5", "--guidance", "1")  # without what says how it was guided
+    assert "under class 2, but the latents were made under class 2, guidance 1.5" in said
 
 
 def test_another_condition_is_said(here: Path, tmp_path: Path) -> None:
@@ -81,6 +84,9 @@ def test_without_a_label_it_is_the_one_for_none(here: Path) -> None:
         (["--guidance-interval", "5,1"], "below the second"),
         (["--guidance-interval", "nan,1"], "below the second"),
         (["--guidance-interval", "1,2"], "guidance other than 1"),
+        (["--guidance-rescale", "0.7"], "guidance other than 1"),
+        (["--guidance", "2", "--guidance-rescale", "1.5"], "0<=x<=1"),
+        (["--guidance", "2", "--guidance-rescale", "nan"], "a number from 0 to 1"),
     ],
 )
 def test_bad_conditions_are_one_sentence(here: Path, tmp_path: Path, told: list[str], words: str) -> None:
@@ -106,6 +112,7 @@ def test_a_condition_written_and_read_is_the_same() -> None:
         Condition(3),
         Condition(prompt='a "cat"\n', negative_prompt="dogs", guidance=7.5, interval=(0.25, 4)),
         Condition(label=0, guidance=0.0),
+        Condition(1, guidance=3.0, guidance_rescale=0.7),
     ):
         assert Condition(**json.loads(json.dumps(condition.to_dict()))) == condition
         assert Condition(**replace(condition, guidance=2.0).to_dict()) != condition
@@ -194,6 +201,10 @@ def test_fields_of_one_network_move_together_and_count_apart() -> None:
         ({"guidance": 2, "interval": (2, 1)}, "two noise levels"),
         ({"guidance": 2, "interval": 3}, "two noise levels"),
         ({"interval": (1, 2)}, "guidance other than 1"),
+        ({"guidance_rescale": 0.7}, "guidance other than 1"),
+        ({"guidance": 2, "guidance_rescale": -0.1}, "from 0 to 1"),
+        ({"guidance": 2, "guidance_rescale": True}, "from 0 to 1"),
+        ({"guidance": 2, "guidance_rescale": "0.7"}, "from 0 to 1"),
     ],
 )
 def test_wrong_conditions_are_refused(condition: dict[str, object], words: str) -> None:

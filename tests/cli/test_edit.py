@@ -112,14 +112,18 @@ def edit(world: Path, here: Path) -> Callable[..., str]:
 
 
 def test_the_command_is_the_function(edit: Callable[..., str], world: Path) -> None:
-    said = edit("-o", "out.h5", "--guidance", 2, "--guidance-interval", "0.1,20", "--sigma", 4)
-    assert "class 0 to class 1, guidance 2 for σ in 0.1 to 20 at σ = 4, up by belm, down by unipc-2" in said
+    said = edit(
+        "-o", "out.h5", "--guidance", 2, "--guidance-interval", "0.1,20", "--guidance-rescale", 0.5, "--sigma", 4
+    )
+    assert (
+        "class 0 to class 1, guidance 2 rescaled by 0.5 for σ in 0.1 to 20 at σ = 4, up by belm, down by unipc-2"
+        in said
+    )
     assert re.search(r"reconstruction error .*: median 0, worst 0", said)
     model = odeddim.load(world / "told.pt2")
     model.network_batch = 8
-    over = editing(
-        model.conditioned(0), model.conditioned(1, guidance=2, interval=(0.1, 20)), sigma=4, steps=10
-    )  # fmt: skip
+    after = model.conditioned(1, guidance=2, interval=(0.1, 20), guidance_rescale=0.5)
+    over = editing(model.conditioned(0), after, sigma=4, steps=10)
     found = over.apply(odeddim.open_images(world / "images")[:4])
     with h5py.File("out.h5") as file:
         assert torch.equal(torch.from_numpy(file["images"][:]), found.images)

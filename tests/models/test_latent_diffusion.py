@@ -37,6 +37,7 @@ from odeddim.latents.latent_file import LatentFile  # noqa: E402
 from odeddim.models import components  # noqa: E402
 from odeddim.models.formats import latent_diffusion  # noqa: E402
 from odeddim.models.networks import autoencoder  # noqa: E402
+from odeddim.ode.guidance import rescaled  # noqa: E402
 from odeddim.plans import Plan, integrate  # noqa: E402
 from odeddim.solvers import get  # noqa: E402
 from odeddim.storage.images import open_images  # noqa: E402
@@ -271,15 +272,15 @@ def test_conditions_that_make_no_sense(sd: tuple[Path, Any, VectorField], condit
 # Whole runs.
 
 
-@pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_sds_trajectory_is_the_pipelines(sd: tuple[Path, Any, VectorField], guidance: float) -> None:
+@pytest.mark.parametrize(("guidance", "rescale"), [(1.0, 0.0), (5.0, 0.0), (5.0, 0.7)])
+def test_sds_trajectory_is_the_pipelines(sd: tuple[Path, Any, VectorField], guidance: float, rescale: float) -> None:
     _, pipeline, field = sd
     negative = {} if guidance == 1 else {"negative_prompt": "dog"}
     theirs = pipeline(
-        prompt=["a cat"] * 2, guidance_scale=guidance, num_inference_steps=STEPS, latents=noise(), eta=0.0,
-        output_type="latent", **{key: [value] * 2 for key, value in negative.items()},
+        prompt=["a cat"] * 2, guidance_scale=guidance, guidance_rescale=rescale, num_inference_steps=STEPS,
+        latents=noise(), eta=0.0, output_type="latent", **{key: [value] * 2 for key, value in negative.items()},
     ).images  # fmt: skip
-    field = field.conditioned(prompt="a cat", guidance=guidance, **negative)
+    field = field.conditioned(prompt="a cat", guidance=guidance, guidance_rescale=rescale, **negative)
     nodes = nodes_of(field, pipeline, None)
     assert len(nodes) == STEPS + 1
     ours = odeddim.solve(noise(), "euler", model=field.on_data(), grid=nodes, end="sigma_min")
@@ -287,6 +288,20 @@ def test_sds_trajectory_is_the_pipelines(sd: tuple[Path, Any, VectorField], guid
     assert off(scale * ours, theirs) < 1e-5
     whole = odeddim.solve(noise(), "euler", model=field, grid=nodes, end="sigma_min")
     assert off(whole, pipeline.vae.decode(ours / pipeline.vae.config.scaling_factor).sample) < 1e-5
+
+
+@pytest.mark.parametrize("size", [(1, 3, 3), (4, 7, 5), (13,), (2, 3, 4, 5)])
+def test_guidance_rescale_is_the_pipelines(size: tuple[int, ...]) -> None:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    random = torch.Generator().manual_seed(0)
+    told, guided = torch.randn(4, *size, generator=random), 3 * torch.randn(4, *size, generator=random) + 0.5
+    for phi in (0.3, 0.7, 1.0):
+        theirs = rescale_noise_cfg(guided, told, guidance_rescale=phi)
+        assert float((rescaled(guided, told, phi) - theirs).abs().max()) < 1e-6 * float(theirs.abs().max())
+        guided64, told64 = guided.double(), told.double()
+        theirs = rescale_noise_cfg(guided64, told64, guidance_rescale=phi)
+        assert torch.allclose(rescaled(guided64, told64, phi), theirs, rtol=1e-13, atol=1e-13)
 
 
 def test_v_prediction_to_the_end_of_noise(tmp_path: Path) -> None:

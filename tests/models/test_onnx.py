@@ -22,6 +22,7 @@ from torch.nn import functional as F
 import odeddim
 from odeddim import solvers
 from odeddim.models.formats import onnx
+from odeddim.models.onnx_files import look_into
 from odeddim.ode.field import VectorField
 from odeddim.ode.schedule import Schedule
 from odeddim.plans import Plan, integrate
@@ -47,10 +48,12 @@ def part(field: int, content: bytes | str | int) -> bytes:
     return number(field << 3 | 2) + number(len(data)) + data
 
 
-def tensor(name: str, value: Tensor, elsewhere: str = "") -> bytes:
+def tensor(name: str, value: Tensor, elsewhere: str = "", **entries: int) -> bytes:
+    """entries: the offset and the length of what is elsewhere."""
     head = b"".join(part(1, side) for side in value.shape) + part(2, KINDS[value.dtype]) + part(8, name)
     if elsewhere:
-        return head + part(13, part(1, "location") + part(2, elsewhere)) + part(14, 1)
+        said = {"location": elsewhere, **entries}
+        return head + b"".join(part(13, part(1, key) + part(2, str(its))) for key, its in said.items()) + part(14, 1)
     return head + part(9, value.numpy().tobytes())
 
 
@@ -80,7 +83,7 @@ class Network:
         return torch.tanh(h if y is None else h + self.rows.to(x.dtype)[y][:, :, None, None])
 
     def file(self, sides: Sequence[int | str] = ("B", 3, 8, 8), order: str = "xty", **odd: Any) -> bytes:
-        """The file; odd: `elsewhere`, a path of the weights; `first`, a node; `extra`, another input."""
+        """The file; odd: `elsewhere`, where the weights are, and `entries`; `first`, a node; `extra`, another input."""
         batch, kind = sides[0], torch.float32
         cast = "t" if self.label == kind else "cast"
         nodes = [
@@ -105,7 +108,8 @@ class Network:
         nodes.append(node("Tanh", [last], "out_sample"))
         graph = b"".join(part(1, one) for one in nodes if one) + part(2, "network")
         graph += b"".join(
-            part(5, tensor(name, its, odd.get("elsewhere", "") * (name == "W"))) for name, its in kept.items()
+            part(5, tensor(name, its, odd.get("elsewhere", "") * (name == "W"), **odd.get("entries", {})))
+            for name, its in kept.items()
         )
         graph += b"".join(part(11, value(*told[one])) for one in order if one in told)
         graph += part(11, value("text", kind, [batch, 4])) if odd.get("extra") else b""
@@ -210,13 +214,104 @@ def test_it_has_no_gradients_and_stays_here(tmp_path: Path) -> None:
 def test_what_a_file_could_hide_is_refused(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(3 * 3 * 9 * 4))
-    for where in ("secret", str(secret), "../secret"):
-        refused(saved(tmp_path, Network().file(elsewhere=where)), "keeps its weights in further files")
+    (tmp_path / "a").mkdir()
+    for where in (
+        str(secret),
+        "../secret",
+        "a/../../secret",
+        "..\\secret",
+        "C:secret",
+        "*/_ORT_MEM_ADDR_/*",
+        "secret\0",
+    ):
+        refused(saved(tmp_path / "a", Network().file(elsewhere=where)), "keeps weights in", "not in its folder")
     for kind in ("RandomNormalLike", "RandomUniformLike", "Bernoulli"):
         odd = node(kind, ["sample"], "r")
         refused(saved(tmp_path, Network().file(first=odd)), "draws random numbers")
     refused(saved(tmp_path, Network().file(first=node("Run", ["sample"], "r", domain="mine"))), "export it again")
     refused(saved(tmp_path, Network().file(first=node("Nonsense", ["sample"], "r"))), "export it again")
+
+
+@runs
+def test_weights_in_further_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch.onnx.export and its converters leave them, read from the program's folder wherever one is."""
+    net, (sigma, x) = Network(), (torch.tensor(2.0), draw(2, 3, 8, 8))
+    content, folder = net.weight.numpy().tobytes(), tmp_path / "model"
+    (folder / "more").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    hashes = {odeddim.load(saved(folder, net.file())).sha256}
+    for place in ("network.onnx.data", "./weights.pb", "more/ü 1"):
+        path = saved(folder, net.file(elsewhere=place, entries={"offset": 8, "length": len(content)}))
+        for name in (place, path.name):  # what lies in the present folder under these names is another thing
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(bytes(8 + len(content)))
+        (folder / place).write_bytes(bytes(8) + content)
+        field = odeddim.load(path)
+        assert torch.allclose(field(sigma, x), own(net)(sigma, x), rtol=1e-5, atol=1e-6)
+        hashes.add(field.sha256)
+        (folder / place).write_bytes(bytes(8) + (net.weight * 1.01).numpy().tobytes())
+        hashes.add(odeddim.load(path).sha256)
+        (folder / "elsewhere").write_bytes(bytes(8) + content)  # a link of the user's, as in Hugging Face's cache
+        (folder / place).unlink()
+        (folder / place).symlink_to(folder / "elsewhere")
+        assert odeddim.load(path).sha256 == field.sha256
+    assert len(hashes) == 7
+
+
+@runs
+def test_missing_and_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
+    net, place = Network(), tmp_path / "w.bin"
+    size = net.weight.numel() * 4
+    path = saved(tmp_path, net.file(elsewhere="w.bin", entries={"length": size}))
+    refused(path, "keeps weights in a further file", "w.bin cannot be read", "copy it to the program's folder")
+    place.write_bytes(bytes(size - 1))
+    refused(path, f"{size} bytes of weights or more in {place}, which has {size - 1}: copy it again")
+    place.unlink()
+    place.mkdir()
+    refused(path, "w.bin is a folder")
+    place.rmdir()
+    path = saved(tmp_path, net.file(elsewhere="w.bin"))  # which does not say how long it is
+    for short in (b"", b"123"):
+        place.write_bytes(short)
+        refused(path, "w.bin" if not short else "export it again")
+    refused(saved(tmp_path, net.file(elsewhere="w.bin", entries={"length": -1})), "network.onnx")
+
+
+def test_what_lies_deep_in_a_file_is_found() -> None:
+    """In a branch, a function, a sparse tensor, a constant; the value before the key; with fields that are unknown."""
+    odd = (
+        part(13, part(2, "deep.bin") + part(1, "location"))
+        + number(99 << 3 | 1)
+        + bytes(8)
+        + number(98 << 3 | 5)
+        + bytes(4)
+    )
+    draws = part(1, node("RandomNormal", [], "r"))
+    for graph in (
+        part(1, part(4, "If") + part(5, part(6, draws + part(5, odd)))),  # a node's attribute: a graph
+        part(1, part(4, "If") + part(5, part(11, draws + part(15, part(1, odd))))),
+        draws + part(1, part(4, "Constant") + part(5, part(5, odd))),
+        draws + part(15, part(2, odd)),
+    ):
+        for blob in (part(7, graph), part(1, 8) + part(20, part(2, graph))):
+            kinds, places = look_into(blob)
+            assert "RandomNormal" in kinds
+            assert places == {"deep.bin": 0}
+    kinds, places = look_into(part(25, part(7, node("Bernoulli", [], "r")) + part(7, part(5, part(10, odd)))))
+    assert (kinds, places) == ({"Bernoulli"}, {"deep.bin": 0})
+    deep = b""
+    for _ in range(400):
+        deep = part(1, part(5, part(6, deep)))
+    for wrong in (
+        part(7, deep),
+        b"\xff" * 20,
+        part(7, b"\x0a\x7f"),
+        number(7 << 3 | 3),
+        part(7, part(1, part(4, b"\xff"))),
+    ):
+        with pytest.raises(ValueError, match=r"deep|end|longer|decode"):
+            look_into(wrong)
+    assert look_into(Network().file(elsewhere="w", entries={"offset": 5, "length": 7}))[1] == {"w": 12}
 
 
 @runs

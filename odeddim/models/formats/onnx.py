@@ -6,7 +6,8 @@ the sidecar gives, which also says what the numbers mean:
     {"schedule": {"name": "linear", "T": 1000}, "predicts": "eps", "time": "index",
      "inputs": {"x": "sample", "t": "timestep"}, "output": "out_sample"}
 
-It takes "variances", "classes", "null" and "shape" too, as exported programs do. See `odeddim.models.onnx_programs` for
+Weights may lie in further files of its folder, as torch.onnx.export(..., external_data=True) leaves them. The sidecar
+takes "variances", "classes", "null" and "shape" too, as exported programs do. See `odeddim.models.onnx_programs` for
 why reading a file runs no foreign code.
 """
 
@@ -21,6 +22,8 @@ import torch
 from odeddim.models import sidecar as beside
 from odeddim.models import weights
 from odeddim.models.formats import exported
+from odeddim.models.onnx_files import beside as beside_program
+from odeddim.models.onnx_files import look_into
 from odeddim.models.onnx_programs import INPUTS, load_onnx
 from odeddim.models.programs import Program
 from odeddim.ode.field import VectorField
@@ -55,7 +58,9 @@ def read(path: Path) -> VectorField:
     if output is not None and not isinstance(output, str):
         raise InputError(f"{beside.place(path)}: output must be a name in the file, not {output!r:.80}")
     field = exported.field_of(path, said, functools.partial(_load, path, inputs, output))
-    field.sha256 = weights.hash_of(path, settings={"network": field.sha256, "inputs": inputs, "output": output})
+    further = beside_program(path, look_into(path.read_bytes())[1])
+    its = {"network": field.sha256, "inputs": inputs, "output": output}
+    field.sha256 = weights.hash_of(path, *further.values(), settings=its)
     field.details["found"] = field.details["found"].replace("program", "ONNX program", 1)
     return field
 
@@ -63,7 +68,7 @@ def read(path: Path) -> VectorField:
 def _load(path: Path, inputs: dict[str, Any], output: str | None, device: torch.device) -> Program:
     weights.size_of(path)
     try:
-        return load_onnx(path.read_bytes(), device, inputs, output)
+        return load_onnx(path, device, inputs, output)
     except InputError as error:
         raise InputError(f"{path} {error}") from error
     except Exception as error:  # onnxruntime may raise any type on a damaged file
