@@ -246,7 +246,7 @@ def items(group: h5py.Group, depth: int, within: str = "") -> Iterator[tuple[str
         InputError: Groups lie deeper than `depth`.
     """
     for key in group:
-        if group.id.links.get_info(key.encode("utf-8", "surrogateescape")).type == h5py.h5l.TYPE_HARD:
+        if group.id.links.get_info(os.fsencode(key)).type == h5py.h5l.TYPE_HARD:
             name, item = f"{within}{key}", group[key]
             yield name, item
             if isinstance(item, h5py.Group):

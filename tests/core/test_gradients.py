@@ -276,8 +276,8 @@ def test_the_autoencoders_of_diffusers_carry_them() -> None:
     class Tripled(nn.Module):
         """What diffusers' classes are asked for."""
 
-        def encode(self, images: Tensor) -> SimpleNamespace:
-            return SimpleNamespace(latents=3 * images)
+        def encode(self, images: Tensor) -> tuple[Tensor]:
+            return (3 * images,)
 
         def decode(self, z: Tensor) -> SimpleNamespace:
             return SimpleNamespace(sample=z**2)
