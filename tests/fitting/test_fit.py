@@ -295,6 +295,22 @@ def test_the_effects_of_weights_and_corrections_are_those_of_autograd(
     assert torch.allclose(2 * pull[:offset] / len(pairs), theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max()))
 
 
+def test_a_round_makes_less_of_a_step_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where effects bend, no damping makes the whole step good, and a part of it is."""
+    one, norms = task("decode", mixture_pairs(4)), list[float]()
+    point = descent.measured([one], least_squares(one, even(0.2, TOP, 3))[0])
+    better = replace(point, squares={"decode": point.squares["decode"] / 2})
+
+    def stepped(tasks: Any, systems: Any, point: Any, free: Any, step: Tensor) -> descent.Point | None:
+        norms.append(float(step.norm()))
+        return better if norms[-1] < 0.9 * norms[0] else None
+
+    monkeypatch.setattr(descent, "DAMPINGS", (1.0,))
+    monkeypatch.setattr(descent, "_stepped", stepped)
+    assert descent.round_of([one], point, lambda images: None) is better
+    assert norms == pytest.approx([norms[0], 0.3 * norms[0]])
+
+
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 @pytest.mark.parametrize("place", [1, 2, 3])
 def test_a_node_that_moves_takes_the_state_with_it(place: int, direction: str) -> None:
