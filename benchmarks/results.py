@@ -123,7 +123,8 @@ RESULTS = {
         "Few evaluations: solvers fitted to the model",
         "Errors of images decoded from 64 held-out noises, and of latents of 64 held-out images: medians, with 10% and "
         "90% in brackets, of the solver that `odeddim fit` finds and of the best of ten solvers on named grids at as "
-        "many evaluations. [Few evaluations](few-evaluations.md) explains it, and `python benchmarks/fit.py measure` measures it.",
+        "many evaluations. [Few evaluations](few-evaluations.md) explains it, and `python benchmarks/fit.py measure` "
+        "measures it.",
         ("python benchmarks/fit.py show",),
     ),
     "gaussian": Result(
