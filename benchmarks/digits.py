@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent.parent
 MODELS = ("fashion-mnist", "fashion-mnist-flow")
@@ -98,12 +99,12 @@ def _odeddim(*arguments: object) -> None:
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def of_checkout(folder: Path) -> dict[str, str]:
-    """The digits of a checkout, in a process of its own."""
+def of_checkout(folder: Path, script: str = __file__, *names: str) -> dict[str, Any]:
+    """What a script of this folder prints of a checkout, in a process of its own: by default its digits."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, str(Path(__file__).resolve()), "--print"]
+    command = [sys.executable, str(Path(script).resolve()), "--print", *names]
     result = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, str] = json.loads(result.stdout)
+    found: dict[str, Any] = json.loads(result.stdout)
     return found
 
 

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent.parent
+from digits import HERE, of_checkout
+
 ROWS = (
     "euler", "heun", "ab2", "ab3", "dpmpp-2m", "dpmpp-3m", "unipc-1", "unipc-2", "unipc-3", "leapfrog", "belm", "edict",
     "mf-euler", "reversible-heun",
@@ -86,15 +84,6 @@ def states(name: str) -> list[float]:
     return found
 
 
-def of_checkout(folder: Path, names: list[str]) -> dict[str, float]:
-    """The times of a checkout, in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, str(Path(__file__).resolve()), "--print", *names]
-    result = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(result.stdout)
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", nargs="?", type=Path, help="the other checkout")
@@ -104,7 +93,7 @@ def main() -> None:
         print(json.dumps(times(given.only)))
         return
     folders = [folder.resolve() for folder in (given.other, HERE) if folder is not None]
-    rounds = [[of_checkout(folder, list(ROWS)) for folder in folders] for _ in range(PROCESSES)]
+    rounds = [[of_checkout(folder, __file__, *ROWS) for folder in folders] for _ in range(PROCESSES)]
     heads = ["other µs", "µs"][-len(folders) :]
     print(f"{'solver':16}" + "".join(f"{head:>10}" for head in (*heads, "encodes", "decodes")))
     for name in ROWS:

@@ -97,23 +97,19 @@ class _Corrected:
         self.field, self.moments, self.rows = field, moments, rows
 
     def __call__(self, sigma: Tensor, xbar: Tensor) -> Tensor:
+        from torch import cat
+
         eps = self.field(sigma, xbar)
         if sigma.ndim == 0:
             return self._at(float(sigma), xbar, eps)
         own = [self._at(level, xbar[i : i + 1], eps[i : i + 1]) for i, level in enumerate(sigma.tolist())]
-        return _joined(own)  # of a run in parallel
+        return cat(own)  # of a run in parallel
 
     def _at(self, sigma: float, xbar: Tensor, eps: Tensor) -> Tensor:
         for level, alpha, beta in self.rows:
             if (alpha or beta) and math.isclose(sigma, level, rel_tol=_NEAR):
                 return eps + correction(self.moments, sigma, xbar, eps, alpha, beta).to(eps)
         return eps
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    from torch import cat
-
-    return cat(parts)
 
 
 def correction(moments: Moments, sigma: float, xbar: Tensor, eps: Tensor, alpha: float, beta: float) -> Tensor:

@@ -12,7 +12,6 @@ slope that the step before it extrapolates.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,12 +90,24 @@ def round_of(tasks: Sequence[Task], point: Point, advance: Callable[[int], Any])
         matrix[places[:, None], places] += own
         vector[places] += pull
         offset += system.size
-    best: Point | None = None
-    for share, damping in itertools.product(SHARES, DAMPINGS):
-        if best is not None and damping == DAMPINGS[0]:  # a whole step did it
-            break
+    steps = []
+    for damping in DAMPINGS:
         damped = matrix + torch.diag(damping * matrix.diagonal() + 1e-12 * matrix.diagonal().mean())
-        found = _stepped(tasks, systems, point, free, -share * torch.linalg.solve(damped, vector))
+        steps.append(-torch.linalg.solve(damped, vector))
+    for share in SHARES:
+        found = _best(tasks, systems, point, free, [share * step for step in steps])
+        if found is not None:
+            return found
+    return None
+
+
+def _best(
+    tasks: Sequence[Task], systems: Sequence[_System], point: Point, free: Sequence[int], steps: Sequence[Tensor]
+) -> Point | None:
+    """The best point after one of some steps, the most damped first; None if none lowers the objective."""
+    best: Point | None = None
+    for step in steps:
+        found = _stepped(tasks, systems, point, free, step)
         if found is None or found.objective >= (best or point).objective:
             if best is not None:  # with still less damping it only gets worse
                 break
