@@ -4,8 +4,10 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import math
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -36,7 +38,7 @@ SIBLINGS = {
     "adaptive-heun", "mf-euler", "mf-dpm-solver-2", "mf-dpm-solver-3", "mf-dpmpp-2s", "mf-midpoint", "mf-heun3",
     "mf-rk4", "mf-tsit5", "mf-data-euler", "mf-data-rk4", "mf-data-tsit5", "mf-data-dopri5", "stork-4",
     "exact-heun", "exact-dpmpp-2m", "exact-ab2", "bosh3-per-image", "dopri5-per-image", "dpm-solver-23",
-    "scipy-dop853", "scipy-lsoda", "scipy-bdf",
+    "scipy-dop853", "scipy-lsoda", "scipy-bdf", "gauss-ab2", "unipc-3", "heun3", "er-sde-2", "res-2m",
 }  # fmt: skip
 """Rows that run through the code of another row of the table, with other coefficients."""
 ENOUGH = {
@@ -50,13 +52,15 @@ coefficients arrive."""
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what the inner loop leaves out: everything under tests/system, and the siblings of other rows.
 
-    What is under tests/system comes first: these files take longest, and the last file leaves all workers but one idle.
+    What is under tests/system comes first, and then the files with most tests: these take longest, and the last file
+    leaves all workers but one idle.
     """
+    tests = Counter(item.path for item in items)
 
     def folder_of(item: pytest.Item) -> str:
         return item.path.relative_to(Path(__file__).parent).parts[0]
 
-    items.sort(key=lambda item: folder_of(item) != "system")
+    items.sort(key=lambda item: -math.inf if folder_of(item) == "system" else -tests[item.path])
     for item in items:
         folder = folder_of(item)
         if folder == "system":
