@@ -1,7 +1,7 @@
 """What the Gaussian of the data gains at few evaluations: errors with top="gaussian" and without, row by row.
 
     python benchmarks/gaussian.py measure [--model NAME] [--evaluations 5,8,10] [--compile]  # goes on where it stopped
-    python benchmarks/gaussian.py show                                                     # the tables of what was measured
+    python benchmarks/gaussian.py show
 
 Decoding starts from 64 noises, encoding from the first 64 of the 2,048 test images of Fashion-MNIST in the package. The
 Gaussians in the package, and the σ_s that they choose, were found on neither: on the 256 sample images, which are other
