@@ -1,6 +1,6 @@
 """Runs in parallel in time on the built-in model: rounds, evaluations, and how far off the sequential run's result is.
 
-    python benchmarks/parallel.py      # a quarter of an hour on one core
+    python benchmarks/parallel.py      # a quarter of an hour on one core; the network is compiled
 
 Decoding is of 16 noises, encoding of 16 of the sample images. The window is as long as the run, or the one that is
 named. `Gaussian` says whether the first guess follows the Gaussian of the model's data: the one beside the model, or
@@ -47,7 +47,7 @@ def begin(plan: odeddim.Plan, direction: str) -> odeddim.State:
 @torch.no_grad()
 def main() -> None:
     """Print the table."""
-    field = odeddim.load()
+    field = odeddim.load(compile=True)
     field.network_batch = 8
     moments = field.moments or Gaussian.of(odeddim.sample(256, model=field, steps=20, seed=900, batch_size=64))
     print(

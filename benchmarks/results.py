@@ -132,8 +132,8 @@ RESULTS = {
         "The best of `ab2`, `ab3`, `dpmpp-2m`, `dpmpp-3m`, `ipndm`, `unipc-2` on the grids log and karras without a "
         "Gaussian, and the best of these and of `gauss-ab2`, `gauss-ab3` with top='gaussian', on 64 held-out noises "
         "and images. `gain` is the ratio of their medians; the last column is the smallest ratio of a row with the "
-        "Gaussian to itself without. Measured so far for 5 and 8 evaluations of the diffusion model only. [Few "
-        "evaluations](few-evaluations.md) explains it, and `python benchmarks/gaussian.py measure` measures it.",
+        "Gaussian to itself without. [Few evaluations](few-evaluations.md) explains it, and `python "
+        "benchmarks/gaussian.py measure --compile` measures it.",
         ("python benchmarks/gaussian.py show",),
     ),
     "few": Result(
@@ -147,6 +147,12 @@ RESULTS = {
             f" --compile -o q{steps}"
             for steps, plans in ((5, "fitted-5.json,gaussian-5.json"), (10, "fitted-10.json"))
         ),
+    ),
+    "parallel": Result(
+        "Steps in parallel: rounds and evaluations",
+        "How many rounds and evaluations an image takes ([Steps in parallel](parallel.md)), and how far off the "
+        "sequential run's result is: medians of 16, with the smallest and the largest.",
+        ("python benchmarks/parallel.py",),
     ),
     "certified": Result(
         "Certified latents",
