@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from odeddim.solvers._operations import Mix, Moves, Operation
-from odeddim.solvers._registers import UNSTABLE, Asked, Registers
+from odeddim.solvers._registers import UNSTABLE, Asked, Registers, finite
 from odeddim.types import Field, Growth, InputError, Observe, State
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _back(field: Field, state: State, sigmas: Tensor, bank: Registers, single: b
     if len(parts) != count or any(part.shape != state.xbar.shape for part in parts):
         raise InputError(stranger)
     for part in parts:
-        bank.require(part.detach().isfinite().all(), stranger)
+        bank.require(finite(part), stranger)
     output, other = bank.joined(*parts[:2]), bank.joined(*parts[2:4])
     registers = [output, other] if bank.output == 0 else [other, output]
     del output, other

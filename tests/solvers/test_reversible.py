@@ -129,13 +129,12 @@ def test_parts_that_no_longer_belong_together(damage: Callable[[h5py.File], obje
 def test_aux_that_does_not_fit() -> None:
     model = odeddim.load("exact-mixture")
     state = odeddim.encode(torch.rand(3, 1, 1, 2), "bdia", model=model, steps=4)
-    nan = torch.full_like(state.xbar, math.nan)
     for aux in (
         state.aux[:2],
         state.aux[:-1],
         state.aux * 2,
         (*state.aux[:-1], state.aux[-1][:1]),
-        (*state.aux[:-1], nan),
+        *((*state.aux[:-1], torch.full_like(state.xbar, value)) for value in (math.nan, math.inf, -math.inf)),
     ):
         with pytest.raises(InputError, match="aux"):
             odeddim.decode(dataclasses.replace(state, aux=aux), "bdia", model=model, steps=4)
