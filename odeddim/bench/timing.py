@@ -189,8 +189,9 @@ def timed(model: VectorField, run: Plan, x_T: Tensor, seed: int = 0) -> dict[str
         seed: The seed of a stochastic solver's noise.
 
     Returns:
-        The columns, (1,) each: the `seconds` of the whole run, the seconds inside the `network` and its guide, the `calls` of the
-        network, the `evaluations` per image, `when` the run ended in seconds since 1970, and the reason of a `failure`.
+        The columns, (1,) each: the `seconds` of the whole run, the seconds inside the `network` and its guide, the
+        `calls` of the network, the `evaluations` per image, `when` the run ended in seconds since 1970, and the reason
+        of a `failure`.
     """
     both = [model] if model.guide is None else [model, model.guide]
     kept, networks = [it.eps for it in both], [Timed(it) for it in both]

@@ -13,29 +13,19 @@ from torch import Tensor
 from odeddim.ode.adapted import Adapted
 from odeddim.ode.answers import check_answer, like_images, not_finite
 from odeddim.ode.codec import Codec
-from odeddim.ode.conditions import (
-    Condition,
-    Conditions,
-    Given,
-    Placed,
-    check_each,
-    classes_of,
-    given_to_all,
-    given_to_each,
-    shared_by,
-    together,
-)
+from odeddim.ode.conditions import Condition, Conditions, Given, classes_of
 from odeddim.ode.devices import Numbers, device_of, dtype_of, products
 from odeddim.ode.forms import Form
 from odeddim.ode.gaussian import Gaussian
-from odeddim.ode.guides import as_guide, each_as_guide, named
 from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, length_of, where_guided
+from odeddim.ode.guides import as_guide, each_as_guide, named
 from odeddim.ode.labels import Labels, Relabelled, labels_of
 from odeddim.ode.pickling import check_pickles
+from odeddim.ode.placed import Placed, check_each, given_to_all, given_to_each, shared_by, together
 from odeddim.ode.predictions import HELD, PREDICTIONS
 from odeddim.ode.schedule import TIMES, Schedule, Time
 from odeddim.ode.sizes import Sizes, check_batch, counterpart
-from odeddim.storage.errors import axes_of, called
+from odeddim.storage.errors import called
 from odeddim.types import InputError, pick
 
 
@@ -257,12 +247,8 @@ class VectorField:
         shape = own if images is None else tuple(images)
         if shape is None or (self.codec is not None and self.shape is None):
             raise InputError(f"the model {self.name!r} takes any shape: say which one with shape=..., (C, H, W)")
-        if sizes is not None and shape not in sizes:
-            has = "×".join(map(str, shape))
-            raise InputError(
-                f"the model {self.name!r} makes {called(sizes.own)} of {sizes.words(shape)}, not {has} "
-                f"({axes_of(shape)}): give another shape=..., or leave it out"
-            )
+        if sizes is not None:
+            sizes.check_made(self.name, shape)
         return shape if self.codec is None or own is None or self.shape is None else counterpart(shape, own, self.shape)
 
     def on_data(self) -> VectorField:
@@ -460,12 +446,11 @@ class VectorField:
             InputError: If the network does not take this condition, or the guide does not fit.
 
         Example:
-            >>> good, bad = (
-            ...     odeddim.VectorField.from_network(lambda x, t, w=w: w * x, odeddim.Schedule.linear(), name=f"mine-{w}")
-            ...     for w in (1.0, 0.5)
-            ... )
-            >>> guided = good.conditioned(guidance=3, guide=bad)  # 0.5 + 3·(1 - 0.5)
-            >>> guided(torch.tensor(0.0), torch.ones(1, 1)), guided.rows
+            >>> schedule = odeddim.Schedule.edm()
+            >>> good = odeddim.VectorField.from_network(lambda x, t: x, schedule, predicts="eps", name="good")
+            >>> small = odeddim.VectorField.from_network(lambda x, t: x / 2, schedule, predicts="eps", name="small")
+            >>> guided = good.conditioned(guidance=3, guide=small)
+            >>> guided(torch.tensor(1.0), torch.ones(1, 1)), guided.rows  # 0.5 + 3·(1 - 0.5)
             (tensor([[2.]]), 2)
         """
         condition = Condition(
@@ -475,7 +460,7 @@ class VectorField:
         twin.watch, twin._each, twin.counts = None, None, (0, 0, 0)
         twin.guide = None if guide is None else as_guide(guide, self, condition)
         twin.condition = condition
-        twin._given = given_to_all(self.name, self.conditions, condition, twin._guiding_given())
+        twin._given = given_to_all(self.name, self.conditions, condition, twin.guide)
         return twin
 
     def conditioned_each(self, conditions: Sequence[Condition]) -> VectorField:
@@ -506,15 +491,8 @@ class VectorField:
         twin.watch, twin.counts = None, (0, 0, 0)
         twin._each, twin.condition = len(conditions), shared_by(conditions, self.condition)
         twin.guide = each_as_guide(self.guide, twin.condition, conditions)
-        guiding = twin._guiding_given()
-        twin._given = given_to_each(self.name, self.conditions, conditions, twin.condition.guidance, guiding)
+        twin._given = given_to_each(self.name, self.conditions, conditions, twin.condition.guidance, twin.guide)
         return twin
-
-    def _guiding_given(self) -> Given | None:
-        """What the guide is told; None without a guide."""
-        if self.guide is None:
-            return None
-        return () if self.guide._given is None else self.guide._given.given
 
     def count(self, other: VectorField) -> None:
         """Add the counters of another field, which did a part of this one's work."""

@@ -31,7 +31,9 @@ class Guiding(Protocol):
     @property
     def shape(self) -> tuple[int, ...] | None: ...
     def on_data(self) -> Any: ...
-    def conditioned(self, label: int | None = None, **told: Any) -> Any: ...
+    def conditioned(
+        self, label: int | None = None, *, prompt: str | None = None, distilled_guidance: float = 1.0
+    ) -> Any: ...
     def conditioned_each(self, conditions: Sequence[Condition]) -> Any: ...
 
 
@@ -63,7 +65,11 @@ def as_guide(guide: Model, model: Guiding, condition: Condition) -> Model:
             f"the guide {guide.name!r} is told what the model is told ({alone.words or 'nothing'}): give it without "
             f"a condition of its own ({guide.condition.words})"
         )
-    return _told(guide, lambda: guide.on_data().conditioned(**(alone.to_dict() if guide.conditions else {})))
+    if guide.conditions is None:
+        told: Model = guide.on_data().conditioned()
+        return told
+    how = {"prompt": alone.prompt, "distilled_guidance": alone.distilled_guidance}
+    return _told(guide, lambda: guide.on_data().conditioned(alone.label, **how))
 
 
 def each_as_guide(guide: Model | None, shared: Condition, conditions: Sequence[Condition]) -> Model | None:
@@ -86,7 +92,7 @@ def each_as_guide(guide: Model | None, shared: Condition, conditions: Sequence[C
     return _told(guide, lambda: guide.conditioned_each([it.unguided() for it in conditions]))
 
 
-def _told(guide: Guiding, tell: Callable[[], Any]) -> Any:
+def _told(guide: Model, tell: Callable[[], Model]) -> Model:
     """The guide under a condition; what is wrong with it is said of the guide."""
     try:
         return tell()
