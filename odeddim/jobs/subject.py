@@ -55,6 +55,8 @@ def subject_on(place: Place, model: Model | Subject, made_under: Mapping[str, An
     told = {**before.to_dict(), **field.condition.to_dict(), **said.condition}
     if told.get("guidance", 1) == 1:  # what says how the latents were guided has no meaning without their guidance
         told = {name: its for name, its in told.items() if name not in HOW_GUIDED or name in said.condition}
+    if field.guide is not None and "guide" in told and "guide" not in said.condition:
+        told["guide"] = field.guide
     field = field.conditioned(**{**told, "guide": _guide(place, told.get("guide"), said)})
     if made_under is not None and field.condition != before:
         words = [it.words or "no condition" for it in (field.condition, before)]

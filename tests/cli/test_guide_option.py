@@ -85,6 +85,19 @@ def test_samples_of_classes_and_bridges_are_guided(here: Path, tmp_path: Path) -
     assert "30 evaluations per image" in run(*bridge)  # there and back, the guided way twice
 
 
+def test_a_guided_object_keeps_its_guide(tmp_path: Path) -> None:
+    both = [
+        odeddim.VectorField.from_network(lambda x, t, w=w: w * x, odeddim.Schedule.linear(), name=f"mine-{w}")
+        for w in (0.1, 0.05)
+    ]
+    subject = odeddim.jobs.Subject(both[0].conditioned(guidance=2, guide=both[1]), {"guidance": 3.0})
+    made = odeddim.jobs.sample(2, tmp_path / "x.h5", model=subject, shape=(1, 4, 4), steps=4, solver="euler")
+    assert "8 evaluations per image" in str(made)
+    guided = both[0].conditioned(guidance=3, guide=both[1])
+    alone = odeddim.sample(2, "euler", model=guided, shape=(1, 4, 4), steps=4)
+    assert torch.allclose(open_images(tmp_path / "x.h5").read(), alone, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("told", "words"),
     [
