@@ -27,6 +27,7 @@ def _target(own: dict[str, Any]) -> Subject:
         "interval": own["to_guidance_interval"],
         "distilled_guidance": own["to_distilled_guidance"],
         "guidance_rescale": own["to_guidance_rescale"],
+        "guide": own["to_guide"],
     }
     return Subject(own["to"], condition, options.of_model().get("allow_pickle", False))
 
@@ -47,6 +48,13 @@ target = options.gathered(
             "--to-negative-prompt", metavar="TEXT", default=None, help="The text that guidance of --to leads away from."
         ),
         click.option("--to-guidance", type=float, metavar="W", default=1.0, help="The guidance of --to.  [default: 1]"),
+        click.option(
+            "--to-guide",
+            type=ModelName(),
+            metavar="NAME|PATH",
+            default=None,
+            help="The model that --to-guidance leads away from, in place of --to under no condition.",
+        ),
         click.option(
             "--to-guidance-interval",
             type=Interval(),

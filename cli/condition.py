@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from odeddim.cli.kinds import Interval
+from odeddim.cli.kinds import Interval, ModelName
 
 MODEL_OPTIONS = "odeddim.model"
 F = TypeVar("F", bound=Callable[..., Any])
@@ -79,6 +79,14 @@ OPTIONS = (
         metavar="W",
         help="Classifier-free guidance: ε = ε_none + W·(ε_condition - ε_none). Values other than 1 evaluate each image "
         "twice.  [default: 1]",
+    ),
+    click.option(
+        "--guide",
+        cls=Chosen,
+        type=ModelName(),
+        metavar="NAME|PATH",
+        help="The model that --guidance leads away from, in place of --model under no condition: ε = ε_guide + "
+        "W·(ε - ε_guide). One without conditions, or a smaller or less trained one (autoguidance).",
     ),
     click.option(
         "--guidance-interval",

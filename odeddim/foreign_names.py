@@ -105,6 +105,7 @@ _TABLE = {
         "text": ("prompt", ""),
         "guidance_interval": ("interval", ""),
         "cfg_rescale, rescale_cfg": ("guidance_rescale", ""),
+        "gnet": ("guide", ""),
     },
 }
 """What a name is of, as `odeddim.types.pick` is told -> their names -> ours, and a note."""
@@ -127,7 +128,8 @@ _ARGUMENTS = {
     "prediction_type, parameterization, model_type": ("predicts", "an argument of VectorField.from_network"),
     "class_labels, class_label": ("label", "an argument of VectorField.conditioned"),
     "cfg_rescale, rescale_cfg": ("guidance_rescale", "an argument of VectorField.conditioned"),
-    "prompt, negative_prompt, label, guidance, guidance_rescale": ("", "an argument of VectorField.conditioned"),
+    "gnet": ("guide", "an argument of VectorField.conditioned"),
+    "prompt, negative_prompt, label, guidance, guidance_rescale, guide": ("", "an argument of VectorField.conditioned"),
     "eta": ("", "a setting of solvers that add noise, such as 'ddim-eta', and an argument of odeddim.sample"),
     "tau, tau_func": ("eta", "the amount of noise of a solver that adds some; τ of 'sa-solver'"),
 }

@@ -189,12 +189,16 @@ def timed(model: VectorField, run: Plan, x_T: Tensor, seed: int = 0) -> dict[str
         seed: The seed of a stochastic solver's noise.
 
     Returns:
-        The columns, (1,) each: the `seconds` of the whole run, the seconds inside the `network`, the `calls` of the
-        network, the `evaluations` per image, `when` the run ended in seconds since 1970, and the reason of a `failure`.
+        The columns, (1,) each: the `seconds` of the whole run, the seconds inside the `network` and its guide, the
+        `calls` of the network, the `evaluations` per image, `when` the run ended in seconds since 1970, and the reason
+        of a `failure`.
     """
-    kept = model.eps, model.watch, model.network_batch
-    network = Timed(model)
-    model.eps, model.watch, model.network_batch = network, None, None
+    both = [model] if model.guide is None else [model, model.guide]
+    kept, networks = [it.eps for it in both], [Timed(it) for it in both]
+    watch, network_batch = model.watch, model.network_batch
+    for field, network in zip(both, networks, strict=True):
+        field.eps = network
+    model.watch, model.network_batch = None, None
     model.reset()
     noisy, failure = run.with_solver(with_noise(run.solver, seed=seed)), ""
     began = now(model.device)
@@ -203,10 +207,12 @@ def timed(model: VectorField, run: Plan, x_T: Tensor, seed: int = 0) -> dict[str
     except (InputError, BudgetExceeded) as error:  # the other rows are still useful
         failure = str(error)
     finally:
-        model.eps, model.watch, model.network_batch = kept
+        for field, its in zip(both, kept, strict=True):
+            field.eps = its
+        model.watch, model.network_batch = watch, network_batch
     seconds = now(model.device) - began
     figures = {
-        "seconds": seconds, "network": network.seconds, "calls": network.calls,
+        "seconds": seconds, "network": sum(it.seconds for it in networks), "calls": networks[0].calls,
         "evaluations": model.rows / len(x_T), "when": time(),
     }  # fmt: skip
     columns: dict[str, np.ndarray[Any, Any]] = {name: np.array([float(value)]) for name, value in figures.items()}

@@ -19,7 +19,7 @@ from odeddim.jobs.work import log, warn
 from odeddim.latents.arithmetic import rms
 from odeddim.latents.latent_file import LatentFile
 from odeddim.models import BUILT_IN, hub, load
-from odeddim.ode.conditions import HOW_GUIDED, Condition
+from odeddim.ode.conditions import HOW_GUIDED, Condition, Guide
 from odeddim.ode.field import VectorField
 from odeddim.ode.sizes import Sizes
 from odeddim.plans import Plan
@@ -48,18 +48,16 @@ def subject_on(place: Place, model: Model | Subject, made_under: Mapping[str, An
         return model
     said = model if isinstance(model, Subject) else Subject(model)
     assert said.name is not None
-    field = load(said.name, device=place.device, allow_pickle=said.allow_pickle)
-    if place.asked or place.tf32 or not field.keeps_dtype:
-        field.to(place.device, place.dtype_name)
-    if any(said is not None for said in place.form.values()):
-        field.to(place.device, **place.form)
+    field = _loaded(place, said.name, said.allow_pickle)
     for argument in said.condition:
         pick(argument, (part.name for part in fields(Condition)), "condition")
     before = Condition(**(made_under or {}))
     told = {**before.to_dict(), **field.condition.to_dict(), **said.condition}
     if told.get("guidance", 1) == 1:  # what says how the latents were guided has no meaning without their guidance
         told = {name: its for name, its in told.items() if name not in HOW_GUIDED or name in said.condition}
-    field = field.conditioned(**told)
+    if field.guide is not None and "guide" in told and "guide" not in said.condition:
+        told["guide"] = field.guide
+    field = field.conditioned(**{**told, "guide": _guide(place, told.get("guide"), said)})
     if made_under is not None and field.condition != before:
         words = [it.words or "no condition" for it in (field.condition, before)]
         warn(
@@ -69,6 +67,63 @@ def subject_on(place: Place, model: Model | Subject, made_under: Mapping[str, An
     named = said.name if isinstance(said.name, (str, Path)) else field.name
     log.log(logging.DEBUG if field.name in BUILT_IN else logging.INFO, "%s: %s", named, field.describe())
     return field
+
+
+def _loaded(place: Place, name: Model, allow_pickle: bool) -> VectorField:
+    """A model on a machine, in the form that the machine asks for."""
+    field = load(name, device=place.device, allow_pickle=allow_pickle)
+    if place.asked or place.tf32 or not field.keeps_dtype:
+        field.to(place.device, place.dtype_name)
+    if any(said is not None for said in place.form.values()):
+        field.to(place.device, **place.form)
+    return field
+
+
+def _guide(place: Place, named: Any, said: Subject) -> VectorField | None:
+    """The guide of a model.
+
+    Args:
+        place: Where it runs.
+        named: The guide as a user names it, or as a latent file keeps it; None for none.
+        said: The model.
+
+    Raises:
+        InputError: If it cannot be loaded, or is not the one that the file names.
+    """
+    if named is None or isinstance(named, VectorField):
+        return named
+    if not isinstance(named, dict):
+        return _loaded(place, named, said.allow_pickle)
+    kept = Guide.of(named)
+    _check_there(kept.model, "the latents were guided by", "guide")
+    found = _loaded(place, kept.model, said.allow_pickle)
+    if Guide(found.name, found.sha256) != kept:
+        raise InputError(
+            f"the latents were guided by the model {kept.words}, whose weights or settings have changed since "
+            f"({found.sha256[:12]}): give the former one, guide=..."
+        )
+    return found
+
+
+def _check_there(named: str, what: str, argument: str) -> None:
+    """Raise an InputError unless a model that a file names is on this machine.
+
+    Args:
+        named: The model.
+        what: The words before the model in what a message says.
+        argument: The argument that gives it otherwise.
+    """
+    if hub.is_named(named):
+        if not hub.is_cached(named):  # a file of a stranger must not make this machine download anything
+            raise InputError(
+                f"{what} the model {named}, which is not in the cache of Hugging Face: give its name with "
+                f"{argument}=... to download it"
+            )
+    elif named not in BUILT_IN and not os.path.exists(named):
+        raise InputError(
+            f"{what} the model {named!r}, which was not found: give it with {argument}=..., its path or, in Python, "
+            "the object that encoded"
+        )
 
 
 def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) -> VectorField:
@@ -90,17 +145,8 @@ def subject_of(file: LatentFile, place: Place, model: Model | Subject | None) ->
         file.provenance.check_model(model, str(file.path))
         return model
     said = model if isinstance(model, Subject) else Subject(model)
-    if said.name is None and hub.is_named(named):
-        if not hub.is_cached(named):  # a file of a stranger must not make this machine download anything
-            raise InputError(
-                f"{file.path} belongs to the model {named}, which is not in the cache of Hugging Face: give its name "
-                "with model=... to download it"
-            )
-    elif said.name is None and named not in BUILT_IN and not os.path.exists(named):
-        raise InputError(
-            f"{file.path} belongs to the model {named!r}, which was not found: give it with model=..., its path or, in "
-            "Python, the object that encoded"
-        )
+    if said.name is None:
+        _check_there(named, f"{file.path} belongs to", "model")
     each = None if any(name in said.condition for name in OWN) else kept_in(file)
     first = {} if each is None else each.distinct[0]  # some models need one to be loaded
     chosen = Subject(named if said.name is None else said.name, {**said.condition, **first}, said.allow_pickle)

@@ -2,9 +2,11 @@
 
     ε = ε(x, t, none) + w·(ε(x, t, condition) - ε(x, t, none))        w = 1: the condition alone
 
-Both terms come from one batch of twice the images. w may hold on an interval of noise levels only (arXiv 2404.07724);
-outside the interval the network is evaluated under the condition alone, which costs one evaluation and not two.
-The guided answer may be scaled towards the standard deviation of the answer under the condition (arXiv 2305.08891).
+Both terms come from one batch of twice the images. A second network, the guide, may answer in place of ε(x, t, none):
+one without conditions, or a smaller or less trained one (arXiv 2406.02507). w may hold on an interval of noise levels
+only (arXiv 2404.07724); outside the interval the network is evaluated under the condition alone, which costs one
+evaluation and not two. The guided answer may be scaled towards the standard deviation of the answer under the condition
+(arXiv 2305.08891).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any, Protocol
 
 import torch
@@ -25,43 +28,51 @@ Given = tuple[Tensor, ...]
 """What the network takes after x and t: tensors of one row, (1, *), which are repeated for the images of a batch."""
 
 
-class Placed:
-    """The tensors of a condition, which are put beside the network's input once and not at every evaluation.
+_WEIGHTS = ("guidance", "distilled_guidance")
+HOW_GUIDED = ("interval", "guidance_rescale", "guide")
+"""What a condition says of its guidance, and only with a guidance other than 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """The model that guides another one, as latent files store it. Models of the same hash are equal.
 
     Args:
-        given: The tensors for the condition.
-        null: Those for no condition; None if the network has no unconditional mode.
+        model: Its name.
+        sha256: Its hash; "" for exact fields.
+
+    Raises:
+        InputError: If one of the two is no text.
     """
 
-    def __init__(self, given: Given, null: Given | None) -> None:
-        self.given, self.null = given, null
-        self._there: dict[tuple[torch.device, torch.dtype], tuple[Given, Given | None]] = {}
+    model: str
+    sha256: str = ""
 
-    def beside(self, x: Tensor) -> tuple[Given, Given | None]:
-        """Both on the device of x, and in its dtype but for those of whole numbers."""
-        where = x.device, x.dtype
-        if where in self._there:
-            return self._there[where]
-        there = _beside(x, self.given), None if self.null is None else _beside(x, self.null)
-        if not any(part.requires_grad for part in (*there[0], *(there[1] or ()))):
-            self._there[where] = there
-        return there
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not isinstance(self.sha256, str):
+            raise InputError(f"guide must have the name of a model and its hash, not {self.to_dict()!r:.80}")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_there": {}}
+    @classmethod
+    def of(cls, kept: Any) -> Guide:
+        """The guide that a file keeps, as `to_dict` gives it. Raises an InputError for anything else."""
+        if not isinstance(kept, dict) or "model" not in kept or not kept.keys() <= {"model", "sha256"}:
+            raise InputError(f"guide must be a model, a VectorField, not {kept!r:.50}: give guide=odeddim.load(...)")
+        return cls(**kept)
 
+    @property
+    def words(self) -> str:
+        """The guide in words, without the folders that a model with a hash lies in."""
+        return f"{PurePath(self.model).name} ({self.sha256[:12]})" if self.sha256 else self.model
 
-def _beside(x: Tensor, given: Given) -> Given:
-    """Tensors on the device of x, and in its dtype but for those of whole numbers."""
-    wait = x.device.type == "cpu"  # a copy to the CPU would be read before it is there
-    return tuple(
-        part.to(x.device, x.dtype if part.is_floating_point() else None, non_blocking=not wait) for part in given
-    )
+    def to_dict(self) -> dict[str, str]:
+        """Name and hash by the names of the arguments; no hash if there is none."""
+        return {"model": self.model, **({"sha256": self.sha256} if self.sha256 else {})}
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Guide) and (self.sha256 or self.model) == (other.sha256 or other.model)
 
-_WEIGHTS = ("guidance", "distilled_guidance")
-HOW_GUIDED = ("interval", "guidance_rescale")
-"""What a condition says of its guidance, and only with a guidance other than 1."""
+    def __hash__(self) -> int:
+        return hash(self.sha256 or self.model)
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,7 @@ class Condition:
             condition alone.
         guidance_rescale: How far the guided answer is scaled to the standard deviation of the answer under the
             condition: φ of `odeddim.ode.guidance.rescaled`, 0 (not at all) to 1.
+        guide: The model that guidance leads away from; None for the network itself under no condition.
 
     Raises:
         InputError: If a value is of the wrong type or outside its range.
@@ -90,6 +102,7 @@ class Condition:
     interval: tuple[float, float] | None = None
     distilled_guidance: float = 1.0
     guidance_rescale: float = 0.0
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         if self.label is not None and not _is_whole(self.label):
@@ -111,6 +124,16 @@ class Condition:
             raise InputError(f"guidance_rescale must be a number from 0 to 1, not {self.guidance_rescale!r:.50}")
         if self.guidance_rescale and self.guidance == 1:
             raise InputError("guidance_rescale scales what is guided: give it with a guidance other than 1")
+        if self.guide is not None:
+            self._check_guide()
+
+    def _check_guide(self) -> None:
+        if not isinstance(self.guide, Guide):
+            object.__setattr__(self, "guide", Guide.of(self.guide))
+        if self.guidance == 1:
+            raise InputError("guide is the model that guidance leads away from: give it with a guidance other than 1")
+        if self.negative_prompt is not None:
+            raise InputError("guidance leads away from negative_prompt or from the guide: leave out one of the two")
 
     @property
     def words(self) -> str:
@@ -120,7 +143,8 @@ class Condition:
         words += [f"negative prompt {self.negative_prompt!r}"] if self.negative_prompt else []
         where = "" if self.interval is None else " for σ in {:g} to {:g}".format(*self.interval)
         scaled = f" rescaled by {self.guidance_rescale:g}" if self.guidance_rescale else ""
-        words += [f"guidance {self.guidance:g}{scaled}{where}"] if self.guidance != 1 else []
+        by = "" if self.guide is None else f" by {self.guide.words}"
+        words += [f"guidance {self.guidance:g}{by}{scaled}{where}"] if self.guidance != 1 else []
         words += [f"distilled guidance {self.distilled_guidance:g}"] if self.distilled_guidance != 1 else []
         return ", ".join(words)
 
@@ -131,7 +155,12 @@ class Condition:
         if "interval" in found:
             found["interval"] = list(found["interval"])
         found |= {"guidance_rescale": self.guidance_rescale} if self.guidance_rescale else {}
+        found |= {} if self.guide is None else {"guide": self.guide.to_dict()}
         return found | {name: getattr(self, name) for name in _WEIGHTS if getattr(self, name) != 1}
+
+    def unguided(self) -> Condition:
+        """The condition alone, which the guide is told too."""
+        return replace(self, negative_prompt=None, guidance=1.0, interval=None, guidance_rescale=0.0, guide=None)
 
     def check_undistilled(self) -> None:
         """Raise an InputError if this condition has a weight that only a guidance-distilled network takes."""
@@ -205,67 +234,6 @@ class Classes:
         return (torch.tensor([label]),), null
 
 
-def given_to_each(
-    model: str, takes: Conditions | None, conditions: Sequence[Condition], usual: Condition
-) -> tuple[Condition, Placed]:
-    """What a network takes for a condition of each image.
-
-    Args:
-        model: The name of the model, for messages.
-        takes: The conditions that it takes.
-        conditions: One for each image.
-        usual: Where there is no image, the condition whose guidance holds.
-
-    Returns:
-        What the conditions share, and the tensors (B, *) for them and for none.
-
-    Raises:
-        InputError: If the network does not take one of them, or they differ in more than label and prompt.
-    """
-    if takes is None:
-        raise InputError(f"the model {model!r} has no conditions: leave out those of the images")
-    shared = {replace(it, label=None, prompt=None) for it in conditions or [usual]}
-    if len(shared) > 1:
-        raise InputError("the images of a batch may differ in label and prompt, and not in how they are guided")
-    (common,) = shared
-    found = [takes.given(it) for it in conditions]
-    nulls = [null for _, null in found if null is not None]
-    if common.guidance != 1 and len(nulls) < len(found):
-        raise InputError(
-            f"the model {model!r} has no unconditional mode, so guidance is not available: leave guidance at 1"
-        )
-    fills = getattr(takes, "fills", False)  # which conditions of one's own need not have
-    return common, Placed(_stacked([given for given, _ in found], fills), _stacked(nulls, fills) if nulls else None)
-
-
-def _stacked(rows: Sequence[Given], fills: bool) -> Given:
-    try:
-        return tuple(torch.cat(_filled_up(parts) if fills else parts) for parts in zip(*rows, strict=True))
-    except RuntimeError as error:
-        raise InputError("the conditions of the images have tensors of different sizes: run them one by one") from error
-
-
-def check_each(model: str, count: int | None, batch: int) -> None:
-    """Raise an InputError unless a batch has as many images as there are conditions.
-
-    Args:
-        model: The name of the model.
-        count: The number of conditions, each for one image; None for one for all.
-        batch: The number of images.
-    """
-    if count is not None and count != batch:
-        raise InputError(
-            f"the model {model!r} has conditions for {count} images, each for one, and was called with {batch}: give "
-            "label=... or prompt=... for all images, or a solver with fixed steps"
-        )
-
-
-def together(placed: Placed, x: Tensor) -> Given:
-    """The tensors for the conditions of each image and for none, in one row, beside the network's input."""
-    given, null = placed.beside(x)
-    return (*given, *(null or ()))
-
-
 def classes_of(count: int | None, null: int | None) -> Classes | None:
     """The classes of a network; None for a network without any.
 
@@ -335,7 +303,7 @@ class Prompts:
         if not self._distilled:
             condition.check_undistilled()
         both = self._of(condition.prompt, self._embed), self._of(condition.negative_prompt, self._negative)
-        given, null = zip(*map(_filled_up, zip(*both, strict=True)), strict=True) if self.fills else both
+        given, null = zip(*map(filled_up, zip(*both, strict=True)), strict=True) if self.fills else both
         weight = (torch.tensor([float(condition.distilled_guidance)]),) if self._distilled else ()
         return (*given, *weight), (*null, *weight)
 
@@ -346,7 +314,7 @@ class Prompts:
         return tuple(torch.zeros_like(part) if part.is_floating_point() else part for part in parts)
 
 
-def _filled_up(parts: Sequence[Tensor]) -> list[Tensor]:
+def filled_up(parts: Sequence[Tensor]) -> list[Tensor]:
     """Tensors (1, n, *) of different n, filled up with zeros to the largest of them."""
     if parts[0].ndim < 2:
         return list(parts)

@@ -13,17 +13,19 @@ from torch import Tensor
 from odeddim.ode.adapted import Adapted
 from odeddim.ode.answers import check_answer, like_images, not_finite
 from odeddim.ode.codec import Codec
-from odeddim.ode.conditions import Condition, Conditions, Given, Placed, check_each, classes_of, given_to_each, together
+from odeddim.ode.conditions import Condition, Conditions, Given, classes_of
 from odeddim.ode.devices import Numbers, device_of, dtype_of, products
 from odeddim.ode.forms import Form
 from odeddim.ode.gaussian import Gaussian
 from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, length_of, where_guided
+from odeddim.ode.guides import as_guide, each_as_guide, named
 from odeddim.ode.labels import Labels, Relabelled, labels_of
 from odeddim.ode.pickling import check_pickles
+from odeddim.ode.placed import Placed, check_each, given_to_all, given_to_each, shared_by, together
 from odeddim.ode.predictions import HELD, PREDICTIONS
 from odeddim.ode.schedule import TIMES, Schedule, Time
 from odeddim.ode.sizes import Sizes, check_batch, counterpart
-from odeddim.storage.errors import axes_of, called
+from odeddim.storage.errors import called
 from odeddim.types import InputError, pick
 
 
@@ -50,6 +52,7 @@ class VectorField:
         codec: The autoencoder of a latent model, whose data have the given shape.
 
     Attributes:
+        guide: The model that guidance leads away from, under the same condition; None for the network itself.
         sizes: The sizes of the network's input; None for any.
         nfe: The number of calls; `reset` sets the three counters to 0.
         rows: The number of images evaluated in these calls; a guided image counts twice.
@@ -102,6 +105,7 @@ class VectorField:
         self.codec = codec
         its = getattr(eps, "moments", None)  # of an exact field
         self._moments = its if isinstance(its, Gaussian) else None
+        self.guide: VectorField | None = None
         self._given: Placed | None = None
         self._each: int | None = None  # how many images have a condition of their own
         self.network_batch: int | None = None
@@ -168,7 +172,7 @@ class VectorField:
         channels_last: bool | None = None,
         compile: bool | None = None,
     ) -> VectorField:
-        """Move the network and the codec to a device, and the network to a dtype and into a form.
+        """Move the network and the codec to a device, and the network to a dtype and into a form, and its guide too.
 
         All fields that share the network move together, whatever their conditions.
 
@@ -200,6 +204,8 @@ class VectorField:
             self.codec.to(place)
         self._form.device, self._form.numbers = place, numbers
         self._form.change(self.eps, self.name, channels_last, compile)
+        if self.guide is not None:
+            self.guide.to(device, dtype, channels_last=channels_last, compile=compile)
         return self
 
     @property
@@ -241,12 +247,8 @@ class VectorField:
         shape = own if images is None else tuple(images)
         if shape is None or (self.codec is not None and self.shape is None):
             raise InputError(f"the model {self.name!r} takes any shape: say which one with shape=..., (C, H, W)")
-        if sizes is not None and shape not in sizes:
-            has = "×".join(map(str, shape))
-            raise InputError(
-                f"the model {self.name!r} makes {called(sizes.own)} of {sizes.words(shape)}, not {has} "
-                f"({axes_of(shape)}): give another shape=..., or leave it out"
-            )
+        if sizes is not None:
+            sizes.check_made(self.name, shape)
         return shape if self.codec is None or own is None or self.shape is None else counterpart(shape, own, self.shape)
 
     def on_data(self) -> VectorField:
@@ -419,6 +421,7 @@ class VectorField:
         interval: tuple[float, float] | None = None,
         distilled_guidance: float = 1.0,
         guidance_rescale: float = 0.0,
+        guide: VectorField | None = None,
     ) -> VectorField:
         """This field under a condition. Both fields share the network.
 
@@ -432,26 +435,32 @@ class VectorField:
                 the condition alone.
             guidance_rescale: How far the guided answer is scaled to the standard deviation of the answer under the
                 condition, image by image: φ of arXiv 2305.08891, eq. 15 and 16, from 0 (not at all) to 1.
+            guide: The model that guidance leads away from, in place of the network under no condition: one without
+                conditions, or a smaller or less trained one (autoguidance, arXiv 2406.02507). It is told the label or
+                the prompt too, if it takes any. Shape, schedule, prediction and time labels must be the same.
 
         Returns:
             A field with counters of its own.
 
         Raises:
-            InputError: If the network does not take this condition.
+            InputError: If the network does not take this condition, or the guide does not fit.
+
+        Example:
+            >>> schedule = odeddim.Schedule.edm()
+            >>> good = odeddim.VectorField.from_network(lambda x, t: x, schedule, predicts="eps", name="good")
+            >>> small = odeddim.VectorField.from_network(lambda x, t: x / 2, schedule, predicts="eps", name="small")
+            >>> guided = good.conditioned(guidance=3, guide=small)
+            >>> guided(torch.tensor(1.0), torch.ones(1, 1)), guided.rows  # 0.5 + 3·(1 - 0.5)
+            (tensor([[2.]]), 2)
         """
-        condition = Condition(label, prompt, negative_prompt, guidance, interval, distilled_guidance, guidance_rescale)
+        condition = Condition(
+            label, prompt, negative_prompt, guidance, interval, distilled_guidance, guidance_rescale, named(guide)
+        )
         twin = copy.copy(self)
         twin.watch, twin._each, twin.counts = None, None, (0, 0, 0)
-        if self.conditions is None:
-            if condition != Condition():
-                raise InputError(f"the model {self.name!r} has no conditions: leave out {condition.words}")
-            return twin
-        given, null = self.conditions.given(condition)
-        if guidance != 1 and null is None:
-            raise InputError(
-                f"the model {self.name!r} has no unconditional mode, so guidance is not available: leave guidance at 1"
-            )
-        twin.condition, twin._given = condition, Placed(given, null)
+        twin.guide = None if guide is None else as_guide(guide, self, condition)
+        twin.condition = condition
+        twin._given = given_to_all(self.name, self.conditions, condition, twin.guide)
         return twin
 
     def conditioned_each(self, conditions: Sequence[Condition]) -> VectorField:
@@ -480,8 +489,9 @@ class VectorField:
         """
         twin = copy.copy(self)
         twin.watch, twin.counts = None, (0, 0, 0)
-        twin._each = len(conditions)
-        twin.condition, twin._given = given_to_each(self.name, self.conditions, conditions, self.condition)
+        twin._each, twin.condition = len(conditions), shared_by(conditions, self.condition)
+        twin.guide = each_as_guide(self.guide, twin.condition, conditions)
+        twin._given = given_to_each(self.name, self.conditions, conditions, twin.condition.guidance, twin.guide)
         return twin
 
     def count(self, other: VectorField) -> None:
@@ -574,13 +584,22 @@ class VectorField:
 
     def _network(self, x: Tensor, labels: Tensor, guided: bool, each: Given) -> Tensor:
         network = self.network
-        if self.conditions is None:
-            return network(x, labels)
         if self._given is None:
+            if self.conditions is None:
+                return network(x, labels)
             self._given = Placed(*self.conditions.given(self.condition))
         given, null = self._given.beside(x)
         if each:
-            given, null = each[: len(given)], each[len(given) :] or None
+            given, null = each[: len(given)], None if null is None else each[len(given) :]
         if not guided or null is None:
             return conditioned_answer(network, x, labels, given)
-        return guided_answer(network, x, labels, given, null, self.condition, length_of(self.conditions))
+        guide = None if self.guide is None else self.guide._guiding
+        return guided_answer(network, x, labels, given, null, self.condition, length_of(self.conditions), guide)
+
+    def _guiding(self, x: Tensor, labels: Tensor, *given: Tensor) -> Tensor:
+        """The network's answer where it guides another one, whose device and dtype the arguments have."""
+        own = x.to(self.device, self.dtype)
+        each, _ = Placed(given, None).beside(own)
+        answer = self._network(own, labels.to(own.device), False, each)
+        check_answer(self.name, answer, x)
+        return answer.to(x.device)

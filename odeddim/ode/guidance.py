@@ -53,32 +53,45 @@ def guided_answer(
     null: Given,
     condition: Condition,
     length: Callable[[Tensor], Tensor] | None = None,
+    guide: Network | None = None,
 ) -> Tensor:
-    """The guided answer ε(none) + w·(ε(condition) - ε(none)). Both terms come from one batch of twice the images.
+    """The guided answer ε(none) + w·(ε(condition) - ε(none)).
+
+    Both terms come from one batch of twice the images, or each from its network on the same images.
 
     Args:
         network: The network.
         x: Its input, (B, *).
         labels: The labels t, (B,).
         given: The tensors (1, *) for the condition.
-        null: The tensors (1, *) for no condition.
+        null: The tensors (1, *) for no condition, or those that the guide takes.
         condition: The condition, with its guidance w and φ of `rescaled`.
         length: A length of answers that guidance keeps, as of `odeddim.ode.conditions.Prompts`; None for none.
+        guide: The network whose answer stands for that under no condition; None for the network itself.
 
     Returns:
         The answer, (B, *), float32 at least.
 
     Source:
-        Ho and Salimans 2022, arXiv 2207.12598, eq. 6.
+        Ho and Salimans 2022, arXiv 2207.12598, eq. 6; of a guide Karras et al. 2024, arXiv 2406.02507, eq. 3.
     """
-    both = [torch.cat([_repeated(part, x), _repeated(none, x)]) for part, none in zip(given, null, strict=True)]
-    told, untold = network(torch.cat([x, x]), torch.cat([labels, labels]), *both).chunk(2)
+    if guide is None:
+        told, untold = _both(network, x, labels, given, null)
+    else:
+        told, untold = conditioned_answer(network, x, labels, given), conditioned_answer(guide, x, labels, null)
     # In the state's precision at least: the difference is small and the guidance may be large.
     exact = torch.promote_types(told.dtype, torch.float32)
     told, untold = told.to(exact), untold.to(exact)
     guided = untold + condition.guidance * (told - untold)
     guided = guided if length is None else guided * (length(told) / length(guided))
     return rescaled(guided, told, condition.guidance_rescale) if condition.guidance_rescale else guided
+
+
+def _both(network: Network, x: Tensor, labels: Tensor, given: Given, null: Given) -> tuple[Tensor, Tensor]:
+    """The answers under the condition and under none, of one batch."""
+    both = [torch.cat([_repeated(part, x), _repeated(none, x)]) for part, none in zip(given, null, strict=True)]
+    told, untold = network(torch.cat([x, x]), torch.cat([labels, labels]), *both).chunk(2)
+    return told, untold
 
 
 def rescaled(guided: Tensor, told: Tensor, rescale: float) -> Tensor:

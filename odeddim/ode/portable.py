@@ -51,6 +51,8 @@ def check_portable(field: Field) -> None:
     """
     if not isinstance(field, VectorField):
         return
+    if field.guide is not None:
+        check_portable(field.guide)
     if field.dtype not in (None, torch.float64):
         kept = "its dtype is fixed" if field.keeps_dtype else "give dtype='float64'"
         raise InputError(f"portable=True needs the network in float64, not {str(field.dtype)[6:]}: {kept}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odeddim.storage.errors import axes_of
+from odeddim.storage.errors import axes_of, called
 from odeddim.types import InputError
 
 
@@ -52,6 +52,15 @@ class Sizes:
         return whole and all(
             count in self._counts(count, own) for count, own in zip(counts, self.own[1:-2], strict=True)
         )
+
+    def check_made(self, model: str, shape: Sequence[int]) -> None:
+        """Raise an InputError unless a model, by its name, makes images of a shape."""
+        if shape not in self:
+            has = "×".join(map(str, shape))
+            raise InputError(
+                f"the model {model!r} makes {called(self.own)} of {self.words(shape)}, not {has} ({axes_of(shape)}): "
+                "give another shape=..., or leave it out"
+            )
 
     def __str__(self) -> str:
         own = "×".join(map(str, self.own[1:]))

@@ -23,7 +23,7 @@ OURS = {
     "time label": schedule.TIMES,
     "schedule": schedule._MADE_BY,
     "dtype": devices.DTYPES,
-    "condition": ("label", "prompt", "negative_prompt", "guidance", "interval", "guidance_rescale"),
+    "condition": ("label", "prompt", "negative_prompt", "guidance", "interval", "guidance_rescale", "guide"),
 }
 
 

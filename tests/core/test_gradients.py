@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import odeddim
 from odeddim import Schedule, Solver, State, VectorField, solvers
-from odeddim.models.networks.autoencoder import Autoencoder
+from odeddim.models.networks.autoencoder import Autoencoder, Units
 from odeddim.ode.conditions import Condition, Given
 from odeddim.types import InputError
 
@@ -282,7 +282,7 @@ def test_the_autoencoders_of_diffusers_carry_them() -> None:
         def decode(self, z: Tensor) -> SimpleNamespace:
             return SimpleNamespace(sample=z**2)
 
-    codec = Autoencoder(Tripled(), (1, 2, 2), scale=0.5, shift=(1.0,))
+    codec = Autoencoder(Tripled(), (1, 2, 2), Units(0.5, shift=(1.0,)))
     x_0 = torch.rand(2, 1, 2, 2, requires_grad=True)
     (found,) = torch.autograd.grad(codec.decode(codec.encode(x_0)).sum(), x_0)
     assert torch.allclose(found, 18 * x_0)

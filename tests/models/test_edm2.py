@@ -403,3 +403,59 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(blob)
         assert not edm2.matches(tmp_path / name)
     assert MagnitudeUNet(channels=1, widths=[64], blocks=1, attention=[], waves=8, features=8).config["classes"] == 0
+
+
+@pytest.mark.parametrize("its_classes", [0, 5])
+def test_guidance_by_a_second_network(its_classes: int, tmp_path: Path) -> None:
+    """D = D_g + w·(D - D_g), by an unconditional network and by a smaller one that is told the class (autoguidance)."""
+    state, small = drawn(classes=5), drawn(1, classes=its_classes, times=(1, 1), attends=())
+    guide = odeddim.load(saved(tmp_path, small, "guide.pt"))
+    field = odeddim.load(saved(tmp_path, state)).conditioned(3, guidance=1.4, guide=guide)
+    x, sigma, y = draw(2, 3, 16, 16), torch.tensor([0.3, 5.0], dtype=torch.float64), torch.tensor([3, 3])
+    own, other = reference(state, x, sigma, y), reference(small, x, sigma, y if its_classes else None)
+    denoised = torch.lerp(other, own, 1.4)
+    close(field(sigma, x), (x - denoised) / sigma[:, None, None, None], 2e-5)
+    assert (field.nfe, field.rows) == (1, 4)
+
+
+def test_the_autoencoder_of_latent_networks(tmp_path: Path) -> None:
+    """Images in [0, 1] to the autoencoder, and the means z as the published code of its encoder brings them to data."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is installed by the test extra")
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8), norm_num_groups=2, latent_channels=4, sample_size=16,
+    ).eval()  # fmt: skip
+    vae.save_pretrained(tmp_path / "vae")
+    state = drawn(channels=4, size=8, times=(1, 1), attends=(4,))
+    plain = odeddim.load(saved(tmp_path, state))
+    field = odeddim.load(saved(tmp_path, state, autoencoder="vae"))
+    assert (plain.image_shape, field.shape, field.image_shape) == ((4, 8, 8), (4, 8, 8), (3, 16, 16))
+    assert "AutoencoderKL with data of z, shifted and scaled channel by channel" in field.details["found"]
+    assert not any("autoencoder" in word for word in field.details["assumed"])
+    assert field.codec is not None
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    scale = 0.5 / torch.tensor([4.17, 4.62, 3.71, 3.28])[:, None, None]
+    bias = -torch.tensor([5.81, 3.25, 0.12, -2.15])[:, None, None] * scale
+    with torch.no_grad():
+        data = vae.encode(pixels / 255).latent_dist.mean * scale + bias
+        back = vae.decode((data - bias) / scale).sample.clamp(0, 1) * 255
+    images = pixels / 127.5 - 1
+    close(field.codec.encode(images), data)
+    close((field.codec.decode(data).clamp(-1, 1) + 1) * 127.5, back)
+    latents = odeddim.encode(images, "belm", model=field, steps=5)
+    assert latents.xbar.shape == (2, 4, 8, 8)
+    assert torch.equal(odeddim.decode(latents, model=field), field.codec.decode(field.codec.encode(images)))
+    guided = field.conditioned(guidance=2, guide=plain)  # which needs no autoencoder
+    assert guided.codec is field.codec
+    torch.manual_seed(1)
+    vae.encoder.conv_in.reset_parameters()
+    vae.save_pretrained(tmp_path / "vae")
+    hashes = {it.sha256 for it in (plain, field, odeddim.load(tmp_path / "edm2.pt"))}
+    assert len(hashes) == 3  # an autoencoder is a part of the model
+    path = saved(tmp_path, state, autoencoder="nowhere")
+    refused(path, "and 'nowhere' is no folder")
+    saved(tmp_path, state, autoencoder=3)
+    refused(path, "autoencoder must be the folder")
+    saved(tmp_path, drawn(size=8, times=(1, 1), attends=(4,)), autoencoder="vae")
+    refused(path, "leave out autoencoder")

@@ -9,12 +9,17 @@ is assumed to be as in the paper. The sidecar NAME.json (`odeddim.models.sidecar
 
     {"sigma_data": 0.5, "head_channels": 64, "balance": 0.3}
 
+Networks of 4 channels work on data of Stable Diffusion's autoencoder. {"autoencoder": "sd-vae-ft-mse"} names its
+folder, from the sidecar's own: an AutoencoderKL of diffusers. EDM2 gives it images in [0, 1], and brings each channel
+of its means z to data of mean 0 and standard deviation 0.5.
+
 The state that EDM2's training keeps to go on (training-state-*.pt) holds several averages of the weights, each with the
 relative width of its average: {"std": 0.1} chooses one, the first being taken otherwise.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +31,8 @@ from odeddim.models import components, weights
 from odeddim.models import sidecar as beside
 from odeddim.models.formats.edm import LATENT
 from odeddim.models.guarded import Loaded
+from odeddim.models.networks import autoencoder
+from odeddim.models.networks.autoencoder import Autoencoder, Units
 from odeddim.models.networks.edm2 import MagnitudeUNet
 from odeddim.models.networks.preconditioned import Denoiser
 from odeddim.ode.conditions import Classes, words_of
@@ -35,6 +42,8 @@ from odeddim.types import InputError
 
 PAPER = {"sigma_data": 0.5, "head_channels": 64, "balance": 0.3}
 """The settings that the weights do not show, with the paper's values."""
+UNITS = Units(0.5, shift=(5.81, 3.25, 0.12, -2.15), spread=(4.17, 4.62, 3.71, 3.28), from_zero=True)
+"""The data of EDM2's latent models: the mean and the standard deviation that it assumes of each channel of z."""
 
 _MARK = re.compile(rb"unet\.enc\.\d+x\d+_conv\.weight")
 _PARTS = {
@@ -73,7 +82,7 @@ def read(path: Path) -> VectorField:
     Raises:
         InputError: If the file or its sidecar cannot be used.
     """
-    said = beside.read(path, (*PAPER, "std"))
+    said = beside.read(path, (*PAPER, "std", "autoencoder"))
     which, state = _chosen(weights.read(path), said.get("std"), path)
     size, config = _architecture(state, path)
     settings = {key: _number(said, key, path) for key in PAPER}
@@ -85,27 +94,49 @@ def read(path: Path) -> VectorField:
         _check(said, shape, config["classes"])
     except InputError as error:
         raise InputError(f"{path}, with {beside.place(path).name} beside it: {error}") from error
+    codec, its_kind = _codec(said, shape, path)
     called = _called(size, config)
     mine = {called.get(name, name): tensor for name, tensor in state.items() if not name.startswith("logvar_")}
     weights.fit(network, mine, path, called={ours: theirs for theirs, ours in called.items()})
     assumed = [f"{key} {value:g}, as in the paper" for key, value in PAPER.items() if key not in said]
     conditions = Classes(config["classes"], said.get("null")) if config["classes"] else None
     classes = f", {config['classes']} classes" if config["classes"] else ""
+    hashed = {**settings, "weights": which, "told": words_of(conditions), **({"codec": codec.sha256} if codec else {})}
     return Loaded(
         Denoiser(network, settings["sigma_data"], config["classes"]),
         said.get("schedule", Schedule.edm()),
         predicts="x0",
         shape=shape,
         name=str(path.absolute()),
-        sha256=weights.hash_of(path, settings={**settings, "weights": which, "told": words_of(conditions)}),
+        sha256=weights.hash_of(path, settings=hashed),
         details={
             "architecture": network.config,
-            "found": f"EDM2 network, {'×'.join(map(str, shape))}{classes}, {components.size(network)}",
+            "found": f"EDM2 network, {'×'.join(map(str, shape))}{classes}, {components.size(network)}{its_kind}",
             "weights": which,
-            "assumed": assumed + ([LATENT] if shape[0] == 4 else []),
+            "assumed": assumed + ([LATENT] if shape[0] == 4 and codec is None else []),
         },
         conditions=conditions,
+        codec=codec,
     )
+
+
+def _codec(said: Mapping[str, Any], shape: tuple[int, ...], path: Path) -> tuple[Autoencoder | None, str]:
+    """Return the autoencoder that the sidecar names, and what it is, for the end of a list; None and "" for none."""
+    folder = said.get("autoencoder")
+    if folder is None:
+        return None, ""
+    file = beside.place(path)
+    if not isinstance(folder, str) or not os.path.isdir(file.parent / folder):
+        raise InputError(
+            f"{file}: autoencoder must be the folder of a diffusers AutoencoderKL such as sd-vae-ft-mse, and "
+            f"{folder!r:.80} is no folder: correct the path"
+        )
+    if shape[0] != len(UNITS.shift):
+        raise InputError(
+            f"{file}: the network takes images of {shape[0]} channels and no autoencoder's data: leave out autoencoder"
+        )
+    codec, kind, _ = autoencoder.read(file.parent / folder, shape, UNITS)
+    return codec, f", {kind}"
 
 
 def _chosen(held: Any, std: Any, path: Path) -> tuple[str, Mapping[str, Tensor]]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +59,22 @@ CLASSES = (*KINDS, *video_autoencoders.SCALES)
 """The supported classes."""
 
 
+class Units(NamedTuple):
+    """The units of an autoencoder's data, (z - shift)·scale/spread, and of its images.
+
+    Attributes:
+        scale: The scale.
+        shift: One number, or one for each channel of z.
+        spread: One number, or one for each channel of z.
+        from_zero: Whether the module was used on images in [0, 1]; otherwise in [-1, 1].
+    """
+
+    scale: float
+    shift: Sequence[float] = (0.0,)
+    spread: Sequence[float] = (1.0,)
+    from_zero: bool = False
+
+
 class Autoencoder:
     """An autoencoder of diffusers, of one of the `CLASSES`, as the codec of a VectorField.
 
@@ -68,34 +84,32 @@ class Autoencoder:
     Attributes:
         network: The module.
         image_shape: The shape (C, H, W) of the images, or (C, F, H, W) of videos.
-        sha256: The hash of the weights, the scale, the shift and the spread.
+        sha256: The hash of the weights and the units.
     """
 
     def __init__(
         self,
         network: Any,
         image_shape: tuple[int, ...],
+        units: Units,
         *,
-        scale: float,
-        shift: Sequence[float] = (0.0,),
-        spread: Sequence[float] = (1.0,),
         leading: int = 0,
         sha256: str = "",
     ) -> None:
-        """Make a codec with data = (z - shift)·scale/spread.
+        """Make a codec.
 
         Args:
             network: The module.
             image_shape: The shape (C, H, W) of the images, or (C, F, H, W) of videos.
-            scale: The scale.
-            shift: One number, or one for each channel of z.
-            spread: One number, or one for each channel of z.
+            units: The units of data and images.
             leading: How many copies of the first frame the data of a video begin with, which `decode` leaves out.
             sha256: The hash of the weights.
         """
         self.network = network.float().eval().requires_grad_(False)
         self.image_shape = image_shape
-        self.sha256 = hashlib.sha256(repr((sha256, scale, *shift, *spread)).encode()).hexdigest()
+        scale, shift, spread, self._from_zero = units
+        more = ("from zero",) if self._from_zero else ()
+        self.sha256 = hashlib.sha256(repr((sha256, scale, *shift, *spread, *more)).encode()).hexdigest()
         ones = [1] * (len(image_shape) - 1)
         self._shift = torch.tensor(shift, dtype=torch.float32).reshape(-1, *ones)
         self._scale = scale / torch.tensor(spread, dtype=torch.float32).reshape(-1, *ones)
@@ -106,7 +120,8 @@ class Autoencoder:
     def words(self) -> str:
         """The relation between the data and z in words, such as "0.18215·z"."""
         if self._shift.numel() > 1 or self._scale.numel() > 1:
-            return "of z, shifted and scaled channel by channel"
+            images = ", and images in [0, 1]" if self._from_zero else ""
+            return f"of z, shifted and scaled channel by channel{images}"
         shift, scale = float(self._shift), float(self._scale)
         return f"{scale:g}·(z - {shift:g})" if shift else f"{scale:g}·z"
 
@@ -125,6 +140,7 @@ class Autoencoder:
         return self._each(data, lambda each: self._image(each / self._scale + self._shift))
 
     def _latent(self, image: Tensor) -> Tensor:
+        image = (image + 1) / 2 if self._from_zero else image
         found = self.network.encode(image[:, :, None] if self._of_frames else image)
         z: Tensor = found.latent_dist.mean if hasattr(found, "latent_dist") else found[0]
         z = torch.cat([z[:, :, :1]] * self._leading + [z], dim=2) if self._leading else z
@@ -133,6 +149,7 @@ class Autoencoder:
     def _image(self, z: Tensor) -> Tensor:
         z = z[:, :, self._leading :] if self._leading else z
         image: Tensor = self.network.decode(z[:, :, None] if self._of_frames else z).sample
+        image = 2 * image - 1 if self._from_zero else image
         return image[:, :, 0] if self._of_frames else image
 
     def _each(self, batch: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -140,12 +157,13 @@ class Autoencoder:
         return torch.cat(rows).to(batch.dtype)
 
 
-def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, list[str]]:
+def read(folder: Path, data_shape: tuple[int, ...], units: Units | None = None) -> tuple[Autoencoder, str, list[str]]:
     """Read the autoencoder in a folder.
 
     Args:
         folder: The folder of the autoencoder.
         data_shape: The shape (c, h, w) of the network's data, or (c, f, h, w) of those of videos.
+        units: The units that the network was trained in; by default those of the autoencoder's config.
 
     Returns:
         The codec, its description in words, and the assumed values in words.
@@ -162,12 +180,24 @@ def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, l
     network: Any = made(lambda: make(config), folder)
     its = network.config
     about = _about(KINDS[kind], its, data_shape) if kind in KINDS else video_autoencoders.about(its, data_shape)
-    channels = about.channels
-    if channels != data_shape[0]:
+    if about.channels != data_shape[0]:
         raise InputError(
-            f"{folder} has latents of {channels} channels, but the network takes {data_shape[0]}: copy both from one "
-            "pipeline"
+            f"{folder} has latents of {about.channels} channels, but the network takes {data_shape[0]}: copy both "
+            "from one pipeline"
         )
+    its_units, assumed = _units_of(config, its, about, where) if units is None else (units, [])
+    codec = Autoencoder(
+        network,
+        about.image_shape,
+        its_units,
+        leading=about.leading,
+        sha256=hash_of_networks(network, settings=changed_settings(network)),
+    )
+    return codec, f"{kind} with data {codec.words}", assumed
+
+
+def _units_of(config: Mapping[str, Any], its: Mapping[str, Any], about: About, where: Path) -> tuple[Units, list[str]]:
+    """The units that a config gives, and the assumed values in words. its: the config with the class's defaults."""
     scale, shift = config.get("scaling_factor"), config.get("shift_factor")
     both = ("latents_mean", "latents_std")
     mean, spread = ((config if any(name in config for name in both) else its).get(name) for name in both)
@@ -176,18 +206,13 @@ def read(folder: Path, data_shape: tuple[int, ...]) -> tuple[Autoencoder, str, l
             f"{where} must hold both latents_mean and latents_std and no shift_factor, or neither of the two: correct "
             "the file"
         )
-    codec = Autoencoder(
-        network,
-        about.image_shape,
-        scale=_numbers(about.scale if scale is None else scale, 1, 0.0, where)[0],
-        shift=_numbers(shift or 0.0 if mean is None else mean, channels, -math.inf, where),
-        spread=_numbers(1.0 if spread is None else spread, channels, 0.0, where),
-        leading=about.leading,
-        sha256=hash_of_networks(network, settings=changed_settings(network)),
+    units = Units(
+        _numbers(about.scale if scale is None else scale, 1, 0.0, where)[0],
+        _numbers(shift or 0.0 if mean is None else mean, about.channels, -math.inf, where),
+        _numbers(1.0 if spread is None else spread, about.channels, 0.0, where),
     )
     known = scale is not None or about.scale == 1
-    assumed = [] if known else [f"the autoencoder's scaling factor {about.scale}, which its config does not give"]
-    return codec, f"{kind} with data {codec.words}", assumed
+    return units, [] if known else [f"the autoencoder's scaling factor {about.scale}, which its config does not give"]
 
 
 def _about(names: _Kind, config: Mapping[str, Any], data_shape: tuple[int, ...]) -> About:
