@@ -203,7 +203,7 @@ def _usual(widths: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _attends(said: Any, at: Sequence[int]) -> tuple[str | int, ...] | None:
-    """The attention of a level whose images have the sides `at`, the arguments of `hourglass.Attends`; None for none."""
+    """The attention of a level whose images have the sides `at`, as arguments of `hourglass.Attends`; None for none."""
     kind = said.get("type") if isinstance(said, Mapping) else None
     if kind == "none":
         return None

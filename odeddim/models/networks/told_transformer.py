@@ -65,7 +65,7 @@ def positions(height: int, width: int, x: Tensor, aspect: float = 1.0) -> tuple[
 
 
 def angles(where: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor) -> Tensor:
-    """The angles of patches, (heads, H, W, n + m): positions times frequencies of each head, (heads, n) and (heads, m)."""
+    """The angles of patches, (heads, H, W, n + m): positions times the frequencies (heads, n) and (heads, m)."""
     down, right = where
     tall = (down * rows.to(down.dtype)[:, None])[:, :, None]
     wide = (right * columns.to(right.dtype)[:, None])[:, None]
