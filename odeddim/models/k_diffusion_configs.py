@@ -123,7 +123,7 @@ def _unet(model: Mapping[str, Any], channels: int, sides: Sequence[int], rows: i
         raise InputError(f"has_variance must be true or false, not {variance!r:.50}")
     patch, depths = _number(model, "patch_size", 1), _row(model, "depths")
     _bound(sum(depths), tensors)
-    settings = {
+    settings: dict[str, Any] = {
         "channels": channels,
         "widths": _row(model, "channels"),
         "depths": depths,
@@ -149,7 +149,7 @@ def _patch(model: Mapping[str, Any]) -> tuple[int, int]:
 def _transformer(model: Mapping[str, Any], channels: int, sides: Sequence[int], rows: int, tensors: int) -> Made:
     patch, depth, width = _patch(model), _number(model, "depth"), _number(model, "width")
     _bound(depth, tensors)
-    settings = {
+    settings: dict[str, Any] = {
         "channels": channels,
         "patch": patch,
         "depth": depth,
@@ -162,7 +162,7 @@ def _transformer(model: Mapping[str, Any], channels: int, sides: Sequence[int], 
 
 def _near_power(size: float) -> int:
     """A size, rounded to a multiple of the largest power of 2 below it that changes it by no more than 5%."""
-    powers = [2**each for each in range(math.ceil(math.log2(size)))]
+    powers = [1 << each for each in range(math.ceil(math.log2(size)))]
     near = [round(size / power) * power for power in powers]
     return next((it for it in reversed(near) if abs(it - size) <= 0.05 * size), near[0])
 
@@ -183,7 +183,7 @@ def _hourglass(model: Mapping[str, Any], channels: int, sides: Sequence[int], ro
     smallest = [
         [side // (part * 2**level) for side, part in zip(sides, patch, strict=False)] for level in range(len(widths))
     ]
-    settings = {
+    settings: dict[str, Any] = {
         "channels": channels,
         "patch": patch,
         "depths": depths,

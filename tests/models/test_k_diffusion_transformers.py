@@ -361,9 +361,13 @@ def test_neighbourhoods_one_query_at_a_time(height: int, width: int, side: int) 
 @pytest.mark.parametrize(
     ("more", "classes", "parameters"),
     [
-        # config_mnist_transformer.json: of each of 8 layers 6·256² + 4 of attention and norms, 3·768·256 of its feed-forward
-        # block; of the features 2·256², 11·256, 2·256 and twice 256 + 3·768·256; 2·16·256 + 256 at the ends
-        ({"input_channels": 1, "input_size": [28, 28], "patch_size": [4, 4], "depths": [8], "widths": [256]}, 10, 9_187_360),
+        # Of each of 8 layers 6·256² + 4 of attention and norms, 3·768·256 of its feed-forward block; of the features
+        # 2·256², 11·256, 2·256 and twice 256 + 3·768·256; at the ends 2·16·256 + 256.
+        (
+            {"input_channels": 1, "input_size": [28, 28], "patch_size": [4, 4], "depths": [8], "widths": [256]},
+            10,
+            9_187_360,
+        ),
         (
             {
                 "input_size": [256, 256],
@@ -375,10 +379,19 @@ def test_neighbourhoods_one_query_at_a_time(height: int, width: int, side: int) 
             0,
             22_361_274,
         ),
-        ({"input_size": [32, 32], "depths": [2, 4], "widths": [256, 512], "self_attns": [{"type": "global"}] * 2}, 10, 20_981_809),
+        (
+            {
+                "input_size": [32, 32],
+                "depths": [2, 4],
+                "widths": [256, 512],
+                "self_attns": [{"type": "global"}] * 2,
+            },
+            10,
+            20_981_809,
+        ),
     ],
     ids=["config_mnist_transformer", "config_oxford_flowers_shifted_window", "config_cifar10_transformer"],
-)  # fmt: skip
+)
 def test_the_sizes_of_its_own_configurations(
     more: dict[str, Any], classes: int, parameters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,7 +416,7 @@ def test_the_hidden_width_of_the_first_network(width: int, hidden: int) -> None:
 
 
 def test_classes_are_conditions(tmp_path: Path) -> None:
-    """Training drops the class of some images, so guidance has what it leads away from; where it does not, there is none."""
+    """Where training drops the class of some images, guidance has what it leads away from."""
     path, state = saved(tmp_path, KINDS["global"])
     field, sigma = odeddim.load(path), torch.tensor([0.7])
     x = draw(field, sigma)

@@ -69,13 +69,13 @@ def read(path: Path) -> VectorField:
         )
     try:
         said = k_diffusion_configs.described(config, len(state))
-        network = weights.described(said.make)
+        network: Any = weights.described(said.make)
     except InputError as error:
         raise InputError(f"{source or path}: {error}") from error
     called = _called(network) if isinstance(network, KarrasUNet) else {}
     mine = {called.get(name, name): tensor for name, tensor in state.items() if not _is_left_out(name)}
     weights.fit(network, mine, path, called={ours: theirs for theirs, ours in called.items()})
-    settings: dict[str, Any] = network.config
+    settings = network.config
     widths = settings["widths"] if "widths" in settings else [settings["width"]]
     told = {"told": words_of(said.classes)} if said.classes else {}
     classes = f", {said.classes.count} classes" if said.classes else ""

@@ -77,7 +77,8 @@ class Merge(nn.Module):
         self.proj = nn.Linear(inner * tall * wide, outer, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = x.unflatten(2, (-1, self.wide)).unflatten(1, (-1, self.tall)).transpose(2, 3)
+        batch, height, width, inner = x.shape
+        parts = x.reshape(batch, height // self.tall, self.tall, width // self.wide, self.wide, inner).transpose(2, 3)
         return self.proj(parts.flatten(3))  # type: ignore[no-any-return]
 
 
@@ -139,7 +140,8 @@ class HourglassTransformer(told.ToldTransformer):
         Raises:
             InputError: If no network can have these settings.
         """
-        super().__init__(*mapping, classes)
+        depth, features, inner = mapping
+        super().__init__(depth, features, inner, classes)
         self.config = {
             "channels": channels,
             "patch": list(patch),
@@ -152,7 +154,7 @@ class HourglassTransformer(told.ToldTransformer):
         }
 
         def layers(level: int, first: int) -> nn.ModuleList:
-            its, features, width = attention[level], mapping[1], widths[level]
+            its, width = attention[level], widths[level]
             return nn.ModuleList(
                 told.Layer(
                     None if its is None else HalvedAttention(features, width, Attends(*its), number),  # type: ignore[arg-type]

@@ -103,7 +103,8 @@ class ImageTransformer(told.ToldTransformer):
             The output (B, C, H, W).
         """
         tall, wide = self.patch
-        patches = x.unflatten(3, (-1, wide)).unflatten(2, (-1, tall)).permute(0, 2, 4, 1, 3, 5)
+        batch, channels, height, width = x.shape
+        patches = x.reshape(batch, channels, height // tall, tall, width // wide, wide).permute(0, 2, 4, 1, 3, 5)
         where = told.positions(patches.shape[1], patches.shape[2], x, aspect=tall / wide)
         features = self.features(x, t, row)
         h = self.in_proj(patches.flatten(3))

@@ -34,13 +34,13 @@ def in_windows(q: Tensor, k: Tensor, v: Tensor, *, side: int, shift: int) -> Ten
     Returns:
         What the pixels see, like q.
     """
-    parts = [_windows(x.roll((shift, shift), (2, 3)), side, side) for x in (q, k, v)]
+    moved = [_windows(x.roll((shift, shift), (2, 3)), side, side) for x in (q, k, v)]
     mask = None
     if shift:  # the rows and columns that came in at the top and the left are of the other end
         rows, columns = (torch.arange(length, device=q.device) < shift for length in q.shape[2:4])
         ends = _windows((2 * rows[:, None] + columns)[None, None, ..., None], side, side)[0]
         mask = ends == ends.transpose(1, 2)
-    out = F.scaled_dot_product_attention(*parts, mask, scale=1.0)
+    out = F.scaled_dot_product_attention(moved[0], moved[1], moved[2], mask, scale=1.0)
     return _image(out, q, side, side).roll((-shift, -shift), (2, 3))
 
 
@@ -91,8 +91,9 @@ def _near(length: int, side: int, device: torch.device) -> tuple[int, Tensor, Te
 
 def _windows(x: Tensor, tall: int, wide: int) -> Tensor:
     """(B, heads, H, W, E) -> (B·heads, windows, pixels of a window, E)."""
-    parts = x.unflatten(3, (-1, wide)).unflatten(2, (-1, tall)).transpose(3, 4)  # (B, heads, n, m, tall, wide, E)
-    return parts.flatten(4, 5).flatten(2, 3).flatten(0, 1)
+    batch, heads, height, width, size = x.shape
+    parts = x.reshape(batch * heads, height // tall, tall, width // wide, wide, size)
+    return parts.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def _image(windows: Tensor, like: Tensor, tall: int, wide: int) -> Tensor:
