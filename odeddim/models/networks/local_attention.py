@@ -50,7 +50,7 @@ def in_neighbourhoods(q: Tensor, k: Tensor, v: Tensor, *, side: int) -> Tensor:
     At the edges the square is moved into the image, so that each pixel sees as many others.
 
     Queries are taken in tiles, of 8×8 where 8 divides H and W. A tile has the (8 + side - 1)² keys that any of its
-    queries sees, and a mask. With `side` 7 that is three copies of keys and values, and not the 49 of one for each query.
+    queries sees, and a mask. With `side` 7 that is three copies of keys and values, not 49, one for each query.
 
     Args:
         q: The queries, as the others (B, heads, H, W, E), H and W not below `side`.
