@@ -4,8 +4,8 @@ Both hold the configuration that the network was trained with, the first also th
 For files without it, NAME.json beside NAME.pth is the configuration, as its `--config` takes it and as its script
 config_from_inference.py writes it. NAME.json may also be {"weights": "raw"}, for the weights that are not averaged.
 
-Read are its U-Nets (type image_v1). The network is F of EDM's preconditioning D(x, σ), and the configuration names the
-range of noise levels. Augmentations are told to be none.
+The network is F of EDM's preconditioning D(x, σ), and the configuration (`odeddim.models.k_diffusion_configs`) names
+the range of noise levels. Augmentations are told to be none.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from odeddim.models import components, json_files, weights
+from odeddim.models import components, json_files, k_diffusion_configs, weights
 from odeddim.models import sidecar as beside
 from odeddim.models.guarded import Loaded
 from odeddim.models.networks.karras_unet import KarrasUNet
 from odeddim.models.networks.preconditioned import Denoiser
+from odeddim.ode.conditions import words_of
 from odeddim.ode.field import VectorField
-from odeddim.ode.schedule import Schedule
 from odeddim.types import InputError
 
-_UNET = re.compile(rb"u_net\.d_blocks\.0\.")
-_OTHERS = (re.compile(rb"image_transformer_v\d"), re.compile(rb"sigma_sample_density"))
+_MARK = re.compile(rb"u_net\.d_blocks\.0\.|aug_in_proj\.weight|sigma_sample_density")
 _WRAPPER = "inner_model."
 _RESIDUAL = {
     "norm1.told": "main.0.mapper",
@@ -41,15 +40,11 @@ _RESIDUAL = {
 }
 _ATTENTION = {"norm.told": "norm_in.mapper", "qkv": "qkv_proj", "out": "out_proj"}
 _WHOLE = {"dense1": "mapping.0", "dense2": "mapping.2", "first": "proj_in", "last": "proj_out"}
-_ABOVE = 10**6  # above any width, depth or size
 
 
 def matches(path: Path) -> bool:
-    """Return whether a weights file holds k-diffusion's U-Net, or its configuration. Nothing is unpickled."""
-    if path.suffix.lower() not in weights.SUFFIXES:
-        return False
-    head = weights.names_in(path)
-    return _UNET.search(head) is not None or all(mark.search(head) for mark in _OTHERS)
+    """Return whether a weights file holds a network of k-diffusion's, or its configuration. Nothing is unpickled."""
+    return path.suffix.lower() in weights.SUFFIXES and _MARK.search(weights.names_in(path)) is not None
 
 
 def read(path: Path) -> VectorField:
@@ -73,29 +68,32 @@ def read(path: Path) -> VectorField:
             "that k-diffusion's train.py took as --config"
         )
     try:
-        settings, sigmas, shape = _settings(config, len(state))
-        data, low, high = sigmas
-        schedule = Schedule.edm(sigma_min=low, sigma_max=high)
-        network = weights.described(lambda: KarrasUNet(**settings))
+        said = k_diffusion_configs.described(config, len(state))
+        network: Any = weights.described(said.make)
     except InputError as error:
         raise InputError(f"{source or path}: {error}") from error
-    called = _called(network)
+    called = _called(network) if isinstance(network, KarrasUNet) else {}
     mine = {called.get(name, name): tensor for name, tensor in state.items() if not _is_left_out(name)}
     weights.fit(network, mine, path, called={ours: theirs for theirs, ours in called.items()})
-    widths = ",".join(map(str, settings["widths"]))
+    settings = network.config
+    widths = settings["widths"] if "widths" in settings else [settings["width"]]
+    told = {"told": words_of(said.classes)} if said.classes else {}
+    classes = f", {said.classes.count} classes" if said.classes else ""
     return Loaded(
-        Denoiser(network, data),
-        schedule,
+        Denoiser(network, said.sigma_data, said.classes.count + 1 if said.classes else 0),
+        said.schedule,
         predicts="x0",
-        shape=shape,
+        shape=said.shape,
         name=str(path.absolute()),
-        sha256=weights.hash_of(path, settings={**network.config, "sigma_data": data, "weights": which}),
+        sha256=weights.hash_of(path, settings={**settings, "sigma_data": said.sigma_data, "weights": which, **told}),
         details={
-            "architecture": network.config,
-            "found": f"k-diffusion checkpoint, image_v1 ({widths}), {components.size(network)}",
+            "architecture": settings,
+            "found": f"k-diffusion checkpoint, {said.kind} ({','.join(map(str, widths))}){classes}, "
+            f"{components.size(network)}",
             "weights": which,
             "assumed": [],
         },
+        conditions=said.classes,
     )
 
 
@@ -149,55 +147,7 @@ def _metadata(path: Path) -> Any:
 
 def _is_left_out(name: str) -> bool:
     """Whether a tensor is not needed: the filters, which are the same in all networks, and what is told of none."""
-    return name.endswith(".kernel") or name == "mapping_cond.weight"
-
-
-def _settings(config: Any, tensors: int) -> tuple[dict[str, Any], tuple[float, float, float], tuple[int, int, int]]:
-    """Return the arguments of `KarrasUNet`, σ of the data with the range of noise levels, and the shape of images."""
-    model = config.get("model") if isinstance(config, Mapping) else None
-    if not isinstance(model, Mapping):
-        raise InputError("the configuration has no settings of a model: copy it again")
-    if (kind := model.get("type")) != "image_v1":
-        raise InputError(
-            f"this is a network of type {kind!r:.50}, and of k-diffusion's networks image_v1 is read: export another "
-            "one as a program (torch.export), with a sidecar"
-        )
-    for key in ("unet_cond_dim", "cross_cond_dim", "mapping_cond_dim", "skip_stages"):
-        if model.get(key):
-            raise InputError(f"networks with {key} are not read, because what they are told is not in the file")
-
-    def number(key: str, value: Any, whole: bool = True) -> Any:
-        good = type(value) is int or (not whole and type(value) is float)
-        if not good or not 0 < value < _ABOVE:
-            raise InputError(f"{key} must be {'a whole number' if whole else 'a number'} above 0, not {value!r:.50}")
-        return value
-
-    def row(key: str) -> list[int]:
-        value = model.get(key)
-        if not isinstance(value, list) or not 0 < len(value) < 20:
-            raise InputError(f"{key} must be a list with a number for each level, not {value!r:.50}")
-        return [number(key, each) for each in value]
-
-    attention, variance = model.get("self_attn_depths"), model.get("has_variance", False)
-    if not isinstance(attention, list) or not all(isinstance(each, bool) for each in attention):
-        raise InputError(f"self_attn_depths must be a list of true and false, not {attention!r:.50}")
-    if not isinstance(variance, bool):
-        raise InputError(f"has_variance must be true or false, not {variance!r:.50}")
-    depths, widths, sides = row("depths"), row("channels"), row("input_size")
-    channels, patch = (
-        number("input_channels", model.get("input_channels")),
-        number("patch_size", model.get("patch_size", 1)),
-    )
-    if sum(depths) > tensors:
-        raise InputError(f"it asks for {sum(depths)} blocks, but the file has only {tensors} tensors")
-    multiple = patch * 2 ** (len(depths) - 1)
-    if len(sides) != 2 or any(side % multiple for side in sides):
-        raise InputError(f"input_size must be [height, width], both divisible by {multiple}, not {sides}")
-    defaults = {"sigma_data": 1.0, "sigma_min": None, "sigma_max": None}
-    sigmas = [float(number(key, model.get(key, usual), whole=False)) for key, usual in defaults.items()]
-    features = number("mapping_out", model.get("mapping_out"))
-    settings = {"channels": channels, "widths": widths, "depths": depths, "attention": attention, "features": features}
-    return {**settings, "patch": patch, "variance": variance}, (sigmas[0], sigmas[1], sigmas[2]), (channels, *sides)
+    return name.endswith(".kernel") or name in ("mapping_cond.weight", "aug_emb.weight")
 
 
 def _called(network: KarrasUNet) -> dict[str, str]:
