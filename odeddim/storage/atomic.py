@@ -12,6 +12,7 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from odeddim.types import InputError
 _numbers = itertools.count()
 _TEMPORARY = re.compile(r"\.odeddim-(.+)-([0-9]{1,9})-[0-9]+\.tmp")
 _MARK = re.compile(rb"odeddim-[0-9a-f]{32}")
+_naming = threading.Lock()
+"""Held while a file gets a name: Linux lets threads that wait for a folder spin, and they wait for Python besides."""
 _ABANDONED = 86_400.0  # seconds after which a temporary file of another machine belongs to nobody
 _ENDS = 1 << 16  # bytes at both ends of a file in which a mark stands
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -172,14 +175,17 @@ def replace_by(path: Path, content: bytes) -> None:
     Raises:
         InputError: The disk does not take the file; what was at `path` is untouched.
     """
-    place = Path(os.path.realpath(path))
-    temporary = temporary_beside(place)
+    place = Path(os.path.realpath(path)) if os.path.islink(path) else path
+    temporary, rest = temporary_beside(place), memoryview(content)
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
+        with _naming:
+            file = open(temporary, "wb", buffering=0)  # noqa: SIM115 - closed below
+        with file:
+            while rest:  # the disk may take only some of it; the next call says why
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
-        os.replace(temporary, place)
+        with _naming:
+            os.replace(temporary, place)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -7,7 +7,6 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import PurePath
 from typing import overload
 
 from odeddim.storage.atomic import plain_text
@@ -52,6 +51,9 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return self._count
 
+    def __iter__(self) -> Iterator[str]:
+        return map(self._name, range(self._count))
+
     @overload
     def __getitem__(self, place: int) -> str: ...
     @overload
@@ -68,28 +70,30 @@ def file_names(names: Sequence[str], suffix: str = ".png") -> Iterator[str]:
     No path leaves the folder, whatever the name. A path that another image has gets a number: cat/1-1.png. Two paths
     are the same here if some disks take them for the same, such as Cat.png and cat.png.
     """
+    all_wanted = Names.packed(map(_wanted, names))
     folders = set()
-    for name in names:
-        above, _ = _steps(name)
+    for wanted in all_wanted:
+        above = wanted.split("/")[:-1]
         folders |= {_key("/".join(above[:depth])) for depth in range(1, len(above) + 1)}
     taken: dict[str, int] = {}  # how many images have wanted a path
-    for name in names:
-        above, stem = _steps(name)
-        wanted = path = "/".join([*above, stem])
-        number = taken.get(_key(wanted), 0)
+    for wanted in all_wanted:
+        path, key = wanted, _key(wanted)
+        number = taken.get(key, 0)
         while _key(path) in taken or _key(f"{path}{suffix}") in folders:
             number += 1
             path = f"{wanted}-{number}"
-        taken[_key(wanted)] = number
+        taken[key] = number
         taken.setdefault(_key(path), 0)
         yield f"{path}{suffix}"
 
 
-def _steps(name: str) -> tuple[list[str], str]:
-    """The folders from the output's folder to an image, and the stem of its file; no folder leads upwards."""
+def _wanted(name: str) -> str:
+    """The path from the output's folder to an image, without a suffix; it does not lead upwards."""
     steps = [_plain(step) for step in name.replace("\\", "/").split("/")]
     *above, last = [step for step in steps if step.strip(" .")] or ["image"]
-    return [_folder(step) for step in above], _possible(PurePath(last).stem)
+    dot = last.rfind(".")
+    stem = last[:dot] if 0 < dot < len(last) - 1 else last
+    return "/".join([*map(_folder, above), _possible(stem)])
 
 
 def _folder(step: str) -> str:

@@ -28,7 +28,7 @@ from odeddim.storage.clips import FPS
 from odeddim.storage.hdf5 import SUFFIXES
 from odeddim.storage.image_runs import Frames, Images, Npz, Sheet
 from odeddim.storage.names import LOCK, NOTE, Names, file_names
-from odeddim.storage.png import MARK
+from odeddim.storage.png import MARK, to_bytes
 from odeddim.storage.row_files import check_same, comparable, run_of
 from odeddim.storage.sheets import Captions, check_images, titles
 from odeddim.storage.workers import GO_ON, MEMBER, Claims, OfFirst, SharedRun, Together, begin_together, end_together
@@ -303,15 +303,17 @@ class Folder(SharedRun):
         Raises:
             InputError: The disk does not take an image; the images written before stay.
         """
-        pixels = images.cpu()
+        pixels, rows = to_bytes(images), range(stop - start)
 
-        def save(i: int) -> None:
-            path = self.folder / self._files[start + i]
-            known = {key: repr(float(values[i])) for key, values in (figures or {}).items()}
-            self._kind.save(pixels[i], path, {MARK: self._mark_of(start + i), **known})
+        def save(some: range) -> None:
+            for i in some:
+                path = self.folder / self._files[start + i]
+                known = {key: repr(float(values[i])) for key, values in (figures or {}).items()}
+                self._kind.save(pixels[i], path, {MARK: self._mark_of(start + i), **known})
 
         with self.together():
-            self._held.append((start, stop, [self._threads.submit(save, i) for i in range(stop - start)]))
+            some = (rows[first::AT_ONCE] for first in rows[:AT_ONCE])  # a thread's share, in one task
+            self._held.append((start, stop, [self._threads.submit(save, its) for its in some]))
 
     def _write_held(self) -> None:
         held, self._held = self._held, []

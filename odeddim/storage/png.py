@@ -47,7 +47,7 @@ def encoded(image: Tensor, path: Path, notes: Mapping[str, str] | None = None) -
     """An image as the content of a PNG.
 
     Args:
-        image: (C, H, W) in [-1, 1], with C = 1 or 3.
+        image: (C, H, W), as of `picture`.
         path: The file that it goes to, for the message.
         notes: What is known of the image, in ASCII; `notes_of` reads it.
 
@@ -60,10 +60,10 @@ def encoded(image: Tensor, path: Path, notes: Mapping[str, str] | None = None) -
 
 
 def picture(image: Tensor, path: str | Path) -> Image:
-    """An image (C, H, W) in [-1, 1] as Pillow has it, gray or RGB.
+    """An image as Pillow has it, gray or RGB.
 
     Args:
-        image: The image.
+        image: (C, H, W) in [-1, 1], or uint8 as of `to_bytes`.
         path: The file that it goes to, for the message.
 
     Raises:
@@ -76,7 +76,7 @@ def picture(image: Tensor, path: str | Path) -> Image:
             f"an image of shape {tuple(image.shape)} cannot be written as {path}: a picture has 1 or 3 channels, so "
             "give (1, H, W) or (3, H, W)"
         )
-    content = to_bytes(image).movedim(0, -1)
+    content = (image if image.dtype == torch.uint8 else to_bytes(image)).movedim(0, -1)
     pixels = content[:, :, 0] if image.shape[0] == 1 else content
     return PIL.Image.fromarray(pixels.contiguous().numpy())
 

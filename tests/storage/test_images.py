@@ -567,6 +567,26 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
 
 
+def test_a_disk_that_takes_a_little_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(io.FileIO):
+        def write(self, content: Any) -> int:
+            return super().write(content[:3])
+
+    monkeypatch.setattr("builtins.open", lambda path, mode, **_: Slow(path, mode))
+    replace_by(tmp_path / "x.png", b"0123456789")
+    monkeypatch.undo()
+    assert (tmp_path / "x.png").read_bytes() == b"0123456789"
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "y.png").write_bytes(b"before")
+    (tmp_path / "x.png").symlink_to("below/y.png")
+    replace_by(tmp_path / "x.png", b"after")
+    assert (tmp_path / "x.png").is_symlink()
+    assert (tmp_path / "below" / "y.png").read_bytes() == b"after"
+
+
 def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "x.png").mkdir()
     with pytest.raises(InputError, match=r"x\.png is a folder"):

@@ -169,6 +169,20 @@ def test_a_file_where_a_sub_folder_is_to_be(tmp_path: Path) -> None:
 # What counts as done.
 
 
+def test_a_batch_of_more_images_than_are_written_at_once(tmp_path: Path) -> None:
+    images = torch.rand(37, 1, 4, 5, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
+    sizes = torch.arange(37, dtype=torch.float64) / 3
+    with Folder(tmp_path / "out", [f"{i}.jpg" for i in range(37)], {}) as folder:
+        assert [folder.claim(0, 36), folder.claim(36, 37)] == [True, True]
+        folder.write(0, 36, images[:36], {"size": sizes[:36]})
+        folder.write(36, 37, images[36:], {"size": sizes[36:]})
+        assert folder.done == 37
+        assert folder.figures("size") == [(f"{i}.png", i / 3) for i in range(37)]
+    for i, image in enumerate(images):  # each under its own name, by its own values
+        want = ((image[0].double() + 1) * 127.5).round().clamp(0, 255).numpy()
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / f"{i}.png")), want)
+
+
 def test_a_picture_that_is_not_whole_is_not_done(run: Command, here: Path) -> None:
     assert run("encode", "-n", 3, "-o", "z.h5", *MIXTURE)[0] == 0
     assert run("decode", "z.h5", "-o", "out")[0] == 0
