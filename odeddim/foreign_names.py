@@ -72,6 +72,7 @@ _GRIDS = {
     "optimized, dm_nonuniform": ("xue", "for latent models 'xue:2'"),
     "align_your_steps": ("ays", "with the model's list, as in 'ays:sdxl'"),
     "simple, sgm_uniform": ("trailing", ""),
+    "shift, flow_shift, use_flow_sigmas": ("flow", "with the shift, as in 'flow:3'"),
     "gits": ("", "GITS chooses nodes for each model: odeddim.gits_plan(solver, steps) makes a plan with them"),
 }
 _TABLE = {
@@ -121,6 +122,7 @@ _ARGUMENTS = {
     "scheduler, sampler, sampler_name, method": ("solver", ""),
     "timestep_spacing, timestep_type, timesteps, sigmas, skip_type, schedule": ("grid", ""),
     "use_karras_sigmas": ("grid", "with the value 'karras'"),
+    "shift, flow_shift": ("grid", "with the value 'flow:SHIFT'"),
     "generator, manual_seed": ("seed", ""),
     "num_images_per_prompt, num_images, num_samples, n_samples": ("count", "in odeddim.sample the first argument"),
     "torch_dtype": ("dtype", "an argument of odeddim.load"),
