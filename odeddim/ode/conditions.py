@@ -60,7 +60,7 @@ def _beside(x: Tensor, given: Given) -> Given:
 
 
 _WEIGHTS = ("guidance", "distilled_guidance")
-HOW_GUIDED = ("interval", "guidance_rescale")
+HOW_GUIDED = ("interval", "guidance_rescale", "low_guidance")
 """What a condition says of its guidance, and only with a guidance other than 1."""
 
 
@@ -78,6 +78,8 @@ class Condition:
             condition alone.
         guidance_rescale: How far the guided answer is scaled to the standard deviation of the answer under the
             condition: φ of `odeddim.ode.guidance.rescaled`, 0 (not at all) to 1.
+        low_guidance: The weight w of the network for the lower noise levels, of a model that has two; None for
+            `guidance`.
 
     Raises:
         InputError: If a value is of the wrong type or outside its range.
@@ -90,6 +92,7 @@ class Condition:
     interval: tuple[float, float] | None = None
     distilled_guidance: float = 1.0
     guidance_rescale: float = 0.0
+    low_guidance: float | None = None
 
     def __post_init__(self) -> None:
         if self.label is not None and not _is_whole(self.label):
@@ -97,7 +100,7 @@ class Condition:
         for name in ("prompt", "negative_prompt"):
             if not isinstance(getattr(self, name), (str, type(None))):
                 raise InputError(f"{name} must be a text, not {getattr(self, name)!r:.50}")
-        for name in _WEIGHTS:
+        for name in (*_WEIGHTS, *(() if self.low_guidance is None else ("low_guidance",))):
             if not _is_number(getattr(self, name)) or not math.isfinite(getattr(self, name)):
                 raise InputError(f"{name} must be a finite number, not {getattr(self, name)!r:.50}")
         if self.interval is not None:
@@ -111,6 +114,8 @@ class Condition:
             raise InputError(f"guidance_rescale must be a number from 0 to 1, not {self.guidance_rescale!r:.50}")
         if self.guidance_rescale and self.guidance == 1:
             raise InputError("guidance_rescale scales what is guided: give it with a guidance other than 1")
+        if self.low_guidance is not None and self.guidance == 1:
+            raise InputError("low_guidance is a second weight: give it with a guidance other than 1")
 
     @property
     def words(self) -> str:
@@ -120,18 +125,30 @@ class Condition:
         words += [f"negative prompt {self.negative_prompt!r}"] if self.negative_prompt else []
         where = "" if self.interval is None else " for σ in {:g} to {:g}".format(*self.interval)
         scaled = f" rescaled by {self.guidance_rescale:g}" if self.guidance_rescale else ""
-        words += [f"guidance {self.guidance:g}{scaled}{where}"] if self.guidance != 1 else []
+        low = "" if self.low_guidance is None else f" ({self.low_guidance:g} of the network for low noise levels)"
+        words += [f"guidance {self.guidance:g}{low}{scaled}{where}"] if self.guidance != 1 else []
         words += [f"distilled guidance {self.distilled_guidance:g}"] if self.distilled_guidance != 1 else []
         return ", ".join(words)
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments of `Condition` that differ from their defaults, as values that JSON can hold."""
-        found = {name: getattr(self, name) for name in ("label", "prompt", "negative_prompt", "interval")}
+        names = ("label", "prompt", "negative_prompt", "interval", "low_guidance")
+        found = {name: getattr(self, name) for name in names}
         found = {name: value for name, value in found.items() if value is not None}
         if "interval" in found:
             found["interval"] = list(found["interval"])
         found |= {"guidance_rescale": self.guidance_rescale} if self.guidance_rescale else {}
         return found | {name: getattr(self, name) for name in _WEIGHTS if getattr(self, name) != 1}
+
+    def check_networks(self, model: str, boundary: float | None) -> None:
+        """Raise an InputError if this condition has a weight for a second network, and the model has one only.
+
+        Args:
+            model: The name of the model.
+            boundary: The noise level below which it has a second network; None for none.
+        """
+        if self.low_guidance is not None and boundary is None:
+            raise InputError(f"the model {model!r} has one network for all noise levels: leave out low_guidance=...")
 
     def check_undistilled(self) -> None:
         """Raise an InputError if this condition has a weight that only a guidance-distilled network takes."""

@@ -17,12 +17,13 @@ from odeddim.ode.conditions import Condition, Conditions, Given, Placed, check_e
 from odeddim.ode.devices import Numbers, device_of, dtype_of, products
 from odeddim.ode.forms import Form
 from odeddim.ode.gaussian import Gaussian
-from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, length_of, where_guided
+from odeddim.ode.guidance import Way, conditioned_answer, guided_answer, in_blocks, length_of, ways_at
 from odeddim.ode.labels import Labels, Relabelled, labels_of
 from odeddim.ode.pickling import check_pickles
 from odeddim.ode.predictions import HELD, PREDICTIONS
 from odeddim.ode.schedule import TIMES, Schedule, Time
 from odeddim.ode.sizes import Sizes, check_batch, counterpart
+from odeddim.ode.two_networks import TwoNetworks
 from odeddim.storage.errors import axes_of, called
 from odeddim.types import InputError, pick
 
@@ -156,9 +157,9 @@ class VectorField:
         return self._form
 
     @property
-    def network(self) -> Callable[..., Tensor]:
-        """The network in its form, network(x (B, *), t (B,), *given) -> (B, *)."""
-        return self._form.of(self.eps)
+    def boundary(self) -> float | None:
+        """The noise level below which the model has another network; None if it has one network."""
+        return self.eps.boundary if isinstance(self.eps, TwoNetworks) else None
 
     def to(
         self,
@@ -419,6 +420,7 @@ class VectorField:
         interval: tuple[float, float] | None = None,
         distilled_guidance: float = 1.0,
         guidance_rescale: float = 0.0,
+        low_guidance: float | None = None,
     ) -> VectorField:
         """This field under a condition. Both fields share the network.
 
@@ -432,6 +434,8 @@ class VectorField:
                 the condition alone.
             guidance_rescale: How far the guided answer is scaled to the standard deviation of the answer under the
                 condition, image by image: φ of arXiv 2305.08891, eq. 15 and 16, from 0 (not at all) to 1.
+            low_guidance: The weight w of the network for the lower noise levels, of a model that has two, such as Wan
+                2.2; by default `guidance`.
 
         Returns:
             A field with counters of its own.
@@ -439,13 +443,15 @@ class VectorField:
         Raises:
             InputError: If the network does not take this condition.
         """
-        condition = Condition(label, prompt, negative_prompt, guidance, interval, distilled_guidance, guidance_rescale)
+        shared = (guidance, interval, distilled_guidance, guidance_rescale, low_guidance)
+        condition = Condition(label, prompt, negative_prompt, *shared)
         twin = copy.copy(self)
         twin.watch, twin._each, twin.counts = None, None, (0, 0, 0)
         if self.conditions is None:
             if condition != Condition():
                 raise InputError(f"the model {self.name!r} has no conditions: leave out {condition.words}")
             return twin
+        condition.check_networks(self.name, self.boundary)
         given, null = self.conditions.given(condition)
         if guidance != 1 and null is None:
             raise InputError(
@@ -482,6 +488,7 @@ class VectorField:
         twin.watch, twin.counts = None, (0, 0, 0)
         twin._each = len(conditions)
         twin.condition, twin._given = given_to_each(self.name, self.conditions, conditions, self.condition)
+        twin.condition.check_networks(self.name, self.boundary)
         return twin
 
     def count(self, other: VectorField) -> None:
@@ -547,33 +554,38 @@ class VectorField:
         return out
 
     def _under_condition(self, x: Tensor, labels: Tensor, sigma: Tensor) -> Tensor:
-        """The network's answer under the condition, with guidance in its interval; labels (B,), sigma () or (B,)."""
-        guided = where_guided(self.condition, sigma)
+        """The network's answer under the condition, at each noise level in its way; labels (B,), sigma () or (B,)."""
         each = () if self._each is None or self._given is None else together(self._given, x)
-        if isinstance(guided, bool):
-            self.rows += x.shape[0] * (1 + guided)
-            return self._evaluate(x, labels, guided, each)
+        ways = ways_at(self.condition, sigma, self.boundary)
+        if len(ways) == 1:
+            ((way, _),) = ways
+            self.rows += x.shape[0] * way.evaluations
+            return self._evaluate(x, labels, way, each)
         # An image outside the interval must not share a batch with those inside: its last digits would depend on them.
-        rows, others = (mask.nonzero()[:, 0].to(x.device, non_blocking=True) for mask in (guided, ~guided))
-        self.rows += x.shape[0] + len(rows)
-        within, beyond = (tuple(part[these] for part in each) for these in (rows, others))
-        inside = self._evaluate(x[rows], labels[rows], True, within)
-        out = inside.new_empty((x.shape[0], *inside.shape[1:]))
-        out[rows], out[others] = inside, self._evaluate(x[others], labels[others], False, beyond).to(out.dtype)
+        answers = []
+        for way, places in ways:
+            rows = torch.tensor(places).to(x.device, non_blocking=True)
+            self.rows += len(rows) * way.evaluations
+            its = tuple(part[rows] for part in each)
+            answers.append((rows, self._evaluate(x[rows], labels[rows], way, its)))
+        first = answers[0][1]
+        out = first.new_empty((x.shape[0], *first.shape[1:]))
+        for rows, answer in answers:
+            out[rows] = answer.to(out.dtype)
         return out
 
-    def _evaluate(self, x: Tensor, labels: Tensor, guided: bool, each: Given) -> Tensor:
+    def _evaluate(self, x: Tensor, labels: Tensor, way: Way, each: Given) -> Tensor:
         size = self.network_batch
         if size is None or size == x.shape[0]:
-            return self._network(x, labels, guided, each)
+            return self._network(x, labels, way, each)
         out, filled = in_blocks(
-            lambda block, its_labels, *its: self._network(block, its_labels, guided, its), x, labels, size, each
+            lambda block, its_labels, *its: self._network(block, its_labels, way, its), x, labels, size, each
         )
-        self.filled += filled * (1 + guided)
+        self.filled += filled * way.evaluations
         return out
 
-    def _network(self, x: Tensor, labels: Tensor, guided: bool, each: Given) -> Tensor:
-        network = self.network
+    def _network(self, x: Tensor, labels: Tensor, way: Way, each: Given) -> Tensor:
+        network = self._form.of(self.eps.of(low=way.low) if isinstance(self.eps, TwoNetworks) else self.eps)
         if self.conditions is None:
             return network(x, labels)
         if self._given is None:
@@ -581,6 +593,7 @@ class VectorField:
         given, null = self._given.beside(x)
         if each:
             given, null = each[: len(given)], each[len(given) :] or None
-        if not guided or null is None:
+        if way.weight == 1 or null is None:
             return conditioned_answer(network, x, labels, given)
-        return guided_answer(network, x, labels, given, null, self.condition, length_of(self.conditions))
+        rescale, length = self.condition.guidance_rescale, length_of(self.conditions)
+        return guided_answer(network, x, labels, given, null, way.weight, rescale, length)

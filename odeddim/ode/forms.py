@@ -85,7 +85,7 @@ class Form:
         graphs = x.device.type == "cuda"
         if id(network) not in self._made:
             mode = "reduce-overhead" if graphs else None
-            self._made = {id(network): torch.compile(network, dynamic=False, mode=mode)}
+            self._made[id(network)] = torch.compile(network, dynamic=False, mode=mode)
         if graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:

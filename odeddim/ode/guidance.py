@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,21 +14,48 @@ Network = Callable[..., Tensor]
 """A network, eps(x (B, *), t (B,), *given) -> (B, *)."""
 
 
-def where_guided(condition: Condition, sigma: Tensor) -> Tensor | bool:
-    """Which images are guided at their noise levels.
+class Way(NamedTuple):
+    """How an image is evaluated at its noise level.
+
+    Attributes:
+        weight: The weight of guidance; 1 is the condition alone.
+        low: Whether by the network for low noise levels, of a model that has two.
+    """
+
+    weight: float
+    low: bool
+
+    @property
+    def evaluations(self) -> int:
+        """How many images the network sees for one."""
+        return 1 if self.weight == 1 else 2
+
+
+def ways_at(condition: Condition, sigma: Tensor, boundary: float | None) -> list[tuple[Way, list[int]]]:
+    """The ways in which images are evaluated at their noise levels, those with guidance first.
 
     Args:
         condition: The condition, with its guidance and interval.
         sigma: The noise levels, () or (B,).
+        boundary: The noise level below which the model has another network; None for one network.
 
     Returns:
-        True or False if that holds for all images, otherwise a mask (B,).
+        Each way, with the places of its images; the only one without, for it is that of all.
     """
-    if condition.guidance == 1 or condition.interval is None:
-        return condition.guidance != 1
-    low, high = condition.interval
-    within = (sigma >= low) & (sigma <= high)
-    return within if within.ndim and bool(within.any() ^ within.all()) else bool(within.any())
+    if condition.interval is None and boundary is None:
+        return [(Way(condition.guidance, False), [])]
+    found: dict[Way, list[int]] = {}
+    for place, level in enumerate(sigma.reshape(-1).tolist() or [0.0]):  # of no image, any way
+        found.setdefault(_way_at(condition, level, boundary), []).append(place)
+    ways = sorted(found, key=lambda way: -way.evaluations)
+    return [(way, found[way] if len(ways) > 1 else []) for way in ways]
+
+
+def _way_at(condition: Condition, sigma: float, boundary: float | None) -> Way:
+    low = boundary is not None and sigma < boundary
+    within = condition.interval is None or condition.interval[0] <= sigma <= condition.interval[1]
+    weight = condition.guidance if not low or condition.low_guidance is None else condition.low_guidance
+    return Way(weight if within else 1.0, low)
 
 
 def conditioned_answer(network: Network, x: Tensor, labels: Tensor, given: Given) -> Tensor:
@@ -51,7 +79,8 @@ def guided_answer(
     labels: Tensor,
     given: Given,
     null: Given,
-    condition: Condition,
+    weight: float,
+    rescale: float = 0.0,
     length: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The guided answer ε(none) + w·(ε(condition) - ε(none)). Both terms come from one batch of twice the images.
@@ -62,7 +91,8 @@ def guided_answer(
         labels: The labels t, (B,).
         given: The tensors (1, *) for the condition.
         null: The tensors (1, *) for no condition.
-        condition: The condition, with its guidance w and φ of `rescaled`.
+        weight: The weight w.
+        rescale: φ of `rescaled`.
         length: A length of answers that guidance keeps, as of `odeddim.ode.conditions.Prompts`; None for none.
 
     Returns:
@@ -76,9 +106,9 @@ def guided_answer(
     # In the state's precision at least: the difference is small and the guidance may be large.
     exact = torch.promote_types(told.dtype, torch.float32)
     told, untold = told.to(exact), untold.to(exact)
-    guided = untold + condition.guidance * (told - untold)
+    guided = untold + weight * (told - untold)
     guided = guided if length is None else guided * (length(told) / length(guided))
-    return rescaled(guided, told, condition.guidance_rescale) if condition.guidance_rescale else guided
+    return rescaled(guided, told, rescale) if rescale else guided
 
 
 def rescaled(guided: Tensor, told: Tensor, rescale: float) -> Tensor:

@@ -14,6 +14,7 @@ real-valued labels. The scheduler's file states the schedule, the prediction and
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -29,10 +30,11 @@ from odeddim.models.networks import autoencoder
 from odeddim.models.networks.text_encoders import has
 from odeddim.models.pipelines.shapes import shape_of
 from odeddim.models.pipelines.table import NETWORKS
-from odeddim.models.pipelines.told import Call, Pipeline
+from odeddim.models.pipelines.told import Call, Pipeline, second_of
 from odeddim.models.weights import hash_of_networks
 from odeddim.ode.conditions import words_of
 from odeddim.ode.field import VectorField
+from odeddim.ode.two_networks import TwoNetworks
 from odeddim.types import InputError
 
 INDEX = "model_index.json"
@@ -56,7 +58,8 @@ def matches(path: Path) -> bool:
 def parts(folder: Path) -> list[str]:
     """The parts that `read` reads: those with weights, and tokenizers. Raises InputError for a network of others."""
     index = config_of(folder, INDEX)
-    read_too = (_network(folder, index)[0].name, *CODECS)
+    where, _ = _network(folder, index)
+    read_too = (where.name, second_of(where).name, *CODECS)
     return [part for part in index if has(index, part) and (part in read_too or part.startswith(_OF_TEXTS))]
 
 
@@ -91,23 +94,27 @@ def read(path: Path) -> VectorField:
             "paths: give the scheduler that it was trained with"
         )
     make = class_of("diffusers", told.made_by or kind).from_config
-    network = made(lambda: make(config), where)
+    folders = [where] if told.boundary is None else [where, second_of(where)]
+    networks = [made(functools.partial(make, config_of(its)), its) for its in folders]
+    called = [_Called(network, told.call, shape[0]) for network in networks]
+    lower = "" if told.boundary is None else f", a second one below t = {told.boundary:g}"
     settings = {
         "codec": codec.sha256 if codec else "",
         "told": words_of(told.conditions),
-        "network": changed_settings(network),
+        "network": changed_settings(networks[0]),
+        **({} if told.boundary is None else {"low": [told.boundary, changed_settings(networks[1])]}),
         "encoders": [encoder.settings for encoder in told.encoders],
         **({"adds": told.adds} if told.adds else {}),
     }
-    parts = [index.get("_class_name"), f"{kind} of {size(network)}", its_kind, posed.found]
+    parts = [index.get("_class_name"), f"{kind} of {size(networks[0])}{lower}", its_kind, posed.found]
     return Loaded(
-        _Called(network, told.call, shape[0]),
+        called[0] if told.boundary is None else TwoNetworks(*called, told.boundary / (1 - told.boundary)),
         posed.schedule,
         predicts=told.predicts or posed.predicts,
         time=told.time or posed.time,
         shape=told.sizes,
         name=str(folder.absolute()),
-        sha256=hash_of_networks(network, *(encoder.network for encoder in told.encoders), settings=settings),
+        sha256=hash_of_networks(*networks, *(encoder.network for encoder in told.encoders), settings=settings),
         details={
             "architecture": settings_of(config),
             "found": ", ".join(str(part) for part in parts if part),
