@@ -119,6 +119,7 @@ _ARGUMENTS = {
         "guidance",
         "an argument of VectorField.conditioned; what Flux.1 dev takes as an input is distilled_guidance",
     ),
+    "guidance_scale_2": ("low_guidance", "an argument of VectorField.conditioned"),
     "scheduler, sampler, sampler_name, method": ("solver", ""),
     "timestep_spacing, timestep_type, timesteps, sigmas, skip_type, schedule": ("grid", ""),
     "use_karras_sigmas": ("grid", "with the value 'karras'"),
@@ -129,7 +130,10 @@ _ARGUMENTS = {
     "prediction_type, parameterization, model_type": ("predicts", "an argument of VectorField.from_network"),
     "class_labels, class_label": ("label", "an argument of VectorField.conditioned"),
     "cfg_rescale, rescale_cfg": ("guidance_rescale", "an argument of VectorField.conditioned"),
-    "prompt, negative_prompt, label, guidance, guidance_rescale": ("", "an argument of VectorField.conditioned"),
+    "prompt, negative_prompt, label, guidance, guidance_rescale, low_guidance": (
+        "",
+        "an argument of VectorField.conditioned",
+    ),
     "eta": ("", "a setting of solvers that add noise, such as 'ddim-eta', and an argument of odeddim.sample"),
     "tau, tau_func": ("eta", "the amount of noise of a solver that adds some; τ of 'sa-solver'"),
 }

@@ -204,13 +204,14 @@ def test_wans_run_by_two_networks_is_the_pipelines(
 ) -> None:
     _, pipeline, field = pair
     assert field.boundary == BOUNDARY / (1 - BOUNDARY) == 7
-    calls = [0, 0]
-    for k, network in enumerate((field.eps.high, field.eps.low)):
-        network.register_forward_hook(lambda *_, k=k: calls.__setitem__(k, calls[k] + 1))
+    networks, seen = (field.eps.high, field.eps.low), []
+    hooks = [each.register_forward_hook(lambda module, *_: seen.append(module)) for each in networks]
     run_of_wan(pipeline, field, guidance, low=low)
+    for hook in hooks:
+        hook.remove()
     t = pipeline.scheduler.sigmas[1:-1]
     above = int((t >= BOUNDARY).sum())
-    assert calls == [2 * above, 2 * (STEPS - above)]  # two runs
+    assert seen == [*[networks[0]] * above, *[networks[1]] * (STEPS - above)] * 2  # two runs
     assert 5 < above < 15
 
 
@@ -261,7 +262,7 @@ def test_the_second_network_is_a_part_of_the_model(pair: tuple[Path, Any, Vector
     assert len({field.sha256, moved.sha256, other.sha256}) == 3
     double = odeddim.load(pipeline).to("cpu", "float64")
     assert {part.dtype for part in double.eps.parameters()} == {torch.float64}
-    assert latent_diffusion.parts(folder) == ["vae", "text_encoder", "tokenizer", "transformer", "transformer_2"]
+    assert {*latent_diffusion.parts(folder)} == {"vae", "text_encoder", "tokenizer", "transformer", "transformer_2"}
 
 
 @pytest.fixture(scope="module")
@@ -455,6 +456,8 @@ def test_what_is_refused(flow: tuple[Path, Any, VectorField], shifted: tuple[Pat
     ("kind", "part", "changes", "says"),
     [
         ("flow", "transformer/config.json", {"image_dim": 16}, "takes an image too"),
+        ("flow", "model_index.json", {"_class_name": "WanImageToVideoPipeline"}, "Pipeline also takes an image, which"),
+        ("shifted", "transformer/config.json", {"in_channels": 8}, "also needs an image or a mask"),
         ("flow", "transformer/config.json", {"in_channels": 9}, "also needs an image or a mask"),
         ("flow", "transformer/config.json", {"patch_size": [2, 2, 2]}, "patch_size must be 1 frame and a square"),
         ("flow", "transformer/config.json", {"text_dim": 25}, "has text_dim 25, but its text encoders return width 24"),
@@ -503,6 +506,19 @@ def test_wan_with_patches_of_pixels_and_a_label_for_each_of_its_own(tmp_path: Pa
 
 
 # On the command line.
+
+
+def test_both_guidances_on_the_command_line(pair: tuple[Path, Any, VectorField], here: Path, run: Run) -> None:
+    folder, _, field = pair
+    how = ("--model", folder, "--prompt", "cat", "--guidance", 4, "--low-guidance", 3)
+    small = ("--size", "3,9,16,32", "--steps", 4, "--grid", "flow:3", "--solver", "euler")
+    code, _, err = run("sample", "-n", 1, "-o", "s.npz", *how, *small)
+    assert code == 0, err
+    told = field.conditioned(prompt="cat", guidance=4, low_guidance=3)
+    mine = odeddim.sample(1, "euler", model=told, shape=(3, 9, 16, 32), steps=4, grid="flow:3")
+    assert off(open_images(Path("s.npz")).read(), mine) < 1e-5
+    other = odeddim.sample(1, "euler", model=field.conditioned(prompt="cat", guidance=4), shape=(3, 9, 16, 32), steps=4)
+    assert off(other, mine) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["flow", "shifted"])

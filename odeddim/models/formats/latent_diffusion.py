@@ -41,8 +41,8 @@ INDEX = "model_index.json"
 CODECS = ("vae", "vqvae")
 _OF_IMAGES = ("controlnet", "adapter")
 """Parts of pipelines that take an image beside the data."""
-_OF_TOKENS = re.compile("Kontext|QwenImage(Edit|Layered)")
-"""Names of pipelines whose networks take an image as more tokens, which neither a part nor a setting shows."""
+_OF_PICTURES = re.compile("Kontext|QwenImage(Edit|Layered)|ImageToVideo")
+"""Names of pipelines that begin with an image, of which some show it by neither a part nor a setting."""
 _OF_TEXTS = ("tokenizer", "text_encoder")
 
 
@@ -130,10 +130,10 @@ def _network(folder: Path, index: Mapping[str, Any]) -> tuple[Path, str]:
     """Return the folder of a pipeline's network, and the network's class."""
     name = str(index.get("_class_name"))
     others = [part for part in _OF_IMAGES if has(index, part)]
-    if others or _OF_TOKENS.search(name):
+    if others or _OF_PICTURES.search(name):
         raise InputError(
             f"{folder / INDEX}: the network of a {name} also takes an image{f' by its {others[0]}' if others else ''}, "
-            "which odeddim does not support: give the pipeline that makes images of texts or classes alone"
+            "which odeddim does not support: give a pipeline that takes texts or classes alone"
         )
     where = folder / next((part for part in ("unet", "transformer") if has(index, part)), "unet")
     kind = str(index[where.name][1]) if has(index, where.name) else None
