@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -17,7 +18,7 @@ from odeddim.ode.conditions import Condition, Conditions, Given, Placed, check_e
 from odeddim.ode.devices import Numbers, device_of, dtype_of, products
 from odeddim.ode.forms import Form
 from odeddim.ode.gaussian import Gaussian
-from odeddim.ode.guidance import Way, conditioned_answer, guided_answer, in_blocks, length_of, ways_at
+from odeddim.ode.guidance import Way, conditioned_answer, guided_answer, in_blocks, in_ways, length_of, ways_at
 from odeddim.ode.labels import Labels, Relabelled, labels_of
 from odeddim.ode.pickling import check_pickles
 from odeddim.ode.predictions import HELD, PREDICTIONS
@@ -52,6 +53,7 @@ class VectorField:
 
     Attributes:
         sizes: The sizes of the network's input; None for any.
+        boundary: The noise level below which a model of two networks takes the lower one; None for one network.
         nfe: The number of calls; `reset` sets the three counters to 0.
         rows: The number of images evaluated in these calls; a guided image counts twice.
         filled: The number of images among them that only filled up a batch to `network_batch`.
@@ -101,6 +103,7 @@ class VectorField:
         self.conditions = conditions
         self.condition = Condition()
         self.codec = codec
+        self.boundary = eps.boundary if isinstance(eps, TwoNetworks) else None
         its = getattr(eps, "moments", None)  # of an exact field
         self._moments = its if isinstance(its, Gaussian) else None
         self._given: Placed | None = None
@@ -157,9 +160,9 @@ class VectorField:
         return self._form
 
     @property
-    def boundary(self) -> float | None:
-        """The noise level below which the model has another network; None if it has one network."""
-        return self.eps.boundary if isinstance(self.eps, TwoNetworks) else None
+    def network(self) -> Callable[..., Tensor]:
+        """The network in its form, network(x (B, *), t (B,), *given) -> (B, *). Of two it takes low=True or False."""
+        return self._form.of(self.eps)
 
     def to(
         self,
@@ -557,22 +560,8 @@ class VectorField:
         """The network's answer under the condition, at each noise level in its way; labels (B,), sigma () or (B,)."""
         each = () if self._each is None or self._given is None else together(self._given, x)
         ways = ways_at(self.condition, sigma, self.boundary)
-        if len(ways) == 1:
-            ((way, _),) = ways
-            self.rows += x.shape[0] * way.evaluations
-            return self._evaluate(x, labels, way, each)
-        # An image outside the interval must not share a batch with those inside: its last digits would depend on them.
-        answers = []
-        for way, places in ways:
-            rows = torch.tensor(places).to(x.device, non_blocking=True)
-            self.rows += len(rows) * way.evaluations
-            its = tuple(part[rows] for part in each)
-            answers.append((rows, self._evaluate(x[rows], labels[rows], way, its)))
-        first = answers[0][1]
-        out = first.new_empty((x.shape[0], *first.shape[1:]))
-        for rows, answer in answers:
-            out[rows] = answer.to(out.dtype)
-        return out
+        self.rows += sum(way.evaluations * (len(places) or x.shape[0]) for way, places in ways)
+        return in_ways(self._evaluate, ways, x, labels, each)
 
     def _evaluate(self, x: Tensor, labels: Tensor, way: Way, each: Given) -> Tensor:
         size = self.network_batch
@@ -585,7 +574,7 @@ class VectorField:
         return out
 
     def _network(self, x: Tensor, labels: Tensor, way: Way, each: Given) -> Tensor:
-        network = self._form.of(self.eps.of(low=way.low) if isinstance(self.eps, TwoNetworks) else self.eps)
+        network = self.network if self.boundary is None else functools.partial(self.network, low=way.low)
         if self.conditions is None:
             return network(x, labels)
         if self._given is None:

@@ -157,6 +157,34 @@ def length_of(conditions: Conditions | None) -> Callable[[Tensor], Tensor] | Non
     return getattr(conditions, "length", None)
 
 
+def in_ways(
+    evaluate: Callable[..., Tensor], ways: list[tuple[Way, list[int]]], x: Tensor, labels: Tensor, each: Given
+) -> Tensor:
+    """The answers to images in the way of each.
+
+    An image outside the interval must not share a batch with those inside: its last digits would depend on them.
+
+    Args:
+        evaluate: The network in a way, (x (n, *), labels (n,), way, its part of `each`) -> (n, *).
+        ways: What `ways_at` returns.
+        x: Its input, (B, *).
+        labels: The labels t, (B,).
+        each: What else each image has, (B, *) each.
+
+    Returns:
+        The answers, (B, *).
+    """
+    if len(ways) == 1:
+        return evaluate(x, labels, ways[0][0], each)
+    order = torch.tensor([place for _, places in ways for place in places])
+    answers = []
+    for way, places in ways:
+        rows = torch.tensor(places).to(x.device, non_blocking=True)
+        answers.append(evaluate(x[rows], labels[rows], way, tuple(part[rows] for part in each)))
+    back = torch.argsort(order).to(x.device, non_blocking=True)
+    return torch.cat([answer.to(answers[0].dtype) for answer in answers])[back]
+
+
 def in_blocks(network: Network, x: Tensor, labels: Tensor, size: int, each: Given = ()) -> tuple[Tensor, int]:
     """The answers of a network that is always evaluated on blocks of `size` images; the last block is filled up.
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class TwoNetworks(nn.Module):
     """The networks of a model that has two. A `VectorField` chooses one by σ, which is known without the device.
 
     Args:
-        high: The network for σ at the boundary and above.
-        low: The network for σ below it.
+        high: The network for σ at the boundary and above, network(x (B, *), t (B,), *given) -> (B, *).
+        low: The network for σ below it, likewise.
         boundary: The noise level.
     """
 
@@ -18,6 +18,7 @@ class TwoNetworks(nn.Module):
         super().__init__()
         self.high, self.low, self.boundary = high, low, boundary
 
-    def of(self, *, low: bool) -> nn.Module:
-        """The network for the noise levels below the boundary, or that for the others."""
-        return self.low if low else self.high
+    def forward(self, x: Tensor, t: Tensor, *given: Tensor, low: bool) -> Tensor:
+        """Evaluate one of the networks: the lower one, or the other."""
+        answer: Tensor = (self.low if low else self.high)(x, t, *given)
+        return answer
