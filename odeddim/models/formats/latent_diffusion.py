@@ -108,7 +108,7 @@ def read(path: Path) -> VectorField:
     }
     parts = [index.get("_class_name"), f"{kind} of {size(networks[0])}{lower}", its_kind, posed.found]
     return Loaded(
-        called[0] if told.boundary is None else TwoNetworks(*called, told.boundary / (1 - told.boundary)),
+        called[0] if told.boundary is None else TwoNetworks(called[0], called[1], told.boundary / (1 - told.boundary)),
         posed.schedule,
         predicts=told.predicts or posed.predicts,
         time=told.time or posed.time,
