@@ -28,6 +28,7 @@ def _target(own: dict[str, Any]) -> Subject:
         "distilled_guidance": own["to_distilled_guidance"],
         "guidance_rescale": own["to_guidance_rescale"],
         "guide": own["to_guide"],
+        "low_guidance": own["to_low_guidance"],
     }
     return Subject(own["to"], condition, options.of_model().get("allow_pickle", False))
 
@@ -69,6 +70,14 @@ target = options.gathered(
             default=0.0,
             help="How far the guided answer of --to is scaled to the standard deviation of its answer under the "
             "condition, 0 to 1.  [default: 0]",
+        ),
+        click.option(
+            "--to-low-guidance",
+            type=float,
+            metavar="W",
+            default=None,
+            help="The guidance of the network of --to for the lower noise levels, if it has two.  "
+            "[default: --to-guidance]",
         ),
         click.option(
             "--to-distilled-guidance",

@@ -105,6 +105,14 @@ OPTIONS = (
         "condition, 0 to 1.  [default: 0]",
     ),
     click.option(
+        "--low-guidance",
+        cls=Chosen,
+        type=float,
+        metavar="W",
+        help="The guidance of the network for the lower noise levels, of a model with two (Wan 2.2).  "
+        "[default: --guidance]",
+    ),
+    click.option(
         "--distilled-guidance",
         cls=Chosen,
         type=float,

@@ -32,6 +32,7 @@ def _descriptions(own: dict[str, Any]) -> dict[str, Any]:
             own["guidance_interval"],
             own["distilled_guidance"],
             own["guidance_rescale"],
+            own["low_guidance"],
         ),
         "from_each": own["from_each"],
         "to_each": own["to_each"],
@@ -100,6 +101,14 @@ descriptions = options.gathered(
             default=0.0,
             help="How far the guided answer of the network is scaled to the standard deviation of its answer under "
             "--to, 0 to 1.  [default: 0]",
+        ),
+        click.option(
+            "--low-guidance",
+            type=float,
+            metavar="W",
+            default=None,
+            help="The guidance of the network for the lower noise levels, of a model with two, on the way down.  "
+            "[default: --guidance]",
         ),
         click.option(
             "--distilled-guidance",

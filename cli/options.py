@@ -153,7 +153,8 @@ def grid_by(default: str) -> Callable[[F], F]:
         default=None,
         metavar="NAME|FILE",
         help="The noise levels: linear, quadratic, trailing, leading, linspace, log, karras, karras:RHO, edm, ays, "
-        "ays:LIST, xue, xue:P, or a file: a list of σ, or a plan (plan.json), whose nodes are taken.  "
+        "ays:LIST, xue, xue:P, flow, flow:SHIFT (of flow models), or a file: a list of σ, or a plan (plan.json), whose "
+        "nodes are taken.  "
         f"[default: {default}]",
     )
 

@@ -16,14 +16,15 @@ ARGUMENTS = {
     "draws", "dropout", "dtype", "ema", "end", "engine", "eta", "evaluations", "false_positives", "features", "figure",
     "figure_size", "find", "flips", "format", "fps", "frames", "from", "from_distilled_guidance", "from_each",
     "from_guidance", "grid", "guidance", "guidance_rescale", "guide", "images", "json", "label", "labels",
-    "labels_from", "learning_rate", "levels", "log_json", "loop", "max_nfe", "microbatches", "model", "multipliers",
+    "labels_from", "learning_rate", "levels", "log_json", "loop", "low_guidance", "max_nfe", "microbatches", "model",
+    "multipliers",
     "negative_prompt", "network_batch", "of", "output", "overwrite", "pad", "pair", "pairs", "paper", "parallel",
     "plan", "points", "portable", "precision", "predicts", "probes", "prompt", "prompts_from", "quiet", "rank",
     "reference", "repeats", "resize", "resume", "round_trip", "rtol", "samples", "samples_every", "scale", "seed",
     "sensitivity", "set", "sheet", "side", "sigma", "size", "skip_bad", "solver", "solvers", "steps", "tensorboard",
     "threads", "tiles", "title", "to", "to_distilled_guidance", "to_each", "to_guidance", "to_guidance_rescale",
-    "to_guide", "to_label", "to_negative_prompt", "to_prompt", "tol", "tolerances", "top", "trajectory", "validation",
-    "verbose", "wait", "workers", "worst",
+    "to_guide", "to_label", "to_low_guidance", "to_negative_prompt", "to_prompt", "tol", "tolerances", "top",
+    "trajectory", "validation", "verbose", "wait", "workers", "worst",
 }  # fmt: skip
 """Arguments of the library that are options of the same name."""
 CALLED = {

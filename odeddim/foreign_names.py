@@ -72,6 +72,7 @@ _GRIDS = {
     "optimized, dm_nonuniform": ("xue", "for latent models 'xue:2'"),
     "align_your_steps": ("ays", "with the model's list, as in 'ays:sdxl'"),
     "simple, sgm_uniform": ("trailing", ""),
+    "shift, flow_shift, use_flow_sigmas": ("flow", "with the shift, as in 'flow:3'"),
     "gits": ("", "GITS chooses nodes for each model: odeddim.gits_plan(solver, steps) makes a plan with them"),
 }
 _TABLE = {
@@ -119,9 +120,11 @@ _ARGUMENTS = {
         "guidance",
         "an argument of VectorField.conditioned; what Flux.1 dev takes as an input is distilled_guidance",
     ),
+    "guidance_scale_2": ("low_guidance", "an argument of VectorField.conditioned"),
     "scheduler, sampler, sampler_name, method": ("solver", ""),
     "timestep_spacing, timestep_type, timesteps, sigmas, skip_type, schedule": ("grid", ""),
     "use_karras_sigmas": ("grid", "with the value 'karras'"),
+    "shift, flow_shift": ("grid", "with the value 'flow:SHIFT'"),
     "generator, manual_seed": ("seed", ""),
     "num_images_per_prompt, num_images, num_samples, n_samples": ("count", "in odeddim.sample the first argument"),
     "torch_dtype": ("dtype", "an argument of odeddim.load"),
@@ -129,7 +132,10 @@ _ARGUMENTS = {
     "class_labels, class_label": ("label", "an argument of VectorField.conditioned"),
     "cfg_rescale, rescale_cfg": ("guidance_rescale", "an argument of VectorField.conditioned"),
     "gnet": ("guide", "an argument of VectorField.conditioned"),
-    "prompt, negative_prompt, label, guidance, guidance_rescale, guide": ("", "an argument of VectorField.conditioned"),
+    "prompt, negative_prompt, label, guidance, guidance_rescale, guide, low_guidance": (
+        "",
+        "an argument of VectorField.conditioned",
+    ),
     "eta": ("", "a setting of solvers that add noise, such as 'ddim-eta', and an argument of odeddim.sample"),
     "tau, tau_func": ("eta", "the amount of noise of a solver that adds some; τ of 'sa-solver'"),
 }

@@ -226,9 +226,9 @@ class Timed:
         self._eps, self._device = model.network, model.device
         self.seconds, self.calls = 0.0, 0
 
-    def __call__(self, x: Tensor, t: Tensor, *given: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, *given: Tensor, **which: bool) -> Tensor:
         began = now(self._device)
-        out = self._eps(x, t, *given)
+        out = self._eps(x, t, *given, **which)
         self.seconds += now(self._device) - began
         self.calls += 1
         return out

@@ -42,7 +42,8 @@ class Description:
 
     Attributes:
         shows: The text, or the class as a number or its digits; None for the empty text or no class.
-        negative_prompt, guidance, interval, distilled_guidance, guidance_rescale: As of `VectorField.conditioned`.
+        negative_prompt, guidance, interval, distilled_guidance, guidance_rescale, low_guidance: As of
+            `VectorField.conditioned`.
 
     Example:
         >>> import odeddim
@@ -56,6 +57,7 @@ class Description:
     interval: tuple[float, float] | None = None
     distilled_guidance: float = 1.0
     guidance_rescale: float = 0.0
+    low_guidance: float | None = None
 
     def of(self, field: VectorField, each: Each | None = None) -> VectorField:
         """A model under this condition.

@@ -17,7 +17,7 @@ class Subject:
         name: The model as `odeddim.load` takes it: a name, a path, a VectorField, or a pipeline of diffusers; None for
             the model that the latent file names.
         condition: The arguments of `VectorField.conditioned`: label, prompt, negative_prompt, guidance, interval,
-            distilled_guidance, guidance_rescale, guide. The guide is a model as `name` is.
+            distilled_guidance, guidance_rescale, guide, low_guidance. The guide is a model as `name` is.
         allow_pickle: Whether to read files that run the code in them.
 
     Example:

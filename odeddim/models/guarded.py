@@ -13,6 +13,7 @@ from torch import Tensor
 
 from odeddim.ode.conditions import Given
 from odeddim.ode.field import VectorField
+from odeddim.ode.guidance import Way
 from odeddim.storage.errors import axes_of
 from odeddim.types import InputError, lacks_memory
 
@@ -20,9 +21,9 @@ from odeddim.types import InputError, lacks_memory
 class Loaded(VectorField):
     """A VectorField whose network was read from the file or folder `name`."""
 
-    def _network(self, x: Tensor, labels: Tensor, guided: bool, each: Given) -> Tensor:
+    def _network(self, x: Tensor, labels: Tensor, way: Way, each: Given) -> Tensor:
         with failures_of(self.name, x):
-            return super()._network(x, labels, guided, each)
+            return super()._network(x, labels, way, each)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ Given = tuple[Tensor, ...]
 
 
 _WEIGHTS = ("guidance", "distilled_guidance")
-HOW_GUIDED = ("interval", "guidance_rescale", "guide")
+HOW_GUIDED = ("interval", "guidance_rescale", "guide", "low_guidance")
 """What a condition says of its guidance, and only with a guidance other than 1."""
 
 
@@ -90,6 +90,8 @@ class Condition:
         guidance_rescale: How far the guided answer is scaled to the standard deviation of the answer under the
             condition: φ of `odeddim.ode.guidance.rescaled`, 0 (not at all) to 1.
         guide: The model that guidance leads away from; None for the network itself under no condition.
+        low_guidance: The weight w of the network for the lower noise levels, of a model that has two; None for
+            `guidance`.
 
     Raises:
         InputError: If a value is of the wrong type or outside its range.
@@ -103,6 +105,7 @@ class Condition:
     distilled_guidance: float = 1.0
     guidance_rescale: float = 0.0
     guide: Guide | None = None
+    low_guidance: float | None = None
 
     def __post_init__(self) -> None:
         if self.label is not None and not _is_whole(self.label):
@@ -110,7 +113,7 @@ class Condition:
         for name in ("prompt", "negative_prompt"):
             if not isinstance(getattr(self, name), (str, type(None))):
                 raise InputError(f"{name} must be a text, not {getattr(self, name)!r:.50}")
-        for name in _WEIGHTS:
+        for name in (*_WEIGHTS, *(() if self.low_guidance is None else ("low_guidance",))):
             if not _is_number(getattr(self, name)) or not math.isfinite(getattr(self, name)):
                 raise InputError(f"{name} must be a finite number, not {getattr(self, name)!r:.50}")
         if self.interval is not None:
@@ -124,6 +127,8 @@ class Condition:
             raise InputError(f"guidance_rescale must be a number from 0 to 1, not {self.guidance_rescale!r:.50}")
         if self.guidance_rescale and self.guidance == 1:
             raise InputError("guidance_rescale scales what is guided: give it with a guidance other than 1")
+        if self.low_guidance is not None and self.guidance == 1:
+            raise InputError("low_guidance is a second weight: give it with a guidance other than 1")
         if self.guide is not None:
             self._check_guide()
 
@@ -144,13 +149,15 @@ class Condition:
         where = "" if self.interval is None else " for σ in {:g} to {:g}".format(*self.interval)
         scaled = f" rescaled by {self.guidance_rescale:g}" if self.guidance_rescale else ""
         by = "" if self.guide is None else f" by {self.guide.words}"
-        words += [f"guidance {self.guidance:g}{by}{scaled}{where}"] if self.guidance != 1 else []
+        low = "" if self.low_guidance is None else f" ({self.low_guidance:g} of the network for low noise levels)"
+        words += [f"guidance {self.guidance:g}{low}{by}{scaled}{where}"] if self.guidance != 1 else []
         words += [f"distilled guidance {self.distilled_guidance:g}"] if self.distilled_guidance != 1 else []
         return ", ".join(words)
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments of `Condition` that differ from their defaults, as values that JSON can hold."""
-        found = {name: getattr(self, name) for name in ("label", "prompt", "negative_prompt", "interval")}
+        names = ("label", "prompt", "negative_prompt", "interval", "low_guidance")
+        found = {name: getattr(self, name) for name in names}
         found = {name: value for name, value in found.items() if value is not None}
         if "interval" in found:
             found["interval"] = list(found["interval"])
@@ -160,7 +167,19 @@ class Condition:
 
     def unguided(self) -> Condition:
         """The condition alone, which the guide is told too."""
-        return replace(self, negative_prompt=None, guidance=1.0, interval=None, guidance_rescale=0.0, guide=None)
+        return replace(
+            self, negative_prompt=None, guidance=1.0, interval=None, guidance_rescale=0.0, guide=None, low_guidance=None
+        )
+
+    def check_networks(self, model: str, boundary: float | None) -> None:
+        """Raise an InputError if this condition has a weight for a second network, and the model has one only.
+
+        Args:
+            model: The name of the model.
+            boundary: The noise level below which it has a second network; None for none.
+        """
+        if self.low_guidance is not None and boundary is None:
+            raise InputError(f"the model {model!r} has one network for all noise levels: leave out low_guidance=...")
 
     def check_undistilled(self) -> None:
         """Raise an InputError if this condition has a weight that only a guidance-distilled network takes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -17,7 +18,7 @@ from odeddim.ode.conditions import Condition, Conditions, Given, classes_of
 from odeddim.ode.devices import Numbers, device_of, dtype_of, products
 from odeddim.ode.forms import Form
 from odeddim.ode.gaussian import Gaussian
-from odeddim.ode.guidance import conditioned_answer, guided_answer, in_blocks, length_of, where_guided
+from odeddim.ode.guidance import Way, conditioned_answer, guided_answer, in_blocks, in_ways, length_of, ways_at
 from odeddim.ode.guides import as_guide, each_as_guide, named
 from odeddim.ode.labels import Labels, Relabelled, labels_of
 from odeddim.ode.pickling import check_pickles
@@ -25,6 +26,7 @@ from odeddim.ode.placed import Placed, check_each, given_to_all, given_to_each, 
 from odeddim.ode.predictions import HELD, PREDICTIONS
 from odeddim.ode.schedule import TIMES, Schedule, Time
 from odeddim.ode.sizes import Sizes, check_batch, counterpart
+from odeddim.ode.two_networks import TwoNetworks
 from odeddim.storage.errors import called
 from odeddim.types import InputError, pick
 
@@ -54,6 +56,7 @@ class VectorField:
     Attributes:
         guide: The model that guidance leads away from, under the same condition; None for the network itself.
         sizes: The sizes of the network's input; None for any.
+        boundary: The noise level below which a model of two networks takes the lower one; None for one network.
         nfe: The number of calls; `reset` sets the three counters to 0.
         rows: The number of images evaluated in these calls; a guided image counts twice.
         filled: The number of images among them that only filled up a batch to `network_batch`.
@@ -103,6 +106,7 @@ class VectorField:
         self.conditions = conditions
         self.condition = Condition()
         self.codec = codec
+        self.boundary = eps.boundary if isinstance(eps, TwoNetworks) else None
         its = getattr(eps, "moments", None)  # of an exact field
         self._moments = its if isinstance(its, Gaussian) else None
         self.guide: VectorField | None = None
@@ -161,7 +165,7 @@ class VectorField:
 
     @property
     def network(self) -> Callable[..., Tensor]:
-        """The network in its form, network(x (B, *), t (B,), *given) -> (B, *)."""
+        """The network in its form, network(x (B, *), t (B,), *given) -> (B, *). Of two it takes low=True or False."""
         return self._form.of(self.eps)
 
     def to(
@@ -422,6 +426,7 @@ class VectorField:
         distilled_guidance: float = 1.0,
         guidance_rescale: float = 0.0,
         guide: VectorField | None = None,
+        low_guidance: float | None = None,
     ) -> VectorField:
         """This field under a condition. Both fields share the network.
 
@@ -438,6 +443,8 @@ class VectorField:
             guide: The model that guidance leads away from, in place of the network under no condition: one without
                 conditions, or a smaller or less trained one (autoguidance, arXiv 2406.02507). It is told the label or
                 the prompt too, if it takes any. Shape, schedule, prediction and time labels must be the same.
+            low_guidance: The weight w of the network for the lower noise levels, of a model that has two, such as Wan
+                2.2; by default `guidance`.
 
         Returns:
             A field with counters of its own.
@@ -453,14 +460,14 @@ class VectorField:
             >>> guided(torch.tensor(1.0), torch.ones(1, 1)), guided.rows  # 0.5 + 3·(1 - 0.5)
             (tensor([[2.]]), 2)
         """
-        condition = Condition(
-            label, prompt, negative_prompt, guidance, interval, distilled_guidance, guidance_rescale, named(guide)
-        )
+        shared = (guidance, interval, distilled_guidance, guidance_rescale, named(guide), low_guidance)
+        condition = Condition(label, prompt, negative_prompt, *shared)
         twin = copy.copy(self)
         twin.watch, twin._each, twin.counts = None, None, (0, 0, 0)
         twin.guide = None if guide is None else as_guide(guide, self, condition)
         twin.condition = condition
         twin._given = given_to_all(self.name, self.conditions, condition, twin.guide)
+        condition.check_networks(self.name, self.boundary)
         return twin
 
     def conditioned_each(self, conditions: Sequence[Condition]) -> VectorField:
@@ -490,6 +497,7 @@ class VectorField:
         twin = copy.copy(self)
         twin.watch, twin.counts = None, (0, 0, 0)
         twin._each, twin.condition = len(conditions), shared_by(conditions, self.condition)
+        twin.condition.check_networks(self.name, self.boundary)
         twin.guide = each_as_guide(self.guide, twin.condition, conditions)
         twin._given = given_to_each(self.name, self.conditions, conditions, twin.condition.guidance, twin.guide)
         return twin
@@ -557,33 +565,24 @@ class VectorField:
         return out
 
     def _under_condition(self, x: Tensor, labels: Tensor, sigma: Tensor) -> Tensor:
-        """The network's answer under the condition, with guidance in its interval; labels (B,), sigma () or (B,)."""
-        guided = where_guided(self.condition, sigma)
+        """The network's answer under the condition, at each noise level in its way; labels (B,), sigma () or (B,)."""
         each = () if self._each is None or self._given is None else together(self._given, x)
-        if isinstance(guided, bool):
-            self.rows += x.shape[0] * (1 + guided)
-            return self._evaluate(x, labels, guided, each)
-        # An image outside the interval must not share a batch with those inside: its last digits would depend on them.
-        rows, others = (mask.nonzero()[:, 0].to(x.device, non_blocking=True) for mask in (guided, ~guided))
-        self.rows += x.shape[0] + len(rows)
-        within, beyond = (tuple(part[these] for part in each) for these in (rows, others))
-        inside = self._evaluate(x[rows], labels[rows], True, within)
-        out = inside.new_empty((x.shape[0], *inside.shape[1:]))
-        out[rows], out[others] = inside, self._evaluate(x[others], labels[others], False, beyond).to(out.dtype)
-        return out
+        ways = ways_at(self.condition, sigma, self.boundary)
+        self.rows += sum(way.evaluations * (len(places) or x.shape[0]) for way, places in ways)
+        return in_ways(self._evaluate, ways, x, labels, each)
 
-    def _evaluate(self, x: Tensor, labels: Tensor, guided: bool, each: Given) -> Tensor:
+    def _evaluate(self, x: Tensor, labels: Tensor, way: Way, each: Given) -> Tensor:
         size = self.network_batch
         if size is None or size == x.shape[0]:
-            return self._network(x, labels, guided, each)
+            return self._network(x, labels, way, each)
         out, filled = in_blocks(
-            lambda block, its_labels, *its: self._network(block, its_labels, guided, its), x, labels, size, each
+            lambda block, its_labels, *its: self._network(block, its_labels, way, its), x, labels, size, each
         )
-        self.filled += filled * (1 + guided)
+        self.filled += filled * way.evaluations
         return out
 
-    def _network(self, x: Tensor, labels: Tensor, guided: bool, each: Given) -> Tensor:
-        network = self.network
+    def _network(self, x: Tensor, labels: Tensor, way: Way, each: Given) -> Tensor:
+        network = self.network if self.boundary is None else functools.partial(self.network, low=way.low)
         if self._given is None:
             if self.conditions is None:
                 return network(x, labels)
@@ -591,15 +590,16 @@ class VectorField:
         given, null = self._given.beside(x)
         if each:
             given, null = each[: len(given)], None if null is None else each[len(given) :]
-        if not guided or null is None:
+        if way.weight == 1 or null is None:
             return conditioned_answer(network, x, labels, given)
         guide = None if self.guide is None else self.guide._guiding
-        return guided_answer(network, x, labels, given, null, self.condition, length_of(self.conditions), guide)
+        rescale, length = self.condition.guidance_rescale, length_of(self.conditions)
+        return guided_answer(network, x, labels, given, null, way.weight, rescale, length, guide)
 
     def _guiding(self, x: Tensor, labels: Tensor, *given: Tensor) -> Tensor:
         """The network's answer where it guides another one, whose device and dtype the arguments have."""
         own = x.to(self.device, self.dtype)
         each, _ = Placed(given, None).beside(own)
-        answer = self._network(own, labels.to(own.device), False, each)
+        answer = self._network(own, labels.to(own.device), Way(1.0, low=False), each)
         check_answer(self.name, answer, x)
         return answer.to(x.device)

@@ -69,15 +69,16 @@ class Form:
             return network
         return functools.partial(self._answer, network)
 
-    def _answer(self, network: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> Tensor:
+    def _answer(self, network: Callable[..., Tensor], x: Tensor, *rest: Tensor, **which: bool) -> Tensor:
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         lower = self.numbers.autocast
         with torch.autocast(x.device.type, lower) if lower else contextlib.nullcontext():
-            out = self._run_compiled(network, x, *rest) if self.compiled else network(x, *rest)
+            run = functools.partial(self._run_compiled, network) if self.compiled else network
+            out = run(x, *rest, **which)
         return out.contiguous()
 
-    def _run_compiled(self, network: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> Tensor:
+    def _run_compiled(self, network: Callable[..., Tensor], x: Tensor, *rest: Tensor, **which: bool) -> Tensor:
         """The answer of the network as torch compiles it: on CUDA replayed as a graph, whose output is copied.
 
         A graph writes each answer into the same memory, which a solver may still need.
@@ -89,7 +90,7 @@ class Form:
         if graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
-            out = self._made[id(network)](x, *rest)
+            out = self._made[id(network)](x, *rest, **which)
         except Exception as error:
             if not type(error).__module__.startswith(_COMPILERS):
                 raise

@@ -19,6 +19,8 @@ With both, S steps are S steps, for every S: no grid over the training levels ho
     "ays[:LIST]"         Align Your Steps (arXiv 2404.14507, table 3): "sd15" unless given, "sdxl" or "deepfloyd-if"
     "xue[:P]"            the least of a bound of DPM-Solver++'s error (arXiv 2402.17376): P = 1, for models of pixels,
                          unless given, or 2, for latent models
+    "flow[:SHIFT]"       of flow paths: even in t from 1, each shifted to SHIFT·t/(1 + (SHIFT-1)·t), as diffusers'
+                         FlowMatchEulerDiscreteScheduler does it (arXiv 2403.03206, eq. 23); 1 unless given
     the path of a file   the nodes in the file, see `read_nodes`
 
 leading, linspace: With end="zero", diffusers' default (steps_offset=0, set_alpha_to_one=True), the labels are
@@ -36,6 +38,10 @@ stretched to the model's levels.
 
 xue: Found by an optimisation (`odeddim.ode.optimised`) that knows the range of the levels and nothing else of a model.
 Other versions of SciPy may find other digits.
+
+flow: In σ = t/(1-t) a shift is a factor. The lowest t is SHIFT/(T+SHIFT-1), because diffusers shifts it once more than
+the others. At t = 1 σ is infinite, and the model's highest level stands for it. With end="sigma_min" σ_1 is a node
+below those of diffusers.
 """
 
 from __future__ import annotations
@@ -59,6 +65,7 @@ from odeddim.types import InputError, pick
 ENDS = ("zero", "sigma_min")
 STEPS = 50
 MOST_RHO = 1000  # beyond, the grid is "log" to rounding
+MOST_SHIFT = 1000
 
 # Grids over the training levels: the level at the fraction u = i/S of the steps, a whole number.
 _TAU: dict[str, Callable[[Fraction, int], int]] = {
@@ -68,10 +75,11 @@ _TAU: dict[str, Callable[[Fraction, int], int]] = {
 }
 _DIFFUSERS = ("leading", "linspace")
 _CONTINUOUS = ("log", "karras", "edm", "ays", "xue")
+_FLOW = "flow"
 
-_WITH_PARAMETER = ("karras", "ays", "xue")
+_WITH_PARAMETER = ("karras", "ays", "xue", _FLOW)
 
-NAMES = (*_TAU, *_DIFFUSERS, *_CONTINUOUS)
+NAMES = (*_TAU, *_DIFFUSERS, *_CONTINUOUS, _FLOW)
 
 EDM_RANGE = (0.002, 80.0)  # σ of arXiv 2206.00364, table 1
 
@@ -90,8 +98,8 @@ def grid(
 
     Args:
         name: A name, as the table of `odeddim.ode.grids` has them: "linear", "quadratic", "trailing", "leading",
-            "linspace", "log", "karras", "karras:RHO", "edm", "ays", "ays:LIST", "xue" or "xue:P"; or the path of a
-            grid file.
+            "linspace", "log", "karras", "karras:RHO", "edm", "ays", "ays:LIST", "xue", "xue:P", "flow" or "flow:SHIFT";
+            or the path of a grid file.
         schedule: The noise levels of the model.
         steps: The number of steps; 50 by default, and of a file as many as it has.
         end: Where the image lies: "zero" (σ = 0) or "sigma_min" (σ_1).
@@ -101,8 +109,9 @@ def grid(
         The nodes, (steps+1,) float64, rising, on the CPU.
 
     Raises:
-        InputError: If the name is unknown, a file cannot be read, or a grid over the training levels has no room for
-            so many steps (T of them, and T - 1 with end="sigma_min"); or if the grid does not go with `end` or `top`.
+        InputError: If the name is unknown, a file cannot be read, or a grid has no room for so many steps (over the
+            training levels T of them, and T - 1 with end="sigma_min"); or if the grid does not go with the schedule,
+            `end` or `top`.
 
     Source:
         Song et al. 2020, arXiv 2010.02502, appendix D.2; Karras et al. 2022, arXiv 2206.00364, eq. 5; the others as in
@@ -133,6 +142,8 @@ def grid(
         raise InputError(f"a grid for {schedule!r} cannot end at σ = {top:.6g}: give a noise level within its range")
     if family in (*_TAU, *_DIFFUSERS):
         return _over_levels(family, schedule, steps, end, top)
+    if family == _FLOW:
+        return _shifted(name, parameter if colon else "1", schedule, steps, end, top)
     count = steps if end == "zero" else steps + 1
     low, high = schedule.sigma_min, schedule.sigma_max if top is None else top
     if family == "edm":
@@ -167,13 +178,17 @@ def is_named(name: str) -> bool:
 
 
 def _rho(name: str, parameter: str) -> float:
-    try:
-        rho = float(parameter)
-    except ValueError:
-        rho = math.nan
+    rho = _number(parameter)
     if not 1 <= rho <= MOST_RHO:
         raise InputError(f"the grid {name!r} needs a number ρ from 1 to {MOST_RHO} after the colon, as in 'karras:5'")
     return rho
+
+
+def _number(parameter: str) -> float:
+    try:
+        return float(parameter)
+    except ValueError:
+        return math.nan
 
 
 def _power(name: str, parameter: str) -> int:
@@ -191,6 +206,29 @@ def _ays(name: str, which: str, u: Tensor) -> Tensor:
     levels = np.log(AYS[which])
     place = (levels - levels[0]) / (levels[-1] - levels[0])
     return torch.from_numpy(np.interp(u.numpy(), np.linspace(0, 1, len(place)), place))
+
+
+def _shifted(name: str, parameter: str, schedule: Schedule, steps: int, end: str, top: float | None) -> Tensor:
+    """The grid "flow": times even from 1, or from that of `top`, shifted."""
+    shift = _number(parameter)
+    if not 1 <= shift <= MOST_SHIFT:
+        raise InputError(f"the grid {name!r} needs a shift from 1 to {MOST_SHIFT} after the colon, as in 'flow:3'")
+    if schedule.kind != "flow":
+        raise InputError(
+            f"the grid {name!r} shifts the times of flow paths, and {schedule!r} has other paths: try grid='log'"
+        )
+    low, high = shift / (schedule.T + shift - 1), 1.0 if top is None else top / (shift + top)
+    t = torch.linspace(low, high, steps, dtype=torch.float64)
+    nodes = shift * t / (1 - t)
+    nodes[-1] = schedule.sigma_max if top is None else top
+    last = float(nodes[-1])
+    if bool((nodes[:-1] > last * (1 - 1e-9)).any()):
+        raise InputError(
+            f"the grid {name!r} of {steps} steps has nodes at or above σ = {last:.6g}, where it must end: give fewer "
+            "steps or a smaller shift"
+        )
+    first = 0.0 if end == "zero" else schedule.sigma_min
+    return torch.cat([torch.tensor([first], dtype=torch.float64), nodes])
 
 
 def _over_levels(family: str, schedule: Schedule, steps: int, end: str, top: float | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,21 +14,48 @@ Network = Callable[..., Tensor]
 """A network, eps(x (B, *), t (B,), *given) -> (B, *)."""
 
 
-def where_guided(condition: Condition, sigma: Tensor) -> Tensor | bool:
-    """Which images are guided at their noise levels.
+class Way(NamedTuple):
+    """How an image is evaluated at its noise level.
+
+    Attributes:
+        weight: The weight of guidance; 1 is the condition alone.
+        low: Whether by the network for low noise levels, of a model that has two.
+    """
+
+    weight: float
+    low: bool
+
+    @property
+    def evaluations(self) -> int:
+        """How many images the network sees for one."""
+        return 1 if self.weight == 1 else 2
+
+
+def ways_at(condition: Condition, sigma: Tensor, boundary: float | None) -> list[tuple[Way, list[int]]]:
+    """The ways in which images are evaluated at their noise levels, those with guidance first.
 
     Args:
         condition: The condition, with its guidance and interval.
         sigma: The noise levels, () or (B,).
+        boundary: The noise level below which the model has another network; None for one network.
 
     Returns:
-        True or False if that holds for all images, otherwise a mask (B,).
+        Each way, with the places of its images; the only one without, for it is that of all.
     """
-    if condition.guidance == 1 or condition.interval is None:
-        return condition.guidance != 1
-    low, high = condition.interval
-    within = (sigma >= low) & (sigma <= high)
-    return within if within.ndim and bool(within.any() ^ within.all()) else bool(within.any())
+    if condition.interval is None and boundary is None:
+        return [(Way(condition.guidance, False), [])]
+    found: dict[Way, list[int]] = {}
+    for place, level in enumerate(sigma.reshape(-1).tolist() or [0.0]):  # of no image, any way
+        found.setdefault(_way_at(condition, level, boundary), []).append(place)
+    ways = sorted(found, key=lambda way: -way.evaluations)
+    return [(way, found[way] if len(ways) > 1 else []) for way in ways]
+
+
+def _way_at(condition: Condition, sigma: float, boundary: float | None) -> Way:
+    low = boundary is not None and sigma < boundary
+    within = condition.interval is None or condition.interval[0] <= sigma <= condition.interval[1]
+    weight = condition.guidance if not low or condition.low_guidance is None else condition.low_guidance
+    return Way(weight if within else 1.0, low)
 
 
 def conditioned_answer(network: Network, x: Tensor, labels: Tensor, given: Given) -> Tensor:
@@ -51,7 +79,8 @@ def guided_answer(
     labels: Tensor,
     given: Given,
     null: Given,
-    condition: Condition,
+    weight: float,
+    rescale: float = 0.0,
     length: Callable[[Tensor], Tensor] | None = None,
     guide: Network | None = None,
 ) -> Tensor:
@@ -65,7 +94,8 @@ def guided_answer(
         labels: The labels t, (B,).
         given: The tensors (1, *) for the condition.
         null: The tensors (1, *) for no condition, or those that the guide takes.
-        condition: The condition, with its guidance w and φ of `rescaled`.
+        weight: The weight w.
+        rescale: φ of `rescaled`.
         length: A length of answers that guidance keeps, as of `odeddim.ode.conditions.Prompts`; None for none.
         guide: The network whose answer stands for that under no condition; None for the network itself.
 
@@ -82,9 +112,9 @@ def guided_answer(
     # In the state's precision at least: the difference is small and the guidance may be large.
     exact = torch.promote_types(told.dtype, torch.float32)
     told, untold = told.to(exact), untold.to(exact)
-    guided = untold + condition.guidance * (told - untold)
+    guided = untold + weight * (told - untold)
     guided = guided if length is None else guided * (length(told) / length(guided))
-    return rescaled(guided, told, condition.guidance_rescale) if condition.guidance_rescale else guided
+    return rescaled(guided, told, rescale) if rescale else guided
 
 
 def _both(network: Network, x: Tensor, labels: Tensor, given: Given, null: Given) -> tuple[Tensor, Tensor]:
@@ -138,6 +168,34 @@ def _means(rows: Tensor) -> Tensor:
 def length_of(conditions: Conditions | None) -> Callable[[Tensor], Tensor] | None:
     """The length of answers that guidance keeps under such conditions; None for none, as under those of one's own."""
     return getattr(conditions, "length", None)
+
+
+def in_ways(
+    evaluate: Callable[..., Tensor], ways: list[tuple[Way, list[int]]], x: Tensor, labels: Tensor, each: Given
+) -> Tensor:
+    """The answers to images in the way of each.
+
+    An image outside the interval must not share a batch with those inside: its last digits would depend on them.
+
+    Args:
+        evaluate: The network in a way, (x (n, *), labels (n,), way, its part of `each`) -> (n, *).
+        ways: What `ways_at` returns.
+        x: Its input, (B, *).
+        labels: The labels t, (B,).
+        each: What else each image has, (B, *) each.
+
+    Returns:
+        The answers, (B, *).
+    """
+    if len(ways) == 1:
+        return evaluate(x, labels, ways[0][0], each)
+    order = torch.tensor([place for _, places in ways for place in places])
+    answers = []
+    for way, places in ways:
+        rows = torch.tensor(places).to(x.device, non_blocking=True)
+        answers.append(evaluate(x[rows], labels[rows], way, tuple(part[rows] for part in each)))
+    back = torch.argsort(order).to(x.device, non_blocking=True)
+    return torch.cat([answer.to(answers[0].dtype) for answer in answers])[back]
 
 
 def in_blocks(network: Network, x: Tensor, labels: Tensor, size: int, each: Given = ()) -> tuple[Tensor, int]:

@@ -27,6 +27,7 @@ class Guiding(Protocol):
     codec: Codec | None
     condition: Condition
     conditions: Conditions | None
+    boundary: float | None
 
     @property
     def shape(self) -> tuple[int, ...] | None: ...
@@ -113,6 +114,8 @@ def _check_alike(guide: Guiding, model: Guiding) -> None:
                 f"the guide {guide.name!r} {what} {its}, and the model {model.name!r} {own}: give a guide that was "
                 "trained as the model was"
             )
+    if guide.boundary is not None:
+        raise InputError(f"the guide {guide.name!r} has two networks, by the noise level: give a guide that has one")
     if guide.codec and model.codec and guide.codec.sha256 != model.codec.sha256:
         raise InputError(
             f"the guide {guide.name!r} has another autoencoder than the model {model.name!r}, and so other data: give "

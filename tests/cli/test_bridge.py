@@ -88,6 +88,7 @@ def test_two_classes_of_one_model(tmp_path: Path) -> None:
         (["--to", "exact-gaussian", "--solver", "ddpm"], "ddpm"),
         (["--to", "exact-gaussian", "--to-guidance", "nan"], "finite"),
         (["--to", "exact-gaussian", "--guidance-interval", "3,1"], "below the second"),
+        (["--to", "exact-gaussian", "--to-guidance", "2", "--to-low-guidance", "3"], "leave out guidance 2 (3 of the"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], words: str, tmp_path: Path) -> None:

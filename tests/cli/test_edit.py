@@ -161,5 +161,6 @@ def test_inspect_says_what_an_edit_was(edit: Callable[..., str]) -> None:
 
 def test_bad_input_is_one_sentence(edit: Callable[..., str]) -> None:
     assert "number of a class" in edit("-o", "out", "--to", "a dog", code=2)
+    assert "leave out --low-guidance" in edit("-o", "out", "--guidance", 2, "--low-guidance", 3, code=2)
     assert "--sigma" in edit("-o", "out", "--sigma", "1000", code=2)
     assert not Path("out").exists()

@@ -17,22 +17,23 @@ from odeddim.ode.schedule import Schedule
 from odeddim.plans import Plan
 from odeddim.types import InputError
 
-LINEAR = Schedule.linear()
+LINEAR, FLOW = Schedule.linear(), Schedule.rectified_flow()
 OVER_LEVELS = ("linear", "quadratic", "trailing", "leading", "linspace")
 
 
 @pytest.mark.parametrize("end", grids.ENDS)
-@pytest.mark.parametrize("name", [*grids.NAMES, "karras:5", "ays:sdxl", "ays:deepfloyd-if"])
+@pytest.mark.parametrize("name", [*grids.NAMES, "karras:5", "ays:sdxl", "ays:deepfloyd-if", "flow:3"])
 def test_S_steps_are_S_steps_for_every_S(name: str, end: str) -> None:
-    most = 1000 if end == "zero" or name not in OVER_LEVELS else 999
+    schedule = FLOW if name.startswith("flow") else LINEAR
+    most = {"flow": 999, "flow:3": 333}.get(name, 1000 if end == "zero" or name not in OVER_LEVELS else 999)
     few = (1, 2, 3, 7, 12, 30, most)  # an optimisation for each number
     for steps in few if name == "xue" else (*range(1, 41), *range(41, most, 29), most):
-        nodes = grids.grid(name, LINEAR, steps, end=end)
+        nodes = grids.grid(name, schedule, steps, end=end)
         assert nodes.shape == (steps + 1,)
         assert nodes.dtype == torch.float64
         assert bool((nodes.diff() > 0).all()), (name, steps)
-        assert float(nodes[0]) == (0 if end == "zero" else LINEAR.sigma_min)
-        assert float(nodes[-1]) == top_of(name, steps, end)
+        assert float(nodes[0]) == (0 if end == "zero" else schedule.sigma_min)
+        assert float(nodes[-1]) == (FLOW.sigma_max if schedule is FLOW else top_of(name, steps, end))
         if name in OVER_LEVELS:
             labels = LINEAR.t(nodes[1:])
             assert torch.equal(labels, labels.round()), (name, steps)
@@ -148,6 +149,44 @@ def test_ays_are_the_published_lists() -> None:
     place = (ten.log() - ten[0].log()) / (ten[-1] / ten[0]).log()
     there = grids.grid("ays", LINEAR, 10, end="sigma_min")
     assert torch.allclose((there.log() - there[0].log()) / (there[-1] / there[0]).log(), place, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shift", ["1", "3", "12.5"])
+def test_flow_is_a_shift_of_even_times(shift: str) -> None:
+    """Written as the papers have it, in t: t' = s·t/(1 + (s-1)·t), from t = 1 to the shifted 1/T."""
+    s, shifted = float(shift), lambda t: float(shift) * t / (1 + (float(shift) - 1) * t)
+    for steps in (1, 2, 7, 50):
+        t = shifted(np.linspace(1, shifted(1 / 1000), steps))[::-1]
+        nodes = grids.grid(f"flow:{shift}", FLOW, steps)
+        assert (nodes / (1 + nodes))[1:-1].tolist() == pytest.approx(t[:-1], rel=1e-12)
+        assert nodes[[0, -1]].tolist() == [0, FLOW.sigma_max]
+        to_lowest = grids.grid(f"flow:{shift}", FLOW, steps, end="sigma_min")
+        assert float(to_lowest[0]) == FLOW.sigma_min < float(nodes[1])
+        assert torch.equal(to_lowest[1:], nodes[1:])
+        below = grids.grid(f"flow:{shift}", FLOW, steps, top=4.0)
+        assert float(below[-1]) == 4
+        if steps > 1:
+            even = below[1:] / (s + below[1:])  # the times before the shift
+            assert even.tolist() == pytest.approx(np.linspace(shifted(1 / 1000), 4 / (s + 4), steps), rel=1e-12)
+
+
+def test_flow_with_its_shift_of_one() -> None:
+    assert torch.equal(grids.grid("flow", FLOW, 9), grids.grid("flow:1", FLOW, 9))
+    assert not torch.allclose(grids.grid("flow", FLOW, 9), grids.grid("flow:2", FLOW, 9))
+
+
+def test_flow_is_refused_where_it_has_no_room() -> None:
+    for shift, most in (("1", 999), ("3", 333), ("12", 84)):
+        assert len(grids.grid(f"flow:{shift}", FLOW, most)) == most + 1
+        with pytest.raises(InputError, match=rf"'flow:{shift}' of {most + 1} steps has nodes at or above σ = 999"):
+            grids.grid(f"flow:{shift}", FLOW, most + 1)
+    with pytest.raises(InputError, match=r"has nodes at or above σ = 0.01, where it must end: give fewer steps"):
+        grids.grid("flow:12", FLOW, 20, top=0.01)
+    with pytest.raises(InputError, match=r"and Schedule.linear\(.*\) has other paths: try grid='log'"):
+        grids.grid("flow:3", LINEAR, 10)
+    for wrong in ("", "x", "0.5", "inf", "nan"):
+        with pytest.raises(InputError, match="needs a shift from 1 to 1000 after the colon, as in 'flow:3'"):
+            grids.grid(f"flow:{wrong}", FLOW, 10)
 
 
 def test_refusals() -> None:

@@ -64,13 +64,14 @@ def test_a_name_is_the_row_on_its_own_grid_of_fifty_steps(row: solvers.Solver, e
 
 
 @ENDS
-@pytest.mark.parametrize("name", [*grids.NAMES, "karras:5", "ays:sdxl"])
+@pytest.mark.parametrize("name", [*grids.NAMES, "karras:5", "ays:sdxl", "flow:3"])
 def test_a_named_grid(name: str, end: str) -> None:
-    plan = Plan.of(LINEAR, "ab3", 7, name, end)
-    assert torch.equal(plan.nodes, grids.grid(name, LINEAR, 7, end=end))
+    schedule = Schedule.rectified_flow() if name.startswith("flow") else LINEAR
+    plan = Plan.of(schedule, "ab3", 7, name, end)
+    assert torch.equal(plan.nodes, grids.grid(name, schedule, 7, end=end))
     assert (plan.grid, plan.end, plan.steps) == (
         name,
-        "nodes" if plan.nodes[0] not in (0, LINEAR.sigma_min) else end,
+        "nodes" if plan.nodes[0] not in (0, schedule.sigma_min) else end,
         7,
     )
 

@@ -22,6 +22,8 @@ import odeddim
 from odeddim import InputError, State, VectorField
 from odeddim.api import to_data, to_images
 from odeddim.latents.latent_file import LatentFile
+from odeddim.models.formats import latent_diffusion
+from odeddim.ode.conditions import Condition
 from odeddim.ode.sizes import Sizes, counterpart
 from odeddim.plans import Plan, integrate
 from odeddim.solvers import get
@@ -55,12 +57,16 @@ def wan_codec(**more: Any) -> Any:
     return stirred(diffusers.AutoencoderKLWan(**{**config, **more}), 2)
 
 
+def wan_network(seed: int = 3, **more: Any) -> Any:
+    config: dict[str, Any] = {
+        "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 24,
+        "freq_dim": 16, "ffn_dim": 24, "num_layers": 1,
+    }  # fmt: skip
+    return stirred(diffusers.WanTransformer3DModel(**{**config, **more}), seed)
+
+
 def wan(folder: Path, scheduler: Any, *, vae: Any = None, **more: Any) -> Any:
-    network = diffusers.WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=24, freq_dim=16,
-        ffn_dim=24, num_layers=1,
-    )  # fmt: skip
-    parts = {"vae": vae or wan_codec(), "transformer": stirred(network, 3), "scheduler": scheduler}
+    parts = {"vae": vae or wan_codec(), "transformer": wan_network(), "scheduler": scheduler}
     return saved(diffusers.WanPipeline(**parts, **texts("UMT5", folder), **more), folder)
 
 
@@ -96,13 +102,14 @@ def videos(n: int = 2, frames: int = 9) -> Tensor:
     return torch.rand(n, 3, frames, 16, 32, generator=torch.Generator().manual_seed(6)) * 2 - 1
 
 
-def told(field: VectorField, guidance: float) -> tuple[VectorField, dict[str, Any]]:
+def told(field: VectorField, guidance: float, low: float | None = None) -> tuple[VectorField, dict[str, Any]]:
     """The field and the arguments of a pipeline for a guidance, of two videos of 9 frames."""
     negative = {} if guidance == 1 else {"negative_prompt": "dog"}
     theirs = {key: [value] * 2 for key, value in {"prompt": "a  cat", **negative}.items()}
     size = {"height": 16, "width": 32, "num_frames": 9}
-    return field.conditioned(prompt="a  cat", guidance=guidance, **negative), {
-        **theirs, **size, "guidance_scale": guidance, "max_sequence_length": 512
+    second = {} if low is None else {"guidance_scale_2": low}
+    return field.conditioned(prompt="a  cat", guidance=guidance, low_guidance=low, **negative), {
+        **theirs, **size, **second, "guidance_scale": guidance, "max_sequence_length": 512
     }  # fmt: skip
 
 
@@ -125,9 +132,11 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, VectorFie
     return folder / "model", pipeline, odeddim.load(folder / "model")
 
 
-def run_of_wan(pipeline: Any, whole: VectorField, guidance: float, shape: tuple[int, ...] = DATA) -> None:
+def run_of_wan(
+    pipeline: Any, whole: VectorField, guidance: float, shape: tuple[int, ...] = DATA, low: float | None = None
+) -> None:
     """From t = 1, where σ is infinite, their first step leads to the top of ours; from there on the runs are one."""
-    field, arguments = told(whole, guidance)
+    field, arguments = told(whole, guidance, low)
     kept = Kept()
     theirs = pipeline(
         num_inference_steps=STEPS + 1, latents=noise(shape), output_type="pt", callback_on_step_end=kept, **arguments
@@ -175,6 +184,85 @@ def test_wans_run_by_unipc_is_the_pipelines(
     ours = integrate(field.on_data(), begin, plan).xbar
     assert off(ours, kept.states[-1]) < 1e-5
     assert off((to_images(field, ours) / 2 + 0.5).clamp(0, 1), theirs.movedim(2, 1)) < 1e-5
+
+
+BOUNDARY = 0.875
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, VectorField]:
+    """A folder with a Wan 2.2 of two networks, the pipeline that is in it, and what we make of it."""
+    folder = tmp_path_factory.mktemp("wan22")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipeline = wan(folder, scheduler, transformer_2=wan_network(4), boundary_ratio=BOUNDARY)
+    return folder / "model", pipeline, odeddim.load(folder / "model")
+
+
+@pytest.mark.parametrize(("guidance", "low"), [(1.0, None), (5.0, None), (5.0, 3.0)])
+def test_wans_run_by_two_networks_is_the_pipelines(
+    pair: tuple[Path, Any, VectorField], guidance: float, low: float | None
+) -> None:
+    _, pipeline, field = pair
+    assert field.boundary == BOUNDARY / (1 - BOUNDARY) == 7
+    networks, seen = (field.eps.high, field.eps.low), []
+    hooks = [each.register_forward_hook(lambda module, *_: seen.append(module)) for each in networks]
+    run_of_wan(pipeline, field, guidance, low=low)
+    for hook in hooks:
+        hook.remove()
+    t = pipeline.scheduler.sigmas[1:-1]
+    above = int((t >= BOUNDARY).sum())
+    assert seen == [*[networks[0]] * above, *[networks[1]] * (STEPS - above)] * 2  # two runs
+    assert 5 < above < 15
+
+
+def test_the_network_is_chosen_for_each_image(pair: tuple[Path, Any, VectorField]) -> None:
+    """By its noise level; the boundary itself belongs to the first. What guidance costs is counted."""
+    whole, x = pair[2].on_data(), noise(n=5)
+    levels = torch.tensor([20.0, 7.0, 6.999, 0.1, 8.0], dtype=torch.float64)
+    for how, rows in (({}, 10), ({"low_guidance": 1.0}, 8), ({"interval": (0.2, 7.5)}, 7)):
+        field = whole.conditioned(prompt="cat", negative_prompt="dog", guidance=4, **how)
+        ours = field(levels, x)
+        assert field.rows == rows
+        for i, level in enumerate(levels):
+            assert off(ours[i : i + 1], field(level, x[i : i + 1])) < 1e-5
+    by = [field.eps.high, field.eps.low]
+    for network, level in ((0, 7.0), (1, 6.999)):
+        other = odeddim.VectorField(
+            by[network], whole.schedule, predicts="flow", time="index", conditions=whole.conditions
+        )
+        at = torch.tensor(level, dtype=torch.float64)
+        assert torch.equal(other.conditioned(prompt="cat")(at, x), whole.conditioned(prompt="cat")(at, x))
+
+
+def test_a_second_weight_is_for_a_second_network(
+    flow: tuple[Path, Any, VectorField], pair: tuple[Path, Any, VectorField]
+) -> None:
+    for field in (flow[2], odeddim.load("fashion-mnist-flow")):
+        with pytest.raises(InputError, match=r"has one network for all noise levels: leave out low_guidance|no condi"):
+            field.conditioned(guidance=5, low_guidance=3)
+    with pytest.raises(InputError, match="has one network for all noise levels"):
+        flow[2].conditioned_each([Condition(prompt="cat", guidance=5, low_guidance=3)])
+    with pytest.raises(InputError, match="low_guidance is a second weight: give it with a guidance other than 1"):
+        pair[2].conditioned(prompt="cat", low_guidance=3)
+    told = pair[2].conditioned(prompt="cat", guidance=5, low_guidance=3)
+    assert told.condition.words == "prompt 'cat', guidance 5 (3 of the network for low noise levels)"
+    assert Condition(**told.condition.to_dict()) == told.condition
+
+
+def test_the_second_network_is_a_part_of_the_model(pair: tuple[Path, Any, VectorField], tmp_path: Path) -> None:
+    """Of its hash, of its size, and of what moves."""
+    folder, pipeline, field = pair
+    assert "a second one below t = 0.875" in field.describe()
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    edited(copy / "model_index.json", boundary_ratio=0.9)
+    moved = odeddim.load(copy)
+    edited(copy / "model_index.json", boundary_ratio=BOUNDARY)
+    wan_network(5).save_pretrained(copy / "transformer_2")
+    other = odeddim.load(copy)
+    assert len({field.sha256, moved.sha256, other.sha256}) == 3
+    double = odeddim.load(pipeline).to("cpu", "float64")
+    assert {part.dtype for part in double.eps.parameters()} == {torch.float64}
+    assert {*latent_diffusion.parts(folder)} == {"vae", "text_encoder", "tokenizer", "transformer", "transformer_2"}
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +408,7 @@ def test_a_reversible_row_comes_back_exactly(kind: str, request: pytest.FixtureR
     assert torch.equal(odeddim.decode(state, model=field), to_images(field, data))
 
 
-@pytest.mark.parametrize("kind", ["flow", "shifted"])
+@pytest.mark.parametrize("kind", ["flow", "pair", "shifted"])
 def test_the_object_is_the_folder(kind: str, request: pytest.FixtureRequest) -> None:
     _, pipeline, folder = request.getfixturevalue(kind)
     field = odeddim.load(pipeline)
@@ -368,10 +456,17 @@ def test_what_is_refused(flow: tuple[Path, Any, VectorField], shifted: tuple[Pat
     ("kind", "part", "changes", "says"),
     [
         ("flow", "transformer/config.json", {"image_dim": 16}, "takes an image too"),
+        ("flow", "model_index.json", {"_class_name": "WanImageToVideoPipeline"}, "Pipeline also takes an image, which"),
+        ("shifted", "transformer/config.json", {"in_channels": 8}, "also needs an image or a mask"),
         ("flow", "transformer/config.json", {"in_channels": 9}, "also needs an image or a mask"),
         ("flow", "transformer/config.json", {"patch_size": [2, 2, 2]}, "patch_size must be 1 frame and a square"),
         ("flow", "transformer/config.json", {"text_dim": 25}, "has text_dim 25, but its text encoders return width 24"),
-        ("flow", "model_index.json", {"transformer_2": ["diffusers", "WanTransformer3DModel"]}, "a second network"),
+        ("flow", "model_index.json", {"boundary_ratio": 0.9}, "has a boundary_ratio but no transformer_2"),
+        ("pair", "model_index.json", {"boundary_ratio": None}, "must be a number between them, not None"),
+        ("pair", "model_index.json", {"boundary_ratio": 1.5}, "must be a number between them, not 1.5"),
+        ("pair", "transformer_2/config.json", {"text_dim": 8}, "text_dim is 24, but that of transformer_2 is 8: copy"),
+        ("pair", "transformer_2/config.json", {"num_layers": 2}, "does not match"),
+        ("pair", "scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "the network predicts a flow"),
         ("flow", "vae/config.json", {"z_dim": 5}, "does not match the expected network"),
         ("flow", "vae/config.json", {"latents_std": [1.0, 2.0]}, "must be 1 or 4 numbers"),
         ("shifted", "transformer/config.json", {"ofs_embed_dim": 8}, "takes an image too"),
@@ -411,6 +506,19 @@ def test_wan_with_patches_of_pixels_and_a_label_for_each_of_its_own(tmp_path: Pa
 
 
 # On the command line.
+
+
+def test_both_guidances_on_the_command_line(pair: tuple[Path, Any, VectorField], here: Path, run: Run) -> None:
+    folder, _, field = pair
+    how = ("--model", folder, "--prompt", "cat", "--guidance", 4, "--low-guidance", 3)
+    small = ("--size", "3,9,16,32", "--steps", 4, "--grid", "flow:3", "--solver", "euler")
+    code, _, err = run("sample", "-n", 1, "-o", "s.npz", *how, *small)
+    assert code == 0, err
+    told = field.conditioned(prompt="cat", guidance=4, low_guidance=3)
+    mine = odeddim.sample(1, "euler", model=told, shape=(3, 9, 16, 32), steps=4, grid="flow:3")
+    assert off(open_images(Path("s.npz")).read(), mine) < 1e-5
+    other = odeddim.sample(1, "euler", model=field.conditioned(prompt="cat", guidance=4), shape=(3, 9, 16, 32), steps=4)
+    assert off(other, mine) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["flow", "shifted"])

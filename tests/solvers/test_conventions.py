@@ -29,7 +29,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is installed by t
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # torch's tensors in its numpy
 
-LINEAR = Schedule.linear()
+LINEAR, FLOW = Schedule.linear(), Schedule.rectified_flow()
 MODEL = odeddim.VectorField(GaussianMixture(torch.tensor([-0.6, 0.6]), std=0.15).network(LINEAR), LINEAR)
 UNEVEN = [1, 2, 3, 7, 10, 30, 50, 300, 600, 999]
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "grids.md").read_text(encoding="utf-8")
@@ -38,8 +38,8 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "grids.md").read_text(enc
 @pytest.fixture(autouse=True)
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """diffusers keeps its schedules in float32: its float32 is made float64, so that its own arithmetic is compared."""
-    for name in ("DDIMScheduler", "DDIMInverseScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"):
-        module = sys.modules[getattr(diffusers, name).__module__]
+    for name in ("DDIM", "DDIMInverse", "DPMSolverMultistep", "EulerDiscrete", "FlowMatchEulerDiscrete"):
+        module = sys.modules[getattr(diffusers, f"{name}Scheduler").__module__]
         for library, float64 in (("torch", torch.float64), ("np", np.float64)):
             monkeypatch.setattr(module, library, InFloat64(getattr(module, library), float64))
     before = torch.get_default_dtype()
@@ -124,6 +124,17 @@ def test_the_nodes_of_dpm_solver_of_karras_and_of_log(steps: int) -> None:
         theirs = make(name, **{setting: True})
         theirs.set_timesteps(steps)
         assert torch.allclose(theirs.sigmas, odeddim.grid(grid, LINEAR, steps).flip(0), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("shift", [1, 3, 5.0, 12.0])
+def test_flow_is_the_list_of_the_scheduler_of_flows(shift: float) -> None:
+    for steps in (1, 2, 7, 20, 50):
+        theirs = make("FlowMatchEulerDiscreteScheduler", shift=shift)
+        theirs.set_timesteps(steps)
+        t = theirs.sigmas
+        nodes = odeddim.grid(f"flow:{shift:g}", FLOW, steps).flip(0)
+        assert (float(t[0]), float(nodes[0])) == (1, FLOW.sigma_max)
+        assert torch.allclose(nodes[1:], (t / (1 - t))[1:], rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("steps", [2, 7, 20])
@@ -222,6 +233,7 @@ TESTED: dict[str, Any] = {
     "`DPMSolverMultistepScheduler(": test_the_nodes_of_dpm_solver_of_karras_and_of_log,
     "`use_karras_sigmas=True`": test_the_nodes_of_dpm_solver_of_karras_and_of_log,
     "`use_exponential_sigmas=True`": test_the_nodes_of_dpm_solver_of_karras_and_of_log,
+    "`FlowMatchEulerDiscreteScheduler(": test_flow_is_the_list_of_the_scheduler_of_flows,
     "`get_sigmas(S)`": test_k_diffusions_sigmas,
     "`--skip_type uniform`": test_ddims_own_uniform_list_is_leading_where_the_steps_divide_the_levels,
     "`--skip_type quad`": test_ddims_own_quadratic_list_ends_below_ours,
@@ -246,8 +258,8 @@ def test_every_line_of_the_table_of_lists_is_tested() -> None:
 
 def test_the_page_names_every_grid_and_no_other() -> None:
     named = {name for line in lines_of("The grids") for name in re.findall(r"`([a-z0-9:-]+)`", line[0])}
-    assert named == {*grids.NAMES, "karras:5", "ays:sdxl", "ays:deepfloyd-if", "xue:2"}
-    assert all(odeddim.grid(name, LINEAR, 5).shape == (6,) for name in named)
+    assert named == {*grids.NAMES, "karras:5", "ays:sdxl", "ays:deepfloyd-if", "xue:2", "flow:3"}
+    assert all(odeddim.grid(name, FLOW if "flow" in name else LINEAR, 5).shape == (6,) for name in named)
     for _, here in lines_of("Which of their lists is which of ours"):
         assert all(grids.is_named(name) for name in re.findall(r"--grid ([a-z0-9:-]+)", here)), here
 

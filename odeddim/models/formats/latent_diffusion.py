@@ -14,6 +14,7 @@ real-valued labels. The scheduler's file states the schedule, the prediction and
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -29,18 +30,19 @@ from odeddim.models.networks import autoencoder
 from odeddim.models.networks.text_encoders import has
 from odeddim.models.pipelines.shapes import shape_of
 from odeddim.models.pipelines.table import NETWORKS
-from odeddim.models.pipelines.told import Call, Pipeline
+from odeddim.models.pipelines.told import Call, Pipeline, second_of
 from odeddim.models.weights import hash_of_networks
 from odeddim.ode.conditions import words_of
 from odeddim.ode.field import VectorField
+from odeddim.ode.two_networks import TwoNetworks
 from odeddim.types import InputError
 
 INDEX = "model_index.json"
 CODECS = ("vae", "vqvae")
 _OF_IMAGES = ("controlnet", "adapter")
 """Parts of pipelines that take an image beside the data."""
-_OF_TOKENS = re.compile("Kontext|QwenImage(Edit|Layered)")
-"""Names of pipelines whose networks take an image as more tokens, which neither a part nor a setting shows."""
+_OF_PICTURES = re.compile("Kontext|QwenImage(Edit|Layered)|ImageToVideo")
+"""Names of pipelines that begin with an image, of which some show it by neither a part nor a setting."""
 _OF_TEXTS = ("tokenizer", "text_encoder")
 
 
@@ -56,7 +58,8 @@ def matches(path: Path) -> bool:
 def parts(folder: Path) -> list[str]:
     """The parts that `read` reads: those with weights, and tokenizers. Raises InputError for a network of others."""
     index = config_of(folder, INDEX)
-    read_too = (_network(folder, index)[0].name, *CODECS)
+    where, _ = _network(folder, index)
+    read_too = (where.name, second_of(where).name, *CODECS)
     return [part for part in index if has(index, part) and (part in read_too or part.startswith(_OF_TEXTS))]
 
 
@@ -91,23 +94,27 @@ def read(path: Path) -> VectorField:
             "paths: give the scheduler that it was trained with"
         )
     make = class_of("diffusers", told.made_by or kind).from_config
-    network = made(lambda: make(config), where)
+    folders = [where] if told.boundary is None else [where, second_of(where)]
+    networks = [made(functools.partial(make, config_of(its)), its) for its in folders]
+    called = [_Called(network, told.call, shape[0]) for network in networks]
+    lower = "" if told.boundary is None else f", a second one below t = {told.boundary:g}"
     settings = {
         "codec": codec.sha256 if codec else "",
         "told": words_of(told.conditions),
-        "network": changed_settings(network),
+        "network": changed_settings(networks[0]),
+        **({} if told.boundary is None else {"low": [told.boundary, changed_settings(networks[1])]}),
         "encoders": [encoder.settings for encoder in told.encoders],
         **({"adds": told.adds} if told.adds else {}),
     }
-    parts = [index.get("_class_name"), f"{kind} of {size(network)}", its_kind, posed.found]
+    parts = [index.get("_class_name"), f"{kind} of {size(networks[0])}{lower}", its_kind, posed.found]
     return Loaded(
-        _Called(network, told.call, shape[0]),
+        called[0] if told.boundary is None else TwoNetworks(called[0], called[1], told.boundary / (1 - told.boundary)),
         posed.schedule,
         predicts=told.predicts or posed.predicts,
         time=told.time or posed.time,
         shape=told.sizes,
         name=str(folder.absolute()),
-        sha256=hash_of_networks(network, *(encoder.network for encoder in told.encoders), settings=settings),
+        sha256=hash_of_networks(*networks, *(encoder.network for encoder in told.encoders), settings=settings),
         details={
             "architecture": settings_of(config),
             "found": ", ".join(str(part) for part in parts if part),
@@ -123,10 +130,10 @@ def _network(folder: Path, index: Mapping[str, Any]) -> tuple[Path, str]:
     """Return the folder of a pipeline's network, and the network's class."""
     name = str(index.get("_class_name"))
     others = [part for part in _OF_IMAGES if has(index, part)]
-    if others or _OF_TOKENS.search(name):
+    if others or _OF_PICTURES.search(name):
         raise InputError(
             f"{folder / INDEX}: the network of a {name} also takes an image{f' by its {others[0]}' if others else ''}, "
-            "which odeddim does not support: give the pipeline that makes images of texts or classes alone"
+            "which odeddim does not support: give a pipeline that takes texts or classes alone"
         )
     where = folder / next((part for part in ("unet", "transformer") if has(index, part)), "unet")
     kind = str(index[where.name][1]) if has(index, where.name) else None

@@ -40,6 +40,11 @@ class Pipeline:
         return InputError(f"{self.where / CONFIG}: {why}")
 
     @property
+    def second(self) -> Path:
+        """The folder of the second network, where there is one."""
+        return second_of(self.where)
+
+    @property
     def factor(self) -> int:
         """How many pixels of an image make a side of its data."""
         return self.image_shape[1] // self.shape[1]
@@ -69,6 +74,11 @@ class Pipeline:
             )
 
 
+def second_of(where: Path) -> Path:
+    """The folder of the second network of a pipeline whose first one lies in `where`."""
+    return where.with_name(f"{where.name}_2")
+
+
 Call = Callable[..., Any]
 
 
@@ -84,6 +94,8 @@ class Told:
         assumed: The values that the folder does not state, in words.
         made_by: The class that builds the network, if it is not the class that the config names.
         adds: What the pipeline adds to texts, which is part of the model's hash.
+        boundary: The time t in (0, 1) below which the pipeline's second network takes the place of the first; None for
+            one network.
         predicts, time: What the network predicts and what its labels are, as of `VectorField`, if it is not what its
             scheduler says.
     """
@@ -95,6 +107,7 @@ class Told:
     assumed: Sequence[str] = ()
     made_by: str | None = None
     adds: str = ""
+    boundary: float | None = None
     predicts: str | None = None
     time: str | None = None
 

@@ -3,7 +3,8 @@
 Data are (c, f, h, w): the first of the f frames stands for the first frame of the video, each other one for 4.
 
     Wan         a rectified flow. UMT5's last hidden states, zeros beyond the text. Its config names no size: taken is
-                what its pipeline makes unless it is told otherwise.
+                what its pipeline makes unless it is told otherwise. Wan 2.2's largest has a second network for its
+                lower noise levels.
     CogVideoX   v on a schedule of Stable Diffusion's kind, shifted to more noise. T5's last hidden states. Its network
                 has the frames before the channels.
 """
@@ -27,6 +28,7 @@ from odeddim.models.networks.video_autoencoders import factor_of
 from odeddim.models.pipelines.told import Pipeline, Told
 from odeddim.ode.conditions import Given, Prompts
 from odeddim.ode.sizes import Sizes
+from odeddim.types import InputError
 
 WAN_TOKENS = 512  # tokens of a text, as in Wan's training and in its pipeline
 _WAN_MAKES = (81, 480, 832)  # frames, height and width of the videos of its pipeline by default
@@ -58,8 +60,7 @@ def wan(of: Pipeline) -> Told:
     """Return how Wan's network is called."""
     if of.config.get("image_dim") is not None:
         raise of.refuse("the network takes an image too, which odeddim does not support")
-    if has(of.index, "transformer_2"):
-        raise of.refuse("the pipeline has a second network for its lower noise levels, which odeddim does not support")
+    boundary = _boundary(of)
     encoder = TextEncoder(of.folder, of.index, kinds=UMT5, longest=WAN_TOKENS, masked=True)
     of.check_width("text_dim", encoder.width)
     patch = of.config.get("patch_size", (1, 2, 2))
@@ -69,7 +70,38 @@ def wan(of: Pipeline) -> Told:
     sizes = Sizes(of.shape, patch[1], patch[1] * positions, frames=1)
     made = "×".join(map(str, of.image_shape[1:]))
     assumed = [f"videos of {made} (frames×height×width), which the config does not give"]
-    return Told(_wan, sizes, Prompts(WanTexts(encoder)), [encoder], assumed)
+    predicts = None if boundary is None else "flow"  # the boundary is a time of flow paths
+    return Told(_wan, sizes, Prompts(WanTexts(encoder)), [encoder], assumed, boundary=boundary, predicts=predicts)
+
+
+def _boundary(of: Pipeline) -> float | None:
+    """The time t below which Wan 2.2's second network takes over; None for one network."""
+    index, boundary = of.folder / "model_index.json", of.index.get("boundary_ratio")
+    if not has(of.index, of.second.name):
+        if boundary is not None:
+            raise InputError(f"{index} has a boundary_ratio but no {of.second.name}, the network below it: copy both")
+        return None
+    if type(boundary) is not float or not 0 < boundary < 1:
+        raise InputError(
+            f"{index}: boundary_ratio, the time from 0 to 1 below which {of.second.name} is the network, must be a "
+            f"number between them, not {boundary!r:.50}"
+        )
+    other = config_of(of.second)
+    for key in (
+        "_class_name",
+        "in_channels",
+        "out_channels",
+        "text_dim",
+        "image_dim",
+        "patch_size",
+        "rope_max_seq_len",
+    ):
+        if other.get(key) != of.config.get(key):
+            raise of.refuse(
+                f"{key} is {of.config.get(key)!r:.50}, but that of {of.second.name} is {other.get(key)!r:.50}: copy "
+                "both networks from one pipeline"
+            )
+    return boundary
 
 
 def cogvideox(of: Pipeline) -> Told:
