@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,7 +20,7 @@ from odeddim.bridges import Bridge, between
 from odeddim.jobs.keeping import Keeping, Made
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, first_names, images_for, recorded, subject_on, tell_skipped
-from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
+from odeddim.jobs.telling import Spent, evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Outcome, Progress, shown
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
@@ -127,7 +128,7 @@ def bridge(
 
     work = _Crossing(over, place.state, cycle, is_sheet)
     opening = partial(open_output, to, names, shape=given.shape, captions=_captions(names, other.name, cycle))
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), Spent(work.model)
     with (
         opening(settings=of_first(len(names)), overwrite=overwrite, of_first=of_first) as out,
         shown(progress, len(names), "bridging", out.done) as advance,
@@ -141,7 +142,7 @@ def bridge(
     done, total = out.done, len(names)
     words = (
         f"{so_far(done, total)} images in {output}{of_all(done, total, keep.here)}: {source.name} to {other.name} at "
-        f"σ = {over.sigma:.6g}, {over.solver.name}, {evaluated(keep.here, work.model)}, "
+        f"σ = {over.sigma:.6g}, {over.solver.name}, {evaluated(keep.here, spent)}, "
         f"{time.perf_counter() - began:.1f} s{tell_skipped(given)}"
     )
     return Crossed(output, done, total, words, keep.known(ERROR) if cycle else ())
@@ -165,8 +166,11 @@ class _Crossing:
     """
 
     def __init__(self, over: Bridge, dtype: torch.dtype, cycle: bool, side_by_side: bool) -> None:
-        self.over, self.dtype, self.cycle, self.side_by_side = over, dtype, cycle, side_by_side
-        self.model = over.source
+        self.dtype, self.cycle, self.side_by_side, self.model = dtype, cycle, side_by_side, over.source
+        if over.target is not over.source:  # a target of its own, whose counters may be passed on
+            over = replace(over, target=copy.copy(over.target))
+            over.target.reset()
+        self.over = over
 
     def __call__(self, start: int, stop: int, images: torch.Tensor) -> Made:
         """What the images start, ..., stop-1 become."""

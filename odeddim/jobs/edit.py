@@ -20,7 +20,7 @@ from odeddim.jobs.each import COLUMN, Each, Labels, Prompts, check_together
 from odeddim.jobs.keeping import Keeping, Made
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, first_names, images_for, recorded, subject_on, tell_skipped
-from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
+from odeddim.jobs.telling import Spent, evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Outcome, Progress, shown
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
@@ -200,6 +200,7 @@ def edit(
         return asdict(provenance_of(over.after, over.down, "edit", **details, **of, **its[1]))
 
     began, work = time.perf_counter(), _Editing(over, eaches, place.state, is_sheet)
+    spent = Spent(work.model)
     opening = partial(open_output, to, names, shape=given.shape, captions=_captions(names))
     with (
         opening(settings=of_first(len(names)), overwrite=overwrite, of_first=of_first) as out,
@@ -215,7 +216,7 @@ def edit(
         f"{so_far(out.done, len(names))} images in {output}{of_all(out.done, len(names), keep.here)}: "
         f"{_words(over.before, eaches[0])} to {_words(over.after, eaches[1])} at σ = "
         f"{over.plan.top:.6g}, up by {over.plan.solver.name}, down by {over.down.solver.name}, "
-        f"{evaluated(keep.here, work.model)}, {time.perf_counter() - began:.1f} s{tell_skipped(given)}"
+        f"{evaluated(keep.here, spent)}, {time.perf_counter() - began:.1f} s{tell_skipped(given)}"
     )
     return Redone(output, out.done, len(names), words, keep.known(ERROR), keep.known(CHANGE))
 

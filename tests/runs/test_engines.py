@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -195,6 +196,29 @@ def test_a_team_edits_the_same_bits(
     # 3 up, 2 back to the image, which begin with the last one's aux, and 3 down, twice with guidance
     assert f"{11 if 'after' in to else 8} evaluations" in found[0][2]
     assert found[0] == found[1]
+
+
+def test_each_job_counts_its_own_evaluations(tmp_path: Path) -> None:
+    """A field, and a target, that have made evaluations before; both keep their count of them."""
+    model, other, how = odeddim.load("exact-mixture"), odeddim.load("exact-gaussian"), {"steps": 5, "solver": "ab2"}
+    said: list[str] = []
+    for k in range(2):
+        here, jobs, few = tmp_path / str(k), odeddim.jobs, {"model": model, **how}
+        jobs.encode(None, here / "z.h5", count=8, **few)
+        made = [
+            jobs.encode(None, here / "y.h5", count=8, tol=0.5, model=model).words,
+            jobs.decode(here / "z.h5", here / "i.h5", **few).words,
+            jobs.sample(8, here / "s.h5", shape=(1, 4, 4), **few).words,
+            jobs.bridge(None, here / "b.h5", other, count=16, machine=Machine(batch_size=8), **few).words,
+            jobs.explore(here / "z.h5", here / "e.html", corners=[0, 1, 2, 3], tiles=2, levels=2, **few).words,
+        ]
+        found = [re.findall("[^,]* evaluations per image[^,]*(?:, [^,]* more to fill batches)?", it) for it in made]
+        said.append(str(found))
+        odeddim.solve(odeddim.noise(2, (1, 4, 4)), model=other, steps=3)
+        spent = other.nfe
+    assert said[0].count("evaluations") == 5
+    assert said[0] == said[1]
+    assert spent == 6
 
 
 def content(path: Path) -> dict[str, bytes]:
