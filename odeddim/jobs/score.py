@@ -161,7 +161,8 @@ def score(
     """
     given, output = place_of(images), None if output is None else Path(output)
     if output is not None:
-        check_place(output, given, suffixes=(".csv", ".json", *SUFFIXES))
+        read = Path(reference) if isinstance(reference, (str, Path)) else None
+        check_place(output, given, read, suffixes=(".csv", ".json", *SUFFIXES))
         keep = getattr(reference, "keep", None)
         if keep is not None and Path(keep).resolve() == output.resolve():
             raise InputError(f"{output} is to be the file of the reference: give the scores another name")

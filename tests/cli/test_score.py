@@ -179,6 +179,9 @@ def test_a_file_that_has_no_scores_is_told_before_the_reference_is_made(run: Com
         assert code == 2
         assert words in err
     assert not list(Path().glob("*r.json*"))
+    assert run("score", "good", *MIXTURE, *keep)[0] == 0
+    code, _, err = run("score", "good", *MIXTURE, "--reference", "r.json", "-o", "r.json", "--overwrite")
+    assert (code, "r.json is being read" in err) == (2, True)
 
 
 def test_inspect_knows_the_files(run: Command, good: torch.Tensor, some: torch.Tensor) -> None:
