@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odeddim import defaults
-from odeddim.cli import condition, options, pictures, preparation
+from odeddim.cli import condition, options, pictures, preparation, sharing
 from odeddim.cli.kinds import Interval, ModelName
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ model = options.gathered(
 @model
 @preparation.prepare
 @options.run(defaults.ENCODE, options.end)
-@options.machine
+@sharing.machine
 @options.overwrite
 def command(
     images: Path | None,

@@ -129,8 +129,9 @@ def command(
     it, and `odeddim verify` does it again.
 
     Transparent parts of an image become white. Of a file with several pictures, such as an animation, the first is
-    taken. A warning says how many images are concerned. Hidden files (.NAME) are left alone. A file that cannot be read
-    ends the command before it writes anything, or is left out with --skip-bad.
+    taken. A model of gray images makes colour gray. A warning says how many images are concerned. Hidden files (.NAME)
+    are left alone. A file that cannot be read ends the command before it writes anything, or is left out with
+    --skip-bad.
 
     A model of videos takes clips: a folder of MP4, WebM, GIF and the like (pip install 'odeddim[video]'), of folders
     with the frames of one video each, or arrays (N, C, F, H, W). --frames N takes the first N frames of each.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,8 @@ from odeddim.types import told_briefly
 
 NOISES = 4
 """Of --sensitivity, unless a number is given."""
+LONG, ENDS = 24, 8
+"""Lists above `LONG` lines show so many at either end, unless --all is given."""
 
 if TYPE_CHECKING:
     from odeddim.checks.explanation import Explanation
@@ -45,15 +48,17 @@ if TYPE_CHECKING:
     help="Find how much the decode amplifies a small change of the latent at most, at each of N noises: the largest "
     f"singular value of its Jacobian, by power iteration. This runs the network.  [N: {NOISES} if not given]",
 )
+@click.option("--all", "every", is_flag=True, help="Print all nodes and all coefficients of a long run.")
 @options.as_json
 def command(
-    model: Subject, how: dict[str, Any], direction: str, dtype: str, sensitivity: int | None, as_json: bool
+    model: Subject, how: dict[str, Any], direction: str, dtype: str, sensitivity: int | None, every: bool, as_json: bool
 ) -> None:
     """Print what a run will do: nodes, labels, coefficients, evaluations, growth of rounding errors.
 
     The coefficients are those of the points x̄0, x̄1, ... and of the network's outputs ε0, ε1, ... at these points.
     For a reversible solver, the output is the list of operations on its two registers u and v; the inverse is the same
-    list backwards. --plan explains the run of a plan file.
+    list backwards. Of long lists both ends are printed, unless --all or --json is given. --plan explains the run of a
+    plan file.
 
     \b
     Examples:
@@ -87,10 +92,11 @@ def command(
         )
     options.echo()
     options.echo(f"{'node':>5}  {'σ':>14}  {'label t':>10}")
-    for n, (sigma, label) in enumerate(zip(made.nodes, made.labels, strict=True)):
-        options.echo(f"{n:>5}  {sigma:>14.9g}  {label:>10.3f}")
+    points = enumerate(zip(made.nodes, made.labels, strict=True))
+    for line in _ends([f"{n:>5}  {sigma:>14.9g}  {label:>10.3f}" for n, (sigma, label) in points], every):
+        options.echo(line)
     options.echo()
-    for line in made.instructions:
+    for line in _ends(made.instructions, every):
         options.echo(line)
     if len(made.nodes) == 2 and min(made.nodes) == 0:
         options.echo("The step at σ = 0 is Euler's for every solver.")
@@ -112,6 +118,13 @@ def command(
         options.echo(f"The decode amplifies a small change of the latent by at most, at each noise: {shown}.")
     if made.refused:
         options.echo(f"Such a run is refused: {made.refused}")
+
+
+def _ends(lines: Sequence[str], every: bool) -> Sequence[str]:
+    """The lines to print of a list."""
+    if every or len(lines) <= LONG:
+        return lines
+    return [*lines[:ENDS], f"... {len(lines) - 2 * ENDS} more: --all prints them ...", *lines[-ENDS:]]
 
 
 def _setting(name: str, made: Explanation) -> str:

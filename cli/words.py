@@ -10,14 +10,14 @@ import re
 from collections.abc import Sequence
 
 ARGUMENTS = {
-    "address", "against", "allow_pickle", "along", "among", "atol", "attention", "background", "batch_size", "batches",
-    "best", "bits", "blocks", "by", "calibrate", "certify", "channels", "channels_last", "checkpoint_every", "compile",
-    "corners", "count", "crop", "csv", "cycle", "density", "dequantise", "device", "direction", "distilled_guidance",
-    "draws", "dropout", "dtype", "ema", "end", "engine", "eta", "evaluations", "false_positives", "features", "figure",
-    "figure_size", "find", "flips", "format", "fps", "frames", "from", "from_distilled_guidance", "from_each",
-    "from_guidance", "grid", "guidance", "guidance_rescale", "guide", "images", "json", "label", "labels",
-    "labels_from", "learning_rate", "levels", "log_json", "loop", "low_guidance", "max_nfe", "microbatches", "model",
-    "multipliers",
+    "address", "against", "all", "allow_pickle", "along", "among", "atol", "attention", "background", "batch_size",
+    "batches", "best", "bits", "blocks", "by", "calibrate", "certify", "channels", "channels_last", "checkpoint_every",
+    "compile", "corners", "count", "crop", "csv", "cycle", "density", "dequantise", "device", "direction",
+    "distilled_guidance", "draws", "dropout", "dtype", "ema", "end", "engine", "eta", "evaluations", "false_positives",
+    "features", "figure", "figure_size", "find", "flips", "format", "fps", "frames", "from", "from_distilled_guidance",
+    "from_each", "from_guidance", "grid", "guidance", "guidance_rescale", "guide", "images", "json", "label",
+    "labels", "labels_from", "learning_rate", "levels", "log_json", "loop", "low_guidance", "max_nfe", "microbatches",
+    "model", "multipliers",
     "negative_prompt", "network_batch", "of", "output", "overwrite", "pad", "pair", "pairs", "paper", "parallel",
     "plan", "points", "portable", "precision", "predicts", "probes", "prompt", "prompts_from", "quiet", "rank",
     "reference", "repeats", "resize", "resume", "round_trip", "rtol", "samples", "samples_every", "scale", "seed",

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from odeddim import defaults
 from odeddim.api import Model
 from odeddim.bridges import Bridge, between
+from odeddim.jobs.keeping import Keeping, Made
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, first_names, images_for, recorded, subject_on, tell_skipped
-from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
+from odeddim.jobs.telling import Spent, evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Outcome, Progress, shown
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.storage.atomic import check_place
-from odeddim.storage.image_runs import Images as ImageRun
-from odeddim.storage.outputs import Folder, Pictures, open_output
+from odeddim.storage.outputs import Pictures, open_output
 from odeddim.storage.prefetch import ahead
 from odeddim.storage.preparation import Preparation
 from odeddim.storage.sheets import Captions, title_of
@@ -127,25 +128,24 @@ def bridge(
 
     work = _Crossing(over, place.state, cycle, is_sheet)
     opening = partial(open_output, to, names, shape=given.shape, captions=_captions(names, other.name, cycle))
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), Spent(work.model)
     with (
         opening(settings=of_first(len(names)), overwrite=overwrite, of_first=of_first) as out,
         shown(progress, len(names), "bridging", out.done) as advance,
         closing(ahead(lambda start, stop: given[start:stop], out.batches(size))) as batches,
         closing(place.over(work, batches)) as found,
     ):
-        keep = _Keeping(out, names, is_sheet)
+        keep = Keeping(out, names, (ERROR,) if cycle else ())
         for (start, stop), _ in behind(keep, found, out.together):
             advance(stop - start)
     warn_of_range(keep.largest)
     done, total = out.done, len(names)
     words = (
         f"{so_far(done, total)} images in {output}{of_all(done, total, keep.here)}: {source.name} to {other.name} at "
-        f"σ = {over.sigma:.6g}, {over.solver.name}, {evaluated(keep.here, work.model)}, "
+        f"σ = {over.sigma:.6g}, {over.solver.name}, {evaluated(keep.here, spent)}, "
         f"{time.perf_counter() - began:.1f} s{tell_skipped(given)}"
     )
-    errors = (keep.known or out.figures(ERROR)) if cycle else []
-    return Crossed(output, done, total, words, tuple(errors))
+    return Crossed(output, done, total, words, keep.known(ERROR) if cycle else ())
 
 
 def _captions(names: Sequence[str], other: str, cycle: bool) -> Captions:
@@ -158,20 +158,6 @@ def _captions(names: Sequence[str], other: str, cycle: bool) -> Captions:
     return Captions(under, lines=1 + cycle, heads=heads, panes=len(heads))
 
 
-class _Made(NamedTuple):
-    """What a batch of images has become.
-
-    Attributes:
-        pixels: What to write, (B, C, H, W).
-        errors: The cycle errors, (B,) by name.
-        largest: The largest magnitude of the target's images.
-    """
-
-    pixels: torch.Tensor
-    errors: dict[str, torch.Tensor]
-    largest: float
-
-
 class _Crossing:
     """The work on each batch of images.
 
@@ -180,10 +166,13 @@ class _Crossing:
     """
 
     def __init__(self, over: Bridge, dtype: torch.dtype, cycle: bool, side_by_side: bool) -> None:
-        self.over, self.dtype, self.cycle, self.side_by_side = over, dtype, cycle, side_by_side
-        self.model = over.source
+        self.dtype, self.cycle, self.side_by_side, self.model = dtype, cycle, side_by_side, over.source
+        if over.target is not over.source:  # a target of its own, whose counters may be passed on
+            over = replace(over, target=copy.copy(over.target))
+            over.target.reset()
+        self.over = over
 
-    def __call__(self, start: int, stop: int, images: torch.Tensor) -> _Made:
+    def __call__(self, start: int, stop: int, images: torch.Tensor) -> Made:
         """What the images start, ..., stop-1 become."""
         x_0 = images.to(self.dtype)
         found = self.over.cross(x_0, cycle=self.cycle)
@@ -194,27 +183,4 @@ class _Crossing:
         row = [found.images]
         if self.side_by_side:
             row = [x_0.to(found.images), found.images, *([] if found.again is None else [found.again])]
-        return _Made(torch.cat(row, dim=3).cpu(), errors, float(found.images.abs().max()))
-
-
-class _Keeping:
-    """Writes what becomes of each batch, and adds up.
-
-    Attributes:
-        here: The images of the batches.
-        largest: The largest magnitude of the target's images.
-        known: The names and cycle errors, for a sheet, which keeps none.
-    """
-
-    def __init__(self, out: Folder | ImageRun, names: Sequence[str], is_sheet: bool) -> None:
-        self._out, self._names, self._is_sheet = out, names, is_sheet
-        self.here, self.largest = 0, 0.0
-        self.known: list[tuple[str, float]] = []
-
-    def __call__(self, result: tuple[tuple[int, int], _Made]) -> None:
-        """Write the result of the images start, ..., stop-1."""
-        (start, stop), made = result
-        if self._is_sheet and made.errors:
-            self.known += zip(self._names[start:stop], made.errors[ERROR].tolist(), strict=True)
-        self._out.write(start, stop, made.pixels, made.errors)
-        self.here, self.largest = self.here + stop - start, max(self.largest, made.largest)
+        return Made(torch.cat(row, dim=3).cpu(), errors, float(found.images.abs().max()))

@@ -18,7 +18,7 @@ from odeddim.jobs.each import Each, for_batch, kept_for
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.recording import OWN_STEPS, Recording, Walk, opened, together
 from odeddim.jobs.subject import Subject, subject_of, warn_of_plan
-from odeddim.jobs.telling import Margins, Tally, evaluated, of_all, so_far, warn_of_range
+from odeddim.jobs.telling import Margins, Spent, Tally, evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.waiting import wait_for
 from odeddim.jobs.work import How, Outcome, Progress, in_order, shown, warn
 from odeddim.latents.latent_file import LatentFile
@@ -113,7 +113,7 @@ def decode(
         if not output.is_dir():
             check_place(output, latents)
         began, largest, here, tally = time.perf_counter(), 0.0, 0, Tally(tol or 0.0)
-        each, certain = kept_for(file, ode), Margins(plan.portable)
+        each, certain, spent = kept_for(file, ode), Margins(plan.portable), Spent(ode)
         work = _Decoding(field, ode, decoding, place.state, tol, Walk.of(recording), each)
         image_shape = field.shape_of_images(file.shape)
         opening = partial(open_output, to, file.names, asdict(of_first(total)), shape=image_shape, overwrite=overwrite)
@@ -144,7 +144,7 @@ def decode(
     taken_steps = tally.tell() if tol is not None and here else decoding.steps
     words = (
         f"{so_far(out.done, total)} {called(image_shape)} in {output}{of_all(out.done, total, here)}: {row.name}, "
-        f"{taken_steps}, {evaluated(here, ode)}, {time.perf_counter() - began:.1f} s"
+        f"{taken_steps}, {evaluated(here, spent)}, {time.perf_counter() - began:.1f} s"
     )
     words += (points.words if points else "") + certain.words()
     return Outcome(output, out.done, total, words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -16,20 +17,22 @@ from odeddim import defaults
 from odeddim.api import Model
 from odeddim.bridges import Edit, editing
 from odeddim.jobs.each import COLUMN, Each, Labels, Prompts, check_together
+from odeddim.jobs.keeping import Keeping, Made
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, first_names, images_for, recorded, subject_on, tell_skipped
-from odeddim.jobs.telling import evaluated, of_all, so_far, warn_of_range
+from odeddim.jobs.telling import Spent, evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Outcome, Progress, shown
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
 from odeddim.ode.conditions import Classes, Condition
 from odeddim.ode.field import VectorField
 from odeddim.storage.atomic import check_place
-from odeddim.storage.images import ImageSource
 from odeddim.storage.outputs import Pictures, open_output
+from odeddim.storage.prefetch import ahead
 from odeddim.storage.preparation import Preparation
 from odeddim.storage.sheets import Captions, title_of
 from odeddim.storage.sources import Images, place_of
+from odeddim.storage.write_behind import behind
 from odeddim.types import InputError
 
 ERROR, CHANGE = "reconstruction_error", "change"  # the names of the figures in the files
@@ -168,7 +171,7 @@ def edit(
     output, is_sheet = to.path, to.is_sheet
     if not output.is_dir():
         check_place(output, where)
-    place = (machine or Machine()).at(model=model)
+    place = (machine or Machine()).at(model=model, shared=True)
     field = subject_on(place, model)
     told = before if isinstance(before, Description) else Description(before)
     then = after if isinstance(after, Description) else Description(after)
@@ -198,28 +201,26 @@ def edit(
         of = {"images": given.identity(where, total), "source": source}
         return asdict(provenance_of(over.after, over.down, "edit", **details, **of, **its[1]))
 
-    began, work = time.perf_counter(), _Editing(over, eaches, given, place.state, is_sheet)
+    began, work = time.perf_counter(), _Editing(over, eaches, place.state, is_sheet)
+    spent = Spent(work.model)
     opening = partial(open_output, to, names, shape=given.shape, captions=_captions(names))
     with (
         opening(settings=of_first(len(names)), overwrite=overwrite, of_first=of_first) as out,
         shown(progress, len(names), "editing", out.done) as advance,
+        closing(ahead(lambda start, stop: given[start:stop], out.batches(size))) as batches,
+        closing(place.over(work, batches)) as found,
     ):
-        for start, stop in out.batches(size):
-            pixels, figures = work.batch(start, stop)
-            if is_sheet:  # which keeps none
-                for name, known in work.known.items():
-                    known += zip(names[start:stop], figures[name].tolist(), strict=True)
-            out.write(start, stop, pixels, figures)
+        keep = Keeping(out, names, (ERROR, CHANGE))
+        for (start, stop), _ in behind(keep, found, out.together):
             advance(stop - start)
-    warn_of_range(work.largest)
+    warn_of_range(keep.largest)
     words = (
-        f"{so_far(out.done, len(names))} images in {output}{of_all(out.done, len(names), work.here)}: "
+        f"{so_far(out.done, len(names))} images in {output}{of_all(out.done, len(names), keep.here)}: "
         f"{_words(over.before, eaches[0])} to {_words(over.after, eaches[1])} at σ = "
         f"{over.plan.top:.6g}, up by {over.plan.solver.name}, down by {over.down.solver.name}, "
-        f"{evaluated(work.here, *both)}, {time.perf_counter() - began:.1f} s{tell_skipped(given)}"
+        f"{evaluated(keep.here, spent)}, {time.perf_counter() - began:.1f} s{tell_skipped(given)}"
     )
-    found = [tuple(work.known[name] or out.figures(name)) for name in (ERROR, CHANGE)]
-    return Redone(output, out.done, len(names), words, *found)
+    return Redone(output, out.done, len(names), words, keep.known(ERROR), keep.known(CHANGE))
 
 
 def _for_each(field: VectorField, names: Sequence[str], *said: tuple[Description, Any]) -> list[Each | None]:
@@ -250,30 +251,30 @@ def _captions(names: Sequence[str]) -> Captions:
 
 
 class _Editing:
-    """The work on each batch of images, and its totals."""
+    """The work on each batch of images.
 
-    def __init__(
-        self, over: Edit, eaches: Sequence[Each | None], images: ImageSource, dtype: torch.dtype, side_by_side: bool
-    ) -> None:
-        self.over, self.eaches, self.images, self.dtype, self.side_by_side = over, eaches, images, dtype, side_by_side
-        self.largest, self.here = 0.0, 0
-        self.known: dict[str, list[tuple[str, float]]] = {ERROR: [], CHANGE: []}
+    Attributes:
+        model: The model under the condition that encodes, which counts the evaluations under both.
+    """
 
-    def batch(self, start: int, stop: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """What to write for images start, ..., stop-1, and their figures."""
-        x_0 = self.images[start:stop].to(self.dtype)
+    def __init__(self, over: Edit, eaches: Sequence[Each | None], dtype: torch.dtype, side_by_side: bool) -> None:
+        self.over, self.eaches, self.dtype, self.side_by_side = over, eaches, dtype, side_by_side
+        self.model = over.before
+
+    def __call__(self, start: int, stop: int, images: torch.Tensor) -> Made:
+        """What the images start, ..., stop-1 become."""
+        x_0 = images.to(self.dtype)
         pairs = list(zip((self.over.before, self.over.after), self.eaches, strict=True))
         here = [field if each is None else each.on(field, each.which[start:stop]) for field, each in pairs]
         over = replace(self.over, before=here[0], after=here[1])
-        found = over.apply(x_0.to(self.over.before.device or x_0.device))
-        for (field, each), its in zip(pairs, here, strict=True):
-            if each is not None:
-                field.count(its)
-        self.largest, self.here = max(self.largest, float(found.images.abs().max())), self.here + stop - start
+        found = over.apply(x_0.to(self.model.device or x_0.device))
+        for field in here:
+            if field is not self.model:
+                self.model.count(field)
+                field.reset()
         figures = {ERROR: found.error, CHANGE: found.change}
         for column, each in zip((f"from_{COLUMN}", COLUMN), self.eaches, strict=True):
             if each is not None:
                 figures[column] = each.which[start:stop]
-        if not self.side_by_side:
-            return found.images, figures
-        return torch.cat([x_0.to(found.images), found.images, found.again], dim=3), figures
+        row = [x_0.to(found.images), found.images, found.again] if self.side_by_side else [found.images]
+        return Made(torch.cat(row, dim=3).cpu(), figures, float(found.images.abs().max()))

@@ -30,7 +30,7 @@ from odeddim.jobs.subject import (
     tell_skipped,
     warn_of_plan,
 )
-from odeddim.jobs.telling import Margins, Reports, Tally, of_all, so_far, warn_of_range
+from odeddim.jobs.telling import Margins, Reports, Spent, Tally, of_all, so_far, warn_of_range
 from odeddim.jobs.work import OWN_DIGITS, OWN_TOP, How, Outcome, Progress, in_order, shown, the_plan
 from odeddim.latents.latent_file import LatentRun
 from odeddim.latents.provenance import Provenance, provenance_of
@@ -250,6 +250,7 @@ class _Encoding:
     ) -> None:  # fmt: skip
         self.field, self.plan, self.rungs, self.place = field, plan, rungs, place
         self.model = field.on_data() if density is None else density.model
+        self.spent = Spent(self.model)
         self.tol, self.certified, self.density, self.parallel = tol, certified, density, parallel
         self.walk, self.each = Walk.of(recording), each
         self.reports, self.tally, self.rms = Reports(), Tally(tol or 0.0), 0.0
@@ -316,7 +317,7 @@ class _Encoding:
         self.reports.warn(self.plan.end)
         steps = f", {self.tally.tell()}" if self.tol is not None and self.reports.images else ""
         warn_of_range(self.rms, "the latents x_T have rms {:.3g} where 1 is expected")
-        spent = f"{self.reports.evaluations(self.model, certified=self.certified)}, {seconds:.1f} s"
+        spent = f"{self.reports.evaluations(self.spent, certified=self.certified)}, {seconds:.1f} s"
         return (
             f"{so_far(done, total)} latents at σ = {self.plan.top:.6g} in {output}"
             f"{of_all(done, total, self.reports.images)}: {self.plan.solver.name}, {self.plan.grid} grid{steps}"

@@ -19,7 +19,7 @@ from odeddim.jobs.exploration import Exploration, Level
 from odeddim.jobs.machine import Machine, Place
 from odeddim.jobs.stages import Stage, stages_of
 from odeddim.jobs.subject import Subject, subject_of, warn_of_plan
-from odeddim.jobs.telling import evaluated, warn_of_range
+from odeddim.jobs.telling import Spent, evaluated, warn_of_range
 from odeddim.jobs.work import How, Outcome, Progress, shown, warn
 from odeddim.latents.arithmetic import join, nearest
 from odeddim.latents.interpolate import LatentPath
@@ -113,7 +113,7 @@ def explore(
         made = asdict(decoding.provenance(file, field, len(file), **place.details(field, row, size)))
         mark = mark_of("explore", made, list(corners), side, levels)
         check_own(output, lambda path: has_mark(path, mark), overwrite=overwrite)
-        began, numbers, distances = time.perf_counter(), *_nearest(path, file)
+        began, spent, (numbers, distances) = time.perf_counter(), Spent(field), _nearest(path, file)
         near = sorted(set(numbers.flatten().tolist()))
         with shown(progress, len(path) + len(near), "decoding") as advance:
             square = _square(path, decoding, field, levels, size, advance)
@@ -125,7 +125,7 @@ def explore(
     words = (
         f"{side} × {side} images between the latents {', '.join(map(str, corners))} in {output} "
         f"({len(page) / 1e6:.1f} MB; open it in a browser): {row.name}, {decoding.steps}, "
-        f"{evaluated(len(path) + len(near), field)}, {time.perf_counter() - began:.1f} s"
+        f"{evaluated(len(path) + len(near), spent)}, {time.perf_counter() - began:.1f} s"
     )
     return Outcome(output, len(path), len(path), words)
 

@@ -22,7 +22,7 @@ from odeddim.jobs.density import figures_of_report
 from odeddim.jobs.each import COLUMN, Each, Labels, Prompts, check_together, told_first
 from odeddim.jobs.machine import Machine
 from odeddim.jobs.subject import Subject, subject_on, warn_of_plan
-from odeddim.jobs.telling import Margins, evaluated, of_all, so_far, warn_of_range
+from odeddim.jobs.telling import Margins, Spent, evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Numbered, Outcome, Progress, in_order, shown, the_plan
 from odeddim.latents.latent_file import MOST_ROW
 from odeddim.latents.provenance import provenance_of
@@ -136,6 +136,7 @@ def sample(
     names, captions = _named(f"sample-{seed}-", count, each)
     began, largest, here, certain = time.perf_counter(), 0.0, 0, Margins(plan.portable)
     work = _Sampling(field, plan, seed, eta, shape, of_noise, together, measured, each)
+    spent = Spent(work.model)
     with (
         open_output(
             to, names, of_first(count), shape=shape, overwrite=overwrite, captions=captions, of_first=of_first
@@ -157,7 +158,7 @@ def sample(
     warn_of_range(largest)
     words = (
         f"{so_far(out.done, count)} {called(shape)} in {output}{of_all(out.done, count, here)}: {row.name}, "
-        f"seed {seed}{'' if each is None else each.words}, {evaluated(here, work.model)}, "
+        f"seed {seed}{'' if each is None else each.words}, {evaluated(here, spent)}, "
         f"{time.perf_counter() - began:.1f} s"
     )
     words += certain.words()

@@ -38,7 +38,7 @@ from odeddim.models import DEFAULT
 from odeddim.ode.field import VectorField
 from odeddim.plans import Plan
 from odeddim.storage.atomic import check_own, check_place, found_mark, has_mark, mark_of, plain_text, replacing
-from odeddim.storage.hdf5 import SUFFIXES, is_hdf5, opened, text
+from odeddim.storage.hdf5 import SUFFIXES, is_hdf5, opened, text, words
 from odeddim.storage.images import ImageSource
 from odeddim.storage.prefetch import ahead
 from odeddim.storage.preparation import Preparation
@@ -161,9 +161,13 @@ def score(
     """
     given, output = place_of(images), None if output is None else Path(output)
     if output is not None:
-        check_place(output, given, suffixes=(".csv", ".json", *SUFFIXES))
-        # Whose file it is shows when the reference is known; that it is nobody's of ours shows before that is made.
-        check_own(output, lambda path: bool(found_mark(path)) or is_hdf5(path), overwrite=overwrite)
+        read = Path(reference) if isinstance(reference, (str, Path)) else None
+        check_place(output, given, read, suffixes=(".csv", ".json", *SUFFIXES))
+        keep = getattr(reference, "keep", None)
+        if keep is not None and Path(keep).resolve() == output.resolve():
+            raise InputError(f"{output} is to be the file of the reference: give the scores another name")
+        # Which scores they are shows when the reference is known; that they are none shows before that is made.
+        check_own(output, _may_be_scores, overwrite=overwrite)
     place = (machine or Machine()).at(model=model, shared=True)
     field = subject_on(place, model)
     if isinstance(reference, (str, Path)):
@@ -272,6 +276,14 @@ class _Rows(Run):
 
 def _head(file: h5py.File, notes: Mapping[str, Any]) -> None:
     file.attrs["format"], file.attrs["score"] = text(FORMAT), text(_UNIT)
+
+
+def _may_be_scores(path: Path) -> bool:
+    """Whether a file has scores, as far as that shows without their settings."""
+    if not is_hdf5(path):
+        return bool(found_mark(path))
+    with opened(path, "a file of scores") as file:
+        return words(file.attrs.get("format", "")) == FORMAT
 
 
 def _is_made(output: Path, settings: Mapping[str, Any], total: int, overwrite: bool) -> bool:

@@ -179,6 +179,11 @@ def images_for(
     channels, prepare = shape[0] if shape else None, prepare.for_model(shape) if prepare else None
     if images is not None:
         source = source_of(images, channels=channels, prepare=prepare)
+        if source.grayed and not isinstance(images, ImageSource):  # which says its channels itself
+            warn(
+                f"{source.grayed} are stored in colour and made gray, as the model {field.name!r} takes them: "
+                "model=... names one of colour"
+            )
     else:
         source = open_images(channels=channels, prepare=prepare) if prepare else open_images()
     if sizes is not None and source.shape not in sizes:

@@ -66,12 +66,32 @@ def of_all(done: int, total: int, here: int) -> str:
     return f" ({here} now, the rest was there already)" if here < total else ""
 
 
-def evaluated(images: int, *fields: VectorField) -> str:
-    """The part of the last line about the evaluations that these fields have made for so many images."""
+class Spent:
+    """The evaluations of a field from now on. It may have made others before, in another job.
+
+    Args:
+        field: The field.
+    """
+
+    def __init__(self, field: VectorField) -> None:
+        self._field, self._before = field, field.counts
+
+    @property
+    def rows(self) -> int:
+        """The images that were evaluated, each as often as it was."""
+        return self._field.rows - self._before[1]
+
+    @property
+    def filled(self) -> int:
+        """What was evaluated beside them to fill batches."""
+        return self._field.filled - self._before[2]
+
+
+def evaluated(images: int, spent: Spent) -> str:
+    """The part of the last line about the evaluations that were made for so many images."""
     if not images:
         return "nothing left to do"
-    rows, filled = sum(field.rows for field in fields), sum(field.filled for field in fields)
-    return f"{rows / images:g} evaluations per image{_filling(filled, images)}"
+    return f"{spent.rows / images:g} evaluations per image{_filling(spent.filled, images)}"
 
 
 def _filling(filled: int, images: int, what: str = "to fill batches") -> str:
@@ -140,14 +160,14 @@ class Reports:
             self._failed += len(failed)
             self._residual = max(self._residual, float(residual[~converged].max()))
 
-    def evaluations(self, field: VectorField, *, certified: bool = False) -> str:
+    def evaluations(self, spent: Spent, *, certified: bool = False) -> str:
         """The evaluations per image in words; those for certificates and to fill up batches are given apart."""
         if not self._reported:
-            return evaluated(self.images, field)
+            return evaluated(self.images, spent)
         mean = self._evaluations / self._reported
         text = f"{mean:.4g} evaluations per image ({self._fewest} to {self._most})"
         what = "for certificates and to fill batches" if certified else "to fill batches"
-        return text + _filling(field.rows + field.filled - self._evaluations, self.images, what)
+        return text + _filling(spent.rows + spent.filled - self._evaluations, self.images, what)
 
     def floor(self) -> str:
         """The mean error of a latent model's autoencoder, in words; "" for other models."""

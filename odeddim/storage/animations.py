@@ -51,7 +51,7 @@ class Animation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
-        if not 1 <= self.fps <= MOST_FPS:
+        if not isinstance(self.fps, (int, float)) or not 1 <= self.fps <= MOST_FPS:
             raise InputError(f"fps={self.fps}: give 1 to {MOST_FPS} frames a second")
         if self.scale is not None and self.scale < 1:
             raise InputError(f"scale={self.scale}: give a whole number, 1 or more")

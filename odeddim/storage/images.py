@@ -51,6 +51,7 @@ class ImageSource:
         marks: marks(count) tells the first `count` images from others; without it their names do.
         prepared: What was done to them, as of `odeddim.storage.preparation.Preparation.to_dict`.
         skipped: The files that were left out, each with the reason.
+        grayed: How many are stored in colour and made gray, in words: "2 of 3 images"; "" for none.
     """
 
     def __init__(
@@ -61,11 +62,13 @@ class ImageSource:
         marks: Callable[[int], Iterable[bytes]] | None = None,
         prepared: Mapping[str, Any] | None = None,
         skipped: Sequence[tuple[str, str]] = (),
+        grayed: str = "",
     ) -> None:
         self.shape = shape
         self.names = names
         self.prepared = dict(prepared or {})
         self.skipped = skipped
+        self.grayed = grayed
         self._read = read
         self.marks = marks or (lambda count: (as_bytes(name) for name in names[:count]))
 
@@ -194,7 +197,7 @@ def file_source(folder: Path, names: Sequence[str], channels: int | None, prepar
     kind = OpenedVideos if prepare.of_videos else OpenedFiles
     found = kind(folder, names, channels, prepare)
     prepared = prepare.to_dict(len(found.skipped))
-    return ImageSource(found.shape, found.names, found.read, found.marks, prepared, found.skipped)
+    return ImageSource(found.shape, found.names, found.read, found.marks, prepared, found.skipped, found.grayed)
 
 
 def check_shape(source: ImageSource, shape: Sequence[int], where: str | Path) -> None:
@@ -268,7 +271,8 @@ def array_source(path: Path, array: Array, channels: int | None, prepare: Prepar
             yield content_hash(path)
 
     shape = (channels or has, *counts, *(prepare.size or (h, w)))
-    return ImageSource(shape, array.names or Names.numbers(n), read, marks, prepare.to_dict())
+    grayed = f"{n} of {n} images" if (channels, has) == (1, 3) else ""
+    return ImageSource(shape, array.names or Names.numbers(n), read, marks, prepare.to_dict(), grayed=grayed)
 
 
 def _layout(path: Path, shape: tuple[int, ...]) -> str:

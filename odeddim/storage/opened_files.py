@@ -46,6 +46,7 @@ class Header(NamedTuple):
         transparent: Whether it may be transparent in parts.
         more: Whether it has pictures that are no images.
         cut: Whether Pillow reads 8 of its 16 bits.
+        grayed: Whether it is stored in colour and made gray.
     """
 
     shape: tuple[int, int, int]
@@ -54,6 +55,7 @@ class Header(NamedTuple):
     transparent: bool
     more: bool
     cut: bool
+    grayed: bool
 
 
 class OpenedFiles:
@@ -72,6 +74,7 @@ class OpenedFiles:
         shape: (C, H, W) of every image.
         names: The name of each image.
         skipped: The files that were left out, each with the reason.
+        grayed: How many of them are stored in colour and made gray, as of `ImageSource`.
 
     Raises:
         InputError: A file cannot be read, or has another shape than those before it.
@@ -84,7 +87,7 @@ class OpenedFiles:
         self._rows = array.array("q")  # of each image: its file
         self._pictures = array.array("q")  # and its place there
         colours, first = channels or 1, None
-        counts = {"transparent": 0, "more": 0, "cut": 0}
+        counts = {"transparent": 0, "more": 0, "cut": 0, "grayed": 0}
         for number in range(len(files)):
             found = self._look(number)
             if found is None:
@@ -104,7 +107,9 @@ class OpenedFiles:
         self._first = first
         every = len(self._rows) == len(files) and not self.skipped and not any(self._pictures)
         self.names = files if every else Names.packed(self._name(row) for row in range(len(self._rows)))
-        self._warn(counts)
+        of = f"of {len(files) - len(self.skipped)} images"
+        self.grayed = f"{counts['grayed']} {of}" if counts["grayed"] else ""
+        self._warn(counts, of)
 
     def _look(self, number: int) -> Header | None:
         """What is in a file; None if it is left out."""
@@ -133,18 +138,19 @@ class OpenedFiles:
         more = has_more(image)
         every = more and self._prepare.frames == "all" and image.format not in PHOTOS
         count = int(getattr(image, "n_frames", 1)) if every else 1
-        shapes, lowest, transparent, cut = set(), 0.0, False, False
+        shapes, lowest, transparent, cut, grayed = set(), 0.0, False, False, False
         for k in range(count):
             _turn_to(image, k)
             shapes.add(shape_of(image, self._channels))
             transparent, cut = transparent or may_be_transparent(image), cut or is_cut(image)
+            grayed = grayed or self._channels == 1 != shape_of(image, None)[0]
             check_depth(image)
             lowest = min(lowest, lowest_of(image))
             if self._prepare.skip_bad:
                 upright(image, 1, (0, 0, 0))  # which decodes it
         if len({shape[1:] for shape in shapes}) > 1 and self._prepare.size is None:
             raise ValueError("pictures of several sizes, which resize=... makes one")
-        return Header(max(shapes), count, lowest, transparent, more and not every, cut)
+        return Header(max(shapes), count, lowest, transparent, more and not every, cut, grayed)
 
     def _other(self, number: int, shape: tuple[int, ...], first: int, wants: tuple[int, ...]) -> str:
         has, is_first = ("×".join(map(str, sizes)) for sizes in (shape, wants))
@@ -153,8 +159,7 @@ class OpenedFiles:
             f"{is_first}: resize=... makes them one shape"
         )
 
-    def _warn(self, counts: dict[str, int]) -> None:
-        of = f"of {len(self._files) - len(self.skipped)} images"
+    def _warn(self, counts: dict[str, int], of: str) -> None:
         if transparent := counts["transparent"]:
             ground = self._prepare.background
             warnings.warn(f"{transparent} {of} may be transparent in parts: they are laid on {ground}", stacklevel=5)

@@ -165,7 +165,7 @@ def _of_array(images: Any, where: Path, channels: int | None, prepare: Preparati
             rows = array.rows(range(start, min(start + block, len(found))))
             yield hashlib.sha256(np.ascontiguousarray(rows).data).digest()
 
-    return ImageSource(found.shape, found.names, found.read, marks, found.prepared)
+    return ImageSource(found.shape, found.names, found.read, marks, found.prepared, grayed=found.grayed)
 
 
 def _rows_of(tensor: Tensor) -> Array:
@@ -199,6 +199,7 @@ class _Items:
         self._prepare = prepare
         self._first: Tensor | None = None
         self._pictures: bool | None = None  # whether items are Pillow's, which are prepared as such
+        self._own = 0  # the channels of the first of these, before that
         self._first = self._one(0)
         if self._first.numpy().tobytes() != self._one(0).numpy().tobytes():  # NaN is told elsewhere
             raise InputError(
@@ -227,7 +228,15 @@ class _Items:
 
         sides = self._prepare.size or first.shape[-2:]
         shape = (self._channels or first.shape[0], *first.shape[1:-2], *sides)
-        return ImageSource(shape, names or Names.numbers(count), read, marks, self._prepare.to_dict())
+        known = names or Names.numbers(count)
+        return ImageSource(shape, known, read, marks, self._prepare.to_dict(), grayed=self._grayed(first))
+
+    def _grayed(self, first: Tensor) -> str:
+        """As of `ImageSource`. Pictures of Pillow may be of both kinds, of which only the first is looked at here."""
+        if self._channels != 1 or (self._own or first.shape[0]) == 1:
+            return ""
+        count = len(self._items)
+        return f"at least 1 of {count} images" if self._pictures else f"{count} of {count} images"
 
     def _raw(self, rows: Sequence[int]) -> Tensor:
         """(n, C, H, W): float32 in [-1, 1] of Pillow's images, prepared; of others uint8 or float32, as they are."""
@@ -259,7 +268,9 @@ class _Items:
     def _of_pillow(self, item: Any, which: Path) -> Tensor:
         if item.mode == "F":
             raise InputError(f"{which} holds floats, whose range is not known: give it as an array in [-1, 1]")
-        channels, height, width = shape_of(item, self._channels)
+        own, height, width = shape_of(item, None)
+        self._own = self._own or own
+        channels = self._channels or own
         return self._prepare.apply(item, (channels, *(self._prepare.size or (height, width))))
 
     def _of_array(self, item: Any, which: Path) -> Tensor:

@@ -104,6 +104,7 @@ class OpenedVideos:
         shape: (C, F, H, W) of every video.
         names: The name of each video.
         skipped: The videos that were left out, each with the reason.
+        grayed: How many of them are stored in colour and made gray, as of `ImageSource`.
 
     Raises:
         InputError: A video cannot be read, or has another shape than those before it.
@@ -112,10 +113,10 @@ class OpenedVideos:
     def __init__(self, folder: Path, names: Sequence[str], channels: int | None, prepare: Preparation) -> None:
         self._folder, self._channels, self._prepare = folder, channels, prepare
         self.skipped: list[tuple[str, str]] = []
-        kept, first, transparent = [], None, 0
+        kept, first, transparent, grayed = [], None, 0, 0
         for name in names:
             try:
-                shape, may_be = self._look(folder / name)
+                shape, may_be, colour = self._look(folder / name)
             except InputError as error:
                 if not prepare.skip_bad:
                     hint = ", or leave out all such files with skip_bad=True" if str(error).endswith(ADVICE) else ""
@@ -126,12 +127,13 @@ class OpenedVideos:
             if shape != first[1]:
                 raise InputError(self._other(name, shape, *first))
             kept.append(name)
-            transparent += may_be
+            transparent, grayed = transparent + may_be, grayed + colour
         if first is None:
             raise InputError(f"none of the {len(names)} videos in {folder} can be read: {' '.join(self.skipped[0])}")
         self.names: Sequence[str] = names if len(kept) == len(names) else Names.packed(kept)
         self.shape = first[1]
         self._first = first
+        self.grayed = f"{grayed} of {len(kept)} videos" if grayed else ""
         if transparent:
             ground = prepare.background
             warnings.warn(
@@ -139,22 +141,22 @@ class OpenedVideos:
                 stacklevel=5,
             )
 
-    def _look(self, path: Path) -> tuple[tuple[int, int, int, int], bool]:
-        """(C, F, H, W) of a video once it is prepared, and whether it may be transparent in parts."""
+    def _look(self, path: Path) -> tuple[tuple[int, int, int, int], bool, bool]:
+        """(C, F, H, W) of a video once it is prepared; whether it may be transparent in parts, and is made gray."""
         count = self._prepare.most_frames
         with read_errors(path, "a video"), contextlib.closing(frames_of(path)) as frames:
             first = next(frames, None)
             if first is None:
                 raise ValueError("no frames")
             channels, *sides = shape_of(first, self._channels)
-            transparent = may_be_transparent(first)
+            transparent, grayed = may_be_transparent(first), channels == 1 != shape_of(first, None)[0]
             there = 1 + sum(1 for _ in frames) if self._prepare.skip_bad else count_of(path)
         if count is not None and there < count:
             raise InputError(
                 f"{path} has {there} frames, fewer than frames={count}: leave it out, or give fewer frames"
             )
         height, width = self._prepare.size or sides
-        return (channels, count or there, height, width), transparent
+        return (channels, count or there, height, width), transparent, grayed
 
     def _other(self, name: str, shape: Sequence[int], first: str, wants: Sequence[int]) -> str:
         has, is_first = ("×".join(map(str, sizes)) for sizes in (shape, wants))

@@ -113,8 +113,13 @@ class Trajectory:
 
         Raises:
             IndexError: If there is no such image.
+            InputError: If these are no indices.
         """
-        rows = range(self.count)[images] if isinstance(images, (int, slice)) else [range(self.count)[i] for i in images]
+        every = range(self.count)
+        try:
+            rows = every[images] if isinstance(images, (int, slice)) else [every[i] for i in images]
+        except TypeError as error:
+            raise InputError(f"images={images!r:.80}: give an index, a slice, or several indices") from error
         rows = [rows] if isinstance(rows, int) else rows
         parts = [self.read(i, i + 1) for i in rows]
         if not parts:
@@ -161,6 +166,10 @@ class Trajectory:
             InputError: If the level is outside the run; or it was not kept, and the run was kept at some levels only
                 or adds noise.
         """
+        try:
+            sigma = float(sigma)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"sigma={sigma!r:.80} is no noise level: give a number") from error
         levels = self.sigmas.tolist()
         if sigma in levels:
             return self[levels.index(sigma)]
@@ -213,7 +222,7 @@ class Trajectory:
             Nats, (N, B) float64, on the device of the points.
 
         Raises:
-            InputError: If the solver adds no noise, or not all nodes were kept.
+            InputError: If the solver adds no noise, not all nodes were kept, or steps is no slice.
 
         Source:
             Song et al. 2020, arXiv 2010.02502, eq. 12 and 16; used as in Black et al. 2023, arXiv 2305.13301 (DDPO).
@@ -228,6 +237,8 @@ class Trajectory:
         transitions = self._transitions()
         if not any(deviation > 0 for _, deviation in transitions):
             raise InputError(f"no step of {self.plan} adds noise, so none has a log-probability: give eta= above 0")
+        if not isinstance(steps, slice):
+            raise InputError(f"steps={steps!r:.80}: give a slice, such as slice(0, 5)")
         evaluate = None if model is None else load(model)
         points, found = self[:], []
         for n in range(len(transitions))[steps]:
@@ -298,13 +309,17 @@ class Trajectory:
         try:
             return self.of(range(min(SHOWN, self.count)) if images is None else images)
         except IndexError as error:
-            raise InputError(f"images={list(images or ())}: the trajectory has {self.count} images") from error
+            raise InputError(f"images={images!r:.80}: the trajectory has {self.count} images") from error
 
     def _shown(self, at: Sequence[float] | None, most: int | None) -> list[PathPoint]:
         if at is not None:
-            if len(at) == 0:
+            try:
+                levels = list(at)
+            except TypeError as error:
+                raise InputError(f"at={at!r:.80}: give a list of noise levels") from error
+            if not levels:
                 raise InputError("at=... names no noise level to draw: leave it out for the usual ones")
-            return [self.at(sigma) for sigma in at]
+            return [self.at(sigma) for sigma in levels]
         points = self[:]
         if most is None or len(points) <= most:
             return points

@@ -155,7 +155,7 @@ def test_noise_of_the_levels_is_not_that_of_samples() -> None:
     assert not any(torch.equal(z, odeddim.noise(2, (1, 8, 8), seed=seed)) for seed in range(3))
 
 
-@pytest.mark.slow  # 16 images through the U-Net under every convention: about 10 CPU seconds a case
+@pytest.mark.slow  # 16 images through the U-Net under every convention: about 6 CPU seconds a case
 @pytest.mark.parametrize("name", ["fashion-mnist", "fashion-mnist-flow"])
 @pytest.mark.parametrize("cause", ["", "prediction", "schedule", "labels", "shift"])
 def test_the_built_in_networks(name: str, cause: str) -> None:
@@ -168,7 +168,8 @@ def test_the_built_in_networks(name: str, cause: str) -> None:
         "labels": model.assuming(time="unit"),
         "shift": shifted(1)(model),
     }[cause]
-    assert odeddim.diagnose(images, model=planted, steps=4).cause == cause
+    steps = 4 if cause else 20  # a mistake is named before the round trip, which takes a right model more than 4
+    assert odeddim.diagnose(images, model=planted, steps=steps).cause == cause
 
 
 def test_the_command_prints_a_table_and_draws_a_figure(run: Command) -> None:

@@ -277,6 +277,20 @@ def test_explain(run) -> None:  # type: ignore[no-untyped-def]
     assert json.loads(out)["growth"]["encode"] > 100
 
 
+def test_explain_prints_both_ends_of_long_lists(run) -> None:  # type: ignore[no-untyped-def]
+    _, short, _ = run("explain", "--model", "exact-mixture", "--steps", 40)
+    _, whole, _ = run("explain", "--model", "exact-mixture", "--steps", 40, "--all")
+    cut, every = short.splitlines(), whole.splitlines()
+    assert [line for line in cut if line.startswith("...")] == [
+        "... 25 more: --all prints them ...", "... 62 more: --all prints them ..."
+    ]  # fmt: skip
+    assert len(every) == len(cut) - 2 + 25 + 62
+    nodes = every.index(" node               σ     label t") + 1
+    del every[nodes + 8 : nodes + 33]
+    assert cut[nodes : nodes + 8] + cut[nodes + 9 : nodes + 17] == every[nodes : nodes + 16]
+    assert run("explain", "--model", "exact-mixture", "--steps", 8)[1].count("...") == 0
+
+
 def test_sample(run) -> None:  # type: ignore[no-untyped-def]
     assert run("sample", "-n", 3, "-o", "a.h5", "--steps", 3, "--batch-size", 2)[0] == 0
     assert run("sample", "-n", 2, "-o", "b.h5", "--steps", 3)[0] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import odeddim
+from odeddim.jobs.subject import images_for
 from odeddim.latents.latent_file import LatentFile
 from odeddim.models.formats import native
 from odeddim.train.checkpoint import saved_settings
@@ -47,6 +49,10 @@ def test_the_command_and_python_make_the_same_bits(run: Command, here: Path, pho
     assert out.splitlines()[-1].startswith("10 latents at σ = ")
     assert out.splitlines()[-1].endswith(", 1 file skipped")
     assert "warning: 1 of 8 images may be transparent in parts: they are laid on black\n" in err
+    assert (
+        "warning: 7 of 8 images are stored in colour and made gray, as the model 'exact-samples' takes them: --model "
+        "names one of colour\n"
+    ) in err
     last = err.splitlines()[-1]
     assert last.startswith("warning: skipped: bad.jpg cannot be read as an image (")
     assert "truncated" in last
@@ -159,3 +165,44 @@ def test_a_training_run_keeps_its_preparation(run: Command, here: Path, photos: 
 def test_a_preparation_needs_a_size_where_the_model_has_none(run: Command, photos: Path) -> None:
     with pytest.raises(InputError, match="any size"):
         odeddim.jobs.encode(photos, "z.h5", model="exact-mixture", prepare=odeddim.Preparation(crop="center"))
+
+
+COLOUR, GRAY = np.full((4, 28, 28, 3), 90, np.uint8), np.full((4, 28, 28), 90, np.uint8)
+
+
+def pictures(here: Path, array: np.ndarray[Any, Any]) -> list[PIL.Image.Image]:
+    return [PIL.Image.fromarray(each) for each in array]
+
+
+def folder(here: Path, array: np.ndarray[Any, Any]) -> str:
+    (here / "both").mkdir()
+    for i, each in enumerate([*pictures(here, array), PIL.Image.new("L", (28, 28))]):
+        each.save(here / "both" / f"{i}.png")
+    return "both"
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (folder, "4 of 5 images"),
+        (lambda here, array: array, "4 of 4 images"),
+        (lambda here, array: list(array), "4 of 4 images"),
+        (pictures, "at least 1 of 4 images"),
+    ],
+)
+def test_a_model_of_gray_images_says_that_it_makes_colour_gray(kind: Any, words: str, here: Path) -> None:
+    field = odeddim.load("exact-samples")
+    with pytest.warns(UserWarning, match=f"^{words} are stored in colour and made gray") as said:
+        images_for(field, kind(here, COLOUR))
+    assert len(said) == 1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [folder, lambda here, array: array, lambda here, array: list(array), pictures])
+def test_nothing_is_said_of_gray_images_or_of_channels_that_were_asked_for(kind: Any, here: Path) -> None:
+    field = odeddim.load("exact-samples")
+    images_for(field, kind(here, GRAY))
+    images_for(field, None)
+    np.savez(here / "colour.npz", images=COLOUR)
+    images_for(field, odeddim.open_images(here / "colour.npz", channels=1))
+    images_for(odeddim.load("exact-gaussian"), COLOUR)

@@ -171,6 +171,19 @@ def test_what_cannot_be_used(
     assert sorted(here.rglob("*")) == before
 
 
+def test_a_file_that_has_no_scores_is_told_before_the_reference_is_made(run: Command, good: torch.Tensor) -> None:
+    assert run("encode", "good", "-o", "z.h5", *MIXTURE)[0] == 0
+    keep = ("--calibrate", "good", "--reference", "r.json")
+    for name, words in (("z.h5", "has not written it"), ("r.json", "r.json is to be the file of the reference")):
+        code, _, err = run("score", "good", *MIXTURE, *keep, "-o", name)
+        assert code == 2
+        assert words in err
+    assert not list(Path().glob("*r.json*"))
+    assert run("score", "good", *MIXTURE, *keep)[0] == 0
+    code, _, err = run("score", "good", *MIXTURE, "--reference", "r.json", "-o", "r.json", "--overwrite")
+    assert (code, "r.json is being read" in err) == (2, True)
+
+
 def test_inspect_knows_the_files(run: Command, good: torch.Tensor, some: torch.Tensor) -> None:
     for name in ("s.csv", "s.json", "s.h5"):
         assert run("score", "some", *MIXTURE, "--calibrate", "good", "--reference", "r.json", "-o", name)[0] == 0

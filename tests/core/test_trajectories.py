@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import pickle
 import weakref
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -365,3 +367,21 @@ def test_refusals_say_what_to_do() -> None:
         noisy.at(1.2345)
     with pytest.raises(IndexError):
         whole.of(7)
+
+
+def test_arguments_that_are_something_else_are_named(tmp_path: Path) -> None:
+    path = odeddim.trajectory(odeddim.noise(2, (1, 4, 4)), "ddim-eta", model="exact-mixture", steps=3, eta=1.0)
+    wrong: list[tuple[str, Callable[..., Any], Any]] = [
+        ("images='0': give an index", path.of, "0"),
+        ("images=1.5: give an index", path.of, 1.5),
+        ("sigma='high' is no noise level", path.at, "high"),
+        ("sigma=None is no noise level", path.at, None),
+        ("steps=2: give a slice", lambda value: path.log_prob(steps=value), 2),
+        ("images=9: the trajectory has 2", lambda value: path.save_strip(tmp_path / "s.png", images=value), 9),
+        ("at=3.0: give a list", lambda value: path.save_strip(tmp_path / "s.png", at=value), 3.0),
+        ("fps=x: give 1 to 50", lambda value: path.save_animation(tmp_path / "f.gif", fps=value), "x"),
+    ]
+    for words, call, value in wrong:
+        with pytest.raises(InputError, match=words):
+            call(value)
+    assert path.at(path.sigmas[1]).sigma == path.sigmas[1]

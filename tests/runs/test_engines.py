@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,10 +20,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from support import Told
 
 import odeddim
-from odeddim.jobs import Machine
+from odeddim.jobs import Description, Machine
 from odeddim.jobs.bench import Workbench, reconstruction
+from odeddim.jobs.machine import Place
 from odeddim.runs.engines import AHEAD, Gather, Member, Team, over
 from odeddim.runs.processes import processes
 from odeddim.types import BudgetExceeded, InputError, State
@@ -165,6 +168,59 @@ def test_processes_encode_the_same_bits(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.h5", "2.h5", "mark"]
 
 
+def told() -> odeddim.VectorField:
+    """A model of three classes."""
+    return odeddim.VectorField.from_network(
+        Told(), odeddim.Schedule.linear(), classes=3, null=3, name="told", shape=(1, 28, 28)
+    )
+
+
+@pytest.mark.parametrize("kind", ["e.h5", "e.png"])
+@pytest.mark.parametrize(
+    "to", [{"after": Description(2, guidance=2.0)}, {"to_each": [1, 2] * 128}], ids=["one class", "classes"]
+)
+def test_a_team_edits_the_same_bits(
+    kind: str, to: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same file, the same errors and the same counts, of both ways, of one process and of a team."""
+    found: list[Any] = []
+    for way, gather in (("1", None), ("2", backwards(2))):
+        monkeypatch.setattr(Place, "_gather", lambda self, gather=gather: gather)
+        model, path = told(), tmp_path / way / kind
+        made = odeddim.jobs.edit(
+            None, path, 0, model=model, count=20, machine=Machine(batch_size=8), solver="belm", steps=3, sigma=1.0, **to
+        )
+        assert len(made.errors) == len(made.changes) == 20
+        written = content(path) if kind == "e.h5" else path.read_bytes()
+        found.append((made.errors, made.changes, made.words.split("per image")[0].replace(str(path), ""), written))
+    # 3 up, 2 back to the image, which begin with the last one's aux, and 3 down, twice with guidance
+    assert f"{11 if 'after' in to else 8} evaluations" in found[0][2]
+    assert found[0] == found[1]
+
+
+def test_each_job_counts_its_own_evaluations(tmp_path: Path) -> None:
+    """A field, and a target, that have made evaluations before; both keep their count of them."""
+    model, other, how = odeddim.load("exact-mixture"), odeddim.load("exact-gaussian"), {"steps": 5, "solver": "ab2"}
+    said: list[str] = []
+    for k in range(2):
+        here, jobs, few = tmp_path / str(k), odeddim.jobs, {"model": model, **how}
+        jobs.encode(None, here / "z.h5", count=8, **few)
+        made = [
+            jobs.encode(None, here / "y.h5", count=8, tol=0.5, model=model).words,
+            jobs.decode(here / "z.h5", here / "i.h5", **few).words,
+            jobs.sample(8, here / "s.h5", shape=(1, 4, 4), **few).words,
+            jobs.bridge(None, here / "b.h5", other, count=16, machine=Machine(batch_size=8), **few).words,
+            jobs.explore(here / "z.h5", here / "e.html", corners=[0, 1, 2, 3], tiles=2, levels=2, **few).words,
+        ]
+        found = [re.findall("[^,]* evaluations per image[^,]*(?:, [^,]* more to fill batches)?", it) for it in made]
+        said.append(str(found))
+        odeddim.solve(odeddim.noise(2, (1, 4, 4)), model=other, steps=3)
+        spent = other.nfe
+    assert said[0].count("evaluations") == 5
+    assert said[0] == said[1]
+    assert spent == 6
+
+
 def content(path: Path) -> dict[str, bytes]:
     """Every dataset of a file."""
     found: dict[str, bytes] = {}
@@ -220,6 +276,8 @@ def test_every_job_gives_the_same_bits(tmp_path: Path) -> None:
         )
         assert "12 evaluations per image" in crossed.words
         jobs.bridge(None, here / "x.png", "exact-gaussian", count=20, machine=machine, **MIXTURE)
+        both = {"before": 0, "to_each": [1, 2] * 128, "sigma": 1.0}
+        jobs.edit(None, here / "e.h5", model=told(), count=20, machine=machine, steps=3, **both)
         jobs.score(
             None, here / "c.h5", machine=machine, reference=jobs.Calibration(odeddim.open_images()[:40]), **MIXTURE
         )
@@ -227,7 +285,7 @@ def test_every_job_gives_the_same_bits(tmp_path: Path) -> None:
         assert table.rows[0]["evaluations"] == 3
         (cell,) = (here / "b" / "cells").glob("reconstruction-*.h5")
         cell.rename(here / "cell.h5")
-    for name in ("z", "t", "v", "x", "p", "i", "s", "d", "c", "cell"):
+    for name in ("z", "t", "v", "x", "p", "i", "s", "d", "e", "c", "cell"):
         alone, shared = (content(tmp_path / way / f"{name}.h5") for way in "12")
         for timed in ("seconds", "crc32") if name == "cell" else ():
             del alone[timed], shared[timed]

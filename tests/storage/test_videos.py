@@ -132,6 +132,7 @@ def test_frames_are_prepared_as_images_are(clips: Path, how: dict[str, Any]) -> 
     video = opened(clips / "cat" / "walk", **how)
     assert torch.equal(video[:][0], images.read(order).movedim(0, 1))
     gray = odeddim.open_images(clips / "a.mp4", channels=1, prepare=Preparation(frames="video", **how))
+    assert gray.grayed == "1 of 1 videos"
     assert gray.shape == (1, *video.shape[1:])
 
 
