@@ -96,7 +96,9 @@ def begins(
 
 
 def best(moments: Gaussian, schedule: Schedule, evaluations: int) -> float | None:
-    """The σ_s with the smallest predicted error; None if no Gaussian is worth it."""
+    """The σ_s with the smallest predicted error; None if no Gaussian is worth it, or with more evaluations than known."""
+    if evaluations > float(moments.errors["evaluations"][-1]):
+        return None  # solvers gain on the prediction there, and the Gaussian's error is near theirs
     sigmas = moments.errors["sigma"]
     width = math.log(schedule.sigma_max / schedule.sigma_min)
     factor = torch.zeros_like(sigmas)  # of the predicted error by that without a Gaussian, in the worse direction

@@ -332,6 +332,12 @@ def test_the_choice_is_the_smallest_predicted_error() -> None:
         assert best(gaussian, LINEAR, count) == expected
 
 
+def test_beyond_what_was_measured_none_carries() -> None:
+    sharp = curves(1e-6, 5.0)  # a Gaussian that gains at any number
+    assert best(sharp, LINEAR, 24) is not None
+    assert best(sharp, LINEAR, 25) is None
+
+
 def test_without_gain_the_plan_is_the_plain_one() -> None:
     plain = Plan.of(LINEAR, "ab2", 50)
     assert Plan.of(LINEAR, "ab2", 50, top="gaussian", moments=curves(0.4, 5.0)) == plain
@@ -349,7 +355,8 @@ def test_the_models_of_the_package_have_theirs(model: str) -> None:
     assert field.moments is not None
     assert field.moments.notes["sha256"] == field.sha256
     assert odeddim.plan(field, "dpmpp-2m", steps=5, top="gaussian").carried
-    assert odeddim.plan(field, "dpmpp-2m", steps=50, top="gaussian").carried == (model == "fashion-mnist-flow")
+    assert odeddim.plan(field, "dpmpp-2m", steps=20, top="gaussian").carried == (model == "fashion-mnist-flow")
+    assert not odeddim.plan(field, "dpmpp-2m", steps=50, top="gaussian").carried
 
 
 def test_the_command_and_the_job_make_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
