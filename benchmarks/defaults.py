@@ -2,7 +2,6 @@
 
     python benchmarks/defaults.py measure    # adds what is missing to defaults.csv; stop it and start it as you like
     python benchmarks/defaults.py show       # the best rows of each budget, and the better grid of each row
-    python benchmarks/defaults.py reversals  # where the round trip and the latent place rows differently
 
 For each cell (model, solver, grid, evaluations) three errors, each as median and 10-90% range over images or noises:
 
@@ -25,10 +24,8 @@ import csv
 import math
 import os
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -39,7 +36,6 @@ from torch import Tensor
 import odeddim
 from odeddim import solvers
 from odeddim.bench.solutions import decoded, encoded
-from odeddim.bench.standings import give_places, reversals
 from odeddim.latents.arithmetic import rms
 from odeddim.ode.analytic import GaussianMixture
 from odeddim.plans import Plan, integrate
@@ -65,7 +61,6 @@ REFERENCE_STEPS = 200
 AT_ONCE = 16  # images in the network at once: what is fastest on one core
 CHECKED = 16  # images and noises on which the reference is checked
 QUANTILES = (0.5, 0.1, 0.9)
-WIDTH = 118  # of a line of sentences
 ERRORS = ("latent", "round_trip", "decoded")
 BOTH = ("latent", "decoded")
 PARTS = ("median", "p10", "p90")
@@ -285,43 +280,9 @@ def show(path: Path, count: int) -> None:
         print(f"  {name:20s}", ", ".join(f"{grid} {error:.3g}" for error, grid in ordered), flag)
 
 
-def placed(table: list[Line], model: str) -> list[dict[str, Any]]:
-    """The rows on their recommended grids as rows of the league, with their places (`odeddim.bench.standings`)."""
-    found: list[dict[str, Any]] = [
-        {
-            "budget": int(line["budget"]), "solver": line["solver"], "grid": line["grid"],
-            **{error: float(line[f"{error}_median"]) for error in ERRORS},
-        }
-        for line in sorted(table, key=lambda line: int(line["budget"]))
-        if line["model"] == model and not line["as"] and line["grid"] == solvers.get(line["solver"]).grid
-    ]  # fmt: skip
-    give_places(found)
-    return found
-
-
-def show_reversals(path: Path) -> None:
-    """Print how far the round trip tells the error of the latent, and the places of the rows that come back exactly."""
-    table = read(path)
-    for model in MODELS:
-        rows = placed(table, model)
-        print(f"\n{model}: medians of 64 images and 64 noises, each row on its recommended grid")
-        for sentence in reversals(rows):
-            print(textwrap.fill(sentence, WIDTH, subsequent_indent="  "))
-        for budget in sorted(BUDGETS):
-            some = [row for row in rows if row["budget"] == budget]
-            exact = sorted((row for row in some if row["round_trip"] == 0), key=lambda row: row["latent_place"])
-            told = ", ".join(
-                f"{row['solver']} {row['latent_place']} and {row['decoded_place']} "
-                f"({row['latent']:.2g}, {row['decoded']:.2g})"
-                for row in exact
-            )
-            words = f"{budget} evaluations, exact round trips, places by the latent and by decoded noise: {told}"
-            print(textwrap.fill(words, WIDTH, subsequent_indent="  "))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "show", "reversals"))
+    parser.add_argument("what", choices=("measure", "show"))
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--rows", default="", help="only these, with commas between them  [all]")
     parser.add_argument("--first", type=int, default=0, help="the first image, and noise  [0]")
@@ -332,8 +293,6 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "show":
         show(given.output, given.best)
-    elif given.what == "reversals":
-        show_reversals(given.output)
     else:
         only = tuple(given.rows.split(",")) if given.rows else ()
         measure(tuple(given.models.split(",")), only, given.first, given.count, given.output, given.keep)

@@ -3,9 +3,9 @@
     python benchmarks/pictures.py [NAME ...] [-o FOLDER]
 
 makes each picture, or those named, into docs/pictures/, and the explorer page into docs/static/. Every figure in a
-picture is measured here, but those of certificate.csv and density.csv beside this file, which certificate.py and
-density.py have measured. A picture
-takes 5 to 110 seconds of one core. What the bench of work-precision measures is kept in runs/pictures/.
+picture is measured here, but those of certificate.csv, density.csv and league.csv beside this file, which
+certificate.py, density.py and `odeddim bench league` have measured. A picture takes 5 to 110 seconds of one core. What
+the bench of work-precision measures is kept in runs/pictures/.
 
 Pictures are 1200 pixels wide, with letters of 26 pixels or more, so that they can be read on a phone. Latents are
 drawn from -2.5 (black) to 2.5 (white), and everything else from -1 to 1. "True" is what the classical method of Runge
@@ -15,6 +15,7 @@ and Kutta finds with 100 steps in log σ, four evaluations each (defaults.py); t
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import itertools
 import math
@@ -53,6 +54,9 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 KEEP = Path("runs") / "pictures"
 WIDTH = 1200  # pixels of a picture
 ROUND = 24  # pixels of the radius of its corners
+LEAGUE = Path(__file__).resolve().parent / "league.csv"
+NAMED = ("belm", "bdia", "edict", "obelm", "mf-data-euler", "dpm-solver-3", "dpmpp-3m", "unipc-2", "euler")
+"""The solvers that the picture of the league names."""
 INK, MUTED, PANEL = "#1a1a1a", "#5c5c5c", "#f3f4f6"
 BAD, GOOD = "#b03a00", "#00664a"  # darker than Okabe and Ito's vermilion and green, for they colour letters
 REFERENCE_STEPS = 100
@@ -502,6 +506,32 @@ def density(columns: int = 8) -> Files:
     return {"pictures/density.png": rows_png(drawn, labels=190, scale=4)}
 
 
+def league(budget: int = 10) -> Files:
+    """The places of solvers by the error of the latent over those by the round trip."""
+    with open(LEAGUE, newline="", encoding="utf-8") as file:
+        lines = [line for line in csv.DictReader(file) if line["model"] == "fashion-mnist" and not line["same_as"]]
+    rows = [line for line in lines if line["budget"] == str(budget) and line["latent"]]
+    board = Board(1080)
+    axes = board.figure.add_axes((0.11, 0.1, 0.86, 0.88))
+    for row in rows:
+        exact = float(row["round_trip"]) == 0
+        x, y = int(row["round_trip_place"]), int(row["latent_place"])
+        axes.plot(x, y, color=(GOOD, BAD)[exact], marker="os"[exact], linestyle="none", markersize=9)
+        if row["solver"] in NAMED:
+            axes.annotate(row["solver"], (x, y), (9, 0), textcoords="offset points", fontsize=19, va="center")
+    axes.plot([1, len(rows)], [1, len(rows)], color=MUTED, linewidth=1.2, linestyle=":", zorder=0)
+    axes.set(xlim=(-1, len(rows) + 9))
+    axes.set_xlabel(f"place by the round trip, {budget} evaluations", fontsize=20)
+    axes.set_ylabel("place by the error of the latent", fontsize=20)
+    axes.tick_params(labelsize=19)
+    for spine in ("top", "right"):
+        axes.spines[spine].set_visible(False)
+    words = ((BAD, "squares: come back exactly"), (MUTED, "dotted: the same place by both"))
+    for (colour, text), y in zip(words, (0.95, 0.9), strict=True):
+        axes.text(0.3, y, text, fontsize=19, color=colour, transform=axes.transAxes)
+    return {"pictures/league.png": board.png()}
+
+
 MAKERS: dict[str, Callable[[], Files]] = {
     "round-trip": round_trip,
     "levels": levels,
@@ -513,6 +543,7 @@ MAKERS: dict[str, Callable[[], Files]] = {
     "certificates": certificates,
     "conventions": conventions,
     "density": density,
+    "league": league,
 }
 """What makes each picture, by its name."""
 

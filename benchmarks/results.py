@@ -58,12 +58,15 @@ RESULTS = {
         "benchmarks/defaults.py measure` measures them. The defaults of odeddim are chosen by this table.",
         ("python benchmarks/defaults.py show --best 4",),
     ),
-    "reversals": Result(
-        "Where the round trip and the latent place solvers differently",
-        "From the same table, each row on its recommended grid ([The league](league.md)): how many pairs of rows the "
-        "two errors order differently, and the two rows whose places differ most. Below, the rows that come back "
-        "exactly, with their places by the latent and by decoded noise, and both errors.",
-        ("python benchmarks/defaults.py reversals",),
+    "league": Result(
+        "Every solver at the same numbers of evaluations",
+        "The three best runs by each error, and where the round trip and the latent place solvers differently ([The "
+        "league](league.md)). [league.csv](../benchmarks/league.csv) has all of them. Of the flow model 50 evaluations "
+        "were left out, for their time.",
+        (
+            "odeddim bench league -n 64 --compile -o league",
+            "odeddim bench league -n 64 --compile --model fashion-mnist-flow --evaluations 5,8,10,20 -o league-flow",
+        ),
     ),
     "reconstruction": Result(
         "Round trip and latent: DDIM's Table 2, with the error that the paper does not have",

@@ -56,6 +56,43 @@ def test_the_decision_table_is_what_was_measured(job: str, model: str, row: str)
         assert rounded(measured()[model, row, "20"][COLUMNS[error]], said), (job, error)
 
 
+def league() -> dict[tuple[str, int, str], dict[str, str]]:
+    """(model, evaluations, SOLVER@GRID) -> the line of benchmarks/league.csv, names of one method once."""
+    with open(ROOT / "benchmarks" / "league.csv", newline="", encoding="utf-8") as file:
+        lines = [line for line in csv.DictReader(file) if not line["same_as"]]
+    return {(line["model"], int(line["budget"]), f"{line['solver']}@{line['grid']}"): line for line in lines}
+
+
+def test_the_best_with_few_evaluations_are_those_of_the_league() -> None:
+    table = re.findall(r"^\| (5|8|10) \| (`.*) \|$", CHOOSING, re.MULTILINE)
+    assert len(table) == 3
+    kinds = [(model, error) for model in ("fashion-mnist", "fashion-mnist-flow") for error in ("latent", "decoded")]
+    for evaluations, cells in table:
+        said = cells.split(" | ")
+        for (model, error), best, ddim in zip(kinds, said[::2], said[1::2], strict=True):
+            its = {
+                run: float(line[error])
+                for (of, budget, run), line in league().items()
+                if (of, budget) == (model, int(evaluations)) and line[error]
+            }
+            name, figure = best.replace("`", "").split()
+            assert its[name] == min(its.values()), (model, evaluations, error)
+            assert rounded(str(its[name]), figure)
+            assert rounded(str(its["euler@linear"]), ddim)
+
+
+def test_what_the_readme_says_of_few_evaluations_is_what_was_measured() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for evaluations, sampler in ((10, "unipc-2@log"), (5, "uni-inv@linear")):
+        (cell,) = re.findall(
+            rf"^\| {evaluations} evaluations \| .* \| with {evaluations}: (.*) \|$", readme, re.MULTILINE
+        )
+        spread = re.findall(r"(image|latent) ([0-9.]+) \(([0-9.]+) to ([0-9.]+)\)", cell)
+        for (error, *figures), run in zip(spread, (sampler, "belm@log"), strict=True):
+            line, column = league()["fashion-mnist", evaluations, run], {"image": "decoded"}.get(error, error)
+            assert all(rounded(line[column + part], it) for part, it in zip(("", "_10", "_90"), figures, strict=True))
+
+
 def test_the_grids_are_what_was_measured() -> None:
     import defaults as benchmark
 
