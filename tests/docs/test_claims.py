@@ -81,18 +81,6 @@ def test_the_best_with_few_evaluations_are_those_of_the_league() -> None:
             assert rounded(str(its["euler@linear"]), ddim)
 
 
-def test_what_the_readme_says_of_few_evaluations_is_what_was_measured() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for evaluations, sampler in ((10, "unipc-2@log"), (5, "uni-inv@linear")):
-        (cell,) = re.findall(
-            rf"^\| {evaluations} evaluations \| .* \| with {evaluations}: (.*) \|$", readme, re.MULTILINE
-        )
-        spread = re.findall(r"(image|latent) ([0-9.]+) \(([0-9.]+) to ([0-9.]+)\)", cell)
-        for (error, *figures), run in zip(spread, (sampler, "belm@log"), strict=True):
-            line, column = league()["fashion-mnist", evaluations, run], {"image": "decoded"}.get(error, error)
-            assert all(rounded(line[column + part], it) for part, it in zip(("", "_10", "_90"), figures, strict=True))
-
-
 def test_the_grids_are_what_was_measured() -> None:
     import defaults as benchmark
 
