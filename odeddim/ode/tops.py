@@ -96,7 +96,7 @@ def begins(
 
 
 def best(moments: Gaussian, schedule: Schedule, evaluations: int) -> float | None:
-    """The σ_s with the smallest predicted error; None if no Gaussian is worth it, or with more evaluations than known."""
+    """The σ_s with the smallest predicted error; None if no Gaussian is worth it, or beyond what was measured."""
     if evaluations > float(moments.errors["evaluations"][-1]):
         return None  # solvers gain on the prediction there, and the Gaussian's error is near theirs
     sigmas = moments.errors["sigma"]
