@@ -61,8 +61,8 @@ RESULTS = {
     "league": Result(
         "Every solver at the same numbers of evaluations",
         "The three best runs by each error, and where the round trip and the latent place solvers differently ([The "
-        "league](league.md)). [league.csv](../benchmarks/league.csv) has all of them. Of the flow model 50 evaluations "
-        "were left out, for their time.",
+        "league](league.md)). [league.csv](../benchmarks/league.csv) has all of them (`python benchmarks/league.py "
+        "league league-flow`). Of the flow model 50 evaluations were left out, for their time.",
         (
             "odeddim bench league -n 64 --compile -o league",
             "odeddim bench league -n 64 --compile --model fashion-mnist-flow --evaluations 5,8,10,20 -o league-flow",
