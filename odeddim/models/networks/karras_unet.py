@@ -35,6 +35,13 @@ def doubled(x: Tensor) -> Tensor:
     return F.conv_transpose2d(padded, 4 * _smoothing(x), stride=2, padding=3, groups=x.shape[1])
 
 
+def waves(t: Tensor, frequencies: Tensor) -> Tensor:
+    """Cosines and sines of t (B,) at frequencies (n, 1): (B, 2n), in float32 or better."""
+    kind = torch.promote_types(frequencies.dtype, torch.float32)
+    angles = 2 * math.pi * t.to(kind)[:, None] @ frequencies.to(kind).T
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
 class ToldNorm(nn.Module):
     """A group norm whose scale and shift come from the features (B, F)."""
 
@@ -173,10 +180,8 @@ class KarrasUNet(nn.Module):
         Returns:
             The output (B, C, H, W).
         """
-        kind = torch.promote_types(self.frequencies.dtype, torch.float32)
-        angles = 2 * math.pi * t.to(kind)[:, None] @ self.frequencies.to(kind).T
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1).to(x.dtype)
-        features = F.gelu(self.dense2(F.gelu(self.dense1(waves))))
+        told = waves(t, self.frequencies).to(x.dtype)
+        features = F.gelu(self.dense2(F.gelu(self.dense1(told))))
         h = self.first(F.pixel_unshuffle(x, self.patch))
         skips: list[Tensor] = []
         for number, level in enumerate(self.down):

@@ -6,7 +6,6 @@ names of k-diffusion's, which are those of the tensors in its files.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from odeddim.models.networks.karras_unet import waves
 from odeddim.types import InputError
 
 _EPS = 1e-6  # what is added to each mean square
@@ -162,9 +162,7 @@ class Waves(nn.Module):
         self.register_buffer("weight", torch.empty(width // 2, 1))
 
     def forward(self, t: Tensor) -> Tensor:
-        kind = _wide(self.weight)
-        angles = 2 * math.pi * t.to(kind)[:, None] @ self.weight.to(kind).T
-        return torch.cat([angles.cos(), angles.sin()], dim=1)
+        return waves(t, self.weight)
 
 
 class Mapping(nn.Module):
