@@ -249,6 +249,10 @@ def run(
 
 def machine_of(own: Mapping[str, Any]) -> Machine:
     """Where to run."""
+    if own.get("workers") not in (None, 1) and own.get("engine") != "ray":
+        from odeddim.runs import starting
+
+        starting.begin()  # while this process loads PyTorch, the one whose copies share the work does too
     from odeddim.jobs import Machine
 
     return Machine(**own)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,8 +74,8 @@ def consistency(
     goal = _reference(harness, count, shape, seed, end, features)
     rows: list[dict[str, Any]] = []
     shown: dict[str, list[tuple[str, Tensor]]] = {}
-    for run in runs:
-        cell = decoded(harness, run, count, shape, seed)
+    cells = harness.each([partial(decoded, harness, run, count, shape, seed) for run in runs])
+    for run, cell in zip(runs, cells, strict=True):
         rows.append(_row(run, cell, goal, features))
         label = f"S = {run.steps}" if run.steps else "adaptive"
         shown.setdefault(in_words(run), []).append((label, torch.from_numpy(cell["images"][:SHOWN])))
@@ -127,7 +128,7 @@ def _reference(
 ) -> _Reference:
     coarse, fine = references(harness.model, end)
     words = f"{fine.solver.name} on the {fine.grid} grid, {fine.steps} steps"
-    cells = [decoded(harness, run, count, shape, seed) for run in (coarse, fine)]
+    cells = [*harness.each([partial(decoded, harness, run, count, shape, seed) for run in (coarse, fine)])]
     if failure := next((failed for cell in cells if (failed := error_words(cell["failure"]))), ""):
         raise InputError(f"the reference, {words}, failed: {failure}")
     before, images = (torch.from_numpy(cell["images"]) for cell in cells)

@@ -11,14 +11,15 @@ only that solver, and several processes can share the work.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,8 +41,13 @@ from odeddim.types import InputError, Solver
 if TYPE_CHECKING:
     from odeddim.bench.features import Features
 
+Result = TypeVar("Result")
 CELLS = "cells"
-WAIT = 0.5  # seconds between two checks of a cell that another process is measuring
+WAIT = 0.1  # seconds between two checks of a cell that another process is measuring
+
+
+class _Later(Exception):  # noqa: N818 - it is no error
+    """Raised by `Harness.measure` in place of a cell that is read later."""
 
 
 @dataclass
@@ -69,6 +75,8 @@ class Harness:
     overwrite: bool = False
     _identities: dict[int, tuple[Any, str]] = field(default_factory=dict)
     _anew: set[Path] = field(default_factory=set)  # the cells that `overwrite` already replaced
+    _told: dict[Path, _Told] = field(default_factory=dict)  # of the cells that `each` will come back to
+    _waits: bool = True
 
     def subject(self) -> dict[str, Any]:
         """Return what a table states about the model, JSON-able."""
@@ -122,15 +130,21 @@ class Harness:
             InputError: If the cell is damaged, or if its folder cannot be made.
         """
         its_run = run_of(comparable(rows, settings))
-        path, told, looked = self._cell(settings["made_by"].split()[-1], its_run), _Told(self.advance), False
+        path, looked = self._cell(settings["made_by"].split()[-1], its_run), False
+        told = self._told.pop(path, None) or _Told(self.advance)
         while True:
             anew = self.overwrite and path not in self._anew
             if not anew:
                 cell = _whole(path, rows, its_run)
                 if cell is not None:
                     told.upto(rows * evaluations)
+                if not self._waits:
+                    if cell is not None or looked:
+                        self._told[path] = told
+                        raise _Later
+                elif cell is not None:
                     return cell
-                if looked:
+                elif looked:
                     time.sleep(WAIT)  # another process measures the other rows; if it dies, this one measures them
             looked = True
             try:
@@ -150,6 +164,25 @@ class Harness:
                 if _whole(path, rows, its_run) is None:
                     raise
                 # Otherwise another process completed the cell in the meantime, and removed its parts.
+
+    def each(self, calls: Sequence[Callable[[], Result]]) -> Iterator[Result]:
+        """Make calls that return cells, and yield what they return, in their order.
+
+        Each is made twice. The first time, rows that another process measures are left to it, so that several processes
+        measure different cells; the second time they are waited for.
+
+        Args:
+            calls: The functions, each of which calls `measure` once.
+        """
+        self._waits = False
+        try:
+            for call in calls:
+                with contextlib.suppress(_Later):
+                    call()
+        finally:
+            self._waits = True
+        for call in calls:
+            yield call()
 
     def _cell(self, bench: str, run: str) -> Path:
         """Return the path of a cell, and make its folder if it does not exist."""

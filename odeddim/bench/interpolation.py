@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -137,8 +138,9 @@ def interpolation(
     lines = [LatentPath.line(ends[2 * p], ends[2 * p + 1], points) for p in range(pairs)]
     between = [LatentPath.grid(ends[:4], side)] if side else []
     found = _Found()
-    for run in runs:
-        name, images = _name(run, runs), _line(harness, run, lines, seed, found)
+    decoded = harness.each([partial(_decoded, harness, run, lines, seed) for run in runs])
+    for run, (cell, failure) in zip(runs, decoded, strict=True):
+        name, images = _name(run, runs), found.line(run, lines, cell, failure)
         if images is None:
             continue
         if not found.shown and between:
@@ -226,19 +228,15 @@ class _Found:
         about = {key: label[key] for key in ("solver", "grid", "steps")}
         self.profiles.append({**about, "lengths": list(found.steps), "distances": list(found.distances)})
 
-
-def _line(
-    harness: Harness, run: Plan, lines: Sequence[LatentPath], seed: int, found: _Found
-) -> np.ndarray[Any, Any] | None:
-    """Add a run's row, and return the images (P, K, C, H, W) of its lines; None if the run failed."""
-    cell, failure = _decoded(harness, run, lines, seed)
-    label = {**first_cells(run), "evaluations": float(cell["evaluations"].mean())}
-    if failure:
-        found.rows.append({**_NOTHING, **label, "remark": failure})
-        return None
-    images = cell["image"].reshape(len(lines), len(lines[0]), *cell["image"].shape[1:])
-    found.add(label, smoothness(images))
-    return images
+    def line(self, run: Plan, lines: Sequence[LatentPath], cell: Columns, failure: str) -> np.ndarray[Any, Any] | None:
+        """Add a run's row, and return the images (P, K, C, H, W) of its lines; None if the run failed."""
+        label = {**first_cells(run), "evaluations": float(cell["evaluations"].mean())}
+        if failure:
+            self.rows.append({**_NOTHING, **label, "remark": failure})
+            return None
+        images = cell["image"].reshape(len(lines), len(lines[0]), *cell["image"].shape[1:])
+        self.add(label, smoothness(images))
+        return images
 
 
 def _name(run: Plan, runs: Sequence[Plan]) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -103,22 +104,20 @@ def league(
     sha256 = hash_of(images, count)
     told = {"images": sha256, "seed": seed, "truth": WORDS}
     truth = reference(harness, images, count, end, told, whiteness)
-    cells: dict[tuple[int, str], Columns] = {}
-    rows = []
-    for entrant in drawn.entrants:
-        run, measured_as = entrant.plan, entrant.same_as or entrant.label
-        if not entrant.same_as:
-            settings = harness.settings("league", run, **told)
-            # Seconds depend on these too.
-            settings["details"] |= {"machine": described(harness.model), "batch_size": harness.batch_size}
 
-            def measure(start: int, stop: int, run: Plan = run) -> Columns:
-                known = {name: torch.from_numpy(truth[name][start:stop]) for name in ("latents", "images")}
-                return played(harness.model, images(start, stop), run, known, whiteness, seed=seed, start=start)
+    def measured(run: Plan) -> Columns:
+        def measure(start: int, stop: int) -> Columns:
+            known = {name: torch.from_numpy(truth[name][start:stop]) for name in ("latents", "images")}
+            return played(harness.model, images(start, stop), run, known, whiteness, seed=seed, start=start)
 
-            cell = harness.measure(settings, count, measure, evaluations=sum(counts(run)))
-            cells[entrant.budget, measured_as] = cell
-        rows.append(_row(entrant, cells[entrant.budget, measured_as]))
+        settings = harness.settings("league", run, **told)
+        # Seconds depend on these too.
+        settings["details"] |= {"machine": described(harness.model), "batch_size": harness.batch_size}
+        return harness.measure(settings, count, measure, evaluations=sum(counts(run)))
+
+    own = {(it.budget, it.label): it.plan for it in drawn.entrants if not it.same_as}
+    cells = dict(zip(own, harness.each([partial(measured, run) for run in own.values()]), strict=True))
+    rows = [_row(it, cells[it.budget, it.same_as or it.label]) for it in drawn.entrants]
     give_places(rows)
     rows.sort(key=lambda row: (row["budget"], math.inf if row["latent"] is None else row["latent"]))
     columns, shown = telling(_COLUMNS, rows, ("same_as", "remark"))
@@ -183,8 +182,9 @@ def reference(
     # The provenance names a run: the reference walks these nodes, and finer ones for its own stages.
     nodes = Plan.of(model.schedule, "euler", REFERENCE_STEPS, "log", end)
     return harness.measure(
-        harness.settings("truth", nodes, **told), count, measure, evaluations=reference_evaluations()
-    )
+        harness.settings("truth", nodes, **told), count, measure, evaluations=reference_evaluations(),
+        at_once=model.network_batch,
+    )  # fmt: skip
 
 
 def reference_evaluations() -> int:

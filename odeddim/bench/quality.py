@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -135,12 +136,13 @@ def quality(
     """
     _check(harness, features, (paper, shape, end), (count, reference.count))
     real = of_images(harness, features, reference)
-    rows, sheets, references = [], [], reference.count
-    for line in lines:
-        cell = sampled(harness, line.run, features, real.shape[1], count, shape, seed)
-        rows.append(_row(line, cell, real, seed, paper))
-        if not rows[-1]["remark"]:
-            sheets.append((line, shown(harness, line.run, min(SHOWN, count), shape, seed)))
+    references = reference.count
+    width = real.shape[1]
+    cells = harness.each([partial(sampled, harness, line.run, features, width, count, shape, seed) for line in lines])
+    rows = [_row(line, cell, real, seed, paper) for line, cell in zip(lines, cells, strict=True)]
+    good = [line for line, row in zip(lines, rows, strict=True) if not row["remark"]]
+    first = harness.each([partial(shown, harness, line.run, min(SHOWN, count), shape, seed) for line in good])
+    sheets = [*zip(good, first, strict=True)]
     best = {} if others is None else _best(harness, features, real, others, count, seed)
     columns, said = telling(_columns(features.measure, paper), rows, ("eta", "paper", "remark"))
     return Table(

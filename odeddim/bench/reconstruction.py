@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,15 +89,17 @@ def reconstruction(
         check_encodes(run.solver)
     sha256 = hash_of(images, count)
     truth = reference(harness, images, count, runs, end, sha256)
-    rows = []
-    for run, where in _with_labels(runs, labels):
-        settings = harness.settings("reconstruction", run, images=sha256, labels=where)
 
-        def measure(start: int, stop: int, run: Plan = run, where: str = where) -> Columns:
+    def measured(run: Plan, where: str) -> Columns:
+        def measure(start: int, stop: int) -> Columns:
             return round_trip(harness.model, images(start, stop), run, truth.at(run, start, stop), where)
 
-        cell = harness.measure(settings, count, measure, evaluations=2 * expected(run))
-        rows.append(_row(run, where, cell))
+        settings = harness.settings("reconstruction", run, images=sha256, labels=where)
+        return harness.measure(settings, count, measure, evaluations=2 * expected(run))
+
+    named = _with_labels(runs, labels)
+    cells = harness.each([partial(measured, *each) for each in named])
+    rows = [_row(*each, cell) for each, cell in zip(named, cells, strict=True)]
     several = any(row["labels"] != "source" for row in rows)
     without = {"mean_square", "paper"} if not paper else set()
     without |= set() if several else {"labels"}
@@ -234,7 +237,10 @@ def reference(
         return found
 
     settings = harness.settings("reference", fine, images=sha256, tops=tops)
-    return Truth(harness.measure(settings, count, measure, evaluations=reference_evaluations()), tops)
+    cell = harness.measure(
+        settings, count, measure, evaluations=reference_evaluations(), at_once=harness.model.network_batch
+    )
+    return Truth(cell, tops)
 
 
 def true_latents(model: VectorField, x_0: Tensor, tops: Sequence[float], end: str, steps: int) -> dict[float, Tensor]:

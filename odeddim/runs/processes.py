@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -14,9 +12,11 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 
 from odeddim.runs.engines import Gather, Member, ended
+from odeddim.runs.starting import begin, follow_parent
 from odeddim.types import InputError
 
 READY = b"ready"
+GPUS = "CUDA_VISIBLE_DEVICES"
 LOST = 2
 """Where so many processes have ended at one range, it is their work that ends them."""
 
@@ -52,8 +52,7 @@ class Processes:
         self._starting: list[Connection] = []
         self._lost: list[tuple[int, bytes]] = []  # ranges whose process has ended
         self._ended: Counter[int] = Counter()  # by range: the processes that have ended there
-        # Fresh interpreters: a fork would copy the threads' locks of torch and of HDF5 as they happen to be.
-        self._context = multiprocessing.get_context("spawn")
+        self._context = begin()
         self._members: dict[Connection, tuple[int, multiprocessing.process.BaseProcess]] = {}
         self._work, self._threads = b"", 1
 
@@ -69,10 +68,9 @@ class Processes:
 
     def _start(self, number: int) -> Connection:
         here, there = self._context.Pipe()
-        with _gpu_of(number):
-            member = self._context.Process(target=_serve, args=(there, self._threads), daemon=True)
-            self._members[here] = number, member
-            member.start()
+        member = self._context.Process(target=_serve, args=(there, self._threads, _environment(number)), daemon=True)
+        self._members[here] = number, member
+        member.start()
         there.close()
         self._starting.append(here)
         return here
@@ -162,27 +160,19 @@ class Processes:
                 member.join()
 
 
-@contextlib.contextmanager
-def _gpu_of(number: int) -> Iterator[None]:
-    """A context in which a process is started that sees one GPU of several, its own as long as there are enough."""
+def _environment(number: int) -> dict[str, str]:
+    """The environment of a process, which sees one GPU of several, its own as long as there are enough."""
     import torch
 
     if (count := torch.cuda.device_count()) < 2:
-        yield
-        return
-    name = "CUDA_VISIBLE_DEVICES"
-    before = os.environ.get(name)
-    seen = before.split(",") if before else [str(i) for i in range(count)]
-    os.environ[name] = seen[number % len(seen)]
-    try:
-        yield
-    finally:
-        os.environ.pop(name) if before is None else os.environ.__setitem__(name, before)
+        return {**os.environ}
+    seen = os.environ.get(GPUS) or ",".join(map(str, range(count)))
+    return {**os.environ, GPUS: seen.split(",")[number % count]}
 
 
-def _serve(pipe: Connection, threads: int) -> None:
+def _serve(pipe: Connection, threads: int, environment: dict[str, str]) -> None:
     """What a process does: take the work, and answer ranges until the pipe is closed."""
-    follow_parent()
+    follow_parent(environment)
     with contextlib.suppress(EOFError, OSError):
         try:
             member = Member(pipe.recv_bytes(), threads)
@@ -192,16 +182,3 @@ def _serve(pipe: Connection, threads: int) -> None:
         pipe.send_bytes(READY)
         while True:
             pipe.send_bytes(member(pipe.recv_bytes()))
-
-
-def follow_parent() -> None:
-    """End this process when the one that started it ends, and leave Ctrl-C, which reaches both, to that one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

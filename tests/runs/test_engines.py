@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from odeddim.jobs.bench import Workbench, reconstruction
 from odeddim.jobs.machine import Place
 from odeddim.runs.engines import AHEAD, Gather, Member, Team, over
 from odeddim.runs.processes import processes
+from odeddim.runs.starting import begin
 from odeddim.types import BudgetExceeded, InputError, State
 
 MIXTURE: dict[str, Any] = {"model": "exact-mixture", "steps": 3}
@@ -134,6 +136,32 @@ def test_what_cannot_be_sent_is_one_sentence() -> None:
         next(over(work, batches(1), backwards(2)))
 
 
+class Looking:
+    """Work that says where it is done."""
+
+    def __init__(self) -> None:
+        self.model = odeddim.load("exact-mixture")
+
+    def __call__(self, start: int, stop: int, given: str) -> tuple[str | None, str, bool, bool]:
+        time.sleep(0.2)  # so that none takes all of it
+        deaf = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # as what it is a copy of
+        return os.environ.get("SAID"), os.environ["CUDA_VISIBLE_DEVICES"], deaf, torch.cuda.is_initialized()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it claims two GPUs, which would be asked for")
+def test_a_process_sees_what_the_job_sees_and_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although what it is a copy of was started before. None has met a GPU yet, for then no copy could."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    begin()
+    for said, gpus in (("first", "0,1"), ("then", "5,7")):
+        monkeypatch.setenv("SAID", said)
+        found = {made for _, made in over(Looking(), batches(4), processes(2))}
+        assert found == {(said, gpu, True, False) for gpu in gpus.split(",")}
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 class Mortal(torch.nn.Module):
     """A network that kills one of the processes that evaluate it."""
 
@@ -166,6 +194,37 @@ def test_processes_encode_the_same_bits(tmp_path: Path) -> None:
     assert "3 evaluations per image" in made.words
     assert content(tmp_path / "1.h5") == content(tmp_path / "2.h5")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.h5", "2.h5", "mark"]
+
+
+class Signing(torch.nn.Module):
+    """A network that takes its time, and writes down which process evaluates it."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__()
+        self.log = log
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.001)
+        with open(self.log, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return torch.tanh(x) / 3
+
+
+def test_processes_measure_different_cells(tmp_path: Path) -> None:
+    """Where a cell is one batch, the other one does not wait for it. Nothing is measured twice."""
+    calls: list[Counter[str]] = []
+    for workers in (1, 2):
+        log = tmp_path / f"{workers}.txt"
+        model = odeddim.VectorField(
+            Signing(log), odeddim.Schedule.linear(), shape=(1, 28, 28), name="signing", sha256="1" * 64
+        )
+        bench = Workbench(model, Machine(workers=workers), tmp_path / str(workers))
+        reconstruction(bench, count=4, solvers=["euler", "ab2", "ab3", "ab4"], steps=[40])
+        calls.append(Counter(log.read_text().split()))
+    (alone,), two = calls[0].values(), calls[1].values()
+    assert alone == sum(two)
+    assert len(two) == 2
+    assert min(two) > 60  # of 320 after those of the true latents, which one process takes
 
 
 def told() -> odeddim.VectorField:
@@ -321,12 +380,12 @@ COMMAND = (
 
 
 def members_of(process: int) -> list[int]:
-    """The processes that another one has started."""
+    """The processes that another one has started, and those that these have."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, IndexError, ValueError):
             if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == process:
-                found.append(int(entry.name))
+                found += [int(entry.name), *members_of(int(entry.name))]
     return found
 
 
@@ -354,7 +413,7 @@ def test_a_run_that_is_stopped_ends_all_and_goes_on(tmp_path: Path) -> None:
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         members = members_of(process.pid)
-        assert len(members) >= 2
+        assert len(members) >= 3  # the server too
         (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
         _, err = process.communicate(timeout=60)
         if how == signal.SIGKILL:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import Any, TypeVar, cast
 from odeddim.bench.tables import Table
 from odeddim.jobs.bench.workbench import Workbench
 from odeddim.jobs.machine import Machine
-from odeddim.runs.processes import follow_parent
+from odeddim.runs.starting import begin, follow_parent
 from odeddim.types import InputError
 
 Bench = TypeVar("Bench", bound=Callable[..., Table])
@@ -49,12 +50,11 @@ def _helpers(
 ) -> Iterator[None]:
     """A context in which so many helpers make a call."""
     silent = replace(arguments[0], progress=False, delivers=False)
-    context = multiprocessing.get_context("spawn")
-    target = (bench.__module__, bench.__name__, (silent, *arguments[1:]), how)
+    target = ({**os.environ}, bench.__module__, bench.__name__, (silent, *arguments[1:]), how)
     started: list[multiprocessing.process.BaseProcess] = []
     try:
         for _ in range(count):
-            helper: multiprocessing.process.BaseProcess = context.Process(target=_help, args=target, daemon=True)
+            helper: multiprocessing.process.BaseProcess = begin().Process(target=_help, args=target, daemon=True)
             helper.start()
             started.append(helper)
         yield
@@ -65,9 +65,9 @@ def _helpers(
             helper.join()
 
 
-def _help(module: str, name: str, arguments: tuple[Any, ...], how: dict[str, Any]) -> None:
+def _help(environment: dict[str, str], module: str, name: str, arguments: tuple[Any, ...], how: dict[str, Any]) -> None:
     """What a helper does."""
-    follow_parent()
+    follow_parent(environment)
     warnings.simplefilter("ignore")
     # The bench meets the same error when it comes to those rows.
     with contextlib.suppress(Exception):
