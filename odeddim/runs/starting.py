@@ -23,7 +23,7 @@ def begin() -> ForkServerContext | SpawnContext:
     """Let the server begin to load PyTorch, if it has not yet, and do not wait for it.
 
     Returns:
-        The context whose processes are copies of it; off Linux, of fresh interpreters.
+        The context whose processes are copies of it; off Linux and in forks, fresh interpreters.
     """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
@@ -34,6 +34,8 @@ def begin() -> ForkServerContext | SpawnContext:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
+    except ChildProcessError:  # this process is a fork of the one whose server it is
+        return multiprocessing.get_context("spawn")
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context

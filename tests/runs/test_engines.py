@@ -162,6 +162,18 @@ def test_a_process_sees_what_the_job_sees_and_a_gpu_of_its_own(monkeypatch: pyte
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
+def test_a_fork_starts_fresh_interpreters() -> None:
+    """The server is its parent's."""
+    begin()
+    fork = multiprocessing.get_context("fork")
+    here, there = fork.Pipe()
+    process = fork.Process(target=lambda: there.send(begin().get_start_method()))
+    process.start()
+    assert here.poll(20)
+    assert here.recv() == "spawn"
+    process.join()
+
+
 class Mortal(torch.nn.Module):
     """A network that kills one of the processes that evaluate it."""
 
