@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from odeddim.cli.words import in_options
 from odeddim.storage.atomic import printable
 from odeddim.types import InputError
 
@@ -103,7 +104,7 @@ class Told(logging.Handler):
     """What the library says of a run under way, as remarks."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        telling.say(record.getMessage())
+        telling.say(in_options(record.getMessage(), sys.argv[1:]))
 
 
 def _rank() -> int:

@@ -89,9 +89,11 @@ def run(
 ) -> Callable[..., tuple[int, str, str]]:
     """The command in this process (a second instead of three): (exit code, stdout, stderr)."""
 
-    def call(*arguments: object) -> tuple[int, str, str]:
+    def call(*arguments: object, patience: float = 600.0) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["odeddim", *map(str, arguments)])
-        monkeypatch.setattr("odeddim.runs.progress.FIRST", 600.0)  # what it says must not depend on how busy we are
+        # What it says must not depend on how busy we are.
+        monkeypatch.setattr("odeddim.runs.progress.FIRST", 600.0)
+        monkeypatch.setattr("odeddim.jobs.machine.PATIENCE", patience)
         # A process of its own would say each warning, and not only the first of its words.
         with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
             main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import time
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +31,7 @@ QUEUE = 8  # batches in work at once if images leave a run one by one, to keep t
 NETWORK_BATCH = {"cpu": 8}  # images that the network takes at once: fewer cost more per image, more gain nothing here
 NETWORK_BATCH_ELSEWHERE = 64
 ENGINES = ("processes", "torchrun", "ray")
+PATIENCE = 20.0  # seconds until a run counts as long
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 
 
@@ -258,8 +260,23 @@ class Place:
     def over(
         self, work: Work[Given, Made], batches: Iterable[tuple[Span, Given]]
     ) -> Generator[tuple[Span, Made], None, None]:
-        """Have work done on batches by those who share it, as `odeddim.runs.engines.over`."""
-        return over(work, batches, self._gather())
+        """Have work done on batches by those who share it, as `odeddim.runs.engines.over`.
+
+        A run that takes long tells once that more cores could share it, unless somebody has chosen.
+        """
+        machine, due = self.machine, time.monotonic() + PATIENCE
+        alone = machine.workers is None and machine.engine is None and rank()[1] == 1 and self.device.type == "cpu"
+        room = cores(machine.threads or 1) if alone else 1
+        with contextlib.closing(over(work, batches, self._gather())) as found:
+            for made in found:
+                if room > 1 and time.monotonic() >= due:
+                    log.info(
+                        "one process is at work, and there are cores for %d: stop it, and the same call with "
+                        "workers='auto' goes on with all of them, and gives the same bits",
+                        room,
+                    )
+                    room = 1
+                yield made
 
     def _gather(self) -> Gather | None:
         """Who shares the work; None for nobody."""

@@ -31,6 +31,23 @@ class Clock:
         return self.now
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ((), "there are cores for 6: stop it, and the same call with --workers 'auto' goes on"),
+        (("--threads", 3), "cores for 2:"), (("--threads", 4), ""), (("--workers", 1), ""), (("-q",), ""),
+    ],
+)  # fmt: skip
+def test_a_long_run_tells_once_of_idle_cores(
+    run: Run, monkeypatch: pytest.MonkeyPatch, more: tuple[object, ...], told: str
+) -> None:
+    monkeypatch.setattr("odeddim.jobs.machine.cores", lambda threads: 6 // threads)
+    code, _, err = run("encode", "-n", 3, "-o", "z.h5", *MIXTURE, "--batch-size", 1, *more, patience=0.0)
+    assert code == 0, err
+    assert err.count("there are cores for") == (told != "")
+    assert told in err
+
+
 def lines_over(seconds: int, total: int, each: float, **how: Any) -> list[tuple[float, str]]:
     """What is written in so many seconds of work, at which time, if something is done every `each` seconds."""
     clock, written = Clock(), []
