@@ -33,6 +33,7 @@ def _descriptions(own: dict[str, Any]) -> dict[str, Any]:
             own["distilled_guidance"],
             own["guidance_rescale"],
             own["low_guidance"],
+            own["guide"],
         ),
         "from_each": own["from_each"],
         "to_each": own["to_each"],
@@ -72,6 +73,13 @@ descriptions = options.gathered(
             default=1.0,
             show_default=True,
             help="The guidance of the way down, to --to: ε = ε_none + W·(ε_condition - ε_none).",
+        ),
+        click.option(
+            "--guide",
+            type=ModelName(),
+            metavar="NAME|PATH",
+            default=None,
+            help="The model that --guidance leads away from, in place of --model under no condition.",
         ),
         click.option(
             "--from-guidance",

@@ -87,17 +87,16 @@ class Each:
         """How many there are, for the last line of a job."""
         return f", {len(self.distinct)} condition{'s' if len(self.distinct) > 1 else ''}"
 
-    def under(self, field: VectorField, shared: Condition | None = None) -> VectorField:
+    def under(self, field: VectorField) -> VectorField:
         """A field that is to run under these conditions, before it is known which images come first.
 
         Args:
-            field: The model.
-            shared: What holds for all of them, such as guidance; None for that of the field.
+            field: The model; its guidance holds for all of them.
 
         Raises:
             InputError: If the model does not take one of the labels, or no prompts.
         """
-        shared = replace(field.condition if shared is None else shared, label=None, prompt=None)
+        shared = replace(field.condition, label=None, prompt=None)
         all_of_them = [replace(shared, **it) for it in self.distinct]
         tried = all_of_them if isinstance(field.conditions, Classes) else all_of_them[:1]
         return field.conditioned_each(tried).conditioned_each([])

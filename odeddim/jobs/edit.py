@@ -19,12 +19,12 @@ from odeddim.bridges import Edit, editing
 from odeddim.jobs.each import COLUMN, Each, Labels, Prompts, check_together
 from odeddim.jobs.keeping import Keeping, Made
 from odeddim.jobs.machine import Machine
-from odeddim.jobs.subject import Subject, first_names, images_for, recorded, subject_on, tell_skipped
+from odeddim.jobs.subject import Subject, first_names, guide_on, images_for, recorded, subject_on, tell_skipped
 from odeddim.jobs.telling import Spent, evaluated, of_all, so_far, warn_of_range
 from odeddim.jobs.work import How, Outcome, Progress, shown
 from odeddim.latents.provenance import provenance_of
 from odeddim.models import DEFAULT
-from odeddim.ode.conditions import Classes, Condition
+from odeddim.ode.conditions import Classes
 from odeddim.ode.field import VectorField
 from odeddim.storage.atomic import check_place
 from odeddim.storage.outputs import Pictures, open_output
@@ -47,6 +47,7 @@ class Description:
         shows: The text, or the class as a number or its digits; None for the empty text or no class.
         negative_prompt, guidance, interval, distilled_guidance, guidance_rescale, low_guidance: As of
             `VectorField.conditioned`.
+        guide: As there; or its name or path.
 
     Example:
         >>> import odeddim
@@ -61,12 +62,13 @@ class Description:
     distilled_guidance: float = 1.0
     guidance_rescale: float = 0.0
     low_guidance: float | None = None
+    guide: Model | None = None
 
     def of(self, field: VectorField, each: Each | None = None) -> VectorField:
         """A model under this condition.
 
         Args:
-            field: The model.
+            field: The model. A guide has been loaded.
             each: What each image shows, if they differ.
 
         Raises:
@@ -74,7 +76,7 @@ class Description:
         """
         more = {it.name: getattr(self, it.name) for it in fields(self) if it.name != "shows"}
         if each is not None:
-            return each.under(field, Condition(**more))
+            return each.under(field.conditioned(**each.distinct[0], **more))
         if isinstance(field.conditions, Classes) and isinstance(self.shows, str):
             if not self.shows.strip().isdecimal():
                 raise InputError(
@@ -173,8 +175,13 @@ def edit(
         check_place(output, where)
     place = (machine or Machine()).at(model=model, shared=True)
     field = subject_on(place, model)
-    told = before if isinstance(before, Description) else Description(before)
-    then = after if isinstance(after, Description) else Description(after)
+    subject = model if isinstance(model, Subject) else Subject(model)
+
+    def described(shows: str | int | Description | None) -> Description:
+        it = shows if isinstance(shows, Description) else Description(shows)
+        return replace(it, guide=guide_on(place, it.guide, subject))
+
+    told, then = described(before), described(after)
     given = images_for(field, images, prepare)
     names = first_names(given, count, where)
     eaches = [

@@ -57,7 +57,7 @@ def subject_on(place: Place, model: Model | Subject, made_under: Mapping[str, An
         told = {name: its for name, its in told.items() if name not in HOW_GUIDED or name in said.condition}
     if field.guide is not None and "guide" in told and "guide" not in said.condition:
         told["guide"] = field.guide
-    field = field.conditioned(**{**told, "guide": _guide(place, told.get("guide"), said)})
+    field = field.conditioned(**{**told, "guide": guide_on(place, told.get("guide"), said)})
     if made_under is not None and field.condition != before:
         words = [it.words or "no condition" for it in (field.condition, before)]
         warn(
@@ -79,8 +79,8 @@ def _loaded(place: Place, name: Model, allow_pickle: bool) -> VectorField:
     return field
 
 
-def _guide(place: Place, named: Any, said: Subject) -> VectorField | None:
-    """The guide of a model.
+def guide_on(place: Place, named: Any, said: Subject) -> VectorField | None:
+    """The guide of a model, on a machine.
 
     Args:
         place: Where it runs.

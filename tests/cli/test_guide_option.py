@@ -85,6 +85,23 @@ def test_samples_of_classes_and_bridges_are_guided(here: Path, tmp_path: Path) -
     assert "30 evaluations per image" in run(*bridge)  # there and back, the guided way twice
 
 
+@pytest.mark.parametrize("each", [False, True])
+def test_edits_are_guided_downwards(here: Path, tmp_path: Path, each: bool) -> None:
+    model, guide = here / "good" / "told.pt2", here / "small" / "told.pt2"
+    (tmp_path / "classes.txt").write_text("2\n2\n2\n")
+    to = ("--to-each", tmp_path / "classes.txt") if each else ("--to", "2")
+    how = ("--from", "0", *to, "--guidance", "1.5", "--guide", guide, "--steps", "8", "--sigma", "1")
+    said = run("edit", here / "images", "-o", tmp_path / "e.h5", "--model", model, *how)
+    small = odeddim.load(guide)
+    assert ("" if each else "class 2, ") + f"guidance 1.5 by told.pt2 ({small.sha256[:12]})" in said
+    field = odeddim.load(model)
+    field.network_batch = small.network_batch = 8
+    down = field.conditioned(2, guidance=1.5, guide=small)
+    images = open_images(here / "images").read()
+    edited = odeddim.edit(images, field.conditioned(0), down, sigma=1.0, steps=8)
+    assert torch.equal(open_images(tmp_path / "e.h5").read(), edited.images)
+
+
 def test_a_guided_object_keeps_its_guide(tmp_path: Path) -> None:
     both = [
         odeddim.VectorField.from_network(lambda x, t, w=w: w * x, odeddim.Schedule.linear(), name=f"mine-{w}")
