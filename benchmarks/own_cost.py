@@ -32,7 +32,7 @@ def times(names: list[str]) -> dict[str, float]:
     import torch
 
     import odeddim
-    from odeddim.jobs.machine import keep_memory
+    from odeddim.runs.memory import keep_memory
 
     keep_memory()
     torch.set_num_threads(1)

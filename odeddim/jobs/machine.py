@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import time
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ from odeddim.latents.provenance import MADE_OF_OTHERS
 from odeddim.ode.devices import DTYPES, Numbers, dtype_of, place_of
 from odeddim.ode.field import VectorField
 from odeddim.runs.engines import Gather, Given, Made, Span, Work, cores, over
+from odeddim.runs.memory import keep_memory
 from odeddim.runs.on_ray import actors
 from odeddim.runs.parallel import Parallel
 from odeddim.runs.processes import processes
@@ -32,7 +31,6 @@ NETWORK_BATCH = {"cpu": 8}  # images that the network takes at once: fewer cost 
 NETWORK_BATCH_ELSEWHERE = 64
 ENGINES = ("processes", "torchrun", "ray")
 PATIENCE = 20.0  # seconds until a run counts as long
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 
 
 @dataclass(frozen=True)
@@ -328,21 +326,6 @@ class Place:
             f"{file.path} does not come back exactly by {row.name}, because the network runs otherwise than when it "
             f"was encoded ({told}){_off(row, file.nodes, str(then.get('dtype')), self.dtype_name)}"
         )
-
-
-def keep_memory() -> None:
-    """Let the C library of Linux keep the memory that tensors have given back, for the next ones.
-
-    It would return it to the system, which clears it before it gives it out again: in evaluations of 64 images by the
-    built-in model that was 20% of the time. Settings of the environment (MALLOC_..., GLIBC_TUNABLES) and other systems
-    are left alone. It holds for the whole process, and for its later jobs.
-    """
-    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        return
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
-        mallopt(_TRIM_THRESHOLD, 512 << 20)
 
 
 def in_work(network_batch: int) -> int:

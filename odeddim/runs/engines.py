@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from odeddim.ode.field import VectorField
+from odeddim.runs.memory import keep_memory
 from odeddim.types import InputError
 
 Given = TypeVar("Given", contravariant=True)
@@ -125,6 +126,8 @@ class Member:
     def __init__(self, packed: bytes, threads: int) -> None:
         torch.set_num_threads(threads)
         self.work: Work[Any, Any] = pickle.loads(packed)
+        if (self.work.model.device or torch.device("cpu")).type == "cpu":
+            keep_memory()
 
     @torch.no_grad()
     def __call__(self, packed: bytes) -> bytes:

@@ -87,7 +87,7 @@ def test_a_run_holds_no_more_however_many_steps_it_makes(name: str) -> None:
 
 FAULTS = """
 import resource, sys, torch
-from odeddim.jobs.machine import keep_memory
+from odeddim.runs.memory import keep_memory
 if sys.argv[1] == "kept":
     keep_memory()
 def faults():
