@@ -1,4 +1,4 @@
-"""What a second process brings: jobs of 256 images with `--workers 1` and `--workers 2`, in turns.
+"""What a second process brings: 256 images (264 of a bench) with `--workers 1` and `--workers 2`, in turns.
 
     python benchmarks/workers.py [ROUNDS]
 
@@ -22,17 +22,7 @@ COMMANDS = {
     "encode": ["encode", "-n", str(COUNT), "-o", "z.h5", "--overwrite"],
     "decode": ["decode", "z.h5", "-o", "images.h5", "--overwrite"],
     "sample": ["sample", "-n", str(COUNT), "-o", "samples.h5", "--overwrite"],
-    "bench reconstruction": [
-        "bench",
-        "reconstruction",
-        "-n",
-        str(COUNT),
-        "--steps",
-        "10",
-        "--solvers",
-        "euler@linear,ab3,belm",
-        "-o",
-    ],
+    "bench interpolation": ["bench", "interpolation", "--pairs", "24", "--side", "0", "--steps", "20", "-o"],
 }
 HALF = ["encode", "-n", str(COUNT // 2), "-o"]
 
