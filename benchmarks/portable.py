@@ -2,8 +2,11 @@
 
     python benchmarks/portable.py                       # 1,000 images: hours on one core
     python benchmarks/portable.py -n 16 --steps 10      # minutes
+    python benchmarks/portable.py --solvers belm        # one of the two
     python benchmarks/portable.py --keep bits.npz       # and in an environment with another PyTorch, or elsewhere:
     python benchmarks/portable.py --against bits.npz
+
+The last two make the portable latents once, and print nothing else than what differs.
 
 For each solver the images are encoded with threads 1 and 2, network batches 1, 7 and 64, and oneDNN on and off; the
 first of these, decoded, is compared with its images. `differ` counts images whose bits are not those of the first run,
@@ -50,8 +53,8 @@ def timed(run: Callable[[], State], spent: dict[str, float], name: str) -> State
     return end
 
 
-def measure(solver: str, images: torch.Tensor, steps: int) -> tuple[bool, State]:
-    """Print the figures of a solver. Whether nothing went unnoticed, and the portable latents of the first machine."""
+def measure(solver: str, images: torch.Tensor, steps: int) -> bool:
+    """Print the figures of a solver. Whether nothing went unnoticed."""
     double, single = odeddim.load("fashion-mnist", dtype="float64"), odeddim.load("fashion-mnist")
     spent: dict[str, float] = {}
     ends, differ, plain, unnamed, off, returned = [], 0, 0, 0, [0.0, 0.0], 0
@@ -92,15 +95,25 @@ def measure(solver: str, images: torch.Tensor, steps: int) -> tuple[bool, State]
         f"returned bit for bit {returned}\n  off {rms[0]:.2g} (float32: {rms[1]:.2g}), "
         f"time {spent['portable'] / spent['float32']:.2f} (float64: {spent['float64'] / spent['float32']:.2f})"
     )
-    whole = State(torch.cat([end.xbar for end in ends]), ends[0].sigma, report={"margin": margin})
-    return unnamed == 0, whole
+    return unnamed == 0
+
+
+def encoded(solver: str, images: torch.Tensor, steps: int) -> State:
+    """The portable latents of the first machine, with their margins."""
+    double, ends = odeddim.load("fashion-mnist", dtype="float64"), []
+    double.network_batch = MACHINES[0][1]
+    for x_0 in images.double().split(BLOCK):
+        ends.append(odeddim.encode(x_0, solver, model=double, steps=steps, portable=True))
+    margin = torch.cat([end.report["margin"] for end in ends])
+    return State(torch.cat([end.xbar for end in ends]), ends[0].sigma, report={"margin": margin})
 
 
 def main() -> int:
-    """Measure all solvers."""
+    """Measure the solvers, or keep or compare their latents."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=1000, help="images; those beyond 256 are samples")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--solvers", nargs="+", default=SOLVERS, choices=SOLVERS)
     parser.add_argument("--keep", type=Path, help="where to keep the portable latents")
     parser.add_argument("--against", type=Path, help="what --keep has kept elsewhere")
     said = parser.parse_args()
@@ -113,15 +126,17 @@ def main() -> int:
         images = torch.cat([images, made.clamp(-1, 1).to(images.dtype)])
     print(f"PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
     kept, well = {}, True
-    for solver in SOLVERS:
-        good, latents = measure(solver, images, said.steps)
-        well &= good
+    for solver in said.solvers:
+        if not (said.keep or said.against):
+            well &= measure(solver, images, said.steps)
+            continue
+        latents = encoded(solver, images, said.steps)
         kept[solver], kept[f"{solver} margin"] = latents.xbar.numpy(), latents.report["margin"].numpy()
     if said.keep:
         np.savez(said.keep, **kept)
     if said.against:
         with np.load(said.against) as there:
-            for solver in SOLVERS:
+            for solver in said.solvers:
                 other = (there[solver] != kept[solver]).reshape(len(images), -1).any(1)
                 sure = there[f"{solver} margin"] >= 1
                 print(f"{solver}: {other.sum()} of {len(other)} images differ from {said.against}, "
