@@ -195,7 +195,8 @@ def test_what_converges_comes_back(row: Solver, seed: int, low: float, high: flo
     images = torch.rand(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     state, off = come_back(row, MIXTURE, images, rising(60, low, high))
     converged = state.report["converged"]
-    assert bool((off[converged] < 1e-11).all())  # 60 steps of 1e-14, and what decoding makes of them
+    # 60 steps of 1e-14, and what decoding makes of them: 21 times that was seen of an image between two modes.
+    assert bool((off[converged] < 1e-10).all())
     assert torch.equal(converged, state.report["residual"] <= 1e-14)
 
 
