@@ -9,6 +9,7 @@ two of them at once.
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import subprocess
@@ -74,7 +75,7 @@ def main() -> None:
     print(f"{COUNT} images, medians of {rounds} rounds; seconds with 1 and 2 workers, and their ratio")
     for what in COMMANDS:
         for kind, found in (("command", command[what]), ("job", job[what])):
-            if found[0][0] == found[0][0]:
+            if not math.isnan(found[0][0]):
                 one, two = (statistics.median(column) for column in zip(*found, strict=True))
                 ratio = statistics.median(a / b for a, b in found)
                 print(f"{what + ', ' + kind:30} {one:6.1f} {two:6.1f} {ratio:6.2f}")

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -134,18 +134,14 @@ class Harness:
         told = self._told.pop(path, None) or _Told(self.advance)
         while True:
             anew = self.overwrite and path not in self._anew
-            if not anew:
-                cell = _whole(path, rows, its_run)
-                if cell is not None:
-                    told.upto(rows * evaluations)
-                if not self._waits:
-                    if cell is not None or looked:
-                        self._told[path] = told
-                        raise _Later
-                elif cell is not None:
+            cell = None if anew else _whole(path, rows, its_run)
+            if cell is not None:
+                told.upto(rows * evaluations)
+                if self._waits:
                     return cell
-                elif looked:
-                    time.sleep(WAIT)  # another process measures the other rows; if it dies, this one measures them
+                self._come_back(path, told)
+            if looked:
+                time.sleep(WAIT)  # another process measures the other rows; if it dies, this one measures them
             looked = True
             try:
                 with Run(path, rows, settings, overwrite=anew, together=False) as run:
@@ -164,6 +160,13 @@ class Harness:
                 if _whole(path, rows, its_run) is None:
                     raise
                 # Otherwise another process completed the cell in the meantime, and removed its parts.
+            if not self._waits:
+                self._come_back(path, told)
+
+    def _come_back(self, path: Path, told: _Told) -> NoReturn:
+        """Leave a cell for the second time that `each` makes the call."""
+        self._told[path] = told
+        raise _Later
 
     def each(self, calls: Sequence[Callable[[], Result]]) -> Iterator[Result]:
         """Make calls that return cells, and yield what they return, in their order.
